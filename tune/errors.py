@@ -1,0 +1,45 @@
+"""The errors a user can meet, drawn as a tree.
+
+TuneError                 anything we can explain: printed as one block, never as a traceback
+├── ConfigError           the configuration is wrong (exit code 2)
+│   └── ParamsError       (tune.config.params) problems of one params object
+├── CheckpointError       weights or a saved step cannot be read, written or matched
+├── DataError             a dataset cannot be read, recognised or learnt from
+├── TokenizerError        a tokenizer cannot be read, or cannot do what is asked
+├── GenerationError       a prompt cannot be continued
+└── TrainingError         the run cannot go on (non-finite loss, unsupported environment)
+"""
+
+from __future__ import annotations
+
+
+class TuneError(Exception):
+    """An explained failure. The message states the fact, the numbers involved and the fix."""
+
+    exit_code = 1
+
+
+class ConfigError(TuneError):
+    """The configuration cannot be used; nothing has been started."""
+
+    exit_code = 2
+
+
+class CheckpointError(TuneError):
+    """Weights or a saved step cannot be read, written or matched to the model."""
+
+
+class DataError(TuneError):
+    """A dataset cannot be read, its format is not recognised, or nothing in it can be learnt."""
+
+
+class TokenizerError(TuneError):
+    """A tokenizer file cannot be read, or the tokenizer cannot do what is asked of it."""
+
+
+class GenerationError(TuneError):
+    """A prompt cannot be continued as asked."""
+
+
+class TrainingError(TuneError):
+    """A run cannot start here or cannot go on."""
