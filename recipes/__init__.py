@@ -1,0 +1,1 @@
+"""Copyable training scripts, their typed parameters and their configs."""

@@ -1,0 +1,1 @@
+"""One frozen, checked dataclass of parameters for each recipe."""

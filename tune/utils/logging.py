@@ -1,0 +1,39 @@
+"""The one logger of the library. Library code never configures logging; recipes do, once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def get_logger(level: str | None = None) -> logging.Logger:
+    """Return the logger `tune`; with a level, also set it up to write plain lines to stderr.
+
+    Args:
+        level: one of DEBUG, INFO, WARNING, ERROR. None (library code) changes nothing.
+
+    Raises:
+        ValueError: the level is unknown.
+    """
+    logger = logging.getLogger("tune")
+    if level is not None:
+        logger.setLevel(level.upper())
+        if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+            handler = _StderrHandler()
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logger.addHandler(handler)
+            logger.propagate = False
+    return logger
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever sys.stderr is now, so that redirected and captured streams are honoured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # a closed pipe must not end a training run
+            self.handleError(record)

@@ -1,0 +1,27 @@
+"""Paths as people write them in configs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import tune
+
+BUNDLED_PREFIX = "bundled:"
+
+
+def get_recipes_dir() -> Path:
+    """Return the folder of the recipes that came with this installation."""
+    return Path(tune.__file__).resolve().parent.parent / "recipes"
+
+
+def expand_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path that `text` means.
+
+    `bundled:tiny_llama` is the file or folder of that name that ships with tune (so a config works from any
+    working directory), `~` is the home directory, and anything else stands as it is.
+    """
+    name = os.fspath(text)
+    if name.startswith(BUNDLED_PREFIX):
+        return get_recipes_dir() / "bundled" / name.removeprefix(BUNDLED_PREFIX)
+    return Path(name).expanduser()
