@@ -1,0 +1,124 @@
+"""Every parameter of the generation recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+from tune.config.component import Component
+from tune.config.params import Problem, check_params, param
+from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
+
+
+@dataclass(frozen=True)
+class GenerateParams:
+    """Parameters of `generate`: a model goes on from a prompt."""
+
+    # --- Model ------------------------------------------------------------------------------------------
+    model: Component = param(
+        "auto",
+        slot=MODEL,
+        group="Model",
+        help="Architecture: a builder such as llama2_7b, or auto to build what the checkpoint describes.",
+    )
+    model_checkpoint: Optional[str] = param(
+        None,
+        short_for="checkpointer.checkpoint_dir",
+        group="Model",
+        help="Folder with the weights: Hugging Face or Meta layout, or a saved step of a run.",
+    )
+    checkpointer: Component = param(
+        "tune.training.FullModelCheckpointer", slot=CHECKPOINTER, group="Model", help="Reads the weights."
+    )
+    tokenizer: Component = param(
+        "auto",
+        slot=TOKENIZER,
+        group="Model",
+        help="Tokenizer: a builder such as llama2_tokenizer, or auto to read the one in the checkpoint folder.",
+    )
+    tokenizer_checkpoint: Optional[str] = param(
+        None,
+        short_for="tokenizer.path",
+        group="Model",
+        help="The tokenizer's file, for example tokenizer.model.",
+    )
+
+    # --- Prompt -----------------------------------------------------------------------------------------
+    prompt: Optional[str] = param(
+        None, group="Prompt", help="Text to go on from; - reads it from standard input."
+    )
+    prompt_file: Optional[str] = param(
+        None, group="Prompt", help="File of prompts: a line each, or .jsonl with a column prompt."
+    )
+    prompt_template: Optional[str] = param(
+        None,
+        group="Prompt",
+        help="Template put around each prompt, such as alpaca or question_answer; null takes the text as it is.",
+    )
+
+    # --- Sampling ---------------------------------------------------------------------------------------
+    max_new_tokens: int = param(256, minimum=1, group="Sampling", help="Longest completion, in tokens.")
+    temperature: float = param(
+        0.0, minimum=0.0, group="Sampling", help="0 always takes the likeliest token; higher is more random."
+    )
+    top_k: Optional[int] = param(
+        None, minimum=1, group="Sampling", help="Sample among the k likeliest tokens only."
+    )
+    top_p: Optional[float] = param(
+        None,
+        above=0.0,
+        maximum=1.0,
+        group="Sampling",
+        help="Sample among the likeliest tokens that together have this probability.",
+    )
+    seed: Optional[int] = param(
+        None, minimum=0, maximum=2**32 - 1, group="Sampling", help="Seed of the sampling; null draws one."
+    )
+    stop: Optional[list[str]] = param(
+        None, group="Sampling", help="Texts that end a completion, besides EOS."
+    )
+    ignore_eos: bool = param(False, group="Sampling", help="Go on past the end-of-text token.")
+    enable_kv_cache: bool = param(
+        True,
+        group="Sampling",
+        help="Keep keys and values of earlier tokens; false recomputes them at each token.",
+    )
+
+    # --- Environment ------------------------------------------------------------------------------------
+    device: Optional[str] = param(
+        None,
+        pattern=r"cpu|mps|cuda(:\d+)?",
+        group="Device",
+        help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
+    )
+    dtype: Optional[Literal["bf16", "fp32", "fp16"]] = param(
+        None,
+        group="Device",
+        help="Precision of weights and computation; null takes the checkpoint's own on a GPU, fp32 on a CPU.",
+    )
+    output_file: Optional[str] = param(
+        None, group="Output", help="Also write prompts and completions to this file, a JSON object a line."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"] = param(
+        "INFO", group="Output", help="How much is printed to standard error."
+    )
+
+    def __post_init__(self) -> None:
+        check_params(self)
+
+    def cross_checks(self) -> Iterator[Problem]:
+        """Yield what is wrong between fields that are each right on their own."""
+        if not self.checkpointer.kwargs.get("checkpoint_dir"):
+            yield Problem(
+                "is required: the folder with the weights",
+                ("model_checkpoint", "checkpointer.checkpoint_dir"),
+            )
+        if self.prompt is None and self.prompt_file is None:
+            yield Problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
+        if self.prompt is not None and self.prompt_file is not None:
+            yield Problem("and prompt_file are both set; give one", ("prompt", "prompt_file"))
+        if self.temperature == 0.0:
+            for name in ("top_k", "top_p"):
+                if getattr(self, name) is not None:
+                    yield Problem("has no effect at temperature 0; set a temperature", (name, "temperature"))
