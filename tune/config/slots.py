@@ -1,0 +1,117 @@
+"""The slots of a configuration: where a short name is looked up, what fits, what the recipe adds.
+
+A slot is a declaration, not a registry: a new model or dataset is found as soon as the package named in
+`namespaces` exports it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in a configuration that holds a component.
+
+    Args:
+        kind: what the component is, in a user's words: "optimizer", "dataset".
+        namespaces: where short names are looked up, in order; ``tune.models.*`` means every subpackage.
+        patterns: how a short name may be spelt out. ``{}`` is compared exactly, the others without regard to
+            case and underscores: ``{}_dataset`` finds ``alpaca_dataset`` for ``alpaca``.
+        accepts: base class that a class must have, or that a function must be annotated to return;
+            "" where the kind has no common base.
+        names: shell patterns that the last part of a path inside `tune` or `torch` must match (any of them).
+            They keep a stranger's config from calling some function that merely lives in the right package.
+        supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
+        offers: arguments the recipe passes if the callable takes them and the config does not set them.
+    """
+
+    kind: str
+    namespaces: tuple[str, ...]
+    patterns: tuple[str, ...] = ("{}",)
+    accepts: str = ""
+    names: tuple[str, ...] = ("*",)
+    supplies: tuple[str, ...] = ()
+    offers: tuple[str, ...] = ()
+
+
+MODEL = Slot(
+    kind="model",
+    namespaces=("tune.models", "tune.models.*"),
+    accepts="torch.nn.Module",
+    offers=("checkpoint_dir",),
+)
+TOKENIZER = Slot(
+    kind="tokenizer",
+    namespaces=("tune.tokenizers", "tune.models.*"),
+    patterns=("{}", "{}_tokenizer"),
+    names=("*[Tt]okenizer", "auto"),
+    offers=("checkpoint_dir",),
+)
+DATASET = Slot(
+    kind="dataset",
+    namespaces=("tune.datasets",),
+    patterns=("{}", "{}_dataset"),
+    names=("*_dataset", "*Dataset"),
+    supplies=("tokenizer",),
+)
+OPTIMIZER = Slot(
+    kind="optimizer",
+    namespaces=("torch.optim", "bitsandbytes.optim"),
+    accepts="torch.optim.Optimizer",
+    supplies=("params",),
+)
+LOSS = Slot(
+    kind="loss",
+    namespaces=("tune.modules.loss", "torch.nn"),
+    accepts="torch.nn.Module",
+    names=("*Loss",),
+    offers=("ignore_index", "reduction"),
+)
+LR_SCHEDULER = Slot(
+    kind="lr_scheduler",
+    namespaces=("tune.training.lr_schedulers", "torch.optim.lr_scheduler"),
+    patterns=("{}", "get_{}_schedule_with_warmup", "get_{}_schedule"),
+    accepts="torch.optim.lr_scheduler.LRScheduler",
+    supplies=("optimizer",),
+    offers=("num_training_steps", "last_epoch"),
+)
+CHECKPOINTER = Slot(
+    kind="checkpointer",
+    namespaces=("tune.training",),
+    names=("*Checkpointer",),
+    offers=("output_dir",),
+)
+METRIC_LOGGER = Slot(
+    kind="metric_logger",
+    namespaces=("tune.training.metric_logging",),
+    patterns=("{}", "{}Logger"),
+    names=("*Logger",),
+    offers=("log_dir",),
+)
+PROFILER = Slot(
+    kind="profiler",
+    namespaces=("tune.training",),
+    names=("*_profiler", "*Profiler"),
+    offers=("output_dir",),
+)
+COLLATE_FN = Slot(
+    kind="collate_fn",
+    namespaces=("tune.data",),
+    names=("*collate*",),
+    supplies=("batch",),
+    offers=("padding_idx", "ignore_idx"),
+)
+
+SLOTS: tuple[Slot, ...] = (
+    MODEL,
+    TOKENIZER,
+    DATASET,
+    OPTIMIZER,
+    LOSS,
+    LR_SCHEDULER,
+    CHECKPOINTER,
+    METRIC_LOGGER,
+    PROFILER,
+    COLLATE_FN,
+)
