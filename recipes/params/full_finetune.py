@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
@@ -33,7 +33,7 @@ class FullFinetuneParams:
         group="Model",
         help="Architecture: a builder such as llama2_7b, or auto to build what the checkpoint describes.",
     )
-    model_checkpoint: Optional[str] = param(
+    model_checkpoint: str | None = param(
         None,
         short_for="checkpointer.checkpoint_dir",
         group="Model",
@@ -56,7 +56,7 @@ class FullFinetuneParams:
         group="Model",
         help="Tokenizer: a builder such as llama2_tokenizer, or auto to read the one in the checkpoint folder.",
     )
-    tokenizer_checkpoint: Optional[str] = param(
+    tokenizer_checkpoint: str | None = param(
         None,
         short_for="tokenizer.path",
         group="Model",
@@ -71,18 +71,18 @@ class FullFinetuneParams:
         group="Data",
         help="Training data: a builder such as alpaca or instruct. A list of them is joined into one.",
     )
-    train_on_input: Optional[bool] = param(
+    train_on_input: bool | None = param(
         None,
         short_for="dataset.train_on_input",
         group="Data",
         help="Whether the prompt is trained on too, or only the response.",
     )
-    dataset_val: Optional[Component] = param(
+    dataset_val: Component | None = param(
         None, slot=DATASET, group="Data", help="Validation data; its loss is reported, never trained on."
     )
     shuffle: bool = param(True, group="Data", help="Take the examples in a new random order every epoch.")
     batch_size: int = param(2, minimum=1, group="Data", help="Sequences per device and micro-step.")
-    batch_size_val: Optional[int] = param(
+    batch_size_val: int | None = param(
         None, minimum=1, group="Data", help="Sequences per device in validation; null means batch_size."
     )
     collate_fn: Component = param(
@@ -94,7 +94,7 @@ class FullFinetuneParams:
 
     # --- Optimization: how it learns --------------------------------------------------------------------
     epochs: int = param(1, minimum=1, group="Optimization", help="Passes over the training data.")
-    max_steps_per_epoch: Optional[int] = param(
+    max_steps_per_epoch: int | None = param(
         None, minimum=1, group="Optimization", help="End each epoch after this many optimizer steps."
     )
     gradient_accumulation_steps: int = param(
@@ -106,10 +106,10 @@ class FullFinetuneParams:
         group="Optimization",
         help="Optimizer class, such as AdamW or SGD.",
     )
-    lr: Optional[float] = param(
+    lr: float | None = param(
         None, short_for="optimizer.lr", minimum=0.0, group="Optimization", help="Learning rate at its peak."
     )
-    lr_scheduler: Optional[Component] = param(
+    lr_scheduler: Component | None = param(
         None,
         slot=LR_SCHEDULER,
         group="Optimization",
@@ -121,7 +121,7 @@ class FullFinetuneParams:
         group="Optimization",
         help="Loss over the target tokens.",
     )
-    clip_grad_norm: Optional[float] = param(
+    clip_grad_norm: float | None = param(
         None,
         above=0.0,
         group="Optimization",
@@ -137,7 +137,7 @@ class FullFinetuneParams:
         group="Optimization",
         help="What to do before a step whose loss or gradient is NaN or infinite.",
     )
-    seed: Optional[int] = param(
+    seed: int | None = param(
         None,
         minimum=0,
         maximum=2**32 - 1,
@@ -146,7 +146,7 @@ class FullFinetuneParams:
     )
 
     # --- Precision and memory ---------------------------------------------------------------------------
-    device: Optional[str] = param(
+    device: str | None = param(
         None,
         pattern=r"cpu|mps|cuda(:\d+)?",
         group="Device",
@@ -155,7 +155,7 @@ class FullFinetuneParams:
     dtype: Literal["bf16", "fp32", "fp16"] = param(
         "bf16", group="Device", help="Precision of the forward and backward pass."
     )
-    param_dtype: Optional[Literal["bf16", "fp32"]] = param(
+    param_dtype: Literal["bf16", "fp32"] | None = param(
         None,
         group="Device",
         help="Precision the weights and the optimizer are kept in; null means dtype (fp32 for fp16).",
@@ -188,7 +188,7 @@ class FullFinetuneParams:
     fsdp_cpu_offload: bool = param(
         False, group="Distributed", help="Keep sharded weights and optimizer in host memory."
     )
-    custom_sharded_layers: Optional[list[str]] = param(
+    custom_sharded_layers: list[str] | None = param(
         None,
         group="Distributed",
         help="Further layers sharded on their own, such as tok_embeddings and output.",
@@ -209,27 +209,27 @@ class FullFinetuneParams:
     resume_from_checkpoint: bool = param(
         False, group="Output", help="Go on from the newest complete saved step in output_dir."
     )
-    save_every_n_steps: Optional[int] = param(
+    save_every_n_steps: int | None = param(
         None, minimum=1, group="Output", help="Also save every so many optimizer steps."
     )
     save_every_epoch: bool = param(
         True, group="Output", help="Save at the end of each epoch. The last step is always saved."
     )
-    keep_last_n_checkpoints: Optional[int] = param(
+    keep_last_n_checkpoints: int | None = param(
         None, minimum=1, group="Output", help="Delete older saved steps beyond this many; null keeps all."
     )
 
     # --- Looking on -------------------------------------------------------------------------------------
-    run_val_every_n_steps: Optional[int] = param(
+    run_val_every_n_steps: int | None = param(
         None,
         minimum=1,
         group="Logging",
         help="Validate every so many optimizer steps; null validates at each epoch's end.",
     )
-    generate_every_n_steps: Optional[int] = param(
+    generate_every_n_steps: int | None = param(
         None, minimum=1, group="Logging", help="Answer sample_prompts every so many optimizer steps."
     )
-    sample_prompts: Optional[list[str]] = param(
+    sample_prompts: list[str] | None = param(
         None, group="Logging", help="Prompts to answer as training goes on, put into the dataset's template."
     )
     sample_max_new_tokens: int = param(
@@ -248,7 +248,7 @@ class FullFinetuneParams:
     log_level: Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"] = param(
         "INFO", group="Logging", help="How much is printed."
     )
-    profiler: Optional[Component] = param(
+    profiler: Component | None = param(
         None, slot=PROFILER, group="Logging", help="Profiler, such as tune.training.setup_torch_profiler."
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
@@ -22,7 +22,7 @@ class GenerateParams:
         group="Model",
         help="Architecture: a builder such as llama2_7b, or auto to build what the checkpoint describes.",
     )
-    model_checkpoint: Optional[str] = param(
+    model_checkpoint: str | None = param(
         None,
         short_for="checkpointer.checkpoint_dir",
         group="Model",
@@ -37,7 +37,7 @@ class GenerateParams:
         group="Model",
         help="Tokenizer: a builder such as llama2_tokenizer, or auto to read the one in the checkpoint folder.",
     )
-    tokenizer_checkpoint: Optional[str] = param(
+    tokenizer_checkpoint: str | None = param(
         None,
         short_for="tokenizer.path",
         group="Model",
@@ -45,13 +45,13 @@ class GenerateParams:
     )
 
     # --- Prompt -----------------------------------------------------------------------------------------
-    prompt: Optional[str] = param(
+    prompt: str | None = param(
         None, group="Prompt", help="Text to go on from; - reads it from standard input."
     )
-    prompt_file: Optional[str] = param(
+    prompt_file: str | None = param(
         None, group="Prompt", help="File of prompts: a line each, or .jsonl with a column prompt."
     )
-    prompt_template: Optional[str] = param(
+    prompt_template: str | None = param(
         None,
         group="Prompt",
         help="Template put around each prompt, such as alpaca or question_answer; null takes the text as it is.",
@@ -62,22 +62,20 @@ class GenerateParams:
     temperature: float = param(
         0.0, minimum=0.0, group="Sampling", help="0 always takes the likeliest token; higher is more random."
     )
-    top_k: Optional[int] = param(
+    top_k: int | None = param(
         None, minimum=1, group="Sampling", help="Sample among the k likeliest tokens only."
     )
-    top_p: Optional[float] = param(
+    top_p: float | None = param(
         None,
         above=0.0,
         maximum=1.0,
         group="Sampling",
         help="Sample among the likeliest tokens that together have this probability.",
     )
-    seed: Optional[int] = param(
+    seed: int | None = param(
         None, minimum=0, maximum=2**32 - 1, group="Sampling", help="Seed of the sampling; null draws one."
     )
-    stop: Optional[list[str]] = param(
-        None, group="Sampling", help="Texts that end a completion, besides EOS."
-    )
+    stop: list[str] | None = param(None, group="Sampling", help="Texts that end a completion, besides EOS.")
     ignore_eos: bool = param(False, group="Sampling", help="Go on past the end-of-text token.")
     enable_kv_cache: bool = param(
         True,
@@ -86,18 +84,18 @@ class GenerateParams:
     )
 
     # --- Environment ------------------------------------------------------------------------------------
-    device: Optional[str] = param(
+    device: str | None = param(
         None,
         pattern=r"cpu|mps|cuda(:\d+)?",
         group="Device",
         help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
     )
-    dtype: Optional[Literal["bf16", "fp32", "fp16"]] = param(
+    dtype: Literal["bf16", "fp32", "fp16"] | None = param(
         None,
         group="Device",
         help="Precision of weights and computation; null takes the checkpoint's own on a GPU, fp32 on a CPU.",
     )
-    output_file: Optional[str] = param(
+    output_file: str | None = param(
         None, group="Output", help="Also write prompts and completions to this file, a JSON object a line."
     )
     log_level: Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"] = param(
@@ -118,7 +116,3 @@ class GenerateParams:
             yield Problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
         if self.prompt is not None and self.prompt_file is not None:
             yield Problem("and prompt_file are both set; give one", ("prompt", "prompt_file"))
-        if self.temperature == 0.0:
-            for name in ("top_k", "top_p"):
-                if getattr(self, name) is not None:
-                    yield Problem("has no effect at temperature 0; set a temperature", (name, "temperature"))
