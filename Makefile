@@ -1,0 +1,51 @@
+# The everyday commands. `make demo` and `make test` work from a fresh clone: they build their own environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches the much smaller CPU build.
+TORCH_INDEX ?=
+TORCH_ARGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    fine-tune the bundled tiny Llama on this machine and look at the result"
+	@echo "make test    run every test: no network, no GPU"
+	@echo "make check   ruff, ruff format, mypy --strict"
+	@echo "make format  let ruff mend what it can"
+	@echo "make clean   remove the environment and the demo's output"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tune needs Python 3.11 or newer, this is %d.%d; set PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by itself, so that nothing else gets to choose another build of it.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q $(TORCH_ARGS) -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.demo: setup.py constraints.txt $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: setup.py constraints.txt $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) out

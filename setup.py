@@ -1,0 +1,50 @@
+"""Packaging: what `pip install` needs to know. Tool settings are in pyproject.toml, tested pins in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tune/__init__.py").read_text(), re.M).group(1)
+
+CORE = [
+    "torch>=2.11",
+    "numpy",
+    "pyyaml>=6",
+    "dacite>=1.8",
+    "safetensors>=0.4",
+    "sentencepiece>=0.2",
+    "huggingface_hub>=0.25",
+    "datasets>=3",
+    "pyarrow",
+    "tqdm",
+]
+TENSORBOARD = ["tensorboard"]
+DEMO = ["matplotlib"]
+# transformers and peft are references in the tests; the program itself never imports them.
+REFERENCES = ["transformers>=5", "peft", "protobuf"]
+TOOLS = ["pytest", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="tune",
+    version=VERSION,
+    description="Fine-tuning of large language models in native PyTorch: typed configs, readable recipes.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tune", "tune.*", "recipes", "recipes.*"]),
+    # Configs and the bundled tiny model belong to the recipes and travel with them.
+    package_data={"recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"]},
+    include_package_data=False,
+    install_requires=CORE,
+    extras_require={
+        "demo": DEMO,
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb"],
+        "bitsandbytes": ["bitsandbytes"],
+        "dev": DEMO + TENSORBOARD + REFERENCES + TOOLS,
+    },
+    entry_points={"console_scripts": ["tune = tune.cli.main:main"]},
+)
