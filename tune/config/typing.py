@@ -25,9 +25,6 @@ from typing import Any
 # union       args = members        at least two, never "none" (that is `nullable`)
 # component   -                     a slot of the params (tune.config.Component)
 # object      label = what it is    only a nested component can provide it (Tensor, Module)
-KINDS = frozenset(
-    "any none bool int float str path literal list tuple vtuple dict union component object".split()
-)
 
 _SIMPLE = {"bool": "bool", "int": "int", "float": "float", "str": "str", "Any": "any", "object": "any"}
 _PATHS = {"Path", "PurePath", "PathLike"}
@@ -54,8 +51,8 @@ class TypeSpec:
     """One type a configuration value can have.
 
     Args:
-        kind: one of `KINDS`.
-        args: inner types, see the table above.
+        kind: one of the kinds in the table above.
+        args: inner types, see the table.
         nullable: whether `null` is a value of this type.
         choices: the values of a `literal`.
         label: what an `object` is called in messages.
@@ -219,12 +216,11 @@ def _from_hint(hint: Any) -> TypeSpec:
         return union_of([_from_hint(arg) for arg in args])
     if origin is typing.Literal:
         return literal_of(list(args))
-    name = getattr(hint, "__name__", None) or getattr(origin, "__name__", "")
-    if name in _WRAPPERS or origin is typing.Annotated:
+    if origin in (typing.Annotated, typing.Final):
         return _from_hint(args[0])
     ellipsis = bool(args) and args[-1] is Ellipsis
     known = [_from_hint(arg) for arg in args if arg is not Ellipsis]
-    return _generic(getattr(origin, "__name__", name), known, ellipsis) or ANY
+    return _generic(getattr(origin, "__name__", ""), known, ellipsis) or ANY
 
 
 @functools.lru_cache(maxsize=512)
