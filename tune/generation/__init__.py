@@ -1,0 +1,23 @@
+"""Continue prompts with a decoder: tokens or text, greedy or sampled, whole or streamed."""
+
+from __future__ import annotations
+
+from tune.generation.decode import StopReason, TokenStream, generate, generate_batch, stream
+from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
+from tune.generation.text import StopStrings, TextStream, generate_text, stream_text
+
+__all__ = [
+    "Sampling",
+    "StopReason",
+    "StopStrings",
+    "TextStream",
+    "TokenStream",
+    "generate",
+    "generate_batch",
+    "generate_text",
+    "make_generator",
+    "sample_token",
+    "stream",
+    "stream_text",
+    "token_probabilities",
+]

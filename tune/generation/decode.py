@@ -1,0 +1,276 @@
+"""Continue token sequences with a decoder: prefill the KV cache, then one token per forward pass.
+
+Legend: b sequences in the batch, s positions, d embedding dimension, v vocabulary.
+
+Prompts of different lengths are padded on the right. No mask is needed for that: a row's pads stand behind its last
+real position, so causal attention never shows them to a real token, and each is overwritten in the cache by the token
+generated at its position before any query can reach it. Row i of a batch therefore computes what it would alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+
+from tune.errors import GenerationError
+from tune.generation.sampling import Sampling, choose, make_generator
+from tune.modules import TransformerDecoder
+
+__all__ = ["StopReason", "TokenStream", "generate", "generate_batch", "stream"]
+
+StopReason = Literal["stop_id", "stop_string", "max_new_tokens", "max_seq_len"]
+
+
+def generate(
+    model: TransformerDecoder,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_ids: Sequence[int] = (),
+    use_cache: bool = True,
+) -> list[int]:
+    """Return the tokens that continue ``prompt_ids``: without the prompt and without the stop token.
+
+    The model is left as it was: modes of all modules, no KV cache, gradients and global random state untouched.
+
+    Args:
+        model: The decoder; it is put into eval mode meanwhile.
+        prompt_ids: The prompt with its beginning-of-sequence token, if the model expects one. At least one id.
+        max_new_tokens: Upper bound. Generation also ends where prompt and continuation fill
+            ``model.config.max_seq_len``.
+        temperature: 0 is greedy; see `Sampling` for this and the next two.
+        top_k: Keep the likeliest ``top_k`` tokens.
+        top_p: Keep the nucleus of mass ``top_p``.
+        seed: Makes sampling repeatable on the same kind of device; None differs each time. Unused when greedy.
+        stop_ids: Tokens that end the text, usually ``tokenizer.stop_ids``.
+        use_cache: False recomputes the whole sequence for every token; slow, and the reference for tests.
+
+    Raises:
+        GenerationError: The prompt is empty, too long or holds ids outside the vocabulary, a setting is out of range,
+            a generation is already running on this model, or the logits are not finite.
+    """
+    with stream(
+        model,
+        prompt_ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_ids=stop_ids,
+        use_cache=use_cache,
+    ) as tokens:
+        return list(tokens)
+
+
+def stream(
+    model: TransformerDecoder,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_ids: Sequence[int] = (),
+    use_cache: bool = True,
+) -> TokenStream:
+    """Return an iterator over the tokens that `generate` would return, each as soon as it is chosen.
+
+    Arguments are checked at the call, the model is taken at the first ``next()`` and given back when the iterator
+    ends, is closed, or is dropped; between two tokens the caller's own grad mode is in force.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    limits = _check_prompts(model, [prompt_ids], max_new_tokens)
+    generators = [make_generator(seed, _device(model))]
+    steps = _steps(model, [prompt_ids], limits, sampling, generators, use_cache)
+    return TokenStream(steps, stop_ids, "max_new_tokens" if limits[0] == max_new_tokens else "max_seq_len")
+
+
+class TokenStream(Iterator[int]):
+    """The tokens of one continuation, and, once it has ended, why it did.
+
+    Attributes:
+        stop_reason: None until the end; then ``stop_id``, ``max_new_tokens`` or ``max_seq_len``.
+        num_tokens: Tokens handed out so far.
+    """
+
+    def __init__(
+        self, steps: Generator[list[int], None, None], stop_ids: Sequence[int], reason_at_limit: StopReason
+    ) -> None:
+        self.stop_reason: StopReason | None = None
+        self.num_tokens = 0
+        self._steps = steps
+        self._stop_ids = frozenset(stop_ids)
+        self._reason_at_limit: StopReason = reason_at_limit
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
+        token = next(self._steps, [None])[0]
+        if token is None:
+            self.stop_reason = self.stop_reason or self._reason_at_limit
+        elif token in self._stop_ids:
+            self.stop_reason = "stop_id"
+            self.close()
+        else:
+            self.num_tokens += 1
+            return token
+        raise StopIteration
+
+    def close(self) -> None:
+        """Give the model back now; the stream ends here. Harmless when it has ended already."""
+        self._steps.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def generate_batch(
+    model: TransformerDecoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_ids: Sequence[int] = (),
+    use_cache: bool = True,
+) -> list[list[int]]:
+    """Return the continuation of each prompt; prompts may differ in length, and each row ends by itself.
+
+    Row i draws from its own generator, seeded with ``seed + i``: it gives what `generate` gives with that seed (up to
+    rounding: a matrix product of another shape may round differently). Arguments and errors are those of `generate`.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    limits = _check_prompts(model, prompts, max_new_tokens)
+    generators = [
+        make_generator(None if seed is None else seed + row, _device(model)) for row in range(len(prompts))
+    ]
+    outputs: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    with closing(_steps(model, prompts, limits, sampling, generators, use_cache)) as steps:
+        for tokens in steps:
+            for row in tuple(running):
+                if tokens[row] in stop_ids:
+                    running.discard(row)
+                    continue
+                outputs[row].append(tokens[row])
+                if len(outputs[row]) == limits[row]:
+                    running.discard(row)
+            if not running:
+                break
+    return outputs
+
+
+def _check_prompts(
+    model: TransformerDecoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[int]:
+    """Return how many tokens each prompt may grow by, or raise: an id out of range would abort a GPU process."""
+    if max_new_tokens < 1:
+        raise GenerationError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    max_seq_len, vocab_size = model.config.max_seq_len, model.config.vocab_size
+    for row, prompt in enumerate(prompts):
+        which = f"prompt {row + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+        if not prompt:
+            raise GenerationError(
+                f"{which} has no tokens: there is nothing to continue. Begin it with the BOS token."
+            )
+        if len(prompt) >= max_seq_len:
+            raise GenerationError(
+                f"{which} has {len(prompt)} tokens, but the model's max_seq_len is {max_seq_len}, of which at least "
+                "one must be left for the answer. Shorten the prompt."
+            )
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+            raise GenerationError(
+                f"{which} holds token id {wrong}, but the model's vocabulary has {vocab_size} entries (0 to "
+                f"{vocab_size - 1}). Is this the tokenizer the model was trained with?"
+            )
+    return [min(max_new_tokens, max_seq_len - len(prompt)) for prompt in prompts]
+
+
+def _steps(
+    model: TransformerDecoder,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    use_cache: bool,
+) -> Generator[list[int], None, None]:
+    """Yield the next token of every row, until the longest limit; rows past their own limit yield filler."""
+    if not prompts:
+        return
+    device = _device(model)
+    cache_len = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [b]
+    tokens = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)  # [b, s], padded with id 0
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    tokens = tokens.to(device)
+    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)  # [b, s]
+
+    with _borrowed(model, len(prompts), cache_len if use_cache else None):
+        last = lengths - 1  # [b] where each row's newest token stands within `tokens`
+        for step in range(max(limits)):
+            # Not inference_mode: a buffer that the model builds lazily here must still serve training afterwards.
+            # And not around the yield: the caller's code between two tokens keeps its own grad mode.
+            with torch.no_grad():
+                hidden = model.hidden(tokens, input_pos=positions if use_cache else None)  # [b, s, d]
+                newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
+                chosen = choose(model.unembed(newest)[:, 0], sampling, generators)  # [b]
+                if use_cache:
+                    tokens, last = chosen[:, None], torch.zeros_like(lengths)
+                    positions = (lengths[:, None] + step).clamp(max=cache_len - 1)
+                else:
+                    last = (lengths + step).clamp(max=cache_len - 1)
+                    tokens = torch.nn.functional.pad(tokens, (0, int(last.max()) + 1 - tokens.shape[1]))
+                    tokens.scatter_(1, last[:, None], chosen[:, None])
+            yield chosen.tolist()
+
+
+@contextmanager
+def _borrowed(model: TransformerDecoder, batch_size: int, cache_len: int | None) -> Iterator[None]:
+    """Put the model into eval mode, with KV caches of ``cache_len`` unless None; undo exactly that at the end."""
+    if model.caches_are_enabled():
+        raise GenerationError(
+            "the model holds KV caches already: another generation is running on it. Finish or close() that stream, or "
+            "call model.delete_caches()."
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        if cache_len is not None:
+            device = _device(model)
+            # Under autocast keys and values arrive in the autocast dtype, not in that of the weights.
+            dtype = (
+                torch.get_autocast_dtype(device.type)
+                if torch.is_autocast_enabled(device.type)
+                else next(model.parameters()).dtype
+            )
+            model.setup_caches(batch_size, cache_len, dtype, device)
+        yield
+    finally:
+        model.delete_caches()
+        # Module by module: a trainer may keep parts of the model in eval mode on purpose.
+        for module, training in modes:
+            module.training = training
+
+
+def _device(model: TransformerDecoder) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,165 @@
+"""From logits to the next token: greedy, temperature, top-k and nucleus sampling.
+
+Legend: b sequences in the batch, v entries in the vocabulary.
+
+Order of the filters: temperature, then top-k, then top-p on what top-k left (renormalised), then the draw. It is
+the order of transformers' logits processors, so the same settings mean the same distribution in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tune.errors import GenerationError
+
+__all__ = ["Sampling", "make_generator", "sample_token", "token_probabilities"]
+
+_MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping around
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; checked when built.
+
+    Args:
+        temperature: 0 takes the likeliest token, 1 samples from the model's own distribution.
+        top_k: Keep only the ``top_k`` likeliest tokens; None keeps all. More than the vocabulary keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probabilities add up to ``top_p`` or more (nucleus
+            sampling, arXiv:1904.09751, 3.1); None and 1.0 keep all.
+
+    Raises:
+        GenerationError: A value is outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise GenerationError(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise GenerationError(
+                f"top_k is {self.top_k}; it must be at least 1, or null to keep every token."
+            )
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise GenerationError(
+                f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token)."
+            )
+
+
+def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a random generator of its own on ``device``; the global generators are never touched.
+
+    Args:
+        seed: The seed; None draws one from the operating system.
+        device: Where the logits live: a generator only serves tensors of its own device.
+    """
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+        return generator
+    if not 0 <= seed <= _MAX_SEED:
+        raise GenerationError(f"seed is {seed}; it must lie between 0 and {_MAX_SEED}.")
+    return generator.manual_seed(seed)
+
+
+def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return the distribution [b, v] (fp32) that ``sampling`` draws from; greedy is a one-hot row.
+
+    Among equal logits the lower token id counts as the likelier one, so exactly ``top_k`` tokens survive top-k, and
+    ``top_k=1`` is greedy decoding even where the maximum is not unique.
+
+    Args:
+        logits: Scores of the next token [b, v], in any floating dtype.
+        sampling: The filters and their settings.
+    """
+    scores = logits.float()
+    vocab_size = scores.shape[-1]
+    if sampling.temperature == 0.0:
+        return torch.nn.functional.one_hot(scores.argmax(dim=-1), vocab_size).float()
+    # The maximum goes first: dividing raw logits by a tiny temperature overflows to inf, and inf - inf is NaN.
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / sampling.temperature
+    top_k = vocab_size if sampling.top_k is None else min(sampling.top_k, vocab_size)
+    # At 1.0 nothing may go: the rounded cumulative sum reaches 1 before the last tokens of a large vocabulary.
+    top_p = None if sampling.top_p == 1.0 else sampling.top_p
+    if top_k == vocab_size and top_p is None:
+        return scores.softmax(dim=-1)
+
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)  # [b, v], [b, v]
+    ranked[..., top_k:] = -math.inf
+    probabilities = ranked.softmax(dim=-1)
+    if top_p is not None:
+        mass_before = (
+            probabilities.cumsum(dim=-1) - probabilities
+        )  # of all likelier tokens; 0 for the likeliest
+        # The token that crosses top_p stays, so at least one always does (whatever the rounding: rank 0 is kept).
+        dropped = mass_before >= top_p
+        dropped[..., 0] = False
+        probabilities = ranked.masked_fill(dropped, -math.inf).softmax(dim=-1)
+    return torch.zeros_like(probabilities).scatter(-1, order, probabilities)
+
+
+def sample_token(
+    logits: Tensor,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """Choose one token per row of ``logits`` and return their ids [b].
+
+    Args:
+        logits: Scores of the next token [b, v] (or [v], for one token and a result without dimensions).
+        temperature: See `Sampling`, as for the next two.
+        top_k: Keep the likeliest ``top_k`` tokens.
+        top_p: Keep the nucleus of mass ``top_p``.
+        generator: Randomness on the device of ``logits``; one per row makes a row's draw independent of its
+            neighbours. None uses torch's global generator of that device. Unused at temperature 0.
+
+    Raises:
+        GenerationError: A setting is out of range, or a row of logits holds NaN or no finite value.
+    """
+    return choose(logits, Sampling(temperature, top_k, top_p), generator)
+
+
+def choose(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> Tensor:
+    """Do the work of `sample_token` with settings that are already checked."""
+    if logits.dim() == 1:
+        return choose(logits[None], sampling, generator)[0]
+    if sampling.temperature == 0.0:
+        _check_finite(logits.amax(dim=-1))
+        return logits.argmax(dim=-1)  # the first of several equal maxima
+    probabilities = token_probabilities(logits, sampling)
+    _check_finite(probabilities[..., 0])
+    # argmax(p / e) with e ~ Exp(1) draws from p: the exponential race, which is also how torch.multinomial draws.
+    # Unlike multinomial it never trips a device-side assert, and one generator per row is possible.
+    noise = torch.empty_like(probabilities)
+    if isinstance(generator, Sequence):
+        if len(generator) != len(noise):
+            raise GenerationError(f"{len(generator)} generators were given for {len(noise)} rows of logits.")
+        for row, row_generator in zip(noise, generator, strict=True):
+            row.exponential_(generator=row_generator)
+    else:
+        noise.exponential_(generator=generator)
+    # 0 / 0 would be NaN, and NaN wins every argmax.
+    return (probabilities / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=-1)
+
+
+def _check_finite(witness: Tensor) -> None:
+    """Raise if a row's witness is not finite: NaN spreads through max and softmax, so one entry is enough."""
+    if not bool(witness.isfinite().all()):
+        raise GenerationError(
+            "the model's logits are not finite (NaN, or nothing but -inf): its weights are probably broken, or they "
+            "overflow in this dtype. Try dtype=fp32, or look at the checkpoint the weights came from."
+        )

@@ -1,0 +1,196 @@
+"""Continue text: the prompt in, pieces of text out as they become certain, stop strings honoured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from tune.errors import GenerationError
+from tune.generation.decode import StopReason, TokenStream, stream
+from tune.modules import TransformerDecoder
+from tune.tokenizers import StreamDecoder, Tokenizer
+
+__all__ = ["StopStrings", "TextStream", "generate_text", "stream_text"]
+
+
+class StopStrings:
+    """Cuts a text that arrives in pieces at the first occurrence of any of ``stops``.
+
+    What could still turn out to be the beginning of a stop string is held back, so nothing that `push` returned ever
+    has to be taken back.
+
+    Args:
+        stops: The strings; none may be empty. Where two begin at the same place it does not matter which matched.
+
+    Attributes:
+        found: Whether a stop string has been met; from then on `push` returns nothing.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        if any(not stop for stop in stops):
+            raise GenerationError(
+                "a stop string is empty: it would end every answer before its first character."
+            )
+        self.found = False
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take the next piece and return what is certain to stand before any stop string."""
+        if self.found:
+            return ""
+        self._held += text
+        hits = [index for index in map(self._held.find, self._stops) if index >= 0]
+        # An earlier start may still be undecided (stops "abcd" and "c", text "abc"): then wait for it.
+        undecided = len(self._held) - self._longest_beginning()
+        if hits and min(hits) <= undecided:
+            self.found = True
+            certain, self._held = self._held[: min(hits)], ""
+            return certain
+        certain, self._held = self._held[:undecided], self._held[undecided:]
+        return certain
+
+    def finish(self) -> str:
+        """Return what was held back: no more text comes, so no stop string can complete."""
+        hits = [index for index in map(self._held.find, self._stops) if index >= 0]
+        self.found = self.found or bool(hits)
+        certain, self._held = self._held[: min(hits, default=len(self._held))], ""
+        return certain
+
+    def _longest_beginning(self) -> int:
+        """Return the length of the longest end of the held text that begins, but does not complete, a stop string."""
+        longest = max(map(len, self._stops), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(len(stop) > length and stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+
+def stream_text(
+    model: TransformerDecoder,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    use_cache: bool = True,
+) -> TextStream:
+    """Return an iterator over the continuation of ``prompt`` in pieces of text, each as soon as it is certain.
+
+    Args:
+        model: The decoder.
+        tokenizer: Its tokenizer; its stop ids end the text.
+        prompt: Text, encoded with a beginning-of-sequence token and no end; or token ids, taken as they are.
+        max_new_tokens: As in `generate`, like the four after it.
+        temperature: 0 is greedy.
+        top_k: Keep the likeliest ``top_k`` tokens.
+        top_p: Keep the nucleus of mass ``top_p``.
+        seed: Makes sampling repeatable.
+        stop: Strings that end the text and are not part of it.
+        ignore_eos: Go on past the tokenizer's stop ids (they leave no text).
+        use_cache: As in `generate`.
+
+    Raises:
+        GenerationError: As `generate`, or a stop string is empty.
+    """
+    ids = tokenizer.encode(prompt, add_bos=True, add_eos=False) if isinstance(prompt, str) else prompt
+    tokens = stream(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_ids=() if ignore_eos else sorted(tokenizer.stop_ids),
+        use_cache=use_cache,
+    )
+    return TextStream(tokens, StreamDecoder(tokenizer), StopStrings(stop))
+
+
+def generate_text(
+    model: TransformerDecoder,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    use_cache: bool = True,
+) -> str:
+    """Return the continuation of ``prompt`` as text; arguments and errors are those of `stream_text`."""
+    with stream_text(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        use_cache=use_cache,
+    ) as pieces:
+        return "".join(pieces)
+
+
+class TextStream(Iterator[str]):
+    """The text of one continuation in pieces (never empty), and, once it has ended, why it did.
+
+    Attributes:
+        num_tokens: Tokens generated so far, without the stop token.
+        stop_reason: None until the end; then ``stop_id``, ``stop_string``, ``max_new_tokens`` or ``max_seq_len``.
+    """
+
+    def __init__(self, tokens: TokenStream, decoder: StreamDecoder, stops: StopStrings) -> None:
+        self._tokens = tokens
+        self._decoder = decoder
+        self._stops = stops
+        self._pieces = self._run()
+
+    @property
+    def num_tokens(self) -> int:
+        return self._tokens.num_tokens
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        return "stop_string" if self._stops.found else self._tokens.stop_reason
+
+    def _run(self) -> Iterator[str]:
+        for token in self._tokens:
+            if piece := self._stops.push(self._decoder.push(token)):
+                yield piece
+            if self._stops.found:
+                self._tokens.close()
+                return
+        if piece := self._stops.push(self._decoder.finish()) + self._stops.finish():
+            yield piece
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Give the model back now; the stream ends here."""
+        self._tokens.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
