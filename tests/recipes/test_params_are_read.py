@@ -1,0 +1,73 @@
+"""Every declared parameter is read by its recipe, and none has a second, hidden default there."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+PARAMS = {
+    "full_finetune": "FullFinetuneParams",
+    "generate": "GenerateParams",
+}
+
+
+def attributes_of_params(tree: ast.AST) -> set[str]:
+    """Names read as `params.NAME` or `self.params.NAME`."""
+    names = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = node.value
+        is_params = (isinstance(owner, ast.Name) and owner.id == "params") or (
+            isinstance(owner, ast.Attribute) and owner.attr in ("params", "_params")
+        )
+        if is_params:
+            names.add(node.attr)
+    return names
+
+
+def hidden_defaults(tree: ast.AST) -> list[int]:
+    """Lines with a default beside the declared one: `getattr(params, name, default)`, `params.get(key, default)`."""
+    lines = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) == 3:
+            lines.append(node.lineno)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "get" and len(node.args) == 2:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_every_recipe_with_params_is_covered() -> None:
+    declared = {path.stem for path in (RECIPES / "params").glob("*.py")} - {"__init__"}
+    assert declared == set(PARAMS)
+
+
+@pytest.mark.parametrize("recipe", PARAMS)
+def test_every_field_is_read(recipe: str) -> None:
+    params_cls = getattr(importlib.import_module(f"recipes.params.{recipe}"), PARAMS[recipe])
+    tree = ast.parse((RECIPES / f"{recipe}.py").read_text(encoding="utf-8"))
+    # A short form is read by the expansion that moves it into its component.
+    fields = {f.name for f in dataclasses.fields(params_cls) if not f.metadata["param"].short_for}
+    read = attributes_of_params(tree)
+    assert fields - read == set(), "declared, but the recipe never reads it"
+    methods = {name for name in dir(params_cls) if callable(getattr(params_cls, name))}
+    assert read - fields - methods == set(), "read, but never declared"
+
+
+@pytest.mark.parametrize("recipe", PARAMS)
+def test_no_hidden_defaults(recipe: str) -> None:
+    tree = ast.parse((RECIPES / f"{recipe}.py").read_text(encoding="utf-8"))
+    assert hidden_defaults(tree) == []
+
+
+def test_the_checks_can_fail() -> None:
+    tree = ast.parse("x = getattr(params, 'lr', 1e-3)\ny = cfg.get('lr', 2)\nz = self.params.seed + params.lr")
+    assert hidden_defaults(tree) == [1, 2]
+    assert attributes_of_params(tree) == {"seed", "lr"}
