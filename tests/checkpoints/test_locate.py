@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune.checkpoints.locate import find_model_dir
+from tune.errors import CheckpointError
+
+
+def put_model(folder: Path, name: str = "config.json") -> Path:
+    folder.mkdir(parents=True)
+    (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "params.json", "consolidated.00.pth"])
+def test_a_model_folder_is_itself(tmp_path: Path, name: str) -> None:
+    folder = put_model(tmp_path / "m", name)
+    assert find_model_dir(folder) == find_model_dir(str(folder)) == folder
+
+
+def test_every_way_to_name_a_saved_step(tmp_path: Path) -> None:
+    put_model(tmp_path / "step_000009" / "model")
+    newest = put_model(tmp_path / "step_000123" / "model")
+    (tmp_path / "step_000200").mkdir()  # nothing in it
+    assert find_model_dir(tmp_path / "step_000123") == newest
+    assert find_model_dir(newest) == newest
+    assert find_model_dir(tmp_path) == newest  # no latest: the newest with a model
+    (tmp_path / "latest").symlink_to("step_000009")
+    assert find_model_dir(tmp_path / "latest").samefile(tmp_path / "step_000009" / "model")
+    assert find_model_dir(tmp_path).samefile(tmp_path / "step_000009" / "model")
+
+
+def test_latest_as_a_text_file(tmp_path: Path) -> None:
+    model = put_model(tmp_path / "step_000007" / "model")
+    (tmp_path / "latest").write_text("step_000007\n")
+    assert find_model_dir(tmp_path / "latest") == find_model_dir(tmp_path) == model
+    for text in ("../elsewhere", "latest", "", "/etc"):
+        (tmp_path / "latest").write_text(text)
+        with pytest.raises(CheckpointError, match="should name a saved step"):
+            find_model_dir(tmp_path)
+
+
+def test_nothing_to_find_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no folder .*nowhere"):
+        find_model_dir(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds nothing"):
+        find_model_dir(tmp_path)
+    for i in range(11):
+        (tmp_path / f"note{i:02}.txt").touch()
+    with pytest.raises(CheckpointError, match=r"note00.txt, note01.txt, .*and 3 more.*config.json"):
+        find_model_dir(tmp_path)
+    with pytest.raises(CheckpointError, match="note00.txt is a file"):
+        find_model_dir(tmp_path / "note00.txt")
+    (tmp_path / "latest").symlink_to("step_000001")
+    with pytest.raises(CheckpointError, match="a link to step_000001, which is gone"):
+        find_model_dir(tmp_path / "latest")

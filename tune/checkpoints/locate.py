@@ -1,0 +1,74 @@
+"""Where the weights are: from the path a person gives to the folder that holds a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tune.errors import CheckpointError
+from tune.utils.paths import expand_path
+
+__all__ = ["find_model_dir"]
+
+# Any of these makes a folder a model folder: Hugging Face layout, then Meta layout.
+_MODEL_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "params.json",
+    "*.pth",
+)
+
+
+def find_model_dir(path: str | os.PathLike[str]) -> Path:
+    """Return the folder with the weights that ``path`` stands for.
+
+    Args:
+        path: A model folder (Hugging Face or Meta layout), a saved step (``OUTPUT_DIR/step_000123``, ``latest``,
+            ``best``), whose ``model/`` is meant, or an output directory, whose ``latest`` step is meant.
+
+    Raises:
+        CheckpointError: There is no such folder, or no model in it.
+    """
+    folder = expand_path(path)
+    if not folder.exists():
+        # A dangling `latest` exists as a link and not as a folder: say where it points.
+        hint = f" (a link to {os.readlink(folder)}, which is gone)" if folder.is_symlink() else ""
+        raise CheckpointError(f"there is no folder {folder}{hint}. Give the folder that holds the weights.")
+    if not folder.is_dir():
+        if folder.name in ("latest", "best"):
+            return find_model_dir(folder.parent / _pointed_at(folder))
+        raise CheckpointError(
+            f"{folder} is a file; give the folder that holds it, with its config and tokenizer."
+        )
+    if _holds_model(folder):
+        return folder
+    if _holds_model(folder / "model"):
+        return folder / "model"
+    if (folder / "latest").exists():
+        return find_model_dir(folder / "latest")
+    steps = [step for step in sorted(folder.glob("step_*")) if _holds_model(step / "model")]
+    if steps:
+        # No `latest` to go by (an older copy, or a link that did not survive copying): names sort by step.
+        return steps[-1] / "model"
+    found = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    raise CheckpointError(
+        f"no model was found in {folder}: it holds {listing or 'nothing'}. Expected config.json with *.safetensors or "
+        "pytorch_model*.bin (Hugging Face), params.json with consolidated.*.pth (Meta), or a saved step with model/."
+    )
+
+
+def _pointed_at(pointer: Path) -> str:
+    """Return the step that a text file called ``latest`` names, as on file systems without links."""
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if "/" in name or not name.startswith("step_"):
+        raise CheckpointError(
+            f"{pointer} should name a saved step beside it, such as step_000123, not {name[:80]!r}."
+        )
+    return name
+
+
+def _holds_model(folder: Path) -> bool:
+    return folder.is_dir() and any(next(folder.glob(pattern), None) is not None for pattern in _MODEL_FILES)
