@@ -1,0 +1,241 @@
+"""Declaring parameters: `param`, what it records, and the checks a params dataclass runs on itself.
+
+A recipe has one frozen dataclass of parameters. Each field is declared once with `param`, which carries all that
+the command line, the checks, the help texts and the editor's schema need to know about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import re
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tune.config.typing import TypeSpec
+from tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tune.config.slots import Slot
+
+_METADATA_KEY = "tune.param"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a params object, and the fields it speaks of.
+
+    Args:
+        message: what is wrong and how to mend it. It reads on from the first field's name:
+            "needs dataset_val: there is nothing to validate on".
+        fields: the fields concerned, the one to change first; dotted for a component's argument.
+        code: stable code of the diagnostic.
+        suggestion: text that can replace the value as it stands, or None.
+    """
+
+    message: str
+    fields: tuple[str, ...] = ()
+    code: str = "inconsistent"
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.fields[0]} {self.message}" if self.fields else self.message
+
+
+class ParamsError(ConfigError, TypeError, ValueError):
+    """A params object cannot be used; every problem it has is in `problems` and in the message."""
+
+    def __init__(self, problems: Iterable[Problem], params_name: str = "") -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        head = f"{params_name or 'the parameters'}: {count} problem{'s' if count != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+
+@dataclass(frozen=True)
+class ParamInfo:
+    """All that is declared about one field of a params dataclass."""
+
+    name: str
+    spec: TypeSpec
+    default: Any
+    help: str = ""
+    group: str = "General"
+    required: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    choices: tuple[Any, ...] = ()
+    pattern: str | None = None
+    short_for: str | None = None
+    slot: Slot | None = None
+    hidden: bool = False
+
+    def range_text(self) -> str:
+        """The allowed range in words: "at least 1", or "" where there is none."""
+        if self.above is not None and self.maximum is not None:
+            return f"above {_number(self.above)} and at most {_number(self.maximum)}"
+        if self.above is not None:
+            return f"above {_number(self.above)}"
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
+        if self.minimum is not None:
+            return f"at least {_number(self.minimum)}"
+        return f"at most {_number(self.maximum)}" if self.maximum is not None else ""
+
+    def type_text(self) -> str:
+        """The type in words a person can act on."""
+        if self.choices:
+            words = "one of " + ", ".join(str(choice) for choice in self.choices)
+            return f"{words} or null" if self.spec.nullable else words
+        return self.spec.describe()
+
+    def find_fault(self, value: Any) -> Problem | None:
+        """Return why a well-typed `value` is not allowed here, or None."""
+        if value is None:
+            return None
+        if self.choices and value not in self.choices:
+            return Problem(f"must be {self.type_text()}, not {value!r}", (self.name,), "not-a-choice")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            outside = (
+                (self.minimum is not None and value < self.minimum)
+                or (self.maximum is not None and value > self.maximum)
+                or (self.above is not None and value <= self.above)
+            )
+            if outside:
+                return Problem(f"must be {self.range_text()}, not {value}", (self.name,), "out-of-range")
+        if self.pattern is not None and isinstance(value, str) and not re.fullmatch(self.pattern, value):
+            shown = value if len(value) <= 80 else value[:77] + "..."
+            return Problem(f"must match {self.pattern}, not {shown!r}", (self.name,), "bad-value")
+        return None
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def param(
+    default: Any,
+    *,
+    help: str,
+    group: str = "General",
+    required: bool = False,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: Sequence[Any] | None = None,
+    pattern: str | None = None,
+    short_for: str | None = None,
+    slot: Slot | None = None,
+    hidden: bool = False,
+) -> Any:
+    """Declare one field of a params dataclass.
+
+    Args:
+        default: value where neither the file nor the command line sets one. For a required field, the null
+            value of its type: it is never used.
+        help: one sentence for ``--help``, with the unit where there is one.
+        group: heading the field stands under in help texts.
+        required: whether a config must set it.
+        minimum: smallest allowed value, included.
+        maximum: largest allowed value, included.
+        above: lower bound that is itself not allowed.
+        choices: the only allowed values.
+        pattern: regular expression that a text must match as a whole.
+        short_for: dotted path of the component argument this field is a short form of ("optimizer.lr").
+        slot: what kind of component the field holds.
+        hidden: whether help texts leave it out.
+    """
+    record = {
+        "help": help,
+        "group": group,
+        "required": required,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "choices": tuple(choices or ()),
+        "pattern": pattern,
+        "short_for": short_for,
+        "slot": slot,
+        "hidden": hidden,
+    }
+    if isinstance(default, (list, dict, set)):
+        value: Any = dataclasses.field(
+            default_factory=functools.partial(_copy_of, default), metadata={_METADATA_KEY: record}
+        )
+        return value
+    return dataclasses.field(default=default, metadata={_METADATA_KEY: record})
+
+
+def _copy_of(default: Any) -> Any:
+    return type(default)(default)
+
+
+@functools.cache
+def fields_of(params_cls: type) -> dict[str, ParamInfo]:
+    """Return what is declared about each field of `params_cls`, in order.
+
+    A plain dataclass will do as well: a field without a default is then required.
+    """
+    try:
+        hints = typing.get_type_hints(params_cls)
+    except NameError:  # annotations that only a type checker can see; their text still says enough
+        hints = {}
+    infos = {}
+    for field in dataclasses.fields(params_cls):
+        if not field.init:
+            continue
+        record = dict(field.metadata.get(_METADATA_KEY, {}))
+        if field.default is not dataclasses.MISSING:
+            default = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = None
+            record.setdefault("required", True)
+        spec = TypeSpec.from_hint(hints.get(field.name, field.type))
+        infos[field.name] = ParamInfo(name=field.name, spec=spec, default=default, **record)
+    return infos
+
+
+# Set while `resolve` builds an object from values it has already checked one by one.
+_already_checked: contextvars.ContextVar[bool] = contextvars.ContextVar("already_checked", default=False)
+
+
+@contextlib.contextmanager
+def building_from_checked_values() -> Iterator[None]:
+    """Within this block `check_params` leaves the checks to its caller, who has made them."""
+    token = _already_checked.set(True)
+    try:
+        yield
+    finally:
+        _already_checked.reset(token)
+
+
+def check_params(params: Any, problems: Iterable[Problem] = ()) -> None:
+    """Check and normalise a params object; call it at the end of `__post_init__`.
+
+    Names and mappings in component fields become `Component`s, short forms move into the component they
+    speak of, and what is missing, wrongly typed, out of range or inconsistent is collected. If the object has
+    a method `cross_checks`, its problems are added once the fields concerned are right on their own.
+
+    Args:
+        params: the object under construction (frozen dataclasses are fine).
+        problems: further problems the caller has found.
+
+    Raises:
+        ParamsError: there is at least one problem; all are listed.
+    """
+    if _already_checked.get():
+        found = list(problems)
+    else:
+        # `resolve` imports this module: the checks of values live there and are only needed here and now
+        from tune.config.check import check_values
+
+        found = [*check_values(params), *problems]
+    if found:
+        raise ParamsError(found, type(params).__name__)
