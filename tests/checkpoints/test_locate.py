@@ -43,7 +43,7 @@ def test_latest_as_a_text_file(tmp_path: Path) -> None:
 
 
 def test_nothing_to_find_says_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no folder .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere"):
         find_model_dir(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="holds nothing"):
         find_model_dir(tmp_path)
@@ -51,7 +51,7 @@ def test_nothing_to_find_says_what_is_there(tmp_path: Path) -> None:
         (tmp_path / f"note{i:02}.txt").touch()
     with pytest.raises(CheckpointError, match=r"note00.txt, note01.txt, .*and 3 more.*config.json"):
         find_model_dir(tmp_path)
-    with pytest.raises(CheckpointError, match="note00.txt is a file"):
+    with pytest.raises(CheckpointError, match=r"note00.txt is a file"):
         find_model_dir(tmp_path / "note00.txt")
     (tmp_path / "latest").symlink_to("step_000001")
     with pytest.raises(CheckpointError, match="a link to step_000001, which is gone"):

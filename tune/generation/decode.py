@@ -2,9 +2,9 @@
 
 Legend: b sequences in the batch, s positions, d embedding dimension, v vocabulary.
 
-Prompts of different lengths are padded on the right. No mask is needed for that: a row's pads stand behind its last
-real position, so causal attention never shows them to a real token, and each is overwritten in the cache by the token
-generated at its position before any query can reach it. Row i of a batch therefore computes what it would alone.
+Prompts of different lengths are padded on the right, so the prefill keeps the fast causal path: a row's pads stand
+behind all its real tokens, which never see them. The caches then go on behind the longest prompt, and from there on a
+mask hides each row's pads; positions count without them. Row i of a batch therefore computes what it would alone.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class TokenStream(Iterator[int]):
         self.stop_reason: StopReason | None = None
         self.num_tokens = 0
         self._steps = steps
+        self._closed = False
         self._stop_ids = frozenset(stop_ids)
         self._reason_at_limit: StopReason = reason_at_limit
 
@@ -118,7 +119,9 @@ class TokenStream(Iterator[int]):
     def __next__(self) -> int:
         token = next(self._steps, [None])[0]
         if token is None:
-            self.stop_reason = self.stop_reason or self._reason_at_limit
+            if not self._closed:
+                self.stop_reason = self._reason_at_limit
+                self.close()
         elif token in self._stop_ids:
             self.stop_reason = "stop_id"
             self.close()
@@ -129,6 +132,7 @@ class TokenStream(Iterator[int]):
 
     def close(self) -> None:
         """Give the model back now; the stream ends here. Harmless when it has ended already."""
+        self._closed = True
         self._steps.close()
 
     def __enter__(self) -> Self:
@@ -217,31 +221,34 @@ def _steps(
     if not prompts:
         return
     device = _device(model)
-    cache_len = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    longest, num_steps = max(map(len, prompts)), max(limits)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [b]
-    tokens = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)  # [b, s], padded with id 0
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)  # [b, s], padded with id 0
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
     tokens = tokens.to(device)
-    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)  # [b, s]
+    positions, visible = None, None
+    last = lengths - 1  # [b], where each row's newest token stands within `tokens`
 
-    with _borrowed(model, len(prompts), cache_len if use_cache else None):
-        last = lengths - 1  # [b] where each row's newest token stands within `tokens`
-        for step in range(max(limits)):
-            # Not inference_mode: a buffer that the model builds lazily here must still serve training afterwards.
+    with _borrowed(model, len(prompts), longest + num_steps if use_cache else None):
+        for step in range(num_steps):
+            # Not inference_mode: a tensor that the model makes lazily here must still serve training afterwards.
             # And not around the yield: the caller's code between two tokens keeps its own grad mode.
             with torch.no_grad():
-                hidden = model.hidden(tokens, input_pos=positions if use_cache else None)  # [b, s, d]
+                hidden = model.hidden(tokens, mask=visible, input_pos=positions)  # [b, s, d]
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 chosen = choose(model.unembed(newest)[:, 0], sampling, generators)  # [b]
-                if use_cache:
-                    tokens, last = chosen[:, None], torch.zeros_like(lengths)
-                    positions = (lengths[:, None] + step).clamp(max=cache_len - 1)
-                else:
-                    last = (lengths + step).clamp(max=cache_len - 1)
-                    tokens = torch.nn.functional.pad(tokens, (0, int(last.max()) + 1 - tokens.shape[1]))
-                    tokens.scatter_(1, last[:, None], chosen[:, None])
             yield chosen.tolist()
+            if use_cache:
+                tokens, last = chosen[:, None], torch.zeros_like(lengths)
+                positions = lengths[:, None] + step  # [b, 1]
+                if visible is None and min(map(len, prompts)) < longest:
+                    slots = torch.arange(longest + num_steps, device=device)
+                    visible = ((slots < lengths[:, None]) | (slots >= longest))[:, None]  # [b, 1, s_max]
+            else:
+                last = lengths + step
+                tokens = torch.nn.functional.pad(tokens, (0, longest + step + 1 - tokens.shape[1]))
+                tokens.scatter_(1, last[:, None], chosen[:, None])
 
 
 @contextmanager
