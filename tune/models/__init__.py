@@ -1,0 +1,3 @@
+"""Model families."""
+
+from __future__ import annotations

@@ -1,0 +1,7 @@
+"""Llama 2: sizes, builders, tokenizer."""
+
+from __future__ import annotations
+
+from .builders import llama2, llama2_7b, llama2_13b, llama2_70b
+
+__all__ = ["llama2", "llama2_7b", "llama2_13b", "llama2_70b"]

@@ -1,0 +1,125 @@
+"""Keys and values of the tokens already seen, for decoding step by step.
+
+Shapes: b batch, s new tokens, s_kv slots attended to, n_kv key heads, h_d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tune.errors import GenerationError
+
+
+class LayerCache:
+    """One block's keys and values, [b, n_kv, slots, h_d] each.
+
+    Args:
+        owner: decides which slots the tokens of a call take.
+        shape: of `keys` and of `values`.
+        dtype: of both.
+        device: of both.
+    """
+
+    def __init__(
+        self, owner: KVCache, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._owner = owner
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write this call's keys and values [b, n_kv, s, h_d] in place; return views [b, n_kv, s_kv, h_d]."""
+        if torch.is_grad_enabled() and keys.requires_grad:
+            raise GenerationError(
+                "a model with key-value caches cannot be differentiated: run it under torch.no_grad(), "
+                "or call model.delete_caches() before training"
+            )
+        end = self._owner.end
+        for kept, new in ((self.keys, keys), (self.values, values)):
+            if self._owner.slots is None:
+                kept[:, :, end - new.shape[2] : end].copy_(new)
+            else:
+                rows = torch.arange(new.shape[0], device=new.device)[:, None]  # [b, 1]
+                kept[rows, :, self._owner.slots] = new.transpose(1, 2).to(kept.dtype)  # [b, s, n_kv, h_d]
+        return self.keys[:, :, :end].to(keys.dtype), self.values[:, :, :end].to(values.dtype)
+
+
+class KVCache:
+    """Caches of all blocks. A token takes the slot of its position, and sees the slots up to it.
+
+    So rows of different lengths need no mask: pads on the right stand behind every real token of their row, and the
+    token that is generated at such a position overwrites the pad before any query reaches that slot.
+
+    Args:
+        num_layers: blocks.
+        batch_size: rows; every call must bring exactly these.
+        num_kv_heads: key and value heads per block.
+        max_seq_len: slots per row.
+        head_dim: width of a head.
+        dtype: what keys and values are kept in.
+        device: where.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        batch_size: int,
+        num_kv_heads: int,
+        max_seq_len: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (batch_size, num_kv_heads, max_seq_len, head_dim)
+        self.batch_size = batch_size
+        self.max_seq_len = max_seq_len
+        self.num_filled = 0  # slots written so far in the longest row: where a call without positions goes on
+        self.slots: Tensor | None = (
+            None  # [b, s] of the call in progress; None: the same run of slots in each row
+        )
+        self.end = 0  # slots the call in progress attends to
+        # Made outside inference_mode, so that they can be written inside and outside of it.
+        with torch.inference_mode(False):
+            self.layers = [LayerCache(self, shape, dtype, device) for _ in range(num_layers)]
+
+    def reset(self) -> None:
+        """Begin a new text; what the slots still hold is never seen again."""
+        self.num_filled = 0
+
+    def place(self, tokens: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Choose the slots of a call's tokens; return their positions and the causal mask, where one is needed.
+
+        Args:
+            tokens: [b, s].
+            input_pos: positions [b or 1, s]; None: the next s in every row. Costs one wait for the device.
+
+        Returns:
+            Positions [b or 1, s], and a mask [b or 1, s, s_kv]. No mask: the s tokens are all that is attended to,
+            causally, or each row's single token sees every slot.
+        """
+        b, s = tokens.shape
+        if b != self.batch_size:
+            raise GenerationError(
+                f"the caches were set up for {self.batch_size} rows, and {b} came: "
+                f"call setup_caches(batch_size={b}, ...)"
+            )
+        lowest, highest = self.num_filled, self.num_filled + s - 1
+        run = torch.arange(lowest, highest + 1, device=tokens.device)[None]  # [1, s]
+        if input_pos is not None and not torch.equal(input_pos, run.expand_as(input_pos)):
+            lowest, highest = (int(bound) for bound in torch.stack(input_pos.aminmax()).tolist())
+            run = torch.arange(lowest, lowest + s, device=tokens.device)[None]
+        if lowest < 0 or highest >= self.max_seq_len:
+            raise GenerationError(
+                f"the caches have {self.max_seq_len} slots, and positions {lowest} to {highest} came; set them up "
+                "with a larger max_seq_len, or call reset_caches() for a new text"
+            )
+        positions = run if input_pos is None else input_pos
+        is_run = highest - lowest == s - 1 and torch.equal(positions, run.expand_as(positions))
+        self.slots = None if is_run else positions.expand(b, s)
+        self.end = highest + 1
+        self.num_filled = max(self.num_filled, self.end)
+        if is_run and (lowest == 0 or s == 1):
+            return positions, None
+        return positions, positions[:, :, None] >= torch.arange(self.end, device=tokens.device)

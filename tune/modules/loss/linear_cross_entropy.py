@@ -1,0 +1,194 @@
+"""Cross-entropy from hidden states: the output matrix is applied piece by piece, inside the loss.
+
+Shapes: b batch, s sequence, t target tokens, d width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tune.errors import ConfigError, TrainingError
+
+# Rows of logits in one piece. On a CPU a piece should stay in cache and a smaller one wastes the matrix product;
+# an accelerator needs thousands of rows to be busy.
+_CPU_ROWS = 256
+_MAX_ROWS = 4096
+
+
+class HiddenLoss(nn.Module, ABC):
+    """A loss that reads hidden states and the output matrix instead of logits."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Return the fp32 sum over targets, from hidden [b, s, d], weight [v, d], labels [b, s]."""
+
+
+class LinearCrossEntropyLoss(HiddenLoss):
+    """Sum of cross-entropies over target tokens, never holding more than one piece of the logits.
+
+    Gradients are formed in the forward pass, while the piece's logits are at hand, so no matrix product is done
+    twice. Only target tokens are looked at. The log-sum-exp is fp32 in every precision.
+
+    Args:
+        num_output_chunks: pieces that the target tokens are cut into, at least; more where a piece would grow
+            beyond what the device likes, and fewer where pieces would be too small to be fast (256 rows).
+        ignore_index: label of a position without a target.
+    """
+
+    def __init__(self, num_output_chunks: int = 8, ignore_index: int = -100) -> None:
+        super().__init__()
+        if num_output_chunks < 1:
+            raise ConfigError(f"num_output_chunks is {num_output_chunks}; it must be at least 1")
+        self.num_output_chunks = num_output_chunks
+        self.ignore_index = ignore_index
+
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Return the summed loss, an fp32 scalar; 0 with zero gradients where no position has a target.
+
+        Args:
+            hidden: [b, s, d], after the final norm.
+            weight: output matrix [v, d].
+            labels: [b, s], shifted: position i holds the token that should follow it.
+
+        Raises:
+            TrainingError: shapes do not fit, or (on a CPU) a label lies outside the vocabulary.
+        """
+        if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != weight.shape[-1]:
+            raise TrainingError(
+                f"hidden states {list(hidden.shape)}, labels {list(labels.shape)} and output matrix "
+                f"{list(weight.shape)} do not fit: expected [b, s, d], [b, s] and [v, d]"
+            )
+        flat = hidden.reshape(-1, hidden.shape[-1])  # [b * s, d]
+        rows = (labels.reshape(-1) != self.ignore_index).nonzero().squeeze(1)  # [t]
+        targets = labels.reshape(-1)[rows]  # [t]
+        self._check_targets(targets, weight.shape[0])
+        dtype = _compute_dtype(flat, weight)
+        num_rows = self._rows_per_piece(rows.shape[0], flat.device)
+        with torch.autocast(flat.device.type, enabled=False):
+            if dtype == torch.float16:
+                return _checkpointed_sum(flat.to(dtype), weight.to(dtype), rows, targets, num_rows)
+            loss: Tensor = _LinearCrossEntropy.apply(flat, weight, rows, targets, num_rows, dtype)  # type: ignore[no-untyped-call]
+            return loss
+
+    def _rows_per_piece(self, num_targets: int, device: torch.device) -> int:
+        most = _CPU_ROWS if device.type == "cpu" else _MAX_ROWS
+        return min(most, max(_CPU_ROWS, -(-num_targets // self.num_output_chunks)))
+
+    def _check_targets(self, targets: Tensor, vocab_size: int) -> None:
+        if targets.device.type != "cpu" or not targets.numel():
+            return  # elsewhere the check would wait for the device, which refuses such an index itself
+        lowest, highest = targets.aminmax()
+        if lowest < 0 or highest >= vocab_size:
+            wrong = int(lowest if lowest < 0 else highest)
+            raise TrainingError(
+                f"a label is {wrong}, and the model's vocabulary has {vocab_size} entries (positions without a "
+                f"target hold {self.ignore_index}): do tokenizer and model belong together?"
+            )
+
+    def extra_repr(self) -> str:
+        return f"num_output_chunks={self.num_output_chunks}, ignore_index={self.ignore_index}"
+
+
+class CEWithChunkedOutputLoss(LinearCrossEntropyLoss):
+    """`LinearCrossEntropyLoss` under the name torchtune's earlier configs use."""
+
+
+def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _checkpointed_sum(hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor, num_rows: int) -> Tensor:
+    """Return the loss with gradients left to the backward pass, at the price of one more matrix product.
+
+    In fp16 small gradients vanish unless they are multiplied by the loss scale before they are rounded, and the
+    scale is only known in the backward pass.
+    """
+    total = hidden.new_zeros((), dtype=torch.float32)
+    # Tied to the graph, so that backward gives zeros and not an error where no position has a target.
+    total = total + 0.0 * hidden[:0].sum() + 0.0 * weight[:0].sum()
+    for start in range(0, rows.shape[0], num_rows):
+        piece = slice(start, start + num_rows)
+        total = total + checkpoint(
+            _plain_sum,
+            hidden[rows[piece]],
+            weight,
+            targets[piece],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+    return total
+
+
+def _plain_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of linear + softmax cross-entropy in one pass over pieces of the rows.
+
+    d loss / d logits = softmax(logits) - onehot(target); both gradients follow by one matrix product each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        rows: Tensor,
+        targets: Tensor,
+        num_rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        matrix = weight.to(dtype)  # [v, d]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        # fp32, since a sum over many pieces would lose the small ones in bf16
+        wide = torch.promote_types(dtype, torch.float32)
+        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
+        num_targets, vocab_size = rows.shape[0], weight.shape[0]
+        all_logits = torch.empty(
+            min(num_rows, num_targets), vocab_size, dtype=dtype, device=hidden.device
+        )  # one buffer for every piece
+        for start in range(0, num_targets, num_rows):
+            piece_rows, piece_targets = (
+                rows[start : start + num_rows],
+                targets[start : start + num_rows, None],
+            )
+            piece = hidden[piece_rows].to(dtype)  # [r, d]
+            logits = torch.mm(piece, matrix.t(), out=all_logits[: piece.shape[0]])  # [r, v]
+            scores = logits.to(wide)
+            log_sum = torch.logsumexp(scores, dim=1, keepdim=True)  # [r, 1]
+            total += (log_sum - scores.gather(1, piece_targets)).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            # In place, `scores` becomes softmax - onehot (in fp32 it is the same memory as `logits`).
+            scores.sub_(log_sum).exp_()
+            scores.scatter_add_(1, piece_targets, scores.new_full(piece_targets.shape, -1.0))
+            grad_logits = scores if dtype == wide else logits.copy_(scores)
+            if grad_hidden is not None:
+                grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
+            if grad_weight is not None:
+                if dtype == wide:
+                    grad_weight.addmm_(grad_logits.t(), piece)
+                else:
+                    grad_weight += torch.mm(grad_logits.t(), piece)
+        ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("LinearCrossEntropyLoss can be differentiated once per forward pass")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if grad is None else grad.mul_(grad_outputs[0]) for grad in gradients]
+        return scaled[0], scaled[1], None, None, None, None
