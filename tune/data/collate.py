@@ -1,0 +1,70 @@
+"""Batches from examples: right padding, and masks for packed documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
+from tune.errors import DataError
+
+
+def padded_collate_sft(
+    batch: Sequence[Mapping[str, Any]],
+    padding_idx: int = 0,
+    ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
+) -> dict[str, Tensor]:
+    """Returns a batch padded on the right to its longest example.
+
+    Padding stands after every real token and carries no label, so causal attention needs no mask for it.
+    Packed examples (those with `input_pos`) also get the positions and the mask that keep their documents
+    apart; a padding position then attends to itself alone.
+
+    Args:
+        batch: examples with `tokens` and `labels` of equal length, packed ones with `input_pos` as well.
+        padding_idx: id to pad tokens with; any valid id.
+        ignore_idx: label of padding.
+
+    Returns:
+        tokens: [b, s] int64
+        labels: not shifted, see `shift_labels`. [b, s] int64
+        input_pos: packed examples only, position of each token in its document. [b, s] int64
+        mask: packed examples only, True where a query may attend to a key. [b, s, s] bool
+    """
+    if not batch:
+        raise DataError("a batch of 0 examples cannot be put together")
+    collated = {
+        "tokens": padded_collate(batch, "tokens", padding_idx),
+        "labels": padded_collate(batch, "labels", ignore_idx),
+    }
+    if "input_pos" in batch[0]:
+        input_pos = padded_collate(batch, "input_pos", 0)  # [b, s]
+        collated["input_pos"] = input_pos
+        collated["mask"] = block_causal_mask(input_pos)
+    return collated
+
+
+def padded_collate(batch: Sequence[Mapping[str, Any]], key: str, padding: int) -> Tensor:
+    """Returns one field of all examples, padded on the right to the longest. [b, s] int64"""
+    longest = max(len(example[key]) for example in batch)
+    padded = torch.full((len(batch), longest), padding, dtype=torch.int64)  # [b, s]
+    for row, example in zip(padded, batch):
+        row[: len(example[key])] = torch.as_tensor(example[key], dtype=torch.int64)
+    return padded
+
+
+def block_causal_mask(input_pos: Tensor) -> Tensor:
+    """Returns which tokens each token may attend to: itself and the earlier ones of its own document.
+
+    Args:
+        input_pos: positions that start at 0 with each document. [b, s]
+
+    Returns:
+        True where query i may attend to key j. [b, s, s] bool
+    """
+    document = (input_pos == 0).cumsum(dim=-1)  # [b, s], 1 for the first document
+    same = document.unsqueeze(-1) == document.unsqueeze(-2)  # [b, s, s]
+    return same.tril()

@@ -1,0 +1,260 @@
+"""Prompt templates: how a conversation is written as text, the same for training and for inference.
+
+A template turns messages into segments. The text up to an answer is one segment, tokenized alone, and the
+answer is tokenized as its continuation: a model that is given the same prompt later sees the same ids.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune.data.messages import ROLES, Message
+from tune.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text that is tokenized in one go.
+
+    Args:
+        text: as the model reads it.
+        masked: True where its tokens are not learnt.
+        add_bos: starts a sequence with a BOS.
+        add_eos: ends it with an EOS, which is learnt where the text is.
+        continuation: goes on right after the segment before.
+    """
+
+    text: str
+    masked: bool
+    add_bos: bool = False
+    add_eos: bool = False
+    continuation: bool = False
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Text before and after the messages of each role.
+
+    What stands before the assistant's content belongs to the prompt; what stands after it is learnt. Spaces
+    at the end of a prompt move to the start of the answer, where sentencepiece keeps them in pretraining
+    text: "Answer: " + "42" is read as "Answer:" and learnt as " 42".
+
+    Args:
+        system, user, assistant: text before and text after the content.
+        name: shown in reports.
+    """
+
+    system: tuple[str, str] = ("", "")
+    user: tuple[str, str] = ("", "")
+    assistant: tuple[str, str] = ("", "")
+    name: str = "custom"
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """Returns the pieces of a conversation: for each answer, the prompt before it, then the answer.
+
+        A conversation may end with a user's message: the last segment is then the prompt a model continues.
+        """
+        pieces: list[Segment] = []
+        for asked, answer in _turn_pairs(messages):
+            prompt = self.write_prompt(asked)
+            read = prompt.rstrip(" ")
+            pieces.append(Segment(read, any(message.masked for message in asked), add_bos=True))
+            if answer is not None:
+                text = prompt[len(read) :] + self.write_answer(answer)
+                pieces.append(Segment(text, answer.masked, add_eos=True, continuation=bool(read)))
+        return pieces
+
+    def prompt(self, text: str, system: str = "") -> str:
+        """Returns what a model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
+        messages = [Message("system", system)] if system else []
+        return self.write_prompt([*messages, Message("user", text)]).rstrip(" ")
+
+    def write_prompt(self, messages: Sequence[Message]) -> str:
+        """Returns the text of the messages before an answer, up to where the answer starts."""
+        text = ""
+        for message in messages:
+            before, after = self.user if message.role == "user" else self.system
+            text += before + message.content + after
+        return text + self.assistant[0]
+
+    def write_answer(self, message: Message) -> str:
+        """Returns the text of an answer, as the model shall write it."""
+        return message.content + self.assistant[1]
+
+
+@dataclass(frozen=True)
+class PlainTemplate(PromptTemplate):
+    """Messages as they are, one right after the other."""
+
+    name: str = "plain"
+
+
+@dataclass(frozen=True)
+class AlpacaInstructTemplate(PromptTemplate):
+    """The prompt of Stanford Alpaca for an instruction without input."""
+
+    # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
+    user: tuple[str, str] = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n",
+        "\n\n### Response:\n",
+    )
+    name: str = "alpaca"
+
+
+@dataclass(frozen=True)
+class QuestionAnswerTemplate(PromptTemplate):
+    """ "Question: ...", and "Answer: ..." on a line of its own."""
+
+    system: tuple[str, str] = ("", "\n")
+    user: tuple[str, str] = ("Question: ", "\n")
+    assistant: tuple[str, str] = ("Answer: ", "")
+    name: str = "question_answer"
+
+
+@dataclass(frozen=True)
+class SummarizeTemplate(PromptTemplate):
+    """ "Summarize this dialogue:", the text, and the summary."""
+
+    system: tuple[str, str] = ("", "\n")
+    user: tuple[str, str] = ("Summarize this dialogue:\n", "\n---\n")
+    assistant: tuple[str, str] = ("Summary:\n", "")
+    name: str = "summarize"
+
+
+@dataclass(frozen=True)
+class GrammarErrorCorrectionTemplate(PromptTemplate):
+    """A faulty sentence, and the corrected one."""
+
+    system: tuple[str, str] = ("", "\n")
+    user: tuple[str, str] = ("Correct this to standard English: ", "\n---\n")
+    assistant: tuple[str, str] = ("Corrected: ", "")
+    name: str = "grammar_error_correction"
+
+
+@dataclass(frozen=True)
+class ChatMLTemplate(PromptTemplate):
+    """ChatML written as text, for models whose tokenizer has no chat tokens of its own."""
+
+    system: tuple[str, str] = ("<|im_start|>system\n", "<|im_end|>\n")
+    user: tuple[str, str] = ("<|im_start|>user\n", "<|im_end|>\n")
+    assistant: tuple[str, str] = ("<|im_start|>assistant\n", "<|im_end|>")
+    name: str = "chatml"
+
+
+@dataclass(frozen=True)
+class Llama2ChatTemplate(PromptTemplate):
+    """The format of Llama 2 Chat: each pair of turns between BOS and EOS, the system inside the first."""
+
+    # https://github.com/meta-llama/llama, llama/generation.py, chat_completion; arXiv:2307.09288
+    system: tuple[str, str] = ("<<SYS>>\n", "\n<</SYS>>\n\n")
+    user: tuple[str, str] = ("[INST] ", " [/INST]")
+    assistant: tuple[str, str] = (" ", " ")
+    name: str = "llama2_chat"
+
+    def write_prompt(self, messages: Sequence[Message]) -> str:
+        """Returns "[INST] ... [/INST] ", with the system's text at the start of the user's."""
+        text = ""
+        for message in messages:
+            before, after = ("", "") if message.role == "user" else self.system
+            text += before + message.content + after
+        return self.user[0] + text.strip() + self.user[1] + self.assistant[0]
+
+    def write_answer(self, message: Message) -> str:
+        """Returns the answer without space around it but for the one that the format puts before EOS."""
+        return message.content.strip() + self.assistant[1]
+
+
+PromptTemplateSpec = str | Mapping[str, Sequence[str]] | PromptTemplate
+_BY_NAME: dict[str, type[PromptTemplate]] = {
+    template().name: template
+    for template in (
+        PlainTemplate,
+        AlpacaInstructTemplate,
+        QuestionAnswerTemplate,
+        SummarizeTemplate,
+        GrammarErrorCorrectionTemplate,
+        ChatMLTemplate,
+        Llama2ChatTemplate,
+    )
+}
+
+
+def get_prompt_template(spec: PromptTemplateSpec) -> PromptTemplate:
+    """Returns the template that `spec` describes.
+
+    Args:
+        spec: a short name such as "alpaca" or "question_answer"; a template of this package by its dotpath;
+            a mapping of roles to the text before and after, such as `{user: ["Q: ", "\\n"], assistant: ["A: ", ""]}`;
+            or a template, returned as it is. A template of another package is given as an object (in a
+            config with `_component_`), so that the rules of trust apply to it.
+
+    Raises:
+        ConfigError: there is no such template, or the mapping is malformed.
+    """
+    if isinstance(spec, PromptTemplate):
+        return spec
+    if isinstance(spec, str):
+        return _template_by_name(spec)
+    if isinstance(spec, Mapping):
+        return _template_from_mapping(spec)
+    # Reached from configs, whose values are whatever was written there.
+    raise ConfigError(
+        f"prompt_template is a {type(spec).__name__}, expected a name ({', '.join(_BY_NAME)}), a mapping of "
+        "roles to [text before, text after], or a PromptTemplate"
+    )
+
+
+def _template_by_name(name: str) -> PromptTemplate:
+    if name in _BY_NAME:
+        return _BY_NAME[name]()
+    module_name, _, attribute = name.replace("torchtune.", "tune.", 1).rpartition(".")
+    if module_name == "tune.data" or module_name.startswith(("tune.data.", "tune.models.")):
+        try:
+            found = getattr(importlib.import_module(module_name), attribute, None)
+        except ModuleNotFoundError:
+            found = None
+        if isinstance(found, type) and issubclass(found, PromptTemplate):
+            return found()
+    raise ConfigError(
+        f"there is no prompt template {name!r}; known are {', '.join(_BY_NAME)}. A template of your own is "
+        "written as a mapping {user: [before, after], assistant: [before, after]}, or as "
+        "{_component_: your.package.Template}"
+    )
+
+
+def _template_from_mapping(spec: Mapping[str, Sequence[str]]) -> PromptTemplate:
+    parts: dict[str, Any] = {}
+    for role, around in spec.items():
+        if role not in ROLES:
+            raise ConfigError(f"prompt_template has no role {role!r}; roles are {', '.join(ROLES)}")
+        is_pair = isinstance(around, list | tuple) and len(around) == 2
+        if not is_pair or not all(isinstance(text, str) for text in around):
+            raise ConfigError(
+                f"prompt_template.{role} is {around!r}, expected two texts: [before the content, after it]"
+            )
+        parts[role] = tuple(around)
+    if "user" not in parts:
+        raise ConfigError("prompt_template has no text for the role 'user'")
+    return PromptTemplate(**parts)
+
+
+def _turn_pairs(messages: Sequence[Message]) -> Iterator[tuple[list[Message], Message | None]]:
+    """Yields the messages before each answer with the answer, None after the last if there is none."""
+    rest = iter(messages)
+    while True:
+        asked: list[Message] = []
+        answer = None
+        for message in rest:
+            if message.role not in ROLES:
+                raise DataError(f"there is no role {message.role!r}; roles are {', '.join(ROLES)}")
+            if message.role == "assistant":
+                answer = message
+                break
+            asked.append(message)
+        if not asked and answer is None:
+            return
+        yield asked, answer

@@ -1,0 +1,38 @@
+"""From segments of text to tokens, and which of them are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tune.data.templates import Segment
+
+if TYPE_CHECKING:
+    from tune.tokenizers.protocol import Tokenizer
+
+
+def tokenize_segments(
+    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True
+) -> tuple[list[int], list[bool]]:
+    """Returns the tokens of all segments and for each whether it is masked (not learnt).
+
+    A BOS is always masked: nothing comes before it that it could follow from.
+
+    Args:
+        tokenizer: gives the ids.
+        segments: as a template writes them.
+        add_eos: False leaves out the EOS at the very end, for an answer that shall be continued.
+    """
+    tokens: list[int] = []
+    mask: list[bool] = []
+    for segment in segments:
+        ends = segment.add_eos and (add_eos or segment is not segments[-1])
+        ids = tokenizer.encode(
+            segment.text, add_bos=segment.add_bos, add_eos=ends, continuation=segment.continuation
+        )
+        masked = [segment.masked] * len(ids)
+        if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
+            masked[0] = True
+        tokens += ids
+        mask += masked
+    return tokens, mask

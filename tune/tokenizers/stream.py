@@ -1,0 +1,56 @@
+"""Text of a generation as it grows, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tune.tokenizers.protocol import Tokenizer
+
+_REPLACEMENT = "�"
+
+
+class StreamDecoder:
+    """Joins tokens into text piece by piece: the pieces add up to `tokenizer.decode` of all the tokens.
+
+    A character that spans several tokens (byte fallback: most emoji, rare scripts) is held back until it is
+    whole, so no half character ever reaches a terminal.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        # Tokens already shown that later ones still need as context: a decoder drops the leading space of
+        # its input, so a token decoded on its own would lose its space.
+        self._context: list[int] = []
+        self._context_text = ""
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Returns the text that `token_id` completes: often one piece, "" while a character is incomplete."""
+        self._held.append(token_id)
+        text = self._text_of_held()
+        if text.endswith(_REPLACEMENT):
+            return ""
+        self._commit()
+        return text
+
+    def finish(self) -> str:
+        """Returns the text still held back, invalid bytes as U+FFFD, and starts afresh."""
+        text = self._text_of_held() if self._held else ""
+        self._context, self._context_text, self._held = [], "", []
+        return text
+
+    def _text_of_held(self) -> str:
+        whole = self._tokenizer.decode([*self._context, *self._held], skip_special=self._skip_special)
+        return whole[len(self._context_text) :]
+
+    def _commit(self) -> None:
+        held_text = self._tokenizer.decode(self._held, skip_special=self._skip_special)
+        # Context must show some text on its own, or the next token would again stand at the start.
+        if held_text:
+            self._context, self._context_text = self._held, held_text
+        else:
+            self._context = [*self._context, *self._held]
+            self._context_text = self._tokenizer.decode(self._context, skip_special=self._skip_special)
+        self._held = []
