@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tune.generation.decode import StopReason, TokenStream, generate, generate_batch, stream
+from tune.generation.prompts import Prompt, read_prompts
 from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
 from tune.generation.text import StopStrings, TextStream, generate_text, stream_text
 
 __all__ = [
+    "Prompt",
     "Sampling",
     "StopReason",
     "StopStrings",
@@ -16,6 +18,7 @@ __all__ = [
     "generate_batch",
     "generate_text",
     "make_generator",
+    "read_prompts",
     "sample_token",
     "stream",
     "stream_text",

@@ -2,9 +2,9 @@
 
 Legend: b sequences in the batch, s positions, d embedding dimension, v vocabulary.
 
-Prompts of different lengths are padded on the right, so the prefill keeps the fast causal path: a row's pads stand
-behind all its real tokens, which never see them. The caches then go on behind the longest prompt, and from there on a
-mask hides each row's pads; positions count without them. Row i of a batch therefore computes what it would alone.
+Prompts of different lengths are padded on the right. No mask is needed for that: a row's pads stand behind its last
+real token, so causal attention never shows them to one, and each pad's slot in the cache is overwritten by the token
+generated at its position before any query can reach it. Row i of a batch therefore computes what it would alone.
 """
 
 from __future__ import annotations
@@ -221,30 +221,31 @@ def _steps(
     if not prompts:
         return
     device = _device(model)
-    longest, num_steps = max(map(len, prompts)), max(limits)
+    longest = max(map(len, prompts))
+    cache_len = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    same_length = min(map(len, prompts)) == longest
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [b]
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)  # [b, s], padded with id 0
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
     tokens = tokens.to(device)
-    positions, visible = None, None
+    positions = None  # counted by the model: from 0, then onwards
     last = lengths - 1  # [b], where each row's newest token stands within `tokens`
 
-    with _borrowed(model, len(prompts), longest + num_steps if use_cache else None):
-        for step in range(num_steps):
+    with _borrowed(model, len(prompts), cache_len if use_cache else None):
+        for step in range(max(limits)):
             # Not inference_mode: a tensor that the model makes lazily here must still serve training afterwards.
             # And not around the yield: the caller's code between two tokens keeps its own grad mode.
             with torch.no_grad():
-                hidden = model.hidden(tokens, mask=visible, input_pos=positions)  # [b, s, d]
+                hidden = model.hidden(tokens, input_pos=positions)  # [b, s, d]
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 chosen = choose(model.unembed(newest)[:, 0], sampling, generators)  # [b]
             yield chosen.tolist()
             if use_cache:
                 tokens, last = chosen[:, None], torch.zeros_like(lengths)
-                positions = lengths[:, None] + step  # [b, 1]
-                if visible is None and min(map(len, prompts)) < longest:
-                    slots = torch.arange(longest + num_steps, device=device)
-                    visible = ((slots < lengths[:, None]) | (slots >= longest))[:, None]  # [b, 1, s_max]
+                if not same_length:
+                    # Rows past their own limit have nothing more to say, and no slots either.
+                    positions = (lengths[:, None] + step).clamp(max=cache_len - 1)  # [b, 1]
             else:
                 last = lengths + step
                 tokens = torch.nn.functional.pad(tokens, (0, longest + step + 1 - tokens.shape[1]))
