@@ -48,9 +48,13 @@ def find_model_dir(path: str | os.PathLike[str]) -> Path:
         return folder / "model"
     if (folder / "latest").exists():
         return find_model_dir(folder / "latest")
-    steps = [step for step in sorted(folder.glob("step_*")) if _holds_model(step / "model")]
+    steps = [
+        step
+        for step in sorted(folder.glob("step_*"), key=lambda p: (len(p.name), p.name))
+        if _holds_model(step / "model")
+    ]
     if steps:
-        # No `latest` to go by (an older copy, or a link that did not survive copying): names sort by step.
+        # No `latest` to go by (an older copy, or a link that did not survive copying): longer names are later steps.
         return steps[-1] / "model"
     found = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
