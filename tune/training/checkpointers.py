@@ -1,0 +1,114 @@
+"""Where a run's starting weights come from, and how its trained weights are written.
+
+The format is recognised from the files, so one class reads everything; the others are that class under torchtune's
+names. Which saved step to resume from is `tune.training.saved_steps`' business.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tune.checkpoints import find_model_dir, load_into, open_weights, save_meta, save_model
+from tune.errors import CheckpointError, ConfigError
+from tune.utils import expand_path
+
+__all__ = ["FullModelCheckpointer", "FullModelHFCheckpointer", "FullModelMetaCheckpointer"]
+
+
+class FullModelCheckpointer:
+    """Reads weights in Hugging Face or Meta layout; writes Hugging Face layout, which other tools load as it stands.
+
+    Args:
+        checkpoint_dir: folder with the weights to start from (or a saved step); "" when training from scratch.
+        checkpoint_files: names of the weight files in it, where only some are meant; None takes them all.
+        model_type: family the weights must be of, such as "LLAMA2"; None takes what they are.
+        output_dir: where saved steps go.
+        recipe_checkpoint: a saved step to resume from, such as "step_000100"; None takes the newest complete one.
+        resume_from_checkpoint: same as the recipe's parameter of that name, as older configs have it here.
+        safe_serialization: weights are written as safetensors; anything else is refused.
+
+    Raises:
+        ConfigError: `safe_serialization` is false.
+    """
+
+    WRITES_META = False
+
+    def __init__(
+        self,
+        checkpoint_dir: str = "",
+        checkpoint_files: list[str] | None = None,
+        model_type: str | None = None,
+        output_dir: str = "",
+        recipe_checkpoint: str | None = None,
+        resume_from_checkpoint: bool = False,
+        safe_serialization: bool = True,
+    ) -> None:
+        if not safe_serialization:
+            raise ConfigError(
+                "checkpointer.safe_serialization is false, but weights are only written as safetensors: pickled "
+                "files can run code when loaded. Remove the setting."
+            )
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_files = checkpoint_files
+        self.model_type = model_type
+        self.output_dir = expand_path(output_dir)
+        self.recipe_checkpoint = recipe_checkpoint
+        self.resume_from_checkpoint = resume_from_checkpoint
+
+    def load_into(
+        self, model: nn.Module, *, dtype: torch.dtype, device: torch.device, directory: Path | None = None
+    ) -> None:
+        """Fill a model built on the meta device, one tensor at a time.
+
+        Args:
+            model: its parameters are replaced.
+            dtype: what they are kept in.
+            device: where.
+            directory: a saved step's `model/`; None is `checkpoint_dir`.
+
+        Raises:
+            CheckpointError: files cannot be read, or hold another model's weights.
+        """
+        if directory is not None:
+            source = open_weights(directory)
+        else:
+            folder = find_model_dir(self.checkpoint_dir)
+            files = [folder / name for name in self.checkpoint_files] if self.checkpoint_files else None
+            source = open_weights(files if files is not None else folder)
+            self._check_type(model)
+        load_into(model, source, dtype=dtype, device=device)
+
+    def save_model(self, model: nn.Module, directory: Path, tokenizer: Any) -> None:
+        """Write weights, config and tokenizer into `directory`/model, in Hugging Face layout."""
+        save_model(model, directory / "model", tokenizer=tokenizer)
+        if self.WRITES_META:
+            save_meta(model, directory / "meta")
+
+    def _check_type(self, model: nn.Module) -> None:
+        family: Any = model.family
+        if self.model_type is None or family is None:
+            return
+        wanted, actual = _letters(self.model_type), _letters(family.name)
+        if not (wanted.startswith(actual) or actual.startswith(wanted)):
+            raise CheckpointError(
+                f"checkpointer.model_type is {self.model_type}, but the model is of the family {family.name}. "
+                "Remove model_type, or choose the model that belongs to the checkpoint."
+            )
+
+
+class FullModelHFCheckpointer(FullModelCheckpointer):
+    """`FullModelCheckpointer`, under the name torchtune's configs use for Hugging Face weights."""
+
+
+class FullModelMetaCheckpointer(FullModelCheckpointer):
+    """`FullModelCheckpointer` that also writes Meta's layout: each saved step gets `meta/` beside `model/`."""
+
+    WRITES_META = True
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalpha())

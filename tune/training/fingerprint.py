@@ -1,0 +1,61 @@
+"""What a run must still be when it is resumed: the settings and data that decide its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tune.config.component import COMPONENT_KEY, Component
+from tune.errors import CheckpointError
+
+__all__ = ["check_fingerprint", "describe_component", "hash_dataset"]
+
+
+def describe_component(component: Component | None) -> str:
+    """Return a component's name and arguments as text that is equal exactly when they are."""
+    if not component:
+        return "none"
+    arguments = {name: value for name, value in component.to_mapping().items() if name != COMPONENT_KEY}
+    return f"{component.path} {json.dumps(arguments, sort_keys=True, default=str)}"
+
+
+def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 1000) -> str:
+    """Return a short text that changes when the tokens or labels of a dataset do.
+
+    Args:
+        dataset: examples with `tokens` and `labels`.
+        num_sampled: examples looked at, evenly spaced, the first and last among them; the number of examples
+            always counts. A change to an example that is not looked at goes unnoticed.
+    """
+    size = len(dataset)
+    digest = hashlib.sha256(str(size).encode())
+    indices = np.unique(np.linspace(0, max(size - 1, 0), min(size, num_sampled)).astype(int))
+    for index in indices.tolist():
+        example = dataset[index]
+        for key in ("tokens", "labels"):
+            digest.update(np.asarray(example[key], dtype=np.int64).tobytes() + b"|")
+    return f"{size} examples, {digest.hexdigest()[:16]}"
+
+
+def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str], where: str) -> None:
+    """Refuse to go on with other settings or data than the saved step was made with.
+
+    Raises:
+        CheckpointError: something differs; every difference is listed.
+    """
+    changed = [
+        f"  {name}: was {saved.get(name, 'not set')}, is {current.get(name, 'not set')}"
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{where} cannot be continued exactly, because this has changed since it was saved:\n"
+            + "\n".join(changed)
+            + "\nSet it back, or start a new run from the saved weights: model_checkpoint="
+            + f"{where}/model with another output_dir."
+        )

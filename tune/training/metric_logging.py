@@ -1,0 +1,273 @@
+"""Where metrics go. Every logger has `log`, `log_dict`, `rewind` (after a resume) and `close`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tune.errors import CheckpointError, ConfigError
+from tune.utils import expand_path
+
+__all__ = [
+    "DiskLogger",
+    "JSONLLogger",
+    "MetricLogger",
+    "StdoutLogger",
+    "TensorBoardLogger",
+    "WandBLogger",
+]
+
+Scalar = float | int | str | None
+
+
+class MetricLogger(Protocol):
+    """What the loop needs of a logger."""
+
+    def log(self, name: str, value: Scalar, step: int) -> None: ...
+
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StdoutLogger:
+    """Writes one line per step to stdout."""
+
+    def log(self, name: str, value: Scalar, step: int) -> None:
+        """Write one metric of optimizer step `step`."""
+        self.log_dict({name: value}, step)
+
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Write the metrics of optimizer step `step` on one line."""
+        sys.stdout.write(_format_line(payload, step) + "\n")
+        sys.stdout.flush()
+
+    def rewind(self, step: int) -> None:
+        """Do nothing: what a terminal has shown cannot be taken back."""
+
+    def close(self) -> None:
+        """Do nothing: stdout is not ours to close."""
+
+
+class _FileLogger:
+    """A text file with one line per call, opened for appending at the first line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+
+    def log(self, name: str, value: Scalar, step: int) -> None:
+        """Write one metric of optimizer step `step`."""
+        self.log_dict({name: value}, step)
+
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Write the metrics of optimizer step `step` on one line; it is in the file when this returns."""
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+            self._file.write(self.format(payload, step) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(f"cannot write metrics to {self.path}: {error.strerror}.") from error
+
+    def rewind(self, step: int) -> None:
+        """Cut lines later than `step`, and a half-written last one, which the resumed run writes again."""
+        self.close()
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = []
+        for line in lines:
+            line_step = self.read_step(line)
+            if line_step is not None and line_step <= step:
+                kept.append(line + "\n")
+        staged = self.path.with_name(self.path.name + ".partial")
+        staged.write_text("".join(kept), encoding="utf-8")
+        os.replace(staged, self.path)
+
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def format(self, payload: Mapping[str, Scalar], step: int) -> str:
+        """Return the line for `payload`."""
+        raise NotImplementedError
+
+    def read_step(self, line: str) -> int | None:
+        """Return the step a line is of, or None if it is not a whole line of ours."""
+        raise NotImplementedError
+
+
+class JSONLLogger(_FileLogger):
+    """Writes one JSON object per step: {"step": 3, "loss": 2.1, ...}. NaN and infinities become text.
+
+    Args:
+        log_dir: folder of the file.
+        filename: its name.
+    """
+
+    def __init__(self, log_dir: str, filename: str = "metrics.jsonl") -> None:
+        super().__init__(expand_path(log_dir) / filename)
+
+    def format(self, payload: Mapping[str, Scalar], step: int) -> str:
+        """Return `payload` as strict JSON, which has no NaN."""
+        row = {"step": step, **payload}
+        # A NaN must stay visible in the log, and the log must stay readable for strict parsers.
+        finite = {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        return json.dumps(finite, allow_nan=False)
+
+    def read_step(self, line: str) -> int | None:
+        """Return the step of a JSON line, or None if it was cut short."""
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return None
+        step = row.get("step") if isinstance(row, dict) else None
+        return step if isinstance(step, int) else None
+
+
+class DiskLogger(_FileLogger):
+    """Writes one readable line per step: `Step 3 | loss:2.1 lr:2e-05`.
+
+    Args:
+        log_dir: folder of the file.
+        filename: its name.
+    """
+
+    def __init__(self, log_dir: str, filename: str = "log.txt") -> None:
+        super().__init__(expand_path(log_dir) / filename)
+
+    def format(self, payload: Mapping[str, Scalar], step: int) -> str:
+        """Return the line for `payload`."""
+        return _format_line(payload, step)
+
+    def read_step(self, line: str) -> int | None:
+        """Return the step of a line that this class wrote, or None."""
+        words = line.split(maxsplit=2)
+        is_ours = len(words) == 3 and words[0] == "Step" and words[1].isdigit() and words[2].startswith("|")
+        return int(words[1]) if is_ours else None
+
+
+class TensorBoardLogger:
+    """Writes event files that `tensorboard --logdir LOG_DIR` shows.
+
+    Args:
+        log_dir: folder of the event files.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "metric_logger tensorboard needs the package tensorboard, which is not installed here: "
+                "pip install tensorboard (or metric_logger=disk)."
+            ) from error
+        self._make_writer: Any = SummaryWriter
+        self._log_dir = str(expand_path(log_dir))
+        self._writer: Any = None
+        self._purge_step: int | None = None
+
+    def log(self, name: str, value: Scalar, step: int) -> None:
+        """Write one metric of optimizer step `step`; text is left out."""
+        if self._writer is None:
+            # Opened late, so that a resume can say from which step on older events are void.
+            self._writer = self._make_writer(self._log_dir, purge_step=self._purge_step)
+        if isinstance(value, int | float):
+            self._writer.add_scalar(name, value, global_step=step)
+
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Write the metrics of optimizer step `step`."""
+        for name, value in payload.items():
+            self.log(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Void events later than `step`."""
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        """Write what is buffered and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class WandBLogger:
+    """Sends metrics to Weights & Biases.
+
+    Args:
+        project: its name there.
+        entity: user or team; None is your default.
+        group: name that joins several runs.
+        name: name of this run; None lets the service invent one.
+        mode: "online", "offline" or "disabled".
+        log_dir: folder for the service's local files.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        project: str = "tune",
+        entity: str | None = None,
+        group: str | None = None,
+        name: str | None = None,
+        mode: str = "online",
+        log_dir: str | None = None,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "metric_logger wandb needs the package wandb, which is not installed here: "
+                "pip install wandb (or metric_logger=disk)."
+            ) from error
+        if log_dir is not None:
+            expand_path(log_dir).mkdir(parents=True, exist_ok=True)
+        self._run: Any = wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            name=name,
+            mode=mode,
+            dir=None if log_dir is None else str(expand_path(log_dir)),
+        )
+
+    def log(self, name: str, value: Scalar, step: int) -> None:
+        """Send one metric of optimizer step `step`."""
+        self._run.log({name: value}, step=step)
+
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Send the metrics of optimizer step `step`."""
+        self._run.log(dict(payload), step=step)
+
+    def rewind(self, step: int) -> None:
+        """Do nothing: each process is a run of its own in the service."""
+
+    def close(self) -> None:
+        """End the run in the service."""
+        self._run.finish()
+
+
+def _format_line(payload: Mapping[str, Scalar], step: int) -> str:
+    return f"Step {step} | " + " ".join(
+        f"{name}:{value:.6g}" if isinstance(value, float) else f"{name}:{value}"
+        for name, value in payload.items()
+    )

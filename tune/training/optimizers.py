@@ -1,0 +1,66 @@
+"""Building the optimizer and its schedule as a config describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from tune.config import Component, instantiate_offering
+from tune.errors import ConfigError
+from tune.training.optimizer_in_backward import OptimizerInBackward
+
+__all__ = ["build_lr_scheduler", "build_optimizer"]
+
+# Optimizers whose fused form exists on CPU and CUDA alike: one kernel in place of a dozen passes over memory.
+FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
+# Choosing one of these is choosing an implementation, and excludes fused.
+IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differentiable"})
+
+
+def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backward: bool) -> Optimizer:
+    """Return the optimizer of `weights`, fused where it can be and the config leaves it open.
+
+    Args:
+        component: the optimizer's class and arguments.
+        weights: what it trains.
+        in_backward: make one optimizer per weight, stepping inside the backward pass.
+    """
+    is_open = component.path.rpartition(".")[2] in FUSED_OPTIMIZERS and component.path.startswith(
+        "torch.optim"
+    )
+    offered = {"fused": True} if is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys() else {}
+
+    def make(params: list[Tensor]) -> Optimizer:
+        optimizer: Optimizer = instantiate_offering(component, offered, params)
+        return optimizer
+
+    trained = [weight for weight in weights if weight.requires_grad]
+    return OptimizerInBackward(trained, make) if in_backward else make(trained)
+
+
+def build_lr_scheduler(
+    component: Component | None, optimizer: Optimizer, num_training_steps: int
+) -> LRScheduler | None:
+    """Return the schedule of `optimizer`'s learning rate, or None where there is none.
+
+    Args:
+        component: the schedule's function or class and arguments.
+        optimizer: what it sets the rate of.
+        num_training_steps: optimizer steps of the whole run, passed on to a schedule that asks for it.
+
+    Raises:
+        ConfigError: the schedule cannot be stepped after each optimizer step.
+    """
+    if not component:
+        return None
+    scheduler = instantiate_offering(component, {"num_training_steps": num_training_steps}, optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
+        raise ConfigError(
+            f"lr_scheduler {component.path} is not a schedule over optimizer steps"
+            + (": it waits for a validation loss." if isinstance(scheduler, ReduceLROnPlateau) else ".")
+            + " Use cosine, linear, constant or another class of torch.optim.lr_scheduler."
+        )
+    return scheduler

@@ -1,0 +1,234 @@
+"""Saved steps on disk: written whole or not at all, verified before they are used.
+
+    OUTPUT_DIR/step_000123/model/          weights, config and tokenizer in Hugging Face layout
+                           state/          what exact resuming needs besides the weights
+                           manifest.json   size and SHA-256 of every file; written last
+    OUTPUT_DIR/latest, OUTPUT_DIR/best     links to one of them
+
+A step is staged beside its final name, flushed to disk and then renamed, so a directory called `step_...` was
+complete once. The manifest tells when it no longer is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tune.errors import CheckpointError
+from tune.utils import get_logger
+
+__all__ = [
+    "SavedStep",
+    "find_newest_complete_step",
+    "link_step",
+    "list_saved_steps",
+    "prune_saved_steps",
+    "remove_unfinished_steps",
+    "verify_step",
+    "write_step",
+]
+
+MANIFEST_NAME = "manifest.json"
+STEP_NAME = re.compile(r"step_(\d{6,})")
+# Both start with a dot: a listing shows finished steps only.
+STAGING_PREFIX = ".unfinished_"
+DISCARD_PREFIX = ".discarded_"
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """One directory `step_000123`; complete or not is for `verify_step` to say."""
+
+    path: Path
+    step: int
+
+    @property
+    def model_dir(self) -> Path:
+        """The weights, in a layout other tools read."""
+        return self.path / "model"
+
+    @property
+    def state_dir(self) -> Path:
+        """What exact resuming needs besides the weights."""
+        return self.path / "state"
+
+
+def list_saved_steps(output_dir: Path) -> list[SavedStep]:
+    """Return the saved steps in `output_dir`, oldest first, without looking inside them."""
+    if not output_dir.is_dir():
+        return []
+    found = []
+    for path in output_dir.iterdir():
+        match = STEP_NAME.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            found.append(SavedStep(path, int(match[1])))
+    return sorted(found, key=lambda saved: saved.step)
+
+
+def verify_step(saved: SavedStep) -> None:
+    """Check that every file of a saved step is there as it was written.
+
+    Raises:
+        CheckpointError: it is not; the message names the first file that differs and how.
+    """
+    manifest = saved.path / MANIFEST_NAME
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in content["files"].items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{saved.path.name}: there is no {MANIFEST_NAME}; it was not finished."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{saved.path.name}: {MANIFEST_NAME} cannot be read ({error}).") from error
+    for name, (num_bytes, digest) in files.items():
+        path = saved.path / name
+        try:
+            actual = path.stat().st_size
+            if actual != num_bytes:
+                raise CheckpointError(
+                    f"{saved.path.name}: {name} has {actual} bytes, {num_bytes} were written."
+                )
+            if _hash_file(path) != digest:
+                raise CheckpointError(
+                    f"{saved.path.name}: the content of {name} has changed since it was written."
+                )
+        except OSError as error:
+            raise CheckpointError(f"{saved.path.name}: {name} cannot be read: {error.strerror}.") from error
+
+
+def find_newest_complete_step(output_dir: Path) -> SavedStep | None:
+    """Return the newest saved step that is whole, or None; each newer one that is not is named in the log."""
+    for saved in reversed(list_saved_steps(output_dir)):
+        try:
+            verify_step(saved)
+        except CheckpointError as error:
+            get_logger().warning(f"Skipping a damaged saved step: {error}")
+            continue
+        return saved
+    return None
+
+
+@contextmanager
+def write_step(output_dir: Path, step: int) -> Iterator[Path]:
+    """Give the body an empty directory to fill; on leaving it becomes `output_dir/step_...`, complete.
+
+    When the body fails nothing is left behind but what was there before.
+
+    Raises:
+        CheckpointError: a file could not be written.
+    """
+    final = output_dir / f"step_{step:06d}"
+    staged = output_dir / f"{STAGING_PREFIX}{final.name}"
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        yield staged
+        _write_manifest(staged, step)
+        _discard(final)
+        os.rename(staged, final)
+        _flush(output_dir)
+    except (OSError, RuntimeError, CheckpointError) as error:
+        # torch and safetensors report a full disk as a RuntimeError of their own.
+        raise CheckpointError(_explain_failure(output_dir, final.name, error)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{final.name}", ignore_errors=True)
+
+
+def link_step(output_dir: Path, name: str, saved: SavedStep) -> None:
+    """Make the link `output_dir/name` point at a saved step, replacing an older link in one motion."""
+    staged = output_dir / f".{name}.new"
+    try:
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(saved.path.name, target_is_directory=True)
+        os.replace(staged, output_dir / name)
+    except OSError as error:
+        # A convenience for people: resuming looks at the steps themselves.
+        get_logger().warning(f"Could not make the link {output_dir / name}: {error.strerror}.")
+
+
+def prune_saved_steps(output_dir: Path, keep_last_n: int) -> list[SavedStep]:
+    """Delete all but the newest `keep_last_n` saved steps and the one `best` points at; return those deleted."""
+    best = output_dir / "best"
+    kept_name = os.readlink(best) if best.is_symlink() else None
+    deleted = []
+    for saved in list_saved_steps(output_dir)[:-keep_last_n]:
+        if saved.path.name != kept_name:
+            _discard(saved.path)
+            shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{saved.path.name}", ignore_errors=True)
+            deleted.append(saved)
+    return deleted
+
+
+def remove_unfinished_steps(output_dir: Path) -> None:
+    """Delete what a run that was killed while saving has left behind, naming it in the log."""
+    for path in sorted(output_dir.glob(f"{STAGING_PREFIX}step_*")):
+        get_logger().warning(
+            f"Removing {path.name.removeprefix(STAGING_PREFIX)}, which an earlier run began but did not finish saving."
+        )
+        shutil.rmtree(path, ignore_errors=True)
+    for path in output_dir.glob(f"{DISCARD_PREFIX}step_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_manifest(directory: Path, step: int) -> None:
+    """Flush every file, then write the manifest, then flush the directories that hold their names."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = {}
+    for path in paths:
+        _flush(path)
+        name = path.relative_to(directory).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+    manifest = directory / MANIFEST_NAME
+    manifest.write_text(
+        json.dumps({"version": 1, "step": step, "files": files}, indent=1) + "\n", encoding="utf-8"
+    )
+    _flush(manifest)
+    for folder in [path for path in directory.rglob("*") if path.is_dir()] + [directory]:
+        _flush(folder)
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Return once a file's bytes, or a directory's names, are on the disk and not only in its cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(path: Path) -> None:
+    """Move a saved step out of sight in one motion: a half-deleted one is never mistaken for a damaged one."""
+    if path.exists():
+        hidden = path.with_name(f"{DISCARD_PREFIX}{path.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(path, hidden)
+
+
+def _explain_failure(output_dir: Path, name: str, error: BaseException) -> str:
+    reason = (
+        error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().split("\n")[0]
+    )
+    try:
+        free = f" {shutil.disk_usage(output_dir).free / 1024**3:.2f} GiB are free there."
+    except OSError:
+        free = ""
+    earlier = [saved.path.name for saved in list_saved_steps(output_dir)]
+    intact = f" Earlier saved steps are intact; the newest is {earlier[-1]}." if earlier else ""
+    return (
+        f"could not save {name} in {output_dir}: {reason}.{free}{intact} Make room or choose another output_dir "
+        "(keep_last_n_checkpoints limits what is kept), then go on with resume_from_checkpoint=true."
+    )

@@ -1,0 +1,61 @@
+"""Ending a run from outside: the step is finished and saved, and the exit code says what happened."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from tune.utils import get_logger
+
+__all__ = ["StopRequest"]
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps.
+
+    The first signal asks: the step in progress is finished and saved. A second Ctrl-C stops at once; a saved
+    step is renamed into place only when complete, so that loses nothing that was finished.
+
+    Use it as a context manager; the handlers that were there before come back at its end. Off the main thread,
+    where Python allows no handlers, it never fires.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __bool__(self) -> bool:
+        return self.signum is not None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM."""
+        return 0 if self.signum is None else 128 + self.signum
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for signum in self.SIGNALS:
+                self._previous[signum] = signal.signal(signum, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal() gave us
+        self._previous.clear()
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+        hint = " (Ctrl-C again stops at once)" if signum == signal.SIGINT else ""
+        get_logger().warning(
+            f"{signal.Signals(signum).name}: finishing this step, then saving and stopping{hint}."
+        )

@@ -1,0 +1,128 @@
+"""How fast a run is, and how much of what the hardware can do that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from tune.training.batches import TokenCounts
+
+__all__ = ["Speed", "SpeedMeter", "measure_matmul_rate"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Rates over some steps, padding not counted.
+
+    Args:
+        tokens_per_second: tokens that went through the model.
+        trained_tokens_per_second: those of them whose prediction was trained on.
+        fraction_of_limit: FLOPs the tokens need (recomputation not counted), over what matrix products alone would
+            reach in the same time on this device, as measured at the start.
+    """
+
+    tokens_per_second: float
+    trained_tokens_per_second: float
+    fraction_of_limit: float
+
+
+class SpeedMeter:
+    """Counts tokens and the time spent on them; validation, saving and generation are not part of it.
+
+    Args:
+        device: waited for when a rate is read.
+        flops_per_token: work per token as a function of the documents' mean length.
+        matmul_rate: FLOP/s of matrix products, from `measure_matmul_rate`.
+    """
+
+    def __init__(
+        self, device: torch.device, flops_per_token: Callable[[float], float], matmul_rate: float
+    ) -> None:
+        self._device = device
+        self._flops_per_token = flops_per_token
+        self._matmul_rate = matmul_rate
+        self.total_seconds = 0.0
+        self._begin()
+
+    def count(self, tokens: TokenCounts) -> None:
+        """Add the tokens of one optimizer step."""
+        self._num_tokens += tokens.num_tokens
+        self._num_targets += tokens.num_targets
+        self._sum_of_squares += tokens.sum_of_squares
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the body's time out."""
+        self._wait()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self._excluded += time.perf_counter() - start
+
+    def read(self) -> Speed:
+        """Return the rates since the last reading, having waited for the device, and start anew."""
+        self._wait()
+        seconds = max(time.perf_counter() - self._start - self._excluded, 1e-9)
+        self.total_seconds += seconds
+        rate = self._num_tokens / seconds
+        # A token attends to the tokens of its own document: weighted by tokens, their number is sum l^2 / sum l.
+        mean_length = self._sum_of_squares / max(self._num_tokens, 1)
+        speed = Speed(
+            rate,
+            self._num_targets / seconds,
+            rate * self._flops_per_token(mean_length) / self._matmul_rate,
+        )
+        self._begin()
+        return speed
+
+    def _begin(self) -> None:
+        self._start = time.perf_counter()
+        self._excluded = 0.0
+        self._num_tokens = self._num_targets = self._sum_of_squares = 0
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def measure_matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
+    """Return the FLOP/s of a large square matrix product here and now, the best of some.
+
+    A measured limit is one this machine does reach, with its clock, its threads and its neighbours; a
+    datasheet's is not.
+
+    Args:
+        device: where to measure.
+        dtype: type of the factors.
+        seconds: time to spend, after one product to warm up.
+    """
+    n = 8192 if device.type == "cuda" else 1024
+    # Zeros would run faster than the truth on hardware that throttles by switching activity.
+    left = torch.randn(n, n, device=device).to(dtype)
+    right = torch.randn(n, n, device=device).to(dtype)
+    fastest = float("inf")
+    _time_matmul(left, right)
+    deadline = time.perf_counter() + seconds
+    while True:
+        fastest = min(fastest, _time_matmul(left, right))
+        if time.perf_counter() > deadline:
+            return 2.0 * n**3 / fastest
+
+
+def _time_matmul(left: torch.Tensor, right: torch.Tensor) -> float:
+    if left.device.type != "cuda":
+        start = time.perf_counter()
+        torch.mm(left, right)
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    torch.mm(left, right)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000.0
