@@ -9,7 +9,14 @@ from tune.config.findings import Finding
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
 from tune.config.signatures import Signature, canonical_path, signature_of
 from tune.config.slots import SLOTS, Slot
-from tune.config.trust import BUILT_IN_PACKAGES, is_user_trusted, judge_definition, judge_name, lies_within
+from tune.config.trust import (
+    BUILT_IN_PACKAGES,
+    is_dotted_name,
+    is_user_trusted,
+    judge_definition,
+    judge_name,
+    lies_within,
+)
 
 HISTORIC_PREFIX = "torchtune."
 # Kinds of object that are unmistakable, for slots whose own kind has no common base class.
@@ -51,12 +58,18 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
     if name.startswith(HISTORIC_PREFIX):
         renamed = "tune." + name.removeprefix(HISTORIC_PREFIX)
         resolved = resolve_component(renamed, slot)
-        notice = Finding("renamed-package", f"{name} is read as {resolved.path or renamed}", resolved.path or renamed)
+        if resolved.errors and slot is not None:
+            # Names moved between torchtune's releases (utils to training, modules to training.lr_schedulers).
+            by_last_part = _resolve_short_name(name.split(".")[-1], slot)
+            resolved = resolved if by_last_part.errors else by_last_part
+        notice = Finding(
+            "renamed-package", f"{name} is read as {resolved.path or renamed}", resolved.path or renamed
+        )
         return replace(resolved, warnings=(notice, *resolved.warnings))
     if "." in name:
         return _resolve_path(name, slot)
     if slot is None:
-        refused = judge_name(name) if not name.isidentifier() else None
+        refused = None if is_dotted_name(name) else judge_name(name)
         message = f"{name!r} is not a dotted path; inside another component only those are understood"
         return _failed(refused or Finding("unknown-component", message))
     return _resolve_short_name(name, slot)
@@ -80,7 +93,7 @@ def _failed(*errors: Finding, path: str = "") -> ResolvedName:
 def _resolve_short_name(name: str, slot: Slot) -> ResolvedName:
     if not name:
         return _failed(Finding("unknown-component", f"no {slot.kind} is named"))
-    refused = judge_name(name) if not name.isidentifier() or not name.isascii() else None
+    refused = None if is_dotted_name(name) else judge_name(name)
     if refused is not None:
         return _failed(refused)
     first_failure: ResolvedName | None = None
@@ -129,8 +142,10 @@ def _unknown_short_name(name: str, slot: Slot) -> Finding:
     places = ", ".join(slot.namespaces)
     missing = [place for place in slot.namespaces if find_module_at(place.split(".")[0]) is None]
     hint = f"; did you mean {suggestion}?" if suggestion else ""
-    if missing and not suggestion:
-        hint = f"; {missing[0].split('.')[0]} is not installed here, so name what lies in it as {missing[0]}.NAME"
+    if missing:
+        hint += (
+            f" ({missing[0].split('.')[0]} is not installed here: name what lies in it as {missing[0]}.NAME)"
+        )
     return Finding("unknown-component", f"no {slot.kind} called {name!r} in {places}{hint}", suggestion)
 
 
@@ -139,18 +154,16 @@ def _nearest(name: str, slot: Slot) -> str | None:
     import difflib  # only on the way to an error
 
     by_folded: dict[str, str] = {}
-    for namespace, names in _namespaces(slot):
+    for _, names in _namespaces(slot):
         for candidate in names:
             if _is_spelt_like(candidate, slot):
                 short = _shorten(candidate, slot)
                 by_folded.setdefault(_fold(short), short)
                 by_folded.setdefault(_fold(candidate), short)
-                by_folded.setdefault(_fold(f"{namespace}.{candidate}"), f"{namespace}.{candidate}")
     last = _fold(name.split(".")[-1])
-    for wanted in (_fold(name), last):
-        for close in difflib.get_close_matches(wanted, by_folded, n=3, cutoff=0.7):
-            if not resolve_component(by_folded[close], slot).errors:
-                return by_folded[close]
+    for close in difflib.get_close_matches(last, by_folded, n=3, cutoff=0.7):
+        if not resolve_component(by_folded[close], slot).errors:
+            return by_folded[close]
     # Other tools decorate the name: adamw_torch_fused, paged_adamw.
     inside = [key for key in by_folded if len(key) > 3 and key in last]
     for key in sorted(inside, key=len, reverse=True):
@@ -187,7 +200,7 @@ def _resolve_path(path: str, slot: Slot | None) -> ResolvedName:
         return ResolvedName(path, signature)
     supplied = _claim(signature, slot.supplies)
     if supplied is None:
-        message = f"{path} takes no argument for the {', '.join(slot.supplies)} that the recipe passes to a {slot.kind}"
+        message = f"{path} takes no argument for the {', '.join(slot.supplies)} the recipe passes to {_a(slot.kind)}"
         return _failed(Finding("wrong-component-kind", message))
     offered = frozenset(name for name in slot.offers if name in signature.parameters)
     return ResolvedName(path, signature, supplied=supplied, offered=offered - supplied)
@@ -202,10 +215,14 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
         return ResolvedName(path, warnings=(note,))
     if found.reason in ("unreadable", "no-package") or (found.reason == "value" and is_user_trusted(path)):
         if is_user_trusted(path):
-            note = Finding("unchecked-component", f"{path} has no readable source, so its arguments were not checked")
+            note = Finding(
+                "unchecked-component", f"{path} has no readable source, so its arguments were not checked"
+            )
             return ResolvedName(path, warnings=(note,))
-        return _failed(Finding("unknown-component", f"{path} is made at run time and cannot be checked before it"))
-    suggestion = _nearest(path, slot) if slot is not None else None
+        return _failed(
+            Finding("unknown-component", f"{path} is made at run time and cannot be checked before it")
+        )
+    suggestion = _nearest(path, slot) if slot is not None and found.reason != "module" else None
     hint = f"; did you mean {suggestion}?" if suggestion else ""
     reasons = {
         "module": f"{path} is a module; name a class or function in it",
@@ -226,27 +243,38 @@ def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
 
     def misfit(reason: str) -> Finding:
         suggestion = _nearest(path.split(".")[-1], slot) if not lies_within(path, _areas(slot)) else None
-        return Finding("wrong-component-kind", f"{path} is not a {slot.kind}: {reason}", suggestion)
+        return Finding("wrong-component-kind", f"{path} is not {_a(slot.kind)}: {reason}", suggestion)
 
-    is_built_in = path.split(".", 1)[0] in BUILT_IN_PACKAGES and not is_user_trusted(path)
+    package = path.split(".", 1)[0]
+    is_built_in = package in BUILT_IN_PACKAGES and not is_user_trusted(path)
+    if signature.is_interface:
+        return misfit("it only describes what one has to offer")
+    if package == "torch" and not any(lies_within(area, ["torch"]) for area in _areas(slot)):
+        return misfit(f"those live in {', '.join(slot.namespaces)}")
     if slot.accepts:
         root = canonical_path(slot.accepts)
         if signature.path == root:
             return misfit(f"it is the base class of every {slot.kind}; name one of its kinds")
         fits = root in signature.kinds
         if not fits and signature.kinds_known:
-            return misfit(f"it is not a subclass of {slot.accepts}" if signature.is_class else _wrong_return(slot))
+            return misfit(
+                f"it is not a subclass of {slot.accepts}" if signature.is_class else _wrong_return(slot)
+            )
         if not fits and is_built_in and not lies_within(path, _areas(slot)):
             return misfit(f"what it returns is not known to be a {slot.accepts}")
     else:
         for root, kind in _UNMISTAKABLE.items():
             if root in signature.kinds:
-                return misfit(f"it is a {kind}")
+                return misfit(f"it is {_a(kind)}")
         if is_built_in and not lies_within(path, _areas(slot)):
             return misfit(f"those live in {', '.join(slot.namespaces)}")
     if is_built_in and not _is_spelt_like(path.split(".")[-1], slot):
         return misfit(f"those are called {' or '.join(slot.names)}")
     return None
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 
 
 def _wrong_return(slot: Slot) -> str:
@@ -281,6 +309,6 @@ def _claim(signature: Signature, supplies: tuple[str, ...]) -> frozenset[str] | 
         places = [key for key, parameter in signature.parameters.items() if parameter.kind != "keyword"]
         if position < len(places) and places[position] not in claimed:
             claimed.append(places[position])
-        elif not signature.takes_any_positional:
+        elif not (signature.takes_any_positional or signature.takes_any_keyword):
             return None
     return frozenset(claimed)

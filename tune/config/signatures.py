@@ -50,6 +50,7 @@ class Signature:
         takes_any_positional: whether it has ``*args``.
         kinds: paths of the class and all its bases; for a function, of the class it is annotated to return.
         kinds_known: whether every base (or the return annotation) could be followed.
+        is_interface: whether it is a Protocol, which cannot be built.
         doc: its docstring.
     """
 
@@ -60,6 +61,7 @@ class Signature:
     takes_any_positional: bool = False
     kinds: frozenset[str] = frozenset()
     kinds_known: bool = True
+    is_interface: bool = False
     doc: str = ""
 
     @property
@@ -91,6 +93,7 @@ def signature_of(found: Definition) -> Signature:
         takes_any_positional=any_positional,
         kinds=frozenset(member.path for member in family if member is not None),
         kinds_known=None not in family,
+        is_interface=any((dotted_text(base) or "").split(".")[-1] == "Protocol" for base in node.bases),
         doc=_docstring(node),
     )
 
@@ -191,7 +194,9 @@ def _read_arguments(
     module: Module, node: ast.FunctionDef | ast.AsyncFunctionDef, *, skip_first: bool
 ) -> Arguments:
     arguments = node.args
-    positional = [(arg, "positional") for arg in arguments.posonlyargs] + [(arg, "either") for arg in arguments.args]
+    positional = [(arg, "positional") for arg in arguments.posonlyargs] + [
+        (arg, "either") for arg in arguments.args
+    ]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     defaults += arguments.defaults
     rows = [(arg, kind, default) for (arg, kind), default in zip(positional, defaults, strict=True)]

@@ -60,8 +60,8 @@ class Definition:
         """The syntax tree, or None where the file is not valid Python for this interpreter."""
         statements = _parse(self.text)
         if statements is None:  # text at the margin inside a docstring cut the definition short
-            statements = _parse(_read_chunks(self.module.file)[0]) or []
-        for statement in reversed(list(_flatten(statements))):
+            statements = _parse(_read_chunks(self.module.file)[0])
+        for statement in reversed(list(_flatten(statements or ()))):
             if isinstance(statement, DefinitionNode) and statement.name == self.name:
                 return statement
         return None
@@ -94,7 +94,7 @@ def read_binding(module: Module, name: str) -> Binding | None:
             if "overload" not in header:
                 binding = Definition(module, name, text)
         elif defined is None:
-            for statement in _flatten(_parse(text) or []):
+            for statement in _flatten(_parse(text) or ()):
                 binding = _bound_by(module, statement, name) or binding
     return binding
 
@@ -104,7 +104,7 @@ def read_star_imports(module: Module) -> list[str]:
     return [
         _absolute(module, statement)
         for text, _ in _read_statements(module, "*")
-        for statement in _flatten(_parse(text) or [])
+        for statement in _flatten(_parse(text) or ())
         if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*"
     ]
 
@@ -113,7 +113,7 @@ def read_all(module: Module) -> tuple[str, ...] | None:
     """Return the ``__all__`` of `module`, or None where it has none or computes it."""
     names: list[str] | None = None
     for text, _ in _read_statements(module, "__all__"):
-        for statement in _parse(text) or []:
+        for statement in _parse(text) or ():
             if not isinstance(statement, (ast.Assign, ast.AugAssign)):
                 continue
             target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
@@ -134,7 +134,7 @@ def read_public_names(module: Module) -> list[str]:
         if defined is not None:
             names.append(defined)
         elif text.startswith(("from", "if", "try")):
-            for statement in _flatten(_parse(text) or []):
+            for statement in _flatten(_parse(text) or ()):
                 if isinstance(statement, ast.ImportFrom):
                     names.extend(alias.asname or alias.name for alias in statement.names)
     return [name for name in dict.fromkeys(names) if not name.startswith("_") and name != "*"]

@@ -102,10 +102,14 @@ def judge_name(name: str) -> Finding | None:
     """
     if not is_dotted_name(name):
         shown = name if len(name) <= 80 else name[:77] + "..."
-        return Finding("bad-component-name", f"{shown!r} is not a dotted Python name such as torch.optim.AdamW")
+        return Finding(
+            "bad-component-name", f"{shown!r} is not a dotted Python name such as torch.optim.AdamW"
+        )
     parts = name.split(".")
     if any(part.startswith("__") for part in parts):
-        return Finding("untrusted-component", f"{name} reaches into Python's internals; name a class or function")
+        return Finding(
+            "untrusted-component", f"{name} reaches into Python's internals; name a class or function"
+        )
     if is_user_trusted(name):
         return None
     package = parts[0]
@@ -116,7 +120,9 @@ def judge_name(name: str) -> Finding | None:
             f"If you know who wrote it, add --trust {package}",
         )
     if any(part.startswith("_") for part in parts):
-        return Finding("untrusted-component", f"{name} is private to {package}; name a public class or function")
+        return Finding(
+            "untrusted-component", f"{name} is private to {package}; name a public class or function"
+        )
     return _judge_part(name, package)
 
 

@@ -1,0 +1,270 @@
+"""What a component's name leads to, found without importing anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tune.config.component import Component
+from tune.config.component_check import list_components, resolve_component
+from tune.config.signatures import Signature, read_argument_help, read_signature
+from tune.config.slots import LOSS, LR_SCHEDULER, OPTIMIZER, SLOTS, Slot
+from tune.config.trust import trusting
+
+PACKAGE = {
+    "__init__.py": "from .shapes import Circle as Round\nfrom . import shapes\n",
+    "shapes.py": '''
+import os
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, overload
+from torch.optim import SGD
+import torch.optim as optim
+
+LIMIT = 7
+
+class Circle:
+    """A circle.
+
+    Args:
+        radius: in metres,
+            along the ground.
+        mode (str): how
+    """
+    def __init__(self, radius: float, /, name="x", *, mode: Literal["a", "b"] = "a", limit: int = LIMIT,
+                 rest: int = None, odd=object()) -> None: ...
+
+class Disc(Circle): ...
+
+@dataclass
+class Base:
+    first: int
+    shared: ClassVar[int] = 3
+
+@dataclass(frozen=True)
+class Derived(Base):
+    second: list[str] = field(default_factory=list)
+    hidden: int = field(default=1, init=False)
+
+class Loose:
+    def __init__(self, **kwargs): ...
+
+class MySGD(SGD):
+    def __init__(self, params, lr=0.1):
+        text = """
+margin text that looks like a statement
+"""
+
+class Mine(optim.AdamW): ...
+
+class Fits(Protocol):
+    x: int
+
+def make_it(lr: float) -> "Mine": ...
+def make_other(lr: float) -> Circle: ...
+def make_unknown(params): ...
+
+Alias = Circle
+value = 3
+action = lambda: None
+
+@overload
+def many(a: int) -> int: ...
+@overload
+def many(a: str) -> str: ...
+def many(a, b=2): ...
+''',
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package on the path whose import would fail the test."""
+    folder = tmp_path / "geometry_pkg"
+    folder.mkdir()
+    for name, text in PACKAGE.items():
+        (folder / name).write_text(text + "\nraise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with trusting("geometry_pkg"):
+        yield "geometry_pkg.shapes"
+
+
+def codes(name: str, slot: Slot | None) -> list[str]:
+    return [finding.code for finding in resolve_component(name, slot).errors]
+
+
+def signature(path: str) -> Signature:
+    found = read_signature(path)
+    assert isinstance(found, Signature), found
+    return found
+
+
+def test_component_is_falsy_without_a_path() -> None:
+    assert not Component()
+    assert Component("a.b") == Component("a.b", {})
+    nested = Component("a.b", {"x": [Component("c.d", {"y": 1})]})
+    assert nested.to_mapping() == {"_component_": "a.b", "x": [{"_component_": "c.d", "y": 1}]}
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "torch.optim.AdamW", "torch.optim.adamw.AdamW"])
+def test_optimizers_of_torch_are_found(name: str) -> None:
+    resolved = resolve_component(name, OPTIMIZER)
+    assert resolved.errors == ()
+    assert resolved.path == (name if "." in name else f"torch.optim.{name}")
+    assert resolved.signature is not None
+    assert resolved.supplied == {"params"}
+    assert resolved.signature.parameters["lr"].type.kind == "float"
+    assert not resolved.signature.takes_any_keyword
+
+
+def test_static_signatures_agree_with_live_ones() -> None:
+    import inspect
+
+    import torch
+
+    names = [name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type)]
+    targets = [("torch.optim", torch.optim, name) for name in names]
+    schedulers = torch.optim.lr_scheduler
+    targets += [("torch.optim.lr_scheduler", schedulers, name) for name in schedulers.__all__]
+    targets += [("torch.nn", torch.nn, name) for name in dir(torch.nn) if name.endswith("Loss")]
+    assert len(targets) > 40
+    for package, module, name in targets:
+        live = inspect.signature(getattr(module, name)).parameters
+        static = signature(f"{package}.{name}")
+        named = [
+            key for key, value in live.items() if value.kind not in (value.VAR_KEYWORD, value.VAR_POSITIONAL)
+        ]
+        assert list(static.parameters) == named, name
+        for key in named:
+            assert static.parameters[key].required == (live[key].default is inspect.Parameter.empty), (
+                name,
+                key,
+            )
+
+
+def test_torch_is_not_imported() -> None:
+    code = (
+        "import sys\n"
+        "from tune.config.component_check import resolve_component\n"
+        "from tune.config.slots import OPTIMIZER, LOSS\n"
+        "assert not resolve_component('AdamW', OPTIMIZER).errors\n"
+        "assert not resolve_component('CrossEntropyLoss', LOSS).errors\n"
+        "assert not {'torch', 'numpy', 'yaml'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "slot"),
+    [
+        ("torch.nn.CrossEntropyLoss", OPTIMIZER),
+        ("torch.optim.lr_scheduler.StepLR", OPTIMIZER),
+        ("torch.optim.Optimizer", OPTIMIZER),
+        ("Optimizer", OPTIMIZER),
+        ("torch.optim.AdamW", LOSS),
+        ("torch.nn.Linear", LOSS),
+        ("torch.nn.Module", LOSS),
+        ("torch.optim.AdamW", LR_SCHEDULER),
+        ("LRScheduler", LR_SCHEDULER),
+    ],
+)
+def test_wrong_kinds_are_refused(name: str, slot: Slot) -> None:
+    assert codes(name, slot) == ["wrong-component-kind"]
+
+
+@pytest.mark.parametrize("slot", [slot for slot in SLOTS if slot.kind not in ("optimizer", "lr_scheduler")])
+def test_an_optimizer_fits_no_other_slot(slot: Slot) -> None:
+    assert codes("torch.optim.AdamW", slot) == ["wrong-component-kind"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("adamw", "AdamW"), ("AdmW", "AdamW"), ("adamw_torch_fused", "AdamW"), ("torch.optim.adam_w", "AdamW")],
+)
+def test_near_spellings_are_suggested(written: str, meant: str) -> None:
+    (error,) = resolve_component(written, OPTIMIZER).errors
+    assert error.code == "unknown-component"
+    assert error.suggestion == meant
+    assert meant in error.message
+
+
+def test_a_package_that_is_not_installed_is_a_warning() -> None:
+    # The name is trusted, so it may well be there on the machine that trains.
+    resolved = resolve_component("torchao.optim.AdamW8bit", OPTIMIZER)
+    if resolved.signature is None:
+        assert resolved.errors == ()
+        assert [finding.code for finding in resolved.warnings] == ["not-installed"]
+        assert resolved.path == "torchao.optim.AdamW8bit"
+
+
+def test_torchtune_names_are_read_as_ours() -> None:
+    resolved = resolve_component("torchtune.modules.loss.CEWithChunkedOutputLoss", LOSS)
+    assert resolved.path == "tune.modules.loss.CEWithChunkedOutputLoss"
+    assert [finding.code for finding in resolved.warnings] == ["renamed-package"]
+    # A name that has moved between its releases is found by its last part.
+    assert resolve_component("torchtune.losses.CEWithChunkedOutputLoss", LOSS).path == resolved.path
+
+
+def test_constructor_arguments_are_read(package: str) -> None:
+    circle = signature(f"{package}.Circle")
+    kinds = {name: (parameter.kind, parameter.type.short()) for name, parameter in circle.parameters.items()}
+    assert kinds == {
+        "radius": ("positional", "float"),
+        "name": ("either", "str"),
+        "mode": ("keyword", "a|b"),
+        "limit": ("keyword", "int"),
+        "rest": ("keyword", "Optional[int]"),
+        "odd": ("keyword", "any"),
+    }
+    assert [name for name, parameter in circle.parameters.items() if parameter.required] == ["radius"]
+    assert circle.parameters["limit"].default == 7
+    assert circle.parameters["odd"].default_text == "object()"
+    assert circle.summary == "A circle."
+    assert read_argument_help(circle) == {"radius": "in metres, along the ground.", "mode": "how"}
+
+
+def test_inheritance_aliases_and_reexports_are_followed(package: str) -> None:
+    circle = signature(f"{package}.Circle")
+    for name in (f"{package}.Disc", f"{package}.Alias", "geometry_pkg.Round"):
+        assert signature(name).parameters == circle.parameters
+    assert list(signature(f"{package}.Derived").parameters) == ["first", "second"]
+    assert signature(f"{package}.Loose").takes_any_keyword
+    assert list(signature(f"{package}.many").parameters) == ["a", "b"]
+    assert list(signature(f"{package}.MySGD").parameters) == ["params", "lr"]  # text at the margin inside
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("MySGD", []),
+        ("Mine", []),
+        ("make_unknown", []),  # a trusted function may return anything
+        ("Circle", ["wrong-component-kind"]),
+        ("make_other", ["wrong-component-kind"]),
+        ("make_it", []),
+        ("Fits", ["wrong-component-kind"]),
+        ("value", []),  # a trusted package may build its callables at run time: a warning
+        ("shapes", ["unknown-component"]),
+        ("os", ["unknown-component"]),
+        ("Circle.area", ["unknown-component"]),
+        ("nothing", ["unknown-component"]),
+    ],
+)
+def test_trusted_packages_are_judged_by_kind(package: str, name: str, expected: list[str]) -> None:
+    assert codes(f"{package}.{name}", OPTIMIZER) == expected
+
+
+def test_supplied_arguments_are_matched_by_position(package: str) -> None:
+    slot = Slot("thing", ("geometry_pkg",), supplies=("anything",))
+    assert resolve_component(f"{package}.many", slot).supplied == {"a"}
+    assert resolve_component(f"{package}.make_unknown", slot).supplied == {"params"}
+
+
+def test_listing_a_slot_names_what_fits() -> None:
+    listed = list_components(OPTIMIZER)
+    assert listed["AdamW"] == "torch.optim.AdamW"
+    assert "Optimizer" not in listed
+    assert "lr_scheduler" not in listed
+    assert all(not resolve_component(name, OPTIMIZER).errors for name in listed)
