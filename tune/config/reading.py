@@ -1,0 +1,125 @@
+"""Getting a configuration's text: bounded, decoded, with what a YAML reader must not see taken out."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from dataclasses import dataclass, field
+
+from tune.config.diagnostics import Diagnostic, Source
+
+MAX_BYTES = 1 << 20
+DAMAGE = "\ue000"  # stands where an unreadable character was: what contains it is not judged further
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass
+class Text:
+    """A configuration's text, and what was wrong with it as text."""
+
+    name: str
+    content: str = ""
+    problems: list[Diagnostic] = field(default_factory=list)
+    readable: bool = True
+    damaged: bool = False
+
+    @property
+    def lines(self) -> list[str]:
+        """The text as it is shown in messages."""
+        return split_lines(self.content.replace(DAMAGE, "\ufffd") if self.damaged else self.content)
+
+
+def split_lines(text: str) -> list[str]:
+    """Split at the line breaks that YAML 1.1 knows, which are those that libyaml counts."""
+    return _LINE_BREAK.split(text)
+
+
+def read_file(path: str | os.PathLike[str]) -> Text:
+    """Read a configuration file; never more than `MAX_BYTES`, whatever it is."""
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return _unreadable(name, "config-not-found", "there is no such file")
+    except IsADirectoryError:
+        return _unreadable(name, "config-unreadable", "this is a folder, not a configuration file")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return _unreadable(name, "config-unreadable", f"it cannot be read: {reason}")
+    return decode(data, name)
+
+
+def decode(data: bytes, name: str) -> Text:
+    """Decode UTF-8 (with or without a byte order mark); everything else is reported with its place."""
+    if len(data) > MAX_BYTES:
+        return _unreadable(
+            name, "config-too-large", f"it is larger than {MAX_BYTES:,} bytes, the most that is read"
+        )
+    if data.startswith(codecs.BOM_UTF8):
+        data = data[len(codecs.BOM_UTF8) :]
+    wide = _wide_encoding(data)
+    if wide:
+        return _unreadable(name, "bad-encoding", f"it is encoded as {wide}; save it as UTF-8")
+    try:
+        return clean(data.decode("utf-8"), name)
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8")
+        rows = split_lines(before)
+        place = Source("file", name, len(rows), len(rows[-1]) + 1)
+        byte = data[error.start]
+        guess = bytes([byte]).decode("latin-1")
+        message = f"byte 0x{byte:02x} is not UTF-8"
+        if guess.isprintable():
+            message += f" (in Latin-1 it would be {guess})"
+        text = clean(data.decode("utf-8", errors="replace").replace("\ufffd", DAMAGE), name)
+        text.damaged = True
+        text.problems.append(Diagnostic("bad-encoding", "", f"{message}; save the file as UTF-8", place))
+        return text
+
+
+def clean(content: str, name: str) -> Text:
+    """Take out characters that YAML does not allow, and report the first."""
+    content = content.removeprefix("\ufeff")
+    if len(content) > MAX_BYTES:
+        return _unreadable(
+            name, "config-too-large", f"it is longer than {MAX_BYTES:,} characters, the most that is read"
+        )
+    text = Text(name, content)
+    found = _NOT_YAML.search(content)
+    if found:
+        rows = split_lines(content[: found.start()])
+        place = Source("file", name, len(rows), len(rows[-1]) + 1)
+        count = len(_NOT_YAML.findall(content))
+        more = f" (and {count - 1} more such)" if count > 1 else ""
+        code = f"U+{ord(found.group()):04X}"
+        what = "the NUL character" if code == "U+0000" else f"the character {code}"
+        text.problems.append(
+            Diagnostic("bad-encoding", "", f"{what} is not allowed in YAML{more}; remove it", place)
+        )
+        text.content = _NOT_YAML.sub(DAMAGE, content)
+        text.damaged = True
+    return text
+
+
+def _wide_encoding(data: bytes) -> str | None:
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "UTF-32"),
+        (codecs.BOM_UTF32_BE, "UTF-32"),
+        (codecs.BOM_UTF16_LE, "UTF-16"),
+        (codecs.BOM_UTF16_BE, "UTF-16"),
+    ):
+        if data.startswith(mark):
+            return encoding
+    head = data[:64]
+    # Text of mostly ASCII in two bytes a character: every other byte is zero.
+    if len(head) >= 4 and (not any(head[1::2]) or not any(head[0::2])):
+        return "UTF-16"
+    return None
+
+
+def _unreadable(name: str, code: str, reason: str) -> Text:
+    problem = Diagnostic(code, "", f"{name}: {reason}", Source("file", name))
+    return Text(name, problems=[problem], readable=False)
