@@ -86,7 +86,9 @@ class Family:
     read_hf_config: Callable[[Mapping[str, Any]], DecoderConfig]
     write_hf_config: Callable[[DecoderConfig], dict[str, Any]]
     meta: Layout | None = None
-    read_meta_config: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], DecoderConfig] | None = None
+    read_meta_config: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], DecoderConfig] | None = (
+        None
+    )
     write_meta_config: Callable[[DecoderConfig], dict[str, Any]] | None = None
 
     @property

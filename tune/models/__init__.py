@@ -1,3 +1,8 @@
-"""Model families."""
+"""Model families, and the model that a checkpoint describes."""
 
 from __future__ import annotations
+
+from .getters import get_model, get_tokenizer
+from .loading import auto, from_checkpoint
+
+__all__ = ["auto", "from_checkpoint", "get_model", "get_tokenizer"]

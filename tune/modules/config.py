@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tune.errors import ConfigError
+
+# A stranger's file must not make us build modules without end.
+_MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,13 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             problems.append(f"head_dim is {self.head_dim}; rotary positions need an even one")
-        if self.norm_eps < 0:
-            problems.append(f"norm_eps is {self.norm_eps}; it must not be negative")
-        if self.rope_base <= 0:
-            problems.append(f"rope_base is {self.rope_base}; it must be above 0")
+        if self.num_layers > _MAX_LAYERS:
+            problems.append(f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built")
+        # Written so that NaN fails as well.
+        if not 0 <= self.norm_eps < 1:
+            problems.append(f"norm_eps is {self.norm_eps}; it must be at least 0 and below 1")
+        if not 0 < self.rope_base < math.inf:
+            problems.append(f"rope_base is {self.rope_base}; it must be above 0 and finite")
         if not 0 <= self.attn_dropout < 1:
             problems.append(f"attn_dropout is {self.attn_dropout}; it must be at least 0 and below 1")
         if problems:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .builders import llama2, llama2_7b, llama2_13b, llama2_70b
+from .tokenizer import llama2_tokenizer
 
-__all__ = ["llama2", "llama2_7b", "llama2_13b", "llama2_70b"]
+__all__ = ["llama2", "llama2_7b", "llama2_13b", "llama2_70b", "llama2_tokenizer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tune.errors import ConfigError
+from tune.models.llama2.family import LLAMA
 from tune.modules import DecoderConfig, TransformerDecoder
 
 _COMMON = DecoderConfig(
@@ -77,7 +78,7 @@ def llama2(
         attn_dropout=attn_dropout,
         tie_word_embeddings=tie_word_embeddings,
     )
-    return TransformerDecoder(config)
+    return TransformerDecoder(config, LLAMA)
 
 
 def llama2_7b(attn_dropout: float = 0.0) -> TransformerDecoder:
@@ -96,7 +97,7 @@ def llama2_70b(attn_dropout: float = 0.0) -> TransformerDecoder:
 
 
 def _build(size: str, attn_dropout: float) -> TransformerDecoder:
-    return TransformerDecoder(replace(_SIZES[size], attn_dropout=attn_dropout))
+    return TransformerDecoder(replace(_SIZES[size], attn_dropout=attn_dropout), LLAMA)
 
 
 def _feed_forward_width(embed_dim: int) -> int:

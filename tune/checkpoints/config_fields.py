@@ -1,0 +1,123 @@
+"""Configuration files that come with weights: every field is read, checked, or known to be harmless."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tune.errors import CheckpointError
+
+T = TypeVar("T")
+_MAX_BYTES = 16 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or raise CheckpointError saying where it is broken."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes; a configuration or index has fewer"
+            )
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}. Download or copy it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, where an object {{...}} is expected")
+    return content
+
+
+class ConfigFields:
+    """The fields of one configuration file, each to be accounted for before `finish` passes.
+
+    A field that would change the numbers and is not understood must stop us: so whatever is neither asked for
+    nor listed as harmless is a problem, unless its value is null.
+
+    Args:
+        content: the file's content.
+        where: the file's name, for messages.
+    """
+
+    def __init__(self, content: Mapping[str, Any], where: str) -> None:
+        self._content = content
+        self._where = where
+        self._seen: set[str] = set()
+        self._problems: list[str] = []
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """Return a whole number; without a default the field is required."""
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            return self._wrong(name, value, "a whole number", 1)
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a finite number; without a default the field is required."""
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return self._wrong(name, value, "a number", 1.0)
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self._take(name, default)
+        if not isinstance(value, bool):
+            return self._wrong(name, value, "true or false", False)
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return an object; empty where the field is absent or null."""
+        value = self._take(name, {})
+        if not isinstance(value, dict):
+            return self._wrong(name, value, "an object", {})
+        return value
+
+    def expect(self, name: str, *understood: Any) -> None:
+        """Note that only these values are understood; absent and null are as well."""
+        self._seen.add(name)
+        value = self._content.get(name)
+        if value is not None and not any(
+            value == known and type(value) is type(known) for known in understood
+        ):
+            allowed = " or ".join(json.dumps(known) for known in understood) or "null"
+            self.problem(f"`{name}` is {_show(value)}, which is not supported: only {allowed} is")
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Note that these fields do not change what the model computes."""
+        self._seen.update(names)
+
+    def problem(self, text: str) -> None:
+        """Note a problem; `finish` raises."""
+        self._problems.append(text)
+
+    def finish(self) -> None:
+        """Raise one CheckpointError with every problem, unless there is none."""
+        for name in sorted(set(self._content) - self._seen):
+            if self._content[name] is not None:
+                self.problem(
+                    f"`{name}` is {_show(self._content[name])}, and this field is not known here; "
+                    "if it does not change the model's numbers, remove it from the file"
+                )
+        if self._problems:
+            raise CheckpointError(f"{self._where} cannot be followed:\n  " + "\n  ".join(self._problems))
+
+    def _take(self, name: str, default: Any) -> Any:
+        self._seen.add(name)
+        value = self._content.get(name)
+        return default if value is None else value
+
+    def _wrong(self, name: str, value: Any, wanted: str, stand_in: T) -> T:
+        if value is None:
+            self.problem(f"`{name}` is missing; it must be {wanted}")
+        else:
+            self.problem(f"`{name}` is {_show(value)}; it must be {wanted}")
+        return stand_in
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,242 @@
+"""How checkpoints of the Llama family name their weights, and what their configuration files say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tune.checkpoints import ConfigFields, Family, Layout, WeightRule
+from tune.errors import CheckpointError, ConfigError
+from tune.models.hf_fields import HARMLESS_FIELDS
+from tune.modules import DecoderConfig
+
+# Positions that Llama 2 was trained for; params.json does not say.
+_META_MAX_SEQ_LEN = 4096
+
+
+def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
+    fields = ConfigFields(content, "config.json")
+    embed_dim = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    head_dim = fields.integer("head_dim", embed_dim // max(num_heads, 1))
+    sizes = {
+        "vocab_size": fields.integer("vocab_size"),
+        "num_layers": fields.integer("num_hidden_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": fields.integer("num_key_value_heads", num_heads),
+        "embed_dim": embed_dim,
+        "head_dim": head_dim,
+        "intermediate_dim": fields.integer("intermediate_size"),
+        "max_seq_len": fields.integer("max_position_embeddings", 2048),
+    }
+    # Defaults of transformers' LlamaConfig, for fields that a file leaves out.
+    norm_eps = fields.number("rms_norm_eps", 1e-6)
+    attn_dropout = fields.number("attention_dropout", 0.0)
+    is_tied = fields.flag("tie_word_embeddings", False)
+    rope_base = _read_rope(fields)
+    fields.expect("hidden_act", "silu")
+    for name in ("attention_bias", "mlp_bias"):
+        fields.expect(name, False)
+    for name in ("sliding_window", "quantization_config", "layer_types"):
+        fields.expect(name)
+    fields.expect("partial_rotary_factor", 1.0, 1)
+    fields.ignore(HARMLESS_FIELDS)
+    fields.finish()
+    return _checked("config.json", sizes, norm_eps, rope_base, is_tied, attn_dropout)
+
+
+def _read_rope(fields: ConfigFields) -> float:
+    """Return the rotary base: `rope_theta`, or inside `rope_parameters` as newer files have it."""
+    base = fields.number("rope_theta", 10_000.0)
+    for name in ("rope_scaling", "rope_parameters"):
+        inner = ConfigFields(fields.mapping(name), name)
+        base = inner.number("rope_theta", base)
+        inner.expect("rope_type", "default")
+        inner.expect("type", "default")
+        inner.expect("partial_rotary_factor", 1.0, 1)
+        try:
+            inner.finish()
+        except CheckpointError as error:
+            fields.problem(str(error).replace("\n  ", "\n    "))
+    return base
+
+
+def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.intermediate_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_base,  # where every version of transformers, and other tools, look for it
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": config.attn_dropout,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_cache": True,
+    }
+
+
+def _read_meta_config(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
+    fields = ConfigFields(content, "params.json")
+    embed_dim = fields.integer("dim")
+    num_heads = fields.integer("n_heads")
+    sizes = {
+        # params.json may say -1, and gives the feed-forward's width by rules of rounding: the weights know.
+        "vocab_size": _rows("tok_embeddings.weight", shapes),
+        "num_layers": fields.integer("n_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": fields.integer("n_kv_heads", num_heads),
+        "embed_dim": embed_dim,
+        "head_dim": embed_dim // max(num_heads, 1),
+        "intermediate_dim": _rows("layers.0.feed_forward.w1.weight", shapes),
+        "max_seq_len": fields.integer("max_seq_len", _META_MAX_SEQ_LEN),
+    }
+    norm_eps = fields.number("norm_eps", 1e-5)
+    rope_base = fields.number("rope_theta", 10_000.0)
+    fields.expect("use_scaled_rope", False)
+    fields.ignore(("vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size"))
+    fields.finish()
+    return _checked("params.json", sizes, norm_eps, rope_base, is_tied=False, attn_dropout=0.0)
+
+
+def _write_meta_config(config: DecoderConfig) -> dict[str, Any]:
+    if config.head_dim * config.num_heads != config.embed_dim:
+        raise CheckpointError(
+            f"params.json cannot express heads of {config.head_dim}: it needs embed_dim {config.embed_dim} divided "
+            f"by num_heads {config.num_heads}"
+        )
+    content: dict[str, Any] = {
+        "dim": config.embed_dim,
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "norm_eps": config.norm_eps,
+        "vocab_size": config.vocab_size,
+        **_meta_width(config),
+    }
+    if config.num_kv_heads != config.num_heads:
+        content["n_kv_heads"] = config.num_kv_heads
+    if config.rope_base != 10_000.0:
+        content["rope_theta"] = config.rope_base
+    return content
+
+
+def _meta_width(config: DecoderConfig) -> dict[str, Any]:
+    """Return the fields from which Meta's code computes the feed-forward's width.
+
+    It takes int(multiplier * int(8 d / 3)) and rounds up to a multiple.  # llama/model.py, FeedForward
+    """
+    base = int(2 * 4 * config.embed_dim / 3)
+    for multiple_of, multiplier in ((256, None), (4096, 1.3), (1024, 1.3)):
+        width = base if multiplier is None else int(multiplier * base)
+        if -(-width // multiple_of) * multiple_of == config.intermediate_dim:
+            fields: dict[str, Any] = {"multiple_of": multiple_of}
+            return fields if multiplier is None else fields | {"ffn_dim_multiplier": multiplier}
+    # Half a unit more, so that rounding down cannot fall below the width.
+    return {"multiple_of": 1, "ffn_dim_multiplier": (config.intermediate_dim + 0.5) / base}
+
+
+def _checked(
+    where: str, sizes: dict[str, int], norm_eps: float, rope_base: float, is_tied: bool, attn_dropout: float
+) -> DecoderConfig:
+    try:
+        return DecoderConfig(
+            **sizes,
+            norm_eps=norm_eps,
+            rope_base=rope_base,
+            tie_word_embeddings=is_tied,
+            attn_dropout=attn_dropout,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _rows(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if len(shapes.get(name, ())) != 2:
+        raise CheckpointError(
+            f"the weights beside params.json hold no matrix {name}: this is not a Llama of Meta's"
+        )
+    return shapes[name][0]
+
+
+def _halves_from_pairs(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorder each head's rows from pairs (2i, 2i + 1) to halves (i, i + h_d / 2), as our rotation expects."""
+    rows, width = weight.shape
+    pairs = weight.view(num_heads, rows // num_heads // 2, 2, width)  # [n, h_d / 2, 2, d]
+    return pairs.transpose(1, 2).reshape(rows, width)
+
+
+def _pairs_from_halves(weight: Tensor, num_heads: int) -> Tensor:
+    rows, width = weight.shape
+    halves = weight.view(num_heads, 2, rows // num_heads // 2, width)  # [n, 2, h_d / 2, d]
+    return halves.transpose(1, 2).reshape(rows, width)
+
+
+_HF = Layout(
+    name="Hugging Face",
+    rules=(
+        WeightRule("tok_embeddings.weight", "model.embed_tokens.weight"),
+        WeightRule("layers.{}.sa_norm.scale", "model.layers.{}.input_layernorm.weight"),
+        WeightRule("layers.{}.attn.q_proj.weight", "model.layers.{}.self_attn.q_proj.weight"),
+        WeightRule("layers.{}.attn.k_proj.weight", "model.layers.{}.self_attn.k_proj.weight"),
+        WeightRule("layers.{}.attn.v_proj.weight", "model.layers.{}.self_attn.v_proj.weight"),
+        WeightRule("layers.{}.attn.output_proj.weight", "model.layers.{}.self_attn.o_proj.weight"),
+        WeightRule("layers.{}.mlp_norm.scale", "model.layers.{}.post_attention_layernorm.weight"),
+        WeightRule("layers.{}.mlp.w1.weight", "model.layers.{}.mlp.gate_proj.weight"),
+        WeightRule("layers.{}.mlp.w2.weight", "model.layers.{}.mlp.down_proj.weight"),
+        WeightRule("layers.{}.mlp.w3.weight", "model.layers.{}.mlp.up_proj.weight"),
+        WeightRule("norm.scale", "model.norm.weight"),
+        WeightRule("output.weight", "lm_head.weight"),
+    ),
+    ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",),
+    tied_output="lm_head.weight",
+)
+
+_META = Layout(
+    name="Meta",
+    rules=(
+        WeightRule("tok_embeddings.weight", "tok_embeddings.weight"),
+        WeightRule("layers.{}.sa_norm.scale", "layers.{}.attention_norm.weight"),
+        WeightRule(
+            "layers.{}.attn.q_proj.weight",
+            "layers.{}.attention.wq.weight",
+            to_ours=lambda weight, config: _halves_from_pairs(weight, config.num_heads),
+            to_theirs=lambda weight, config: _pairs_from_halves(weight, config.num_heads),
+        ),
+        WeightRule(
+            "layers.{}.attn.k_proj.weight",
+            "layers.{}.attention.wk.weight",
+            to_ours=lambda weight, config: _halves_from_pairs(weight, config.num_kv_heads),
+            to_theirs=lambda weight, config: _pairs_from_halves(weight, config.num_kv_heads),
+        ),
+        WeightRule("layers.{}.attn.v_proj.weight", "layers.{}.attention.wv.weight"),
+        WeightRule("layers.{}.attn.output_proj.weight", "layers.{}.attention.wo.weight"),
+        WeightRule("layers.{}.mlp_norm.scale", "layers.{}.ffn_norm.weight"),
+        WeightRule("layers.{}.mlp.w1.weight", "layers.{}.feed_forward.w1.weight"),
+        WeightRule("layers.{}.mlp.w2.weight", "layers.{}.feed_forward.w2.weight"),
+        WeightRule("layers.{}.mlp.w3.weight", "layers.{}.feed_forward.w3.weight"),
+        WeightRule("norm.scale", "norm.weight"),
+        WeightRule("output.weight", "output.weight"),
+    ),
+    ignored=("rope.freqs",),
+    tied_output="output.weight",
+)
+
+LLAMA = Family(
+    name="llama",
+    architectures=("LlamaForCausalLM",),
+    hf=_HF,
+    read_hf_config=_read_hf_config,
+    write_hf_config=_write_hf_config,
+    meta=_META,
+    read_meta_config=_read_meta_config,
+    write_meta_config=_write_meta_config,
+)

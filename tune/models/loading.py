@@ -1,0 +1,100 @@
+"""From a checkpoint's own files to the model they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tune.checkpoints import Family, find_model_dir, load_into, open_weights, read_json
+from tune.errors import CheckpointError
+from tune.models.llama2.family import LLAMA
+from tune.modules import DecoderConfig, TransformerDecoder
+
+_FAMILIES = (LLAMA,)
+
+
+def auto(checkpoint_dir: str = "") -> TransformerDecoder:
+    """Return a randomly initialised model of the kind and sizes a checkpoint describes; no weights are read.
+
+    Built on torch's current default device and dtype.
+
+    Args:
+        checkpoint_dir: a model's directory, or a saved step or output directory of a run.
+
+    Raises:
+        CheckpointError: no model there, or one that is not supported; the message names the field.
+    """
+    if not checkpoint_dir:
+        raise CheckpointError(
+            "model: auto needs a checkpoint to look at: set checkpointer.checkpoint_dir (or model_checkpoint), or "
+            "name a model such as llama2_7b"
+        )
+    family, config = read_model_config(find_model_dir(checkpoint_dir))
+    return TransformerDecoder(config, family)
+
+
+def from_checkpoint(
+    directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> TransformerDecoder:
+    """Return the model of a checkpoint with its weights, in eval mode; on tokens [b, s] it gives logits [b, s, v].
+
+    Built on the meta device and filled one tensor at a time: the peak is one copy of the weights.
+
+    Args:
+        directory: a model in Hugging Face or Meta layout, or a saved step or output directory of a run.
+        dtype: what the weights become.
+        device: where they go.
+
+    Raises:
+        CheckpointError: no model there, an unsupported one, or weights that do not fit it.
+    """
+    folder = find_model_dir(directory)
+    family, config = read_model_config(folder)
+    source = open_weights(folder)
+    with torch.device("meta"):
+        model = TransformerDecoder(config, family)
+    load_into(model, source, dtype=dtype, device=device)
+    return model.eval()
+
+
+def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
+    """Return the family and the sizes that a model directory's config.json or params.json describes.
+
+    Raises:
+        CheckpointError: neither file is there, or it describes something unsupported.
+    """
+    try:
+        if (folder / "config.json").is_file():
+            content = read_json(folder / "config.json")
+            family = _find_family(content)
+            return family, family.read_hf_config(content)
+        if (folder / "params.json").is_file() and LLAMA.read_meta_config is not None:
+            content = read_json(folder / "params.json")
+            return LLAMA, LLAMA.read_meta_config(content, open_weights(folder).shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    raise CheckpointError(
+        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta), so the model's sizes are not "
+        "known: copy that file from where the weights came from"
+    )
+
+
+def _find_family(content: Mapping[str, Any]) -> Family:
+    architectures = content.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        known = {name: family for family in _FAMILIES for name in family.architectures}
+        if architectures[0] in known:
+            return known[architectures[0]]
+        raise CheckpointError(
+            f"config.json: `architectures` is {architectures}, which is not supported: only {', '.join(known)} is"
+        )
+    kinds = {family.name: family for family in _FAMILIES}
+    if content.get("model_type") in kinds:
+        return kinds[content["model_type"]]
+    raise CheckpointError(
+        f"config.json: `model_type` is {content.get('model_type')!r} and `architectures` is missing; supported "
+        f"is {', '.join(kinds)}"
+    )
