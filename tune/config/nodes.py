@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tune.config.component import COMPONENT_KEY, Component
 from tune.config.diagnostics import DEFAULT, PYTHON, Source
 
 MAX_DEPTH = 64
@@ -130,7 +131,11 @@ def without_entry(node: Mapped, key: str) -> Mapped:
 
 
 def from_python(value: Any, source: Source = PYTHON) -> Node:
-    """The node of a Python value; mappings with text keys and lists become nodes, all else stays as it is."""
+    """The node of a Python value: components, mappings and lists are taken apart, all else stays as it is."""
+    if isinstance(value, Component):
+        inner = value.kwargs if value.path else {}
+        path = {COMPONENT_KEY: PythonValue(source, value.path)}
+        return mapped(source, {**path, **{key: from_python(item, source) for key, item in inner.items()}}, {})
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return mapped(source, {key: from_python(item, source) for key, item in value.items()}, {})
     if isinstance(value, (list, tuple)):

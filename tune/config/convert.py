@@ -1,0 +1,332 @@
+"""From nodes to typed values: the type a place asks for decides what a lexeme means."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any, Protocol
+
+from tune.config.component import COMPONENT_KEY
+from tune.config.diagnostics import Diagnostic, printable, quote, shorten
+from tune.config.nodes import (
+    Broken,
+    Listing,
+    Mapped,
+    Node,
+    PythonValue,
+    Scalar,
+    core_value,
+    is_null,
+    parse_float,
+    parse_int,
+)
+from tune.config.typing import ANY, TypeSpec
+
+_YES = {"yes", "on", "y"}
+_NO = {"no", "off", "n"}
+_NULL_WORDS = {"null", "Null", "NULL"}
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[_,']\d{3})+\Z|[-+]?\d+(?:_\d+)+\Z")
+_PADDED = re.compile(r"[-+]?0\d+\Z")
+
+
+class _Refused:
+    """The one value that stands for "reported already"."""
+
+    def __repr__(self) -> str:
+        return "REFUSED"
+
+
+REFUSED: Any = _Refused()
+
+
+class ComponentHook(Protocol):
+    """How a component is converted; the rules live with the slots, not here."""
+
+    def __call__(self, node: Node, path: str, slot: Any) -> Any: ...
+
+
+class Converter:
+    """Converts nodes to values and reports what does not fit.
+
+    Args:
+        report: called with every problem.
+        component: converts a component node; gets the node, its path and the slot (None inside arguments).
+    """
+
+    def __init__(self, report: Callable[[Diagnostic], None], component: ComponentHook) -> None:
+        self._report = report
+        self._component = component
+
+    def convert(self, node: Node, spec: TypeSpec, path: str, slot: Any = None) -> Any:
+        """Return the value of `node` as a `spec`, or `REFUSED` after reporting why there is none."""
+        if isinstance(node, Broken):
+            return REFUSED
+        if _means_null(node, spec):
+            return (
+                None if spec.nullable or spec.kind in ("any", "none") else self._refuse_null(node, spec, path)
+            )
+        if spec.kind == "component":
+            return self._component(node, path, slot)
+        if spec.kind == "any":
+            return self._untyped(node, path)
+        if spec.kind == "union":
+            return self._union(node, spec, path, slot)
+        if spec.kind in ("list", "vtuple", "tuple"):
+            return self._list(node, spec, path, slot)
+        if spec.kind == "dict":
+            return self._dict(node, spec, path)
+        if spec.kind == "object":
+            if isinstance(node, Mapped) and COMPONENT_KEY in node.entries:
+                return self._component(node, path, None)
+            if isinstance(node, PythonValue):
+                return node.value
+            return self._wrong(node, spec, path)
+        value, suggestion, reason = _scalar(node, spec)
+        if value is REFUSED:
+            return self._wrong(node, spec, path, suggestion, reason)
+        return value
+
+    def _untyped(self, node: Node, path: str) -> Any:
+        if isinstance(node, Scalar):
+            if "\0" in node.text:
+                return self._wrong(node, ANY, path, None, "a text cannot hold the NUL character")
+            return node.text if node.style == "quoted" else core_value(node.text)
+        if isinstance(node, PythonValue):
+            return node.value
+        if isinstance(node, Mapped):
+            if COMPONENT_KEY in node.entries:
+                return self._component(node, path, None)
+            return self._dict(node, TypeSpec("dict", (ANY,)), path)
+        return self._list(node, TypeSpec("list", (ANY,)), path, None)
+
+    def _list(self, node: Node, spec: TypeSpec, path: str, slot: Any) -> Any:
+        if not isinstance(node, Listing):
+            suggestion = None
+            if isinstance(node, Scalar) and "\n" not in node.text:
+                suggestion = (
+                    "[" + ", ".join(part.strip() for part in node.text.split(",") if part.strip()) + "]"
+                )
+            return self._wrong(node, spec, path, suggestion)
+        if spec.kind == "tuple":
+            if len(node.items) != len(spec.args):
+                reason = f"it has {len(node.items)} values"
+                return self._wrong(node, spec, path, None, reason)
+            specs = spec.args
+        else:
+            specs = (spec.args[0] if spec.args else ANY,) * len(node.items)
+        values = [
+            self.convert(item, item_spec, f"{path}.{index}", slot)
+            for index, (item, item_spec) in enumerate(zip(node.items, specs, strict=True))
+        ]
+        if any(value is REFUSED for value in values):
+            return REFUSED
+        return values if spec.kind == "list" else tuple(values)
+
+    def _dict(self, node: Node, spec: TypeSpec, path: str) -> Any:
+        if not isinstance(node, Mapped):
+            return self._wrong(node, spec, path)
+        inner = spec.args[0] if spec.args else ANY
+        values = {key: self.convert(item, inner, f"{path}.{key}") for key, item in node.entries.items()}
+        return REFUSED if any(value is REFUSED for value in values.values()) else values
+
+    def _union(self, node: Node, spec: TypeSpec, path: str, slot: Any) -> Any:
+        kinds: tuple[str, ...] = ()
+        if isinstance(node, Listing):
+            kinds = ("list", "vtuple", "tuple")
+        elif isinstance(node, Mapped):
+            kinds = ("dict", "component", "object")
+        else:
+            for member in spec.args:
+                if member.kind == "component":
+                    return self.convert(node, member, path, slot)
+            # a whole number before a number, and text only if nothing else fits: the order of specificity
+            for kind in ("literal", "bool", "int", "float", "path", "str"):
+                for member in spec.args:
+                    if member.kind == kind:
+                        value, _, _ = _scalar(node, member)
+                        if value is not REFUSED:
+                            return value
+        for member in spec.args:
+            if member.kind in kinds:
+                return self.convert(node, member, path, slot)
+        if isinstance(node, PythonValue) and any(member.kind == "object" for member in spec.args):
+            return node.value
+        scalars = [member for member in spec.args if member.kind in ("bool", "int", "float", "literal")]
+        _, suggestion, reason = _scalar(node, scalars[-1]) if scalars else (REFUSED, None, "")
+        return self._wrong(node, spec, path, suggestion, reason)
+
+    def _refuse_null(self, node: Node, spec: TypeSpec, path: str) -> Any:
+        message = f"{path} cannot be null; it takes {spec.describe()}"
+        suggestion = None
+        if isinstance(node, Scalar) and node.text and spec.kind in ("str", "path"):
+            message += " (quote it if the text is meant)"
+            suggestion = f'"{node.text}"'
+        self._say("null-not-allowed", path, message, node, suggestion)
+        return REFUSED
+
+    def _wrong(
+        self, node: Node, spec: TypeSpec, path: str, suggestion: str | None = None, reason: str = ""
+    ) -> Any:
+        message = f"{path} takes {spec.describe()}, not {show(node)}"
+        if reason:
+            message += f": {reason}"
+        self._say("not-a-choice" if spec.kind == "literal" else "wrong-type", path, message, node, suggestion)
+        return REFUSED
+
+    def _say(self, code: str, path: str, message: str, node: Node, suggestion: str | None) -> None:
+        self._report(Diagnostic(code, node.written or path, message, node.source, suggestion, shadowed(node)))
+
+
+def shadowed(node: Node) -> str | None:
+    """What `node` overrides, in words, or None."""
+    if node.shadows is None:
+        return None
+    return f"{show(node.shadows)} from {node.shadows.source.describe()}"
+
+
+def show(node: Node) -> str:
+    """A value as it was written, short and printable."""
+    if isinstance(node, Scalar):
+        if node.style == "quoted":
+            return f'the text "{shorten(printable(node.text))}"'
+        return quote(node.text) if node.text else "nothing"
+    if isinstance(node, PythonValue):
+        return shorten(printable(repr(node.value)))
+    if isinstance(node, Listing):
+        return "a list"
+    return "a component" if isinstance(node, Mapped) and COMPONENT_KEY in node.entries else "a mapping"
+
+
+def _means_null(node: Node, spec: TypeSpec) -> bool:
+    if isinstance(node, Scalar) and node.style == "verbatim":
+        if node.text in _NULL_WORDS:
+            return True
+        # `key=` and `key=~` are a text's own values; for everything else they say null
+        text_target = spec.kind in ("str", "path") or any(arg.kind in ("str", "path") for arg in spec.args)
+        return node.text in ("", "~") and not text_target
+    return is_null(node)
+
+
+def _scalar(node: Node, spec: TypeSpec) -> tuple[Any, str | None, str]:
+    """(value, suggestion, reason); the value is `REFUSED` where `node` is no `spec`."""
+    if isinstance(node, PythonValue):
+        return _python_scalar(node.value, spec)
+    if not isinstance(node, Scalar):
+        return REFUSED, None, ""
+    text, plain = node.text, node.style != "quoted"
+    if spec.kind in ("str", "path"):
+        if "\0" in text:
+            return REFUSED, None, "a text cannot hold the NUL character"
+        return text, None, ""
+    if spec.kind == "literal":
+        return _choice(text, plain, spec)
+    parse = {"bool": _bool, "int": _int, "float": _float}.get(spec.kind)
+    if parse is None:
+        return REFUSED, None, ""
+    value, suggestion, reason = parse(text if plain else text.strip())
+    if not plain and value is not REFUSED:
+        return REFUSED, text.strip(), "quotes make it text; remove them"
+    return value, suggestion, reason
+
+
+def _bool(text: str) -> tuple[Any, str | None, str]:
+    value = core_value(text)
+    if isinstance(value, bool):
+        return value, None, ""
+    lowered = text.lower()
+    if lowered in _YES or text == "1" or lowered == "true":
+        return REFUSED, "true", ""
+    if lowered in _NO or text == "0" or lowered == "false":
+        return REFUSED, "false", ""
+    return REFUSED, None, ""
+
+
+def _int(text: str) -> tuple[Any, str | None, str]:
+    if _PADDED.match(text):
+        digits = text.lstrip("+-").lstrip("0") or "0"
+        sign = "-" if text.startswith("-") else ""
+        return REFUSED, sign + digits, "a leading zero means octal to some readers"
+    value = parse_int(text)
+    if value is not None:
+        return value, None, ""
+    if _GROUPED.match(text):
+        return REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML"
+    number = parse_float(text)
+    if number is not None and math.isfinite(number) and number.is_integer() and abs(number) < 1e15:
+        return REFUSED, str(int(number)), ""
+    return REFUSED, None, ""
+
+
+def _float(text: str) -> tuple[Any, str | None, str]:
+    if _PADDED.match(text):
+        return REFUSED, _int(text)[1], "a leading zero means octal to some readers"
+    whole = parse_int(text)
+    value: float | None
+    try:
+        value = float(whole) if whole is not None else parse_float(text)
+    except OverflowError:
+        value = math.inf
+    if value is None:
+        if text.lower().lstrip("+-") in ("inf", "nan", "infinity"):
+            return REFUSED, None, "it has to be finite"
+        if _GROUPED.match(text):
+            return REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML"
+        if re.fullmatch(r"[-+]?\d+,\d+", text):
+            return REFUSED, text.replace(",", "."), "the decimal sign is a point"
+        if re.fullmatch(r"[-+]?[\d.]+\s*%", text):
+            return REFUSED, None, "write it as a fraction of one"
+        return REFUSED, None, ""
+    if not math.isfinite(value):
+        return REFUSED, None, "it has to be finite"
+    return value, None, ""
+
+
+def _choice(text: str, plain: bool, spec: TypeSpec) -> tuple[Any, str | None, str]:
+    value = core_value(text) if plain else text
+    for choice in spec.choices:
+        if choice == text or (type(choice) is type(value) and choice == value):
+            return choice, None, ""
+    import difflib  # only on the way to an error
+
+    names = {str(choice).lower(): str(choice) for choice in spec.choices}
+    synonym = _SYNONYMS.get(text.lower(), text.lower())
+    close = difflib.get_close_matches(synonym, names, n=1, cutoff=0.6)
+    return REFUSED, names[close[0]] if close else None, ""
+
+
+# What other tools call the precisions; only ever a suggestion.
+_SYNONYMS = {
+    "bfloat16": "bf16",
+    "torch.bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "torch.float16": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "torch.float32": "fp32",
+    "full": "fp32",
+}
+
+
+def _python_scalar(value: Any, spec: TypeSpec) -> tuple[Any, str | None, str]:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if spec.kind == "bool" and isinstance(value, bool):
+        return value, None, ""
+    if spec.kind == "int" and is_number and isinstance(value, int):
+        return value, None, ""
+    if spec.kind == "float" and is_number:
+        if isinstance(value, int) and abs(value) > 10**300:
+            return REFUSED, None, "it has to be finite"
+        return (float(value), None, "") if math.isfinite(value) else (REFUSED, None, "it has to be finite")
+    if spec.kind in ("str", "path") and isinstance(value, (str, PurePath)):
+        if "\0" in str(value):
+            return REFUSED, None, "a text cannot hold the NUL character"
+        return (str(value), None, "") if spec.kind == "str" else (value, None, "")
+    if spec.kind == "literal":
+        for choice in spec.choices:
+            if type(choice) is type(value) and choice == value:
+                return choice, None, ""
+        return _choice(str(value), False, spec) if isinstance(value, str) else (REFUSED, None, "")
+    return REFUSED, None, ""

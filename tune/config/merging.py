@@ -1,0 +1,265 @@
+"""Putting the command line on top of the file: replacing, adding to and removing parts of the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tune.config.component import COMPONENT_KEY
+from tune.config.diagnostics import Diagnostic, quote
+from tune.config.naming import nearest
+from tune.config.nodes import (
+    Broken,
+    Listing,
+    Mapped,
+    Node,
+    PythonValue,
+    Scalar,
+    default_node,
+    is_null,
+    listing,
+    mapped,
+    with_entry,
+    without_entry,
+)
+from tune.config.overrides import Edit
+from tune.config.params import ParamInfo
+
+
+@dataclass
+class Merged:
+    """The tree after the edits, and what there is to say about them."""
+
+    root: Mapped
+    problems: list[Diagnostic] = field(default_factory=list)
+
+
+class _Refusal(Exception):
+    """An edit that cannot be made."""
+
+    def __init__(self, code: str, message: str, suggestion: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.suggestion = suggestion
+
+
+def name_component(node: Node) -> Mapped | None:
+    """The mapping form of a component; None for what is not one (null, a list)."""
+    if isinstance(node, Mapped):
+        return node
+    if isinstance(node, Broken) or is_null(node):
+        return None
+    if isinstance(node, Scalar) and node.text:
+        whole = mapped(node.source, {COMPONENT_KEY: node}, {})
+        return replace(whole, shadows=node.shadows, written=node.written)
+    if isinstance(node, PythonValue) and node.value:
+        return mapped(node.source, {COMPONENT_KEY: node}, {})
+    return None
+
+
+def apply_edits(root: Mapped, edits: Sequence[Edit], infos: Mapping[str, ParamInfo]) -> Merged:
+    """Apply edits to a tree; the tree itself is left as it is.
+
+    Removals come first, as they speak of what the file says; then values, whole components before their
+    arguments, so that the order on the command line matters only between two values for the same place.
+
+    Args:
+        root: the file's tree.
+        edits: from the command line.
+        infos: the declared parameters; empty where none are known.
+    """
+    merged = Merged(root)
+    removals = [edit for edit in edits if edit.node is None]
+    values = sorted((edit for edit in edits if edit.node is not None), key=lambda edit: len(edit.path))
+    seen: dict[tuple[str, ...], Edit] = {}
+    # deepest and last first, so that removing list items does not move those still to be removed
+    for edit in sorted(removals, key=_removal_order, reverse=True):
+        _attempt(merged, edit, infos)
+    for edit in values:
+        earlier = seen.get(edit.path)
+        if earlier is not None:
+            message = f"{edit.dotted} is set twice on the command line; the last value counts"
+            merged.problems.append(
+                Diagnostic("repeated-override", edit.dotted, message, earlier.source, severity="warning")
+            )
+        seen[edit.path] = edit
+        _attempt(merged, edit, infos, quiet=earlier is not None)
+    return merged
+
+
+def _removal_order(edit: Edit) -> tuple[int, tuple[tuple[int, str], ...]]:
+    return len(edit.path), tuple((int(part) if part.isdecimal() else -1, part) for part in edit.path)
+
+
+def _attempt(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo], quiet: bool = False) -> None:
+    try:
+        if edit.node is None:
+            merged.root = _remove(merged.root, edit, infos)
+        else:
+            if not quiet:
+                _warn_of_dropped(merged, edit, infos)
+            made = _set(merged.root, edit, infos)
+            merged.root = made
+    except _Refusal as refusal:
+        if not refusal.code:
+            return
+        merged.problems.append(
+            Diagnostic(refusal.code, edit.dotted, str(refusal), edit.source, refusal.suggestion)
+        )
+
+
+def _slot_of(path: Sequence[str], infos: Mapping[str, ParamInfo]) -> bool:
+    """Whether `path` is a component: a slot, or an item of a slot that holds a list."""
+    info = infos.get(path[0])
+    if info is None or info.slot is None:
+        return False
+    return len(path) == 1 or (len(path) == 2 and path[1].isdecimal())
+
+
+def _at(root: Mapped, path: Sequence[str]) -> Node | None:
+    node: Node = root
+    for part in path:
+        if isinstance(node, Mapped) and part in node.entries:
+            node = node.entries[part]
+        elif isinstance(node, Listing) and part.isdecimal() and int(part) < len(node.items):
+            node = node.items[int(part)]
+        else:
+            return None
+    return node
+
+
+def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
+    """Say which arguments go when a whole component is replaced."""
+    if not _slot_of(edit.path, infos):
+        return
+    old = _at(merged.root, edit.path)
+    kept = set(edit.node.entries) if isinstance(edit.node, Mapped) else set()
+    if isinstance(old, Listing):
+        dropped = [f"a list of {len(old.items)}"] if not isinstance(edit.node, Listing) else []
+    elif isinstance(old, Mapped):
+        dropped = [key for key in old.entries if key not in kept and key != COMPONENT_KEY]
+    else:
+        return
+    if dropped:
+        name = edit.dotted
+        message = f"{name} is replaced as a whole, which drops {', '.join(dropped)}"
+        suggestion = None
+        if isinstance(edit.node, Scalar) and isinstance(old, Mapped):
+            message += f"; {name}.{COMPONENT_KEY}=... would keep what the file sets"
+            suggestion = f"{name}.{COMPONENT_KEY}={edit.node.text}"
+        merged.problems.append(
+            Diagnostic(
+                "dropped-arguments",
+                name,
+                message,
+                replace(edit.source, col=1),
+                suggestion,
+                severity="warning",
+            )
+        )
+
+
+def _set(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> Mapped:
+    name = edit.path[0]
+    if len(edit.path) > 1 and name not in root.entries and name in infos:
+        default = default_node(infos[name].default)
+        root = with_entry(root, name, default, default.source)
+    made = _put(root, edit, 0, infos)
+    if not isinstance(made, Mapped):
+        raise AssertionError("the root of a configuration stays a mapping")
+    return made
+
+
+def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> Node:
+    """`node`, which stands at the first `depth` parts of the edit's path, with the edit made."""
+    if edit.node is None or depth == len(edit.path):
+        value = edit.node
+        if value is None:
+            raise AssertionError("removals do not come here")
+        return value if isinstance(node, Broken) else replace(value, shadows=node)
+    here, part = edit.path[:depth], edit.path[depth]
+    if depth and _slot_of(here, infos) and not isinstance(node, (Mapped, Listing)):
+        component = name_component(node)
+        if component is None and isinstance(node, Broken):
+            return node
+        if component is None and part != COMPONENT_KEY:
+            if infos[here[0]].required and isinstance(node, PythonValue):
+                raise _Refusal("", "")  # that the component is missing is said anyway
+            message = (
+                f"{'.'.join(here)} holds no component that could take {part}; "
+                f"set {'.'.join(here)}.{COMPONENT_KEY} as well"
+            )
+            raise _Refusal("no-component", message)
+        node = component or mapped(edit.source, {}, {})
+    if isinstance(node, Mapped):
+        old = node.entries.get(part)
+        last = depth + 1 == len(edit.path)
+        if old is None:
+            if last and edit.node is not None:
+                return with_entry(node, part, edit.node, replace(edit.source, col=1))
+            old = mapped(edit.source, {}, {})
+        return with_entry(node, part, _put(old, edit, depth + 1, infos), replace(edit.source, col=1))
+    if isinstance(node, Listing):
+        index = _index(node, part, ".".join(here))
+        items = list(node.items)
+        items[index] = _put(items[index], edit, depth + 1, infos)
+        return replace(listing(node.source, items), shadows=node.shadows, written=node.written)
+    if isinstance(node, Broken):
+        return node
+    raise _Refusal("no-such-place", f"{'.'.join(here)} is a single value and has no part {quote(part)}")
+
+
+def _index(node: Listing, part: str, path: str) -> int:
+    count = f"it has {len(node.items)} item{'s' if len(node.items) != 1 else ''}"
+    if not part.isdecimal() or len(part) > 9:
+        message = f"{path} is a list, so a number has to follow, not {quote(part)}; {count}"
+        raise _Refusal("no-such-place", message)
+    if int(part) >= len(node.items):
+        raise _Refusal("no-such-place", f"{path} has no item {part}: {count}, counted from 0")
+    return int(part)
+
+
+def _remove(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> Mapped:
+    path = edit.path
+    if _at(root, path) is None:
+        # the same value may stand in its other spelling
+        for info in infos.values():
+            other = tuple(info.short_for.split(".")) if info.short_for else ()
+            if path == (info.name,) and other and _at(root, other) is not None:
+                path = other
+                break
+            if path == other and info.name in root.entries:
+                path = (info.name,)
+                break
+    node = _at(root, path)
+    if node is None:
+        _refuse_removal(root, edit, infos)
+    made = _cut(root, path)
+    return made if isinstance(made, Mapped) else root
+
+
+def _cut(node: Node, path: Sequence[str]) -> Node:
+    part = path[0]
+    if isinstance(node, Mapped):
+        if len(path) == 1:
+            return without_entry(node, part)
+        return with_entry(node, part, _cut(node.entries[part], path[1:]), node.key_source(part))
+    if isinstance(node, Listing):
+        items = list(node.items)
+        if len(path) == 1:
+            del items[int(part)]
+        else:
+            items[int(part)] = _cut(items[int(part)], path[1:])
+        return replace(listing(node.source, items), shadows=node.shadows, written=node.written)
+    return node
+
+
+def _refuse_removal(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
+    parent = _at(root, edit.path[:-1])
+    present = list(parent.entries) if isinstance(parent, Mapped) else []
+    close = nearest(edit.path[-1], present)
+    message = f"{edit.dotted} cannot be removed: it is not set in the file"
+    if len(edit.path) == 1 and edit.dotted in infos and not infos[edit.dotted].required:
+        message += ", it has its default already"
+    suggestion = "~" + ".".join([*edit.path[:-1], close]) if close else None
+    raise _Refusal("nothing-to-remove", message, suggestion)

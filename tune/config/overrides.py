@@ -1,0 +1,123 @@
+"""Overrides from the command line: `a.b=value`, `~a.b`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tune.config.diagnostics import Diagnostic, Source, quote
+from tune.config.nodes import MAX_DEPTH, Node, Scalar, text_weight
+from tune.config.yaml_tree import read_flow
+
+_KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
+_FLOW_STARTS = ("[", "{", '"', "'")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change to the tree.
+
+    Args:
+        path: where.
+        node: the new value; None removes what is there.
+        source: the argument.
+    """
+
+    path: tuple[str, ...]
+    node: Node | None
+    source: Source
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.path)
+
+
+def is_override(argument: str) -> bool:
+    """Whether a bare command-line argument is meant as an override: `a.b=value` or `~a.b`."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def parse_overrides(
+    overrides: Sequence[str], removals: Sequence[str] = ()
+) -> tuple[list[Edit], list[Diagnostic]]:
+    """Read override arguments.
+
+    Args:
+        overrides: `a.b=value` and `~a.b` arguments, in order.
+        removals: arguments of ``--remove``.
+
+    Returns:
+        the edits, and a diagnostic for every argument that is none.
+    """
+    edits: list[Edit] = []
+    problems: list[Diagnostic] = []
+    for index, argument in enumerate([*overrides, *("~" + path for path in removals)]):
+        result = _parse(argument, index)
+        if isinstance(result, Edit):
+            edits.append(result)
+        else:
+            problems.append(result)
+    return edits, problems
+
+
+def _parse(argument: str, index: int) -> Edit | Diagnostic:
+    whole = Source("cli", arg=argument, col=1, index=index, length=len(argument))
+    if _SURROGATE.search(argument) or "\0" in argument:
+        return Diagnostic("bad-encoding", "", "this argument is not UTF-8", whole)
+    if argument.startswith("~"):
+        path = argument[1:].strip()
+        if "=" in path:
+            message = "a removal takes no value: write ~key to remove, key=value to set"
+            return Diagnostic("bad-override", "", message, whole, "~" + path.split("=", 1)[0])
+        return _keyed(path, whole) or Edit(tuple(path.split(".")), None, whole)
+    key, sign, value = argument.partition("=")
+    if not sign:
+        return _without_sign(argument, whole)
+    bare = key.strip().lstrip("-+").replace("-", "_") if key.strip().startswith(("-", "+")) else key.strip()
+    if bare != key and _KEY.match(bare):
+        message = (
+            f"an override is key=value, without dashes, signs or spaces around the key: {quote(argument)}"
+        )
+        return Diagnostic("bad-override", bare, message, whole, f"{bare}={value.strip()}")
+    problem = _keyed(key, whole)
+    if problem:
+        return problem
+    source = Source("cli", arg=argument, col=len(key) + 2, index=index, length=max(1, len(value)))
+    node: Node | None = Scalar(source, value, "verbatim", weight=text_weight(value))
+    if value.startswith(_FLOW_STARTS):
+        node, fault = read_flow(value, source)
+        if fault is not None or node is None:
+            message = fault.message if fault else "there is no value"
+            escaped = value.replace("'", "''")
+            return Diagnostic(
+                "bad-override",
+                key,
+                f"a value that starts with {value[0]} is read as YAML, and {message}",
+                fault.source if fault else source,
+                f"{key}='{escaped}'",
+            )
+    return Edit(tuple(key.split(".")), node, source)
+
+
+def _keyed(path: str, whole: Source) -> Diagnostic | None:
+    """What is wrong with the key of an override, if anything."""
+    if len(path.split(".")) > MAX_DEPTH:
+        return Diagnostic("bad-override", "", f"the key has more than {MAX_DEPTH} parts", whole)
+    if _KEY.match(path):
+        return None
+    dotted = re.sub(r"\[\s*[\"']?([\w-]+)[\"']?\s*\]", r".\1", path)
+    value = whole.arg.partition("=")[2] if whole.arg else ""
+    suggestion = f"{dotted}={value}" if dotted != path and _KEY.match(dotted) else None
+    message = f"{quote(path)} is no key; keys are names joined by dots, such as optimizer.lr"
+    return Diagnostic("bad-override", "", message, whole, suggestion)
+
+
+def _without_sign(argument: str, whole: Source) -> Diagnostic:
+    found = re.match(r"-*([A-Za-z_][\w.-]*)\s*(?::\s*|\s+)(\S.*)\Z", argument)
+    suggestion = f"{found.group(1)}={found.group(2)}" if found else None
+    message = f"an override needs an equals sign: key=value, not {quote(argument)}"
+    if not found and _KEY.match(argument.lstrip("-")):
+        message += f"; to remove a value, write ~{argument.lstrip('-')}"
+    return Diagnostic("override-without-value", "", message, whole, suggestion)
