@@ -20,6 +20,7 @@ from tune.training.parallel import check_parallel_plan
 from tune.training.precision import Precision, plan_precision
 from tune.training.profiler import DummyProfiler, setup_torch_profiler
 from tune.training.progress import Progress, format_duration
+from tune.training.resolved_config import write_resolved_config
 from tune.training.run_lock import RunLock
 from tune.training.run_state import (
     get_rng_state,
@@ -30,6 +31,7 @@ from tune.training.run_state import (
 )
 from tune.training.saved_steps import (
     SavedStep,
+    choose_step_to_resume,
     find_newest_complete_step,
     link_step,
     list_saved_steps,
@@ -62,6 +64,7 @@ __all__ = [
     "check_fingerprint",
     "check_parallel_plan",
     "checkpoint_activations",
+    "choose_step_to_resume",
     "clip_gradients",
     "compile_blocks",
     "count_tokens",
@@ -89,5 +92,6 @@ __all__ = [
     "setup_torch_profiler",
     "to_device",
     "verify_step",
+    "write_resolved_config",
     "write_step",
 ]

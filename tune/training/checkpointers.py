@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tune.checkpoints import find_model_dir, load_into, open_weights, save_meta, save_model
 from tune.errors import CheckpointError, ConfigError
+from tune.modules import TransformerDecoder
 from tune.utils import expand_path
 
 __all__ = ["FullModelCheckpointer", "FullModelHFCheckpointer", "FullModelMetaCheckpointer"]
@@ -60,14 +60,13 @@ class FullModelCheckpointer:
         self.resume_from_checkpoint = resume_from_checkpoint
 
     def load_into(
-        self, model: nn.Module, *, dtype: torch.dtype, device: torch.device, directory: Path | None = None
+        self, model: TransformerDecoder, *, device: torch.device, directory: Path | None = None
     ) -> None:
         """Fill a model built on the meta device, one tensor at a time.
 
         Args:
-            model: its parameters are replaced.
-            dtype: what they are kept in.
-            device: where.
+            model: its parameters keep their dtype.
+            device: where they go.
             directory: a saved step's `model/`; None is `checkpoint_dir`.
 
         Raises:
@@ -80,22 +79,21 @@ class FullModelCheckpointer:
             files = [folder / name for name in self.checkpoint_files] if self.checkpoint_files else None
             source = open_weights(files if files is not None else folder)
             self._check_type(model)
-        load_into(model, source, dtype=dtype, device=device)
+        load_into(model, source, device=device)
 
-    def save_model(self, model: nn.Module, directory: Path, tokenizer: Any) -> None:
+    def save_model(self, model: TransformerDecoder, directory: Path, tokenizer: Any) -> None:
         """Write weights, config and tokenizer into `directory`/model, in Hugging Face layout."""
         save_model(model, directory / "model", tokenizer=tokenizer)
         if self.WRITES_META:
             save_meta(model, directory / "meta")
 
-    def _check_type(self, model: nn.Module) -> None:
-        family: Any = model.family
-        if self.model_type is None or family is None:
+    def _check_type(self, model: TransformerDecoder) -> None:
+        if self.model_type is None or model.family is None:
             return
-        wanted, actual = _letters(self.model_type), _letters(family.name)
+        wanted, actual = _letters(self.model_type), _letters(model.family.name)
         if not (wanted.startswith(actual) or actual.startswith(wanted)):
             raise CheckpointError(
-                f"checkpointer.model_type is {self.model_type}, but the model is of the family {family.name}. "
+                f"checkpointer.model_type is {self.model_type}, but the model is of the family {model.family.name}. "
                 "Remove model_type, or choose the model that belongs to the checkpoint."
             )
 

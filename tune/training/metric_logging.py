@@ -79,18 +79,19 @@ class _FileLogger:
             raise CheckpointError(f"cannot write metrics to {self.path}: {error.strerror}.") from error
 
     def rewind(self, step: int) -> None:
-        """Cut lines later than `step`, and a half-written last one, which the resumed run writes again."""
+        """Cut the lines at the end that are later than `step`, or half written: the resumed run writes them again."""
         self.close()
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = []
-        for line in lines:
-            line_step = self.read_step(line)
-            if line_step is not None and line_step <= step:
-                kept.append(line + "\n")
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        # From the end only: a file that several runs share keeps what the others wrote before.
+        while lines:
+            last = self.read_step(lines[-1])
+            if last is not None and last <= step and lines[-1].endswith("\n"):
+                break
+            lines.pop()
         staged = self.path.with_name(self.path.name + ".partial")
-        staged.write_text("".join(kept), encoding="utf-8")
+        staged.write_text("".join(lines), encoding="utf-8")
         os.replace(staged, self.path)
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tune.config import Component, instantiate_offering
+from tune.config.component import Component
+from tune.config.instantiate import instantiate_offering
 from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
 

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch.amp import GradScaler
 
 from tune.errors import TrainingError
 from tune.utils import get_dtype
@@ -28,11 +27,16 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.compute_dtype)
 
-    def make_grad_scaler(self) -> GradScaler | None:
-        """Return the loss scaler that fp16 needs (its smallest number is 6e-8), or None."""
-        if self.compute_dtype != torch.float16:
-            return None
-        return GradScaler(self.device_type)
+    @property
+    def needs_loss_scaling(self) -> bool:
+        """Whether small gradients must be scaled up to survive: fp16's smallest number is 6e-8."""
+        return self.compute_dtype == torch.float16
+
+    def __str__(self) -> str:
+        kept, compute = (
+            str(dtype).removeprefix("torch.") for dtype in (self.param_dtype, self.compute_dtype)
+        )
+        return compute if kept == compute else f"{compute} with weights in {kept}"
 
 
 def plan_precision(dtype: str, param_dtype: str | None, device: torch.device) -> Precision:

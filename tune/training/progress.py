@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from tune.utils import get_logger
 
 __all__ = ["Progress", "format_duration"]
+
+
+# What is shown of the metrics, in this order; the files get all of them.
+SHOWN: dict[str, Callable[[Any], str]] = {
+    "loss": "loss {:.4f}".format,
+    "val_loss": "val loss {:.4f}".format,
+    "lr": "lr {:.2e}".format,
+    "grad_norm": "grad norm {:.3f}".format,
+    "tokens_per_second": "{:,.0f} tok/s".format,
+    "trained_tokens_per_second": "{:,.0f} trained/s".format,
+    "peak_memory_gib": "{:.2f} GiB".format,
+    "fraction_of_limit": "{:.1%} of limit".format,
+}
 
 
 class Progress:
@@ -38,21 +51,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def show(self, step: int, shown: Mapping[str, str]) -> None:
+    def show(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show what was logged at `step`, as one line or beside the bar."""
+        facts = " | ".join(write(metrics[name]) for name, write in SHOWN.items() if name in metrics)
         if self._bar is not None:
-            self._bar.set_postfix_str(" ".join(f"{name} {text}".strip() for name, text in shown.items()))
+            self._bar.set_postfix_str(facts)
             return
-        facts = " | ".join(f"{name} {text}".strip() for name, text in shown.items())
         width = len(str(self._num_steps))
         get_logger().info(f"step {step:{width}d}/{self._num_steps} | {facts} | {self._time_left(step)} left")
-
-    def say(self, text: str) -> None:
-        """Show a message without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            get_logger().info(text)
 
     def __enter__(self) -> Progress:
         return self

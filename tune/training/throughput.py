@@ -46,7 +46,13 @@ class SpeedMeter:
         self._flops_per_token = flops_per_token
         self._matmul_rate = matmul_rate
         self.total_seconds = 0.0
-        self._begin()
+        self.start()
+
+    def start(self) -> None:
+        """Start the clock and the counts anew."""
+        self._start = time.perf_counter()
+        self._excluded = 0.0
+        self._num_tokens = self._num_targets = self._sum_of_squares = 0
 
     def count(self, tokens: TokenCounts) -> None:
         """Add the tokens of one optimizer step."""
@@ -78,13 +84,8 @@ class SpeedMeter:
             self._num_targets / seconds,
             rate * self._flops_per_token(mean_length) / self._matmul_rate,
         )
-        self._begin()
+        self.start()
         return speed
-
-    def _begin(self) -> None:
-        self._start = time.perf_counter()
-        self._excluded = 0.0
-        self._num_tokens = self._num_targets = self._sum_of_squares = 0
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -1,0 +1,468 @@
+"""Full fine-tuning: every weight of a model is trained on examples of your own.
+
+    tune run full_finetune --config llama2/7B_full model_checkpoint=DIR dataset.source=my.jsonl
+
+Copy this file (`tune cp full_finetune mine.py`), change what you like, and run it: `tune run ./mine.py ...`.
+It is read from top to bottom: `setup` builds everything in an order it explains, `train` is the loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.utils.data import DataLoader
+
+import tune.config
+from recipes.params.full_finetune import FullFinetuneParams
+from tune import training
+from tune.config import Component, import_component, instantiate, instantiate_offering
+from tune.data import CROSS_ENTROPY_IGNORE_IDX, ResumableSampler, shift_labels
+from tune.datasets import ConcatDataset
+from tune.errors import ConfigError
+from tune.generation import generate_text
+from tune.modules import flops_per_token
+from tune.modules.loss import loss_sum
+from tune.training import DummyProfiler
+from tune.training.metric_logging import JSONLLogger
+from tune.utils import get_device, get_logger, set_seed
+
+
+class FullFinetuneRecipe:
+    """Fine-tunes all weights in one process, on a CPU or a GPU.
+
+    Each optimizer step divides the summed loss of all its micro-batches by their number of target tokens, so the
+    gradient does not depend on how the step was cut up. Saved steps resume bit for bit on the same machine.
+    """
+
+    # Where a run stands, beside the objects that keep a state of their own: saved with each step.
+    SAVED = (
+        "step",
+        "epoch",
+        "step_in_epoch",
+        "num_tokens",
+        "num_targets",
+        "best_val_loss",
+        "seed",
+        "fingerprint",
+    )
+
+    def __init__(self, params: FullFinetuneParams) -> None:
+        self.params = params
+        self.log = get_logger(params.log_level)
+        self.exit_code = 0
+        self.step = 0  # optimizer steps taken
+        self.epoch = 0  # passes over the data begun before this one
+        self.step_in_epoch = 0
+        self.num_tokens = 0  # that went through the model, without padding
+        self.num_targets = 0  # those whose next token was trained on
+        self.best_val_loss = float("inf")
+        self.loss = self.val_loss = float("nan")  # as last read
+        self.val_step = -1  # the step that val_loss is of
+        self.lock: training.RunLock | None = None
+        self.metric_loggers: list[Any] = []
+
+    # ---- Before training -------------------------------------------------------------------------------
+
+    def load_checkpoint(self) -> training.SavedStep | None:
+        """Build the checkpointer, hold the output directory, and return the saved step to resume from, if any."""
+        params = self.params
+        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
+        self.output_dir: Path = self.checkpointer.output_dir
+        self.lock = training.RunLock(self.output_dir)
+        training.remove_unfinished_steps(self.output_dir)
+        resume = params.resume_from_checkpoint or self.checkpointer.resume_from_checkpoint
+        return training.choose_step_to_resume(self.output_dir, resume, self.checkpointer.recipe_checkpoint)
+
+    def setup(self) -> None:
+        """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
+        params = self.params
+        # 1. The place to write to, before any work is done that could not be written.
+        resumed = self.load_checkpoint()
+
+        # 2. Device, precision and seed: everything after this may draw random numbers or tensors.
+        plan = training.check_parallel_plan(
+            enable_fsdp=params.enable_fsdp,
+            data_parallel_replicate_dim=params.data_parallel_replicate_dim,
+            data_parallel_shard_dim=params.data_parallel_shard_dim,
+            fsdp_cpu_offload=params.fsdp_cpu_offload,
+            custom_sharded_layers=params.custom_sharded_layers,
+        )
+        self.device = get_device(params.device)
+        self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
+        saved_seed = training.read_run_file(resumed.state_dir)["run"]["seed"] if resumed else None
+        self.seed = set_seed(saved_seed if params.seed is None else params.seed)
+        self.log.info(
+            f"{self.device}, {plan}, {self.precision}, seed {self.seed}, output in {self.output_dir}"
+        )
+
+        # 3. Tokenizer and data, in seconds: a mistake there shows before gigabytes of weights are read.
+        offered = {"checkpoint_dir": self.checkpointer.checkpoint_dir}
+        self.tokenizer = instantiate_offering(params.tokenizer, offered)
+        self.dataset, self.loader = self._setup_data(params.dataset, params.batch_size, params.shuffle)
+        self.sampler = self.loader.sampler
+        if params.dataset_val:
+            batch_size_val = params.batch_size_val or params.batch_size
+            self.loader_val = self._setup_data(params.dataset_val, batch_size_val, shuffle=False)[1]
+        num_micro_batches = -(-len(self.dataset) // params.batch_size)
+        self.steps_per_epoch = -(-num_micro_batches // params.gradient_accumulation_steps)
+        if params.max_steps_per_epoch is not None:
+            self.steps_per_epoch = min(self.steps_per_epoch, params.max_steps_per_epoch)
+        self.num_steps = params.epochs * self.steps_per_epoch
+
+        # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
+        self.model = self._setup_model(offered, resumed)
+
+        # 5. Loss, then what changes the weights. The schedule needs the number of steps, which the data gave.
+        self.loss_fn = instantiate_offering(
+            params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
+        )
+        self.optimizer = training.build_optimizer(
+            params.optimizer, self.model.parameters(), in_backward=params.optimizer_in_bwd
+        )
+        self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, self.num_steps)
+        self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
+        self.guard = training.NonFiniteGuard(params.on_non_finite, self.scaler)
+
+        # 6. What watches: loggers, profiler, speed. The file says exactly what is running.
+        self.metric_loggers = [
+            JSONLLogger(str(self.output_dir)),
+            instantiate_offering(params.metric_logger, {"log_dir": str(self.output_dir)}),
+        ]
+        self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl")
+        offered = {"output_dir": str(self.output_dir / "profiler")}
+        self.profiler = instantiate_offering(params.profiler, offered) if params.profiler else DummyProfiler()
+        matmul_rate = training.measure_matmul_rate(self.device, self.precision.compute_dtype)
+        self.speed = training.SpeedMeter(
+            self.device, partial(flops_per_token, self.model.config), matmul_rate
+        )
+        training.write_resolved_config(params, self.output_dir / "config.yaml")
+
+        # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
+        self.fingerprint = self._make_fingerprint()
+        if resumed:
+            self._restore(resumed)
+        else:
+            # Left by a run that ended before its first saved step.
+            self.metric_loggers[0].rewind(-1)
+            self.samples.rewind(-1)
+        self.log.info(
+            f"{self.num_steps} steps: {params.epochs} x {self.steps_per_epoch}, each of "
+            f"{params.gradient_accumulation_steps} x {params.batch_size} sequences. Limit: "
+            f"{matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
+        )
+
+    def _setup_data(
+        self, components: Component | tuple[Component, ...], batch_size: int, shuffle: bool
+    ) -> tuple[Any, DataLoader[Any]]:
+        """Build one dataset, or several as one, and its loader; say what there is to learn from it."""
+        several = components if isinstance(components, tuple) else (components,)
+        datasets = [instantiate(component, self.tokenizer) for component in several]
+        dataset = datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+        self.log.info(str(dataset.report()))
+        collate = self.params.collate_fn
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            sampler=ResumableSampler(len(dataset), shuffle, self.seed),
+            collate_fn=partial(
+                import_component(collate.path), **{"padding_idx": self.tokenizer.pad_id, **collate.kwargs}
+            ),
+            # The last, smaller batch counts too: each token weighs the same whatever the batch it is in.
+            drop_last=False,
+            pin_memory=self.device.type == "cuda",
+            # Its own generator, so that starting an epoch draws nothing from the global one.
+            generator=torch.Generator(),
+        )
+        return dataset, loader
+
+    def _setup_model(self, offered: dict[str, Any], resumed: training.SavedStep | None) -> Any:
+        params = self.params
+        with torch.device("meta"):
+            model = instantiate_offering(params.model, offered)
+        if self.tokenizer.vocab_size > model.config.vocab_size:
+            raise ConfigError(
+                f"the tokenizer makes {self.tokenizer.vocab_size} different tokens, but the model knows only "
+                f"{model.config.vocab_size}: they do not belong together. Set tokenizer_checkpoint to the model's own."
+            )
+        model.to(self.precision.param_dtype)
+        if resumed or not params.train_from_scratch:
+            directory = resumed.model_dir if resumed else None
+            self.checkpointer.load_into(model, device=self.device, directory=directory)
+        else:
+            model.to_empty(device=self.device)
+            model.reset_parameters()
+        # Recomputation first, so that what is compiled includes it.
+        if params.enable_activation_checkpointing:
+            training.checkpoint_activations(model.layers)
+        if params.compile:
+            training.compile_blocks(model.layers)
+        if params.low_cpu_ram:
+            self.log.info("low_cpu_ram: loading holds at most one copy of the weights with or without it")
+        num_parameters = sum(weight.numel() for weight in model.parameters())
+        self.log.info(f"Model: {num_parameters / 1e6:,.1f}M parameters, all trained")
+        return model.train()
+
+    # ---- Training --------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run the loop to its end, or to the request to stop; `exit_code` then says which."""
+        params = self.params
+        offloading = training.activation_offloading(
+            self.model, self.device, params.enable_activation_offloading
+        )
+        if self.step == 0:
+            self._generate_samples()
+        with (
+            training.StopRequest() as stop,
+            training.Progress(self.num_steps, self.step) as self.progress,
+            self.profiler as profiler,
+        ):
+            self.speed.start()
+            self.first_num_tokens = self.num_tokens
+            for epoch in range(self.epoch, params.epochs):
+                if epoch != self.epoch:
+                    self.epoch, self.step_in_epoch = epoch, 0
+                self.sampler.set_epoch(epoch)
+                windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
+                for micro_batches in islice(windows, self.steps_per_epoch - self.step_in_epoch):
+                    self.step += 1
+                    self.step_in_epoch += 1
+
+                    # 1. Count what the whole step trains on, before its first gradient: the loss is divided by it.
+                    counts = training.count_tokens(micro_batches, self.tokenizer.pad_id)
+                    divisor = max(counts.num_targets, 1)
+
+                    # 2. Gradients add up over the micro-batches, and so does the loss, on the device.
+                    loss = torch.zeros((), device=self.device)
+                    for batch in micro_batches:
+                        with offloading, self.precision.autocast():
+                            micro_loss = self._loss_sum(batch) / divisor
+                        loss += micro_loss.detach()
+                        if params.optimizer_in_bwd:
+                            self.guard.allows(self.step, loss)  # the next line already steps
+                        self.scaler.scale(micro_loss).backward()
+
+                    # 3. Unscale (fp16), measure, clip; step only if loss and gradient are numbers.
+                    grad_norm = None
+                    if not params.optimizer_in_bwd:
+                        self.scaler.unscale_(self.optimizer)
+                        grad_norm = training.clip_gradients(self.model.parameters(), params.clip_grad_norm)
+                        if self.guard.allows(self.step, loss, grad_norm):
+                            self.scaler.step(self.optimizer)
+                        self.scaler.update()
+                        self.optimizer.zero_grad(set_to_none=True)
+
+                    # 4. Book-keeping: from here on everything describes the finished step.
+                    lr = training.get_lr(self.optimizer)
+                    if self.lr_scheduler:
+                        self.lr_scheduler.step()
+                    self.sampler.advance(sum(len(batch["tokens"]) for batch in micro_batches))
+                    self.num_tokens += counts.num_tokens
+                    self.num_targets += counts.num_targets
+                    self.speed.count(counts)
+                    self.progress.advance()
+                    profiler.step()
+
+                    # 5. What is due. A request to stop makes this step the last one, and so a saved one.
+                    stopping = bool(stop)
+                    is_last = self.step == self.num_steps
+                    epoch_ends = self.step_in_epoch == self.steps_per_epoch
+                    metrics: dict[str, Any] = {}
+                    if is_last or stopping or self.step % params.log_every_n_steps == 0:
+                        metrics = self._measure(loss, lr, grad_norm)
+                    if is_last or self._is_due(params.run_val_every_n_steps, otherwise=epoch_ends):
+                        metrics |= self.validate()
+                    self._log(metrics)
+                    if is_last or self._is_due(params.generate_every_n_steps):
+                        self._generate_samples()
+                    save_due = self._is_due(params.save_every_n_steps) or (
+                        epoch_ends and params.save_every_epoch
+                    )
+                    if is_last or stopping or save_due:
+                        self.save_checkpoint()
+                    if stopping:
+                        self.exit_code = stop.exit_code
+                        return
+
+    def _loss_sum(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        batch = training.to_device(batch, self.device)
+        labels = shift_labels(batch["labels"])
+        return loss_sum(
+            self.loss_fn, self.model, batch["tokens"], labels, batch.get("mask"), batch.get("input_pos")
+        )
+
+    def _is_due(self, every_n_steps: int | None, otherwise: bool = False) -> bool:
+        return otherwise if every_n_steps is None else self.step % every_n_steps == 0
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the loss per target token over the whole validation set, or nothing where there is none."""
+        if not self.params.dataset_val:
+            return {}
+        self.model.eval()
+        total, num_targets = torch.zeros((), device=self.device), 0
+        with self.speed.paused(), self.precision.autocast():
+            for batch in self.loader_val:
+                total += self._loss_sum(batch)
+                num_targets += training.count_tokens([batch], self.tokenizer.pad_id).num_targets
+        self.model.train()
+        self.val_loss, self.val_step = float(total) / max(num_targets, 1), self.step
+        return {"val_loss": self.val_loss}
+
+    def _measure(self, loss: torch.Tensor, lr: float, grad_norm: torch.Tensor | None) -> dict[str, Any]:
+        """Return what is logged of the finished step; the only place where the loss is read from the device."""
+        speed = self.speed.read()
+        self.loss = float(loss)
+        metrics = {"epoch": self.epoch, "loss": self.loss, "lr": lr}
+        if grad_norm is not None:
+            metrics["grad_norm"] = float(grad_norm)
+        metrics |= {
+            "tokens_per_second": speed.tokens_per_second,
+            "trained_tokens_per_second": speed.trained_tokens_per_second,
+            "fraction_of_limit": speed.fraction_of_limit,
+            "num_tokens": self.num_tokens,
+            "num_trained_tokens": self.num_targets,
+        }
+        if self.params.log_peak_memory_stats:
+            metrics["peak_memory_gib"] = training.get_peak_memory_gib(self.device)
+        return metrics
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        if metrics:
+            for metric_logger in self.metric_loggers:
+                metric_logger.log_dict(metrics, self.step)
+            self.progress.show(self.step, metrics)
+
+    def _generate_samples(self) -> None:
+        """Answer the sample prompts, greedily, in the template the model is trained in."""
+        if not self.params.sample_prompts:
+            return
+        with self.speed.paused(), self.precision.autocast():
+            for prompt in self.params.sample_prompts:
+                answer = generate_text(
+                    self.model,
+                    self.tokenizer,
+                    self.dataset.render_prompt(prompt),
+                    max_new_tokens=self.params.sample_max_new_tokens,
+                )
+                self.samples.log_dict({"prompt": prompt, "answer": answer}, self.step)
+                self.log.info(f"step {self.step}, sample: {prompt!r} -> {answer!r}")
+
+    # ---- Saving and resuming ---------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> training.SavedStep:
+        """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
+        # Only a loss of these very weights counts; NaN, which stands for none, is never less.
+        is_best = self.val_step == self.step and self.val_loss < self.best_val_loss
+        self.best_val_loss = self.val_loss if is_best else self.best_val_loss
+        run = {
+            **{name: getattr(self, name) for name in self.SAVED},
+            "sampler": self.sampler.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
+            "scaler": self.scaler.state_dict(),
+            "rng": training.get_rng_state(self.device),
+        }
+        with self.speed.paused(), training.write_step(self.output_dir, self.step) as staged:
+            self.checkpointer.save_model(self.model, staged, self.tokenizer)
+            training.save_run_state(staged / "state", self.model, self.optimizer, run)
+        saved = training.SavedStep(self.output_dir / f"step_{self.step:06d}", self.step)
+        training.link_step(self.output_dir, "latest", saved)
+        if is_best:
+            training.link_step(self.output_dir, "best", saved)
+        if self.params.keep_last_n_checkpoints:
+            training.prune_saved_steps(self.output_dir, self.params.keep_last_n_checkpoints)
+        self.log.info(f"Saved {saved.path}")
+        return saved
+
+    def _restore(self, resumed: training.SavedStep) -> None:
+        """Continue where a saved step left off; its weights are already in the model."""
+        run = training.load_run_state(resumed.state_dir, self.model, self.optimizer)
+        training.check_fingerprint(run["fingerprint"], self.fingerprint, str(resumed.path))
+        for name in self.SAVED:
+            setattr(self, name, run[name])
+        self.sampler.load_state_dict(run["sampler"])
+        if self.lr_scheduler:
+            self.lr_scheduler.load_state_dict(run["lr_scheduler"])
+        self.scaler.load_state_dict(run["scaler"])
+        for metric_logger in [*self.metric_loggers, self.samples]:
+            metric_logger.rewind(self.step)
+        training.set_rng_state(run["rng"], self.device)
+        self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
+
+    def _make_fingerprint(self) -> dict[str, str]:
+        """Return what must be as it was for a resumed run to be the same run."""
+        params = self.params
+        same = {
+            "model": self.model.config,
+            "dataset": training.hash_dataset(self.dataset),
+            "shuffle": params.shuffle,
+            "seed": self.seed,
+            "batch_size": params.batch_size,
+            "collate_fn": training.describe_component(params.collate_fn),
+            "gradient_accumulation_steps": params.gradient_accumulation_steps,
+            "max_steps_per_epoch": params.max_steps_per_epoch,
+            "optimizer": training.describe_component(params.optimizer),
+            "optimizer_in_bwd": params.optimizer_in_bwd,
+            "clip_grad_norm": params.clip_grad_norm,
+            "lr_scheduler": training.describe_component(params.lr_scheduler),
+            "loss": training.describe_component(params.loss),
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+        if params.lr_scheduler:  # without one, more epochs only add steps at the end
+            same["number of steps"] = self.num_steps
+        return {name: str(value) for name, value in same.items()}
+
+    # ---- After training --------------------------------------------------------------------------------
+
+    def summarize(self) -> None:
+        """Say how the run ended, where its model is, and what to type next."""
+        seconds = max(self.speed.total_seconds, 1e-9)
+        latest = self.output_dir / "latest"
+        lines = [
+            f"Finished {self.step} of {self.num_steps} steps",
+            f"  loss       {self.loss:.4f}" + f", validation {self.val_loss:.4f}" * (self.val_step >= 0),
+            f"  time       {training.format_duration(seconds)} in training steps, "
+            f"{self.num_tokens - self.first_num_tokens:,} tokens "
+            f"({(self.num_tokens - self.first_num_tokens) / seconds:,.0f} per second)",
+            f"  memory     {training.get_peak_memory_gib(self.device):.2f} GiB at its peak",
+            f"  model      {latest / 'model'}",
+            f"  metrics    {self.output_dir / 'metrics.jsonl'}",
+            f"Try it:      tune run generate model_checkpoint={latest / 'model'} prompt='...'",
+        ]
+        if self.step < self.num_steps:
+            lines.append(
+                "Go on:       the same command with "
+                f"resume_from_checkpoint=true, or --config {self.output_dir / 'config.yaml'} with it"
+            )
+        self.log.info("\n".join(lines))
+
+    def cleanup(self) -> None:
+        """Close what was opened; runs after success and after failure."""
+        for metric_logger in self.metric_loggers:
+            metric_logger.close()
+        if self.lock:
+            self.lock.release()
+
+
+@tune.config.parse
+def recipe_main(params: FullFinetuneParams) -> int:
+    """Run the recipe; return 0, or 130 or 143 after a request to stop."""
+    recipe = FullFinetuneRecipe(params)
+    try:
+        recipe.setup()
+        recipe.train()
+        recipe.summarize()
+    finally:
+        recipe.cleanup()
+    return recipe.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())
