@@ -68,7 +68,7 @@ class _SafetensorsFile:
         self._path = path
         self.infos: dict[str, TensorInfo] = {}
         try:
-            handle: Any = safe_open(path, framework="pt", device="cpu")  # type: ignore[no-untyped-call]
+            handle: Any = safe_open(path, framework="pt", device="cpu")
             self._handle = handle
             for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
                 view = handle.get_slice(name)
@@ -96,6 +96,8 @@ class _PickleFile:
             raise CheckpointError(
                 f"{path} holds a {type(content).__name__}, where a mapping of tensors is expected"
             )
+        if isinstance(content.get("model"), Mapping):  # how torchtune wrote its own files, beside the optimizer's
+            content = content["model"]
         strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
         if strangers:
             raise CheckpointError(

@@ -156,23 +156,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         num_targets, vocab_size = rows.shape[0], weight.shape[0]
-        all_logits = torch.empty(
-            min(num_rows, num_targets), vocab_size, dtype=dtype, device=hidden.device
-        )  # one buffer for every piece
+        # One buffer for the logits of every piece, and in half precision a wide one beside it.
+        shape = (min(num_rows, num_targets), vocab_size)
+        all_logits = torch.empty(shape, dtype=dtype, device=hidden.device)
+        all_scores = all_logits if dtype == wide else torch.empty(shape, dtype=wide, device=hidden.device)
         for start in range(0, num_targets, num_rows):
             piece_rows, piece_targets = (
                 rows[start : start + num_rows],
                 targets[start : start + num_rows, None],
             )
             piece = hidden[piece_rows].to(dtype)  # [r, d]
-            logits = torch.mm(piece, matrix.t(), out=all_logits[: piece.shape[0]])  # [r, v]
-            scores = logits.to(wide)
-            log_sum = torch.logsumexp(scores, dim=1, keepdim=True)  # [r, 1]
-            total += (log_sum - scores.gather(1, piece_targets)).sum()
+            num = piece.shape[0]
+            logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
+            scores = logits if dtype == wide else all_scores[:num].copy_(logits)
+            highest = scores.amax(1, keepdim=True)  # [r, 1]
+            at_target = scores.gather(1, piece_targets)  # [r, 1]
+            # From here on `scores` is overwritten, step by step, to become softmax - onehot.
+            exp_sum = scores.sub_(highest).exp_().sum(1, keepdim=True)  # [r, 1]
+            total += (exp_sum.log() + highest - at_target).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            # In place, `scores` becomes softmax - onehot (in fp32 it is the same memory as `logits`).
-            scores.sub_(log_sum).exp_()
+            scores.mul_(1.0 / exp_sum)
             scores.scatter_add_(1, piece_targets, scores.new_full(piece_targets.shape, -1.0))
             grad_logits = scores if dtype == wide else logits.copy_(scores)
             if grad_hidden is not None:
