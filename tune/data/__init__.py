@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
+from tune.data.columns import (
+    InstructionColumns,
+    find_conversation_column,
+    find_instruction_columns,
+    find_text_column,
+)
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, truncate
 from tune.data.messages import Message, Role, validate_messages
+from tune.data.packing import pack_lengths
+from tune.data.report import DataReport, merge_reports
+from tune.data.rows import Row, describe
 from tune.data.sampler import ResumableSampler
+from tune.data.sources import Source
+from tune.data.store import TokenStore
 from tune.data.templates import (
     AlpacaInstructTemplate,
     ChatMLTemplate,
@@ -19,24 +30,45 @@ from tune.data.templates import (
     get_prompt_template,
 )
 from tune.data.tokenization import tokenize_segments
+from tune.data.transforms import (
+    AlpacaToMessages,
+    InputOutputToMessages,
+    OpenAIToMessages,
+    ShareGPTToMessages,
+)
 
 __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
     "AlpacaInstructTemplate",
+    "AlpacaToMessages",
     "ChatMLTemplate",
+    "DataReport",
     "GrammarErrorCorrectionTemplate",
+    "InputOutputToMessages",
+    "InstructionColumns",
     "Llama2ChatTemplate",
     "Message",
+    "OpenAIToMessages",
     "PlainTemplate",
     "PromptTemplate",
     "QuestionAnswerTemplate",
     "ResumableSampler",
     "Role",
+    "Row",
     "Segment",
+    "ShareGPTToMessages",
+    "Source",
     "SummarizeTemplate",
+    "TokenStore",
     "block_causal_mask",
+    "describe",
+    "find_conversation_column",
+    "find_instruction_columns",
+    "find_text_column",
     "get_prompt_template",
     "masked_labels",
+    "merge_reports",
+    "pack_lengths",
     "padded_collate",
     "padded_collate_sft",
     "shift_labels",

@@ -96,7 +96,8 @@ class PlainTemplate(PromptTemplate):
 class AlpacaInstructTemplate(PromptTemplate):
     """The prompt of Stanford Alpaca for an instruction without input."""
 
-    # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
+    # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT; the line break after "Response:" is
+    # torchtune's, and the answer starts on a line of its own.
     user: tuple[str, str] = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n### Instruction:\n",

@@ -1,0 +1,131 @@
+"""What a dataset holds after reading: how much is learnt, cut, or lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# Places of dropped rows that a report names.
+_MAX_PLACES = 5
+
+
+@dataclass
+class DataReport:
+    """Counts taken while a dataset was read; `str()` is the text shown before training.
+
+    Attributes:
+        source: where the rows came from.
+        format: how the columns were read, such as "question -> answer".
+        template: name of the prompt template.
+        max_seq_len: tokens after which examples were cut; None for no limit.
+        num_rows: rows read.
+        num_examples: examples kept (after packing: documents).
+        num_packs: sequences the examples were packed into, 0 where not packed.
+        num_tokens: tokens kept.
+        num_target_tokens: tokens learnt.
+        num_truncated: examples that were longer than `max_seq_len`, the lost ones among them.
+        num_tokens_cut: tokens beyond `max_seq_len`.
+        num_lost: examples left out because the cut took all there was to learn.
+        num_dropped: rows left out because they are malformed or hold nothing to learn.
+        num_empty_answers: examples kept whose answer is empty.
+        longest: tokens of the longest example before any cut.
+        dropped: the first dropped rows, with place and reason.
+    """
+
+    source: str = ""
+    format: str = ""
+    template: str = ""
+    max_seq_len: int | None = None
+    num_rows: int = 0
+    num_examples: int = 0
+    num_packs: int = 0
+    num_tokens: int = 0
+    num_target_tokens: int = 0
+    num_truncated: int = 0
+    num_tokens_cut: int = 0
+    num_lost: int = 0
+    num_dropped: int = 0
+    num_empty_answers: int = 0
+    longest: int = 0
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def share_trained(self) -> float:
+        """Share of the tokens that are learnt, 0 to 1."""
+        return self.num_target_tokens / self.num_tokens if self.num_tokens else 0.0
+
+    def note_dropped(self, place: str, reason: str) -> None:
+        """Counts a row that is left out, and remembers the first few."""
+        self.num_dropped += 1
+        if len(self.dropped) < _MAX_PLACES:
+            self.dropped.append(f"{place}: {reason}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all counts, with `share_trained`, as plain values."""
+        return asdict(self) | {"share_trained": self.share_trained}
+
+    def warnings(self) -> list[str]:
+        """Returns a sentence for each thing that was lost, [] where all is well."""
+        found = []
+        if self.num_truncated:
+            kept = self.num_truncated - self.num_lost
+            text = (
+                f"{self.num_truncated:,} of {self.num_truncated + self._num_whole():,} examples are longer than "
+                f"max_seq_len={self.max_seq_len} (longest {self.longest:,} tokens)"
+            )
+            fates = []
+            if kept:
+                fates.append(f"{kept:,} are cut and end without EOS")
+            if self.num_lost:
+                fates.append(f"{self.num_lost:,} are left out, their answer lies beyond the cut")
+            found.append(f"{text}: {'; '.join(fates)}. Raise max_seq_len if the model allows")
+        if self.num_dropped:
+            listed = "".join(f"\n    {line}" for line in self.dropped)
+            more = f"\n    and {self.num_dropped - len(self.dropped):,} more" if self._has_more() else ""
+            found.append(f"{self.num_dropped:,} of {self.num_rows:,} rows are left out:{listed}{more}")
+        if self.num_empty_answers:
+            found.append(
+                f"{self.num_empty_answers:,} examples have an empty answer: only their prompt and an EOS are learnt"
+            )
+        return found
+
+    def __str__(self) -> str:
+        length = f"{self.num_tokens / self.num_examples:,.0f}" if self.num_examples else "0"
+        how = ", ".join(
+            part for part in (self.format, f"template {self.template}" * bool(self.template)) if part
+        )
+        lines = [
+            f"{self.source}{f' ({how})' if how else ''}",
+            f"  {self.num_examples:,} examples, {self.num_tokens:,} tokens (mean {length}, longest {self.longest:,}), "
+            f"{self.share_trained:.1%} of them trained on",
+        ]
+        if self.num_packs:
+            fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
+            lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")
+        return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings())])
+
+    def _num_whole(self) -> int:
+        return self.num_examples + self.num_lost - self.num_truncated
+
+    def _has_more(self) -> bool:
+        return self.num_dropped > len(self.dropped)
+
+
+def merge_reports(reports: Sequence[DataReport]) -> DataReport:
+    """Returns one report over several datasets."""
+    counts = {
+        name: sum(getattr(report, name) for report in reports)
+        for name in DataReport.__dataclass_fields__
+        if name.startswith("num_")
+    }
+    limits = [report.max_seq_len for report in reports if report.max_seq_len is not None]
+    return DataReport(
+        source=" + ".join(report.source for report in reports),
+        format="; ".join(dict.fromkeys(report.format for report in reports if report.format)),
+        template="; ".join(dict.fromkeys(report.template for report in reports if report.template)),
+        max_seq_len=min(limits) if limits else None,
+        longest=max(report.longest for report in reports),
+        dropped=[line for report in reports for line in report.dropped][:_MAX_PLACES],
+        **counts,
+    )

@@ -1,0 +1,238 @@
+"""Where a dataset's rows come from: local files, a folder, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tune.data.hub import read_hub, read_saved_to_disk
+from tune.data.rows import KINDS, Row, TextUnit, file_kind, read_file
+from tune.errors import ConfigError, DataError
+from tune.utils.paths import expand_path
+
+DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+# What Hugging Face calls its builders for local files.
+_FILE_KINDS = ("json", "jsonl", "csv", "parquet", "text")
+_SPLIT = re.compile(r"(?P<name>[\w.+-]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place of rows, not opened yet.
+
+    Args:
+        source: name on the hub, a file, a folder of files, or "json", "csv", "parquet", "text" with `data_files`.
+        split: which part, with an optional range: "train", "train[:500]", "train[90%:]".
+        data_files: files or patterns, also by split.
+        name: configuration of a hub dataset.
+        revision: branch, tag or commit of a hub dataset.
+        field: key of a JSON file that holds its rows.
+        limit: rows to read at most.
+        text_unit: what is one row of a .txt file.
+    """
+
+    source: str
+    split: str = "train"
+    data_files: DataFiles | None = None
+    name: str | None = None
+    revision: str | None = None
+    field: str | None = None
+    limit: int | None = None
+    text_unit: TextUnit = "document"
+
+    def __str__(self) -> str:
+        """Returns the source as reports name it."""
+        parts = [self.source]
+        if self.data_files is not None:
+            parts.append(str(self.data_files))
+        if self.split != "train":
+            parts.append(self.split)
+        if self.limit is not None:
+            parts.append(f"first {self.limit:,} rows")
+        return " ".join(parts)
+
+    def rows(self) -> Iterator[Row]:
+        """Returns an iterator over the rows.
+
+        Raises:
+            ConfigError: the arguments contradict each other.
+            DataError: there is no such place, or it cannot be read.
+        """
+        if not self.source:
+            raise ConfigError("dataset.source is empty: give a local file, a folder, or a name on the hub")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"dataset.limit is {self.limit}, expected at least 1")
+        split, start, stop = _parse_split(self.split)
+        rows = self._all_rows(split)
+        if start is not None or stop is not None:
+            rows = _slice(rows, start, stop)
+        return islice(rows, self.limit)
+
+    def _all_rows(self, split: str) -> Iterator[Row]:
+        if self.data_files is not None and self.source in _FILE_KINDS:
+            if not _has_urls(self.data_files):
+                return self._read_files(
+                    _expand_data_files(self.data_files, split, Path()), f"data_files of {split}"
+                )
+            return read_hub(self.source, split, self.name, self.revision, self.data_files)
+        place = expand_path(self.source)
+        if place.is_dir():
+            return self._read_folder(place, split)
+        if place.is_file():
+            _check_single_file(place, split)
+            return self._read_files([place], self.source)
+        if _looks_like_a_path(self.source):
+            raise DataError(f"there is no file or folder {place}{_nearby(place)}")
+        return read_hub(self.source, split, self.name, self.revision, self.data_files)
+
+    def _read_folder(self, folder: Path, split: str) -> Iterator[Row]:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return read_saved_to_disk(folder, split)
+        if self.data_files is not None:
+            files = _expand_data_files(self.data_files, split, folder)
+        else:
+            files = _files_of_split(folder, split)
+        return self._read_files(files, str(folder))
+
+    def _read_files(self, files: Sequence[Path], what: str) -> Iterator[Row]:
+        if not files:
+            raise DataError(f"{what} names no files")
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"there is no file {file}{_nearby(file)}")
+        return (row for file in files for row in read_file(file, self.field, self.text_unit))
+
+
+def _parse_split(text: str) -> tuple[str, str | None, str | None]:
+    found = _SPLIT.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(
+            f"dataset.split {text!r} is not understood; write a name, or a name with a range: "
+            "train, train[:500], train[90%:]"
+        )
+    return found["name"], found["start"], found["stop"]
+
+
+def _slice(rows: Iterator[Row], start: str | None, stop: str | None) -> Iterator[Row]:
+    bounds = (start or "", stop or "")
+    if not any(bound.startswith("-") or bound.endswith("%") for bound in bounds):
+        return islice(rows, int(start) if start else 0, int(stop) if stop else None)
+    held = list(rows)
+
+    def place(bound: str | None) -> int | None:
+        if not bound:
+            return None
+        if bound.endswith("%"):
+            # Rounded as Hugging Face does, so that [:90%] and [90%:] share nothing and leave nothing out.
+            return round(int(bound[:-1]) * len(held) / 100)
+        return int(bound)
+
+    return iter(held[place(start) : place(stop)])
+
+
+def _has_urls(data_files: DataFiles) -> bool:
+    if isinstance(data_files, Mapping):
+        return any(_has_urls(files) for files in data_files.values())
+    names = [data_files] if isinstance(data_files, str) else data_files
+    return any("://" in name for name in names)
+
+
+def _expand_data_files(data_files: DataFiles, split: str, folder: Path) -> list[Path]:
+    """Returns the files that `data_files` names for a split, patterns expanded and sorted."""
+    if isinstance(data_files, Mapping):
+        if split not in data_files:
+            raise ConfigError(
+                f"dataset.data_files has no split {split!r}, only {', '.join(data_files)}; set dataset.split"
+            )
+        data_files = data_files[split]
+    elif split != "train":
+        raise ConfigError(
+            f"dataset.split is {split!r}, but data_files that are not named by split are all 'train'; "
+            f"write data_files: {{{split}: ...}}"
+        )
+    files: list[Path] = []
+    for name in [data_files] if isinstance(data_files, str) else data_files:
+        path = folder / expand_path(name)
+        if not any(mark in name for mark in "*?[") or path.is_file():
+            files.append(path)
+            continue
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        if not matches:
+            raise DataError(f"no file matches {path}")
+        files += matches
+    return files
+
+
+def _check_single_file(file: Path, split: str) -> None:
+    if split != "train":
+        raise ConfigError(
+            f"dataset.split is {split!r}, but the single file {file} is all 'train'; give the file that holds "
+            f"the {split} rows as the source, or take a range of this one: split=train[90%:]"
+        )
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    """Returns the data files of a folder that belong to a split, by their names or their folders' names."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file_kind(file) and not _is_hidden(file.relative_to(folder))
+    ]
+    # Configuration and notes that often stand beside the data.
+    files = [file for file in files if file.name not in ("dataset_info.json", "dataset_infos.json")]
+    if not files:
+        raise DataError(f"the folder {folder} holds no data files ({', '.join(KINDS)})")
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        named.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+    if set(named) == {""}:
+        named = {"train": files}
+    wanted = named.get(_SPLIT_ALIASES.get(split, split), [])
+    if not wanted:
+        known = ", ".join(sorted(name or "(files that name no split)" for name in named))
+        raise DataError(f"the folder {folder} has no files of split {split!r}; found {known}")
+    kinds = {file_kind(file) for file in wanted}
+    if len(kinds) > 1:
+        raise DataError(
+            f"the folder {folder} mixes kinds of files for split {split!r} "
+            f"({', '.join(file.name for file in wanted[:6])}); name one file as the source, or use data_files"
+        )
+    return wanted
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in relative.parts)
+
+
+_SPLIT_ALIASES = {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
+_SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "eval": "test", **_SPLIT_ALIASES}
+
+
+def _split_of(relative: Path) -> str:
+    """Returns the split that a file's name, or its folder's, speaks of; "" for none."""
+    for part in (relative.name.split(".")[0], *reversed(relative.parts[:-1])):
+        for word in re.split(r"[-_. ]", part.lower()):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return ""
+
+
+def _looks_like_a_path(source: str) -> bool:
+    return (
+        source.startswith((".", "/", "~", "bundled:"))
+        or source.count("/") > 1
+        or "\\" in source
+        or file_kind(Path(source)) is not None
+    )
+
+
+def _nearby(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor a folder {path.parent})"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -1,0 +1,208 @@
+"""From a row of data to a conversation.
+
+Each transform is called with a row (column name to value) and returns `{"messages": [...]}`. A row that does
+not fit raises `DataError` that says what is wrong with it; datasets add the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tune.data.messages import Message, Role, validate_messages
+from tune.data.rows import describe
+from tune.data.templates import AlpacaInstructTemplate
+from tune.errors import DataError
+
+_OPENAI_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+_SHAREGPT_ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+class InputOutputToMessages:
+    """A prompt and its answer.
+
+    Args:
+        train_on_input: learn the prompt as well.
+        column_map: `input` and `output`, each to its column; `context` to a column of text that follows the
+            prompt after a blank line.
+        new_system_prompt: a system message for every conversation.
+    """
+
+    def __init__(
+        self,
+        train_on_input: bool = False,
+        column_map: Mapping[str, str] | None = None,
+        new_system_prompt: str | None = None,
+    ) -> None:
+        columns = {"input": "input", "output": "output", **(column_map or {})}
+        self._input, self._output = columns["input"], columns["output"]
+        self._context = columns.get("context")
+        self._train_on_input = train_on_input
+        self._system = new_system_prompt
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
+        prompt = _text(row, self._input)
+        context = _optional_text(row, self._context)
+        if context.strip():
+            prompt = f"{prompt}\n\n{context}"
+        if not prompt.strip():
+            raise DataError(f"column {self._input!r} is empty")
+        return _instruction_messages(prompt, _text(row, self._output), self._train_on_input, self._system)
+
+
+class AlpacaToMessages:
+    """An instruction, perhaps with an input, in the prompts of Stanford Alpaca, and its output.
+
+    Args:
+        train_on_input: learn the prompt as well.
+        column_map: `instruction`, `input` and `output`, each to its column.
+    """
+
+    # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
+    _BEFORE_WITH_INPUT = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    )
+
+    def __init__(self, train_on_input: bool = True, column_map: Mapping[str, str] | None = None) -> None:
+        columns = {"instruction": "instruction", "input": "input", "output": "output", **(column_map or {})}
+        self._instruction, self._input, self._output = (
+            columns[part] for part in ("instruction", "input", "output")
+        )
+        self._train_on_input = train_on_input
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
+        instruction = _text(row, self._instruction)
+        if not instruction.strip():
+            raise DataError(f"column {self._instruction!r} is empty")
+        context = _optional_text(row, self._input)
+        before, after = AlpacaInstructTemplate().user
+        if context.strip():
+            prompt = f"{self._BEFORE_WITH_INPUT}{instruction}\n\n### Input:\n{context}{after}"
+        else:
+            prompt = f"{before}{instruction}{after}"
+        return _instruction_messages(prompt, _text(row, self._output), self._train_on_input, None)
+
+
+class OpenAIToMessages:
+    """A list of `{"role": ..., "content": ...}`; a message with `"weight": 0` is not learnt.
+
+    Args:
+        train_on_input: learn the messages of user and system as well.
+        column_map: `messages` to its column.
+        new_system_prompt: replaces the system message of every conversation.
+    """
+
+    def __init__(
+        self,
+        train_on_input: bool = False,
+        column_map: Mapping[str, str] | None = None,
+        new_system_prompt: str | None = None,
+    ) -> None:
+        self._column = (column_map or {}).get("messages", "messages")
+        self._train_on_input = train_on_input
+        self._system = new_system_prompt
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
+        keys = ("role", "content")
+        return _chat_messages(row, self._column, keys, _OPENAI_ROLES, self._train_on_input, self._system)
+
+
+class ShareGPTToMessages:
+    """A list of `{"from": "human" or "gpt" or "system", "value": ...}`.
+
+    Args:
+        train_on_input: learn the messages of human and system as well.
+        column_map: `conversations` to its column.
+        new_system_prompt: replaces the system message of every conversation.
+    """
+
+    def __init__(
+        self,
+        train_on_input: bool = False,
+        column_map: Mapping[str, str] | None = None,
+        new_system_prompt: str | None = None,
+    ) -> None:
+        self._column = (column_map or {}).get("conversations", "conversations")
+        self._train_on_input = train_on_input
+        self._system = new_system_prompt
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
+        keys = ("from", "value")
+        return _chat_messages(row, self._column, keys, _SHAREGPT_ROLES, self._train_on_input, self._system)
+
+
+def _instruction_messages(
+    prompt: str, answer: str, train_on_input: bool, system: str | None
+) -> dict[str, list[Message]]:
+    messages = [Message("system", system, masked=True)] if system else []
+    messages += [Message("user", prompt, masked=not train_on_input), Message("assistant", answer)]
+    return {"messages": messages}
+
+
+def _chat_messages(
+    row: Mapping[str, Any],
+    column: str,
+    keys: tuple[str, str],
+    roles: Mapping[str, Role],
+    train_on_input: bool,
+    system: str | None,
+) -> dict[str, list[Message]]:
+    turns = _value(row, column)
+    if not isinstance(turns, list):
+        raise DataError(f"column {column!r} is {describe(turns)}, expected a list of messages")
+    messages = [Message("system", system, masked=True)] if system else []
+    for number, turn in enumerate(turns, start=1):
+        where = f"message {number} in {column!r}"
+        if not isinstance(turn, Mapping) or any(key not in turn for key in keys):
+            raise DataError(
+                f"{where} is {describe(turn)}, expected an object with {keys[0]!r} and {keys[1]!r}"
+            )
+        role = roles.get(turn[keys[0]]) if isinstance(turn[keys[0]], str) else None
+        if role is None:
+            raise DataError(f"{where} has the {keys[0]} {turn[keys[0]]!r}; known are {', '.join(roles)}")
+        if role == "system" and system:
+            continue
+        masked = (role != "assistant" and not train_on_input) or turn.get("weight") == 0
+        messages.append(Message(role, _content(turn[keys[1]], where), masked))
+    validate_messages(messages)
+    return {"messages": messages}
+
+
+def _content(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    # OpenAI also writes content as a list of parts.
+    if isinstance(value, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in value
+    ):
+        return "".join(part["text"] for part in value)
+    raise DataError(f"{where} has {describe(value)} as content, expected text")
+
+
+def _value(row: Mapping[str, Any], column: str) -> Any:
+    if column not in row:
+        raise DataError(f"has no column {column!r} (it has {', '.join(map(str, row)) or 'none'})")
+    return row[column]
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = _value(row, column)
+    if isinstance(value, str):
+        return value
+    raise DataError(f"column {column!r} is {describe(value)}, expected text")
+
+
+def _optional_text(row: Mapping[str, Any], column: str | None) -> str:
+    """Returns the text of a column, "" where the row leaves it out or has null."""
+    if column is None or row.get(column) is None:
+        return ""
+    return _text(row, column)

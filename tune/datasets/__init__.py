@@ -1,0 +1,29 @@
+"""Datasets: rows of a file or of the hub as tokens and labels, read and checked before training starts.
+
+Every dataset is a map-style `torch.utils.data.Dataset` of `{"tokens": [...], "labels": [...]}` with a
+`report()` of what was read, and `render_prompt(text)`, the text a model is given to answer a user.
+"""
+
+from __future__ import annotations
+
+from tune.datasets.alpaca import alpaca_cleaned_dataset, alpaca_dataset
+from tune.datasets.chat import chat_dataset
+from tune.datasets.concat import ConcatDataset
+from tune.datasets.getters import get_dataset
+from tune.datasets.instruct import instruct_dataset
+from tune.datasets.packed import PackedDataset
+from tune.datasets.sft import SFTDataset
+from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
+
+__all__ = [
+    "ConcatDataset",
+    "PackedDataset",
+    "SFTDataset",
+    "TextCompletionDataset",
+    "alpaca_cleaned_dataset",
+    "alpaca_dataset",
+    "chat_dataset",
+    "get_dataset",
+    "instruct_dataset",
+    "text_completion_dataset",
+]

@@ -1,0 +1,115 @@
+"""Instructions in the prompts of Stanford Alpaca."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tune.data import AlpacaInstructTemplate, AlpacaToMessages, Source, find_instruction_columns
+from tune.datasets.packed import PackedDataset
+from tune.datasets.reading import RowReader
+from tune.datasets.sft import SFTDataset
+
+if TYPE_CHECKING:
+    from tune.data import InstructionColumns
+    from tune.tokenizers import Tokenizer
+
+
+def alpaca_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str = "tatsu-lab/alpaca",
+    column_map: dict[str, str] | None = None,
+    train_on_input: bool = True,
+    packed: bool = False,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+) -> SFTDataset | PackedDataset:
+    """Returns instructions with their answers, written as Stanford Alpaca writes them.
+
+    Columns are recognised by name: instruction/input/output, and those of `instruct_dataset`.
+
+    Args:
+        tokenizer: gives the ids.
+        source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
+        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised.
+        train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
+        max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
+        split: part of the source, with an optional range: train, train[:500], train[90%:].
+        data_files: files or patterns, also by split.
+        name: configuration of a hub dataset.
+        revision: branch, tag or commit of a hub dataset.
+        field: key of a JSON file that holds its rows.
+        limit: rows to read at most.
+        on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+
+    Raises:
+        ConfigError: an argument is out of range or names what is not there.
+        DataError: the source cannot be read, is not recognised, or holds nothing to learn.
+    """
+    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    columns = find_instruction_columns(rows.columns, column_map)
+    return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
+
+
+def alpaca_cleaned_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str = "yahma/alpaca-cleaned",
+    column_map: dict[str, str] | None = None,
+    train_on_input: bool = True,
+    packed: bool = False,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+) -> SFTDataset | PackedDataset:
+    """Returns the cleaned Alpaca instructions; arguments as in `alpaca_dataset`."""
+    return alpaca_dataset(
+        tokenizer,
+        source=source,
+        column_map=column_map,
+        train_on_input=train_on_input,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        split=split,
+        data_files=data_files,
+        name=name,
+        revision=revision,
+        field=field,
+        limit=limit,
+        on_bad_rows=on_bad_rows,
+    )
+
+
+def alpaca_from_rows(
+    tokenizer: Tokenizer,
+    rows: RowReader,
+    columns: InstructionColumns,
+    train_on_input: bool,
+    packed: bool,
+    max_seq_len: int | None,
+) -> SFTDataset | PackedDataset:
+    """Returns rows whose columns are known as a dataset of Alpaca prompts."""
+    rows.report.format = str(columns)
+    column_map = {"instruction": columns.prompt, "output": columns.answer}
+    # A name that no row has reads as "no input".
+    column_map["input"] = columns.context or ""
+    dataset = SFTDataset(
+        tokenizer,
+        source=rows,
+        message_transform=AlpacaToMessages(train_on_input, column_map),
+        inference_template=AlpacaInstructTemplate(),
+        max_seq_len=max_seq_len,
+    )
+    return PackedDataset(dataset) if packed else dataset

@@ -1,0 +1,99 @@
+"""Conversations of several turns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tune.data import (
+    OpenAIToMessages,
+    PromptTemplate,
+    ShareGPTToMessages,
+    Source,
+    find_conversation_column,
+    get_prompt_template,
+)
+from tune.datasets.packed import PackedDataset
+from tune.datasets.reading import RowReader
+from tune.datasets.sft import SFTDataset
+from tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tune.tokenizers import Tokenizer
+
+
+def chat_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    conversation_column: str | None = None,
+    conversation_style: Literal["auto", "openai", "sharegpt"] = "auto",
+    train_on_input: bool = False,
+    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
+    new_system_prompt: str | None = None,
+    packed: bool = False,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+) -> SFTDataset | PackedDataset:
+    """Returns conversations; every answer of the assistant is learnt.
+
+    Args:
+        tokenizer: gives the ids.
+        source: hub name, local json, jsonl or parquet file, folder, or "json" with `data_files`.
+        conversation_column: holds the list of messages; `messages` and `conversations` are recognised.
+        conversation_style: "openai" has role and content, "sharegpt" from and value; "auto" looks which.
+        train_on_input: learn the messages of user and system too.
+        prompt_template: how turns are written, by default the tokenizer's, else "llama2_chat"; see
+            `instruct_dataset`.
+        new_system_prompt: replaces the system message of every conversation.
+        packed: put several conversations into one sequence of `max_seq_len` tokens, none seeing another.
+        max_seq_len: tokens to keep of a conversation; by default the tokenizer's limit.
+        split: part of the source, with an optional range: train, train[:500], train[90%:].
+        data_files: files or patterns, also by split.
+        name: configuration of a hub dataset.
+        revision: branch, tag or commit of a hub dataset.
+        field: key of a JSON file that holds its rows.
+        limit: rows to read at most.
+        on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+
+    Raises:
+        ConfigError: an argument is out of range or names what is not there.
+        DataError: the source cannot be read, is not recognised, or holds nothing to learn.
+    """
+    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    column = find_conversation_column(rows.columns, conversation_column)
+    style = _find_style(rows, column) if conversation_style == "auto" else conversation_style
+    if style == "openai":
+        transform: OpenAIToMessages | ShareGPTToMessages = OpenAIToMessages(
+            train_on_input, {"messages": column}, new_system_prompt
+        )
+    elif style == "sharegpt":
+        transform = ShareGPTToMessages(train_on_input, {"conversations": column}, new_system_prompt)
+    else:
+        raise ConfigError(
+            f"dataset.conversation_style is {style!r}, expected 'openai' (role, content), 'sharegpt' (from, value) "
+            "or 'auto'"
+        )
+    rows.report.format = f"{column}, {style} style"
+    dataset = SFTDataset(
+        tokenizer,
+        source=rows,
+        message_transform=transform,
+        prompt_template=get_prompt_template(prompt_template or tokenizer.prompt_template or "llama2_chat"),
+        max_seq_len=max_seq_len,
+    )
+    return PackedDataset(dataset) if packed else dataset
+
+
+def _find_style(rows: RowReader, column: str) -> str:
+    """Returns the style of the first conversation that shows one; faulty ones are reported when read."""
+    for values in rows.peeked():
+        turns = values.get(column)
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+            return "sharegpt" if "from" in turns[0] and "role" not in turns[0] else "openai"
+    return "openai"

@@ -1,0 +1,72 @@
+"""Several datasets one after another."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from torch.utils.data import Dataset
+
+from tune.data import DataReport, merge_reports
+from tune.datasets.packed import PackedDataset
+from tune.errors import ConfigError
+
+
+class ReportingDataset(Protocol):
+    """What every dataset of this package offers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict[str, list[int]]: ...
+    def length(self, index: int) -> int: ...
+    def report(self) -> DataReport: ...
+    def render_prompt(self, text: str) -> str: ...
+
+
+class ConcatDataset(Dataset[dict[str, list[int]]]):
+    """All examples of all datasets; a shuffling sampler mixes them.
+
+    Args:
+        datasets: at least one; all packed, or none.
+
+    Raises:
+        ConfigError: there is none, or packed and unpacked ones are mixed.
+    """
+
+    def __init__(self, datasets: Sequence[ReportingDataset]) -> None:
+        if not datasets:
+            raise ConfigError("dataset is an empty list: name at least one")
+        if len({isinstance(dataset, PackedDataset) for dataset in datasets}) > 1:
+            raise ConfigError(
+                "packed and unpacked datasets cannot share batches: set packed alike for all of them"
+            )
+        self._datasets = list(datasets)
+        self._ends = list(accumulate(len(dataset) for dataset in datasets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        dataset, inner = self._find(index)
+        return dataset[inner]
+
+    def length(self, index: int) -> int:
+        """Returns the number of tokens of an example without making it."""
+        dataset, inner = self._find(index)
+        return dataset.length(inner)
+
+    def report(self) -> DataReport:
+        """Returns the counts of all datasets together."""
+        return merge_reports([dataset.report() for dataset in self._datasets])
+
+    def render_prompt(self, text: str) -> str:
+        """Returns what the model reads when a user says `text`, as the first dataset writes it."""
+        return self._datasets[0].render_prompt(text)
+
+    def _find(self, index: int) -> tuple[ReportingDataset, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside of the {len(self)} examples")
+        index %= len(self)
+        which = bisect_right(self._ends, index)
+        return self._datasets[which], index - (self._ends[which - 1] if which else 0)

@@ -1,0 +1,65 @@
+"""Several documents in one sequence, none of which sees another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch.utils.data import Dataset
+
+from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, pack_lengths
+from tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tune.datasets.sft import SFTDataset
+    from tune.datasets.text_completion import TextCompletionDataset
+
+
+class PackedDataset(Dataset[dict[str, list[int]]]):
+    """Sequences of up to `max_seq_len` tokens that hold whole examples of another dataset.
+
+    Items are `{"tokens", "labels", "input_pos"}`: positions start at 0 with each example, and from them
+    `tune.data.padded_collate_sft` makes the mask that keeps examples apart, so that loss and gradients are
+    those of the examples one by one. The first token of an example is never a target.
+
+    Args:
+        dataset: the examples, each shorter than a sequence.
+        max_seq_len: tokens of a sequence; by default the limit that the examples were cut to.
+
+    Raises:
+        ConfigError: there is no limit.
+    """
+
+    def __init__(self, dataset: SFTDataset | TextCompletionDataset, max_seq_len: int | None = None) -> None:
+        capacity = max_seq_len or dataset.report().max_seq_len
+        if capacity is None:
+            raise ConfigError(
+                "packed needs to know how long a sequence is: set dataset.max_seq_len or tokenizer.max_seq_len"
+            )
+        self._dataset = dataset
+        self._packs = pack_lengths([dataset.length(index) for index in range(len(dataset))], capacity)
+        self._report = replace(dataset.report(), num_packs=len(self._packs), max_seq_len=capacity)
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        packed: dict[str, list[int]] = {"tokens": [], "labels": [], "input_pos": []}
+        for member in self._packs[index]:
+            example = self._dataset[member]
+            packed["tokens"] += example["tokens"]
+            packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
+            packed["input_pos"] += range(len(example["tokens"]))
+        return packed
+
+    def length(self, index: int) -> int:
+        """Returns the number of tokens of a sequence without making it."""
+        return sum(self._dataset.length(member) for member in self._packs[index])
+
+    def report(self) -> DataReport:
+        """Returns what was read, and how full the sequences are."""
+        return self._report
+
+    def render_prompt(self, text: str) -> str:
+        """Returns what the model reads when a user says `text`."""
+        return self._dataset.render_prompt(text)

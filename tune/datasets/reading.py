@@ -1,0 +1,136 @@
+"""Reading a source row by row: what is wrong with rows, and what cutting costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from tune.data import DataReport, Row, Source, TokenStore
+from tune.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tune.tokenizers import Tokenizer
+
+OnBadRows = Literal["error", "drop"]
+# Rows looked at to learn which columns there are: optional ones may be missing from the first.
+_NUM_PEEKED = 1000
+# Faulty rows after which reading stops: the file is of another kind.
+_NUM_COLLECTED = 1000
+
+
+class RowReader:
+    """Iterates over (place, values) of a source, and gathers what is wrong with rows.
+
+    Args:
+        source: the rows.
+        on_bad_rows: "error" raises at the end, listing them; "drop" counts them.
+
+    Attributes:
+        columns: names of the columns in the first rows.
+        report: counts rows and those left out.
+    """
+
+    def __init__(
+        self,
+        source: Source | Iterable[Mapping[str, Any]],
+        on_bad_rows: OnBadRows = "error",
+    ) -> None:
+        if on_bad_rows not in ("error", "drop"):
+            raise ConfigError(f"dataset.on_bad_rows is {on_bad_rows!r}, expected 'error' or 'drop'")
+        self.report = DataReport(source=str(source) if isinstance(source, Source) else "the rows given")
+        self._drop = on_bad_rows == "drop"
+        rows = source.rows() if isinstance(source, Source) else _number(source)
+        self._peeked = peeked = list(islice(rows, _NUM_PEEKED))
+        self.columns = list(dict.fromkeys(str(name) for row in peeked for name in row.values))
+        self._rows: Iterator[Row] = chain(peeked, rows)
+        if not peeked:
+            raise DataError(f"{self.report.source} holds no rows")
+        if not self.columns:
+            # Nothing to recognise columns in: say what is wrong with the rows instead.
+            for row in peeked:
+                self.reject(row.place, row.problem or "has no columns")
+            self._drop = False
+            self.finish()
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for row in self._rows:
+            self.report.num_rows += 1
+            if row.problem:
+                self.reject(row.place, row.problem)
+            else:
+                yield row.place, row.values
+            if not self._drop and self.report.num_dropped >= _NUM_COLLECTED:
+                return
+
+    def peeked(self) -> Iterator[dict[str, Any]]:
+        """Returns the first rows, which are read again when iterating."""
+        return (row.values for row in self._peeked if not row.problem)
+
+    def reject(self, place: str, reason: str) -> None:
+        """Records that a row cannot be used."""
+        self.report.note_dropped(place, reason)
+
+    def finish(self) -> None:
+        """Raises DataError that lists the rejected rows, unless they shall be dropped."""
+        if self._drop or not self.report.num_dropped:
+            return
+        listed = "\n".join(f"  {line}" for line in self.report.dropped)
+        more = self.report.num_dropped - len(self.report.dropped)
+        at_least = "at least " if self.report.num_dropped >= _NUM_COLLECTED else ""
+        rows = "row" if self.report.num_dropped == 1 else "rows"
+        raise DataError(
+            f"{at_least}{self.report.num_dropped:,} {rows} of {self.report.source} cannot be learnt from:\n{listed}"
+            + (f"\n  and {more:,} more" if more else "")
+            + "\nRepair them, or leave them out with dataset.on_bad_rows=drop"
+        )
+
+
+def add_example(
+    store: TokenStore, report: DataReport, tokens: list[int], mask: list[bool], limit: int | None
+) -> None:
+    """Stores an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
+    report.longest = max(report.longest, len(tokens))
+    if limit is not None and len(tokens) > limit:
+        report.num_truncated += 1
+        report.num_tokens_cut += len(tokens) - limit
+        tokens, mask = tokens[:limit], mask[:limit]
+    # The first token is the target of no position.
+    num_targets = mask.count(False) - (not mask[0] if mask else 0)
+    if num_targets < 1:
+        report.num_lost += 1
+        return
+    store.append(tokens, mask)
+    report.num_examples += 1
+    report.num_tokens += len(tokens)
+    report.num_target_tokens += num_targets
+
+
+def check_learnable(report: DataReport) -> None:
+    """Raises DataError where no example is left."""
+    if report.num_examples:
+        return
+    if report.num_lost:
+        raise DataError(
+            f"nothing to learn in {report.source}: in all {report.num_lost:,} examples the answer lies beyond "
+            f"max_seq_len={report.max_seq_len} (the longest example has {report.longest:,} tokens). Raise "
+            "dataset.max_seq_len, or use a tokenizer and model made for longer sequences"
+        )
+    listed = "".join(f"\n  {line}" for line in report.dropped)
+    raise DataError(
+        f"nothing to learn in {report.source}: of {report.num_rows:,} rows {report.num_dropped:,} were left out{listed}"
+    )
+
+
+def sequence_limit(tokenizer: Tokenizer, max_seq_len: int | None) -> int | None:
+    """Returns the smaller of the limits given by a dataset and by its tokenizer."""
+    if max_seq_len is not None and max_seq_len < 2:
+        raise ConfigError(
+            f"dataset.max_seq_len is {max_seq_len}, expected at least 2: one token to read, one to learn"
+        )
+    limits = [limit for limit in (max_seq_len, tokenizer.max_seq_len) if limit is not None]
+    return min(limits) if limits else None
+
+
+def _number(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    return (Row(f"row {number}", dict(values)) for number, values in enumerate(rows, start=1))

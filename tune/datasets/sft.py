@@ -1,0 +1,108 @@
+"""Supervised fine-tuning: conversations as tokens, with labels where the model shall learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from tune.data import (
+    DataReport,
+    Message,
+    PromptTemplate,
+    Source,
+    TokenStore,
+    get_prompt_template,
+    tokenize_segments,
+)
+from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
+from tune.errors import DataError, TokenizerError
+
+if TYPE_CHECKING:
+    from tune.tokenizers import Tokenizer
+
+MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Message]]]
+
+
+class SFTDataset(Dataset[dict[str, list[int]]]):
+    """Conversations of a source, tokenized once, when the dataset is made.
+
+    Items are `{"tokens": [...], "labels": [...]}` of equal length, labels not shifted, -100 where a token is
+    not learnt. An example longer than the limit keeps its first tokens and loses its EOS; one whose answers
+    lie wholly beyond the limit is left out. Both are counted in `report()`.
+
+    Args:
+        tokenizer: gives the ids, and the limit where `max_seq_len` does not.
+        source: the rows: a `tune.data.Source`, any iterable of mappings from column to value, or a reader
+            of either, which then decides about bad rows.
+        message_transform: turns a row into `{"messages": [...]}`.
+        prompt_template: how conversations are written; see `tune.data.get_prompt_template`.
+        inference_template: what `render_prompt` uses where `message_transform` writes the prompts itself.
+        max_seq_len: tokens to keep of an example; the smaller of this and the tokenizer's counts.
+        on_bad_rows: what to do with rows that are malformed or hold nothing to learn: stop with an error
+            that lists them, or leave them out and count them.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DataError: the source cannot be read, has bad rows, or holds nothing to learn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        source: Source | RowReader | Iterable[Mapping[str, Any]],
+        message_transform: MessageTransform,
+        prompt_template: str | dict[str, list[str]] | PromptTemplate = "plain",
+        inference_template: PromptTemplate | None = None,
+        max_seq_len: int | None = None,
+        on_bad_rows: OnBadRows = "error",
+    ) -> None:
+        rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
+        self._store = TokenStore(tokenizer.vocab_size)
+        self._template = get_prompt_template(prompt_template)
+        self._inference_template = inference_template or self._template
+        self._report = rows.report
+        self._report.template = self._inference_template.name
+        self._report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len)
+        for place, values in rows:
+            try:
+                messages = message_transform(values)["messages"]
+                has_answer = _has_answer(messages)
+                tokens, mask = tokenize_segments(tokenizer, self._template.segments(messages))
+            except (DataError, TokenizerError) as error:
+                rows.reject(place, str(error))
+                continue
+            self._report.num_empty_answers += not has_answer
+            add_example(self._store, self._report, tokens, mask, limit)
+        rows.finish()
+        check_learnable(self._report)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"tokens": self._store.tokens(index), "labels": self._store.labels(index)}
+
+    def length(self, index: int) -> int:
+        """Returns the number of tokens of an example without making it."""
+        return self._store.length(index)
+
+    def report(self) -> DataReport:
+        """Returns what was read: examples, tokens, the share trained on, what was cut or left out."""
+        return self._report
+
+    def render_prompt(self, text: str) -> str:
+        """Returns what the model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
+        return self._inference_template.prompt(text)
+
+
+def _has_answer(messages: Sequence[Message]) -> bool:
+    """Returns whether an answer is learnt. Raises DataError where nothing is."""
+    if any(m.role == "assistant" and not m.masked and m.content.strip() for m in messages):
+        return True
+    # Where prompts are learnt too, an example without an answer still teaches something.
+    if all(m.masked or not m.content.strip() for m in messages):
+        raise DataError("the answer is empty, so there is nothing to learn")
+    return False
