@@ -175,12 +175,16 @@ def _copy_of(default: Any) -> Any:
     return type(default)(default)
 
 
-@functools.cache
+_known_fields: dict[type, dict[str, ParamInfo]] = {}
+
+
 def fields_of(params_cls: type) -> dict[str, ParamInfo]:
     """Return what is declared about each field of `params_cls`, in order.
 
     A plain dataclass will do as well: a field without a default is then required.
     """
+    if params_cls in _known_fields:
+        return _known_fields[params_cls]
     try:
         hints = typing.get_type_hints(params_cls)
     except NameError:  # annotations that only a type checker can see; their text still says enough
@@ -199,6 +203,7 @@ def fields_of(params_cls: type) -> dict[str, ParamInfo]:
             record.setdefault("required", True)
         spec = TypeSpec.from_hint(hints.get(field.name, field.type))
         infos[field.name] = ParamInfo(name=field.name, spec=spec, default=default, **record)
+    _known_fields[params_cls] = infos
     return infos
 
 

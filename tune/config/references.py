@@ -185,7 +185,9 @@ class _Resolver:
         if target is not None:
             return target
         if ":" in name:
-            message = f"${{{name}}} is not understood: a reference is the path of another value, such as ${{output_dir}}"
+            message = (
+                f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
+            )
             return self._fail(node, path, "dangling-reference", message)
         close = self._near(parts)
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
@@ -208,10 +210,10 @@ class _Resolver:
                 other = self._walk(self._root, tuple(info.short_for.split(".")))
                 if other is not None:
                     return other
-        info = self._infos.get(parts[0])
-        if info is None or info.required or parts[0] in self._root.entries:
+        declared = self._infos.get(parts[0])
+        if declared is None or declared.required or parts[0] in self._root.entries:
             return None
-        return self._walk(mapped(self._root.source, {parts[0]: default_node(info.default)}, {}), parts)
+        return self._walk(mapped(self._root.source, {parts[0]: default_node(declared.default)}, {}), parts)
 
     def _walk(self, start: Mapped, parts: Path) -> Node | None:
         node: Node = start

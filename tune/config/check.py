@@ -1,0 +1,241 @@
+"""Checking a whole configuration tree against the declared parameters: every problem, each at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tune.config.component import Component
+from tune.config.component_values import ComponentChecker
+from tune.config.convert import REFUSED, shadowed
+from tune.config.diagnostics import PYTHON, Diagnostic, Source, quote
+from tune.config.naming import guess_parameter
+from tune.config.nodes import (
+    Listing,
+    Mapped,
+    Node,
+    PythonValue,
+    Scalar,
+    default_node,
+    from_python,
+    mapped,
+)
+from tune.config.params import ParamInfo, Problem, fields_of
+from tune.config.short_forms import expand_short_forms
+
+RECIPE_KEY = "recipe"
+
+
+@dataclass
+class Checked:
+    """A configuration, checked.
+
+    Args:
+        values: the typed value of every field; `REFUSED` where it is not usable.
+        places: the node each value came from, by dotted path; what has its declared default is not in it.
+        bad: dotted names about which something has been said already.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, Node] = field(default_factory=dict)
+    bad: set[str] = field(default_factory=set)
+
+
+def check_tree(
+    root: Mapped,
+    infos: Mapping[str, ParamInfo],
+    report: Callable[[Diagnostic], None],
+    *,
+    whole: Source,
+    complete: bool = True,
+    lost: frozenset[str] = frozenset(),
+) -> Checked:
+    """Type and check every value of a tree.
+
+    Args:
+        root: merged, references resolved, short forms expanded.
+        infos: the declared parameters.
+        report: called with every problem and warning.
+        whole: the place of the configuration as such, for what is missing from it.
+        complete: whether all of the file could be read; if not, nothing is called missing.
+        lost: keys of entries that could not be read.
+    """
+    checked = Checked(bad=set(lost))
+    components = ComponentChecker(infos, report)
+    unknown = [key for key in root.entries if key not in infos and key != RECIPE_KEY]
+    late_required: list[ParamInfo] = []
+    for info in infos.values():
+        node = root.entries.get(info.name)
+        if node is None:
+            if info.required:
+                late_required.append(info)
+                checked.values[info.name] = REFUSED
+                checked.bad.add(info.name)
+                continue
+            node = default_node(info.default)
+            if info.slot is None:
+                checked.values[info.name] = info.default
+                continue
+        else:
+            checked.places[info.name] = node
+        checked.values[info.name] = _field(node, info, components, report, checked)
+    checked.places.update(components.places)
+    for key in unknown:
+        _report_unknown(key, root, infos, components, report)
+    checked.bad |= components.guessed
+    for info in late_required:
+        if complete and info.name not in components.guessed:
+            message = f"{info.name} is required: {info.help}" if info.help else f"{info.name} is required"
+            report(Diagnostic("missing-required", info.name, message, whole))
+    return checked
+
+
+def _field(
+    node: Node,
+    info: ParamInfo,
+    components: ComponentChecker,
+    report: Callable[[Diagnostic], None],
+    checked: Checked,
+) -> Any:
+    """The value of one field, or `REFUSED`."""
+    if info.slot is not None and _is_empty_default(node, info):
+        return Component()
+    if info.required and _is_empty(node):
+        name = node.written or info.name
+        report(Diagnostic("missing-required", name, f"{name} is required and cannot be empty", node.source))
+        value: Any = REFUSED
+    else:
+        value = components.converter.convert(node, info.spec, info.name, info.slot)
+    if value is not REFUSED:
+        fault = info.find_fault(value)
+        if fault is not None:
+            message = f"{info.name} {fault.message}"
+            report(Diagnostic(fault.code, info.name, message, node.source, fault.suggestion, shadowed(node)))
+            value = REFUSED
+    if value is REFUSED:
+        checked.bad.add(info.name)
+    return value
+
+
+def _is_empty(node: Node) -> bool:
+    if isinstance(node, Scalar):
+        return node.style != "plain" and not node.text.strip()
+    if isinstance(node, Listing):
+        return not node.items
+    return isinstance(node, PythonValue) and node.value == ""
+
+
+def _is_empty_default(node: Node, info: ParamInfo) -> bool:
+    return isinstance(node, PythonValue) and node.value == "" and not info.required
+
+
+def _report_unknown(
+    key: str,
+    root: Mapped,
+    infos: Mapping[str, ParamInfo],
+    components: ComponentChecker,
+    report: Callable[[Diagnostic], None],
+) -> None:
+    guess = guess_parameter(key, infos, components.arguments)
+    message = f"there is no parameter {quote(key)}"
+    suggestion = None
+    if guess is not None:
+        components.guessed.add(guess.name)
+        suggestion = guess.entry or guess.name
+        message += f"; {guess.reason}"
+        target = infos.get(guess.name)
+        if guess.entry is None and target is not None and target.short_for:
+            components.guessed.add(target.short_for)
+    report(Diagnostic("unknown-key", key, message, root.key_source(key), suggestion))
+
+
+def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInfo]) -> list[Problem]:
+    """Run the params class's own checks between fields, on what is right so far.
+
+    Problems that speak of a field about which something has been said already are left out.
+    """
+    cross_checks = getattr(params_cls, "cross_checks", None)
+    if cross_checks is None:
+        return []
+    candidate: Any = object.__new__(params_cls)
+    for info in infos.values():
+        value = checked.values.get(info.name, REFUSED)
+        if value is REFUSED:
+            value = Component() if info.slot is not None and not info.spec.nullable else info.default
+        object.__setattr__(candidate, info.name, value)
+    try:
+        problems = list(cross_checks(candidate))
+    except (TypeError, ValueError, AttributeError, LookupError):
+        if checked.bad:
+            return []  # stumbled over a stand-in for a value that has been reported
+        raise
+    bad = checked.bad | {
+        info.short_for for info in infos.values() if info.short_for and info.name in checked.bad
+    }
+    return [
+        problem
+        for problem in problems
+        if not any(name in bad or name.split(".")[0] in bad for name in problem.fields)
+    ]
+
+
+def find_place(name: str, checked: Checked, infos: Mapping[str, ParamInfo]) -> Node | None:
+    """The node of the field or argument `name`, also in its other spelling; None if nothing was set."""
+    info = infos.get(name)
+    if name in checked.places:
+        return checked.places[name]
+    if info is not None and info.short_for and info.short_for in checked.places:
+        return checked.places[info.short_for]
+    return None
+
+
+def check_values(params: Any) -> list[Problem]:
+    """Check a params object built in Python and normalise its fields in place.
+
+    Returns:
+        every problem found; the object is only usable if there is none.
+    """
+    params_cls: type = type(params)
+    infos = fields_of(params_cls)
+    problems: list[Diagnostic] = []
+
+    def report(item: Diagnostic) -> None:
+        if item.severity == "error":
+            problems.append(item)
+
+    entries = {}
+    for info in infos.values():
+        value = getattr(params, info.name)
+        if info.required and isinstance(value, type(info.default)) and value == info.default:
+            continue
+        if value is info.default and info.slot is None:
+            continue
+        entries[info.name] = from_python(value)
+    root = expand_short_forms(mapped(PYTHON, entries, {}), infos, report)
+    checked = check_tree(root, infos, report, whole=PYTHON)
+    found = [_as_problem(item) for item in dict.fromkeys(problems)]
+    found += cross_check(params_cls, checked, infos)
+    for info in infos.values():
+        value = checked.values.get(info.name, REFUSED)
+        if value is not REFUSED:
+            object.__setattr__(params, info.name, value)
+    return found
+
+
+def _as_problem(item: Diagnostic) -> Problem:
+    message = (
+        item.message.removeprefix(item.path).lstrip()
+        if item.message.startswith(item.path + " ")
+        else item.message
+    )
+    if message is item.message:
+        return _Standalone(message, (item.path,) if item.path else (), item.code, item.suggestion)
+    return Problem(message, (item.path,), item.code, item.suggestion)
+
+
+class _Standalone(Problem):
+    """A problem whose message does not read on from its field's name."""
+
+    def __str__(self) -> str:
+        return self.message

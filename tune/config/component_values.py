@@ -1,0 +1,235 @@
+"""Components in a configuration: what their name resolves to, and each argument typed by the signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tune.config.component import COMPONENT_KEY, Component
+from tune.config.component_check import ResolvedName, resolve_component
+from tune.config.convert import REFUSED, Converter, shadowed, show
+from tune.config.diagnostics import Diagnostic, Source
+from tune.config.findings import Finding
+from tune.config.merging import name_component
+from tune.config.naming import guess_argument
+from tune.config.nodes import Broken, Listing, Mapped, Node, PythonValue, Scalar
+from tune.config.params import ParamInfo
+from tune.config.slots import Slot
+from tune.config.typing import ANY, TypeSpec
+
+
+class ComponentChecker:
+    """Converts component nodes to `Component`s, and remembers what it learnt on the way.
+
+    Args:
+        infos: the declared parameters.
+        report: called with every problem and warning.
+    """
+
+    def __init__(self, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]) -> None:
+        self._infos = infos
+        self._report = report
+        self._by_short_form = {info.short_for: info for info in infos.values() if info.short_for}
+        self.converter = Converter(report, self)
+        self.arguments: dict[str, set[str]] = {}  # by the path of the component
+        self.places: dict[str, Node] = {}  # where each argument stands, by its path
+        self.guessed: set[str] = set()  # what unknown arguments probably meant, by path
+
+    def __call__(self, node: Node, path: str, slot: Slot | None) -> Any:
+        component = _as_component(node)
+        if component is None:
+            kind = slot.kind if slot is not None else "component"
+            message = f"{path} takes a {kind}: a name, a dotpath, or a mapping with {COMPONENT_KEY}, not {show(node)}"
+            if isinstance(node, Listing) and slot is not None:
+                message = f"{path} takes one {kind}, not a list of them"
+            return self._refuse("wrong-type", path, message, node)
+        name_node = component.entries.get(COMPONENT_KEY)
+        if name_node is None:
+            return self._without_name(component, path, slot)
+        if isinstance(name_node, Broken):
+            self._untyped_arguments(component, path)
+            return REFUSED
+        name = _text_of(name_node)
+        if name is None:
+            message = f"{path}.{COMPONENT_KEY} takes the name of a component, not {show(name_node)}"
+            return self._refuse("wrong-type", f"{path}.{COMPONENT_KEY}", message, name_node)
+        self.places[f"{path}.{COMPONENT_KEY}"] = name_node
+        resolved = resolve_component(name.strip(), slot)
+        for finding in resolved.warnings:
+            self._found(finding, path, name_node, "warning")
+        for finding in resolved.errors:
+            self._found(finding, path, name_node, "error")
+        if resolved.errors:
+            self._untyped_arguments(component, path)
+            return REFUSED
+        kwargs = self._arguments(component, path, resolved)
+        return REFUSED if kwargs is None else Component(resolved.path, kwargs)
+
+    def _found(self, finding: Finding, path: str, node: Node, severity: str) -> None:
+        where = node.written or path
+        self._report(
+            Diagnostic(
+                finding.code,
+                where,
+                finding.message,
+                node.source,
+                finding.suggestion,
+                shadowed(node),
+                severity,
+            )
+        )
+
+    def _without_name(self, component: Mapped, path: str, slot: Slot | None) -> Any:
+        info = self._infos.get(path.split(".")[0])
+        default = (
+            info.default if info is not None and isinstance(info.default, str) and info.default else None
+        )
+        message = f"{path} is a mapping without {COMPONENT_KEY}, so there is nothing to pass its arguments to"
+        if default:
+            message += f"; add {COMPONENT_KEY}: {default} for the default"
+        self._untyped_arguments(component, path)
+        suggestion = f"{COMPONENT_KEY}: {default}" if default else None
+        return self._refuse("missing-component-name", path, message, component, suggestion)
+
+    def _untyped_arguments(self, component: Mapped, path: str) -> None:
+        """Look through arguments nobody can type: nested components in them are still checked."""
+        for key, node in component.entries.items():
+            if key != COMPONENT_KEY:
+                self.converter.convert(node, ANY, f"{path}.{key}")
+
+    def _arguments(self, component: Mapped, path: str, resolved: ResolvedName) -> dict[str, Any] | None:
+        signature = resolved.signature
+        given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
+        kwargs: dict[str, Any] = {}
+        ok = True
+        if signature is not None:
+            usable = {
+                name
+                for name, parameter in signature.parameters.items()
+                if parameter.kind != "positional" and name not in resolved.supplied
+            }
+            self.arguments[path] = usable
+        for key, node in given.items():
+            spec = ANY
+            if signature is not None:
+                fault = self._judge_name(key, path, component, resolved)
+                if fault is not None:
+                    self._report(fault)
+                    self.converter.convert(node, ANY, f"{path}.{key}")
+                    ok = False
+                    continue
+                if key in signature.parameters:
+                    spec = signature.parameters[key].type
+            value = self._argument(node, spec, f"{path}.{key}")
+            ok = ok and value is not REFUSED
+            kwargs[key] = value
+        if signature is not None:
+            ok = self._report_missing(component, path, resolved) and ok
+        return kwargs if ok else None
+
+    def _argument(self, node: Node, spec: TypeSpec, path: str) -> Any:
+        self.places[path] = node
+        short = self._by_short_form.get(path)
+        if short is not None and (spec.kind == "any" or (node.written and not isinstance(node, PythonValue))):
+            spec = short.spec if spec.kind == "any" else spec
+        value = self.converter.convert(node, spec, path)
+        if short is None or value is REFUSED:
+            return value
+        problem = short.find_fault(value)
+        if problem is None:
+            return value
+        where = node.written or path
+        self._report(
+            Diagnostic(problem.code, where, f"{where} {problem.message}", node.source, None, shadowed(node))
+        )
+        return REFUSED
+
+    def _judge_name(
+        self, key: str, path: str, component: Mapped, resolved: ResolvedName
+    ) -> Diagnostic | None:
+        """Why `key` cannot be an argument here, or None."""
+        signature = resolved.signature
+        if signature is None:
+            return None
+        node = component.entries[key]
+        where = node.written or f"{path}.{key}"
+        source = component.key_source(key)
+        if key in resolved.supplied:
+            message = f"{path}.{key} is passed by the recipe itself; remove it"
+            return Diagnostic("colliding-argument", where, message, source)
+        parameter = signature.parameters.get(key)
+        if parameter is not None and parameter.kind != "positional":
+            return None
+        if parameter is None and signature.takes_any_keyword:
+            return None
+        usable = self.arguments[path]
+        called = resolved.path
+        if node.written:
+            message = f"{called} takes no argument {key}, which is what {node.written} stands for; remove it"
+            return Diagnostic("unknown-argument", where, message, source)
+        guess = guess_argument(key, path, usable, self._infos)
+        message = f"{called} takes no argument {key}"
+        if guess is not None:
+            self.guessed.add(
+                guess.name
+                if guess.name in self._infos and guess.name not in usable
+                else f"{path}.{guess.name}"
+            )
+            return Diagnostic("unknown-argument", where, f"{message}; {guess.reason}", source, guess.name)
+        if usable:
+            listed = sorted(usable)
+            shown = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "")
+            message += f"; it takes {shown}"
+        else:
+            message += "; it takes none"
+        return Diagnostic("unknown-argument", where, message, source)
+
+    def _report_missing(self, component: Mapped, path: str, resolved: ResolvedName) -> bool:
+        if resolved.signature is None:
+            return True
+        present = set(component.entries) | resolved.supplied | resolved.offered
+        present |= {name.rpartition(".")[2] for name in self.guessed if name.startswith(path + ".")}
+        missing = [
+            name
+            for name, parameter in resolved.signature.parameters.items()
+            if parameter.required and name not in present
+        ]
+        for name in missing:
+            parameter = resolved.signature.parameters[name]
+            message = f"{path}.{name} is required: {resolved.path} takes {parameter.type.describe()} there"
+            short = self._by_short_form.get(f"{path}.{name}")
+            if short is not None:
+                if short.name in self.guessed:
+                    continue
+                message += f" (short form: {short.name})"
+            self._report(Diagnostic("missing-argument", f"{path}.{name}", message, self._place_of(component)))
+        return not missing
+
+    def _place_of(self, component: Mapped) -> Source:
+        """The best place to point at for a component: its name, and failing that all of it."""
+        name = component.entries.get(COMPONENT_KEY)
+        return name.source if name is not None else component.source
+
+    def _refuse(self, code: str, path: str, message: str, node: Node, suggestion: str | None = None) -> Any:
+        self._report(Diagnostic(code, node.written or path, message, node.source, suggestion, shadowed(node)))
+        return REFUSED
+
+
+def _as_component(node: Node) -> Mapped | None:
+    if isinstance(node, PythonValue) and not isinstance(node.value, str):
+        # a hero may hand over the class itself
+        module = getattr(node.value, "__module__", None)
+        name = getattr(node.value, "__qualname__", None)
+        if not callable(node.value) or not isinstance(module, str) or not isinstance(name, str):
+            return None
+        return name_component(replace(node, value=f"{module}.{name}"))
+    return name_component(node)
+
+
+def _text_of(node: Node) -> str | None:
+    if isinstance(node, Scalar):
+        return node.text or None
+    if isinstance(node, PythonValue) and isinstance(node.value, str):
+        return node.value or None
+    return None
