@@ -51,10 +51,11 @@ class GenerateParams:
     prompt_file: str | None = param(
         None, group="Prompt", help="File of prompts: a line each, or .jsonl with a column prompt."
     )
-    prompt_template: str | None = param(
+    prompt_template: str | dict[str, list[str]] | None = param(
         None,
         group="Prompt",
-        help="Template put around each prompt, such as alpaca or question_answer; null takes the text as it is.",
+        help="Template around each prompt: alpaca, question_answer, ..., or {user: [before, after], "
+        "assistant: [before, after]}; null takes the text as it is.",
     )
 
     # --- Sampling ---------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ class GenerateParams:
     dtype: Literal["bf16", "fp32", "fp16"] | None = param(
         None,
         group="Device",
-        help="Precision of weights and computation; null takes the checkpoint's own on a GPU, fp32 on a CPU.",
+        help="Precision of weights and computation; null takes bf16 on a GPU, fp32 on a CPU.",
     )
     output_file: str | None = param(
         None, group="Output", help="Also write prompts and completions to this file, a JSON object a line."

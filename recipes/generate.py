@@ -1,0 +1,211 @@
+"""Continue prompts with a model.
+
+    tune run generate model_checkpoint=DIR prompt="Once upon a time" max_new_tokens=64
+    tune run generate model_checkpoint=OUTPUT_DIR/latest prompt_file=questions.txt prompt_template=alpaca
+    echo "Once upon a time" | tune run generate model_checkpoint=DIR prompt=- temperature=0.8 seed=1
+
+DIR is a folder in Hugging Face or Meta layout, or a saved step of a run; model and tokenizer are found in it. The
+completion alone goes to standard output, as it is written; everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any
+
+import torch
+
+import tune.config
+from recipes.params.generate import GenerateParams
+from tune.checkpoints import find_model_dir
+from tune.config import instantiate, instantiate_offering
+from tune.data import get_prompt_template
+from tune.errors import GenerationError
+from tune.generation import Prompt, TextStream, read_prompts, stream_text
+from tune.utils import expand_path, get_device, get_dtype, get_logger
+
+STOP_REASONS = {
+    "stop_id": "the model ended the text",
+    "stop_string": "a stop text came",
+    "max_new_tokens": "max_new_tokens was reached",
+    "max_seq_len": "the model's max_seq_len was reached",
+}
+
+
+def load(params: GenerateParams) -> tuple[Any, Any]:
+    """Return the model with its weights, and its tokenizer."""
+    checkpointer = instantiate(params.checkpointer)
+    model_dir = find_model_dir(checkpointer.checkpoint_dir)
+    offered = {"checkpoint_dir": str(model_dir)}
+    # The tokenizer first: it takes no time to find out that it is missing.
+    tokenizer = instantiate_offering(params.tokenizer, offered)
+
+    device = get_device(params.device)
+    # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.
+    dtype = get_dtype(params.dtype or ("fp32" if device.type == "cpu" else "bf16"), device)
+    # On the meta device the model costs nothing until each tensor is read: one copy of the weights at most.
+    with torch.device("meta"):
+        model = instantiate_offering(params.model, offered).to(dtype)
+    checkpointer.load_into(model, device=device)
+    return model.eval(), tokenizer
+
+
+def collect_prompts(params: GenerateParams) -> list[Prompt]:
+    """Return the prompts: the one given, standard input for "-", or those of the file."""
+    if params.prompt_file is not None:
+        return read_prompts(params.prompt_file)
+    if params.prompt != "-":
+        return [Prompt(params.prompt or "")]
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GenerationError(
+            f"standard input is not UTF-8: {error.reason} at byte {error.start}."
+        ) from error
+    # echo ends its text with a line feed that nobody means to be part of the prompt.
+    return [Prompt(text.removesuffix("\n").removesuffix("\r"))]
+
+
+def write(piece: str) -> None:
+    """Show a piece of text on standard output now."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def open_streams(
+    params: GenerateParams, model: Any, tokenizer: Any, prompts: list[Prompt]
+) -> list[TextStream]:
+    """Return one stream per prompt; nothing is generated yet, but a prompt that cannot be continued raises now."""
+    template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
+    stop: Sequence[str] = params.stop or ()
+    # What training put after every answer ends one here, even if the model does not go on to say EOS.
+    if template is not None and template.assistant[1].strip():
+        stop = [*stop, template.assistant[1].strip()]
+    seed = params.seed
+    if seed is None and params.temperature > 0:
+        seed = random.SystemRandom().randrange(2**31)
+        get_logger().info(f"seed {seed} was drawn; seed={seed} gives the same again.")
+    streams = []
+    for index, prompt in enumerate(prompts):
+        try:
+            stream = stream_text(
+                model,
+                tokenizer,
+                prompt.text if template is None else template.prompt(prompt.text),
+                max_new_tokens=params.max_new_tokens,
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                # Each prompt has its own seed, so its answer does not depend on how many came before it.
+                seed=None if seed is None else seed + index,
+                stop=stop,
+                ignore_eos=params.ignore_eos,
+                use_cache=params.enable_kv_cache,
+            )
+        except GenerationError as error:
+            raise GenerationError(
+                f"prompt {index + 1}: {error}" if len(prompts) > 1 else str(error)
+            ) from error
+        streams.append(stream)
+    return streams
+
+
+def show(stream: TextStream) -> str:
+    """Write a continuation to standard output piece by piece as it is generated, and return it."""
+    started = time.perf_counter()
+    first = 0.0
+    pieces: list[str] = []
+    try:
+        with stream:
+            for piece in stream:
+                first = first or time.perf_counter() - started
+                pieces.append(piece)
+                write(piece)
+    finally:
+        write("\n")  # also after Ctrl-C: the shell's prompt belongs on a line of its own
+    seconds = time.perf_counter() - started
+    # Reading the prompt is another kind of work than writing the answer: the rate leaves it out.
+    rate = (
+        f"{(stream.num_tokens - 1) / (seconds - first):.1f} tokens/s" if stream.num_tokens > 1 else "no rate"
+    )
+    get_logger().info(
+        f"{stream.num_tokens} tokens in {seconds:.2f} s ({rate}, first text after {first:.2f} s); "
+        f"{STOP_REASONS[stream.stop_reason or 'stop_id']}."
+    )
+    return "".join(pieces)
+
+
+def run(params: GenerateParams) -> None:
+    """Answer every prompt, in order."""
+    log = get_logger(params.log_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows a question mark; it must not end the run.
+        sys.stdout.reconfigure(errors="replace")
+    if params.temperature == 0 and (params.top_k or params.top_p):
+        log.warning("warning: top_k and top_p do nothing at temperature 0; set temperature=1 to sample.")
+    prompts = collect_prompts(params)
+
+    started = time.perf_counter()
+    model, tokenizer = load(params)
+    weight = model.output_weight
+    log.info(
+        f"Loaded {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters "
+        f"({str(weight.dtype).removeprefix('torch.')}, {weight.device}) in {time.perf_counter() - started:.1f} s."
+    )
+    streams = open_streams(params, model, tokenizer, prompts)
+
+    with open_output(params) as output:
+        for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True), 1):
+            if len(prompts) > 1:
+                headline = prompt.text.strip().partition("\n")[0][:72]
+                write(f"=== {index} of {len(prompts)}: {headline}\n")
+            completion = show(stream)
+            row = {
+                "prompt": prompt.text,
+                "completion": completion,
+                "num_tokens": stream.num_tokens,
+                "stop_reason": stream.stop_reason,
+            }
+            if prompt.source:
+                row["source"] = dict(prompt.source)
+            output.write(json.dumps(row, ensure_ascii=False) + "\n")
+            output.flush()
+
+
+def open_output(params: GenerateParams) -> IO[str]:
+    """Return the file for the answers, open for writing; without one, a place where they vanish."""
+    if params.output_file is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    file = expand_path(params.output_file)
+    if params.prompt_file is not None and file.resolve() == expand_path(params.prompt_file).resolve():
+        raise GenerationError(f"output_file is {file}, the prompt_file itself: it would be overwritten.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise GenerationError(f"output_file {file} cannot be written: {error.strerror}.") from error
+
+
+@tune.config.parse
+def recipe_main(params: GenerateParams) -> int:
+    """Continue prompts with a model; the completion goes to standard output."""
+    try:
+        run(params)
+    except KeyboardInterrupt:
+        get_logger().warning("Interrupted.")
+        return 130
+    except BrokenPipeError:
+        # Whoever was reading has seen enough (`| head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as the shell reports it for other commands
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())
