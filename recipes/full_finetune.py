@@ -28,7 +28,6 @@ from tune.errors import ConfigError
 from tune.generation import generate_text
 from tune.modules import flops_per_token
 from tune.modules.loss import loss_sum
-from tune.training import DummyProfiler
 from tune.training.metric_logging import JSONLLogger
 from tune.utils import get_device, get_logger, set_seed
 
@@ -50,6 +49,11 @@ class FullFinetuneRecipe:
         "best_val_loss",
         "seed",
         "fingerprint",
+    )
+    # Parameters that must be as they were for a resumed run to be the same run.
+    SAME_ON_RESUME = (
+        *("shuffle", "batch_size", "collate_fn", "gradient_accumulation_steps", "max_steps_per_epoch"),
+        *("optimizer", "optimizer_in_bwd", "clip_grad_norm", "lr_scheduler", "loss", "dtype", "param_dtype"),
     )
 
     def __init__(self, params: FullFinetuneParams) -> None:
@@ -136,7 +140,9 @@ class FullFinetuneRecipe:
         ]
         self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl")
         offered = {"output_dir": str(self.output_dir / "profiler")}
-        self.profiler = instantiate_offering(params.profiler, offered) if params.profiler else DummyProfiler()
+        self.profiler = (
+            instantiate_offering(params.profiler, offered) if params.profiler else training.DummyProfiler()
+        )
         matmul_rate = training.measure_matmul_rate(self.device, self.precision.compute_dtype)
         self.speed = training.SpeedMeter(
             self.device, partial(flops_per_token, self.model.config), matmul_rate
@@ -144,7 +150,16 @@ class FullFinetuneRecipe:
         training.write_resolved_config(params, self.output_dir / "config.yaml")
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
-        self.fingerprint = self._make_fingerprint()
+        self.fingerprint = training.make_fingerprint(
+            params,
+            self.SAME_ON_RESUME,
+            model=self.model.config,
+            dataset=training.hash_dataset(self.dataset),
+            seed=self.seed,
+            device=self.device.type,
+            # Without a schedule, more epochs only add steps at the end.
+            num_steps=self.num_steps if params.lr_scheduler else "any",
+        )
         if resumed:
             self._restore(resumed)
         else:
@@ -164,19 +179,18 @@ class FullFinetuneRecipe:
         several = components if isinstance(components, tuple) else (components,)
         datasets = [instantiate(component, self.tokenizer) for component in several]
         dataset = datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
-        self.log.info(str(dataset.report()))
+        self.log.info(f"Data: {dataset.report()}")
         collate = self.params.collate_fn
+        arguments = {"padding_idx": self.tokenizer.pad_id, **collate.kwargs}
         loader = DataLoader(
             dataset,
             batch_size,
             sampler=ResumableSampler(len(dataset), shuffle, self.seed),
-            collate_fn=partial(
-                import_component(collate.path), **{"padding_idx": self.tokenizer.pad_id, **collate.kwargs}
-            ),
-            # The last, smaller batch counts too: each token weighs the same whatever the batch it is in.
+            collate_fn=partial(import_component(collate.path), **arguments),
+            # An epoch's last, smaller batch counts too: a token weighs the same in whatever batch it is.
             drop_last=False,
             pin_memory=self.device.type == "cuda",
-            # Its own generator, so that starting an epoch draws nothing from the global one.
+            # Its own generator, so that beginning an epoch draws nothing from the global one.
             generator=torch.Generator(),
         )
         return dataset, loader
@@ -317,18 +331,12 @@ class FullFinetuneRecipe:
 
     def _measure(self, loss: torch.Tensor, lr: float, grad_norm: torch.Tensor | None) -> dict[str, Any]:
         """Return what is logged of the finished step; the only place where the loss is read from the device."""
-        speed = self.speed.read()
         self.loss = float(loss)
         metrics = {"epoch": self.epoch, "loss": self.loss, "lr": lr}
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
-        metrics |= {
-            "tokens_per_second": speed.tokens_per_second,
-            "trained_tokens_per_second": speed.trained_tokens_per_second,
-            "fraction_of_limit": speed.fraction_of_limit,
-            "num_tokens": self.num_tokens,
-            "num_trained_tokens": self.num_targets,
-        }
+        metrics |= vars(self.speed.read())
+        metrics |= {"num_tokens": self.num_tokens, "num_trained_tokens": self.num_targets}
         if self.params.log_peak_memory_stats:
             metrics["peak_memory_gib"] = training.get_peak_memory_gib(self.device)
         return metrics
@@ -395,53 +403,24 @@ class FullFinetuneRecipe:
         training.set_rng_state(run["rng"], self.device)
         self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
 
-    def _make_fingerprint(self) -> dict[str, str]:
-        """Return what must be as it was for a resumed run to be the same run."""
-        params = self.params
-        same = {
-            "model": self.model.config,
-            "dataset": training.hash_dataset(self.dataset),
-            "shuffle": params.shuffle,
-            "seed": self.seed,
-            "batch_size": params.batch_size,
-            "collate_fn": training.describe_component(params.collate_fn),
-            "gradient_accumulation_steps": params.gradient_accumulation_steps,
-            "max_steps_per_epoch": params.max_steps_per_epoch,
-            "optimizer": training.describe_component(params.optimizer),
-            "optimizer_in_bwd": params.optimizer_in_bwd,
-            "clip_grad_norm": params.clip_grad_norm,
-            "lr_scheduler": training.describe_component(params.lr_scheduler),
-            "loss": training.describe_component(params.loss),
-            "precision": self.precision,
-            "device": self.device.type,
-        }
-        if params.lr_scheduler:  # without one, more epochs only add steps at the end
-            same["number of steps"] = self.num_steps
-        return {name: str(value) for name, value in same.items()}
-
     # ---- After training --------------------------------------------------------------------------------
 
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
-        seconds = max(self.speed.total_seconds, 1e-9)
-        latest = self.output_dir / "latest"
-        lines = [
-            f"Finished {self.step} of {self.num_steps} steps",
-            f"  loss       {self.loss:.4f}" + f", validation {self.val_loss:.4f}" * (self.val_step >= 0),
-            f"  time       {training.format_duration(seconds)} in training steps, "
-            f"{self.num_tokens - self.first_num_tokens:,} tokens "
-            f"({(self.num_tokens - self.first_num_tokens) / seconds:,.0f} per second)",
-            f"  memory     {training.get_peak_memory_gib(self.device):.2f} GiB at its peak",
-            f"  model      {latest / 'model'}",
-            f"  metrics    {self.output_dir / 'metrics.jsonl'}",
-            f"Try it:      tune run generate model_checkpoint={latest / 'model'} prompt='...'",
-        ]
-        if self.step < self.num_steps:
-            lines.append(
-                "Go on:       the same command with "
-                f"resume_from_checkpoint=true, or --config {self.output_dir / 'config.yaml'} with it"
+        losses = {"loss": self.loss} | ({"val_loss": self.val_loss} if self.val_step >= 0 else {})
+        num_tokens = self.num_tokens - self.first_num_tokens
+        peak_memory_gib = training.get_peak_memory_gib(self.device)
+        self.log.info(
+            training.format_summary(
+                self.output_dir,
+                self.step,
+                self.num_steps,
+                losses,
+                self.speed.total_seconds,
+                num_tokens,
+                peak_memory_gib,
             )
-        self.log.info("\n".join(lines))
+        )
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""

@@ -10,7 +10,7 @@ from tune.training.checkpointers import (
     FullModelHFCheckpointer,
     FullModelMetaCheckpointer,
 )
-from tune.training.fingerprint import check_fingerprint, describe_component, hash_dataset
+from tune.training.fingerprint import check_fingerprint, hash_dataset, make_fingerprint
 from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory import get_peak_memory_gib, reset_peak_memory
@@ -19,7 +19,7 @@ from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.parallel import check_parallel_plan
 from tune.training.precision import Precision, plan_precision
 from tune.training.profiler import DummyProfiler, setup_torch_profiler
-from tune.training.progress import Progress, format_duration
+from tune.training.progress import Progress, format_summary
 from tune.training.resolved_config import write_resolved_config
 from tune.training.run_lock import RunLock
 from tune.training.run_state import (
@@ -68,9 +68,8 @@ __all__ = [
     "clip_gradients",
     "compile_blocks",
     "count_tokens",
-    "describe_component",
     "find_newest_complete_step",
-    "format_duration",
+    "format_summary",
     "get_lr",
     "get_peak_memory_gib",
     "get_rng_state",
@@ -80,6 +79,7 @@ __all__ = [
     "list_saved_steps",
     "load_run_state",
     "lr_schedulers",
+    "make_fingerprint",
     "measure_matmul_rate",
     "metric_logging",
     "plan_precision",

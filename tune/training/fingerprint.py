@@ -12,10 +12,10 @@ import numpy as np
 from tune.config.component import COMPONENT_KEY, Component
 from tune.errors import CheckpointError
 
-__all__ = ["check_fingerprint", "describe_component", "hash_dataset"]
+__all__ = ["check_fingerprint", "describe_component", "hash_dataset", "make_fingerprint"]
 
 
-def describe_component(component: Component | None) -> str:
+def describe_component(component: Component) -> str:
     """Return a component's name and arguments as text that is equal exactly when they are."""
     if not component:
         return "none"
@@ -23,7 +23,16 @@ def describe_component(component: Component | None) -> str:
     return f"{component.path} {json.dumps(arguments, sort_keys=True, default=str)}"
 
 
-def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 1000) -> str:
+def make_fingerprint(params: Any, names: Sequence[str], **facts: object) -> dict[str, str]:
+    """Return the parameters called `names`, and further facts of a run, as texts that can be compared and shown."""
+    fingerprint = {name: str(fact) for name, fact in facts.items()}
+    for name in names:
+        value = getattr(params, name)
+        fingerprint[name] = describe_component(value) if isinstance(value, Component) else str(value)
+    return fingerprint
+
+
+def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000) -> str:
     """Return a short text that changes when the tokens or labels of a dataset do.
 
     Args:

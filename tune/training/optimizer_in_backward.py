@@ -30,7 +30,7 @@ class OptimizerInBackward(Optimizer):
         super().__init__(weights, dict(self._optimizers[0].defaults))
         self._share_groups_and_state([optimizer.param_groups[0] for optimizer in self._optimizers])
         self._hooks = [
-            weight.register_post_accumulate_grad_hook(self._make_hook(optimizer))
+            weight.register_post_accumulate_grad_hook(self._make_hook(optimizer))  # type: ignore[no-untyped-call]
             for weight, optimizer in zip(weights, self._optimizers, strict=True)
         ]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tune.utils import get_logger
 
-__all__ = ["Progress", "format_duration"]
+__all__ = ["Progress", "format_duration", "format_summary"]
 
 
 # What is shown of the metrics, in this order; the files get all of them.
@@ -83,3 +84,39 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_summary(
+    output_dir: Path,
+    step: int,
+    num_steps: int,
+    losses: Mapping[str, float],
+    seconds: float,
+    num_tokens: int,
+    peak_memory_gib: float,
+) -> str:
+    """Return what a run says at its end: what it reached, where things are, what to type next.
+
+    Args:
+        output_dir: where steps and metrics were written.
+        step: optimizer steps taken.
+        num_steps: steps of the whole run; fewer taken means it was stopped.
+        losses: by name, as last measured.
+        seconds: spent in training steps by this process.
+        num_tokens: that went through the model in these seconds.
+        peak_memory_gib: GiB.
+    """
+    rate = num_tokens / max(seconds, 1e-9)
+    model_dir = output_dir / "latest" / "model"
+    lines = [
+        f"{'Finished' if step == num_steps else 'Stopped after'} {step} of {num_steps} steps: "
+        + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
+        f"  time     {format_duration(seconds)} in steps, for {num_tokens:,} tokens: {rate:,.0f} per second",
+        f"  memory   {peak_memory_gib:.2f} GiB at its peak",
+        f"  model    {model_dir}",
+        f"  metrics  {output_dir / 'metrics.jsonl'}",
+        f"Try it:    tune run generate model_checkpoint={model_dir} prompt='...'",
+    ]
+    if step < num_steps:
+        lines.append("Go on:     the same command with resume_from_checkpoint=true")
+    return "\n".join(lines)

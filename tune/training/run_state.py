@@ -134,15 +134,18 @@ def read_run_file(directory: Path) -> dict[str, Any]:
 
 def _save_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
     # Half a second of imports, needed only once something is saved.
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
     try:
         with warnings.catch_warnings():
             # It warns that there is one process, which is what no_dist says.
             warnings.simplefilter("ignore", UserWarning)
             # write_step() flushes every file itself.
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(directory, sync_files=False), no_dist=True)
-    except dcp.CheckpointException as error:  # not an Exception, so nobody else would catch it
+            writer = FileSystemWriter(directory, sync_files=False)
+            dcp_save(tensors, storage_writer=writer, no_dist=True)
+    except CheckpointException as error:  # not an Exception, so nobody else would catch it
         causes = [failure[0] for failure in error.failures.values()]
         raise RuntimeError(
             f"the optimizer state cannot be written: {causes[0] if causes else error}"
@@ -150,7 +153,9 @@ def _save_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _load_tensors(directory: Path) -> dict[str, Tensor]:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
     from tune.training.state_reader import make_safe_reader
 
@@ -162,8 +167,9 @@ def _load_tensors(directory: Path) -> dict[str, Tensor]:
             tensors = {
                 key: torch.empty(stored.size, dtype=stored.properties.dtype)
                 for key, stored in metadata.state_dict_metadata.items()
+                if isinstance(stored, TensorStorageMetadata)  # we write nothing else
             }
-            dcp.load(tensors, storage_reader=reader, no_dist=True)
-    except (dcp.CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            dcp_load(tensors, storage_reader=reader, no_dist=True)
+    except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{directory} cannot be read: {str(error).splitlines()[0]}") from error
     return tensors

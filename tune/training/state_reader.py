@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 __all__ = ["make_safe_reader"]
@@ -44,7 +44,7 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"the index names {module}.{name}, which no index of tensors needs")
 
 
-class _SafeReader(dcp.FileSystemReader):
+class _SafeReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         content = (Path(self.path) / ".metadata").read_bytes()
         metadata = _IndexUnpickler(io.BytesIO(content)).load()
@@ -56,6 +56,6 @@ class _SafeReader(dcp.FileSystemReader):
         return metadata
 
 
-def make_safe_reader(directory: Path) -> dcp.FileSystemReader:
-    """Return a reader for `dcp.load` that refuses an index naming anything but tensors."""
+def make_safe_reader(directory: Path) -> FileSystemReader:
+    """Return a reader for torch.distributed.checkpoint's `load` that refuses an index naming anything but tensors."""
     return _SafeReader(directory)

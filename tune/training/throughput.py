@@ -121,9 +121,10 @@ def _time_matmul(left: torch.Tensor, right: torch.Tensor) -> float:
         start = time.perf_counter()
         torch.mm(left, right)
         return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     begin.record()
     torch.mm(left, right)
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1000.0
+    return float(begin.elapsed_time(end)) / 1000.0
