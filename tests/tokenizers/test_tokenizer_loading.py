@@ -1,0 +1,118 @@
+"""Tokenizers beside a checkpoint: found, set up as its JSON files say, and written for other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tune.errors import TokenizerError
+from tune.tokenizers import SentencePieceTokenizer, auto, from_checkpoint, write_hf_tokenizer_config
+
+
+@pytest.fixture
+def folder(spm_file, tmp_path):
+    shutil.copy(spm_file, tmp_path / "tokenizer.model")
+    return tmp_path
+
+
+def write(folder, name, **content):
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_a_bare_file_is_enough(folder):
+    for tokenizer in (
+        from_checkpoint(folder),
+        auto(checkpoint_dir=str(folder)),
+        auto(path=str(folder)),
+        auto(path=str(folder / "tokenizer.model"), checkpoint_dir="/elsewhere"),
+    ):
+        assert tokenizer.encode("seven")[0] == 1
+        assert tokenizer.max_seq_len is None
+        assert tokenizer.files() == [folder / "tokenizer.model"]
+
+
+def test_settings_beside_it_are_honoured(folder):
+    size = from_checkpoint(folder).vocab_size
+    write(
+        folder,
+        "tokenizer_config.json",
+        add_bos_token=False,
+        eos_token={"content": "<|end|>"},
+        model_max_length=1e30,
+        added_tokens_decoder={"1": {"content": "<s>"}, str(size): {"content": "<|end|>"}},
+    )
+    write(folder, "generation_config.json", eos_token_id=[2, size])
+    write(folder, "config.json", max_position_embeddings=48, vocab_size=size + 1)
+    tokenizer = from_checkpoint(folder)
+    assert tokenizer.eos_id == size
+    assert tokenizer.stop_ids == (size, 2)
+    assert tokenizer.encode("seven")[0] != 1
+    assert tokenizer.max_seq_len == 48
+    assert from_checkpoint(folder, max_seq_len=31).max_seq_len == 31
+    assert [file.name for file in tokenizer.files()] == [
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ]
+
+
+def test_tokens_that_the_model_has_no_row_for_are_left_out(folder):
+    size = from_checkpoint(folder).vocab_size
+    write(folder, "added_tokens.json", **{"<pad>": size})
+    write(folder, "tokenizer_config.json", pad_token="<pad>")
+    write(folder, "config.json", vocab_size=size)
+    tokenizer = from_checkpoint(folder)
+    assert tokenizer.vocab_size == size
+    assert tokenizer.pad_id < size
+
+
+def test_meta_keeps_it_one_folder_up(folder):
+    model = folder / "7B"
+    model.mkdir()
+    write(model, "params.json", dim=64)
+    assert from_checkpoint(model).path == folder / "tokenizer.model"
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(TokenizerError, match="there is no directory"):
+        from_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(TokenizerError, match=r"which holds nothing; set tokenizer\.path"):
+        from_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read yet"):
+        from_checkpoint(tmp_path)
+    with pytest.raises(TokenizerError, match=r"set tokenizer\.path"):
+        auto()
+
+
+def test_broken_settings_are_named(folder):
+    (folder / "tokenizer_config.json").write_text("{,}")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json.*line 1"):
+        from_checkpoint(folder)
+    (folder / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(TokenizerError, match="holds a list"):
+        from_checkpoint(folder)
+
+
+def test_other_tools_load_what_is_written(folder):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = from_checkpoint(folder, max_seq_len=77)
+    written = write_hf_tokenizer_config(tokenizer, folder)
+    assert [file.name for file in written] == ["tokenizer_config.json", "special_tokens_map.json"]
+    assert write_hf_tokenizer_config(tokenizer, folder) == []
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    assert reference.model_max_length == 77
+    assert (reference.bos_token_id, reference.eos_token_id, reference.pad_token_id) == (
+        1,
+        2,
+        tokenizer.pad_id,
+    )
+    for text in ("the answer of 12", "日本 😀\n\nZürich"):
+        ids = tokenizer.encode(text, add_eos=False)
+        assert reference.encode(text) == ids
+        assert reference.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
+    again = from_checkpoint(folder)
+    assert isinstance(again, SentencePieceTokenizer)
+    assert again.encode("seven") == tokenizer.encode("seven")
