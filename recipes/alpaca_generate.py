@@ -159,6 +159,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.instruction and not arguments.input:
         parser.error("give --input, --instruction, or both: there is nothing to answer")
+    if arguments.num_heads is not None and arguments.num_heads < 1:
+        parser.error(f"--num-heads is {arguments.num_heads}; it must be at least 1")
     return arguments
 
 
