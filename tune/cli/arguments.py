@@ -1,0 +1,230 @@
+"""Reading a command's arguments: options and bare overrides in any order, nothing abbreviated or guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tune.cli.terminal import columns, paint, wrap
+from tune.config.overrides import is_override
+from tune.errors import TuneError
+
+
+class UsageError(TuneError):
+    """The command line cannot be understood."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command.
+
+    Args:
+        flags: its spellings, the long one first.
+        help: one sentence.
+        metavar: name of its value; None for a switch.
+        many: whether it may be repeated and may take several values at once.
+    """
+
+    flags: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    many: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.flags[0].lstrip("-").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its help, what it takes, and the function that does it.
+
+    Args:
+        name: as it is typed.
+        summary: one line for the list of commands.
+        usage: what follows ``tune`` in the usage line.
+        description: a few sentences for the command's own help.
+        examples: command lines that work, each with what it does.
+        run: gets the arguments, returns the exit code.
+        operands: names and help of the words that are neither options nor overrides.
+        options: what it understands.
+        takes_overrides: whether ``key=value`` and ``~key`` words are overrides.
+        passes_on: whether options it does not know belong to the recipe, once the recipe has been named.
+    """
+
+    name: str
+    summary: str
+    usage: str
+    description: str
+    examples: tuple[tuple[str, str], ...]
+    run: Callable[[Given], int]
+    operands: tuple[tuple[str, str], ...] = ()
+    options: tuple[Option, ...] = ()
+    takes_overrides: bool = False
+    passes_on: bool = False
+
+
+@dataclass
+class Given:
+    """The arguments a command was given.
+
+    Args:
+        operands: the words, in order.
+        overrides: ``key=value`` and ``~key`` words, bare or after ``--override``, in order.
+        values: values of the options that take one, by option name, in order.
+        switches: names of the switches that were given.
+        tokens: every argument but the first operand, as typed; option values are pairs of option and value.
+        unknown: options nobody here knows, for the recipe.
+    """
+
+    operands: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    values: dict[str, list[str]] = field(default_factory=dict)
+    switches: set[str] = field(default_factory=set)
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def one(self, name: str) -> str | None:
+        """Return the value of an option that is given at most once, or None.
+
+        Raises:
+            UsageError: it was given more than once.
+        """
+        values = self.values.get(name, [])
+        if len(values) > 1:
+            flag = "--" + name.replace("_", "-") if len(name) > 1 else "-" + name
+            raise UsageError(f"{flag} is given {len(values)} times: {', '.join(values)}; give it once")
+        return values[0] if values else None
+
+    def all(self, name: str) -> list[str]:
+        """Return the values of an option that may be repeated."""
+        return self.values.get(name, [])
+
+
+HELP = Option(("--help", "-h"), "Show this help and exit.")
+CONFIG = Option(("--config", "-c"), "Config: a name from `tune ls` or a path.", "CONFIG")
+OVERRIDE = Option(
+    ("--override", "-o"), "Set parameters; key=value also works without --override.", "KEY=VALUE", many=True
+)
+REMOVE = Option(("--remove",), "Remove a key of the config; also written ~KEY.", "KEY", many=True)
+TRUST = Option(("--trust",), "Let the config name things in this package (repeatable).", "PACKAGE", many=True)
+
+
+def read_arguments(command: Command, argv: Sequence[str]) -> Given:
+    """Sort the arguments of `command`.
+
+    Raises:
+        UsageError: an option is unknown, or lacks its value.
+    """
+    options = {flag: option for option in (*command.options, HELP) for flag in option.flags}
+    given = Given()
+    waiting = list(argv)
+    while waiting:
+        token = waiting.pop(0)
+        if token == "--":
+            for word in waiting:
+                _read_word(command, given, word)
+            break
+        if token == "-" or not token.startswith("-"):
+            _read_word(command, given, token)
+            continue
+        flag, equals, value = token.partition("=")
+        option = options.get(flag)
+        if option is None:
+            _read_unknown(command, given, token, list(options), waiting)
+        elif option.metavar is None:
+            if equals:
+                raise UsageError(f"{flag} takes no value, but got {value!r}")
+            given.switches.add(option.name)
+            given.tokens.append((flag, None))
+        else:
+            values = [value] if equals else _take_values(option, flag, waiting)
+            given.values.setdefault(option.name, []).extend(values)
+            given.tokens.extend((option.flags[0], item) for item in values)
+            if option is OVERRIDE:
+                given.overrides.extend(values)
+    return given
+
+
+def _take_values(option: Option, flag: str, waiting: list[str]) -> list[str]:
+    """Take an option's value off the waiting arguments; several where it may have several.
+
+    Only the first is taken whatever it looks like; further ones must be overrides, so that
+    ``--override lr=1 CONFIG`` does not swallow the config.
+    """
+    if not waiting or waiting[0] == "-h" or waiting[0].startswith("--"):
+        raise UsageError(f"{flag} needs a value: {flag} {option.metavar}")
+    values = [waiting.pop(0)]
+    while option is OVERRIDE and waiting and is_override(waiting[0]):
+        values.append(waiting.pop(0))
+    return values
+
+
+def _read_word(command: Command, given: Given, token: str) -> None:
+    # ~/x and ./a=b are paths, not overrides
+    key = token.partition("=")[0]
+    if command.takes_overrides and is_override(token) and "/" not in key:
+        given.overrides.append(token)
+        given.tokens.append((token, None))
+    else:
+        if given.operands:
+            given.tokens.append((token, None))
+        given.operands.append(token)
+
+
+def _read_unknown(command: Command, given: Given, token: str, known: list[str], waiting: list[str]) -> None:
+    if command.passes_on and given.operands:
+        given.unknown.append(token)
+        given.tokens.append((token, None))
+        # A word after it that is no override is its value, as far as anyone here can tell.
+        if waiting and "=" not in token and not waiting[0].startswith("-") and not is_override(waiting[0]):
+            given.tokens.append((waiting.pop(0), None))
+        return
+    raise UsageError(unknown_option(command, token, known))
+
+
+def unknown_option(command: Command, token: str, known: Sequence[str] = ()) -> str:
+    """Return the message about an option that `command` does not have, with the nearest it has."""
+    flag = token.partition("=")[0]
+    known = known or [name for option in (*command.options, HELP) for name in option.flags]
+    close = nearest(flag, [name for name in known if name.startswith("--")])
+    hint = f"; did you mean {close}?" if close else f"; `tune {command.name} --help` lists the options"
+    bare = flag.lstrip("-").replace("-", "_")
+    if command.takes_overrides and bare and not close:
+        hint = f"; parameters are set without dashes: {bare}={token.partition('=')[2] or 'VALUE'}"
+    return f"tune {command.name} has no option {flag}{hint}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """Return the one of `known` that `word` is most likely a misspelling of, or None."""
+    import difflib  # only on the way to an error
+
+    by_folded = {name.casefold().replace("_", "").replace("-", ""): name for name in reversed(known)}
+    folded = word.casefold().replace("_", "").replace("-", "")
+    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
+    if close:
+        return by_folded[close[0]]
+    starts = [name for key, name in by_folded.items() if len(folded) > 1 and key.startswith(folded)]
+    return starts[0] if len(starts) == 1 else None
+
+
+def format_help(command: Command) -> str:
+    """Return the help text of `command`."""
+    parts = [f"{paint('usage:', 'bold')} tune {command.usage}", ""]
+    for paragraph in command.description.split("\n\n"):
+        parts += [*wrap(paragraph, 96), ""]
+    parts += [paint("examples:", "bold")]
+    for line, meaning in command.examples:
+        parts += [f"  {paint('# ' + meaning, 'dim')}", f"  {line}"]
+    if command.operands:
+        parts += ["", paint("arguments:", "bold"), columns(command.operands)]
+    rows = [(_spell(option), option.help) for option in (*command.options, HELP)]
+    parts += ["", paint("options:", "bold"), columns(rows)]
+    return "\n".join(parts) + "\n"
+
+
+def _spell(option: Option) -> str:
+    flags = ", ".join(option.flags)
+    return f"{flags} {option.metavar}" if option.metavar else flags

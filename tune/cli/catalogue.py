@@ -1,0 +1,146 @@
+"""What can be run: the recipes, their files and params, and the configs that belong to them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tune.cli.arguments import UsageError, nearest
+from tune.utils.paths import get_recipes_dir
+
+_RECIPE_KEY = re.compile(rb"^recipe[ \t]*:[ \t]+[\"']?([^\s\"'#]+)", re.MULTILINE)
+_MAX_CONFIG_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that comes with tune.
+
+    Args:
+        name: as it is typed, and its file's name without the ending.
+        summary: one line.
+        params: dotted path of its params dataclass.
+        aliases: other names it answers to.
+    """
+
+    name: str
+    summary: str
+    params: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> Path:
+        """The recipe's file."""
+        return get_recipes_dir() / f"{self.name}.py"
+
+    def load_params(self) -> type:
+        """Import and return the params dataclass (which does not import torch)."""
+        module, _, name = self.params.rpartition(".")
+        params: type = getattr(importlib.import_module(module), name)
+        return params
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        "full_finetune",
+        "Fine-tune every weight of a model.",
+        "recipes.params.full_finetune.FullFinetuneParams",
+        aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
+    ),
+    Recipe(
+        "generate",
+        "Continue prompts with a model.",
+        "recipes.params.generate.GenerateParams",
+        aliases=("alpaca_generate",),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config that comes with tune: the name it is called by, its file, and the recipe it says it is for."""
+
+    name: str
+    file: Path
+    recipe: str | None
+
+
+def find_recipe(name: str) -> Recipe | None:
+    """Return the built-in recipe called `name` (also an alias, also with .py), or None."""
+    bare = name.removesuffix(".py")
+    for recipe in RECIPES:
+        if bare == recipe.name or bare in recipe.aliases:
+            return recipe
+    return None
+
+
+def recipe_names() -> list[str]:
+    """Return all names recipes answer to, the aliases after the names."""
+    return [recipe.name for recipe in RECIPES] + [alias for recipe in RECIPES for alias in recipe.aliases]
+
+
+def recipe_of_file(file: Path) -> Recipe | None:
+    """Return the built-in recipe whose own file `file` is, or None."""
+    for recipe in RECIPES:
+        if recipe.file.exists() and file.exists() and recipe.file.samefile(file):
+            return recipe
+    return None
+
+
+def list_configs() -> list[Config]:
+    """Return every config that comes with tune, sorted by folder and name."""
+    return sorted(
+        _walk(get_recipes_dir() / "configs"), key=lambda config: (config.name.count("/"), config.name)
+    )
+
+
+def _walk(root: Path) -> Iterator[Config]:
+    for file in root.rglob("*.yaml"):
+        yield Config(file.relative_to(root).with_suffix("").as_posix(), file, read_recipe_key(file))
+
+
+def read_recipe_key(file: Path) -> str | None:
+    """Return the `recipe:` of a config as it stands in the text, without judging the rest of it."""
+    try:
+        with file.open("rb") as stream:
+            match = _RECIPE_KEY.search(stream.read(_MAX_CONFIG_BYTES))
+    except OSError:
+        return None
+    return match.group(1).decode("utf-8", errors="replace") if match else None
+
+
+def find_config(name: str) -> Path:
+    """Return the file of the config that `name` means: a path, or the name of one that comes with tune.
+
+    Raises:
+        UsageError: there is no such config.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # os.path answers False where Path would raise: odd or overlong names
+        raise UsageError(f"{name} is a folder; a config is a .yaml file")
+    if os.path.exists(path):
+        return path
+    configs = {config.name: config.file for config in list_configs()}
+    bare = re.sub(r"\.ya?ml$", "", name)
+    if bare in configs:
+        return configs[bare]
+    for ending in (".yaml", ".yml"):
+        if os.path.isfile(f"{path}{ending}"):
+            return Path(f"{path}{ending}")
+    raise UsageError(_no_such_config(name, list(configs)))
+
+
+def _no_such_config(name: str, known: list[str]) -> str:
+    if "\0" in name or not name.strip():
+        return f"{name!r} is no config; `tune ls` lists them"
+    bare = re.sub(r"\.ya?ml$", "", name)
+    by_last_part = {known_name.rsplit("/", 1)[-1]: known_name for known_name in known}
+    close = nearest(bare, known) or by_last_part.get(
+        nearest(bare.rsplit("/", 1)[-1], list(by_last_part)) or ""
+    )
+    hint = f"; did you mean {close}?" if close else ""
+    return f"there is no config {name}: neither a file here nor among those of `tune ls`{hint}"

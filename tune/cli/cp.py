@@ -1,0 +1,137 @@
+"""`tune cp`: make a recipe or a config your own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.cat import read_file
+from tune.cli.catalogue import Recipe, find_config, find_recipe, list_configs, read_recipe_key
+from tune.errors import TuneError
+
+SCHEMA_FOLDER = ".tune"
+_MODELINE = "# yaml-language-server: $schema="
+
+
+def run(given: Given) -> int:
+    """Copy one recipe or config, and say what to run next."""
+    to = given.one("to")
+    if not given.operands or len(given.operands) + (to is not None) > 2:
+        raise UsageError(
+            "tune cp takes a recipe or config and where to put it: tune cp llama2/7B_full my.yaml"
+        )
+    name = given.operands[0]
+    wanted = to if to is not None else (given.operands[1] if len(given.operands) == 2 else "")
+    force = "force" in given.switches
+    recipe = find_recipe(name)
+    source = recipe.file if recipe is not None else find_config(name)
+    target = _choose_target(source, wanted)
+    text = read_file(source)
+    if recipe is None and source.suffix == ".py":
+        raise UsageError(f"{name} is neither a recipe nor a config of `tune ls`")
+    if recipe is None:
+        owner = find_recipe(read_recipe_key(source) or "")
+        text = _with_modeline(text, owner)
+        _write(target, text, force=force, source=source)
+        if owner is not None:
+            _write_schema(target.parent, owner)
+        sys.stdout.write(_after_config(target, owner))
+        return 0
+    _write(target, text, force=force, source=source)
+    sys.stdout.write(_after_recipe(target, recipe))
+    return 0
+
+
+def _choose_target(source: Path, wanted: str) -> Path:
+    """Return the file to write: `wanted`, a file of the same name inside it if it is a folder, with the ending."""
+    target = Path(os.path.expanduser(wanted))
+    if not wanted or wanted.endswith(("/", os.sep)) or os.path.isdir(target):
+        return target / source.name
+    endings = (".yaml", ".yml") if source.suffix in (".yaml", ".yml") else (source.suffix,)
+    return target if target.suffix in endings else target.with_name(target.name + endings[0])
+
+
+def _write(target: Path, text: str, *, force: bool, source: Path) -> None:
+    try:
+        if target.exists() and target.samefile(source):
+            raise UsageError(f"{target} is the file itself; give the copy another name")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # "x" refuses a file that is there, also one that appeared a moment ago
+        with target.open("w" if force else "x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError as error:
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"{target} exists already; --force overwrites it") from error
+        raise TuneError(f"{target} cannot be written: {error.filename} is not a folder") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise TuneError(f"{target} cannot be written: {reason}") from error
+
+
+def _with_modeline(text: str, recipe: Recipe | None) -> str:
+    """Return the config with the line that tells editors which keys there are."""
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith(_MODELINE)]
+    if recipe is None:
+        return "".join(lines)
+    return f"{_MODELINE}{SCHEMA_FOLDER}/{recipe.name}.schema.json\n" + "".join(lines)
+
+
+def _write_schema(folder: Path, recipe: Recipe) -> None:
+    """Put the schema beside the config, where the line in it points; it moves along with the project."""
+    from tune.cli.schema import schema_text
+
+    file = folder / SCHEMA_FOLDER / f"{recipe.name}.schema.json"
+    with contextlib.suppress(OSError):  # editors do without; the config has been written
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(schema_text(recipe), encoding="utf-8")
+
+
+def _after_config(target: Path, recipe: Recipe | None) -> str:
+    shown = shlex.quote(str(target))
+    lines = [f"Copied to {target}"]
+    if recipe is not None:
+        lines += [
+            "Change it, then:",
+            f"  tune validate {shown}",
+            f"  tune run {recipe.name} --config {shown}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _after_recipe(target: Path, recipe: Recipe) -> str:
+    path = str(target) if target.is_absolute() else f".{os.sep}{target}"
+    shown = shlex.quote(path)
+    own = [config.name for config in list_configs() if config.recipe and find_recipe(config.recipe) == recipe]
+    own.sort(key=lambda name: not name.startswith("tiny/"))
+    command = f"tune run {shown} --config {own[0]}" if own else f"tune run {shown} --help"
+    return "\n".join([f"Copied to {target}", "Change it, then:", f"  {command}"]) + "\n"
+
+
+COMMAND = Command(
+    name="cp",
+    summary="Copy a recipe or config to make it your own.",
+    usage="cp RECIPE|CONFIG [DEST] [--force]",
+    description=(
+        "Copies a recipe or a config that comes with tune. A copied config gets a line with which editors complete "
+        "and check keys as you type (its schema is written to .tune/ beside it); a copied recipe runs as it stands.\n\n"
+        "Folders are created; a file that exists is overwritten only with --force."
+    ),
+    examples=(
+        ("tune cp llama2/7B_full my.yaml", "a config, under a new name"),
+        ("tune cp full_finetune recipes/mine.py", "a recipe, into a folder"),
+        ("tune cp generate --to mine/", "into a folder, under its own name"),
+    ),
+    run=run,
+    operands=(
+        ("RECIPE|CONFIG", "A name from `tune ls`."),
+        ("DEST", "File or folder to write to; the current folder if left out."),
+    ),
+    options=(
+        Option(("--to",), "Where to write, instead of DEST.", "DEST"),
+        Option(("--force", "-f"), "Overwrite a file that exists."),
+    ),
+)

@@ -1,0 +1,195 @@
+"""`tune describe`: one parameter, or the components that fit it and their arguments."""
+
+from __future__ import annotations
+
+import sys
+
+from tune.cli.arguments import Command, Given, UsageError, nearest
+from tune.cli.show import format_parameters, format_value
+from tune.cli.target import Target, find_target
+from tune.cli.terminal import columns, paint
+from tune.config.component_check import ResolvedName, list_components, resolve_component
+from tune.config.params import ParamInfo, fields_of
+from tune.config.signatures import read_argument_help
+from tune.config.slots import Slot
+
+
+def run(given: Given) -> int:
+    """Print what is known about a recipe's parameters, one of them, or a component."""
+    if not given.operands or len(given.operands) > 2:
+        raise UsageError(
+            "tune describe takes a recipe and a parameter: tune describe full_finetune optimizer"
+        )
+    target = find_target(given.operands[0])
+    if target.params is None:
+        raise UsageError(f"{target.name} declares no params class that can be read without running it")
+    infos = fields_of(target.params)
+    if len(given.operands) == 1:
+        sys.stdout.write(format_parameters(infos.values()))
+        return 0
+    sys.stdout.write(_describe(target, infos, given.operands[1]))
+    return 0
+
+
+def _describe(target: Target, infos: dict[str, ParamInfo], asked: str) -> str:
+    """Describe `optimizer`, `optimizer.lr`, `optimizer=SGD` or `SGD`."""
+    path, _, component = asked.partition("=")
+    name, _, argument = path.partition(".")
+    info = infos.get(name)
+    if info is None:
+        return _describe_anywhere(target, infos, asked)
+    if info.slot is None:
+        if argument or component:
+            raise UsageError(f"{name} is {info.type_text()}, so it has no parts to describe; ask for {name}")
+        return _describe_plain(info, infos)
+    chosen = component or _default_name(info)
+    if argument:
+        return _describe_argument(info, info.slot, argument, chosen)
+    if component:
+        return _describe_component(info.slot, component)
+    return _describe_slot(info, info.slot)
+
+
+def _default_name(info: ParamInfo) -> str:
+    default = info.default
+    return default if isinstance(default, str) else getattr(default, "path", "")
+
+
+def _describe_anywhere(target: Target, infos: dict[str, ParamInfo], asked: str) -> str:
+    """Describe a component that was asked for by its own name, or say what is near."""
+    for info in infos.values():
+        if info.slot is not None and "=" not in asked and not resolve_component(asked, info.slot).errors:
+            return _describe_component(info.slot, asked)
+    close = nearest(asked.partition(".")[0].partition("=")[0], list(infos))
+    hint = f"; did you mean {close}?" if close else f"; `tune describe {target.name}` lists them"
+    raise UsageError(f"{target.name} has no parameter {asked!r}{hint}")
+
+
+def _describe_plain(info: ParamInfo, infos: dict[str, ParamInfo]) -> str:
+    rows = [("type", info.type_text())]
+    if info.range_text():
+        rows.append(("range", info.range_text()))
+    rows.append(("default", "none: it is required" if info.required else format_value(info.default)))
+    if info.short_for is not None:
+        rows.append(("short for", info.short_for))
+        owner = infos.get(info.short_for.partition(".")[0])
+        argument = _find_argument(owner, info.short_for.partition(".")[2]) if owner is not None else None
+        if argument:
+            rows.append(("there", argument))
+    return _block(info.name, info.help, [*rows, ("group", info.group)])
+
+
+def _find_argument(owner: ParamInfo, argument: str) -> str | None:
+    if owner.slot is None or not _default_name(owner):
+        return None
+    resolved = resolve_component(_default_name(owner), owner.slot)
+    parameter = resolved.signature.parameters.get(argument) if resolved.signature is not None else None
+    if parameter is None or parameter.required:
+        return None
+    return f"{resolved.path} takes {parameter.type.describe()}; its own default is {parameter.default_text}"
+
+
+def _describe_slot(info: ParamInfo, slot: Slot) -> str:
+    default = _default_name(info)
+    rows = [
+        ("type", info.type_text()),
+        ("default", "none: it is required" if info.required else default or "null"),
+        ("looked up in", ", ".join(slot.namespaces)),
+        ("group", info.group),
+    ]
+    text = _block(info.name, info.help, rows)
+    known = [(name, _summary(path, slot)) for name, path in list_components(slot).items()]
+    if known:
+        text += f"\n{paint(f'what fits ({info.name}=NAME, or any dotted path):', 'bold')}\n{columns(known)}\n"
+    if default:
+        text += "\n" + _describe_component(slot, default)
+    return text
+
+
+def _summary(path: str, slot: Slot) -> str:
+    signature = resolve_component(path, slot).signature
+    first = signature.summary.split(". ")[0] if signature is not None else ""
+    return first if len(first) <= 100 and "::" not in first else path
+
+
+def _describe_component(slot: Slot, name: str) -> str:
+    resolved = _resolve(slot, name)
+    head = paint(resolved.path, "bold") + "\n"
+    if resolved.signature is None:
+        return head + "\n".join(f"  {warning.message}" for warning in resolved.warnings) + "\n"
+    texts = read_argument_help(resolved.signature)
+    rows = []
+    for parameter in resolved.signature.parameters.values():
+        if parameter.name in resolved.supplied:
+            continue
+        notes = ["required" if parameter.required else f"default: {parameter.default_text}"]
+        if parameter.name in resolved.offered:
+            notes = ["the recipe sets it if you do not"]
+        text = f"{_shortened(texts.get(parameter.name, ''))} [{'; '.join(notes)}]".strip()
+        rows.append((parameter.name, parameter.type.short(), text))
+    if resolved.signature.takes_any_keyword:
+        rows.append(("...", "", "any further argument"))
+    body = columns(rows) if rows else "  (nothing to set)"
+    return f"{head}  {resolved.signature.summary[:200]}\n\n{paint('arguments:', 'bold')}\n{body}\n"
+
+
+def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) -> str:
+    if not name:
+        raise UsageError(f"{info.name} is not set by default; ask for an argument of one: {info.name}=NAME")
+    resolved = _resolve(slot, name)
+    parameters = resolved.signature.parameters if resolved.signature is not None else {}
+    if argument not in parameters:
+        close = nearest(argument, list(parameters))
+        hint = f"; did you mean {close}?" if close else f"; it takes {', '.join(parameters) or 'none'}"
+        raise UsageError(f"{resolved.path} has no argument {argument!r}{hint}")
+    parameter = parameters[argument]
+    assert resolved.signature is not None
+    rows = [
+        ("type", parameter.type.describe()),
+        ("default", "none: it is required" if parameter.required else parameter.default_text),
+        ("argument of", resolved.path),
+    ]
+    if argument in resolved.supplied:
+        rows.append(("note", "the recipe sets it; a config must not"))
+    elif argument in resolved.offered:
+        rows.append(("note", "the recipe sets it if you do not"))
+    return _block(f"{info.name}.{argument}", read_argument_help(resolved.signature).get(argument, ""), rows)
+
+
+def _resolve(slot: Slot, name: str) -> ResolvedName:
+    resolved = resolve_component(name, slot)
+    for error in resolved.errors:
+        raise UsageError(error.message)
+    return resolved
+
+
+def _shortened(text: str) -> str:
+    first = text.split(". ")[0]
+    return first if len(first) <= 160 else first[:157] + "..."
+
+
+def _block(name: str, help: str, rows: list[tuple[str, str]]) -> str:
+    body = f"  {help}\n" if help else ""
+    return f"{paint(name, 'bold')}\n{body}\n{columns(rows)}\n"
+
+
+COMMAND = Command(
+    name="describe",
+    summary="Explain a parameter, or a component's arguments.",
+    usage="describe RECIPE [PARAM | PARAM=COMPONENT | PARAM.ARGUMENT]",
+    description=(
+        "Tells all about one parameter of a recipe: type, range, default, and for a component (model, optimizer, "
+        "dataset ...) which ones fit and what arguments they take."
+    ),
+    examples=(
+        ("tune describe full_finetune", "every parameter"),
+        ("tune describe full_finetune batch_size", "one of them"),
+        ("tune describe full_finetune optimizer=SGD", "a component and its arguments"),
+        ("tune describe full_finetune optimizer.fused", "one argument of the default optimizer"),
+    ),
+    run=run,
+    operands=(
+        ("RECIPE", "A name from `tune ls`, or a .py file."),
+        ("PARAM", "A parameter, one with a component, or one argument of it."),
+    ),
+)

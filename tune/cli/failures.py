@@ -1,0 +1,86 @@
+"""From an exception to what the user reads and the code the shell sees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import tune
+from tune.cli.terminal import report_error
+from tune.errors import TuneError
+
+EXIT_FAILED = 1
+EXIT_BAD_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows does not define
+
+
+def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
+    """Report `error` on standard error as far as that helps, and return the exit code for it.
+
+    Args:
+        error: what ended the command.
+        own_file: the user's own recipe that was running, if it was one: a bug in it is theirs to see.
+    """
+    if isinstance(error, SystemExit):
+        return _exit_code(error)
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("\nInterrupted.\n")
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # Whoever was reading has seen enough (`| head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_CLOSED_PIPE
+    if isinstance(error, TuneError):
+        report_error(str(error))
+        return error.exit_code
+    if _is_out_of_memory(error):
+        report_error(_out_of_memory(error))
+        return EXIT_FAILED
+    if own_file is not None:
+        return _report_own(error, own_file)
+    traceback.print_exception(error)
+    report_error(
+        f"this is a bug in tune {tune.__version__}, not something you did wrong.\n"
+        "Please report it with the lines above, the command you typed and your config."
+    )
+    return EXIT_BUG
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    report_error(str(error.code))  # sys.exit("some text") means: print it and fail
+    return EXIT_FAILED
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's class is compared by name: this module does not import torch.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _out_of_memory(error: BaseException) -> str:
+    reason = str(error).split("\n")[0] or "the machine's memory is used up"
+    return (
+        f"out of memory: {reason}\n"
+        "To need less, in this order: batch_size=1 with a larger gradient_accumulation_steps, "
+        "enable_activation_checkpointing=true,\na smaller max_seq_len for the dataset, dtype=bf16, "
+        "optimizer_in_bwd=true."
+    )
+
+
+def _report_own(error: BaseException, own_file: Path) -> int:
+    """Report an exception out of the user's own recipe: their traceback, without our frames around it."""
+    frames = error.__traceback__
+    while frames is not None and Path(frames.tb_frame.f_code.co_filename) != own_file:
+        frames = frames.tb_next
+    # A syntax error has no frame in the file, but names the line itself.
+    traceback.print_exception(type(error), error, frames)
+    report_error(f"{own_file.name} failed with {type(error).__name__}; the lines above show where")
+    return EXIT_FAILED

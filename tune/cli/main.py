@@ -1,0 +1,122 @@
+"""The command `tune`: finds the command or recipe that was meant, and turns every outcome into an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import tune
+from tune.cli.arguments import Command, UsageError, format_help, nearest, read_arguments
+from tune.cli.catalogue import find_recipe, recipe_names
+from tune.cli.failures import exit_code_of
+from tune.cli.terminal import columns, paint
+
+# Commands by name, each in a file of that name; a value that differs from the name makes a synonym.
+COMMANDS = {
+    "run": "run",
+    "launch": "run",
+    "ls": "ls",
+    "cp": "cp",
+    "cat": "cat",
+    "validate": "validate",
+    "describe": "describe",
+    "schema": "schema",
+    "completion": "completion",
+}
+
+INTRODUCTION = "tune fine-tunes large language models: a config, a recipe, one command."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tune` with `argv` (``sys.argv[1:]`` by default) and return its exit code.
+
+    0: fine. 1: the run failed for a reason that was printed. 2: bad configuration or usage. 70: a bug of ours.
+    130, 141, 143: ended by Ctrl-C, a closed pipe, SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - the outermost: told apart by kind
+        code = exit_code_of(error)
+    return code
+
+
+def load_command(name: str) -> Command:
+    """Return the command called `name`; its module is imported only now."""
+    command: Command = importlib.import_module(f"tune.cli.{COMMANDS[name]}").COMMAND
+    return command
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        sys.stdout.write(overview())
+        return 0
+    first, *others = arguments
+    if first in ("--version", "-V"):
+        sys.stdout.write(f"tune {tune.__version__}\n")
+        return 0
+    if first in ("--help", "-h") or (first == "help" and not others):
+        sys.stdout.write(overview())
+        return 0
+    if first == "help":
+        return _dispatch([others[0], "--help"])
+    if first in COMMANDS:
+        command = load_command(first)
+        before_dashes = others[: others.index("--")] if "--" in others else others
+        if COMMANDS[first] != "run" and any(word in ("--help", "-h") for word in before_dashes):
+            sys.stdout.write(format_help(command))
+            return 0
+        return command.run(read_arguments(command, others))
+    if find_recipe(first) is not None or os.path.isfile(first):
+        command = load_command("run")
+        return command.run(read_arguments(command, arguments))
+    raise UsageError(_unknown(first))
+
+
+def _unknown(word: str) -> str:
+    if word.startswith("-"):
+        return f"tune has no option {word.partition('=')[0]}; `tune --help` shows what there is"
+    if word.endswith(".py") or "/" in word:
+        return f"there is no file {word}; `tune ls` lists the recipes that come with tune"
+    close = nearest(word, [*COMMANDS, *recipe_names()])
+    hint = (
+        f"; did you mean `tune {close}`?"
+        if close
+        else "; `tune --help` lists the commands, `tune ls` the recipes"
+    )
+    return f"{word!r} is neither a command nor a recipe{hint}"
+
+
+def overview() -> str:
+    """Return what a bare `tune` says: every command in one line, and how to go on."""
+    rows = [
+        (load_command(name).name, load_command(name).summary)
+        for name, file in COMMANDS.items()
+        if name == file
+    ]
+    examples = [
+        ("tune ls", "what there is to run"),
+        ("tune run full_finetune --config tiny/full_finetune", "a first run, on any laptop"),
+        ("tune run full_finetune --help", "every parameter"),
+        ("tune validate my.yaml", "is this config right?"),
+    ]
+    parts = [
+        f"{paint('usage:', 'bold')} tune COMMAND ...   or   tune RECIPE --config CONFIG [KEY=VALUE ...]",
+        "",
+        INTRODUCTION,
+        "",
+        paint("commands:", "bold"),
+        columns(rows),
+        "",
+        paint("try:", "bold"),
+        columns(examples),
+        "",
+        paint("options:", "bold"),
+        columns(
+            [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
+        ),
+    ]
+    return "\n".join(parts) + "\n"

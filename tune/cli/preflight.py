@@ -1,0 +1,160 @@
+"""`tune validate --preflight`: would this configuration start here? Files, device, packages, memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from tune.cli.failures import EXIT_BAD_USAGE
+from tune.cli.terminal import columns, paint
+from tune.config.component import Component
+from tune.config.lookup import find_module
+from tune.utils.paths import expand_path
+
+_PACKAGES = {
+    "tune.training.metric_logging.TensorBoardLogger": "tensorboard",
+    "tune.training.metric_logging.WandBLogger": "wandb",
+}
+_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".tsv")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: `ok` is None where this machine cannot tell."""
+
+    ok: bool | None
+    about: str
+    text: str
+
+
+def preflight(params: Any, stream: TextIO | None = None) -> int:
+    """Print what this machine lacks for `params`; return 0, or 2 if the run could not start."""
+    out = stream or sys.stdout
+    checks = [*_check_files(params), *_check_output(params), *_check_packages(params), *_check_device(params)]
+    marks = {True: "ok", False: paint("missing", "red", out), None: "?"}
+    out.write(columns([(marks[check.ok], check.about, check.text) for check in checks], gap=3) + "\n")
+    return EXIT_BAD_USAGE if any(check.ok is False for check in checks) else 0
+
+
+def _components(params: Any) -> Iterator[tuple[str, Component]]:
+    for name, value in vars(params).items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, Component) and item:
+                yield name, item
+
+
+def _check_files(params: Any) -> Iterator[Check]:
+    for name, component in _components(params):
+        for argument, value in component.kwargs.items():
+            if argument in ("checkpoint_dir", "path") and isinstance(value, str):
+                yield _exists(f"{name}.{argument}", value)
+            elif argument in ("source", "data_files"):
+                for item in value if isinstance(value, (list, tuple)) else [value]:
+                    yield from _check_source(f"{name}.{argument}", item)
+    prompt_file = getattr(params, "prompt_file", None)
+    if prompt_file:
+        yield _exists("prompt_file", prompt_file)
+
+
+def _check_source(about: str, value: Any) -> Iterator[Check]:
+    if not isinstance(value, str) or value in ("json", "csv", "parquet", "text"):
+        return
+    looks_local = value.endswith(_FILE_ENDINGS) or value.startswith((".", "/", "~", "bundled:"))
+    if looks_local or expand_path(value).exists():
+        yield _exists(about, value)
+    else:
+        yield Check(None, about, f"{value}: a name on the Hugging Face hub, fetched when the run starts")
+
+
+def _exists(about: str, value: str) -> Check:
+    path = expand_path(value)
+    if os.path.exists(path):
+        return Check(True, about, str(path))
+    return Check(False, about, f"{path} does not exist (seen from {Path.cwd()})")
+
+
+def _check_output(params: Any) -> Iterator[Check]:
+    output_dir = getattr(params, "output_dir", "")
+    if not output_dir:
+        return
+    path = expand_path(output_dir)
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not folder.is_dir():
+        yield Check(False, "output_dir", f"{folder} is a file, so nothing can be written below it")
+    elif not os.access(folder, os.W_OK):
+        yield Check(False, "output_dir", f"{folder} cannot be written to")
+    else:
+        free = shutil.disk_usage(folder).free / 2**30
+        weights = _checkpoint_gib(params)
+        needed = f"; a saved step takes about {3 * weights:.1f} GiB or more" if weights else ""
+        yield Check(
+            None if weights and free < 3 * weights else True, "output_dir", f"{free:.0f} GiB free{needed}"
+        )
+
+
+def _checkpoint_gib(params: Any) -> float:
+    """Return the size of the weights to start from in GiB, 0 where that is not known."""
+    directory = params.checkpointer.kwargs.get("checkpoint_dir") if hasattr(params, "checkpointer") else None
+    if not isinstance(directory, str):
+        return 0.0
+    folder = expand_path(directory)
+    for pattern in ("*.safetensors", "*.bin", "*.pth"):
+        sizes = [file.stat().st_size for file in folder.glob(pattern)] if folder.is_dir() else []
+        if sizes:
+            return sum(sizes) / 2**30
+    return 0.0
+
+
+def _check_packages(params: Any) -> Iterator[Check]:
+    wanted = {component.path.split(".")[0] for _, component in _components(params)} - {"tune"}
+    wanted |= {
+        _PACKAGES[component.path] for _, component in _components(params) if component.path in _PACKAGES
+    }
+    for package in sorted(wanted | {"torch"}):
+        found = find_module(package) is not None
+        yield Check(found, package, "installed" if found else f"not installed: pip install {package}")
+
+
+def _check_device(params: Any) -> Iterator[Check]:
+    if not hasattr(params, "device") or find_module("torch") is None:
+        return
+    from tune.errors import TuneError
+    from tune.utils.device import get_device
+
+    try:
+        device = get_device(params.device)
+    except TuneError as error:
+        yield Check(False, "device", str(error))
+        return
+    yield Check(True, "device", str(device))
+    yield from _check_memory(params, device)
+
+
+def _check_memory(params: Any, device: Any) -> Iterator[Check]:
+    """Compare the memory that weights, gradients and optimizer need with what there is (activations come on top)."""
+    weights = _checkpoint_gib(params)
+    if not weights:
+        return
+    import torch
+
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0] / 2**30
+    elif hasattr(os, "sysconf"):
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    else:
+        return
+    # Weights are usually stored in 16 bits. In training each has a gradient and, with Adam, two moments.
+    bytes_each = 2 if params.dtype == "bf16" and getattr(params, "param_dtype", None) in (None, "bf16") else 4
+    copies = 4 if hasattr(params, "optimizer") else 1
+    if hasattr(params, "optimizer") and params.optimizer.path.endswith(".SGD"):
+        copies = 2 if not params.optimizer.kwargs.get("momentum") else 3
+    needed = weights / 2 * bytes_each * copies
+    text = (
+        f"about {needed:.1f} GiB before activations, {available:.1f} GiB free (taking the files to be 16-bit)"
+    )
+    yield Check(None if needed > available else True, "memory", text)

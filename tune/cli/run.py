@@ -1,0 +1,238 @@
+"""`tune run`: check everything that can be checked without torch, then run the recipe."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from tune.cli.arguments import (
+    CONFIG,
+    HELP,
+    OVERRIDE,
+    REMOVE,
+    TRUST,
+    Command,
+    Given,
+    Option,
+    UsageError,
+    format_help,
+    unknown_option,
+)
+from tune.cli.catalogue import find_config, list_configs
+from tune.cli.failures import EXIT_BAD_USAGE, exit_code_of
+from tune.cli.target import Target, add_to_path, find_target
+from tune.cli.terminal import paint, report_warning, wants_color
+from tune.cli.validate import resolve_for
+
+# How many processes are asked for, under the names that torchrun and torchtune gave this.
+_PROCESS_COUNTS = ("nproc_per_node", "num_gpus", "nnodes")
+
+
+def run(given: Given) -> int:
+    """Run a recipe, or show its help or plan."""
+    asks_help = HELP.name in given.switches
+    if not given.operands:
+        if asks_help:
+            sys.stdout.write(format_help(COMMAND))
+            return 0
+        raise UsageError(
+            "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
+        )
+    target = find_target(given.operands[0])
+    name = given.one("config")
+    config = None if name is None else _find_config(name)
+    if asks_help:
+        return _show_help(target, config, given)
+    _refuse_what_is_not_understood(target, given)
+    _refuse_many_processes(given)
+    if target.params is not None:
+        resolution = resolve_for(target, config, given)
+        if not resolution.ok:
+            _report(resolution)
+            _hint_at_configs(target, config)
+            return EXIT_BAD_USAGE
+        if "dry_run" in given.switches:
+            _report(resolution)
+            sys.stdout.write(_plan(target, config, given, resolution))
+            return 0
+    elif "dry_run" in given.switches:
+        raise UsageError(
+            f"{target.name} declares no params class, so there is nothing to resolve without running it"
+        )
+    return _execute(target, _forwarded(given, config))
+
+
+def _execute(target: Target, arguments: list[str]) -> int:
+    """Run the recipe's file as `python FILE ARGUMENTS` does, and return its exit code."""
+    own_file = target.file.resolve() if target.is_own else None
+    if own_file is not None:
+        add_to_path(own_file)
+    path = str(own_file or target.file)
+    before = sys.argv
+    sys.argv = [path, *arguments]
+    try:
+        runpy.run_path(path, run_name="__main__")
+        return 0
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - whatever a recipe ends with
+        return exit_code_of(error, own_file)
+    finally:
+        sys.argv = before
+
+
+def _find_config(name: str) -> Path:
+    """Return the config's file, saying so where a file of that name lies here but is not the one meant."""
+    found = find_config(name)
+    for ending in (".yaml", ".yml"):
+        here = Path(name + ending)
+        if not os.path.exists(name) and os.path.isfile(here) and not here.samefile(found):
+            report_warning(f"{name} is the config that comes with tune; for the file here, write ./{here}")
+    return found
+
+
+def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
+    if target.is_own:
+        return  # what is left over belongs to the user's recipe
+    if given.unknown:
+        raise UsageError(unknown_option(COMMAND, given.unknown[0]))
+    for word in given.operands[1:]:
+        hint = f"; a config is given with --config {word}" if _is_config(word) else ""
+        raise UsageError(f"{word!r} is not an override: write key=value{hint}")
+
+
+def _is_config(word: str) -> bool:
+    try:
+        find_config(word)
+    except UsageError:
+        return False
+    return True
+
+
+def _refuse_many_processes(given: Given) -> None:
+    for name in _PROCESS_COUNTS:
+        count = given.one(name)
+        if count is not None and count != "1":
+            flag = "--" + name
+            raise UsageError(
+                f"{flag} {count}: this release trains with one process; leave it out, or give {flag} 1"
+            )
+
+
+def _forwarded(given: Given, config: Path | None) -> list[str]:
+    """Return the arguments for the recipe itself: all but ours, and the config as a path it can open."""
+    arguments: list[str] = []
+    for token, value in given.tokens:
+        if token.startswith("--") and token[2:] in _PROCESS_COUNTS:
+            continue
+        if token == CONFIG.flags[0]:
+            arguments += [token, str(config)]
+        else:
+            arguments += [token] if value is None else [token, value]
+    return arguments
+
+
+def _report(resolution: Any) -> None:
+    report = resolution.report(color=wants_color(sys.stderr))
+    if report:
+        sys.stderr.write(report.rstrip("\n") + "\n")
+
+
+def _hint_at_configs(target: Target, config: Path | None) -> None:
+    """Without a config most parameters are missing: say which configs there are."""
+    if config is not None or target.recipe is None:
+        return
+    names = [item.name for item in list_configs() if item.recipe in target.config_names]
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        sys.stderr.write(
+            f"\nNo --config was given. Configs for {target.recipe.name}: {shown} (see `tune ls`).\n"
+        )
+
+
+def _plan(target: Target, config: Path | None, given: Given, resolution: Any) -> str:
+    command = " ".join([sys.executable, str(target.file), *_forwarded(given, config)])
+    lines = [
+        resolution.dump().rstrip("\n"),
+        "",
+        paint("# plan", "bold"),
+        f"#   recipe:    {target.file}",
+        f"#   config:    {config or '(none)'}",
+        "#   processes: 1 (in this one)",
+        f"#   same as:   {command}",
+        "# Nothing was run: --dry-run.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _show_help(target: Target, config: Path | None, given: Given) -> int:
+    """Print every parameter of a recipe; with a config or overrides also its value and where that came from."""
+    if target.params is None:
+        # Only the recipe itself can say: its own parser prints the help.
+        return _execute(target, [*_forwarded(given, config), "--help"])
+    from tune.cli.show import format_parameters
+    from tune.config.params import fields_of
+
+    values = None
+    if config is not None or given.overrides:
+        from tune.cli.provenance import describe_values
+
+        resolution = resolve_for(target, config, given)
+        _report(resolution)
+        values = describe_values(resolution)
+    options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
+    head = [
+        f"{paint('usage:', 'bold')} tune run {target.name} {options}",
+        "",
+        (target.params.__doc__ or "").strip().split("\n")[0],
+        "Set any of these in a config, or as KEY=VALUE. `tune describe` tells more about one of them:",
+        f"  tune describe {target.name} optimizer" if "optimizer" in fields_of(target.params) else "",
+        "",
+        format_parameters(fields_of(target.params).values(), values),
+        f"The command's own options: {', '.join(option.flags[0] for option in COMMAND.options)} (`tune run --help`).",
+    ]
+    sys.stdout.write("\n".join(line for line in head if line is not None) + "\n")
+    return 0
+
+
+COMMAND = Command(
+    name="run",
+    summary="Run a recipe (also `tune RECIPE ...` and `tune launch`).",
+    usage="run RECIPE [--config CONFIG] [KEY=VALUE ...] [--remove KEY] [--dry-run]",
+    description=(
+        "Checks the config and the overrides, then runs the recipe. RECIPE is a name from `tune ls` or the path of "
+        "your own copy. Options and overrides may come in any order; what is set on the command line beats the "
+        "config, and the config beats the defaults.\n\n"
+        "`tune run RECIPE --help` shows every parameter; with --config also its value and where that comes from."
+    ),
+    examples=(
+        ("tune run full_finetune --config tiny/full_finetune", "train the bundled tiny model"),
+        (
+            "tune run full_finetune --config llama2/7B_full model_checkpoint=DIR dataset.source=my.jsonl lr=1e-5",
+            "your own data and learning rate",
+        ),
+        ("tune run full_finetune --config llama2/7B_full ~clip_grad_norm --dry-run", "look without running"),
+        ('tune run generate model_checkpoint=DIR prompt="Once upon a time"', "no config needed"),
+        ("tune run ./mine.py --config my.yaml", "your copy of a recipe"),
+    ),
+    run=run,
+    operands=(
+        ("RECIPE", "A name from `tune ls`, or a .py file."),
+        ("KEY=VALUE", "Set a parameter; ~KEY removes one."),
+    ),
+    options=(
+        CONFIG,
+        OVERRIDE,
+        REMOVE,
+        TRUST,
+        Option(("--dry-run",), "Print the resolved parameters and what would run, then stop."),
+        Option(
+            ("--nproc_per_node", "--nproc-per-node"), "Processes on this machine; this release takes 1.", "N"
+        ),
+        Option(("--num_gpus", "--num-gpus"), "The same, by another name.", "N"),
+        Option(("--nnodes",), "Machines; this release takes 1.", "N"),
+    ),
+    takes_overrides=True,
+    passes_on=True,
+)

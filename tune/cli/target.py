@@ -1,0 +1,150 @@
+"""What a command is about: a recipe by name, or the user's own file, and the params that it takes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tune.cli.arguments import UsageError, nearest
+from tune.cli.catalogue import RECIPES, Recipe, find_recipe, recipe_names, recipe_of_file
+from tune.errors import TuneError
+from tune.utils.paths import get_recipes_dir
+
+
+@dataclass(frozen=True)
+class Target:
+    """A recipe to run or to ask about.
+
+    Args:
+        file: the recipe's file.
+        recipe: the built-in recipe it is, or whose params it takes; None for something of the user's own.
+        params: its params dataclass; None where only running the file can tell.
+        is_own: whether the file is the user's.
+    """
+
+    file: Path
+    recipe: Recipe | None
+    params: type | None
+    is_own: bool
+
+    @property
+    def name(self) -> str:
+        """The name to call it by in messages and command lines."""
+        return str(self.file) if self.is_own or self.recipe is None else self.recipe.name
+
+    @property
+    def config_names(self) -> tuple[str, ...]:
+        """What a config may say in its `recipe:` key to be one for this recipe."""
+        names = [self.recipe.name, *self.recipe.aliases] if self.recipe is not None else []
+        if self.is_own:
+            names += [self.file.stem, self.file.name, str(self.file), f"./{self.file}"]
+        return tuple(dict.fromkeys(names))
+
+
+def find_target(name: str) -> Target:
+    """Return the recipe that `name` means: a built-in one, or the user's own file.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    make_recipes_importable()
+    recipe = None if "/" in name or os.sep in name else find_recipe(name)
+    # A file here beats a built-in name only when the name says that it is a file: full_finetune.py
+    if recipe is not None and not (name.endswith(".py") and os.path.isfile(name)):
+        return Target(recipe.file, recipe, recipe.load_params(), is_own=False)
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        raise UsageError(f"{name} is a folder; a recipe is a .py file")
+    if not os.path.isfile(path):
+        raise UsageError(_no_such_recipe(name))
+    if path.suffix != ".py":
+        raise UsageError(f"{name} is not a recipe: recipes are .py files")
+    built_in = recipe_of_file(path)
+    if built_in is not None:
+        return Target(path, built_in, built_in.load_params(), is_own=False)
+    return _own_target(path)
+
+
+def make_recipes_importable() -> None:
+    """Let `recipes.params` be imported, also where tune runs from a clone that is not installed."""
+    home = str(get_recipes_dir().parent)
+    if home not in sys.path:
+        sys.path.append(home)
+
+
+def _no_such_recipe(name: str) -> str:
+    bare = os.path.basename(name).removesuffix(".py")
+    close = nearest(bare, recipe_names()) if bare else None
+    hint = f"; did you mean {close}?" if close else "; `tune ls` lists them"
+    if "/" in name or name.endswith(".py"):
+        return f"there is no recipe {name}: no such file{hint}"
+    return f"there is no recipe {name!r}{hint}"
+
+
+def _own_target(file: Path) -> Target:
+    """Read, without running it, which params the user's recipe takes."""
+    dotpath = read_params_path(file)
+    if dotpath is None:
+        return Target(file, None, None, is_own=True)
+    for recipe in RECIPES:
+        if recipe.params == dotpath:
+            return Target(file, recipe, recipe.load_params(), is_own=True)
+    module, _, name = dotpath.rpartition(".")
+    add_to_path(file)
+    try:
+        params = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise TuneError(
+            f"{file} takes its params from {dotpath}, which cannot be imported: {error}"
+        ) from error
+    return Target(file, None, params if isinstance(params, type) else None, is_own=True)
+
+
+def add_to_path(file: Path) -> None:
+    """Let the user's recipe import what lies beside it, as `python FILE` does, but behind what is installed."""
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def read_params_path(file: Path) -> str | None:
+    """Return the dotted path of the params class that a recipe's main function is annotated with, or None.
+
+    None also stands for a class that the file itself defines: importing that would run the recipe's imports.
+
+    Raises:
+        TuneError: the file is not valid Python, or cannot be read.
+    """
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise TuneError(f"{file}{where} is not valid Python: {error.args[0]}") from error
+    except OSError as error:
+        raise TuneError(f"{file} cannot be read: {error.strerror}") from error
+    annotation = next(
+        (
+            statement.args.args[0].annotation
+            for statement in tree.body
+            if isinstance(statement, ast.FunctionDef) and _is_main(statement) and statement.args.args
+        ),
+        None,
+    )
+    if annotation is None:
+        return None
+    text = ast.unparse(annotation).strip("'\"")
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            for alias in statement.names:
+                if (alias.asname or alias.name) == text:
+                    return f"{statement.module}.{alias.name}"
+    return None
+
+
+def _is_main(function: ast.FunctionDef) -> bool:
+    decorators = [ast.unparse(decorator).split(".")[-1] for decorator in function.decorator_list]
+    return function.name == "recipe_main" or "parse" in decorators
