@@ -27,7 +27,7 @@ from tune.config.params import ParamInfo, Problem, building_from_checked_values,
 from tune.config.reading import Text, clean, read_file
 from tune.config.references import resolve_references
 from tune.config.short_forms import expand_short_forms
-from tune.errors import ConfigError, TuneError
+from tune.errors import TuneError
 
 T = TypeVar("T")
 
@@ -95,14 +95,6 @@ class Resolution(Generic[T]):
     def to_json(self) -> dict[str, Any]:
         """The result in the form of ``tune validate --json``."""
         return to_json(self.errors, self.warnings)
-
-
-class InvalidConfig(ConfigError):
-    """A configuration has errors; the message is the whole report."""
-
-    def __init__(self, resolution: Resolution[Any]) -> None:
-        self.resolution = resolution
-        super().__init__(resolution.report())
 
 
 _remembered: dict[int, Resolution[Any]] = {}

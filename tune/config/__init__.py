@@ -1,0 +1,82 @@
+"""Configurations: typed parameters, components, and the command line that sets them.
+
+Importing this package is cheap; what a name needs is imported when the name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune.config.component import Component
+    from tune.config.describe import json_schema
+    from tune.config.diagnostics import Diagnostic, Source
+    from tune.config.dump import dump_params
+    from tune.config.instantiate import import_component, instantiate, instantiate_offering
+    from tune.config.log import log_config
+    from tune.config.params import ParamInfo, ParamsError, Problem, check_params, fields_of, param
+    from tune.config.parser import TuneArgumentParser
+    from tune.config.recipe_main import parse
+    from tune.config.resolve import Resolution, resolution_of, resolve
+    from tune.config.slots import Slot
+    from tune.config.trust import trust
+
+__all__ = [
+    "Component",
+    "Diagnostic",
+    "ParamInfo",
+    "ParamsError",
+    "Problem",
+    "Resolution",
+    "Slot",
+    "Source",
+    "TuneArgumentParser",
+    "check_params",
+    "dump_params",
+    "fields_of",
+    "import_component",
+    "instantiate",
+    "instantiate_offering",
+    "json_schema",
+    "log_config",
+    "param",
+    "parse",
+    "resolution_of",
+    "resolve",
+    "trust",
+]
+
+_HOMES = {
+    "Component": "component",
+    "Diagnostic": "diagnostics",
+    "ParamInfo": "params",
+    "ParamsError": "params",
+    "Problem": "params",
+    "Resolution": "resolve",
+    "Slot": "slots",
+    "Source": "diagnostics",
+    "TuneArgumentParser": "parser",
+    "check_params": "params",
+    "dump_params": "dump",
+    "fields_of": "params",
+    "import_component": "instantiate",
+    "instantiate": "instantiate",
+    "instantiate_offering": "instantiate",
+    "json_schema": "describe",
+    "log_config": "log",
+    "param": "params",
+    "parse": "recipe_main",
+    "resolution_of": "resolve",
+    "resolve": "resolve",
+    "trust": "trust",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

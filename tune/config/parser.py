@@ -1,0 +1,216 @@
+"""The command line of a recipe: a config file, overrides, and whatever options its author adds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from tune.config.diagnostics import ordered, render_all, shorten
+from tune.config.overrides import is_override
+from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
+from tune.config.trust import trust
+from tune.errors import ConfigError
+
+# What the parser itself puts into a namespace; the historic form takes it out again.
+_OWN = ("config", "override", "remove", "trust", "dry_run")
+_EXIT_BAD_CONFIG = 2
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses to be given twice: the first would be lost in silence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest, None) is not None:
+            parser.error(f"{option_string} is given twice; keep one")
+        setattr(namespace, self.dest, values)
+
+
+class TuneArgumentParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` that reads a config file and overrides.
+
+    It understands ``--config FILE``, ``--override k=v ...`` and ``--remove a.b ...`` (both repeatable),
+    ``--trust PACKAGE``, ``--dry-run``, and bare ``k=v`` and ``~a.b`` anywhere. Options are added as with any
+    parser. There are two ways to use it::
+
+        params = TuneArgumentParser(params=MyParams).parse_params()    # a frozen, checked object
+
+        args, rest = TuneArgumentParser(description=...).parse_known_args()
+        params = MyParams(**vars(args))                                # plain values, no types known
+
+    Args:
+        params: the params dataclass that `parse_params` makes.
+    """
+
+    def __init__(self, *args: Any, params: type[Any] | None = None, **kwargs: Any) -> None:
+        # an abbreviation that works today changes its meaning when an option is added
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.params_cls = params
+        add = self.add_argument_group("configuration").add_argument
+        add("--config", metavar="FILE", action=_Once, help="YAML file with parameters")
+        add(
+            "--override",
+            metavar="KEY=VALUE",
+            nargs="+",
+            action="extend",
+            help="parameters that count more than the file's, such as optimizer.lr=1e-4; the option's name may be "
+            "left out, and ~KEY removes a value",
+        )
+        add("--remove", metavar="KEY", nargs="+", action="extend", help="values to take out of the file")
+        add(
+            "--trust",
+            metavar="PACKAGE",
+            action="append",
+            help="a package outside tune whose components the config may name; its code will run",
+        )
+        add(
+            "--dry-run",
+            action="store_true",
+            help="print the resolved parameters with their sources, and stop",
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse in the historic way: plain values in a namespace, and the arguments nobody knew.
+
+        No dataclass is known here, so values follow YAML 1.2's core types. The config and its overrides set the
+        defaults of the options that were added; such an option given by name counts more.
+        """
+        given = list(sys.argv[1:] if args is None else args)
+        own, overrides, rest = self._read_own(given)
+        tree = load_tree({}, config=own.config, overrides=overrides, removals=own.remove or ())
+        self._refuse_if_faulty(tree)
+        values = plain_tree(tree)
+        added = {action.dest: action for action in self._actions if action.dest not in _OWN}
+        for name in values.keys() & added.keys():
+            self._check_choice(added[name], values[name])
+        needed = [action for action in added.values() if action.required and action.dest in values]
+        before = dict(self._defaults), {name: added[name].default for name in values.keys() & added.keys()}
+        try:
+            for action in needed:
+                action.required = False
+            self.set_defaults(**{name: values[name] for name in before[1]})
+            parsed, _ = super().parse_known_args(given, namespace)
+        finally:
+            # a parser can be used again, and must not remember this config
+            for action in needed:
+                action.required = True
+            self._defaults = before[0]
+            for name, default in before[1].items():
+                added[name].default = default
+        for name in _OWN:
+            if hasattr(parsed, name):
+                delattr(parsed, name)
+        for name, value in values.items():
+            if name not in added:
+                setattr(parsed, name, value)
+        if rest:
+            listed = shorten(" ".join(rest), 200)
+            self._print_message(
+                f"{self.prog}: warning: not understood, and left over: {listed}\n", sys.stderr
+            )
+        return parsed, rest
+
+    def parse_params(self, argv: Sequence[str] | None = None) -> Any:
+        """Parse the command line into a frozen, checked object of the params class.
+
+        On bad input all problems are printed to standard error and the process exits with code 2.
+
+        Args:
+            argv: the arguments; None means those of the process.
+
+        Raises:
+            ConfigError: the parser was made without `params`.
+        """
+        if self.params_cls is None:
+            raise ConfigError(
+                "parse_params needs to know the params class: TuneArgumentParser(params=MyParams)"
+            )
+        given = list(sys.argv[1:] if argv is None else argv)
+        own, overrides, rest = self._read_own(given)
+        # what is no option and no override is shown among the other problems
+        resolution = resolve(
+            self.params_cls, config=own.config, overrides=[*overrides, *rest], removals=own.remove or ()
+        )
+        report = resolution.report(color=sys.stderr.isatty())
+        if report:
+            self._print_message(report + "\n", sys.stderr)
+        if not resolution.ok:
+            self._hint(own.config)
+            self.exit(_EXIT_BAD_CONFIG)
+        if own.dry_run:
+            self._print_message(resolution.dump(), sys.stdout)
+            self.exit(0)
+        return resolution.params
+
+    def error(self, message: str) -> NoReturn:
+        """Print a usage error and exit with code 2."""
+        self._print_message(f"error: {message}\n({self.prog} --help explains the arguments)\n", sys.stderr)
+        sys.exit(_EXIT_BAD_CONFIG)
+
+    def format_help(self) -> str:
+        """The options, and the parameters of the params class where it is known."""
+        text = super().format_help()
+        if self.params_cls is None:
+            return text
+        from tune.config.describe import parameters_text
+
+        return f"{text}\n{parameters_text(self.params_cls)}"
+
+    def _read_own(self, given: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+        """This parser's own options, all overrides in the order given, and what is neither."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        try:
+            own, extras = super().parse_known_args(given)
+        finally:
+            for action in required:
+                action.required = True
+        if "--" in extras:
+            extras.remove("--")
+        bare = [argument for argument in extras if is_override(argument)]
+        rest = [argument for argument in extras if not is_override(argument)]
+        overrides = list(own.override or ()) + bare
+        position = {argument: index for index, argument in enumerate(given)}
+        overrides.sort(key=lambda argument: position.get(argument, 0))
+        try:
+            trust(*(own.trust or ()))
+        except ConfigError as error:
+            self.error(str(error))
+        return own, overrides, rest
+
+    def _refuse_if_faulty(self, tree: LoadedTree) -> None:
+        problems = list(tree.problems)
+        _, fault = read_recipe_key(tree.root)
+        if fault is not None:
+            problems.append(fault)
+        if problems:
+            self._print_message(render_all(ordered(problems), tree.files) + "\n", sys.stderr)
+        if any(problem.severity == "error" for problem in problems):
+            self.exit(_EXIT_BAD_CONFIG)
+
+    def _check_choice(self, action: argparse.Action, value: Any) -> None:
+        # argparse checks the choices of what is typed, not of defaults
+        if action.choices is not None and value is not None and value not in action.choices:
+            allowed = ", ".join(map(str, action.choices))
+            self.error(f"{action.dest}: {value!r} in the config is not one of {allowed}")
+
+    def _hint(self, config: str | None) -> None:
+        if config is None:
+            self._print_message("\nNo --config was given.\n", sys.stderr)
+
+
+def parse_arguments(params_cls: type[Any], argv: Sequence[str] | None = None, prog: str | None = None) -> Any:
+    """Parse a command line into a checked object of `params_cls`; exits with code 2 on bad input."""
+    doc = (params_cls.__doc__ or "").strip().split("\n")[0]
+    return TuneArgumentParser(prog=prog, description=doc, params=params_cls).parse_params(argv)

@@ -1,0 +1,84 @@
+"""`parse`: turns a recipe's main function into a program."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import typing
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tune.errors import TuneError
+
+R = TypeVar("R")
+
+_EXIT_INTERRUPTED = 130
+
+
+class PlainParams(Namespace):
+    """Values of a configuration for which no dataclass is declared, as attributes; mappings nest.
+
+    Components stay dictionaries, ready for `instantiate`.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
+
+def parse(function: Callable[[Any], R]) -> Callable[..., R]:
+    """Decorate a recipe's main function so that, called without arguments, it reads the command line.
+
+    The annotation of its one parameter says what it gets: a params dataclass, frozen and checked. Without one it
+    gets the plain values as attributes. Called with an object, the function gets that object.
+
+    A `TuneError` that ends such a program is printed as one block, without a traceback, and becomes its exit code.
+    """
+
+    @functools.wraps(function)
+    def main(*args: Any, **kwargs: Any) -> R:
+        if args or kwargs:
+            return function(*args, **kwargs)
+        params = _read_params(function)
+        try:
+            return function(params)
+        except TuneError as error:
+            sys.stderr.write(f"error: {error}\n")
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            raise SystemExit(_EXIT_INTERRUPTED) from None
+
+    return main
+
+
+def params_class_of(function: Callable[..., Any]) -> type[Any] | None:
+    """Return the dataclass that a main function's first parameter is annotated with, or None."""
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # annotations that only a type checker can see
+        return None
+    hints.pop("return", None)
+    first = next(iter(hints.values()), None)
+    return first if isinstance(first, type) and hasattr(first, "__dataclass_fields__") else None
+
+
+def _read_params(function: Callable[..., Any]) -> Any:
+    from tune.config.parser import TuneArgumentParser, parse_arguments
+
+    params_cls = params_class_of(function)
+    if params_cls is not None:
+        return parse_arguments(params_cls)
+    parser = TuneArgumentParser(description=(function.__doc__ or "").strip().split("\n")[0] or None)
+    values = parser.parse_args()
+    return PlainParams(**{name: _attributes(value) for name, value in vars(values).items()})
+
+
+def _attributes(value: Any) -> Any:
+    if (
+        isinstance(value, dict)
+        and "_component_" not in value
+        and all(str(key).isidentifier() for key in value)
+    ):
+        return PlainParams(**{str(key): _attributes(item) for key, item in value.items()})
+    return value
