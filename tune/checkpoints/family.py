@@ -74,6 +74,7 @@ class Family:
         architectures: the names in config.json that this family reads; the first is written.
         hf: layout of Hugging Face checkpoints.
         meta: layout of Meta's consolidated files, for families that have one.
+        torchtune: layout of torchtune's own files; they are read, never written.
         read_hf_config: config.json's content to sizes; raises CheckpointError on what it does not understand.
         write_hf_config: sizes to config.json's content.
         read_meta_config: params.json's content and the shapes of the weights to sizes.
@@ -86,6 +87,7 @@ class Family:
     read_hf_config: Callable[[Mapping[str, Any]], DecoderConfig]
     write_hf_config: Callable[[DecoderConfig], dict[str, Any]]
     meta: Layout | None = None
+    torchtune: Layout | None = None
     read_meta_config: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], DecoderConfig] | None = (
         None
     )
@@ -94,4 +96,4 @@ class Family:
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts this family's weights come in."""
-        return (self.hf,) if self.meta is None else (self.hf, self.meta)
+        return tuple(layout for layout in (self.hf, self.meta, self.torchtune) if layout is not None)

@@ -96,7 +96,9 @@ class _PickleFile:
             raise CheckpointError(
                 f"{path} holds a {type(content).__name__}, where a mapping of tensors is expected"
             )
-        if isinstance(content.get("model"), Mapping):  # how torchtune wrote its own files, beside the optimizer's
+        if isinstance(
+            content.get("model"), Mapping
+        ):  # how torchtune wrote its own files, beside the optimizer's
             content = content["model"]
         strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
         if strangers:
@@ -295,12 +297,14 @@ def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if not path.exists():
         return CheckpointError(f"there is no file {path}")
-    if isinstance(error, pickle.UnpicklingError) and "eights" in str(error):
+    # torch's message begins with advice on how to run the pickle anyway; what it met stands behind this mark.
+    found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    if "nsupported global" in found or "nsupported class" in found:
         return CheckpointError(
             f"{path} holds Python objects beside weights, and loading those could run code; it is refused. "
             "Convert it to safetensors where you trust it."
         )
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    reason = found.splitlines()[0][:200] if found else type(error).__name__
     return CheckpointError(
         f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}. The file is cut short, corrupt "
         "or of another format; download or copy it again."

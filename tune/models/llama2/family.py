@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -230,6 +231,13 @@ _META = Layout(
     tied_output="output.weight",
 )
 
+# The names of the parameters are torchtune's; it rotates neighbouring channels, as Meta does.
+_TORCHTUNE = Layout(
+    name="torchtune",
+    rules=tuple(replace(rule, theirs=rule.ours) for rule in _META.rules),
+    tied_output="output.weight",
+)
+
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM",),
@@ -237,6 +245,7 @@ LLAMA = Family(
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,
     meta=_META,
+    torchtune=_TORCHTUNE,
     read_meta_config=_read_meta_config,
     write_meta_config=_write_meta_config,
 )

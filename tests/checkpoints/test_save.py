@@ -1,0 +1,88 @@
+"""What is written beside the weights, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tune.checkpoints import open_weights, save_meta, save_model
+from tune.errors import CheckpointError
+from tune.models.llama2 import llama2
+from tune.modules import TransformerDecoder
+
+
+@pytest.fixture(scope="module")
+def model() -> TransformerDecoder:
+    return llama2(29, 2, 4, 24, 33, num_kv_heads=2, intermediate_dim=20)
+
+
+def test_tokenizer_files_and_ids_are_taken_over(model: TransformerDecoder, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    ids = {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": None}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(ids))
+    for name in ("tokenizer.model", "tokenizer_config.json", "model.safetensors", "README.md"):
+        (tmp_path / "base" / name).write_text(name)
+    save_model(model, tmp_path / "out", tokenizer_files_from=tmp_path / "base")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+    assert (tmp_path / "out" / "tokenizer.model").read_text() == "tokenizer.model"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (5, [7, 8])
+    assert "pad_token_id" not in config
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 5, "eos_token_id": [7, 8]}
+
+
+def test_shards_keep_to_their_size_and_add_up(model: TransformerDecoder, tmp_path: Path) -> None:
+    save_model(model, tmp_path, max_shard_bytes=6000, dtype=torch.bfloat16)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert files == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
+    assert set(index["weight_map"].values()) == set(files)
+    total = 0
+    for file in files:
+        with safe_open(tmp_path / file, "pt") as handle:
+            assert handle.metadata() == {"format": "pt"}
+            tensors = [handle.get_tensor(name) for name in handle.keys()]  # noqa: SIM118
+        size = sum(tensor.nbytes for tensor in tensors)
+        assert size <= 6000 or len(tensors) == 1
+        total += size
+    assert total == index["metadata"]["total_size"] == 2 * model.config.num_parameters()
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert len(open_weights(tmp_path)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("save", [save_model, save_meta])
+def test_a_directory_with_weights_is_not_written_to(
+    model: TransformerDecoder, tmp_path: Path, save: object
+) -> None:
+    save(model, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="holds weights already"):
+        save(model, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        save(model, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        save(model, tmp_path / "file" / "below")
+
+
+def test_files_can_be_read_as_the_umask_says(model: TransformerDecoder, tmp_path: Path) -> None:
+    save_model(model, tmp_path)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_without_a_family_is_told_so(model: TransformerDecoder, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="without a family"):
+        save_model(TransformerDecoder(model.config), tmp_path)

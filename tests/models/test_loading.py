@@ -1,0 +1,167 @@
+"""The model that a directory describes, and why some are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tune.models
+from tune.checkpoints import save_model
+from tune.errors import CheckpointError, ConfigError
+from tune.models.hf_fields import HARMLESS_FIELDS
+from tune.models.llama2 import llama2
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    save_model(llama2(29, 2, 4, 24, 33, num_kv_heads=2, intermediate_dim=20), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    file = directory / "config.json"
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in content.items() if value != "(absent)"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, '`rope_type` is "llama3"'),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "`factor` is 2.0"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, '`rope_type` is "yarn"'),
+        ({"attention_bias": True}, "`attention_bias` is true"),
+        ({"mlp_bias": True}, "`mlp_bias` is true"),
+        ({"sliding_window": 4096}, "`sliding_window` is 4096"),
+        ({"hidden_act": "gelu"}, '`hidden_act` is "gelu"'),
+        ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
+        ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
+        ({"qk_norm": False}, "`qk_norm` is false, and this field is not known"),
+        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+        ({"architectures": "(absent)", "model_type": "gpt2"}, "'gpt2'"),
+        ({"hidden_size": "24"}, '`hidden_size` is "24"; it must be a whole number'),
+        ({"hidden_size": "(absent)"}, "`hidden_size` is missing"),
+        ({"num_hidden_layers": True}, "`num_hidden_layers` is true"),
+        ({"num_hidden_layers": 10**9}, "more than 10000 are not built"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
+        ({"num_key_value_heads": 3}, "num_heads is 4, not a multiple of num_kv_heads 3"),
+        ({"rms_norm_eps": "tiny"}, "`rms_norm_eps`"),
+        ({"tie_word_embeddings": 1}, "`tie_word_embeddings`"),
+        ({"rope_scaling": "double"}, '`rope_scaling` is "double"; it must be an object'),
+    ],
+)
+def test_a_field_that_is_not_understood_is_named(
+    directory: Path, changes: dict[str, Any], named: str
+) -> None:
+    change_config(directory, **changes)
+    with pytest.raises(CheckpointError) as caught:
+        tune.models.from_checkpoint(directory)
+    assert named in str(caught.value)
+    assert str(directory) in str(caught.value)
+
+
+def test_all_fields_that_are_not_understood_are_named_at_once(directory: Path) -> None:
+    change_config(directory, mlp_bias=True, hidden_act="relu", window=3, vocab_size=None)
+    with pytest.raises(CheckpointError) as caught:
+        tune.models.auto(str(directory))
+    assert all(
+        f"`{name}`" in str(caught.value) for name in ("mlp_bias", "hidden_act", "window", "vocab_size")
+    )
+
+
+def test_harmless_and_null_fields_pass(directory: Path) -> None:
+    harmless = {name: 7 for name in HARMLESS_FIELDS if name not in ("architectures", "model_type")}
+    change_config(directory, **harmless, something_new=None)
+    tune.models.from_checkpoint(directory)
+
+
+def test_the_older_and_newer_places_of_the_rotary_base_mean_the_same(directory: Path) -> None:
+    change_config(directory, rope_theta=123.0)
+    older = tune.models.auto(str(directory))
+    change_config(
+        directory, rope_theta="(absent)", rope_parameters={"rope_theta": 123.0, "rope_type": "default"}
+    )
+    assert older.config == tune.models.auto(str(directory)).config
+    assert older.config.rope_base == 123.0
+
+
+def test_the_model_type_is_enough(directory: Path) -> None:
+    change_config(directory, architectures="(absent)")
+    tune.models.from_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"[1]", "holds a list"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    ],
+)
+def test_a_broken_config_is_explained(directory: Path, content: bytes, said: str) -> None:
+    (directory / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        tune.models.from_checkpoint(directory)
+
+
+def test_directories_without_a_model_are_explained(directory: Path, tmp_path: Path) -> None:
+    (directory / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"neither config\.json"):
+        tune.models.from_checkpoint(directory)
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(CheckpointError, match=str(path)):
+            tune.models.from_checkpoint(path)
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="`hidden_size` is missing"):
+        tune.models.from_checkpoint(tmp_path / "empty")
+
+
+def test_a_config_without_weights_is_explained_and_auto_needs_none(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    assert tune.models.auto(str(directory)).config.vocab_size == 29
+    with pytest.raises(CheckpointError, match="no weights were found"):
+        tune.models.from_checkpoint(directory)
+
+
+def test_auto_needs_a_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match="checkpoint_dir"):
+        tune.models.auto()
+
+
+def test_from_checkpoint_is_ready_to_be_called(directory: Path) -> None:
+    model = tune.models.from_checkpoint(directory, dtype=torch.bfloat16)
+    assert not model.training
+    assert model(torch.randint(0, 29, (3, 5))).shape == (3, 5, 29)
+    assert all(not parameter.is_meta and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_loaded_model_does_not_depend_on_the_file(directory: Path) -> None:
+    model = tune.models.from_checkpoint(directory)
+    before = model.tok_embeddings.weight.detach().clone()
+    file = directory / "model.safetensors"
+    with file.open("r+b") as handle:
+        handle.seek(-4000, 2)
+        handle.write(b"\x7f" * 4000)
+    assert torch.equal(model.tok_embeddings.weight, before)
+    assert torch.isfinite(torch.cat([parameter.flatten() for parameter in model.parameters()])).all()
+
+
+def test_getters_build_by_short_name() -> None:
+    model = tune.models.get_model(
+        "llama2", vocab_size=11, num_layers=1, num_heads=2, embed_dim=8, max_seq_len=5
+    )
+    assert model.config.vocab_size == 11
+    with pytest.raises(ConfigError, match="llama2"):
+        tune.models.get_model("lama2")
+    with pytest.raises(ConfigError, match="num_layer"):
+        tune.models.get_model("llama2", num_layer=3)
+    with pytest.raises(ConfigError, match="tokenizer"):
+        tune.models.get_tokenizer("nonesuch")
