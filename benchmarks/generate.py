@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from tune.models import from_checkpoint
 from tune.models.llama2 import llama2
 from tune.modules import DecoderConfig, TransformerDecoder
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "15m": {"vocab_size": 32_000, "num_layers": 6, "num_heads": 6, "embed_dim": 288, "intermediate_dim": 768},
     "110m": {
         "vocab_size": 32_000,
@@ -137,10 +138,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.rounds):
         for name in order:
             run = contestants[name]
-            first[name].append(timed(lambda run=run: run(prompts, 1), arguments.device, clock))
-            whole[name].append(
-                timed(lambda run=run: run(prompts, arguments.new_tokens), arguments.device, clock)
-            )
+            first[name].append(timed(partial(run, prompts, 1), arguments.device, clock))
+            whole[name].append(timed(partial(run, prompts, arguments.new_tokens), arguments.device, clock))
         order = order[1:] + order[:1]
 
     bandwidth = measure_bandwidth(arguments.device)

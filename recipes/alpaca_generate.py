@@ -13,14 +13,13 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from recipes.generate import show
-from tune.checkpoints import TensorInfo, WeightSource, find_model_dir, load_into, open_weights
+from tune.checkpoints import WeightSource, find_model_dir, load_into, open_weights
 from tune.data import AlpacaToMessages
 from tune.errors import CheckpointError, TuneError
 from tune.generation import stream_text
@@ -35,19 +34,20 @@ EMBEDDING = "tok_embeddings.weight"
 QUERY, KEY, GATE = (f"layers.{{}}.{name}.weight" for name in ("attn.q_proj", "attn.k_proj", "mlp.w1"))
 
 
-@dataclass(frozen=True)
 class RenamedFile:
-    """Weights under other names than their file gives them."""
+    """Weights under other names than their file gives them.
 
-    source: WeightSource
-    file_names: Mapping[str, str]  # by the name they go by here
+    Args:
+        source: The weights.
+        file_names: What their file calls them, by the names they go by here.
+    """
 
-    @property
-    def infos(self) -> dict[str, TensorInfo]:
-        return {name: self.source.infos[file_name] for name, file_name in self.file_names.items()}
+    def __init__(self, source: WeightSource, file_names: Mapping[str, str]) -> None:
+        self._source, self._file_names = source, file_names
+        self.infos = {name: source.infos[file_name] for name, file_name in file_names.items()}
 
     def read(self, name: str) -> Tensor:
-        return self.source.read(self.file_names[name])
+        return self._source.read(self._file_names[name])
 
 
 def load_model(
