@@ -6,6 +6,8 @@ Importing this package is cheap; what a name needs is imported when the name is 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from tune.config.recipe_main import parse
     from tune.config.resolve import Resolution, resolution_of, resolve
     from tune.config.slots import Slot
-    from tune.config.trust import trust
 
 __all__ = [
     "Component",
@@ -44,7 +45,6 @@ __all__ = [
     "parse",
     "resolution_of",
     "resolve",
-    "trust",
 ]
 
 _HOMES = {
@@ -69,7 +69,6 @@ _HOMES = {
     "parse": "recipe_main",
     "resolution_of": "resolve",
     "resolve": "resolve",
-    "trust": "trust",
 }
 
 
@@ -80,3 +79,18 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps `tune.config.resolve` and `tune.config.instantiate` the functions, though files have these names.
+
+    Importing a submodule makes it an attribute of its package, which would hide the function of the same name.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
