@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tune.config import resolution_of
+import tune.config
 from tune.config.component import Component
 from tune.errors import CheckpointError
 
@@ -26,7 +26,7 @@ def write_resolved_config(params: Any, path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    resolution = resolution_of(params)
+    resolution = tune.config.resolution_of(params)
     if resolution is not None:
         text = resolution.dump()
     else:

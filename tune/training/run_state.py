@@ -24,6 +24,7 @@ __all__ = ["get_rng_state", "load_run_state", "read_run_file", "save_run_state",
 
 OPTIMIZER_DIR = "optimizer"
 RUN_FILE = "run.pt"
+VERSION = 1
 
 
 def get_rng_state(device: torch.device) -> dict[str, Any]:
@@ -79,7 +80,14 @@ def save_run_state(directory: Path, model: nn.Module, optimizer: Optimizer, run:
     on_host = sorted(key for key, tensor in tensors.items() if tensor.device.type == "cpu")
     if tensors:
         _save_tensors(directory / OPTIMIZER_DIR, tensors)
-    content = {"run": run, "groups": groups, "plain": plain, "on_host": on_host, "has_tensors": bool(tensors)}
+    content = {
+        "version": VERSION,
+        "run": run,
+        "groups": groups,
+        "plain": plain,
+        "on_host": on_host,
+        "has_tensors": bool(tensors),
+    }
     torch.save(content, directory / RUN_FILE)
 
 
@@ -124,11 +132,11 @@ def read_run_file(directory: Path) -> dict[str, Any]:
     try:
         content = torch.load(directory / RUN_FILE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{directory / RUN_FILE} cannot be read: {_first_line(error)}") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
         raise CheckpointError(
-            f"{directory / RUN_FILE} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(content, dict) or "run" not in content:
-        raise CheckpointError(f"{directory / RUN_FILE} is not the state of a run.")
+            f"{directory / RUN_FILE} is not the state of a run as this version of tune writes it."
+        )
     return content
 
 
@@ -171,5 +179,10 @@ def _load_tensors(directory: Path) -> dict[str, Tensor]:
             }
             dcp_load(tensors, storage_reader=reader, no_dist=True)
     except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{directory} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{directory} cannot be read: {_first_line(error)}") from error
     return tensors
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

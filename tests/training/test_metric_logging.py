@@ -1,0 +1,118 @@
+"""Loggers: strict JSON, no line twice after a resume, and a clear word where a package is missing."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune.errors import CheckpointError, ConfigError
+from tune.training.metric_logging import (
+    DiskLogger,
+    JSONLLogger,
+    StdoutLogger,
+    TensorBoardLogger,
+    WandBLogger,
+)
+
+
+def read_steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_jsonl_is_strict_json_even_for_nan(tmp_path: Path) -> None:
+    logger = JSONLLogger(str(tmp_path))
+    logger.log_dict({"loss": math.nan, "grad_norm": math.inf, "lr": 1e-5, "text": "ä\n"}, 7)
+    logger.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line.count("\n") == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    row = json.loads(line, parse_constant=refuse)
+    assert row == {"step": 7, "loss": "nan", "grad_norm": "inf", "lr": 1e-5, "text": "ä\n"}
+
+
+@pytest.mark.parametrize("logger_cls", [JSONLLogger, DiskLogger])
+def test_rewind_cuts_later_and_half_written_lines(tmp_path: Path, logger_cls: type[Any]) -> None:
+    logger = logger_cls(str(tmp_path))
+    logger.rewind(3)  # nothing there yet
+    for step in range(1, 7):
+        logger.log_dict({"loss": 1.0 / step, "lr": 0.1}, step)
+    whole = logger.path.read_text().splitlines(keepends=True)
+    with open(logger.path, "a") as file:
+        file.write(whole[3].rstrip("\n")[:-3])  # the process died in the middle of a line
+    logger.rewind(4)
+    assert logger.path.read_text() == "".join(whole[:4])
+    logger.log("loss", 0.2, 5)
+    logger.close()
+    assert len(logger.path.read_text().splitlines()) == 5
+    logger.rewind(-1)
+    assert logger.path.read_text() == ""
+
+
+def test_rewind_leaves_an_earlier_run_in_a_shared_file(tmp_path: Path) -> None:
+    logger = DiskLogger(str(tmp_path))
+    for step in (1, 2, 90, 1, 2, 3):
+        logger.log("loss", 0.5, step)
+    logger.rewind(2)
+    assert [line.split()[1] for line in logger.path.read_text().splitlines()] == ["1", "2", "90", "1", "2"]
+
+
+def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
+    logger = JSONLLogger(str(tmp_path / "deep" / "er"))
+    logger.log("loss", 1.0, 1)
+    assert read_steps(tmp_path / "deep" / "er" / "metrics.jsonl") == [1]
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write metrics"):
+        JSONLLogger(str(tmp_path / "file")).log("loss", 1.0, 1)
+
+
+def test_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = StdoutLogger()
+    logger.log_dict({"loss": 2.125, "epoch": 0}, 3)
+    logger.rewind(0)
+    logger.close()
+    assert capsys.readouterr().out == "Step 3 | loss:2.125 epoch:0\n"
+
+
+def test_tensorboard_voids_what_the_resumed_run_writes_again(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = TensorBoardLogger(str(tmp_path))
+    for step in (1, 2, 3):
+        first.log_dict({"loss": float(step), "note": "text"}, step)
+    first.close()
+    second = TensorBoardLogger(str(tmp_path))
+    second.rewind(1)
+    second.log("loss", 20.0, 2)
+    second.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
+
+
+@pytest.mark.parametrize(
+    ("logger_cls", "package"), [(TensorBoardLogger, "tensorboard"), (WandBLogger, "wandb")]
+)
+def test_a_missing_package_is_named_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, logger_cls: type[Any], package: str
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if package in name:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    arguments = {"log_dir": "nowhere"} if package == "tensorboard" else {}
+    with pytest.raises(ConfigError, match=f"pip install {package}"):
+        logger_cls(**arguments)

@@ -1,0 +1,246 @@
+"""Precision, processes, signals, speed, fingerprints, progress: what surrounds the loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from tune.config.component import Component
+from tune.errors import CheckpointError, ConfigError, TrainingError
+from tune.training import (
+    Progress,
+    SpeedMeter,
+    StopRequest,
+    TokenCounts,
+    check_fingerprint,
+    check_parallel_plan,
+    get_peak_memory_gib,
+    hash_dataset,
+    make_fingerprint,
+    measure_matmul_rate,
+    plan_precision,
+    setup_torch_profiler,
+)
+from tune.training.progress import format_duration
+
+CPU = torch.device("cpu")
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype", "kept", "compute", "text"),
+    [
+        ("bf16", None, torch.bfloat16, torch.bfloat16, "bfloat16"),
+        ("fp32", None, torch.float32, torch.float32, "float32"),
+        ("bf16", "fp32", torch.float32, torch.bfloat16, "bfloat16 with weights in float32"),
+        ("fp16", None, torch.float32, torch.float16, "float16 with weights in float32"),
+    ],
+)
+def test_precision(
+    dtype: str, param_dtype: str | None, kept: torch.dtype, compute: torch.dtype, text: str
+) -> None:
+    precision = plan_precision(dtype, param_dtype, CPU)
+    assert (precision.param_dtype, precision.compute_dtype, str(precision)) == (kept, compute, text)
+    assert precision.needs_loss_scaling == (dtype == "fp16")
+    weight = torch.ones(3, 3, dtype=kept)
+    with precision.autocast():
+        assert (weight @ weight).dtype == compute
+
+
+def test_fp16_weights_are_refused() -> None:
+    with pytest.raises(TrainingError, match="param_dtype=fp32"):
+        plan_precision("fp16", "bf16", CPU)
+
+
+# ---- processes
+
+
+def plan(**changes: object) -> str:
+    arguments: dict[str, object] = {
+        "enable_fsdp": True,
+        "data_parallel_replicate_dim": 1,
+        "data_parallel_shard_dim": -1,
+        "fsdp_cpu_offload": False,
+        "custom_sharded_layers": None,
+    }
+    return check_parallel_plan(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_one_process_is_a_plan() -> None:
+    assert plan() == "1 process, nothing to shard"
+    assert plan(enable_fsdp=False, data_parallel_shard_dim=1) == "1 process"
+    assert plan(custom_sharded_layers=["output"]) == "1 process, nothing to shard"
+
+
+def test_plans_for_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="needs 6 processes, but there is 1"):
+        plan(data_parallel_replicate_dim=2, data_parallel_shard_dim=3)
+    with pytest.raises(ConfigError, match="fsdp_cpu_offload"):
+        plan(fsdp_cpu_offload=True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="4 processes were started"):
+        plan()
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_asks_and_the_old_handler_comes_back(signum: signal.Signals, exit_code: int) -> None:
+    before = signal.getsignal(signum)
+    with StopRequest() as stop:
+        assert not stop
+        assert stop.exit_code == 0
+        os.kill(os.getpid(), signum)
+        assert stop
+        assert stop.exit_code == exit_code
+    assert signal.getsignal(signum) is before
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_off_the_main_thread_nothing_is_installed() -> None:
+    seen = []
+
+    def run() -> None:
+        with StopRequest() as stop:
+            seen.append(bool(stop))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+# ---- speed and memory
+
+
+def test_speed_counts_work_and_leaves_pauses_out() -> None:
+    meter = SpeedMeter(CPU, flops_per_token=lambda length: 100.0 * length, matmul_rate=1e5)
+    meter.start()
+    meter.count(TokenCounts(num_tokens=30, num_targets=10, sum_of_squares=500))
+    meter.count(TokenCounts(num_tokens=20, num_targets=10, sum_of_squares=500))
+    time.sleep(0.02)
+    with meter.paused():
+        time.sleep(0.2)
+    speed = meter.read()
+    seconds = meter.total_seconds
+    assert 0.02 <= seconds < 0.15
+    assert speed.tokens_per_second == pytest.approx(50 / seconds)
+    assert speed.trained_tokens_per_second == pytest.approx(20 / seconds)
+    # The mean length that attention sees is 1000 / 50 = 20 tokens.
+    assert speed.fraction_of_limit == pytest.approx(50 / seconds * 2000 / 1e5)
+    assert meter.read().tokens_per_second == 0
+
+
+def test_the_matmul_rate_is_plausible() -> None:
+    rate = measure_matmul_rate(CPU, torch.float32, seconds=0.01)
+    assert 1e8 < rate < 1e14
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = get_peak_memory_gib(CPU)
+    held = torch.ones(60 * 2**20, dtype=torch.float32)  # 240 MiB
+    assert get_peak_memory_gib(CPU) - before >= 0
+    assert get_peak_memory_gib(CPU) > 0.2
+    del held
+
+
+# ---- fingerprints
+
+
+def examples(seed: int, size: int = 30) -> list[dict[str, list[int]]]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, 50, (size, 7), generator=generator).tolist()
+    return [{"tokens": row, "labels": [-100, *row[1:]]} for row in rows]
+
+
+def test_a_dataset_is_recognised_and_any_change_seen() -> None:
+    base = hash_dataset(examples(0))
+    assert base == hash_dataset(examples(0))
+    assert base != hash_dataset(examples(1))
+    assert base != hash_dataset(examples(0)[:-1])
+    changed = examples(0)
+    changed[17]["labels"][3] = -100
+    assert base != hash_dataset(changed)
+    swapped = examples(0)
+    swapped[0]["tokens"], swapped[1]["tokens"] = swapped[1]["tokens"], swapped[0]["tokens"]
+    assert base != hash_dataset(swapped)
+    assert hash_dataset([]).startswith("0 examples")
+
+
+class Params:
+    batch_size = 2
+    optimizer = Component("torch.optim.AdamW", {"lr": 0.1, "betas": [0.9, 0.95]})
+
+
+def test_every_difference_is_shown() -> None:
+    saved = make_fingerprint(Params, ("batch_size", "optimizer"), seed=3)
+    check_fingerprint(saved, dict(saved), "out/step_000001")
+
+    class Changed(Params):
+        batch_size = 4
+        optimizer = Component("torch.optim.AdamW", {"lr": 0.2, "betas": [0.9, 0.95]})
+
+    current = make_fingerprint(Changed, ("batch_size", "optimizer"), seed=3)
+    with pytest.raises(CheckpointError) as caught:
+        check_fingerprint(saved, current, "out/step_000001")
+    text = str(caught.value)
+    assert "batch_size: was 2, is 4" in text
+    assert '"lr": 0.1' in text
+    assert '"lr": 0.2' in text
+    assert "seed" not in text
+    assert "model_checkpoint=out/step_000001/model" in text
+
+
+# ---- what is shown
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from tune.utils import get_logger
+
+    get_logger("INFO")
+    with Progress(20) as progress:
+        progress.advance()
+        progress.show(1, {"lr": 1e-5, "loss": 2.0, "unknown": 3, "fraction_of_limit": 0.25})
+    line = capsys.readouterr().err
+    assert line.startswith("step  1/20 | loss 2.0000 | lr 1.00e-05 | 25.0% of limit | ")
+    assert line.endswith("left\n")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (185.4, "3:05"), (7800, "2:10:00")])
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+# ---- profiler
+
+
+def test_a_disabled_profiler_does_nothing_and_an_empty_one_is_refused(tmp_path: object) -> None:
+    with setup_torch_profiler() as profiler:
+        profiler.step()
+    with pytest.raises(TrainingError, match="record nothing"):
+        setup_torch_profiler(enabled=True, cpu=False, cuda=False, output_dir=str(tmp_path))
+
+
+def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
+    profiler = setup_torch_profiler(
+        enabled=True, wait_steps=0, warmup_steps=1, active_steps=1, output_dir=str(tmp_path)
+    )
+    with profiler:
+        for _ in range(3):
+            torch.ones(3, 3) @ torch.ones(3, 3)
+            profiler.step()
+    assert len(os.listdir(str(tmp_path))) == 1

@@ -1,0 +1,149 @@
+"""The state beside the weights: it comes back bit for bit, and reading it runs nothing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tune.errors import CheckpointError
+from tune.training import (
+    OptimizerInBackward,
+    get_rng_state,
+    load_run_state,
+    read_run_file,
+    save_run_state,
+    set_rng_state,
+)
+
+CPU = torch.device("cpu")
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(num_steps):
+        x = torch.randn(7, 3, generator=generator).to(next(model.parameters()).dtype)
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+OPTIMIZERS = {
+    "adamw_fused": lambda w: torch.optim.AdamW(w, lr=0.01, fused=True),
+    "adamw_foreach": lambda w: torch.optim.AdamW(w, lr=0.01, foreach=True),
+    "sgd_plain": lambda w: torch.optim.SGD(w, lr=0.01),
+    "sgd_momentum": lambda w: torch.optim.SGD(w, lr=0.01, momentum=0.9),
+    "rprop": lambda w: torch.optim.Rprop(w),
+    "adafactor": lambda w: torch.optim.Adafactor(w, lr=0.01),
+    "nadam": lambda w: torch.optim.NAdam(w, lr=0.01),
+    "asgd": lambda w: torch.optim.ASGD(w, lr=0.01),
+    "in_backward": lambda w: OptimizerInBackward(w, lambda p: torch.optim.AdamW(p, lr=0.01)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_optimizer_takes_the_same_steps(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    make = OPTIMIZERS[name]
+    model = make_model(dtype)
+    optimizer = make(model.parameters())
+    take_steps(model, optimizer, 4, seed=5)
+    save_run_state(tmp_path, model, optimizer, {"step": 4})
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    take_steps(model, optimizer, 3, seed=6)
+
+    resumed = make_model(dtype)
+    resumed.load_state_dict(weights)
+    again = make(resumed.parameters())
+    assert load_run_state(tmp_path, resumed, again) == {"step": 4}
+    take_steps(resumed, again, 3, seed=6)
+    for expected, actual in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_groups_settings_come_back(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.param_groups[0]["lr"] = 0.007
+    save_run_state(tmp_path, model, optimizer, {})
+    again = torch.optim.SGD(model.parameters(), lr=0.5)
+    load_run_state(tmp_path, model, again)
+    assert again.param_groups[0]["lr"] == 0.007
+    assert again.param_groups[0]["params"] == list(model.parameters())
+
+
+def test_another_model_or_optimizer_is_refused(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    take_steps(model, optimizer, 1, seed=0)
+    save_run_state(tmp_path, model, optimizer, {})
+    other = nn.Sequential(nn.Linear(3, 5))
+    with pytest.raises(CheckpointError, match=r"'2\.weight', not in this model"):
+        load_run_state(tmp_path, other, torch.optim.AdamW(other.parameters()))
+    per_weight = OptimizerInBackward(model.parameters(), lambda p: torch.optim.AdamW(p))
+    with pytest.raises(CheckpointError, match="1 parameter groups, this one has 4"):
+        load_run_state(tmp_path, model, per_weight)
+
+
+def draw(device: torch.device = CPU) -> list[Any]:
+    return [random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()]
+
+
+def test_random_states_come_back(tmp_path: Path) -> None:
+    np.random.seed(3)
+    np.random.randn()  # leaves a second gaussian waiting, which is part of the state
+    model = make_model()
+    save_run_state(tmp_path, model, torch.optim.SGD(model.parameters()), {"rng": get_rng_state(CPU)})
+    expected = draw()
+    draw()
+    set_rng_state(read_run_file(tmp_path)["run"]["rng"], CPU)
+    assert draw() == expected
+
+
+class Malice:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_strangers_state_cannot_run_code(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    take_steps(model, optimizer, 1, seed=0)
+    save_run_state(tmp_path, model, optimizer, {})
+    marker = tmp_path / "was_run"
+    index = tmp_path / "optimizer" / ".metadata"
+    content = index.read_bytes()
+    index.write_bytes(pickle.dumps(Malice(marker)))
+    with pytest.raises(CheckpointError, match=r"posix.mkdir"):
+        load_run_state(tmp_path, model, optimizer)
+    index.write_bytes(content)
+    load_run_state(tmp_path, model, optimizer)
+    torch.save({"run": Malice(marker)}, tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_run_state(tmp_path, model, optimizer)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_an_unreadable_state_is_a_clear_error(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "run.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"run\.pt"):
+        read_run_file(tmp_path)
