@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from .config_fields import ConfigFields, read_json
-from .family import Family, Layout, WeightRule
-from .load import load_into
-from .locate import find_model_dir
-from .save import save_meta, save_model
-from .weights import TensorInfo, WeightSource, open_weights
+from tune.checkpoints.config_fields import ConfigFields, read_json
+from tune.checkpoints.load import load_into
+from tune.checkpoints.locate import find_model_dir
+from tune.checkpoints.save import save_meta, save_model
+from tune.checkpoints.weights import TensorInfo, WeightSource, open_weights
 
 __all__ = [
     "ConfigFields",
-    "Family",
-    "Layout",
     "TensorInfo",
-    "WeightRule",
     "WeightSource",
     "find_model_dir",
     "load_into",

@@ -6,17 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tune.checkpoints.family import Family, Layout, WeightRule
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from tune.modules.decoder import TransformerDecoder
+from tune.modules import Family, Layout, TransformerDecoder, WeightRule
 
 
 def load_into(

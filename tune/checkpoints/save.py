@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -15,13 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tune.checkpoints.config_fields import read_json
-from tune.checkpoints.family import Layout
 from tune.checkpoints.load import parameters_by_name, require_family
 from tune.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from tune.modules.decoder import TransformerDecoder
-    from tune.tokenizers.protocol import Tokenizer
+from tune.modules import Layout, TransformerDecoder
 
 _TOKENIZER_FILES = (
     "tokenizer.model",
@@ -44,11 +40,21 @@ _HF_DTYPES = {
 }
 
 
+class TokenizerFiles(Protocol):
+    """What a saved model needs of its tokenizer."""
+
+    bos_id: int
+    eos_id: int
+    stop_ids: tuple[int, ...]
+
+    def files(self) -> list[Path]: ...
+
+
 def save_model(
     model: TransformerDecoder,
     directory: Path | str,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerFiles | None = None,
     tokenizer_files_from: Path | str | None = None,
     max_shard_bytes: int = 5 * 2**30,
     dtype: torch.dtype | None = None,
@@ -93,7 +99,7 @@ def save_meta(
     model: TransformerDecoder,
     directory: Path | str,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerFiles | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write consolidated.00.pth, params.json and the tokenizer's file in Meta's layout.
@@ -201,7 +207,7 @@ def _plan_shards(
     return plan
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer | None, files_from: Path | str | None) -> None:
+def _write_tokenizer(folder: Path, tokenizer: TokenizerFiles | None, files_from: Path | str | None) -> None:
     if files_from is not None:
         for name in _TOKENIZER_FILES:
             if (Path(files_from) / name).is_file():
@@ -211,14 +217,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer | None, files_from: Path
     for file in tokenizer.files():
         # Other tools look for a SentencePiece model under this name only.
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
-    from tune.tokenizers import SentencePieceTokenizer
-    from tune.tokenizers.export import write_hf_tokenizer_config
-
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        write_hf_tokenizer_config(tokenizer, folder)
 
 
-def _token_ids(tokenizer: Tokenizer | None, files_from: Path | str | None) -> dict[str, Any]:
+def _token_ids(tokenizer: TokenizerFiles | None, files_from: Path | str | None) -> dict[str, Any]:
     if tokenizer is not None:
         stops = list(tokenizer.stop_ids)
         return {

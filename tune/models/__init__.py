@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .getters import get_model, get_tokenizer
-from .loading import auto, from_checkpoint
+from tune.models.getters import get_model, get_tokenizer
+from tune.models.loading import auto, from_checkpoint
 
 __all__ = ["auto", "from_checkpoint", "get_model", "get_tokenizer"]

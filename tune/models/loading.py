@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from tune.checkpoints import Family, find_model_dir, load_into, open_weights, read_json
+from tune.checkpoints import find_model_dir, load_into, open_weights, read_json
 from tune.errors import CheckpointError
 from tune.models.llama2.family import LLAMA
-from tune.modules import DecoderConfig, TransformerDecoder
+from tune.modules import DecoderConfig, Family, TransformerDecoder
 
 _FAMILIES = (LLAMA,)
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from .attention import SelfAttention
-from .config import DecoderConfig
-from .decoder import DecoderBlock, TransformerDecoder
-from .feed_forward import FeedForward
-from .flops import flops_per_token
-from .kv_cache import KVCache
-from .norm import RMSNorm
-from .rope import RotaryEmbedding, apply_rotary
+from tune.modules.attention import SelfAttention
+from tune.modules.config import DecoderConfig
+from tune.modules.decoder import DecoderBlock, TransformerDecoder
+from tune.modules.family import Family, Layout, WeightRule
+from tune.modules.feed_forward import FeedForward
+from tune.modules.flops import flops_per_token
+from tune.modules.kv_cache import KVCache
+from tune.modules.norm import RMSNorm
+from tune.modules.rope import RotaryEmbedding, apply_rotary
 
 __all__ = [
     "DecoderBlock",
     "DecoderConfig",
+    "Family",
     "FeedForward",
     "KVCache",
+    "Layout",
     "RMSNorm",
     "RotaryEmbedding",
     "SelfAttention",
     "TransformerDecoder",
+    "WeightRule",
     "apply_rotary",
     "flops_per_token",
 ]

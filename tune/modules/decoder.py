@@ -6,7 +6,6 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, v vocabulary.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,11 @@ from torch.nn import functional as F
 from tune.errors import GenerationError, TrainingError
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig
+from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding
-
-if TYPE_CHECKING:
-    from tune.checkpoints.family import Family
 
 
 class DecoderBlock(nn.Module):

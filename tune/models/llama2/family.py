@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tune.checkpoints import ConfigFields, Family, Layout, WeightRule
+from tune.checkpoints import ConfigFields
 from tune.errors import CheckpointError, ConfigError
 from tune.models.hf_fields import HARMLESS_FIELDS
-from tune.modules import DecoderConfig
+from tune.modules import DecoderConfig, Family, Layout, WeightRule
 
 # Positions that Llama 2 was trained for; params.json does not say.
 _META_MAX_SEQ_LEN = 4096

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from .linear_cross_entropy import CEWithChunkedOutputLoss, HiddenLoss, LinearCrossEntropyLoss
-from .loss_sum import loss_sum
+from tune.modules.loss.linear_cross_entropy import (
+    CEWithChunkedOutputLoss,
+    LinearCrossEntropyLoss,
+    LossFromHidden,
+)
+from tune.modules.loss.loss_sum import loss_sum
 
-__all__ = ["CEWithChunkedOutputLoss", "HiddenLoss", "LinearCrossEntropyLoss", "loss_sum"]
+__all__ = ["CEWithChunkedOutputLoss", "LinearCrossEntropyLoss", "LossFromHidden", "loss_sum"]

@@ -21,7 +21,7 @@ _CPU_ROWS = 256
 _MAX_ROWS = 4096
 
 
-class HiddenLoss(nn.Module, ABC):
+class LossFromHidden(nn.Module, ABC):
     """A loss that reads hidden states and the output matrix instead of logits."""
 
     @abstractmethod
@@ -29,7 +29,7 @@ class HiddenLoss(nn.Module, ABC):
         """Return the fp32 sum over targets, from hidden [b, s, d], weight [v, d], labels [b, s]."""
 
 
-class LinearCrossEntropyLoss(HiddenLoss):
+class LinearCrossEntropyLoss(LossFromHidden):
     """Sum of cross-entropies over target tokens, never holding more than one piece of the logits.
 
     Gradients are formed in the forward pass, while the piece's logits are at hand, so no matrix product is done

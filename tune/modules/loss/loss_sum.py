@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tune.modules.decoder import TransformerDecoder
-from tune.modules.loss.linear_cross_entropy import HiddenLoss
+from tune.modules.loss.linear_cross_entropy import LossFromHidden
 
 
 def loss_sum(
@@ -19,7 +19,7 @@ def loss_sum(
     """Return the loss summed over the target tokens, an fp32 scalar.
 
     Args:
-        loss_fn: a `HiddenLoss`, which reads hidden states and never holds all logits, or a module called with
+        loss_fn: a `LossFromHidden`, which reads hidden states and never holds all logits, or a module called with
             fp32 logits [b * s, v] and labels [b * s] that sums, as torch.nn.CrossEntropyLoss(reduction="sum").
         model: the decoder.
         tokens: [b, s].
@@ -28,7 +28,7 @@ def loss_sum(
         input_pos: as in `TransformerDecoder.forward`.
     """
     hidden = model.hidden(tokens, mask=mask, input_pos=input_pos)  # [b, s, d]
-    if isinstance(loss_fn, HiddenLoss):
+    if isinstance(loss_fn, LossFromHidden):
         loss: Tensor = loss_fn(hidden, model.output_weight, labels)
     else:
         loss = loss_fn(model.unembed(hidden).flatten(0, 1).float(), labels.flatten())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tune.modules.config import DecoderConfig
+from tune.modules.config import DecoderConfig
 
-Transform = Callable[[Tensor, "DecoderConfig"], Tensor]
+Transform = Callable[[Tensor, DecoderConfig], Tensor]
 
 
 @dataclass(frozen=True)
