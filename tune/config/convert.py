@@ -111,7 +111,7 @@ class Converter:
             return self._wrong(node, spec, path, suggestion)
         if spec.kind == "tuple":
             if len(node.items) != len(spec.args):
-                reason = f"it has {len(node.items)} values"
+                reason = f"it has {len(node.items)}"
                 return self._wrong(node, spec, path, None, reason)
             specs = spec.args
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from tune.config.overrides import is_override
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
 from tune.config.trust import trust
 from tune.errors import ConfigError
+from tune.utils.paths import get_recipes_dir
 
 # What the parser itself puts into a namespace; the historic form takes it out again.
 _OWN = ("config", "override", "remove", "trust", "dry_run")
@@ -138,8 +140,9 @@ class TuneArgumentParser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if argv is None else argv)
         own, overrides, rest = self._read_own(given)
         # what is no option and no override is shown among the other problems
+        overrides += _joined(rest)
         resolution = resolve(
-            self.params_cls, config=own.config, overrides=[*overrides, *rest], removals=own.remove or ()
+            self.params_cls, config=own.config, overrides=overrides, removals=own.remove or ()
         )
         report = resolution.report(color=sys.stderr.isatty())
         if report:
@@ -180,14 +183,31 @@ class TuneArgumentParser(argparse.ArgumentParser):
             extras.remove("--")
         bare = [argument for argument in extras if is_override(argument)]
         rest = [argument for argument in extras if not is_override(argument)]
+        for argument in rest:
+            close = self._near_option(argument)
+            if close is not None:
+                self.error(f"there is no option {argument.partition('=')[0]}; did you mean {close}?")
         overrides = list(own.override or ()) + bare
         position = {argument: index for index, argument in enumerate(given)}
         overrides.sort(key=lambda argument: position.get(argument, 0))
+        if own.config is not None:
+            own.config = find_config_file(own.config)
         try:
             trust(*(own.trust or ()))
         except ConfigError as error:
             self.error(str(error))
         return own, overrides, rest
+
+    def _near_option(self, argument: str) -> str | None:
+        """One of this parser's own options that `argument` is a misspelling or abbreviation of."""
+        if not argument.startswith("--"):
+            return None
+        import difflib  # only on the way to an error
+
+        name = argument.partition("=")[0]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        shortened = [option for option in options if len(name) > 4 and option.startswith(name)]
+        return next(iter(shortened or difflib.get_close_matches(name, options, n=1, cutoff=0.85)), None)
 
     def _refuse_if_faulty(self, tree: LoadedTree) -> None:
         problems = list(tree.problems)
@@ -208,6 +228,28 @@ class TuneArgumentParser(argparse.ArgumentParser):
     def _hint(self, config: str | None) -> None:
         if config is None:
             self._print_message("\nNo --config was given.\n", sys.stderr)
+
+
+def _joined(rest: Sequence[str]) -> list[str]:
+    """Arguments nobody knew, with `--name value` made one, so that it is reported once."""
+    joined: list[str] = []
+    for argument in rest:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and not argument.startswith("-"):
+            joined[-1] = f"{joined[-1]}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def find_config_file(name: str) -> str:
+    """The file that `name` means: a path, else a config that comes with tune, with or without its ending."""
+    if os.path.exists(name):
+        return name
+    folder = get_recipes_dir() / "configs"
+    for candidate in (folder / name, folder / f"{name}.yaml"):
+        if ".." not in candidate.parts and candidate.is_file():
+            return str(candidate)
+    return f"{name}.yaml" if os.path.isfile(f"{name}.yaml") else name
 
 
 def parse_arguments(params_cls: type[Any], argv: Sequence[str] | None = None, prog: str | None = None) -> Any:
