@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 from pathlib import Path
 
 import pytest
+
+from tune.config import fields_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PARAMS = {
@@ -54,7 +55,7 @@ def test_every_field_is_read(recipe: str) -> None:
     params_cls = getattr(importlib.import_module(f"recipes.params.{recipe}"), PARAMS[recipe])
     tree = ast.parse((RECIPES / f"{recipe}.py").read_text(encoding="utf-8"))
     # A short form is read by the expansion that moves it into its component.
-    fields = {f.name for f in dataclasses.fields(params_cls) if not f.metadata["param"].short_for}
+    fields = {name for name, info in fields_of(params_cls).items() if not info.short_for}
     read = attributes_of_params(tree)
     assert fields - read == set(), "declared, but the recipe never reads it"
     methods = {name for name in dir(params_cls) if callable(getattr(params_cls, name))}
