@@ -116,7 +116,7 @@ def test_prompts_of_the_named_templates():
     assert ChatMLTemplate().prompt("hi", system="be nice") == (
         "<|im_start|>system\nbe nice<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert Llama2ChatTemplate().prompt(" hi ", system="be nice") == (
+    assert Llama2ChatTemplate().prompt("hi ", system="be nice") == (
         "[INST] <<SYS>>\nbe nice\n<</SYS>>\n\nhi [/INST]"
     )
 

@@ -114,7 +114,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
             if not raw.strip():
                 continue
             num_rows += 1
-            yield _json_row(f"{file}:{number}", raw)
+            yield _json_row(f"{file}:{number}", raw.rstrip(b"\r\n"))
     if num_rows == 0:
         raise DataError(f"{file} holds only blank lines")
 

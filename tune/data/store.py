@@ -28,16 +28,24 @@ class TokenStore:
 
     def length(self, index: int) -> int:
         """Returns the number of tokens of an example."""
-        return self._ends[index + 1] - self._ends[index]
+        start, end = self._bounds(index)
+        return end - start
 
     def tokens(self, index: int) -> list[int]:
         """Returns the tokens of an example."""
-        return self._tokens[self._ends[index] : self._ends[index + 1]].tolist()
+        start, end = self._bounds(index)
+        return self._tokens[start:end].tolist()
 
     def labels(self, index: int) -> list[int]:
         """Returns the tokens of an example, ignored ones where it is not learnt."""
-        mask = self._mask[self._ends[index] : self._ends[index + 1]]
+        start, end = self._bounds(index)
         return [
             CROSS_ENTROPY_IGNORE_IDX if is_masked else token
-            for token, is_masked in zip(self.tokens(index), mask, strict=True)
+            for token, is_masked in zip(self._tokens[start:end], self._mask[start:end], strict=True)
         ]
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside of the {len(self)} examples")
+        index %= len(self)
+        return self._ends[index], self._ends[index + 1]

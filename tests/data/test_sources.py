@@ -1,0 +1,140 @@
+"""Sources: files, folders, patterns, splits and ranges, and what is said when there is nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tune.data import Source
+from tune.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(name, *numbers):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps({"n": number}) + "\n" for number in numbers))
+        return file
+
+    write("train.jsonl", *range(10))
+    write("test.jsonl", 10, 11)
+    write("more/val-00000-of-00002.jsonl", 12)
+    write("more/val-00001-of-00002.jsonl", 13)
+    write(".cache/train.jsonl", 99)
+    (tmp_path / "LICENSE").write_text("free")
+    return tmp_path
+
+
+def numbers(*args, **kwargs):
+    return [row.values["n"] for row in Source(*args, **kwargs).rows()]
+
+
+def test_a_folder_is_read_by_split(folder):
+    assert numbers(str(folder)) == list(range(10))
+    assert numbers(str(folder), "test") == [10, 11]
+    assert numbers(str(folder), "validation") == numbers(str(folder), "val") == [12, 13]
+    with pytest.raises(DataError, match="no files of split 'extra'; found test, train, validation"):
+        numbers(str(folder), "extra")
+
+
+def test_files_that_name_no_split_are_all_train(folder):
+    (folder / "test.jsonl").unlink()
+    (folder / "train.jsonl").rename(folder / "b.jsonl")
+    for file in (folder / "more").iterdir():
+        file.rename(folder / file.name.replace("val", "a"))
+    assert numbers(str(folder)) == [12, 13, *range(10)]
+
+
+def test_kinds_of_files_are_not_mixed(folder):
+    (folder / "train.csv").write_text("n\n1\n")
+    with pytest.raises(DataError, match=r"mixes kinds of files .*train\.csv, train\.jsonl"):
+        numbers(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:3]", [0, 1, 2]),
+        ("train[8:]", [8, 9]),
+        ("train[2:4]", [2, 3]),
+        ("train[-2:]", [8, 9]),
+        ("train[:25%]", [0, 1]),
+        ("train[25%:]", [2, 3, 4, 5, 6, 7, 8, 9]),
+        ("train[:]", list(range(10))),
+    ],
+)
+def test_ranges(folder, split, expected):
+    assert numbers(str(folder / "train.jsonl"), split) == expected
+
+
+def test_a_limit_counts_rows_after_the_range(folder):
+    assert numbers(str(folder), "train[4:]", limit=2) == [4, 5]
+    with pytest.raises(ConfigError, match=r"dataset\.limit is 0"):
+        numbers(str(folder), limit=0)
+
+
+def test_json_with_data_files(folder):
+    file = str(folder / "train.jsonl")
+    assert numbers("json", data_files=file) == list(range(10))
+    assert numbers("json", data_files=[str(folder / "test.jsonl"), file])[:3] == [10, 11, 0]
+    assert numbers("json", data_files=str(folder / "more" / "*.jsonl")) == [12, 13]
+    assert numbers("json", "test", data_files={"train": file, "test": str(folder / "test.jsonl")}) == [10, 11]
+    assert numbers(str(folder), data_files="more/*.jsonl") == [12, 13]
+    with pytest.raises(ConfigError, match="no split 'test', only train"):
+        numbers("json", "test", data_files={"train": file})
+    with pytest.raises(ConfigError, match="all 'train'"):
+        numbers("json", "test", data_files=file)
+    with pytest.raises(DataError, match="no file matches"):
+        numbers("json", data_files=str(folder / "*.csv"))
+
+
+def test_a_single_file_has_no_other_split(folder):
+    with pytest.raises(ConfigError, match=r"split is 'test', but the single file .*train\[90%:\]"):
+        numbers(str(folder / "train.jsonl"), "test")
+
+
+def test_a_misspelt_path_is_not_looked_up_on_the_hub(folder):
+    with pytest.raises(
+        DataError, match=r"there is no file or folder .*trian\.jsonl; did you mean .*train\.jsonl"
+    ):
+        numbers(str(folder / "trian.jsonl"))
+    with pytest.raises(DataError, match=r"nor a folder"):
+        numbers("./nowhere/data.jsonl")
+    with pytest.raises(DataError, match=r"there is no file or folder data\.jsonl"):
+        numbers("data.jsonl")
+    with pytest.raises(DataError, match="there is no file"):
+        numbers("json", data_files=str(folder / "nope.json"))
+
+
+def test_what_is_said_of_unusable_arguments(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"dataset\.source is empty"):
+        numbers("")
+    with pytest.raises(ConfigError, match=r"split 'train\[1' is not understood"):
+        numbers(str(folder), "train[1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no data files"):
+        numbers(str(tmp_path / "empty"))
+
+
+def test_a_dataset_saved_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"n": 5}, {"n": 6}]).save_to_disk(tmp_path / "saved")
+    assert numbers(str(tmp_path / "saved")) == [5, 6]
+
+
+def test_the_hub_out_of_reach_is_explained_at_once(monkeypatch):
+    pytest.importorskip("datasets")
+    import socket
+
+    def no_network(*args, **kwargs):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(
+        DataError, match="no local file or folder, and the Hugging Face hub could not be asked"
+    ):
+        numbers("someone/no-such-data")

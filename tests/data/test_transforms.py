@@ -1,0 +1,112 @@
+"""Rows to messages: what is learnt, and what is wrong with a row."""
+
+from __future__ import annotations
+
+import pytest
+
+from tune.data import AlpacaToMessages, InputOutputToMessages, Message, OpenAIToMessages, ShareGPTToMessages
+from tune.errors import DataError
+
+
+def test_alpaca_has_one_prompt_with_and_one_without_input():
+    row = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
+    with_input = AlpacaToMessages()(row)["messages"]
+    assert [message.role for message in with_input] == ["user", "assistant"]
+    assert with_input[0].content.endswith(
+        "further context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n2 and 3\n\n### Response:\n"
+    )
+    for empty in ({"input": ""}, {"input": None}, {"input": " \n"}):
+        without = AlpacaToMessages()({**row, **empty})["messages"]
+        assert "Input" not in without[0].content
+        assert "paired with" not in without[0].content
+    assert not any(message.masked for message in with_input)
+    masked = AlpacaToMessages(train_on_input=False)(row)["messages"]
+    assert [message.masked for message in masked] == [True, False]
+
+
+def test_input_output():
+    transform = InputOutputToMessages(
+        column_map={"input": "q", "output": "a", "context": "c"}, new_system_prompt="S"
+    )
+    assert transform({"q": "Why?", "a": "So.", "c": "It is."})["messages"] == [
+        Message("system", "S", masked=True),
+        Message("user", "Why?\n\nIt is.", masked=True),
+        Message("assistant", "So."),
+    ]
+    assert not InputOutputToMessages(train_on_input=True)({"input": "x", "output": "y"})["messages"][0].masked
+
+
+CHAT = [Message("system", "s", True), Message("user", "u", True), Message("assistant", "a")]
+
+
+def test_chat_styles_mean_the_same():
+    openai = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "u"}]},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert OpenAIToMessages()({"messages": openai})["messages"] == CHAT
+    sharegpt = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "u"},
+        {"from": "gpt", "value": "a"},
+    ]
+    transform = ShareGPTToMessages(column_map={"conversations": "c"})
+    assert transform({"c": sharegpt})["messages"] == CHAT
+    replaced = ShareGPTToMessages(new_system_prompt="other")({"conversations": sharegpt})["messages"]
+    assert replaced == [Message("system", "other", True), *CHAT[1:]]
+    learnt = OpenAIToMessages(train_on_input=True)({"messages": openai})["messages"]
+    assert not any(message.masked for message in learnt)
+
+
+def test_a_weight_of_zero_masks_an_answer():
+    turns = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "bad", "weight": 0},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "good", "weight": 1},
+    ]
+    assert [m.masked for m in OpenAIToMessages()({"messages": turns})["messages"]] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"input": "x"}, r"no column 'output' \(it has input\)"),
+        ({"input": "x", "output": None}, "column 'output' is null, expected text"),
+        ({"input": "x", "output": 7}, "column 'output' is the number 7, expected text"),
+        ({"input": "x", "output": 10**5000}, "a large number"),
+        ({"input": "x", "output": True}, "the boolean true"),
+        ({"input": ["x"], "output": "y"}, "column 'input' is a list of 1"),
+        ({"input": " ", "output": "y"}, "column 'input' is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_row(row, says):
+    with pytest.raises(DataError, match=says):
+        InputOutputToMessages()(row)
+
+
+@pytest.mark.parametrize(
+    ("turns", "says"),
+    [
+        ("hello", "'messages' is the text 'hello', expected a list"),
+        (None, "'messages' is null"),
+        ([], "the conversation is empty"),
+        (["hi"], "message 1 in 'messages' is the text 'hi', expected an object with 'role' and 'content'"),
+        ([{"role": "user"}], "message 1 in 'messages' is an object with role, expected"),
+        ([{"role": "tool", "content": "x"}], "the role 'tool'; known are system, user, assistant"),
+        ([{"role": ["user"], "content": "x"}], "the role"),
+        ([{"role": "user", "content": None}], "has null as content"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a list of 1 as content"),
+        ([{"role": "user", "content": "x"}], "ends without an answer"),
+    ],
+)
+def test_what_is_wrong_with_a_conversation(turns, says):
+    with pytest.raises(DataError, match=says):
+        OpenAIToMessages()({"messages": turns})
