@@ -113,6 +113,8 @@ class TransformerDecoder(nn.Module):
         x = self.tok_embeddings(tokens)  # [b, s, d]
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.commit()
         out: Tensor = self.norm(x)
         return out
 

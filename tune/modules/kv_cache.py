@@ -88,6 +88,10 @@ class KVCache:
         """Begin a new text; what the slots still hold is never seen again."""
         self.num_filled = 0
 
+    def commit(self) -> None:
+        """Count the slots of the call in progress as filled, once every block has written them."""
+        self.num_filled = max(self.num_filled, self.end)
+
     def place(self, tokens: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Choose the slots of a call's tokens; return their positions and the causal mask, where one is needed.
 
@@ -119,7 +123,6 @@ class KVCache:
         is_run = highest - lowest == s - 1 and torch.equal(positions, run.expand_as(positions))
         self.slots = None if is_run else positions.expand(b, s)
         self.end = highest + 1
-        self.num_filled = max(self.num_filled, self.end)
         if is_run and (lowest == 0 or s == 1):
             return positions, None
         return positions, positions[:, :, None] >= torch.arange(self.end, device=tokens.device)
