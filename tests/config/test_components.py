@@ -10,7 +10,7 @@ import pytest
 
 from tune.config.component import Component
 from tune.config.component_check import list_components, resolve_component
-from tune.config.signatures import Signature, read_argument_help, read_signature
+from tune.config.signatures import Signature, read_argument_help, read_doc, read_signature
 from tune.config.slots import LOSS, LR_SCHEDULER, OPTIMIZER, SLOTS, Slot
 from tune.config.trust import trusting
 
@@ -221,8 +221,12 @@ def test_constructor_arguments_are_read(package: str) -> None:
     assert [name for name, parameter in circle.parameters.items() if parameter.required] == ["radius"]
     assert circle.parameters["limit"].default == 7
     assert circle.parameters["odd"].default_text == "object()"
-    assert circle.summary == "A circle."
-    assert read_argument_help(circle) == {"radius": "in metres, along the ground.", "mode": "how"}
+    doc = read_doc(f"{package}.Circle")
+    assert doc.startswith("A circle.")
+    assert read_argument_help(doc, circle.parameters) == {
+        "radius": "in metres, along the ground.",
+        "mode": "how",
+    }
 
 
 def test_inheritance_aliases_and_reexports_are_followed(package: str) -> None:

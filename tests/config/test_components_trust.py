@@ -164,7 +164,7 @@ def test_files_in_the_working_directory_do_not_stand_in_for_packages(tmp_path: P
         "import sys\n"
         f"sys.path.insert(1, {str(ROOT)!r})\n"
         "sys.path.remove('') ; sys.path.append('')\n"  # only for the import of tune itself
-        "import tune.config.instantiate\n"
+        "import tune.config ; tune.config.import_component\n"
         "sys.path.remove('') ; sys.path.insert(0, '')\n"
         "from tune.config.component_check import resolve_component\n"
         "from tune.config.slots import OPTIMIZER\n"
@@ -172,7 +172,7 @@ def test_files_in_the_working_directory_do_not_stand_in_for_packages(tmp_path: P
         "resolve_component('bitsandbytes.optim.Lion', OPTIMIZER)\n"
     )
     if shadow.startswith("torch"):
-        code += "tune.config.instantiate.import_component('torch.optim.SGD')\n"
+        code += "tune.config.import_component('torch.optim.SGD')\n"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert not (tmp_path / "imported").exists()
 

@@ -127,11 +127,17 @@ def find_config(name: str) -> Path:
     configs = {config.name: config.file for config in list_configs()}
     bare = re.sub(r"\.ya?ml$", "", name)
     if bare in configs:
-        return configs[bare]
+        return _seen_from_here(configs[bare])
     for ending in (".yaml", ".yml"):
         if os.path.isfile(f"{path}{ending}"):
             return Path(f"{path}{ending}")
     raise UsageError(_no_such_config(name, list(configs)))
+
+
+def _seen_from_here(file: Path) -> Path:
+    """Return a shorter spelling of `file` where it lies below the working directory: messages name it."""
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
 
 
 def _no_such_config(name: str, known: list[str]) -> str:

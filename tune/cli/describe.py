@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from tune.cli.arguments import Command, Given, UsageError, nearest
@@ -10,7 +11,7 @@ from tune.cli.target import Target, find_target
 from tune.cli.terminal import columns, paint
 from tune.config.component_check import ResolvedName, list_components, resolve_component
 from tune.config.params import ParamInfo, fields_of
-from tune.config.signatures import read_argument_help
+from tune.config.signatures import read_argument_help, read_doc
 from tune.config.slots import Slot
 
 
@@ -91,14 +92,15 @@ def _find_argument(owner: ParamInfo, argument: str) -> str | None:
 
 def _describe_slot(info: ParamInfo, slot: Slot) -> str:
     default = _default_name(info)
+    several = " (or a list of them)" if info.spec.kind == "union" else ""
     rows = [
-        ("type", info.type_text()),
+        ("type", f"a name, a dotted path, or a mapping with _component_{several}"),
         ("default", "none: it is required" if info.required else default or "null"),
         ("looked up in", ", ".join(slot.namespaces)),
         ("group", info.group),
     ]
     text = _block(info.name, info.help, rows)
-    known = [(name, _summary(path, slot)) for name, path in list_components(slot).items()]
+    known = [(name, _first_sentence(read_doc(path))) for name, path in list_components(slot).items()]
     if known:
         text += f"\n{paint(f'what fits ({info.name}=NAME, or any dotted path):', 'bold')}\n{columns(known)}\n"
     if default:
@@ -106,10 +108,11 @@ def _describe_slot(info: ParamInfo, slot: Slot) -> str:
     return text
 
 
-def _summary(path: str, slot: Slot) -> str:
-    signature = resolve_component(path, slot).signature
-    first = signature.summary.split(". ")[0] if signature is not None else ""
-    return first if len(first) <= 100 and "::" not in first else path
+def _first_sentence(doc: str) -> str:
+    """Return the first sentence of a docstring on one line, without markup, cut at a readable length."""
+    text = " ".join(doc.split("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?\.?([^`<]*)[^`]*`", r"\1", text).split(". ")[0]
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _describe_component(slot: Slot, name: str) -> str:
@@ -117,7 +120,8 @@ def _describe_component(slot: Slot, name: str) -> str:
     head = paint(resolved.path, "bold") + "\n"
     if resolved.signature is None:
         return head + "\n".join(f"  {warning.message}" for warning in resolved.warnings) + "\n"
-    texts = read_argument_help(resolved.signature)
+    doc = read_doc(resolved.path)
+    texts = read_argument_help(doc, resolved.signature.parameters)
     rows = []
     for parameter in resolved.signature.parameters.values():
         if parameter.name in resolved.supplied:
@@ -125,12 +129,12 @@ def _describe_component(slot: Slot, name: str) -> str:
         notes = ["required" if parameter.required else f"default: {parameter.default_text}"]
         if parameter.name in resolved.offered:
             notes = ["the recipe sets it if you do not"]
-        text = f"{_shortened(texts.get(parameter.name, ''))} [{'; '.join(notes)}]".strip()
+        text = f"{_first_sentence(texts.get(parameter.name, ''))} [{'; '.join(notes)}]".strip()
         rows.append((parameter.name, parameter.type.short(), text))
     if resolved.signature.takes_any_keyword:
         rows.append(("...", "", "any further argument"))
     body = columns(rows) if rows else "  (nothing to set)"
-    return f"{head}  {resolved.signature.summary[:200]}\n\n{paint('arguments:', 'bold')}\n{body}\n"
+    return f"{head}  {_first_sentence(doc)}\n\n{paint('arguments:', 'bold')}\n{body}\n"
 
 
 def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) -> str:
@@ -143,7 +147,6 @@ def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) ->
         hint = f"; did you mean {close}?" if close else f"; it takes {', '.join(parameters) or 'none'}"
         raise UsageError(f"{resolved.path} has no argument {argument!r}{hint}")
     parameter = parameters[argument]
-    assert resolved.signature is not None
     rows = [
         ("type", parameter.type.describe()),
         ("default", "none: it is required" if parameter.required else parameter.default_text),
@@ -153,7 +156,8 @@ def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) ->
         rows.append(("note", "the recipe sets it; a config must not"))
     elif argument in resolved.offered:
         rows.append(("note", "the recipe sets it if you do not"))
-    return _block(f"{info.name}.{argument}", read_argument_help(resolved.signature).get(argument, ""), rows)
+    help = read_argument_help(read_doc(resolved.path), [argument]).get(argument, "")
+    return _block(f"{info.name}.{argument}", help, rows)
 
 
 def _resolve(slot: Slot, name: str) -> ResolvedName:
@@ -161,11 +165,6 @@ def _resolve(slot: Slot, name: str) -> ResolvedName:
     for error in resolved.errors:
         raise UsageError(error.message)
     return resolved
-
-
-def _shortened(text: str) -> str:
-    first = text.split(". ")[0]
-    return first if len(first) <= 160 else first[:157] + "..."
 
 
 def _block(name: str, help: str, rows: list[tuple[str, str]]) -> str:

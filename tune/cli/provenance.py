@@ -6,15 +6,26 @@ from typing import Any
 
 from tune.cli.show import format_value
 from tune.config.component import COMPONENT_KEY
+from tune.config.diagnostics import Source
 
 
-def describe_values(resolution: Any) -> dict[str, str]:
-    """Return for each parameter its value and origin: "2e-05 (my.yaml:7:5)"; components with their arguments."""
+def describe_values(resolution: Any) -> dict[str, list[str]]:
+    """Return for each parameter that is set its value and origin: "2e-05 (line 7)"; components with arguments.
+
+    What is left at its default is not listed: the default stands in the help anyway.
+    """
     described: dict[str, list[str]] = {}
     for path, resolved in resolution.values.items():
+        if resolved.source.kind == "default":
+            continue
         name, _, rest = path.partition(".")
         argument = rest.removesuffix(COMPONENT_KEY).rstrip(".")
         label = f"{argument}: " if argument else ""
-        text = f"{label}{format_value(resolved.value)} ({resolved.source.describe()})"
+        shadowed = f", over {resolved.shadows}" if resolved.shadows else ""
+        text = f"{label}{format_value(resolved.value)}  ({_place(resolved.source)}{shadowed})"
         described.setdefault(name, []).append(text)
-    return {name: ", ".join(texts) for name, texts in described.items()}
+    return described
+
+
+def _place(source: Source) -> str:
+    return f"config, line {source.line}" if source.kind == "file" else "command line"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def run(given: Given) -> int:
     if target.params is not None:
         resolution = resolve_for(target, config, given)
         if not resolution.ok:
+            _refuse_another_recipes_config(resolution, target, name)
             _report(resolution)
             _hint_at_configs(target, config)
             return EXIT_BAD_USAGE
@@ -110,6 +112,15 @@ def _is_config(word: str) -> bool:
     return True
 
 
+def _refuse_another_recipes_config(resolution: Any, target: Target, config: str | None) -> None:
+    """Say only that: with a config for another recipe every further problem follows from it."""
+    if any(error.code == "wrong-recipe" for error in resolution.errors):
+        raise UsageError(
+            f"{config} is a config for the recipe {resolution.recipe}, not for {target.name}; "
+            f"run it with: tune run {resolution.recipe} --config {config}"
+        )
+
+
 def _refuse_many_processes(given: Given) -> None:
     for name in _PROCESS_COUNTS:
         count = given.one(name)
@@ -152,15 +163,16 @@ def _hint_at_configs(target: Target, config: Path | None) -> None:
 
 
 def _plan(target: Target, config: Path | None, given: Given, resolution: Any) -> str:
-    command = " ".join([sys.executable, str(target.file), *_forwarded(given, config)])
+    arguments = [argument for argument in _forwarded(given, config) if argument != "--dry-run"]
+    command = shlex.join(["python", str(target.file), *arguments])
     lines = [
         resolution.dump().rstrip("\n"),
         "",
         paint("# plan", "bold"),
         f"#   recipe:    {target.file}",
         f"#   config:    {config or '(none)'}",
-        "#   processes: 1 (in this one)",
-        f"#   same as:   {command}",
+        "#   processes: 1",
+        f"#   the same:  {command}",
         "# Nothing was run: --dry-run.",
     ]
     return "\n".join(lines) + "\n"

@@ -28,9 +28,10 @@ def schema_text(recipe: Recipe) -> str:
 
 
 def _schema_of(params: type, recipe: str | None) -> str:
-    from tune.config.schema import json_schema
+    from tune.config.describe import json_schema
 
-    return json.dumps(json_schema(params, recipe=recipe), indent=2) + "\n"
+    title = f"Config of the tune recipe {recipe}" if recipe else None
+    return json.dumps(json_schema(params, title=title), indent=2) + "\n"
 
 
 COMMAND = Command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tune.cli.terminal import columns, paint
@@ -10,12 +10,12 @@ from tune.config.component import Component
 from tune.config.params import ParamInfo
 
 
-def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, str] | None = None) -> str:
+def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return all parameters by group.
 
     Args:
         infos: what is declared about them.
-        values: for each name, its value and where that came from, in words; None to leave those out.
+        values: for each name that is set, its value and where that came from, in words; a component has several.
     """
     groups: dict[str, list[ParamInfo]] = {}
     for info in infos:
@@ -23,14 +23,20 @@ def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, str] | No
             groups.setdefault(info.group, []).append(info)
     parts = []
     for group, members in groups.items():
-        rows = []
-        for info in members:
-            text = f"{info.help} {_note(info)}".strip()
-            if values is not None and info.name in values:
-                text = f"= {values[info.name]}. {text}"
-            rows.append((info.name, type_label(info), text))
+        rows = [(info.name, type_label(info), f"{info.help} {_note(info)}".strip()) for info in members]
+        if values is not None:
+            rows = [
+                row for info, row in zip(members, rows) for row in _with_value(row, values.get(info.name, []))
+            ]
         parts.append(f"{paint(group + ':', 'bold')}\n{columns(rows)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _with_value(row: tuple[str, str, str], values: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return the row of a parameter with its value (or a component's values) on lines of their own before the help."""
+    name, label, text = row
+    lines = [("", "", paint(f"= {value}", "blue")) for value in values]
+    return [(name, label, lines[0][2]), *lines[1:], ("", "", text)] if lines else [row]
 
 
 def type_label(info: ParamInfo) -> str:
@@ -38,7 +44,7 @@ def type_label(info: ParamInfo) -> str:
     if info.slot is not None:
         return info.slot.kind
     label = info.spec.required().short()
-    return label.replace("literal", "")
+    return label if len(label) <= 16 else "choice"
 
 
 def _note(info: ParamInfo) -> str:
@@ -47,6 +53,8 @@ def _note(info: ParamInfo) -> str:
         notes.append("required")
     elif info.short_for is None:
         notes.append(f"default: {format_value(info.default)}")
+    if type_label(info) == "choice":
+        notes.append(info.spec.required().describe())
     if info.range_text():
         notes.append(info.range_text())
     if info.short_for is not None:

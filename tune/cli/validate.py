@@ -20,7 +20,7 @@ def run(given: Given) -> int:
     """Validate one config; print the problems, or that there are none."""
     as_json = "json" in given.switches
     try:
-        target, config = _choose(given)
+        target, config, name = _choose(given)
         resolution = resolve_for(target, config, given)
     except (UsageError, ConfigError) as error:
         if not as_json:
@@ -32,7 +32,7 @@ def run(given: Given) -> int:
     if as_json:
         _print_json(resolution.to_json())
     else:
-        _print_report(resolution, target, config)
+        _print_report(resolution, target, name)
     code = 0 if resolution.ok else EXIT_BAD_USAGE
     if code == 0 and "preflight" in given.switches:
         from tune.cli.preflight import preflight
@@ -64,8 +64,8 @@ def resolve_for(target: Target, config: Path | None, given: Given) -> Any:
     )
 
 
-def _choose(given: Given) -> tuple[Target, Path | None]:
-    """Return the recipe to judge by, and the config."""
+def _choose(given: Given) -> tuple[Target, Path, str]:
+    """Return the recipe to judge by, the config, and what the user called it."""
     configs = given.operands + given.all("config")
     if len(configs) != 1:
         problem = (
@@ -77,12 +77,26 @@ def _choose(given: Given) -> tuple[Target, Path | None]:
     config = find_config(configs[0])
     asked = given.one("recipe")
     if asked is not None:
-        return find_target(asked), config
-    named = read_recipe_key(config)
+        return find_target(asked), config, configs[0]
+    named = _read_recipe(config)
     recipe = find_recipe(named) if named is not None else None
     if recipe is None:
         raise UsageError(_no_recipe(configs[0], named))
-    return find_target(recipe.name), config
+    return find_target(recipe.name), config, configs[0]
+
+
+def _read_recipe(config: Path) -> str | None:
+    """Return the recipe a config says it is for.
+
+    Raises:
+        InvalidText: it says nothing, and cannot be read as YAML either.
+    """
+    named = read_recipe_key(config)
+    if named is not None:
+        return named
+    from tune.config.resolve import peek_recipe
+
+    return peek_recipe(config)
 
 
 def _no_recipe(config: str, named: str | None) -> str:
@@ -100,14 +114,14 @@ def _print_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def _print_report(resolution: Any, target: Target, config: Path | None) -> None:
+def _print_report(resolution: Any, target: Target, name: str) -> None:
     report = resolution.report(color=wants_color(sys.stderr))
     if report:
         sys.stderr.write(report.rstrip("\n") + "\n")
     if resolution.ok:
         count = len(resolution.warnings)
         noted = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
-        sys.stdout.write(f"{config}: valid for {target.name}{noted}\n")
+        sys.stdout.write(f"{name}: valid for {target.name}{noted}\n")
 
 
 COMMAND = Command(

@@ -251,6 +251,11 @@ def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
         return misfit("it only describes what one has to offer")
     if package == "torch" and not any(lies_within(area, ["torch"]) for area in _areas(slot)):
         return misfit(f"those live in {', '.join(slot.namespaces)}")
+    if package == "torch" and not signature.is_class:
+        return misfit("it is a function")
+    name = path.split(".")[-1]
+    if is_built_in and name.startswith("get_") and not any(p.startswith("get_") for p in slot.patterns):
+        return misfit("it looks one up by name; give that name itself")
     if slot.accepts:
         root = canonical_path(slot.accepts)
         if signature.path == root:
@@ -268,7 +273,7 @@ def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
                 return misfit(f"it is {_a(kind)}")
         if is_built_in and not lies_within(path, _areas(slot)):
             return misfit(f"those live in {', '.join(slot.namespaces)}")
-    if is_built_in and not _is_spelt_like(path.split(".")[-1], slot):
+    if is_built_in and not _is_spelt_like(name, slot):
         return misfit(f"those are called {' or '.join(slot.names)}")
     return None
 

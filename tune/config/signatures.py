@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tune.config.lookup import NotFound, find_definition, resolve_expression
-from tune.config.source import Definition, Module, Value, dotted_text, read_binding
+from tune.config.source import Definition, Module, Value, dotted_text, read_binding, read_late_doc
 from tune.config.typing import ANY, TypeSpec
 
 # Classes whose own bases and constructor need no reading: they are the roots that slots ask for, and huge.
 _MODULE_ROOT = "torch.nn.modules.module.Module"
+_HAS_CONSTRUCTOR = re.compile(r"\bdef[ \t]+__(init|new)__\b|\bdataclass\b")
 _OTHER_ROOTS = ("object", "abc.ABC", "typing.Generic", "typing.Protocol")
 
 
@@ -51,7 +52,6 @@ class Signature:
         kinds: paths of the class and all its bases; for a function, of the class it is annotated to return.
         kinds_known: whether every base (or the return annotation) could be followed.
         is_interface: whether it is a Protocol, which cannot be built.
-        doc: its docstring.
     """
 
     path: str
@@ -62,12 +62,6 @@ class Signature:
     kinds: frozenset[str] = frozenset()
     kinds_known: bool = True
     is_interface: bool = False
-    doc: str = ""
-
-    @property
-    def summary(self) -> str:
-        """First sentence of the docstring, on one line."""
-        return " ".join(self.doc.split("\n\n")[0].split())
 
 
 def read_signature(path: str) -> Signature | NotFound:
@@ -78,11 +72,8 @@ def read_signature(path: str) -> Signature | NotFound:
 
 def signature_of(found: Definition) -> Signature:
     """Return the signature of a class or function that was found in a file."""
-    node = found.node
-    if node is None:
-        return Signature(found.path, found.is_class, takes_any_keyword=True, kinds_known=False)
-    if not isinstance(node, ast.ClassDef):
-        return _function_signature(found, node)
+    if not found.is_class:
+        return _function_signature(found)
     family = list(_class_and_bases(found))
     parameters, any_positional, any_keyword = _constructor(family)
     return Signature(
@@ -93,8 +84,9 @@ def signature_of(found: Definition) -> Signature:
         takes_any_positional=any_positional,
         kinds=frozenset(member.path for member in family if member is not None),
         kinds_known=None not in family,
-        is_interface=any((dotted_text(base) or "").split(".")[-1] == "Protocol" for base in node.bases),
-        doc=_docstring(node),
+        is_interface=any(
+            (dotted_text(base) or "").split(".")[-1] == "Protocol" for base in found.bases or ()
+        ),
     )
 
 
@@ -104,18 +96,34 @@ def canonical_path(path: str) -> str:
     return path if isinstance(found, NotFound) else found.path
 
 
-def read_argument_help(signature: Signature) -> dict[str, str]:
-    """Return what the docstring says about each argument, where it says something."""
+def read_doc(path: str) -> str:
+    """Return the docstring of the class or function that `path` names (with that of its constructor), or ""."""
+    found = find_definition(path)
+    node = found.node if isinstance(found, Definition) else None
+    if node is None or isinstance(found, NotFound):
+        return ""
+    text = ast.get_docstring(node) or read_late_doc(found.module, found.name)
+    for statement in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            text = f"{text}\n\n{ast.get_docstring(statement) or ''}".strip()
+    return text
+
+
+def read_argument_help(doc: str, names: Iterable[str]) -> dict[str, str]:
+    """Return what a docstring says about each argument in `names`, where it says something."""
     texts: dict[str, str] = {}
-    for name in signature.parameters:
+    for name in names:
         pattern = rf"^([ \t]*){re.escape(name)}[ \t]*(?:\([^\n]*\))?[ \t]*:[ \t]*(.+(?:\n\1[ \t]+\S.*)*)"
-        match = re.search(pattern, signature.doc, re.MULTILINE)
+        match = re.search(pattern, doc, re.MULTILINE)
         if match:
             texts[name] = " ".join(match.group(2).split())
     return texts
 
 
-def _function_signature(found: Definition, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Signature:
+def _function_signature(found: Definition) -> Signature:
+    node = found.node
+    if node is None or isinstance(node, ast.ClassDef):
+        return Signature(found.path, found.is_class, takes_any_keyword=True, kinds_known=False)
     parameters, any_positional, any_keyword = _read_arguments(found.module, node, skip_first=False)
     kinds, known = _returned(found.module, node.returns)
     return Signature(
@@ -126,7 +134,6 @@ def _function_signature(found: Definition, node: ast.FunctionDef | ast.AsyncFunc
         takes_any_positional=any_positional,
         kinds=kinds,
         kinds_known=known,
-        doc=_docstring(node),
     )
 
 
@@ -155,12 +162,11 @@ def _class_and_bases(found: Definition) -> Iterator[Definition | None]:
         yield member
         if member.path == _MODULE_ROOT or member.path in _OTHER_ROOTS:
             continue
-        node = member.node
-        if not isinstance(node, ast.ClassDef):
+        if member.bases is None:
             yield None
             continue
         bases: list[Definition | None] = []
-        for base in node.bases:
+        for base in member.bases:
             if dotted_text(base) == "object":
                 continue
             target = resolve_expression(member.module, base)
@@ -178,6 +184,8 @@ def _constructor(family: list[Definition | None]) -> Arguments:
             return {}, True, True
         if member.path == _MODULE_ROOT or member.path in _OTHER_ROOTS:
             continue  # takes nothing of its own
+        if not _HAS_CONSTRUCTOR.search(member.text):
+            continue
         node = member.node
         if not isinstance(node, ast.ClassDef):
             return {}, True, True
@@ -274,12 +282,3 @@ def _field(module: Module, name: str, statement: ast.AnnAssign) -> Parameter | N
             return None
         value = options.get("default") or options.get("default_factory")
     return _parameter(module, name, statement.annotation, value, "either")
-
-
-def _docstring(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    text = ast.get_docstring(node) or ""
-    if isinstance(node, ast.ClassDef):
-        for statement in node.body:
-            if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-                text = f"{text}\n\n{ast.get_docstring(statement) or ''}".strip()
-    return text

@@ -8,6 +8,7 @@ the few that matter are parsed: torch's files are thousands of lines long.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ DefinitionNode = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _MAX_SOURCE_BYTES = 4_000_000
 # A line that starts a new top-level statement: not indented, not a closing bracket, quote, comment or `else`.
 _STATEMENT_START = re.compile(r"^(?!(?:else|elif|except|finally)\b)[@A-Za-z_]", re.MULTILINE)
+_CLASS_HEADER = re.compile(r"^class[ \t]+\w+[ \t]*(\([^:]*?\))?[ \t]*:", re.MULTILINE)
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 
 
@@ -54,6 +56,14 @@ class Definition:
     def is_class(self) -> bool:
         match = _DEFINITION.search(self.text)
         return match is not None and match.group().startswith("class")
+
+    @cached_property
+    def bases(self) -> list[ast.expr] | None:
+        """The bases a class names; None if this is no class. Its body is not parsed for it: it may be long."""
+        header = _CLASS_HEADER.search(self.text)
+        statements = _parse(header.group() + " pass") if header is not None else None
+        node = statements[0] if statements else self.node
+        return node.bases if isinstance(node, ast.ClassDef) else None
 
     @cached_property
     def node(self) -> DefinitionNode | None:
@@ -138,6 +148,16 @@ def read_public_names(module: Module) -> list[str]:
                 if isinstance(statement, ast.ImportFrom):
                     names.extend(alias.asname or alias.name for alias in statement.names)
     return [name for name in dict.fromkeys(names) if not name.startswith("_") and name != "*"]
+
+
+def read_late_doc(module: Module, name: str) -> str:
+    """Return the text that `module` assigns to ``name.__doc__`` (torch's optimizers do), as far as it is literal."""
+    for text, _ in _read_statements(module, name):
+        for statement in _parse(text) or () if text.startswith(f"{name}.__doc__") else ():
+            if isinstance(statement, ast.Assign):
+                parts = [node.value for node in ast.walk(statement.value) if isinstance(node, ast.Constant)]
+                return inspect.cleandoc("".join(part for part in parts if isinstance(part, str)))
+    return ""
 
 
 def dotted_text(expression: ast.expr) -> str | None:
