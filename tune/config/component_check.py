@@ -112,6 +112,8 @@ def _resolve_short_name(name: str, slot: Slot) -> ResolvedName:
 def _match(name: str, pattern: str, names: tuple[str, ...]) -> str | None:
     if pattern == "{}":
         return name if name in names else None
+    if pattern.format(name) in names:  # text_completion_dataset rather than TextCompletionDataset
+        return pattern.format(name)
     wanted = _fold(pattern.format(name))
     return next((candidate for candidate in names if _fold(candidate) == wanted), None)
 
