@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recipes.generate import show
+from recipes.generate import leave_quietly, show
 from tune.checkpoints import WeightSource, find_model_dir, load_into, open_weights
 from tune.data import AlpacaToMessages
 from tune.errors import CheckpointError, TuneError
@@ -203,6 +203,8 @@ def recipe_main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return leave_quietly()
     return 0
 
 

@@ -25,7 +25,7 @@ import tune.config
 from recipes.params.generate import GenerateParams
 from tune.checkpoints import find_model_dir
 from tune.config import instantiate, instantiate_offering
-from tune.data import get_prompt_template
+from tune.data import PromptTemplate, get_prompt_template
 from tune.errors import GenerationError
 from tune.generation import Prompt, TextStream, read_prompts, stream_text
 from tune.utils import expand_path, get_device, get_dtype, get_logger
@@ -79,10 +79,13 @@ def write(piece: str) -> None:
 
 
 def open_streams(
-    params: GenerateParams, model: Any, tokenizer: Any, prompts: list[Prompt]
+    params: GenerateParams,
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    template: PromptTemplate | None,
 ) -> list[TextStream]:
     """Return one stream per prompt; nothing is generated yet, but a prompt that cannot be continued raises now."""
-    template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
     stop: Sequence[str] = params.stop or ()
     # What training put after every answer ends one here, even if the model does not go on to say EOS.
     if template is not None and template.assistant[1].strip():
@@ -130,14 +133,12 @@ def show(stream: TextStream) -> str:
     finally:
         write("\n")  # also after Ctrl-C: the shell's prompt belongs on a line of its own
     seconds = time.perf_counter() - started
-    # Reading the prompt is another kind of work than writing the answer: the rate leaves it out.
-    rate = (
-        f"{(stream.num_tokens - 1) / (seconds - first):.1f} tokens/s" if stream.num_tokens > 1 else "no rate"
-    )
-    get_logger().info(
-        f"{stream.num_tokens} tokens in {seconds:.2f} s ({rate}, first text after {first:.2f} s); "
-        f"{STOP_REASONS[stream.stop_reason or 'stop_id']}."
-    )
+    speed = f"{stream.num_tokens} token{'s' * (stream.num_tokens != 1)} in {seconds:.2f} s"
+    if stream.num_tokens > 1:
+        # Reading the prompt is another kind of work than writing the answer: the rate leaves it out.
+        rate = (stream.num_tokens - 1) / (seconds - first)
+        speed += f" ({rate:.1f} tokens/s, first text after {first:.2f} s)"
+    get_logger().info(f"{speed}; {STOP_REASONS[stream.stop_reason or 'stop_id']}.")
     return "".join(pieces)
 
 
@@ -149,7 +150,10 @@ def run(params: GenerateParams) -> None:
         sys.stdout.reconfigure(errors="replace")
     if params.temperature == 0 and (params.top_k or params.top_p):
         log.warning("warning: top_k and top_p do nothing at temperature 0; set temperature=1 to sample.")
+    # What is quickly seen to be wrong comes before gigabytes of weights are read.
     prompts = collect_prompts(params)
+    template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
+    output = open_output(params)
 
     started = time.perf_counter()
     model, tokenizer = load(params)
@@ -158,14 +162,16 @@ def run(params: GenerateParams) -> None:
         f"Loaded {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters "
         f"({str(weight.dtype).removeprefix('torch.')}, {weight.device}) in {time.perf_counter() - started:.1f} s."
     )
-    streams = open_streams(params, model, tokenizer, prompts)
+    streams = open_streams(params, model, tokenizer, prompts, template)
 
-    with open_output(params) as output:
-        for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True), 1):
-            if len(prompts) > 1:
-                headline = prompt.text.strip().partition("\n")[0][:72]
-                write(f"=== {index} of {len(prompts)}: {headline}\n")
-            completion = show(stream)
+    if output is not None and output.seekable():
+        output.truncate(0)  # only now is there something to replace older answers with
+    for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True), 1):
+        if len(prompts) > 1:
+            headline = prompt.text.strip().partition("\n")[0][:72]
+            write(f"=== {index} of {len(prompts)}: {headline}\n")
+        completion = show(stream)
+        if output is not None:
             row = {
                 "prompt": prompt.text,
                 "completion": completion,
@@ -176,20 +182,29 @@ def run(params: GenerateParams) -> None:
                 row["source"] = dict(prompt.source)
             output.write(json.dumps(row, ensure_ascii=False) + "\n")
             output.flush()
+    if output is not None:
+        output.close()
 
 
-def open_output(params: GenerateParams) -> IO[str]:
-    """Return the file for the answers, open for writing; without one, a place where they vanish."""
+def open_output(params: GenerateParams) -> IO[str] | None:
+    """Return the file for the answers, still with what it held; None where none is wanted."""
     if params.output_file is None:
-        return open(os.devnull, "w", encoding="utf-8")
+        return None
     file = expand_path(params.output_file)
     if params.prompt_file is not None and file.resolve() == expand_path(params.prompt_file).resolve():
         raise GenerationError(f"output_file is {file}, the prompt_file itself: it would be overwritten.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        return file.open("w", encoding="utf-8")
+        return file.open("a", encoding="utf-8")
     except OSError as error:
         raise GenerationError(f"output_file {file} cannot be written: {error.strerror}.") from error
+
+
+def leave_quietly() -> int:
+    """Return the exit code for a reader that has seen enough (`| head`), which is no failure of ours."""
+    # Python flushes once more at its exit, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141  # 128 + SIGPIPE, as the shell reports it for other commands
 
 
 @tune.config.parse
@@ -201,9 +216,9 @@ def recipe_main(params: GenerateParams) -> int:
         get_logger().warning("Interrupted.")
         return 130
     except BrokenPipeError:
-        # Whoever was reading has seen enough (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as the shell reports it for other commands
+        return leave_quietly()
+    except OSError as error:
+        raise GenerationError(f"the answer cannot be written: {error}.") from error
     return 0
 
 

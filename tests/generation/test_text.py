@@ -123,6 +123,25 @@ def test_eos_ends_the_text_unless_ignored(
         tokenizer.stop_ids = (tokenizer.eos_id,)
 
 
+def test_rows_that_no_text_has_are_never_chosen(tokenizer: SentencePieceTokenizer) -> None:
+    torch.manual_seed(6)
+    sizes = {
+        "num_layers": 1,
+        "num_heads": 1,
+        "num_kv_heads": 1,
+        "embed_dim": 8,
+        "head_dim": 8,
+        "intermediate_dim": 9,
+    }
+    padded = TransformerDecoder(DecoderConfig(vocab_size=tokenizer.vocab_size + 500, max_seq_len=64, **sizes))
+    for temperature in (0.0, 3.0):
+        stream = stream_text(
+            padded, tokenizer, "the", max_new_tokens=50, temperature=temperature, ignore_eos=True
+        )
+        list(stream)
+        assert stream.num_tokens == 50
+
+
 def test_closing_a_text_ends_it(model: TransformerDecoder, tokenizer: SentencePieceTokenizer) -> None:
     with stream_text(model, tokenizer, "the", max_new_tokens=30, **SAMPLED) as text:  # type: ignore[arg-type]
         next(text)

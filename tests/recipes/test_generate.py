@@ -15,7 +15,7 @@ import torch
 from recipes.generate import recipe_main
 from recipes.params.generate import GenerateParams
 from tune.checkpoints import save_model
-from tune.errors import CheckpointError, GenerationError
+from tune.errors import CheckpointError, ConfigError, GenerationError
 from tune.generation import generate_text
 from tune.models.llama2 import llama2
 from tune.tokenizers import SentencePieceTokenizer
@@ -201,6 +201,17 @@ def test_what_cannot_be_done_is_explained(model_dir: Path, tmp_path: Path) -> No
         run(model_dir, prompt="cat " * 100)
     with pytest.raises(GenerationError, match="a stop string is empty"):
         run(model_dir, prompt="a", stop=[""])
+    with pytest.raises(ConfigError, match="there is no prompt template 'nosuch'"):
+        run(tmp_path / "nowhere", prompt="a", prompt_template="nosuch")  # before any weights are looked for
+    with pytest.raises(GenerationError, match="cannot be written"):
+        run(model_dir, prompt="a", output_file=str(model_dir / "config.json" / "out.jsonl"))
+    kept = tmp_path / "earlier.jsonl"
+    kept.write_text("earlier answers")
+    with pytest.raises(CheckpointError):
+        run(tmp_path / "nowhere", prompt="a", output_file=str(kept))
+    assert kept.read_text() == "earlier answers"
+    run(model_dir, prompt="a", max_new_tokens=1, output_file=str(kept))
+    assert "earlier" not in kept.read_text()
 
 
 def start(model_dir: Path, *words: str, **options: Any) -> subprocess.Popen[bytes]:
