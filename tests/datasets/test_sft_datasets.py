@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from tune.data import CROSS_ENTROPY_IGNORE_IDX, InputOutputToMessages, Source
+from tune.data import CROSS_ENTROPY_IGNORE_IDX, InputOutputToMessages, Source, preview_example
 from tune.datasets import (
     ConcatDataset,
     PackedDataset,
@@ -253,6 +253,26 @@ def test_the_report_counts_what_is_there(tokenizer, write):
     assert report.warnings() == []
     assert report.to_dict()["share_trained"] == report.share_trained
     assert f"{report.share_trained:.1%} of them trained on" in str(report)
+
+
+def test_an_example_can_be_looked_at(tokenizer, write):
+    dataset = chat_dataset(tokenizer, source=write([{"messages": CHAT}]))
+    assert preview_example(tokenizer, dataset[0]) == [
+        ("<s>[INST] the question [/INST]", False),
+        (" seven </s>", True),
+        ("<s> [INST] walk [/INST]", False),
+        (" green river </s>", True),
+    ]
+    split = {"tokens": tokenizer.encode("a😀b"), "labels": [-100] * 4 + tokenizer.encode("a😀b")[4:]}
+    assert "".join(text for text, _ in preview_example(tokenizer, split)) == "<s>a😀b</s>"
+
+
+def test_a_file_may_be_named_directly(tokenizer, write):
+    columns = {"input": "question", "output": "answer"}
+    dataset = SFTDataset(
+        tokenizer, source=write(QA), message_transform=InputOutputToMessages(column_map=columns)
+    )
+    assert len(dataset) == 3
 
 
 def test_rows_may_come_from_a_program(tokenizer):

@@ -12,6 +12,7 @@ from tune.data.columns import (
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, truncate
 from tune.data.messages import Message, Role, validate_messages
 from tune.data.packing import pack_lengths
+from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
 from tune.data.rows import Row, describe
 from tune.data.sampler import ResumableSampler
@@ -71,6 +72,7 @@ __all__ = [
     "pack_lengths",
     "padded_collate",
     "padded_collate_sft",
+    "preview_example",
     "shift_labels",
     "tokenize_segments",
     "truncate",

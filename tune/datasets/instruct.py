@@ -36,7 +36,7 @@ def instruct_dataset(
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
-    data_files: str | list[str] | dict[str, str] | None = None,
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
     name: str | None = None,
     revision: str | None = None,
     field: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,9 +13,11 @@ from tune.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
+_log = logging.getLogger(__name__)
 OnBadRows = Literal["error", "drop"]
 # Rows looked at to learn which columns there are: optional ones may be missing from the first.
 _NUM_PEEKED = 1000
+_NUM_BETWEEN_NEWS = 100_000
 # Faulty rows after which reading stops: the file is of another kind.
 _NUM_COLLECTED = 1000
 
@@ -33,11 +36,12 @@ class RowReader:
 
     def __init__(
         self,
-        source: Source | Iterable[Mapping[str, Any]],
+        source: str | Source | Iterable[Mapping[str, Any]],
         on_bad_rows: OnBadRows = "error",
     ) -> None:
         if on_bad_rows not in ("error", "drop"):
             raise ConfigError(f"dataset.on_bad_rows is {on_bad_rows!r}, expected 'error' or 'drop'")
+        source = Source(source) if isinstance(source, str) else source
         self.report = DataReport(source=str(source) if isinstance(source, Source) else "the rows given")
         self._drop = on_bad_rows == "drop"
         rows = source.rows() if isinstance(source, Source) else _number(source)
@@ -56,6 +60,8 @@ class RowReader:
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in self._rows:
             self.report.num_rows += 1
+            if self.report.num_rows % _NUM_BETWEEN_NEWS == 0:
+                _log.info(f"read {self.report.num_rows:,} rows of {self.report.source}")
             if row.problem:
                 self.reject(row.place, row.problem)
             else:

@@ -34,8 +34,8 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
 
     Args:
         tokenizer: gives the ids, and the limit where `max_seq_len` does not.
-        source: the rows: a `tune.data.Source`, any iterable of mappings from column to value, or a reader
-            of either, which then decides about bad rows.
+        source: the rows: a file, folder or hub name; a `tune.data.Source`; any iterable of mappings
+            from column to value; or a reader of these, which then decides about bad rows.
         message_transform: turns a row into `{"messages": [...]}`.
         prompt_template: how conversations are written; see `tune.data.get_prompt_template`.
         inference_template: what `render_prompt` uses where `message_transform` writes the prompts itself.
@@ -52,7 +52,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         self,
         tokenizer: Tokenizer,
         *,
-        source: Source | RowReader | Iterable[Mapping[str, Any]],
+        source: str | Source | RowReader | Iterable[Mapping[str, Any]],
         message_transform: MessageTransform,
         prompt_template: str | dict[str, list[str]] | PromptTemplate = "plain",
         inference_template: PromptTemplate | None = None,
