@@ -52,7 +52,7 @@ DATASET = Slot(
     kind="dataset",
     namespaces=("tune.datasets",),
     patterns=("{}", "{}_dataset"),
-    names=("*_dataset", "*Dataset"),
+    names=("*_dataset",),
     supplies=("tokenizer",),
 )
 OPTIMIZER = Slot(
