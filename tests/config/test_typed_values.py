@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import pytest
 
@@ -41,9 +41,9 @@ def convert(text: str, hint: Any, *, style: str = "plain") -> tuple[Any, list[Di
         ("2024-01-01", str, "2024-01-01"),
         ("true", str, "true"),
         ("1.0", str, "1.0"),
-        ("null", Optional[str], None),
-        ("~", Optional[int], None),
-        ("", Optional[int], None),
+        ("null", str | None, None),
+        ("~", int | None, None),
+        ("", int | None, None),
         ("5", int | None, 5),
         ("bf16", Literal["bf16", "fp32"], "bf16"),
         ("2", Literal[1, 2], 2),
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused_with_a_fix(
 
 def test_quotes_make_text() -> None:
     assert convert("2", str, style="quoted") == ("2", [])
-    assert convert("null", Optional[str], style="quoted") == ("null", [])
+    assert convert("null", str | None, style="quoted") == ("null", [])
     found, (problem,) = convert("2", int, style="quoted")
     assert found is REFUSED
     assert problem.suggestion == "2"
@@ -119,8 +119,8 @@ def test_quotes_make_text() -> None:
 def test_verbatim_text_of_the_command_line() -> None:
     assert convert("~", str, style="verbatim") == ("~", [])
     assert convert("", str, style="verbatim") == ("", [])
-    assert convert("", Optional[int], style="verbatim") == (None, [])
-    assert convert("null", Optional[str], style="verbatim") == (None, [])
+    assert convert("", int | None, style="verbatim") == (None, [])
+    assert convert("null", str | None, style="verbatim") == (None, [])
     assert convert("null", str, style="verbatim")[0] is REFUSED
 
 

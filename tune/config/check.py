@@ -238,4 +238,4 @@ class _Standalone(Problem):
     """A problem whose message does not read on from its field's name."""
 
     def __str__(self) -> str:
-        return self.message
+        return f"{self.fields[0]}: {self.message}" if self.fields else self.message
