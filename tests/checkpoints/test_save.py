@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from sentencepiece import SentencePieceTrainer
 
 from tune.checkpoints import open_weights, save_meta, save_model
 from tune.errors import CheckpointError
-from tune.models.llama2 import llama2
+from tune.models import get_tokenizer
+from tune.models.llama2 import llama2, llama2_tokenizer
 from tune.modules import TransformerDecoder
 
 
@@ -43,6 +46,24 @@ def test_tokenizer_files_and_ids_are_taken_over(model: TransformerDecoder, tmp_p
     assert generation == {"bos_token_id": 5, "eos_token_id": [7, 8]}
 
 
+@pytest.mark.parametrize("save", [save_model, save_meta])
+def test_a_tokenizer_is_saved_under_the_name_other_tools_look_for(
+    model: TransformerDecoder, tmp_path: Path, save: Any
+) -> None:
+    sentences = iter(["the quick brown fox", "jumps over the lazy dog"] * 20)
+    with (tmp_path / "mine.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=sentences, model_writer=file, vocab_size=40, model_type="bpe", minloglevel=2
+        )
+    tokenizer = get_tokenizer("llama2", path=str(tmp_path / "mine.model"))
+    save(model, tmp_path / "out", tokenizer=tokenizer)
+    saved = llama2_tokenizer(str(tmp_path / "out" / "tokenizer.model"))
+    assert saved.encode("the lazy fox") == tokenizer.encode("the lazy fox")
+    if save is save_model:
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert (config["bos_token_id"], config["eos_token_id"]) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
 def test_shards_keep_to_their_size_and_add_up(model: TransformerDecoder, tmp_path: Path) -> None:
     save_model(model, tmp_path, max_shard_bytes=6000, dtype=torch.bfloat16)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -64,7 +85,7 @@ def test_shards_keep_to_their_size_and_add_up(model: TransformerDecoder, tmp_pat
 
 @pytest.mark.parametrize("save", [save_model, save_meta])
 def test_a_directory_with_weights_is_not_written_to(
-    model: TransformerDecoder, tmp_path: Path, save: object
+    model: TransformerDecoder, tmp_path: Path, save: Any
 ) -> None:
     save(model, tmp_path / "out")
     with pytest.raises(CheckpointError, match="holds weights already"):

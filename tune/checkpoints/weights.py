@@ -68,8 +68,7 @@ class _SafetensorsFile:
         self._path = path
         self.infos: dict[str, TensorInfo] = {}
         try:
-            handle: Any = safe_open(path, framework="pt", device="cpu")
-            self._handle = handle
+            handle = self._open()
             for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
                 view = handle.get_slice(name)
                 dtype = _SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
@@ -78,11 +77,15 @@ class _SafetensorsFile:
             raise _unreadable(path, error) from error
 
     def read(self, name: str) -> Tensor:
+        # Opened for each tensor: the file's pages count as this process's memory for as long as it is mapped.
         try:
-            tensor: Tensor = self._handle.get_tensor(name)
+            tensor: Tensor = self._open().get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise _unreadable(self._path, error) from error
         return tensor
+
+    def _open(self) -> Any:
+        return safe_open(self._path, framework="pt", device="cpu")
 
 
 class _PickleFile:

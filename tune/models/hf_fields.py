@@ -9,7 +9,8 @@ HARMLESS_FIELDS = (
     "architectures",
     "model_type",
     "transformers_version",
-    "auto_map",
+    "is_llama_config",
+    "transformers.js_config",
     "unsloth_fixed",
     "unsloth_version",
     # how transformers runs it, or in what precision it was stored

@@ -9,6 +9,7 @@ from tune.errors import ConfigError
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 10_000
+_MAX_PARAMETERS = 10**14
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class DecoderConfig:
             problems.append(f"rope_base is {self.rope_base}; it must be above 0 and finite")
         if not 0 <= self.attn_dropout < 1:
             problems.append(f"attn_dropout is {self.attn_dropout}; it must be at least 0 and below 1")
+        if not problems and self.num_parameters() > _MAX_PARAMETERS:
+            problems.append(f"they make {self.num_parameters():.3g} parameters; one of them must be wrong")
         if problems:
             raise ConfigError("no decoder has these sizes:\n  " + "\n  ".join(problems))
 

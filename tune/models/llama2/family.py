@@ -22,6 +22,8 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     embed_dim = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = fields.integer("head_dim", embed_dim // max(num_heads, 1))
+    if num_heads > 0 and embed_dim % num_heads and "head_dim" not in content:
+        fields.problem(f"`hidden_size` is {embed_dim}, not a multiple of `num_attention_heads` {num_heads}")
     sizes = {
         "vocab_size": fields.integer("vocab_size"),
         "num_layers": fields.integer("num_hidden_layers"),
@@ -38,7 +40,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     is_tied = fields.flag("tie_word_embeddings", False)
     rope_base = _read_rope(fields)
     fields.expect("hidden_act", "silu")
-    for name in ("attention_bias", "mlp_bias"):
+    for name in ("attention_bias", "mlp_bias", "rope_interleaved"):
         fields.expect(name, False)
     for name in ("sliding_window", "quantization_config", "layer_types"):
         fields.expect(name)
