@@ -10,7 +10,6 @@ from tune.data.columns import (
     find_text_column,
 )
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, truncate
-from tune.data.messages import Message, Role, validate_messages
 from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
@@ -18,7 +17,15 @@ from tune.data.rows import Row, describe
 from tune.data.sampler import ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
-from tune.data.templates import (
+from tune.data.transforms import (
+    AlpacaToMessages,
+    InputOutputToMessages,
+    OpenAIToMessages,
+    ShareGPTToMessages,
+)
+from tune.tokenizers.messages import Message, Role, validate_messages
+from tune.tokenizers.segments import Segment, tokenize_segments
+from tune.tokenizers.templates import (
     AlpacaInstructTemplate,
     ChatMLTemplate,
     GrammarErrorCorrectionTemplate,
@@ -26,16 +33,8 @@ from tune.data.templates import (
     PlainTemplate,
     PromptTemplate,
     QuestionAnswerTemplate,
-    Segment,
     SummarizeTemplate,
     get_prompt_template,
-)
-from tune.data.tokenization import tokenize_segments
-from tune.data.transforms import (
-    AlpacaToMessages,
-    InputOutputToMessages,
-    OpenAIToMessages,
-    ShareGPTToMessages,
 )
 
 __all__ = [

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tune.data.messages import Message, Role, validate_messages
 from tune.data.rows import describe
-from tune.data.templates import AlpacaInstructTemplate
 from tune.errors import DataError
+from tune.tokenizers.messages import Message, Role, validate_messages
+from tune.tokenizers.templates import AlpacaInstructTemplate
 
 _OPENAI_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT_ROLES: dict[str, Role] = {

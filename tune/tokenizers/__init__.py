@@ -1,4 +1,4 @@
-"""Text to token ids and back: one protocol, one class per kind of tokenizer file.
+"""Text to token ids and back, and conversations to text: tokenizers, messages, prompt templates.
 
 `from_checkpoint(directory)` reads the tokenizer that stands beside a model's weights; `auto` is the same for
 configs. Text given by a user never becomes a special token, whatever it contains.
@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from tune.tokenizers.export import write_hf_tokenizer_config
 from tune.tokenizers.loading import auto, from_checkpoint
+from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.protocol import Tokenizer
+from tune.tokenizers.segments import Segment, tokenize_segments
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.stream import StreamDecoder
+from tune.tokenizers.templates import PromptTemplate, get_prompt_template
 
 __all__ = [
+    "Message",
+    "PromptTemplate",
+    "Role",
+    "Segment",
     "SentencePieceTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "auto",
     "from_checkpoint",
+    "get_prompt_template",
+    "tokenize_segments",
+    "validate_messages",
     "write_hf_tokenizer_config",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.spm import SentencePieceTokenizer
+from tune.tokenizers.templates import PromptTemplateSpec
 from tune.utils.paths import expand_path
 
 # Hugging Face writes 1e30 where no length is known.
@@ -16,7 +17,7 @@ _LARGEST_LENGTH = 100_000_000
 
 
 def from_checkpoint(
-    directory: str | Path, max_seq_len: int | None = None, prompt_template: Any = None
+    directory: str | Path, max_seq_len: int | None = None, prompt_template: PromptTemplateSpec | None = None
 ) -> SentencePieceTokenizer:
     """Returns the tokenizer that stands in a model's directory.
 
@@ -26,7 +27,7 @@ def from_checkpoint(
     Args:
         directory: holds `tokenizer.model` (or, as Meta ships it, its parent directory does).
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
-        prompt_template: how conversations are written, see `tune.data.get_prompt_template`.
+        prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`.
 
     Raises:
         TokenizerError: no tokenizer there, or only kinds that cannot be read yet.
@@ -60,7 +61,7 @@ def auto(
         path: a tokenizer file or a directory that holds one.
         checkpoint_dir: the model's directory, used where `path` is not given.
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
-        prompt_template: how conversations are written, see `tune.data.get_prompt_template`.
+        prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`.
 
     Raises:
         TokenizerError: neither is given, or nothing readable is there.

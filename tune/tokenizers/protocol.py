@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from tune.tokenizers.messages import Message
+
 if TYPE_CHECKING:
-    from tune.data.messages import Message
-    from tune.data.templates import PromptTemplate
+    from tune.tokenizers.templates import PromptTemplate
 
 
 @runtime_checkable

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tune.errors import TokenizerError
+from tune.tokenizers.messages import Message
+from tune.tokenizers.segments import tokenize_segments
+from tune.tokenizers.templates import PromptTemplateSpec, get_prompt_template
 from tune.utils.paths import expand_path
-
-if TYPE_CHECKING:
-    from tune.data.messages import Message
-    from tune.data.templates import PromptTemplate
 
 # Small files that stand beside a tokenizer in a Hugging Face directory and belong to it.
 COMPANION_FILES = (
@@ -39,7 +38,7 @@ class SentencePieceTokenizer:
         path: the model file (often `tokenizer.model`), or a directory that holds one by that name.
         max_seq_len: tokens after which `tokenize_messages` and datasets truncate; None for no limit.
         prompt_template: how conversations are written as text: a template or its short name, see
-            `tune.data.get_prompt_template`.
+            `tune.tokenizers.get_prompt_template`.
         add_bos: False for models that were trained without a BOS token; `encode` then never adds one.
         bos_token, eos_token, pad_token: pieces that replace those the model file names.
         added_tokens: special tokens beyond the model file, text to id. Never produced from text.
@@ -53,7 +52,7 @@ class SentencePieceTokenizer:
         self,
         path: str | Path,
         max_seq_len: int | None = None,
-        prompt_template: Any = None,
+        prompt_template: PromptTemplateSpec | None = None,
         *,
         add_bos: bool = True,
         bos_token: str | None = None,
@@ -83,7 +82,7 @@ class SentencePieceTokenizer:
         self.unk_token = self.token(self._sp.unk_id())
         self.pad_id = self._padding_id(pad_token)
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, *stop_ids)))
-        self.prompt_template = _template(prompt_template)
+        self.prompt_template = None if prompt_template is None else get_prompt_template(prompt_template)
 
     def encode(
         self, text: str, add_bos: bool = True, add_eos: bool = True, *, continuation: bool = False
@@ -140,8 +139,6 @@ class SentencePieceTokenizer:
         The conversation is written with `prompt_template` (plain where there is none), one BOS and one EOS
         around each pair of turns. At most `max_seq_len` tokens come back; a cut conversation has no EOS.
         """
-        from tune.data import get_prompt_template, tokenize_segments
-
         template = self.prompt_template or get_prompt_template("plain")
         tokens, mask = tokenize_segments(self, template.segments(messages), add_eos=add_eos)
         return tokens[: self.max_seq_len], mask[: self.max_seq_len]
@@ -216,14 +213,6 @@ class SentencePieceTokenizer:
 
     def __repr__(self) -> str:
         return f"SentencePieceTokenizer({str(self.path)!r}, vocab_size={self.vocab_size})"
-
-
-def _template(spec: Any) -> PromptTemplate | None:
-    if spec is None:
-        return None
-    from tune.data import get_prompt_template
-
-    return get_prompt_template(spec)
 
 
 def _find_model_file(path: Path) -> Path:

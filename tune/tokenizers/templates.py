@@ -6,32 +6,13 @@ answer is tokenized as its continuation: a model that is given the same prompt l
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune.data.messages import ROLES, Message
 from tune.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of text that is tokenized in one go.
-
-    Args:
-        text: as the model reads it.
-        masked: True where its tokens are not learnt.
-        add_bos: starts a sequence with a BOS.
-        add_eos: ends it with an EOS, which is learnt where the text is.
-        continuation: goes on right after the segment before.
-    """
-
-    text: str
-    masked: bool
-    add_bos: bool = False
-    add_eos: bool = False
-    continuation: bool = False
+from tune.tokenizers.messages import ROLES, Message
+from tune.tokenizers.segments import Segment
 
 
 @dataclass(frozen=True)
@@ -183,6 +164,8 @@ _BY_NAME: dict[str, type[PromptTemplate]] = {
     )
 }
 
+_BY_CLASS_NAME = {template.__name__: template for template in _BY_NAME.values()}
+
 
 def get_prompt_template(spec: PromptTemplateSpec) -> PromptTemplate:
     """Returns the template that `spec` describes.
@@ -212,14 +195,9 @@ def get_prompt_template(spec: PromptTemplateSpec) -> PromptTemplate:
 def _template_by_name(name: str) -> PromptTemplate:
     if name in _BY_NAME:
         return _BY_NAME[name]()
-    module_name, _, attribute = name.replace("torchtune.", "tune.", 1).rpartition(".")
-    if module_name == "tune.data" or module_name.startswith(("tune.data.", "tune.models.")):
-        try:
-            found = getattr(importlib.import_module(module_name), attribute, None)
-        except ModuleNotFoundError:
-            found = None
-        if isinstance(found, type) and issubclass(found, PromptTemplate):
-            return found()
+    package, _, class_name = name.rpartition(".")
+    if package.startswith(("tune.", "torchtune.")) and class_name in _BY_CLASS_NAME:
+        return _BY_CLASS_NAME[class_name]()
     raise ConfigError(
         f"there is no prompt template {name!r}; known are {', '.join(_BY_NAME)}. A template of your own is "
         "written as a mapping {user: [before, after], assistant: [before, after]}, or as "

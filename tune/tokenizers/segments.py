@@ -1,14 +1,32 @@
-"""From segments of text to tokens, and which of them are learnt."""
+"""Segments: the pieces in which a conversation is tokenized, and which of their tokens are learnt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from tune.data.templates import Segment
 
 if TYPE_CHECKING:
     from tune.tokenizers.protocol import Tokenizer
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text that is tokenized in one go.
+
+    Args:
+        text: as the model reads it.
+        masked: True where its tokens are not learnt.
+        add_bos: starts a sequence with a BOS.
+        add_eos: ends it with an EOS, which is learnt where the text is.
+        continuation: goes on right after the segment before.
+    """
+
+    text: str
+    masked: bool
+    add_bos: bool = False
+    add_eos: bool = False
+    continuation: bool = False
 
 
 def tokenize_segments(
