@@ -120,7 +120,10 @@ class KVCache:
                 "with a larger max_seq_len, or call reset_caches() for a new text"
             )
         positions = run if input_pos is None else input_pos
-        is_run = highest - lowest == s - 1 and torch.equal(positions, run.expand_as(positions))
+        # Without positions it is one by construction, and the device need not be asked.
+        is_run = input_pos is None or (
+            highest - lowest == s - 1 and torch.equal(positions, run.expand_as(positions))
+        )
         self.slots = None if is_run else positions.expand(b, s)
         self.end = highest + 1
         if is_run and (lowest == 0 or s == 1):
