@@ -76,7 +76,7 @@ class Given:
         values: values of the options that take one, by option name, in order.
         switches: names of the switches that were given.
         tokens: every argument but the first operand, as typed; option values are pairs of option and value.
-        unknown: options nobody here knows, for the recipe.
+        unknown: options nobody here knows, for the recipe, each with what seems to be its value.
     """
 
     operands: list[str] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Given:
     values: dict[str, list[str]] = field(default_factory=dict)
     switches: set[str] = field(default_factory=set)
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    unknown: list[tuple[str, str | None]] = field(default_factory=list)
 
     def one(self, name: str) -> str | None:
         """Return the value of an option that is given at most once, or None.
@@ -176,24 +176,25 @@ def _read_word(command: Command, given: Given, token: str) -> None:
 
 def _read_unknown(command: Command, given: Given, token: str, known: list[str], waiting: list[str]) -> None:
     if command.passes_on and given.operands:
-        given.unknown.append(token)
-        given.tokens.append((token, None))
+        value = None
         # A word after it that is no override is its value, as far as anyone here can tell.
         if waiting and "=" not in token and not waiting[0].startswith("-") and not is_override(waiting[0]):
-            given.tokens.append((waiting.pop(0), None))
+            value = waiting.pop(0)
+        given.unknown.append((token, value))
+        given.tokens.append((token, value))
         return
-    raise UsageError(unknown_option(command, token, known))
+    raise UsageError(unknown_option(command, token, None, known))
 
 
-def unknown_option(command: Command, token: str, known: Sequence[str] = ()) -> str:
+def unknown_option(command: Command, token: str, value: str | None, known: Sequence[str] = ()) -> str:
     """Return the message about an option that `command` does not have, with the nearest it has."""
-    flag = token.partition("=")[0]
+    flag, _, attached = token.partition("=")
     known = known or [name for option in (*command.options, HELP) for name in option.flags]
     close = nearest(flag, [name for name in known if name.startswith("--")])
     hint = f"; did you mean {close}?" if close else f"; `tune {command.name} --help` lists the options"
     bare = flag.lstrip("-").replace("-", "_")
     if command.takes_overrides and bare and not close:
-        hint = f"; parameters are set without dashes: {bare}={token.partition('=')[2] or 'VALUE'}"
+        hint = f"; parameters are set without dashes: {bare}={attached or value or 'VALUE'}"
     return f"tune {command.name} has no option {flag}{hint}"
 
 

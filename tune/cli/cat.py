@@ -6,16 +6,15 @@ import sys
 from pathlib import Path
 
 from tune.cli.arguments import Command, Given, UsageError
-from tune.cli.catalogue import find_config, find_recipe
+from tune.cli.catalogue import find_source
 
 
 def run(given: Given) -> int:
     """Print one config or recipe."""
     if len(given.operands) != 1:
         raise UsageError("tune cat takes one config or recipe: tune cat llama2/7B_full")
-    name = given.operands[0]
-    recipe = find_recipe(name)
-    sys.stdout.write(read_file(find_config(name) if recipe is None else recipe.file))
+    file, _ = find_source(given.operands[0])
+    sys.stdout.write(read_file(file))
     return 0
 
 

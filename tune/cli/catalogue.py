@@ -122,8 +122,10 @@ def find_config(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # os.path answers False where Path would raise: odd or overlong names
         raise UsageError(f"{name} is a folder; a config is a .yaml file")
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return path
+    if os.path.exists(path):  # it is read more than once: to check it, and by the recipe
+        raise UsageError(f"{name} is a pipe or a device; a config has to be a file")
     configs = {config.name: config.file for config in list_configs()}
     bare = re.sub(r"\.ya?ml$", "", name)
     if bare in configs:
@@ -132,6 +134,24 @@ def find_config(name: str) -> Path:
         if os.path.isfile(f"{path}{ending}"):
             return Path(f"{path}{ending}")
     raise UsageError(_no_such_config(name, list(configs)))
+
+
+def find_source(name: str) -> tuple[Path, Recipe | None]:
+    """Return the file of the recipe or config that `name` means, and the recipe if it is one.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    recipe = find_recipe(name)
+    if recipe is not None:
+        return recipe.file, recipe
+    try:
+        return find_config(name), None
+    except UsageError as error:
+        close = nearest(name, recipe_names())
+        if close is None or os.path.isdir(name):
+            raise
+        raise UsageError(f"there is no recipe and no config {name}; did you mean {close}?") from error
 
 
 def _seen_from_here(file: Path) -> Path:
@@ -149,4 +169,4 @@ def _no_such_config(name: str, known: list[str]) -> str:
         nearest(bare.rsplit("/", 1)[-1], list(by_last_part)) or ""
     )
     hint = f"; did you mean {close}?" if close else ""
-    return f"there is no config {name}: neither a file here nor among those of `tune ls`{hint}"
+    return f"there is no config {name}: neither a file nor one of `tune ls`{hint}"

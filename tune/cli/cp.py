@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.cat import read_file
-from tune.cli.catalogue import Recipe, find_config, find_recipe, list_configs, read_recipe_key
+from tune.cli.catalogue import Recipe, find_recipe, find_source, list_configs, read_recipe_key
 from tune.errors import TuneError
 
 SCHEMA_FOLDER = ".tune"
@@ -27,8 +27,7 @@ def run(given: Given) -> int:
     name = given.operands[0]
     wanted = to if to is not None else (given.operands[1] if len(given.operands) == 2 else "")
     force = "force" in given.switches
-    recipe = find_recipe(name)
-    source = recipe.file if recipe is not None else find_config(name)
+    source, recipe = find_source(name)
     target = _choose_target(source, wanted)
     text = read_file(source)
     if recipe is None and source.suffix == ".py":

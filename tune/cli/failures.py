@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 import tune
 from tune.cli.terminal import report_error
 from tune.errors import TuneError
+
+# What no program can help: the disk is full, over quota, read-only, or broken; too many files are open.
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 EXIT_FAILED = 1
 EXIT_BAD_USAGE = 2
@@ -40,6 +44,9 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
         return error.exit_code
     if _is_out_of_memory(error):
         report_error(_out_of_memory(error))
+        return EXIT_FAILED
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        report_error(f"{error.filename or 'output'}: {error.strerror}")
         return EXIT_FAILED
     if own_file is not None:
         return _report_own(error, own_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,12 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     130, 141, 143: ended by Ctrl-C, a closed pipe, SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal may know fewer characters than a config
     try:
+        _require_working_directory()
         code = _dispatch(arguments)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - the outermost: told apart by kind
         code = exit_code_of(error)
     return code
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the working directory does not exist any more; cd to one that does") from error
 
 
 def load_command(name: str) -> Command:

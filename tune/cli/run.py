@@ -98,7 +98,7 @@ def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
     if target.is_own:
         return  # what is left over belongs to the user's recipe
     if given.unknown:
-        raise UsageError(unknown_option(COMMAND, given.unknown[0]))
+        raise UsageError(unknown_option(COMMAND, *given.unknown[0]))
     for word in given.operands[1:]:
         hint = f"; a config is given with --config {word}" if _is_config(word) else ""
         raise UsageError(f"{word!r} is not an override: write key=value{hint}")
@@ -191,7 +191,8 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
         from tune.cli.provenance import describe_values
 
         resolution = resolve_for(target, config, given)
-        _report(resolution)
+        if config is not None:  # without one, that things are missing is no news
+            _report(resolution)
         values = describe_values(resolution)
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
     head = [

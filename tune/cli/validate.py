@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError
@@ -16,12 +16,23 @@ from tune.config.diagnostics import Diagnostic, Source, to_json
 from tune.errors import ConfigError
 
 
+class FaultyConfig(ConfigError):
+    """A config has faults that show without knowing its recipe; `resolution` has them."""
+
+    def __init__(self, resolution: Any) -> None:
+        super().__init__(resolution.report())
+        self.resolution = resolution
+
+
 def run(given: Given) -> int:
     """Validate one config; print the problems, or that there are none."""
     as_json = "json" in given.switches
     try:
         target, config, name = _choose(given)
         resolution = resolve_for(target, config, given)
+    except FaultyConfig as error:
+        _print_json(error.resolution.to_json()) if as_json else _print_problems(error.resolution)
+        return EXIT_BAD_USAGE
     except (UsageError, ConfigError) as error:
         if not as_json:
             raise
@@ -69,17 +80,15 @@ def _choose(given: Given) -> tuple[Target, Path, str]:
     configs = given.operands + given.all("config")
     if len(configs) != 1:
         problem = (
-            "which config?"
-            if not configs
-            else f"one config at a time, not {len(configs)}: {', '.join(configs)}"
+            f"one config at a time, not {len(configs)} ({', '.join(configs)})" if configs else "which config?"
         )
-        raise UsageError(f"{problem} Usage: tune validate CONFIG [KEY=VALUE ...]")
+        raise UsageError(f"{problem}; usage: tune validate CONFIG [KEY=VALUE ...]")
     config = find_config(configs[0])
     asked = given.one("recipe")
     if asked is not None:
         return find_target(asked), config, configs[0]
     named = _read_recipe(config)
-    recipe = find_recipe(named) if named is not None else None
+    recipe = find_recipe(PurePath(named).name) if named is not None else None
     if recipe is None:
         raise UsageError(_no_recipe(configs[0], named))
     return find_target(recipe.name), config, configs[0]
@@ -89,13 +98,17 @@ def _read_recipe(config: Path) -> str | None:
     """Return the recipe a config says it is for.
 
     Raises:
-        InvalidText: it says nothing, and cannot be read as YAML either.
+        FaultyConfig: it does not say, and has faults that do not depend on the recipe.
     """
     named = read_recipe_key(config)
     if named is not None:
         return named
-    from tune.config.resolve import peek_recipe
+    from tune.config.resolve import Resolution, load_tree, peek_recipe
 
+    tree = load_tree({}, config=config)
+    errors = [problem for problem in tree.problems if problem.severity == "error"]
+    if errors:
+        raise FaultyConfig(Resolution(None, errors, [], files=tree.files))
     return peek_recipe(config)
 
 
@@ -114,10 +127,14 @@ def _print_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def _print_report(resolution: Any, target: Target, name: str) -> None:
+def _print_problems(resolution: Any) -> None:
     report = resolution.report(color=wants_color(sys.stderr))
     if report:
         sys.stderr.write(report.rstrip("\n") + "\n")
+
+
+def _print_report(resolution: Any, target: Target, name: str) -> None:
+    _print_problems(resolution)
     if resolution.ok:
         count = len(resolution.warnings)
         noted = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
