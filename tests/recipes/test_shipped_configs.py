@@ -1,0 +1,108 @@
+"""Every shipped config is valid, and each takes a real training step with its model shrunk."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tune.checkpoints import save_model
+from tune.cli.catalogue import list_configs
+from tune.cli.main import main
+from tune.config import resolve
+from tune.models.llama2 import llama2, llama2_tokenizer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
+FILES = sorted(CONFIGS.rglob("*.y*ml"))
+NAMES = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in FILES]
+SIZES = {
+    "vocab_size": 600,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "embed_dim": 24,
+    "intermediate_dim": 40,
+    "max_seq_len": 192,
+}
+
+
+def test_the_catalogue_lists_every_file() -> None:
+    # A walk of the folder that shares nothing with the catalogue's: a config it misses would never be validated.
+    on_disk = sum(name.endswith((".yaml", ".yml")) for _, _, names in os.walk(CONFIGS) for name in names)
+    assert on_disk == len(FILES) == len(list_configs())
+    assert {
+        "llama2/7B_full",
+        "alpaca_llama2_full_finetune",
+        "alpaca_llama2_finetune",
+        "tiny/full_finetune",
+    } <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_config_is_valid(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", name, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    # Only an optional package may be missing here.
+    assert {warning["code"] for warning in report["warnings"]} <= {"not-installed"}
+
+
+@pytest.fixture(scope="module")
+def shrunk_checkpoint(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
+    directory = tmp_path_factory.mktemp("shrunk")
+    torch.manual_seed(0)
+    save_model(llama2(**SIZES), directory, tokenizer=llama2_tokenizer(str(spm_file)))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alpaca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("alpaca") / "data.json"
+    rows = [
+        {
+            "instruction": "Add the numbers.",
+            "input": f"{n} and {n + 3}",
+            "output": f"It is {2 * n + 3}.",
+            "text": f"{n} apples",
+        }
+        for n in range(7)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_config_takes_a_step(
+    name: str, shrunk_checkpoint: Path, alpaca_file: Path, spm_file: Path, tmp_path: Path
+) -> None:
+    values = resolve_values(name)
+    overrides = [
+        "model={_component_: llama2, " + ", ".join(f"{key}: {value}" for key, value in SIZES.items()) + "}",
+        f"tokenizer.path={spm_file}",
+        f"dataset.source={alpaca_file}",
+        f"output_dir={tmp_path / 'out'}",
+        "device=cpu",
+        "dtype=fp32",
+        "epochs=1",
+        "max_steps_per_epoch=1",
+        "enable_activation_offloading=false",
+    ]
+    if not values.train_from_scratch:
+        overrides.append(f"model_checkpoint={shrunk_checkpoint}")
+    if values.optimizer.path.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
+        overrides.append("optimizer=torch.optim.AdamW")
+    assert main(["run", "full_finetune", "--config", name, *overrides]) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert row["step"] == 1
+    assert 0 < row["loss"] < 20
+    assert (tmp_path / "out" / "latest" / "model" / "model.safetensors").is_file()
+
+
+def resolve_values(name: str):
+    from recipes.params.full_finetune import FullFinetuneParams
+
+    return resolve(FullFinetuneParams, config=CONFIGS / f"{name}.yaml").params
