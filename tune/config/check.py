@@ -65,6 +65,7 @@ def check_tree(
     components = ComponentChecker(infos, report)
     unknown = [key for key in root.entries if key not in infos and key != RECIPE_KEY]
     late_required: list[ParamInfo] = []
+    untouched: list[tuple[ParamInfo, Node]] = []
     for info in infos.values():
         node = root.entries.get(info.name)
         if node is None:
@@ -77,10 +78,19 @@ def check_tree(
             if info.slot is None:
                 checked.values[info.name] = info.default
                 continue
+            if isinstance(info.default, str) and "." in info.default:
+                # our own full path: nothing to look up, which is most of the time a check takes
+                checked.values[info.name] = Component(info.default)
+                untouched.append((info, node))
+                continue
         else:
             checked.places[info.name] = node
         checked.values[info.name] = _field(node, info, components, report, checked)
     checked.places.update(components.places)
+    if unknown:
+        # a stray key may belong to one of them
+        for info, node in untouched:
+            components(node, info.name, info.slot)
     for key in unknown:
         _report_unknown(key, root, infos, components, report)
     checked.bad |= components.guessed
@@ -209,7 +219,7 @@ def check_values(params: Any) -> list[Problem]:
         value = getattr(params, info.name)
         if info.required and isinstance(value, type(info.default)) and value == info.default:
             continue
-        if value is info.default and info.slot is None:
+        if value is info.default:
             continue
         entries[info.name] = from_python(value)
     root = expand_short_forms(mapped(PYTHON, entries, {}), infos, report)

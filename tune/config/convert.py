@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
-from pathlib import PurePath
 from typing import Any, Protocol
 
 from tune.config.component import COMPONENT_KEY
@@ -320,7 +320,7 @@ def _python_scalar(value: Any, spec: TypeSpec) -> tuple[Any, str | None, str]:
         if isinstance(value, int) and abs(value) > 10**300:
             return REFUSED, None, "it has to be finite"
         return (float(value), None, "") if math.isfinite(value) else (REFUSED, None, "it has to be finite")
-    if spec.kind in ("str", "path") and isinstance(value, (str, PurePath)):
+    if spec.kind in ("str", "path") and isinstance(value, (str, os.PathLike)):
         if "\0" in str(value):
             return REFUSED, None, "a text cannot hold the NUL character"
         return (str(value), None, "") if spec.kind == "str" else (value, None, "")

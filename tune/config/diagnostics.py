@@ -6,7 +6,6 @@ is known, a suggestion: the text that may replace what the place points at (a ke
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +129,8 @@ def to_json(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> dic
 
 def to_json_text(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> str:
     """`to_json` as text; ASCII only, so that any terminal and any pipe takes it."""
+    import json  # only where it is asked for: start-up counts
+
     return json.dumps(to_json(errors, warnings), indent=2)
 
 

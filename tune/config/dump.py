@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tune.config.component import COMPONENT_KEY, Component
@@ -169,7 +168,7 @@ def scalar(value: Any) -> str:
         return "[" + ", ".join(scalar(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{scalar(str(key))}: {scalar(item)}" for key, item in value.items()) + "}"
-    return _text(str(value) if isinstance(value, (str, PurePath)) else repr(value))
+    return _text(str(value) if isinstance(value, (str, os.PathLike)) else repr(value))
 
 
 def _text(text: str) -> str:
@@ -185,6 +184,8 @@ def _text(text: str) -> str:
     if is_plain:
         return written
     # JSON's escapes are YAML's; characters beyond ASCII stay readable unless a terminal or YAML minds them
+    import json
+
     quoted = json.dumps(written, ensure_ascii=False)
     return re.sub(
         "[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]", lambda m: f"\\u{ord(m.group()):04x}", quoted

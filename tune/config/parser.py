@@ -13,7 +13,6 @@ from tune.config.overrides import is_override
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
 from tune.config.trust import trust
 from tune.errors import ConfigError
-from tune.utils.paths import get_recipes_dir
 
 # What the parser itself puts into a namespace; the historic form takes it out again.
 _OWN = ("config", "override", "remove", "trust", "dry_run")
@@ -245,6 +244,8 @@ def find_config_file(name: str) -> str:
     """The file that `name` means: a path, else a config that comes with tune, with or without its ending."""
     if os.path.exists(name):
         return name
+    from tune.utils.paths import get_recipes_dir  # only where it is needed: start-up counts
+
     folder = get_recipes_dir() / "configs"
     for candidate in (folder / name, folder / f"{name}.yaml"):
         if ".." not in candidate.parts and candidate.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from tune.config.diagnostics import Diagnostic, Source
 MAX_BYTES = 1 << 20
 DAMAGE = "\ue000"  # stands where an unreadable character was: what contains it is not judged further
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
-_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_BLANKS = str.maketrans("", "", "\t\n\r")
 
 
 @dataclass
@@ -88,20 +89,28 @@ def clean(content: str, name: str) -> Text:
             name, "config-too-large", f"it is longer than {MAX_BYTES:,} characters, the most that is read"
         )
     text = Text(name, content)
-    found = _NOT_YAML.search(content)
+    if content.translate(_BLANKS).isprintable():
+        return text
+    found = _not_yaml().search(content)
     if found:
         rows = split_lines(content[: found.start()])
         place = Source("file", name, len(rows), len(rows[-1]) + 1)
-        count = len(_NOT_YAML.findall(content))
+        count = len(_not_yaml().findall(content))
         more = f" (and {count - 1} more such)" if count > 1 else ""
         code = f"U+{ord(found.group()):04X}"
         what = "the NUL character" if code == "U+0000" else f"the character {code}"
         text.problems.append(
             Diagnostic("bad-encoding", "", f"{what} is not allowed in YAML{more}; remove it", place)
         )
-        text.content = _NOT_YAML.sub(DAMAGE, content)
+        text.content = _not_yaml().sub(DAMAGE, content)
         text.damaged = True
     return text
+
+
+@functools.cache
+def _not_yaml() -> re.Pattern[str]:
+    """What YAML does not allow in a text; compiled only for a text that has odd characters at all."""
+    return re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
 def _wide_encoding(data: bytes) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 
 from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place
@@ -239,7 +238,7 @@ def read_recipe_key(root: Mapped) -> tuple[str | None, Diagnostic | None]:
 
 def recipe_name(text: str) -> str:
     """A recipe's bare name: without folder and `.py`."""
-    return PurePath(text).name.removesuffix(".py")
+    return os.path.basename(text.rstrip("/")).removesuffix(".py")
 
 
 def _judge_recipe(stated: str, root: Mapped, recipe: str, aliases: Iterable[str]) -> list[Diagnostic]:

@@ -1,0 +1,132 @@
+"""The shipped params classes through the whole of `tune.config`, and how long that takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.params.full_finetune import FullFinetuneParams
+from recipes.params.generate import GenerateParams
+from tune.config import resolve
+from tune.config.component import Component
+from tune.config.component_check import resolve_component
+from tune.config.params import fields_of
+
+REPOSITORY = Path(__file__).parents[2]
+
+FLAT = """\
+output_dir: out
+model: llama2_7b
+model_checkpoint: ck
+tokenizer: llama2_tokenizer
+tokenizer_checkpoint: ${model_checkpoint}/tokenizer.model
+dataset: alpaca
+train_on_input: false
+optimizer: AdamW
+lr: 2e-5
+loss: CrossEntropyLoss
+"""
+NESTED = """\
+output_dir: out
+model: {_component_: tune.models.llama2.llama2_7b}
+checkpointer: {_component_: tune.training.FullModelCheckpointer, checkpoint_dir: ck}
+tokenizer: {_component_: torchtune.models.llama2.llama2_tokenizer, path: ck/tokenizer.model}
+dataset: {_component_: tune.datasets.alpaca_dataset, train_on_input: False}
+optimizer: {_component_: torch.optim.AdamW, lr: 2e-5}
+loss: {_component_: torch.nn.CrossEntropyLoss}
+"""
+
+
+def test_both_styles_and_the_constructor_mean_the_same() -> None:
+    flat = resolve(FullFinetuneParams, text=FLAT)
+    nested = resolve(FullFinetuneParams, text=NESTED)
+    assert flat.params is not None, flat.report()
+    assert flat.params == nested.params, nested.report()
+    assert [item.code for item in nested.warnings] == ["renamed-package"]
+    built = FullFinetuneParams(
+        output_dir="out",
+        model="llama2_7b",  # type: ignore[arg-type]
+        model_checkpoint="ck",
+        tokenizer="llama2_tokenizer",  # type: ignore[arg-type]
+        tokenizer_checkpoint="ck/tokenizer.model",
+        dataset="alpaca",  # type: ignore[arg-type]
+        train_on_input=False,
+        optimizer={"_component_": "AdamW", "lr": 2e-5},  # type: ignore[arg-type]
+        loss="CrossEntropyLoss",  # type: ignore[arg-type]
+    )
+    assert built == flat.params
+
+
+@pytest.mark.parametrize("params_cls", [FullFinetuneParams, GenerateParams])
+def test_every_declared_default_is_a_good_value(params_cls: type) -> None:
+    for info in fields_of(params_cls).values():
+        if info.slot is not None and info.default:
+            resolved = resolve_component(info.default, info.slot)
+            assert not resolved.errors, (info.name, resolved.errors)
+            if "." in info.default:
+                assert resolved.path == info.default, "a default with a dot is taken as a full path"
+        elif not info.required:
+            assert info.find_fault(info.default) is None
+
+
+def test_problems_between_fields_point_at_what_was_set() -> None:
+    resolution = resolve(
+        FullFinetuneParams,
+        text=FLAT + "device: cpu\nfsdp_cpu_offload: true\noptimizer_in_bwd: true\n",
+        overrides=["gradient_accumulation_steps=4"],
+        name="c.yaml",
+    )
+    assert [(item.code, item.path, item.source.line) for item in resolution.errors] == [
+        ("inconsistent", "fsdp_cpu_offload", 12),
+        ("inconsistent", "optimizer_in_bwd", 13),
+    ]
+
+
+def test_generate_needs_no_file() -> None:
+    resolution = resolve(
+        GenerateParams, overrides=["model_checkpoint=ck", "prompt=Once: upon", "temperature=0"]
+    )
+    assert resolution.params is not None, resolution.report()
+    assert resolution.params.checkpointer.kwargs == {"checkpoint_dir": "ck"}
+    assert resolution.params.model == Component("tune.models.auto")
+    assert resolution.params.prompt == "Once: upon"
+
+
+MEASURE = """\
+import sys, time
+start = time.process_time()
+from tune.config import TuneArgumentParser
+from recipes.params.full_finetune import FullFinetuneParams
+params = TuneArgumentParser(params=FullFinetuneParams).parse_params()
+print(time.process_time() - start)
+heavy = {"torch", "numpy", "datasets", "transformers", "sentencepiece"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_resolving_a_flat_config_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "flat.yaml").write_text(FLAT)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPYCACHEPREFIX": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+    times = []
+    for _ in range(6):  # the first one compiles
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, "--config", str(tmp_path / "flat.yaml")],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        times.append(float(done.stdout))
+    # CPU time beyond the interpreter's start; about 0.06 s on a quiet machine, several times that on a busy one
+    assert min(times) < 0.3, times
