@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tune.models
 from tune.checkpoints import save_model
 from tune.errors import CheckpointError, ConfigError
 from tune.models.hf_fields import HARMLESS_FIELDS
 from tune.models.llama2 import llama2
+from tune.models.llama2.family import LLAMA
+from tune.models.loading import read_model_config
+from tune.modules import TransformerDecoder
 
 
 @pytest.fixture
@@ -53,6 +59,8 @@ def change_config(directory: Path, **changes: Any) -> None:
         ({"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "`auto_map`"),
         ({"num_key_value_heads": 3}, "num_heads is 4, not a multiple of num_kv_heads 3"),
         ({"rms_norm_eps": "tiny"}, "`rms_norm_eps`"),
+        ({"rope_theta": 10**400}, "`rope_theta`"),
+        ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` is NaN"),
         ({"tie_word_embeddings": 1}, "`tie_word_embeddings`"),
         ({"rope_scaling": "double"}, '`rope_scaling` is "double"; it must be an object'),
     ],
@@ -95,6 +103,33 @@ def test_the_older_and_newer_places_of_the_rotary_base_mean_the_same(directory: 
 def test_the_model_type_is_enough(directory: Path) -> None:
     change_config(directory, architectures="(absent)")
     tune.models.from_checkpoint(directory)
+
+
+FIELDS = sorted(json.loads(json.dumps(LLAMA.write_hf_config(llama2(5, 1, 1, 2, 3).config))))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["rope_type", "x"]), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*FIELDS, "rope_parameters", "architectures", "model_type"]), VALUES
+    )
+)
+def test_no_value_yields_anything_but_sizes_or_a_checkpoint_error(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    content = {"model_type": "llama", **LLAMA.write_hf_config(llama2(5, 1, 1, 2, 3).config), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    try:
+        _, config = read_model_config(tmp_path)
+    except CheckpointError:
+        return
+    with torch.device("meta"):
+        TransformerDecoder(replace(config, num_layers=1), LLAMA)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from tune.errors import CheckpointError
 
 T = TypeVar("T")
 _MAX_BYTES = 16 * 2**20
+_LARGEST = sys.float_info.max  # whole numbers in JSON may be larger, and NaN is not below it
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class ConfigFields:
     def number(self, name: str, default: float | None = None) -> float:
         """Return a finite number; without a default the field is required."""
         value = self._take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             return self._wrong(name, value, "a number", 1.0)
         return float(value)
 

@@ -86,14 +86,14 @@ def _find_family(content: Mapping[str, Any]) -> Family:
     architectures = content.get("architectures")
     if isinstance(architectures, list) and architectures:
         known = {name: family for family in _FAMILIES for name in family.architectures}
-        if architectures[0] in known:
-            return known[architectures[0]]
+        if str(architectures[0]) in known:
+            return known[str(architectures[0])]
         raise CheckpointError(
             f"config.json: `architectures` is {architectures}, which is not supported: only {', '.join(known)} is"
         )
     kinds = {family.name: family for family in _FAMILIES}
-    if content.get("model_type") in kinds:
-        return kinds[content["model_type"]]
+    if str(content.get("model_type")) in kinds:
+        return kinds[str(content["model_type"])]
     raise CheckpointError(
         f"config.json: `model_type` is {content.get('model_type')!r} and `architectures` is missing; supported "
         f"is {', '.join(kinds)}"

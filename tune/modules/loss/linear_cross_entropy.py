@@ -177,7 +177,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is None and grad_weight is None:
                 continue
             scores.mul_(1.0 / exp_sum)
-            scores.scatter_add_(1, piece_targets, scores.new_full(piece_targets.shape, -1.0))
+            scores.scatter_(1, piece_targets, scores.gather(1, piece_targets) - 1.0)
             grad_logits = scores if dtype == wide else logits.copy_(scores)
             if grad_hidden is not None:
                 grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)

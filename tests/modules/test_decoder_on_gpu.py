@@ -1,0 +1,56 @@
+"""The same numbers on a GPU as on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tune.modules import DecoderConfig, TransformerDecoder
+from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def pair() -> tuple[TransformerDecoder, TransformerDecoder]:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    models = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        model = TransformerDecoder(DecoderConfig(131, 3, 6, 2, 96, 16, 112, 64))
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        models.append(model.to(device))
+    return models[0], models[1]
+
+
+def test_loss_and_gradients(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+    tokens, labels = torch.randint(0, 131, (3, 37)), torch.randint(0, 131, (3, 37))
+    labels[1, 20:] = -100
+    for model in pair:
+        device = model.output_weight.device
+        loss_sum(LinearCrossEntropyLoss(), model, tokens.to(device), labels.to(device)).backward()
+    for ours, theirs in zip(*(model.parameters() for model in pair)):
+        torch.testing.assert_close(ours.grad, theirs.grad.cpu(), rtol=1e-3, atol=1e-3)
+
+
+def test_decoding_with_caches(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+    tokens = torch.randint(0, 131, (3, 9))
+    with torch.no_grad():
+        expected = pair[0](tokens)
+        pair[1].setup_caches(3, 9)
+        out = torch.cat([pair[1](piece.cuda()) for piece in tokens.split((5, 1, 1, 2), 1)], 1)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_loss_is_near(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+    tokens, labels = torch.randint(0, 131, (3, 37)), torch.randint(0, 131, (3, 37))
+    with torch.no_grad():
+        exact = loss_sum(LinearCrossEntropyLoss(), pair[0], tokens, labels)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cuda", dtype):
+            loss = loss_sum(LinearCrossEntropyLoss(), pair[1], tokens.cuda(), labels.cuda())
+        loss.backward()
+        assert loss.item() == pytest.approx(exact.item(), rel=0.01)
