@@ -93,6 +93,26 @@ def test_any_setting_gives_a_distribution_that_keeps_the_likeliest_token(
     assert float(result[scores.index(max(scores))]) == float(result.max())
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.integers(-2, 2), min_size=1, max_size=30),
+    top_k=st.integers(1, 32),
+    top_p=st.floats(0.05, 1.0),
+)
+def test_top_k_among_many_equals_is_a_stable_ranking(scores: list[int], top_k: int, top_p: float) -> None:
+    result = token_probabilities(torch.tensor([scores]).float(), Sampling(1.0, top_k, top_p))[0].tolist()
+    ranking = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:top_k]
+    mass = sum(math.exp(scores[i]) for i in ranking)
+    expected, before = set(), 0.0
+    for i in ranking:
+        if abs(before - top_p) < 1e-5:
+            return  # on the edge, rounding decides
+        if before < top_p:
+            expected.add(i)
+        before += math.exp(scores[i]) / mass
+    assert {i for i, p in enumerate(result) if p > 0} == expected
+
+
 def test_matches_the_filters_of_transformers() -> None:
     from transformers.generation.logits_process import (
         TemperatureLogitsWarper,

@@ -81,30 +81,52 @@ def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         logits: Scores of the next token [b, v], in any floating dtype.
         sampling: The filters and their settings.
     """
+    probabilities, ids = _candidates(logits, sampling)
+    if ids is None:
+        return probabilities
+    return torch.zeros(logits.shape, device=logits.device).scatter(-1, ids, probabilities)
+
+
+def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens that may be drawn: probabilities [b, c] (fp32) and ids [b, c], None for all in order."""
     scores = logits.float()
     vocab_size = scores.shape[-1]
+    ids: Tensor | None = None
     if sampling.temperature == 0.0:
-        return torch.nn.functional.one_hot(scores.argmax(dim=-1), vocab_size).float()
+        ids = scores.argmax(dim=-1, keepdim=True)  # [b, 1], the first of several equal maxima
+        return torch.ones_like(ids, dtype=torch.float32), ids
     # The maximum goes first: dividing raw logits by a tiny temperature overflows to inf, and inf - inf is NaN.
     scores = (scores - scores.amax(dim=-1, keepdim=True)) / sampling.temperature
-    top_k = vocab_size if sampling.top_k is None else min(sampling.top_k, vocab_size)
+    if sampling.top_k is not None and sampling.top_k < vocab_size:
+        ids = _top_k_ids(scores, sampling.top_k)  # [b, k]
+        scores = scores.gather(-1, ids)
     # At 1.0 nothing may go: the rounded cumulative sum reaches 1 before the last tokens of a large vocabulary.
-    top_p = None if sampling.top_p == 1.0 else sampling.top_p
-    if top_k == vocab_size and top_p is None:
-        return scores.softmax(dim=-1)
+    if sampling.top_p is None or sampling.top_p == 1.0:
+        return scores.softmax(dim=-1), ids
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)  # [b, c], [b, c]
+    probabilities = scores.softmax(dim=-1)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities  # of all likelier tokens; 0 for the likeliest
+    # The token that crosses top_p stays, so at least one always does (whatever the rounding: rank 0 is kept).
+    dropped = mass_before >= sampling.top_p
+    dropped[..., 0] = False
+    ids = order if ids is None else ids.gather(-1, order)
+    return scores.masked_fill(dropped, -math.inf).softmax(dim=-1), ids
 
-    ranked, order = scores.sort(dim=-1, descending=True, stable=True)  # [b, v], [b, v]
-    ranked[..., top_k:] = -math.inf
-    probabilities = ranked.softmax(dim=-1)
-    if top_p is not None:
-        mass_before = (
-            probabilities.cumsum(dim=-1) - probabilities
-        )  # of all likelier tokens; 0 for the likeliest
-        # The token that crosses top_p stays, so at least one always does (whatever the rounding: rank 0 is kept).
-        dropped = mass_before >= top_p
-        dropped[..., 0] = False
-        probabilities = ranked.masked_fill(dropped, -math.inf).softmax(dim=-1)
-    return torch.zeros_like(probabilities).scatter(-1, order, probabilities)
+
+def _top_k_ids(scores: Tensor, k: int) -> Tensor:
+    """Return the ids [b, k] of the highest scores [b, v], ascending; among equals the lower ids come in.
+
+    A stable sort would say the same, at many times the cost in a large vocabulary; topk alone takes equals as it likes.
+    """
+    vocab_size = scores.shape[-1]
+    smallest = scores.topk(k, dim=-1).values[..., -1:]  # [b, 1]
+    above, equal = scores > smallest, scores == smallest
+    num_missing = k - above.sum(dim=-1, keepdim=True)
+    kept = above | (
+        equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= num_missing)
+    )  # [b, v], k true in each row
+    falling = torch.arange(vocab_size, 0, -1, device=scores.device, dtype=torch.int32)
+    return torch.where(kept, falling, 0).topk(k, dim=-1).indices
 
 
 def sample_token(
@@ -140,7 +162,7 @@ def choose(
     if sampling.temperature == 0.0:
         _check_finite(logits.amax(dim=-1))
         return logits.argmax(dim=-1)  # the first of several equal maxima
-    probabilities = token_probabilities(logits, sampling)
+    probabilities, ids = _candidates(logits, sampling)  # [b, c]
     _check_finite(probabilities[..., 0])
     # argmax(p / e) with e ~ Exp(1) draws from p: the exponential race, which is also how torch.multinomial draws.
     # Unlike multinomial it never trips a device-side assert, and one generator per row is possible.
@@ -153,7 +175,8 @@ def choose(
     else:
         noise.exponential_(generator=generator)
     # 0 / 0 would be NaN, and NaN wins every argmax.
-    return (probabilities / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=-1)
+    winner = (probabilities / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=-1, keepdim=True)
+    return (winner if ids is None else ids.gather(-1, winner))[..., 0]
 
 
 def _check_finite(witness: Tensor) -> None:
