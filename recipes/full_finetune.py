@@ -41,14 +41,8 @@ class FullFinetuneRecipe:
 
     # Where a run stands, beside the objects that keep a state of their own: saved with each step.
     SAVED = (
-        "step",
-        "epoch",
-        "step_in_epoch",
-        "num_tokens",
-        "num_targets",
-        "best_val_loss",
-        "seed",
-        "fingerprint",
+        *("step", "epoch", "step_in_epoch", "num_tokens", "num_targets", "loss", "val_loss", "val_step"),
+        *("best_val_loss", "best_step", "seed", "fingerprint"),
     )
     # Parameters that must be as they were for a resumed run to be the same run.
     SAME_ON_RESUME = (
@@ -65,7 +59,7 @@ class FullFinetuneRecipe:
         self.step_in_epoch = 0
         self.num_tokens = 0  # that went through the model, without padding
         self.num_targets = 0  # those whose next token was trained on
-        self.best_val_loss = float("inf")
+        self.best_val_loss, self.best_step = float("inf"), -1  # among saved steps
         self.loss = self.val_loss = float("nan")  # as last read
         self.val_step = -1  # the step that val_loss is of
         self.lock: training.RunLock | None = None
@@ -364,11 +358,11 @@ class FullFinetuneRecipe:
 
     # ---- Saving and resuming ---------------------------------------------------------------------------
 
-    def save_checkpoint(self) -> training.SavedStep:
+    def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
         # Only a loss of these very weights counts; NaN, which stands for none, is never less.
-        is_best = self.val_step == self.step and self.val_loss < self.best_val_loss
-        self.best_val_loss = self.val_loss if is_best else self.best_val_loss
+        if self.val_step == self.step and self.val_loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = self.val_loss, self.step
         run = {
             **{name: getattr(self, name) for name in self.SAVED},
             "sampler": self.sampler.state_dict(),
@@ -379,14 +373,15 @@ class FullFinetuneRecipe:
         with self.speed.paused(), training.write_step(self.output_dir, self.step) as staged:
             self.checkpointer.save_model(self.model, staged, self.tokenizer)
             training.save_run_state(staged / "state", self.model, self.optimizer, run)
-        saved = training.SavedStep(self.output_dir / f"step_{self.step:06d}", self.step)
-        training.link_step(self.output_dir, "latest", saved)
-        if is_best:
-            training.link_step(self.output_dir, "best", saved)
+        self._link_steps()
         if self.params.keep_last_n_checkpoints:
             training.prune_saved_steps(self.output_dir, self.params.keep_last_n_checkpoints)
-        self.log.info(f"Saved {saved.path}")
-        return saved
+        self.log.info(f"Saved {self.output_dir / training.step_name(self.step)}")
+
+    def _link_steps(self) -> None:
+        training.link_step(self.output_dir, "latest", self.step)
+        if self.best_step >= 0:
+            training.link_step(self.output_dir, "best", self.best_step)
 
     def _restore(self, resumed: training.SavedStep) -> None:
         """Continue where a saved step left off; its weights are already in the model."""
@@ -401,6 +396,7 @@ class FullFinetuneRecipe:
         for metric_logger in [*self.metric_loggers, self.samples]:
             metric_logger.rewind(self.step)
         training.set_rng_state(run["rng"], self.device)
+        self._link_steps()  # the run may have ended between saving a step and linking it
         self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
 
     # ---- After training --------------------------------------------------------------------------------

@@ -129,9 +129,10 @@ def test_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
 
 
 def test_links_move_in_one_motion(tmp_path: Path) -> None:
-    first, second = save(tmp_path, 1), save(tmp_path, 2)
-    link_step(tmp_path, "latest", first)
-    link_step(tmp_path, "latest", second)
+    for step in (1, 2):
+        save(tmp_path, step)
+        link_step(tmp_path, "latest", step)
+    link_step(tmp_path, "latest", 3)  # not there: the link stays
     assert os.readlink(tmp_path / "latest") == "step_000002"
     assert (tmp_path / "latest" / "manifest.json").exists()
     assert not (tmp_path / ".latest.new").exists()
@@ -140,8 +141,9 @@ def test_links_move_in_one_motion(tmp_path: Path) -> None:
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    steps = [save(tmp_path, step) for step in (1, 2, 3, 4, 5)]
-    link_step(tmp_path, "best", steps[1])
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step)
+    link_step(tmp_path, "best", 2)
     deleted = prune_saved_steps(tmp_path, 2)
     assert [saved.step for saved in deleted] == [1, 3]
     assert [saved.step for saved in list_saved_steps(tmp_path)] == [2, 4, 5]

@@ -37,6 +37,7 @@ from tune.training.saved_steps import (
     list_saved_steps,
     prune_saved_steps,
     remove_unfinished_steps,
+    step_name,
     verify_step,
     write_step,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "save_run_state",
     "set_rng_state",
     "setup_torch_profiler",
+    "step_name",
     "to_device",
     "verify_step",
     "write_resolved_config",

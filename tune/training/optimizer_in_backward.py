@@ -57,11 +57,11 @@ class OptimizerInBackward(Optimizer):
             optimizer.param_groups = [group]
             optimizer.state = self.state
 
-    @staticmethod
-    def _make_hook(optimizer: Optimizer) -> Callable[[Tensor], None]:
+    def _make_hook(self, optimizer: Optimizer) -> Callable[[Tensor], None]:
         def step_and_free(weight: Tensor) -> None:
             with torch.no_grad():
                 optimizer.step()
+            self.step()  # moves nothing; schedules watch for the call and warn when they miss it
             weight.grad = None
 
         return step_and_free

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-import tune.config
-from tune.config.component import Component
+from tune.config.dump import dump_params
 from tune.errors import CheckpointError
 
 __all__ = ["write_resolved_config"]
@@ -26,24 +22,10 @@ def write_resolved_config(params: Any, path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    resolution = tune.config.resolution_of(params)
-    if resolution is not None:
-        text = resolution.dump()
-    else:
-        values = {field.name: _plain(getattr(params, field.name)) for field in dataclasses.fields(params)}
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    text = dump_params(params)
     staged = path.with_name(path.name + ".partial")
     try:
         staged.write_text(text, encoding="utf-8")
         os.replace(staged, path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}.") from error
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as YAML writes it; an unset component is null."""
-    if isinstance(value, Component):
-        return value.to_mapping() if value else None
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -32,6 +32,7 @@ __all__ = [
     "list_saved_steps",
     "prune_saved_steps",
     "remove_unfinished_steps",
+    "step_name",
     "verify_step",
     "write_step",
 ]
@@ -59,6 +60,11 @@ class SavedStep:
     def state_dir(self) -> Path:
         """What exact resuming needs besides the weights."""
         return self.path / "state"
+
+
+def step_name(step: int) -> str:
+    """Return the name of a saved step's directory: "step_000123"."""
+    return f"step_{step:06d}"
 
 
 def list_saved_steps(output_dir: Path) -> list[SavedStep]:
@@ -171,7 +177,7 @@ def write_step(output_dir: Path, step: int) -> Iterator[Path]:
     Raises:
         CheckpointError: a file could not be written.
     """
-    final = output_dir / f"step_{step:06d}"
+    final = output_dir / step_name(step)
     staged = output_dir / f"{STAGING_PREFIX}{final.name}"
     try:
         shutil.rmtree(staged, ignore_errors=True)
@@ -189,16 +195,21 @@ def write_step(output_dir: Path, step: int) -> Iterator[Path]:
         shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{final.name}", ignore_errors=True)
 
 
-def link_step(output_dir: Path, name: str, saved: SavedStep) -> None:
-    """Make the link `output_dir/name` point at a saved step, replacing an older link in one motion."""
-    staged = output_dir / f".{name}.new"
+def link_step(output_dir: Path, link: str, step: int) -> None:
+    """Make `output_dir/link` point at a saved step, replacing an older link in one motion.
+
+    A step that is not there (any more) is left alone, and so is the older link.
+    """
+    staged = output_dir / f".{link}.new"
+    if not (output_dir / step_name(step)).is_dir():
+        return
     try:
         staged.unlink(missing_ok=True)
-        staged.symlink_to(saved.path.name, target_is_directory=True)
-        os.replace(staged, output_dir / name)
+        staged.symlink_to(step_name(step), target_is_directory=True)
+        os.replace(staged, output_dir / link)
     except OSError as error:
         # A convenience for people: resuming looks at the steps themselves.
-        get_logger().warning(f"Could not make the link {output_dir / name}: {error.strerror}.")
+        get_logger().warning(f"Could not make the link {output_dir / link}: {error.strerror}.")
 
 
 def prune_saved_steps(output_dir: Path, keep_last_n: int) -> list[SavedStep]:

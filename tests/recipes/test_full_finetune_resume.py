@@ -1,0 +1,247 @@
+"""A run that cannot be lost: killed, stopped, damaged, out of space; resumed, it is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.errors import CheckpointError
+from tune.training import list_saved_steps, read_run_file, verify_step
+
+ROOT = Path(__file__).resolve().parents[2]
+# With dropout, so that a random state that is not restored shows.
+CHANGES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "schedule_and_clipping": {
+        "lr_scheduler": {"_component_": "cosine", "num_warmup_steps": 2},
+        "clip_grad_norm": 0.1,
+    },
+    "milestones": {"lr_scheduler": {"_component_": "MultiStepLR", "milestones": [2, 6]}},
+    "in_backward": {"optimizer_in_bwd": True, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 4},
+    "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
+    "bf16": {"dtype": "bf16"},
+    "cut_epochs": {"max_steps_per_epoch": 3, "epochs": 3},
+}
+
+
+@pytest.fixture
+def with_dropout(make_params):
+    model = make_params().model.with_kwargs(attn_dropout=0.2)
+    return lambda **changes: make_params(**{"model": model, "save_every_n_steps": 1, **changes})
+
+
+def model_bytes(output_dir: Path) -> bytes:
+    return (output_dir / "latest" / "model" / "model.safetensors").read_bytes()
+
+
+def losses_of(output_dir: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """The weights byte for byte, the metrics line for line, and what would come next."""
+    assert model_bytes(left) == model_bytes(right)
+    assert losses_of(left) == losses_of(right)
+    states = [read_run_file(path / "latest" / "state") for path in (left, right)]
+    for name in ("step", "epoch", "step_in_epoch", "num_tokens", "num_targets", "sampler", "seed"):
+        assert states[0]["run"][name] == states[1]["run"][name]
+    assert torch.equal(states[0]["run"]["rng"]["torch"], states[1]["run"]["rng"]["torch"])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_resumed_anywhere_it_is_the_same_run(with_dropout, tmp_path: Path, name: str) -> None:
+    changes = CHANGES[name]
+    whole = tmp_path / "whole"
+    recipe_main(with_dropout(output_dir=str(whole), **changes))
+    steps = [saved.step for saved in list_saved_steps(whole)]
+    # The end of an epoch and the middle of one; for one kind of run, the very ends as well.
+    middle = steps[-1] // 2
+    for step in (1, middle, middle + 1, steps[-1] - 1) if name == "plain" else (middle, middle + 1):
+        part = tmp_path / f"from_{step}"
+        part.mkdir()
+        shutil.copytree(whole / f"step_{step:06d}", part / f"step_{step:06d}")
+        shutil.copy(whole / "metrics.jsonl", part)  # lines later than the step, as after a kill
+        recipe_main(with_dropout(output_dir=str(part), resume_from_checkpoint=True, **changes))
+        assert_same_run(whole, part)
+
+
+def test_a_drawn_seed_is_kept(with_dropout, tmp_path: Path) -> None:
+    recipe_main(with_dropout(seed=None, epochs=1))
+    out = tmp_path / "out"
+    whole = tmp_path / "whole"
+    shutil.copytree(out, whole, symlinks=True)
+    for step in (2, 3, 4):
+        shutil.rmtree(out / f"step_{step:06d}")
+    recipe_main(with_dropout(seed=None, epochs=1, resume_from_checkpoint=True))
+    assert_same_run(whole, out)
+
+
+def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> None:
+    recipe_main(with_dropout())
+    before = model_bytes(tmp_path / "out")
+    recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True))
+    recipe.setup()
+    recipe.train()
+    recipe.summarize()
+    recipe.cleanup()
+    assert model_bytes(tmp_path / "out") == before
+    assert recipe.loss == losses_of(tmp_path / "out")[-1][1]
+
+
+def test_more_epochs_without_a_schedule_go_on(with_dropout, tmp_path: Path) -> None:
+    recipe_main(with_dropout(epochs=3, output_dir=str(tmp_path / "whole")))
+    recipe_main(with_dropout(epochs=1))
+    recipe_main(with_dropout(epochs=3, resume_from_checkpoint=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_damaged_step_is_skipped_and_made_again(with_dropout, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    recipe_main(with_dropout())
+    before, rows = model_bytes(out), losses_of(out)
+    damaged = out / "step_000008" / "model" / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    (out / "step_000007" / "manifest.json").unlink()
+    recipe_main(with_dropout(resume_from_checkpoint=True))
+    text = capsys.readouterr().err
+    assert "step_000008: the content of model/model.safetensors has changed" in text
+    assert "step_000007: there is no manifest.json" in text
+    assert model_bytes(out) == before
+    assert losses_of(out) == rows
+    for saved in list_saved_steps(out):
+        verify_step(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 2}, "batch_size: was 3, is 2"),
+        ({"seed": 4}, "seed: was 3, is 4"),
+        ({"optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.02}}, '"lr": 0.02'),
+        ({"epochs": 4, "lr_scheduler": "constant"}, "lr_scheduler: was"),
+        ({"dtype": "bf16"}, "dtype: was fp32, is bf16"),
+    ],
+)
+def test_another_config_is_refused_with_the_difference(with_dropout, tmp_path, changes, words) -> None:
+    recipe_main(with_dropout(epochs=1))
+    before = model_bytes(tmp_path / "out")
+    recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True, **{"epochs": 1, **changes}))
+    with pytest.raises(CheckpointError, match="cannot be continued exactly") as caught:
+        recipe.setup()
+    recipe.cleanup()
+    assert words in str(caught.value)
+    assert model_bytes(tmp_path / "out") == before
+
+
+def test_other_data_is_refused(with_dropout, data_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(data_file, copy)
+    dataset = with_dropout().dataset.with_kwargs(source=str(copy))
+    recipe_main(with_dropout(dataset=dataset, epochs=1))
+    rows = copy.read_text().splitlines()
+    rows[11] = json.dumps({"question": "seven", "answer": "twelve"})
+    copy.write_text("\n".join(rows) + "\n")
+    recipe = FullFinetuneRecipe(with_dropout(dataset=dataset, epochs=1, resume_from_checkpoint=True))
+    with pytest.raises(CheckpointError, match="dataset: was 23 examples, "):
+        recipe.setup()
+    recipe.cleanup()
+
+
+def test_out_of_space_is_a_clear_error_and_loses_nothing(with_dropout, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe_main(with_dropout(epochs=1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True))
+    recipe.setup()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"could not save step_000005.*newest is step_000004"):
+            recipe.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+        recipe.cleanup()
+    assert [saved.step for saved in list_saved_steps(out)] == [1, 2, 3, 4]
+    for saved in list_saved_steps(out):
+        verify_step(saved)
+    assert not list(out.glob(".unfinished*"))
+    recipe_main(with_dropout(resume_from_checkpoint=True))
+    assert [step for step, _ in losses_of(out)] == list(range(1, 9))
+
+
+# ---- real processes
+
+
+def write_config(run_values: dict[str, Any], path: Path, **changes: Any) -> Path:
+    values = {**run_values, "save_every_n_steps": 1, "log_level": "INFO", **changes}
+    values["model"] = {**values["model"], "attn_dropout": 0.2}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "recipes.full_finetune", "--config", str(config), *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], path: Path, num_lines: int = 0) -> None:
+    """Return once the file is there (with so many lines); the process must live meanwhile."""
+    deadline = time.monotonic() + 60
+    while not (path.exists() and (not num_lines or path.read_text().count("\n") >= num_lines)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_killed_at_a_random_moment_it_is_the_same_run(run_values, with_dropout, tmp_path: Path) -> None:
+    config = write_config(run_values, tmp_path / "config.yaml")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    recipe_main(with_dropout(output_dir=str(whole)))
+    process = start(config)
+    wait_for(process, out / "step_000002")
+    time.sleep(random.Random().uniform(0, 0.1))  # another moment each time, often in the middle of saving
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    process = start(config, "resume_from_checkpoint=true")
+    _, text = process.communicate()
+    assert process.returncode == 0, text
+    assert "Resumed from" in text
+    assert_same_run(whole, out)
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_finishes_the_step_and_saves(run_values, tmp_path, signum, exit_code) -> None:
+    config = write_config(run_values, tmp_path / "config.yaml", epochs=500, save_every_n_steps=None)
+    out = tmp_path / "out"
+    process = start(config)
+    wait_for(process, out / "metrics.jsonl", num_lines=3)
+    process.send_signal(signum)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == exit_code, text
+    assert "Traceback" not in text
+    assert "resume_from_checkpoint=true" in text
+    steps = [step for step, _ in losses_of(out)]
+    newest = list_saved_steps(out)[-1]
+    verify_step(newest)
+    assert newest.step == steps[-1]
+    assert steps == list(range(1, newest.step + 1))
