@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import tune.models
 from tune.checkpoints import save_model
-from tune.errors import CheckpointError, ConfigError
+from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.models.hf_fields import HARMLESS_FIELDS
 from tune.models.llama2 import llama2
 from tune.models.llama2.family import LLAMA
@@ -179,6 +179,15 @@ def test_from_checkpoint_is_ready_to_be_called(directory: Path) -> None:
     assert not model.training
     assert model(torch.randint(0, 29, (3, 5))).shape == (3, 5, 29)
     assert all(not parameter.is_meta and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_dtypes_and_devices_go_by_their_names_in_configs(directory: Path) -> None:
+    model = tune.models.from_checkpoint(directory, dtype="bf16", device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(TrainingError, match="bf61"):
+        tune.models.from_checkpoint(directory, dtype="bf61")
+    with pytest.raises(TrainingError, match="gpu9"):
+        tune.models.from_checkpoint(directory, device="gpu9")
 
 
 def test_the_loaded_model_does_not_depend_on_the_file(directory: Path) -> None:

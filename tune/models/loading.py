@@ -12,6 +12,7 @@ from tune.checkpoints import find_model_dir, load_into, open_weights, read_json
 from tune.errors import CheckpointError
 from tune.models.llama2.family import LLAMA
 from tune.modules import DecoderConfig, Family, TransformerDecoder
+from tune.utils import get_device, get_dtype
 
 _FAMILIES = (LLAMA,)
 
@@ -37,7 +38,7 @@ def auto(checkpoint_dir: str = "") -> TransformerDecoder:
 
 
 def from_checkpoint(
-    directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    directory: str | Path, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
 ) -> TransformerDecoder:
     """Return the model of a checkpoint with its weights, in eval mode; on tokens [b, s] it gives logits [b, s, v].
 
@@ -45,12 +46,17 @@ def from_checkpoint(
 
     Args:
         directory: a model in Hugging Face or Meta layout, or a saved step or output directory of a run.
-        dtype: what the weights become.
+        dtype: what the weights become, a torch dtype or its name in configs ("bf16").
         device: where they go.
 
     Raises:
         CheckpointError: no model there, an unsupported one, or weights that do not fit it.
+        TrainingError: no such dtype, or no such device here.
     """
+    if isinstance(dtype, str):
+        dtype = get_dtype(dtype)
+    if isinstance(device, str):
+        device = get_device(device)
     folder = find_model_dir(directory)
     family, config = read_model_config(folder)
     source = open_weights(folder)

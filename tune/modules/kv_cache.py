@@ -109,22 +109,19 @@ class KVCache:
                 f"the caches were set up for {self.batch_size} rows, and {b} came: "
                 f"call setup_caches(batch_size={b}, ...)"
             )
-        lowest, highest = self.num_filled, self.num_filled + s - 1
+        lowest, highest, is_run = self.num_filled, self.num_filled + s - 1, True
         run = torch.arange(lowest, highest + 1, device=tokens.device)[None]  # [1, s]
-        if input_pos is not None and not torch.equal(input_pos, run.expand_as(input_pos)):
+        if input_pos is not None:
             lowest, highest = (int(bound) for bound in torch.stack(input_pos.aminmax()).tolist())
-            run = torch.arange(lowest, lowest + s, device=tokens.device)[None]
+            run = torch.arange(lowest, lowest + s, device=tokens.device, dtype=input_pos.dtype)[None]
+            is_run = torch.equal(input_pos, run.expand_as(input_pos))
         if lowest < 0 or highest >= self.max_seq_len:
             raise GenerationError(
                 f"the caches have {self.max_seq_len} slots, and positions {lowest} to {highest} came; set them up "
                 "with a larger max_seq_len, or call reset_caches() for a new text"
             )
         positions = run if input_pos is None else input_pos
-        # Without positions it is one by construction, and the device need not be asked.
-        is_run = input_pos is None or (
-            highest - lowest == s - 1 and torch.equal(positions, run.expand_as(positions))
-        )
-        self.slots = None if is_run else positions.expand(b, s)
+        self.slots = None if is_run else positions.expand(b, s).long()
         self.end = highest + 1
         if is_run and (lowest == 0 or s == 1):
             return positions, None
