@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,11 @@ def _leave_working_directory() -> None:
     """
     first = sys.path[0] if sys.path else ""
     home = Path(__file__).resolve().parent.parent
-    if Path(first or os.getcwd()).resolve() == Path.cwd() != home:
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was deleted; main says so
+        here = Path(first)
+    if Path(first or here).resolve() == here != home:
         del sys.path[0]
 
 

@@ -10,7 +10,7 @@ from tune.config.diagnostics import Source
 
 
 def describe_values(resolution: Any) -> dict[str, list[str]]:
-    """Return for each parameter that is set its value and origin: "2e-05 (line 7)"; components with arguments.
+    """Return for each parameter that is set its value and origin: "2e-05 (config, line 7)"; components with arguments.
 
     What is left at its default is not listed: the default stands in the help anyway.
     """
@@ -22,7 +22,7 @@ def describe_values(resolution: Any) -> dict[str, list[str]]:
         argument = rest.removesuffix(COMPONENT_KEY).rstrip(".")
         label = f"{argument}: " if argument else ""
         shadowed = f", over {resolved.shadows}" if resolved.shadows else ""
-        text = f"{label}{format_value(resolved.value)}  ({_place(resolved.source)}{shadowed})"
+        text = f"{label}{format_value(resolved.value)} ({_place(resolved.source)}{shadowed})"
         described.setdefault(name, []).append(text)
     return described
 

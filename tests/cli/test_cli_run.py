@@ -1,0 +1,365 @@
+"""`tune run` and `tune validate`: what is refused before anything starts, and how a run ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tune.cli.catalogue import RECIPES, find_recipe, list_configs
+
+ENOUGH = ("model_checkpoint=somewhere", "prompt=fine")
+
+
+@pytest.mark.parametrize("config", list_configs(), ids=lambda config: config.name)
+def test_every_config_is_valid(tune, config) -> None:
+    outcome = tune("validate", config.name, "--json")
+    result = json.loads(outcome.out)
+    assert (outcome.code, result["errors"]) == (0, [])
+    # An optional package that is missing here is no fault of the config.
+    assert {warning["code"] for warning in result["warnings"]} <= {"not-installed"}
+    assert config.name in tune("validate", config.name).out
+
+
+def test_validate_shows_all_problems_with_their_places(tune, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "recipe: full_finetune\nbath_size: 3\nbatch_size: two\noptimizer:\n  _component_: SGD\n  momentun: 0.9\n"
+    )
+    outcome = tune("validate", "bad.yaml", "epochs=0")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    for place in ("bad.yaml:2:1", "bad.yaml:3:13", "bad.yaml:6:3", "epochs=0"):
+        assert place in outcome.err
+    as_json = tune("validate", "bad.yaml", "epochs=0", "--json")
+    assert as_json.code == 2
+    result = json.loads(as_json.out)
+    assert result["version"] == 1
+    assert result["ok"] is False
+    assert set(result) == {"version", "ok", "errors", "warnings"}
+    for error in result["errors"]:
+        assert set(error) == {"code", "path", "message", "source", "suggestion"}
+        assert set(error["source"]) == {"kind", "file", "line", "col"}
+    assert {"batch_size", "momentum"} <= {error["suggestion"] for error in result["errors"]}
+
+
+def test_valid_json_says_so(tune) -> None:
+    outcome = tune("validate", "llama2/7B_full", "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == {"version": 1, "ok": True, "errors": [], "warnings": []}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["nothing"],
+        ["a", "b"],
+        ["."],
+        ["my.yaml"],
+        ["my.yaml", "--recipe", "nothing"],
+        ["my.yaml", "--recipe", "generate", "--trust", "a b"],
+        ["broken.yaml"],
+    ],
+)
+def test_json_is_json_also_for_a_wrong_command_line(tune, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "my.yaml").write_text("batch_size: 3\n")
+    (tmp_path / "broken.yaml").write_text("a: b: c\n")
+    outcome = tune("validate", *words, "--json")
+    assert outcome.code == 2
+    result = json.loads(outcome.out)
+    assert not result["ok"]
+    assert len(result["errors"]) >= 1
+
+
+def test_validate_finds_the_recipe(tune, tmp_path: Path, own_recipe: Path) -> None:
+    (tmp_path / "my.yaml").write_text("prompt: hello\nmodel_checkpoint: there\n")
+    assert "recipe: full_finetune" in tune("validate", "my.yaml").err
+    assert tune("validate", "my.yaml", "--recipe", "generate").code == 0
+    assert tune("validate", "my.yaml", "--recipe", "alpaca_generate").code == 0
+    assert tune("validate", "my.yaml", "--recipe", "./mine.py").code == 0
+    (tmp_path / "flow.yaml").write_text("{prompt: hello, model_checkpoint: there, recipe: generate}\n")
+    assert tune("validate", "flow.yaml").code == 0
+
+
+def test_validate_does_not_follow_a_path_in_the_config(tune, tmp_path: Path) -> None:
+    (tmp_path / "evil_params.py").write_text("open('ran', 'w')\nclass P: ...\n")
+    (tmp_path / "evil.py").write_text("from evil_params import P\ndef recipe_main(params: P): ...\n")
+    (tmp_path / "my.yaml").write_text("recipe: ./evil.py\n")
+    outcome = tune("validate", "my.yaml")
+    assert outcome.code == 2
+    assert "--recipe" in outcome.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hostile_config_runs_nothing(tune, tmp_path: Path) -> None:
+    (tmp_path / "evil_pkg.py").write_text("open('ran', 'w')\ndef make(*a, **k): open('ran', 'w')\n")
+    (tmp_path / "my.yaml").write_text(
+        "recipe: full_finetune\noutput_dir: out\nmodel_checkpoint: x\n"
+        "model: evil_pkg.make\ntokenizer: {_component_: torch.hub.load, repo_or_dir: evil/evil}\n"
+        "dataset: {_component_: tune.datasets.alpaca_dataset, source: {_component_: evil_pkg.make}}\n"
+        "optimizer: {_component_: torch.os.system, command: touch ran}\n"
+        "loss: __import__('os').system('touch ran')\n"
+        "metric_logger: tune.training.os.system\n"
+    )
+    outcome = tune("validate", "my.yaml")
+    assert outcome.code == 2
+    assert outcome.err.count("untrusted-component") >= 3
+    assert "--trust evil_pkg" in outcome.err
+    for arguments in (["--dry-run"], []):
+        assert tune("run", "full_finetune", "--config", "my.yaml", *arguments).code == 2
+    assert not (tmp_path / "ran").exists()
+    assert "evil_pkg" not in sys.modules
+
+
+def test_trust_lets_a_package_be_named(tune, tmp_path: Path) -> None:
+    (tmp_path / "lion_pkg.py").write_text(
+        "raise SystemExit('imported')\nfrom torch.optim import Optimizer\n"
+        "class Lion(Optimizer):\n    def __init__(self, params, lr: float, beta: float = 0.9): ...\n"
+    )
+    base = ["validate", "llama2/7B_full", "~optimizer", "optimizer._component_=lion_pkg.Lion"]
+    assert "--trust lion_pkg" in tune(*base, "lr=1e-4").err
+    assert tune(*base, "lr=1e-4", "--trust", "lion_pkg").code == 0
+    assert "betta" in tune(*base, "lr=1e-4", "optimizer.betta=1", "--trust", "other,lion_pkg").err
+    assert "lion_pkg" not in sys.modules
+
+
+def test_options_and_overrides_come_in_any_order(tune) -> None:
+    orders = [
+        ["run", "full_finetune", "--config", "llama2/7B_full", "lr=3e-4", "--dry-run"],
+        ["run", "lr=3e-4", "--dry-run", "--config=llama2/7B_full", "full_finetune"],
+        ["run", "--override", "lr=3e-4", "full_finetune", "--config", "llama2/7B_full", "--dry-run"],
+        ["launch", "--dry-run", "-c", "llama2/7B_full.yaml", "full_finetune.py", "-o", "lr=3e-4"],
+        ["full_finetune", "--dry-run", "--config", "llama2/7B_full", "--override=lr=3e-4"],
+    ]
+    resolved = set()
+    for words in orders:
+        outcome = tune(*words)
+        assert outcome.code == 0, (words, outcome.err)
+        resolved.add(outcome.out.split("# plan")[0])
+    assert len(resolved) == 1
+    assert "lr: 0.0003" in resolved.pop()
+
+
+def test_dry_run_shows_sources_and_the_plan(tune) -> None:
+    out = tune(
+        "run", "finetune_llm", "--config", "alpaca_llama2_finetune", "--override", "device=cpu", "--dry-run"
+    ).out
+    assert "device: cpu" in out
+    assert "device=cpu" in out
+    assert "# default" in out
+    assert "alpaca_llama2_finetune.yaml:" in out
+    assert "full_finetune.py" in out.split("# plan")[1]
+    assert "--dry-run" not in out.split("the same:")[1].split("\n")[0]
+
+
+def test_removals(tune) -> None:
+    for words in (["~clip_grad_norm"], ["--remove", "clip_grad_norm"]):
+        out = tune("run", "full_finetune", "--config", "llama2/7B_full", *words, "--dry-run").out
+        assert "clip_grad_norm: null" in out
+    assert tune("run", "full_finetune", "--config", "llama2/7B_full", "~nothing_here", "--dry-run").code == 2
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES), ids=lambda recipe: recipe.name)
+def test_run_help_shows_every_parameter(tune, recipe) -> None:
+    from tune.config.params import fields_of
+
+    for name in (recipe.name, *recipe.aliases):
+        outcome = tune("run", name, "--help")
+        assert outcome.code == 0
+        for info in fields_of(recipe.load_params()).values():
+            if not info.hidden:
+                assert f"\n  {info.name} " in outcome.out
+                assert info.help.split()[0] in outcome.out
+                assert f"\n{info.group}:\n" in outcome.out or outcome.out.startswith(f"{info.group}:")
+
+
+def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
+    out = tune("run", "full_finetune", "--config", "llama2/7B_full", "batch_size=5", "--help").out
+    assert "= 5 (command line, over " in out
+    assert "= torch.optim.AdamW (config, line " in out
+    assert "= lr: 2e-05 (config, line " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run"], "which recipe"),
+        (["run", "full_finetun"], "did you mean full_finetune?"),
+        (["run", "./full_finetun.py"], "no such file"),
+        (["run", "."], "is a folder"),
+        (["run", "my.yaml"], "recipes are .py files"),
+        (["run", "full_finetune", "llama2/7B_full"], "--config llama2/7B_full"),
+        (["run", "full_finetune", "--confg", "x"], "did you mean --config?"),
+        (["run", "full_finetune", "--batch-size", "3"], "batch_size=3"),
+        (["run", "full_finetune", "--conf", "x"], "no option --conf"),
+        (["run", "full_finetune", "--config"], "needs a value"),
+        (["run", "full_finetune", "--config", "--dry-run"], "needs a value"),
+        (["run", "full_finetune", "--dry-run=yes"], "takes no value"),
+        (["run", "full_finetune", "--config", "tiny/full_finetune", "--config", "b"], "2 times"),
+        (["run", "full_finetune", "--config", "nothing"], "no config nothing"),
+        (["run", "full_finetune", "--config", "llama2/7B_full", "--nproc_per_node", "2"], "one process"),
+        (["run", "full_finetune", "--config", "llama2/7B_full", "--num-gpus=8"], "one process"),
+        (["run", "generate", "--config", "llama2/7B_full"], "tune run full_finetune --config llama2/7B_full"),
+        (["run", "full_finetune", "--config", "llama2/7B_full", "batchsize=4"], "batch_size"),
+        (["run", "full_finetune", "lr=1e-4"], "No --config was given"),
+        (["run", "generate"], "model_checkpoint is required"),
+        (["run", "full_finetune", "--config", "llama2/7B_full", "--trust", "../x"], "--trust takes the name"),
+    ],
+)
+def test_mistakes_end_before_anything_starts(tune, tmp_path: Path, words: list[str], hint: str) -> None:
+    (tmp_path / "my.yaml").write_text("")
+    outcome = tune(*words)
+    assert outcome.code == 2
+    assert hint in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+
+
+def test_one_process_may_be_asked_for(tune, own_recipe: Path) -> None:
+    outcome = tune("run", "--nproc_per_node", "1", "--nnodes=1", "./mine.py", *ENOUGH)
+    assert outcome.code == 0, outcome.err
+
+
+def test_an_own_recipe_runs_with_its_arguments(tune, own_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("recipe: generate\nprompt: from file\nmax_new_tokens: 3\n")
+    before = list(sys.argv)
+    for name in ("mine.py", "./mine.py", str(own_recipe)):
+        outcome = tune("run", name, "model_checkpoint=there", "--config", "my.yaml", "max_new_tokens=7")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out == "ran with from file 7\n"
+    assert tune("mine.py", *ENOUGH).out == "ran with fine 256\n"
+    assert sys.argv == before
+
+
+def test_an_own_recipe_is_checked_before_it_runs(tune, own_recipe: Path) -> None:
+    outcome = tune("run", "mine.py", *ENOUGH, "max_new_tokns=7")
+    assert outcome.code == 2
+    assert "max_new_tokens" in outcome.err
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "words"),
+    [
+        ("explained", 1, "error: no examples\nadd some\n"),
+        ("exit", 7, ""),
+        ("text", 1, "error: goodbye\n"),
+        ("interrupt", 130, "nterrupted\n"),
+        ("memory", 1, "out of memory"),
+        ("bug", 1, "KeyError: 'missing'"),
+    ],
+)
+def test_how_a_run_ends(tune, own_recipe: Path, prompt: str, code: int, words: str) -> None:
+    outcome = tune("run", "mine.py", "model_checkpoint=x", f"prompt={prompt}")
+    assert outcome.code == code
+    assert words in outcome.err
+    assert ("Traceback" in outcome.err) == (prompt == "bug")
+    if prompt == "bug":  # the user's own lines, not ours around them
+        assert "runpy" not in outcome.err
+        assert "cli/" not in outcome.err
+        assert "bug in tune" not in outcome.err
+
+
+def test_a_bug_of_ours_says_so(tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune.cli.ls.list_configs", lambda: 1 / 0)
+    monkeypatch.setattr("tune.cli.ls.RECIPES", ())
+    outcome = tune("ls")
+    assert outcome.code == 70
+    assert "ZeroDivisionError" in outcome.err
+    assert "report" in outcome.err
+
+
+def test_python_that_cannot_be_read_is_named(tune, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("x = 1\ndef recipe_main(:\n")
+    outcome = tune("run", "broken.py")
+    assert outcome.code == 1
+    assert "broken.py, line 2 is not valid Python" in outcome.err
+
+
+def test_params_beside_the_recipe_are_found(tune, tmp_path: Path) -> None:
+    (tmp_path / "my_params_module.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from tune.config.params import check_params, param\n"
+        "@dataclass(frozen=True)\nclass MyParams:\n    steps: int = param(3, help='How many.', minimum=1)\n"
+        "    def __post_init__(self) -> None:\n        check_params(self)\n"
+    )
+    (tmp_path / "with_params.py").write_text(
+        "import sys\nimport tune.config\nfrom my_params_module import MyParams\n"
+        "@tune.config.parse\ndef main(params: MyParams) -> int:\n    print(params.steps)\n"
+        "if __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    assert tune("run", "with_params.py", "steps=5").out == "5\n"
+    assert tune("run", "with_params.py", "steps=0").code == 2
+    assert "How many." in tune("run", "with_params.py", "--help").out
+    sys.modules.pop("my_params_module")
+
+
+HISTORIC = """
+import argparse
+from dataclasses import dataclass
+from tune import utils
+
+@dataclass
+class MyParams:
+    model: str = ""
+    lr: float = 0.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value == "":
+                raise TypeError(f"{name} has to be set")
+
+if __name__ == "__main__":
+    parser = utils.TuneArgumentParser(
+        description="Mine.", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--times", type=int, default=1)
+    args, _ = parser.parse_known_args()
+    given = vars(args)
+    times = given.pop("times")
+    print(times, MyParams(**given))
+"""
+
+
+def test_a_historic_recipe_runs_as_it_was_written(tune, tmp_path: Path) -> None:
+    (tmp_path / "historic.py").write_text(HISTORIC)
+    (tmp_path / "my.yaml").write_text("model: small\nlr: 2e-5\n")
+    outcome = tune("run", "historic.py", "--config", "my.yaml", "--times", "4", "lr=0.5")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == "4 MyParams(model='small', lr=0.5)\n"
+    assert "--times" in tune("run", "historic.py", "--help").out
+    failed = tune("run", "historic.py")
+    assert failed.code == 1
+    assert "model has to be set" in failed.err
+    assert tune("run", "historic.py", "--dry-run").code == 2
+    assert tune("validate", "my.yaml", "--recipe", "historic.py").code == 2
+
+
+def test_a_local_copy_with_a_built_in_name_is_pointed_out(tune, tmp_path: Path) -> None:
+    assert tune("cp", "alpaca_llama2_finetune").code == 0
+    outcome = tune("run", "full_finetune", "--config", "alpaca_llama2_finetune", "--dry-run")
+    assert outcome.code == 0
+    assert "./alpaca_llama2_finetune.yaml" in outcome.err
+
+
+def test_preflight_looks_at_the_machine(tune, tmp_path: Path) -> None:
+    words = ["llama2/7B_full", "device=cpu", "dataset.source=missing.jsonl"]
+    outcome = tune("validate", *words, "--preflight")
+    assert outcome.code == 2
+    assert "Llama-2-7b-hf does not exist" in outcome.out
+    assert "missing.jsonl does not exist" in outcome.out
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/tokenizer.model").write_bytes(b"")
+    (tmp_path / "missing.jsonl").write_text("")
+    outcome = tune("validate", *words, "model_checkpoint=weights", "--preflight")
+    assert outcome.code == 0, outcome.out
+    assert "GiB free" in outcome.out
+
+
+def test_recipes_are_found_by_every_name() -> None:
+    for recipe in RECIPES:
+        assert recipe.file.is_file()
+        for name in (recipe.name, *recipe.aliases):
+            assert find_recipe(name) is find_recipe(f"{name}.py") is recipe
