@@ -138,3 +138,54 @@ def test_the_hub_out_of_reach_is_explained_at_once(monkeypatch):
         DataError, match="no local file or folder, and the Hugging Face hub could not be asked"
     ):
         numbers("someone/no-such-data")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for the network alone: what `datasets` would return or raise."""
+    datasets = pytest.importorskip("datasets")
+    calls = []
+
+    def answer(result):
+        def load_dataset(source, **options):
+            calls.append((source, options))
+            if isinstance(result, Exception):
+                raise result
+            return datasets.Dataset.from_list(result)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return answer
+
+
+def test_rows_of_the_hub(hub):
+    calls = hub([{"n": number} for number in range(5)])
+    assert numbers("some/data", "test[1:3]", name="main", revision="v2") == [1, 2]
+    options = {"name": "main", "split": "test", "revision": "v2", "data_files": None}
+    assert calls == [("some/data", options)]
+    assert [row.place for row in Source("some/data").rows()][:2] == [
+        "some/data train, row 1",
+        "some/data train, row 2",
+    ]
+
+
+def test_what_is_said_when_the_hub_refuses(hub):
+    from datasets.exceptions import DatasetNotFoundError
+
+    gated = "Dataset 'some/data' is a gated dataset on the Hub. Visit the dataset page to ask for access."
+    for error, says in (
+        (
+            DatasetNotFoundError(gated),
+            r"is gated or private: accept its terms at https://huggingface\.co/datasets/some/data",
+        ),
+        (
+            DatasetNotFoundError("Dataset 'some/data' doesn't exist on the Hub"),
+            "there is no dataset 'some/data' on the hub",
+        ),
+        (ValueError("Unknown split \"val\". Should be one of ['train']."), r"Unknown split .*\['train'\]"),
+        (ConnectionError("Couldn't reach the hub"), "could not be asked .*Couldn't reach"),
+    ):
+        hub(error)
+        with pytest.raises(DataError, match=says):
+            numbers("some/data")
