@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from tune.models.llama2 import llama2
 from tune.modules import DecoderConfig, TransformerDecoder
 
 SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 512, "num_layers": 2, "num_heads": 3, "embed_dim": 48, "intermediate_dim": 112},
     "15m": {"vocab_size": 32_000, "num_layers": 6, "num_heads": 6, "embed_dim": 288, "intermediate_dim": 768},
     "110m": {
         "vocab_size": 32_000,
@@ -185,7 +186,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,7 +204,7 @@ def main() -> int:
         help="count processor seconds of all threads, for a machine shared with others (set OMP_NUM_THREADS=1)",
     )
     parser.add_argument("--output", help="also write the figures to this JSON file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     figures = compare(arguments)
     text = json.dumps(figures, indent=2)
     print(text)

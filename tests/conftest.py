@@ -23,6 +23,18 @@ def folding_spm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_spm(tmp_path_factory.mktemp("spm") / "folding.model", remove_extra_whitespaces=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def train_spm(file: Path, remove_extra_whitespaces: bool) -> Path:
     import sentencepiece
 

@@ -34,25 +34,13 @@ def test_the_script_is_ten_lines_and_needs_no_recipe() -> None:
     assert not [module for module in modules if module.startswith(("recipes", "tune.training", "tune.cli"))]
 
 
-def test_the_script_teaches_a_model_something(tmp_path: Path) -> None:
-    from sentencepiece import SentencePieceTrainer
-
+def test_the_script_teaches_a_model_something(tmp_path: Path, spm_file: Path) -> None:
     colours = ["red", "blue", "green", "black"]
     rows = [
         {"prompt": f"{colour} ->", "completion": f" {colours[i - 1]}"} for i, colour in enumerate(colours)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 240))
-    (tmp_path / "text.txt").write_text("red blue green black ->\n" * 20)
-    SentencePieceTrainer.train(
-        input=str(tmp_path / "text.txt"),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=290,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=9,
-    )
-    tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer(spm_file)
     torch.manual_seed(0)
     model = llama2(
         vocab_size=tokenizer.vocab_size,

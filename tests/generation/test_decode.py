@@ -264,3 +264,18 @@ def test_what_cannot_be_done_is_said_at_the_call(
 def test_a_wrong_row_of_a_batch_is_named(model: TransformerDecoder) -> None:
     with pytest.raises(GenerationError, match="prompt 2 of 3 has no tokens"):
         generate_batch(model, [[1], [], [2]], max_new_tokens=3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_a_cpu() -> None:
+    model = make_model(max_seq_len=211)
+    expected = generate(model, PROMPT, max_new_tokens=100)
+    model.to("cuda")
+    assert generate(model, PROMPT, max_new_tokens=100) == expected
+    sampled = {"max_new_tokens": 30, "temperature": 1.0, "top_k": 40, "top_p": 0.9, "seed": 7}
+    before = torch.cuda.get_rng_state()
+    first = generate(model, PROMPT, **sampled)  # type: ignore[arg-type]
+    assert first == generate(model, PROMPT, **sampled)  # type: ignore[arg-type]
+    assert first == generate_batch(model, [PROMPT, [1, 2]], **sampled)[0]  # type: ignore[arg-type]
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert not model.caches_are_enabled()

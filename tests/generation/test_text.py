@@ -12,27 +12,10 @@ from tune.generation import StopStrings, generate, generate_text, stream_text
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
 
-VOCAB = 300
-
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
-    from sentencepiece import SentencePieceTrainer
-
-    folder: Path = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text("the cat sat on the mat and ate the rat, äöü\n" * 40)
-    SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=VOCAB,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=9,
-    )
-    return SentencePieceTokenizer(folder / "tokenizer.model")
+def tokenizer(spm_file: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(spm_file)
 
 
 @pytest.fixture(scope="module")

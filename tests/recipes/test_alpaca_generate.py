@@ -19,21 +19,8 @@ HEADS, MAX_SEQ_LEN = 3, 4096
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
-    from sentencepiece import SentencePieceTrainer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text("write a response to the instruction\n" * 40)
-    SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=290,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=9,
-    )
-    return SentencePieceTokenizer(folder / "tokenizer.model")
+def tokenizer(spm_file: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(spm_file)
 
 
 @pytest.fixture(scope="module")
