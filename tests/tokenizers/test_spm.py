@@ -102,6 +102,15 @@ def test_a_model_that_folds_spaces_keeps_the_one_before_a_continuation(folding_s
     )
 
 
+def test_special_tokens_inside_of_a_text_take_no_space_from_what_follows(spm_file, folding_spm_file):
+    for file in (spm_file, folding_spm_file):
+        tokenizer = SentencePieceTokenizer(file)
+        ids = tokenizer.encode("the answer") + tokenizer.encode("seven")
+        inner = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        assert tokenizer.decode(ids) == inner.decode(ids) == "the answer seven"
+        assert tokenizer.decode(ids, skip_special=False) == "<s>the answer</s><s> seven</s>"
+
+
 def test_equals_the_reference_llama_tokenizer(spm_file, tmp_path):
     transformers = pytest.importorskip("transformers")
     from tokenizers import normalizers

@@ -17,6 +17,7 @@ from tune.tokenizers.segments import tokenize_segments
 from tune.tokenizers.templates import PromptTemplateSpec, get_prompt_template
 from tune.utils.paths import expand_path
 
+_PROCESSORS = ("_sp", "_sp_inner", "_sp_exact")
 # Small files that stand beside a tokenizer in a Hugging Face directory and belong to it.
 COMPANION_FILES = (
     "tokenizer_config.json",
@@ -29,6 +30,8 @@ COMPANION_FILES = (
 # a message field that comes twice, so appending these bytes to a model switches the dummy prefix off and
 # leaves everything else: sentencepiece/src/sentencepiece_model.proto.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+# The same with remove_extra_whitespaces (field 4) false as well.
+_SPACES_AS_THEY_ARE = b"\x1a\x04\x18\x00\x20\x00"
 
 
 class SentencePieceTokenizer:
@@ -167,6 +170,7 @@ class SentencePieceTokenizer:
         try:
             self._sp = SentencePieceProcessor(model_proto=self._proto)
             self._sp_inner = SentencePieceProcessor(model_proto=self._proto + _NO_DUMMY_PREFIX)
+            self._sp_exact = SentencePieceProcessor(model_proto=self._proto + _SPACES_AS_THEY_ARE)
         except RuntimeError as error:
             raise TokenizerError(_why_not_a_model(self.path, self._proto)) from error
         # Llama's model keeps runs of spaces; a model with sentencepiece's default settings folds them.
@@ -197,7 +201,7 @@ class SentencePieceTokenizer:
             if not is_special:
                 yield processor.decode(list(run))
                 # Only the start of a text carries the space to be taken off.
-                processor = self._sp_inner
+                processor = self._sp_exact
             elif not skip_special:
                 yield "".join(self.token(token_id) for token_id in run)
 
@@ -205,7 +209,7 @@ class SentencePieceTokenizer:
         return token_id in self._added_text or self._sp.is_control(token_id)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_sp", "_sp_inner")}
+        return {name: value for name, value in self.__dict__.items() if name not in _PROCESSORS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
