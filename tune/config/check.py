@@ -152,7 +152,7 @@ def _report_unknown(
     suggestion = None
     if guess is not None:
         components.guessed.add(guess.name)
-        suggestion = guess.entry or guess.name
+        suggestion = guess.entry or (guess.name if guess.name != key else None)
         message += f"; {guess.reason}"
         target = infos.get(guess.name)
         if guess.entry is None and target is not None and target.short_for:

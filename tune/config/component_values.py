@@ -40,7 +40,9 @@ class ComponentChecker:
         component = _as_component(node)
         if component is None:
             kind = slot.kind if slot is not None else "component"
-            message = f"{path} takes a {kind}: a name, a dotpath, or a mapping with {COMPONENT_KEY}, not {show(node)}"
+            article = "an" if kind[0] in "aeiou" else "a"
+            wanted = f"{article} {kind}: a name, a dotpath, or a mapping with {COMPONENT_KEY}"
+            message = f"{path} takes {wanted}, not {show(node)}"
             if isinstance(node, Listing) and slot is not None:
                 message = f"{path} takes one {kind}, not a list of them"
             return self._refuse("wrong-type", path, message, node)

@@ -26,7 +26,6 @@ from tune.config.typing import ANY, TypeSpec
 
 _YES = {"yes", "on", "y"}
 _NO = {"no", "off", "n"}
-_NULL_WORDS = {"null", "Null", "NULL"}
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:[_,']\d{3})+\Z|[-+]?\d+(?:_\d+)+\Z")
 _PADDED = re.compile(r"[-+]?0\d+\Z")
 
@@ -105,9 +104,9 @@ class Converter:
         if not isinstance(node, Listing):
             suggestion = None
             if isinstance(node, Scalar) and "\n" not in node.text:
-                suggestion = (
-                    "[" + ", ".join(part.strip() for part in node.text.split(",") if part.strip()) + "]"
-                )
+                parts = [part.strip() for part in node.text.split(",") if part.strip()]
+                if spec.kind != "tuple" or len(parts) == len(spec.args):
+                    suggestion = f"[{', '.join(parts)}]"
             return self._wrong(node, spec, path, suggestion)
         if spec.kind == "tuple":
             if len(node.items) != len(spec.args):
@@ -158,7 +157,7 @@ class Converter:
         return self._wrong(node, spec, path, suggestion, reason)
 
     def _refuse_null(self, node: Node, spec: TypeSpec, path: str) -> Any:
-        message = f"{path} cannot be null; it takes {spec.describe()}"
+        message = f"{node.written or path} cannot be null; it takes {spec.describe()}"
         suggestion = None
         if isinstance(node, Scalar) and node.text and spec.kind in ("str", "path"):
             message += " (quote it if the text is meant)"
@@ -169,7 +168,7 @@ class Converter:
     def _wrong(
         self, node: Node, spec: TypeSpec, path: str, suggestion: str | None = None, reason: str = ""
     ) -> Any:
-        message = f"{path} takes {spec.describe()}, not {show(node)}"
+        message = f"{node.written or path} takes {spec.describe()}, not {show(node)}"
         if reason:
             message += f": {reason}"
         self._say("not-a-choice" if spec.kind == "literal" else "wrong-type", path, message, node, suggestion)
@@ -201,11 +200,9 @@ def show(node: Node) -> str:
 
 def _means_null(node: Node, spec: TypeSpec) -> bool:
     if isinstance(node, Scalar) and node.style == "verbatim":
-        if node.text in _NULL_WORDS:
-            return True
         # `key=` and `key=~` are a text's own values; for everything else they say null
         text_target = spec.kind in ("str", "path") or any(arg.kind in ("str", "path") for arg in spec.args)
-        return node.text in ("", "~") and not text_target
+        return is_null(node) or (node.text in ("", "~") and not text_target)
     return is_null(node)
 
 

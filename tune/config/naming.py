@@ -231,6 +231,11 @@ def guess_parameter(
         if word in names and section in infos:
             target = f"{section}.{word}"
             return Guess(target, f"it is an argument of {section}: write it there, as {target}")
+    section, dot, argument = word.partition(".")
+    if dot and section in infos and argument:
+        short = next((name for name, info in infos.items() if info.short_for == word), None)
+        reason = f"in a file the parts of a path nest: {argument} stands below {section}"
+        return Guess(word, reason + (f", or as {short} at the top" if short else ""), short)
     close = nearest(word, [name for name, info in infos.items() if not info.hidden])
     return Guess(close, f"did you mean {close}?") if close else None
 

@@ -18,6 +18,7 @@ MAX_DEPTH = 64
 MAX_WEIGHT = 50_000  # values a configuration may stand for once aliases and references are written out
 _CHARS_PER_WEIGHT = 100
 
+NULL_WORDS = frozenset({"null", "Null", "NULL"})
 _NULL = re.compile(r"(?:null|Null|NULL|~|)\Z")
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT = re.compile(r"[-+]?[0-9]+\Z")
@@ -152,7 +153,10 @@ def is_null(node: Node) -> bool:
     """Whether the node says null."""
     if isinstance(node, PythonValue):
         return node.value is None
-    return isinstance(node, Scalar) and node.style == "plain" and _NULL.match(node.text) is not None
+    if not isinstance(node, Scalar) or node.style == "quoted":
+        return False
+    # on the command line only the word: `key=` and `key=~` are a text's own values
+    return node.text in NULL_WORDS or (node.style == "plain" and _NULL.match(node.text) is not None)
 
 
 def walk(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:

@@ -110,7 +110,9 @@ class ParamInfo:
                 return Problem(f"must be {self.range_text()}, not {value}", (self.name,), "out-of-range")
         if self.pattern is not None and isinstance(value, str) and not re.fullmatch(self.pattern, value):
             shown = value if len(value) <= 80 else value[:77] + "..."
-            return Problem(f"must match {self.pattern}, not {shown!r}", (self.name,), "bad-value")
+            folded = value.strip().lower().replace("gpu", "cuda")
+            suggestion = folded if re.fullmatch(self.pattern, folded) else None
+            return Problem(f"must match {self.pattern}, not {shown!r}", (self.name,), "bad-value", suggestion)
         return None
 
 

@@ -189,7 +189,7 @@ class _Resolver:
                 f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
             )
             return self._fail(node, path, "dangling-reference", message)
-        close = self._near(parts)
+        close = self._near(parts, path)
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
         if name in self._infos and self._infos[name].required:
             message = f"${{{name}}} refers to {name}, which is required and not set"
@@ -237,13 +237,13 @@ class _Resolver:
                 return None
         return self.inside(node, parts)
 
-    def _near(self, parts: Path) -> str | None:
+    def _near(self, parts: Path, path: Path) -> str | None:
         known = set(self._infos) | set(self._root.entries)
         for key, node in self._root.entries.items():
             if isinstance(node, Mapped):
                 known |= {f"{key}.{name}" for name in node.entries}
         known |= {info.short_for for info in self._infos.values() if info.short_for}
-        return nearest(".".join(parts), sorted(known))
+        return nearest(".".join(parts), sorted(known - {path[0]}))  # nothing refers to itself
 
     def _report_cycle(self, path: Path) -> None:
         start = next(index for index, (active, _) in enumerate(self._active) if active == path)

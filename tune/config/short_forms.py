@@ -47,8 +47,9 @@ def expand_short_forms(root: Mapped, infos: Mapping[str, ParamInfo], report: Rep
         given = replace(node, written=info.name)
         expanded = None if owner is None else _give(owner, argument, given, key_source, info, report)
         if expanded is None:
-            missing_owner = slot in infos and infos[slot].required
-            if not missing_owner and not isinstance(owner, Broken):
+            # of an owner that must not be empty something is said in any case
+            may_be_empty = slot not in infos or infos[slot].spec.nullable
+            if may_be_empty and not isinstance(owner, Broken):
                 message = f"{info.name} stands for {info.short_for}, but there is no {slot} to take it"
                 report(Diagnostic("no-component", info.name, message, node.source))
             root = rest
