@@ -4,21 +4,23 @@
 
 P is a folder (Hugging Face or Meta layout, or a saved step of a run) or one weight file: .pth, .pt, .bin or
 .safetensors, with Meta's, Hugging Face's or torchtune's own names. T is the tokenizer's file. The answer alone goes
-to standard output. For everything else, use `tune run generate`, which this command shares its parts with.
+to standard output. For everything else, use `tune run generate`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from recipes.generate import leave_quietly, show
 from tune.checkpoints import WeightSource, find_model_dir, load_into, open_weights
 from tune.data import AlpacaToMessages
 from tune.errors import CheckpointError, TuneError
@@ -27,7 +29,7 @@ from tune.models import auto
 from tune.models.llama2 import llama2, llama2_7b, llama2_13b, llama2_70b
 from tune.modules import TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
-from tune.utils import expand_path, get_device, get_dtype, get_logger
+from tune.utils import expand_path, get_device, get_dtype
 
 # Parameters whose shapes tell a Llama's sizes.
 EMBEDDING = "tok_embeddings.weight"
@@ -179,23 +181,30 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.instruction:
         row = {"instruction": arguments.input, "input": "", "output": ""}
     prompt = AlpacaToMessages()(row)["messages"][0].content
-    show(
-        stream_text(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=arguments.max_gen_len,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            seed=arguments.seed,
-        )
+    stream = stream_text(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=arguments.max_gen_len,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
     )
+    started = time.perf_counter()
+    with stream:
+        for piece in stream:
+            print(piece, end="", flush=True)
+    print(flush=True)
+    print(f"{stream.num_tokens} tokens in {time.perf_counter() - started:.2f} s", file=sys.stderr)
 
 
 def recipe_main(argv: Sequence[str] | None = None) -> int:
     """Answer one instruction; returns the exit code."""
     arguments = parse_arguments(argv)
-    get_logger("INFO")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a terminal that cannot show a character must not end the run
     try:
         run(arguments)
     except TuneError as error:
@@ -204,7 +213,9 @@ def recipe_main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return leave_quietly()
+        # Whoever was reading has seen enough (`| head`); Python would complain when it flushes once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE
     return 0
 
 

@@ -200,13 +200,6 @@ def open_output(params: GenerateParams) -> IO[str] | None:
         raise GenerationError(f"output_file {file} cannot be written: {error.strerror}.") from error
 
 
-def leave_quietly() -> int:
-    """Return the exit code for a reader that has seen enough (`| head`), which is no failure of ours."""
-    # Python flushes once more at its exit, and would complain.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141  # 128 + SIGPIPE, as the shell reports it for other commands
-
-
 @tune.config.parse
 def recipe_main(params: GenerateParams) -> int:
     """Continue prompts with a model; the completion goes to standard output."""
@@ -216,7 +209,9 @@ def recipe_main(params: GenerateParams) -> int:
         get_logger().warning("Interrupted.")
         return 130
     except BrokenPipeError:
-        return leave_quietly()
+        # Whoever was reading has seen enough (`| head`); Python would complain when it flushes once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as the shell reports it for other commands
     except OSError as error:
         raise GenerationError(f"the answer cannot be written: {error}.") from error
     return 0

@@ -12,7 +12,18 @@ from benchmarks.generate import main
 
 def test_the_contestants_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "figures.json"
-    words = ["--size", "tiny", "--rounds", "2", "--prompt-tokens", "9", "--new-tokens", "7", "--batch-size", "3"]
+    words = [
+        "--size",
+        "tiny",
+        "--rounds",
+        "2",
+        "--prompt-tokens",
+        "9",
+        "--new-tokens",
+        "7",
+        "--batch-size",
+        "3",
+    ]
     assert main([*words, "--output", str(output)]) == 0
     figures = json.loads(output.read_text())
     assert figures == json.loads(capsys.readouterr().out)
