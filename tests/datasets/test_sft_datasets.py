@@ -255,6 +255,12 @@ def test_the_report_counts_what_is_there(tokenizer, write):
     assert f"{report.share_trained:.1%} of them trained on" in str(report)
 
 
+def test_the_report_names_columns_that_are_not_used(tokenizer, write):
+    for build in (alpaca_dataset, instruct_dataset):
+        dataset = build(tokenizer, source=write([{"id": 7, "hint": "x", **QA[0]}]))
+        assert "(question -> answer, unused: id, hint, template " in str(dataset.report())
+
+
 def test_an_example_can_be_looked_at(tokenizer, write):
     dataset = chat_dataset(tokenizer, source=write([{"messages": CHAT}]))
     assert preview_example(tokenizer, dataset[0]) == [

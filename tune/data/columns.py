@@ -35,6 +35,11 @@ class InstructionColumns:
         context = f" + {self.context}" if self.context else ""
         return f"{self.prompt}{context} -> {self.answer}"
 
+    def describe(self, columns: Sequence[str]) -> str:
+        """Returns how the columns of some data are read, those that are not used among them."""
+        unused = [name for name in columns if name not in (self.prompt, self.answer, self.context)]
+        return f"{self}{f', unused: {_listed(unused)}' if unused else ''}"
+
 
 def find_instruction_columns(
     columns: Sequence[str], column_map: Mapping[str, str] | None = None, *, input_is_context: bool = True

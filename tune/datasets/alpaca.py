@@ -101,7 +101,7 @@ def alpaca_from_rows(
     max_seq_len: int | None,
 ) -> SFTDataset | PackedDataset:
     """Returns rows whose columns are known as a dataset of Alpaca prompts."""
-    rows.report.format = str(columns)
+    rows.report.format = columns.describe(rows.columns)
     column_map = {"instruction": columns.prompt, "output": columns.answer}
     # A name that no row has reads as "no input".
     column_map["input"] = columns.context or ""

@@ -77,7 +77,7 @@ def instruct_dataset(
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:
         # Alpaca has a prompt of its own for instructions that come with an input.
         return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
-    rows.report.format = str(columns)
+    rows.report.format = columns.describe(rows.columns)
     column_map = {"input": columns.prompt, "output": columns.answer}
     if columns.context:
         column_map["context"] = columns.context
