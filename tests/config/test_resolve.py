@@ -448,3 +448,29 @@ def test_nothing_is_called_wrong_twice_through_an_alias() -> None:
     # each place builds it, so each place is named, but at the one position they share
     assert {item.source.line for item in resolution.errors} == {2}
     assert all(isinstance(item, Diagnostic) for item in resolution.errors)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("".join(f"key_number_{n}: 1\n" for n in range(20_000)), []),
+        ("optimizer:\n  _component_: SGD\n" + "".join(f"  key_number_{n}: 1\n" for n in range(20_000)), []),
+        ("names:\n" + "".join(f"- ${{key_number_{n}}}\n" for n in range(20_000)), []),
+        ("names: [" + "[1]," * 10_000 + "]", []),
+        ("extra: [" + "{_component_: torch.nn.Lineer}," * 5_000 + "]", []),
+        ("note: '" + "\\" * 500_000 + " ${x}'\n", []),
+        ("note: '" + "${" * 200_000 + "'\n", []),
+        ("note: '" + "1_" * 400_000 + "'\nepochs: " + "1_" * 200_000 + "1\n", []),
+        ("?" * 100_000 + "\n", []),
+        ("", ["a" + " " * 120_000, "a[" + " " * 120_000 + "=1", "x" * 120_000, "a." * 60_000 + "b=1"]),
+    ],
+)
+def test_no_configuration_takes_long(text: str, overrides: list[str]) -> None:
+    import time
+
+    start = time.process_time()
+    resolution = run("output_dir: a\n" + text, *overrides)
+    assert resolution.errors
+    assert len(resolution.errors) <= 201
+    assert len(resolution.report()) < 500_000
+    assert time.process_time() - start < 10  # a second or so on a quiet machine

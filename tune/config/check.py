@@ -10,7 +10,7 @@ from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
 from tune.config.convert import REFUSED, shadowed
 from tune.config.diagnostics import PYTHON, Diagnostic, Source, quote
-from tune.config.naming import guess_parameter
+from tune.config.naming import MAX_GUESSES, guess_parameter
 from tune.config.nodes import (
     Listing,
     Mapped,
@@ -91,8 +91,8 @@ def check_tree(
         # a stray key may belong to one of them
         for info, node in untouched:
             components(node, info.name, info.slot)
-    for key in unknown:
-        _report_unknown(key, root, infos, components, report)
+    for count, key in enumerate(unknown):
+        _report_unknown(key, root, infos, components, report, guessing=count < MAX_GUESSES)
     checked.bad |= components.guessed
     for info in late_required:
         if complete and info.name not in components.guessed:
@@ -146,8 +146,9 @@ def _report_unknown(
     infos: Mapping[str, ParamInfo],
     components: ComponentChecker,
     report: Callable[[Diagnostic], None],
+    guessing: bool,
 ) -> None:
-    guess = guess_parameter(key, infos, components.arguments)
+    guess = guess_parameter(key, infos, components.arguments) if guessing else None
     message = f"there is no parameter {quote(key)}"
     suggestion = None
     if guess is not None:

@@ -9,14 +9,16 @@ from typing import Any
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import ResolvedName, resolve_component
 from tune.config.convert import REFUSED, Converter, shadowed, show
-from tune.config.diagnostics import Diagnostic, Source
+from tune.config.diagnostics import Diagnostic, Source, printable, shorten
 from tune.config.findings import Finding
 from tune.config.merging import name_component
-from tune.config.naming import guess_argument
+from tune.config.naming import MAX_GUESSES, guess_argument
 from tune.config.nodes import Broken, Listing, Mapped, Node, PythonValue, Scalar
 from tune.config.params import ParamInfo
 from tune.config.slots import Slot
 from tune.config.typing import ANY, TypeSpec
+
+_MAX_COMPONENTS = 200  # each costs some milliseconds to look up
 
 
 class ComponentChecker:
@@ -32,6 +34,8 @@ class ComponentChecker:
         self._report = report
         self._by_short_form = {info.short_for: info for info in infos.values() if info.short_for}
         self.converter = Converter(report, self)
+        self._guesses = 0
+        self._count = 0
         self.arguments: dict[str, set[str]] = {}  # by the path of the component
         self.places: dict[str, Node] = {}  # where each argument stands, by its path
         self.guessed: set[str] = set()  # what unknown arguments probably meant, by path
@@ -57,6 +61,12 @@ class ComponentChecker:
             message = f"{path}.{COMPONENT_KEY} takes the name of a component, not {show(name_node)}"
             return self._refuse("wrong-type", f"{path}.{COMPONENT_KEY}", message, name_node)
         self.places[f"{path}.{COMPONENT_KEY}"] = name_node
+        self._count += 1
+        if self._count > _MAX_COMPONENTS:
+            if self._count == _MAX_COMPONENTS + 1:
+                message = f"there are more than {_MAX_COMPONENTS} components in this configuration"
+                self._refuse("config-too-large", path, message, name_node)
+            return REFUSED
         resolved = resolve_component(name.strip(), slot)
         for finding in resolved.warnings:
             self._found(finding, path, name_node, "warning")
@@ -170,8 +180,9 @@ class ComponentChecker:
         if node.written:
             message = f"{called} takes no argument {key}, which is what {node.written} stands for; remove it"
             return Diagnostic("unknown-argument", where, message, source)
-        guess = guess_argument(key, path, usable, self._infos)
-        message = f"{called} takes no argument {key}"
+        self._guesses += 1
+        guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
+        message = f"{called} takes no argument {shorten(printable(key))}"
         if guess is not None:
             self.guessed.add(
                 guess.name

@@ -12,6 +12,7 @@ from tune.config.yaml_tree import read_flow
 
 _KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
 _FLOW_STARTS = ("[", "{", '"', "'")
+_MAX_GUESSED = 500  # characters of an argument up to which its meaning is guessed at
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -107,6 +108,8 @@ def _keyed(path: str, whole: Source) -> Diagnostic | None:
         return Diagnostic("bad-override", "", f"the key has more than {MAX_DEPTH} parts", whole)
     if _KEY.match(path):
         return None
+    if len(path) > _MAX_GUESSED:
+        return Diagnostic("bad-override", "", f"{quote(path)} is no key", whole)
     dotted = re.sub(r"\[\s*[\"']?([\w-]+)[\"']?\s*\]", r".\1", path)
     value = whole.arg.partition("=")[2] if whole.arg else ""
     suggestion = f"{dotted}={value}" if dotted != path and _KEY.match(dotted) else None
@@ -115,7 +118,8 @@ def _keyed(path: str, whole: Source) -> Diagnostic | None:
 
 
 def _without_sign(argument: str, whole: Source) -> Diagnostic:
-    found = re.match(r"-*([A-Za-z_][\w.-]*)\s*(?::\s*|\s+)(\S.*)\Z", argument)
+    guessable = argument if len(argument) <= _MAX_GUESSED else ""
+    found = re.match(r"-*([A-Za-z_][\w.-]*)\s*(?::\s*|\s+)(\S.*)\Z", guessable)
     suggestion = f"{found.group(1)}={found.group(2)}" if found else None
     message = f"an override needs an equals sign: key=value, not {quote(argument)}"
     if not found and _KEY.match(argument.lstrip("-")):

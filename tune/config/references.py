@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
 from tune.config.merging import name_component
-from tune.config.naming import nearest
+from tune.config.naming import MAX_GUESSES, nearest
 from tune.config.nodes import (
     MAX_DEPTH,
     MAX_WEIGHT,
@@ -28,7 +28,7 @@ from tune.config.params import ParamInfo
 
 Path = tuple[str, ...]
 
-_OPENING = re.compile(r"(\\*)\$\{")
+_OPENING = re.compile(r"(?<!\\)(\\*)\$\{")  # the look-behind keeps the search linear
 _MAX_TEXT = 100_000  # characters a text may grow to
 _MAX_CHAIN = 100  # references and containers within one another while resolving
 
@@ -84,6 +84,7 @@ class _Resolver:
         self._broken: set[Path] = set()
         self._chain = 0
         self._weight = 0
+        self._failures = 0
 
     def inside(self, node: Node, path: Path) -> Node:
         """`node`, which stands at `path`, with all references in it replaced."""
@@ -189,7 +190,8 @@ class _Resolver:
                 f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
             )
             return self._fail(node, path, "dangling-reference", message)
-        close = self._near(parts, path)
+        self._failures += 1
+        close = self._near(parts, path) if self._failures <= MAX_GUESSES else None
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
         if name in self._infos and self._infos[name].required:
             message = f"${{{name}}} refers to {name}, which is required and not set"

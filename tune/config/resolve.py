@@ -31,6 +31,7 @@ from tune.errors import TuneError
 T = TypeVar("T")
 
 _MAX_REMEMBERED = 32
+_MAX_ERRORS = 200
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def resolve(
         # of a file that could not be read to its end nobody can say what it leaves out
         if tree.complete or all(find_place(name, checked, infos) for name in problem.fields):
             found.append(_place_problem(problem, checked, infos, tree.whole))
-    errors = ordered(item for item in found if item.severity == "error")
+    errors = _bounded(ordered(item for item in found if item.severity == "error"))
     warnings = ordered(item for item in found if item.severity == "warning")
     params = None
     if not errors:
@@ -217,6 +218,15 @@ def resolve(
     if params is not None:
         _remember(resolution)
     return resolution
+
+
+def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
+    """The first errors, and a last one that counts the rest: nobody reads thousands."""
+    if len(errors) <= _MAX_ERRORS:
+        return errors
+    last = errors[_MAX_ERRORS]
+    message = f"and {len(errors) - _MAX_ERRORS} more errors from here on"
+    return [*errors[:_MAX_ERRORS], Diagnostic("more-errors", "", message, last.source)]
 
 
 def peek_recipe(config: str | os.PathLike[str]) -> str | None:
