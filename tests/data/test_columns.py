@@ -27,7 +27,10 @@ def test_known_names_are_recognised(columns, expected):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        (["q", "a"], r"found q, a\. Say so with dataset\.column_map=\{instruction: COLUMN, output: COLUMN\}"),
+        (
+            ["q", "a"],
+            r"of the data .* found q, a\. Say so with dataset\.column_map=\{instruction: COLUMN, output: COLUMN\}",
+        ),
         (
             ["question", "answer", "prompt", "completion"],
             "in 2 ways: prompt -> completion; question -> answer",
@@ -87,5 +90,5 @@ def test_conversations_and_text():
         find_conversation_column(["id", "turns"], "turn")
     assert find_text_column(["id", "text"]) == "text"
     assert find_text_column(["content"]) == "content"
-    with pytest.raises(DataError, match="no column 'text': found a, b"):
+    with pytest.raises(DataError, match="has no column 'text': found a, b"):
         find_text_column(["a", "b"])

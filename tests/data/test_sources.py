@@ -104,6 +104,12 @@ def test_a_misspelt_path_is_not_looked_up_on_the_hub(folder):
         numbers("./nowhere/data.jsonl")
     with pytest.raises(DataError, match=r"there is no file or folder data\.jsonl"):
         numbers("data.jsonl")
+    with pytest.raises(DataError, match=r"there is no file or folder table\.xlsx"):
+        numbers("table.xlsx")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        numbers("/dev/null")
+    with pytest.raises(ConfigError, match=r"dataset\.source=json says what kind .* set dataset\.data_files"):
+        numbers("json")
     with pytest.raises(DataError, match="there is no file"):
         numbers("json", data_files=str(folder / "nope.json"))
 

@@ -42,7 +42,11 @@ class InstructionColumns:
 
 
 def find_instruction_columns(
-    columns: Sequence[str], column_map: Mapping[str, str] | None = None, *, input_is_context: bool = True
+    columns: Sequence[str],
+    column_map: Mapping[str, str] | None = None,
+    *,
+    input_is_context: bool = True,
+    source: str = "the data",
 ) -> InstructionColumns:
     """Returns which columns hold prompt and answer.
 
@@ -52,6 +56,7 @@ def find_instruction_columns(
             `input`, `output` (or `completion`, `response`, `answer`). Parts left out are recognised.
         input_is_context: `input` in the map is further text for the prompt, as in Alpaca; otherwise it is
             the prompt itself, unless another part of the map is.
+        source: what errors call the data.
 
     Raises:
         ConfigError: the map names unknown parts or columns.
@@ -67,13 +72,15 @@ def find_instruction_columns(
         return found[0]
     if found:
         raise DataError(
-            f"the columns can be read in {len(found)} ways: {'; '.join(map(str, found))}. Choose with "
+            f"the columns of {source} can be read in {len(found)} ways: {'; '.join(map(str, found))}. Choose with "
             f"dataset.column_map={{{_parts(input_is_context, found[0])}}}"
         )
-    raise DataError(_not_recognised(columns, input_is_context))
+    raise DataError(_not_recognised(columns, input_is_context, source))
 
 
-def find_conversation_column(columns: Sequence[str], told: str | None = None) -> str:
+def find_conversation_column(
+    columns: Sequence[str], told: str | None = None, source: str = "the data"
+) -> str:
     """Returns the column that holds conversations.
 
     Raises:
@@ -88,19 +95,19 @@ def find_conversation_column(columns: Sequence[str], told: str | None = None) ->
         return found[0]
     if found:
         raise DataError(
-            f"several columns may hold the conversations: {', '.join(found)}. "
+            f"several columns of {source} may hold the conversations: {', '.join(found)}. "
             f"Choose one with dataset.conversation_column={found[0]}"
         )
     hint = ""
     if _known_formats(columns):
         hint = ". These look like prompts and answers: use instruct_dataset"
     raise DataError(
-        f"no column holds conversations: found {_listed(columns)}, expected one of {', '.join(_CHAT_NAMES)}. "
-        f"Name it with dataset.conversation_column=COLUMN{hint}"
+        f"no column of {source} holds conversations: found {_listed(columns)}, expected one of "
+        f"{', '.join(_CHAT_NAMES)}. Name it with dataset.conversation_column=COLUMN{hint}"
     )
 
 
-def find_text_column(columns: Sequence[str], told: str | None = None) -> str:
+def find_text_column(columns: Sequence[str], told: str | None = None, source: str = "the data") -> str:
     """Returns the column that holds plain text.
 
     Raises:
@@ -114,7 +121,9 @@ def find_text_column(columns: Sequence[str], told: str | None = None) -> str:
         return "text"
     if len(columns) == 1:
         return columns[0]
-    raise DataError(f"no column 'text': found {_listed(columns)}. Name it with dataset.column=COLUMN")
+    raise DataError(
+        f"{source} has no column 'text': found {_listed(columns)}. Name it with dataset.column=COLUMN"
+    )
 
 
 def _known_formats(columns: Sequence[str]) -> list[tuple[str, str, str | None]]:
@@ -186,8 +195,8 @@ def _check_exists(column: str, columns: Sequence[str], setting: str) -> None:
         raise ConfigError(f"{setting} is {column!r}, but the data has {_listed(columns)}{hint}")
 
 
-def _not_recognised(columns: Sequence[str], input_is_context: bool) -> str:
-    text = f"cannot tell which columns hold prompts and answers: found {_listed(columns)}. "
+def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str) -> str:
+    text = f"cannot tell which columns of {source} hold prompts and answers: found {_listed(columns)}. "
     chat = [name for name in _CHAT_NAMES if name in columns]
     if chat:
         return text + f"{chat[0]!r} looks like conversations: use chat_dataset"

@@ -42,20 +42,30 @@ def read_hub(
 
 @contextmanager
 def _offline_without_network() -> Iterator[None]:
-    """Uses the cache alone where the hub's address does not resolve: retries would take half a minute."""
+    """Uses the cache alone where the hub's address does not resolve: retries would take half a minute.
+
+    Raises:
+        ConnectionError: there is no network, and the cache does not hold what was asked for.
+    """
     import datasets
     from huggingface_hub import constants
 
     host = urlsplit(constants.ENDPOINT).hostname or ""
+    unresolved = None
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     # A proxy resolves names for us.
     if not getproxies():
         try:
             socket.getaddrinfo(host, 443)
-        except OSError:
+        except OSError as error:
+            unresolved = error
             constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
+    except OSError as error:
+        if unresolved is None:
+            raise
+        raise ConnectionError(f"{host} does not resolve: {unresolved}; nor is it in the cache") from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 

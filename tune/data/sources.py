@@ -81,11 +81,18 @@ class Source:
                 )
             return read_hub(self.source, split, self.name, self.revision, self.data_files)
         place = expand_path(self.source)
+        if self.source in _FILE_KINDS and not place.exists():
+            raise ConfigError(
+                f"dataset.source={self.source} says what kind of files there are, but not which: set "
+                "dataset.data_files, or give the file itself as the source"
+            )
         if place.is_dir():
             return self._read_folder(place, split)
         if place.is_file():
             _check_single_file(place, split)
             return self._read_files([place], self.source)
+        if place.exists():
+            raise DataError(f"{place} is neither a file nor a folder")
         if _looks_like_a_path(self.source):
             raise DataError(f"there is no file or folder {place}{_nearby(place)}")
         return read_hub(self.source, split, self.name, self.revision, self.data_files)
@@ -228,6 +235,8 @@ def _looks_like_a_path(source: str) -> bool:
         or source.count("/") > 1
         or "\\" in source
         or file_kind(Path(source)) is not None
+        # No dataset of the hub that lacks an owner has a dot in its name.
+        or ("/" not in source and "." in source)
     )
 
 

@@ -54,7 +54,7 @@ def alpaca_dataset(
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
-    columns = find_instruction_columns(rows.columns, column_map)
+    columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
     return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
 
 

@@ -66,7 +66,7 @@ def chat_dataset(
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
-    column = find_conversation_column(rows.columns, conversation_column)
+    column = find_conversation_column(rows.columns, conversation_column, rows.report.source)
     style = _find_style(rows, column) if conversation_style == "auto" else conversation_style
     if style == "openai":
         transform: OpenAIToMessages | ShareGPTToMessages = OpenAIToMessages(

@@ -71,7 +71,9 @@ def instruct_dataset(
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
-    columns = find_instruction_columns(rows.columns, column_map, input_is_context=False)
+    columns = find_instruction_columns(
+        rows.columns, column_map, input_is_context=False, source=rows.report.source
+    )
     spec = prompt_template or tokenizer.prompt_template or _DEFAULT_TEMPLATES.get(columns.prompt, "alpaca")
     template = get_prompt_template(spec)
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:

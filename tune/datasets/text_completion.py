@@ -46,7 +46,7 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         on_bad_rows: Literal["error", "drop"] = "error",
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
-        column = find_text_column(rows.columns, column)
+        column = find_text_column(rows.columns, column, rows.report.source)
         self._store = TokenStore(tokenizer.vocab_size)
         self._report = rows.report
         self._report.format = f"{column}, plain text"
