@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
 
 import tune
@@ -19,7 +17,7 @@ _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMF
 EXIT_FAILED = 1
 EXIT_BAD_USAGE = 2
 EXIT_BUG = 70
-EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_INTERRUPTED = 128 + 2  # SIGINT
 EXIT_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows does not define
 
 
@@ -50,6 +48,8 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
         return EXIT_FAILED
     if own_file is not None:
         return _report_own(error, own_file)
+    import traceback  # only on the way out
+
     traceback.print_exception(error)
     report_error(
         f"this is a bug in tune {tune.__version__}, not something you did wrong.\n"
@@ -84,6 +84,8 @@ def _out_of_memory(error: BaseException) -> str:
 
 def _report_own(error: BaseException, own_file: Path) -> int:
     """Report an exception out of the user's own recipe: their traceback, without our frames around it."""
+    import traceback
+
     frames = error.__traceback__
     while frames is not None and Path(frames.tb_frame.f_code.co_filename) != own_file:
         frames = frames.tb_next

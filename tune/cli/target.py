@@ -121,9 +121,10 @@ def read_params_path(file: Path) -> str | None:
     """
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: too deeply nested
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise TuneError(f"{file}{where} is not valid Python: {error.args[0]}") from error
+        reason = error.args[0] if error.args else "it is nested too deeply"
+        raise TuneError(f"{file}{where} is not valid Python: {reason}") from error
     except OSError as error:
         raise TuneError(f"{file} cannot be read: {error.strerror}") from error
     annotation = next(

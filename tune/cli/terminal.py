@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
@@ -50,7 +49,12 @@ def _report(word: str, style: str, message: str) -> None:
 
 def width() -> int:
     """Return how many columns to write, between 60 and 120."""
-    return max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    given = os.environ.get("COLUMNS", "")
+    try:
+        found = int(given) if given.isdecimal() else os.get_terminal_size().columns
+    except OSError:  # not a terminal
+        found = 100
+    return max(60, min(120, found))
 
 
 def wrap(text: str, columns: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path, PurePath
 from typing import Any
@@ -124,6 +123,8 @@ def _no_recipe(config: str, named: str | None) -> str:
 
 
 def _print_json(result: dict[str, Any]) -> None:
+    import json  # not needed without --json
+
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 

@@ -114,7 +114,7 @@ def read_star_imports(module: Module) -> list[str]:
     return [
         _absolute(module, statement)
         for text, _ in _read_statements(module, "*")
-        for statement in _flatten(_parse(text) or ())
+        for statement in _flatten(_parse(text) or () if "import" in text else ())
         if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*"
     ]
 
@@ -197,17 +197,17 @@ def _absolute(module: Module, statement: ast.ImportFrom) -> str:
 
 
 def _read_statements(module: Module, mentioning: str | None) -> Iterator[tuple[str, str | None]]:
-    """Yield the text of top-level statements that mention a name (None: all), and what each defines, if it does."""
+    """Yield the text of top-level statements, and the name each defines if it is a class or function.
+
+    Args:
+        module: the file.
+        mentioning: only definitions of this name, and other statements that mention it; None for all.
+    """
     source, chunks = _read_chunks(module.file)
-    pattern = None
-    if mentioning is not None:
-        pattern = re.compile(r"import[ \t(]*\*" if mentioning == "*" else rf"\b{re.escape(mentioning)}\b")
-    for start, end in chunks:
-        if pattern is None or pattern.search(source, start, end):
-            defined = None
-            if source.startswith(("class", "def", "async", "@"), start):
-                match = _DEFINITION.search(source, start, end)
-                defined = match.group(1) if match else None
+    for start, end, defined in chunks:
+        if mentioning is None or (
+            source.find(mentioning, start, end) >= 0 if defined is None else defined == mentioning
+        ):
             yield source[start:end], defined
 
 
@@ -235,7 +235,10 @@ def _flatten(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield statement
 
 
-def _read_chunks(file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
+Chunks = tuple[tuple[int, int, str | None], ...]
+
+
+def _read_chunks(file: Path) -> tuple[str, Chunks]:
     try:
         stamp = file.stat()
     except OSError:
@@ -244,8 +247,8 @@ def _read_chunks(file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 @lru_cache(maxsize=256)
-def _cut(file: str, _modified: int, _size: int) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Return a file's text and where each of its top-level statements starts and ends."""
+def _cut(file: str, _modified: int, _size: int) -> tuple[str, Chunks]:
+    """Return a file's text, and of each of its top-level statements the start, the end and what it defines."""
     try:
         with open(file, "rb") as stream:
             data = stream.read(_MAX_SOURCE_BYTES)
@@ -255,4 +258,9 @@ def _cut(file: str, _modified: int, _size: int) -> tuple[str, tuple[tuple[int, i
     starts = [match.start() for match in _STATEMENT_START.finditer(source)]
     # Decorators belong to the definition that follows them.
     starts = [start for i, start in enumerate(starts) if i == 0 or source[starts[i - 1]] != "@"]
-    return source, tuple(zip(starts, [*starts[1:], len(source)]))
+    chunks = []
+    for start, end in zip(starts, [*starts[1:], len(source)]):
+        decorated = source[start] == "@"
+        match = _DEFINITION.search(source, start, end) if decorated else _DEFINITION.match(source, start, end)
+        chunks.append((start, end, match.group(1) if match else None))
+    return source, tuple(chunks)
