@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 from torch.amp import GradScaler
-from torch.utils.data import DataLoader
 
 import tune.config
 from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
-from tune.config import Component, import_component, instantiate, instantiate_offering
+from tune.config import Component, instantiate, instantiate_offering
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, ResumableSampler, shift_labels
 from tune.datasets import ConcatDataset
-from tune.errors import ConfigError
 from tune.generation import generate_text
 from tune.modules import flops_per_token
 from tune.modules.loss import loss_sum
@@ -59,9 +57,11 @@ class FullFinetuneRecipe:
         self.step_in_epoch = 0
         self.num_tokens = 0  # that went through the model, without padding
         self.num_targets = 0  # those whose next token was trained on
-        self.best_val_loss, self.best_step = float("inf"), -1  # among saved steps
-        self.loss = self.val_loss = float("nan")  # as last read
+        self.loss = float("nan")  # as last read
+        self.val_loss: float | None = None
         self.val_step = -1  # the step that val_loss is of
+        self.best_val_loss = float("inf")  # among saved steps
+        self.best_step: int | None = None
         self.lock: training.RunLock | None = None
         self.metric_loggers: list[Any] = []
 
@@ -93,8 +93,8 @@ class FullFinetuneRecipe:
         )
         self.device = get_device(params.device)
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        saved_seed = training.read_run_file(resumed.state_dir)["run"]["seed"] if resumed else None
-        self.seed = set_seed(saved_seed if params.seed is None else params.seed)
+        run = training.read_run(resumed.state_dir) if resumed else {}
+        self.seed = set_seed(run["seed"] if run and params.seed is None else params.seed)
         self.log.info(
             f"{self.device}, {plan}, {self.precision}, seed {self.seed}, output in {self.output_dir}"
         )
@@ -102,19 +102,22 @@ class FullFinetuneRecipe:
         # 3. Tokenizer and data, in seconds: a mistake there shows before gigabytes of weights are read.
         offered = {"checkpoint_dir": self.checkpointer.checkpoint_dir}
         self.tokenizer = instantiate_offering(params.tokenizer, offered)
-        self.dataset, self.loader = self._setup_data(params.dataset, params.batch_size, params.shuffle)
-        self.sampler = self.loader.sampler
+        self.dataset, self.loader, self.sampler = self._setup_data(
+            params.dataset, params.batch_size, params.shuffle
+        )
         if params.dataset_val:
             batch_size_val = params.batch_size_val or params.batch_size
-            self.loader_val = self._setup_data(params.dataset_val, batch_size_val, shuffle=False)[1]
-        num_micro_batches = -(-len(self.dataset) // params.batch_size)
-        self.steps_per_epoch = -(-num_micro_batches // params.gradient_accumulation_steps)
-        if params.max_steps_per_epoch is not None:
-            self.steps_per_epoch = min(self.steps_per_epoch, params.max_steps_per_epoch)
+            _, self.loader_val, _ = self._setup_data(params.dataset_val, batch_size_val, shuffle=False)
+        self.steps_per_epoch = training.count_steps_per_epoch(
+            len(self.dataset),
+            params.batch_size,
+            params.gradient_accumulation_steps,
+            params.max_steps_per_epoch,
+        )
         self.num_steps = params.epochs * self.steps_per_epoch
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
-        self.model = self._setup_model(offered, resumed)
+        self.model = self._setup_model(resumed)
 
         # 5. Loss, then what changes the weights. The schedule needs the number of steps, which the data gave.
         self.loss_fn = instantiate_offering(
@@ -127,21 +130,27 @@ class FullFinetuneRecipe:
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
         self.guard = training.NonFiniteGuard(params.on_non_finite, self.scaler)
 
-        # 6. What watches: loggers, profiler, speed. The file says exactly what is running.
+        # 6. What watches, and a file that says exactly what is running.
         self.metric_loggers = [
-            JSONLLogger(str(self.output_dir)),
+            JSONLLogger(str(self.output_dir), overwrite=not resumed),
             instantiate_offering(params.metric_logger, {"log_dir": str(self.output_dir)}),
         ]
-        self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl")
-        offered = {"output_dir": str(self.output_dir / "profiler")}
+        self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl", overwrite=not resumed)
         self.profiler = (
-            instantiate_offering(params.profiler, offered) if params.profiler else training.DummyProfiler()
+            instantiate_offering(params.profiler, {"output_dir": str(self.output_dir / "profiler")})
+            if params.profiler
+            else training.DummyProfiler()
         )
         matmul_rate = training.measure_matmul_rate(self.device, self.precision.compute_dtype)
         self.speed = training.SpeedMeter(
             self.device, partial(flops_per_token, self.model.config), matmul_rate
         )
         training.write_resolved_config(params, self.output_dir / "config.yaml")
+        self.log.info(
+            f"{self.num_steps} steps: {params.epochs} x {self.steps_per_epoch}, each of "
+            f"{params.gradient_accumulation_steps} x {params.batch_size} sequences. Limit: "
+            f"{matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
+        )
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
         self.fingerprint = training.make_fingerprint(
@@ -152,66 +161,60 @@ class FullFinetuneRecipe:
             seed=self.seed,
             device=self.device.type,
             # Without a schedule, more epochs only add steps at the end.
-            num_steps=self.num_steps if params.lr_scheduler else "any",
+            num_steps=self.num_steps if self.lr_scheduler else "any",
         )
+        self.stateful: dict[str, Any] = {"sampler": self.sampler, "scaler": self.scaler}
+        if self.lr_scheduler:
+            self.stateful["lr_scheduler"] = self.lr_scheduler
         if resumed:
-            self._restore(resumed)
-        else:
-            # Left by a run that ended before its first saved step.
-            self.metric_loggers[0].rewind(-1)
-            self.samples.rewind(-1)
-        self.log.info(
-            f"{self.num_steps} steps: {params.epochs} x {self.steps_per_epoch}, each of "
-            f"{params.gradient_accumulation_steps} x {params.batch_size} sequences. Limit: "
-            f"{matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
-        )
+            training.check_fingerprint(run["fingerprint"], self.fingerprint, str(resumed.path))
+            training.load_run_state(resumed.state_dir, self.model, self.optimizer, self.device, self.stateful)
+            for name in self.SAVED:
+                setattr(self, name, run[name])
+            # The run may have ended after this step was saved, before it was linked, or some steps later.
+            training.link_steps(self.output_dir, latest=self.step, best=self.best_step)
+            for metric_logger in (*self.metric_loggers, self.samples):
+                metric_logger.rewind(self.step)
+            self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
 
     def _setup_data(
         self, components: Component | tuple[Component, ...], batch_size: int, shuffle: bool
-    ) -> tuple[Any, DataLoader[Any]]:
-        """Build one dataset, or several as one, and its loader; say what there is to learn from it."""
+    ) -> tuple[Any, Any, ResumableSampler]:
+        """Build one dataset, or several as one, with its loader; say what there is to learn from it."""
         several = components if isinstance(components, tuple) else (components,)
         datasets = [instantiate(component, self.tokenizer) for component in several]
         dataset = datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
         self.log.info(f"Data: {dataset.report()}")
-        collate = self.params.collate_fn
-        arguments = {"padding_idx": self.tokenizer.pad_id, **collate.kwargs}
-        loader = DataLoader(
+        loader, sampler = training.build_loader(
             dataset,
             batch_size,
-            sampler=ResumableSampler(len(dataset), shuffle, self.seed),
-            collate_fn=partial(import_component(collate.path), **arguments),
-            # An epoch's last, smaller batch counts too: a token weighs the same in whatever batch it is.
-            drop_last=False,
+            self.params.collate_fn,
+            padding_idx=self.tokenizer.pad_id,
+            shuffle=shuffle,
+            seed=self.seed,
             pin_memory=self.device.type == "cuda",
-            # Its own generator, so that beginning an epoch draws nothing from the global one.
-            generator=torch.Generator(),
         )
-        return dataset, loader
+        return dataset, loader, sampler
 
-    def _setup_model(self, offered: dict[str, Any], resumed: training.SavedStep | None) -> Any:
+    def _setup_model(self, resumed: training.SavedStep | None) -> Any:
         params = self.params
         with torch.device("meta"):
-            model = instantiate_offering(params.model, offered)
-        if self.tokenizer.vocab_size > model.config.vocab_size:
-            raise ConfigError(
-                f"the tokenizer makes {self.tokenizer.vocab_size} different tokens, but the model knows only "
-                f"{model.config.vocab_size}: they do not belong together. Set tokenizer_checkpoint to the model's own."
-            )
-        model.to(self.precision.param_dtype)
+            offered = {"checkpoint_dir": self.checkpointer.checkpoint_dir}
+            model = instantiate_offering(params.model, offered).to(self.precision.param_dtype)
+        training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
         if resumed or not params.train_from_scratch:
             directory = resumed.model_dir if resumed else None
             self.checkpointer.load_into(model, device=self.device, directory=directory)
         else:
             model.to_empty(device=self.device)
             model.reset_parameters()
+        if params.low_cpu_ram:
+            self.log.info("low_cpu_ram: loading holds at most one copy of the weights with or without it")
         # Recomputation first, so that what is compiled includes it.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
-        if params.low_cpu_ram:
-            self.log.info("low_cpu_ram: loading holds at most one copy of the weights with or without it")
         num_parameters = sum(weight.numel() for weight in model.parameters())
         self.log.info(f"Model: {num_parameters / 1e6:,.1f}M parameters, all trained")
         return model.train()
@@ -232,7 +235,6 @@ class FullFinetuneRecipe:
             self.profiler as profiler,
         ):
             self.speed.start()
-            self.first_num_tokens = self.num_tokens
             for epoch in range(self.epoch, params.epochs):
                 if epoch != self.epoch:
                     self.epoch, self.step_in_epoch = epoch, 0
@@ -254,7 +256,7 @@ class FullFinetuneRecipe:
                         loss += micro_loss.detach()
                         if params.optimizer_in_bwd:
                             self.guard.allows(self.step, loss)  # the next line already steps
-                        self.scaler.scale(micro_loss).backward()
+                        self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
 
                     # 3. Unscale (fp16), measure, clip; step only if loss and gradient are numbers.
                     grad_norm = None
@@ -360,63 +362,26 @@ class FullFinetuneRecipe:
 
     def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
-        # Only a loss of these very weights counts; NaN, which stands for none, is never less.
-        if self.val_step == self.step and self.val_loss < self.best_val_loss:
+        # Only a loss of these very weights counts.
+        if self.val_loss is not None and self.val_step == self.step and self.val_loss < self.best_val_loss:
             self.best_val_loss, self.best_step = self.val_loss, self.step
-        run = {
-            **{name: getattr(self, name) for name in self.SAVED},
-            "sampler": self.sampler.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
-            "scaler": self.scaler.state_dict(),
-            "rng": training.get_rng_state(self.device),
-        }
+        run = {name: getattr(self, name) for name in self.SAVED}
         with self.speed.paused(), training.write_step(self.output_dir, self.step) as staged:
             self.checkpointer.save_model(self.model, staged, self.tokenizer)
-            training.save_run_state(staged / "state", self.model, self.optimizer, run)
-        self._link_steps()
+            training.save_run_state(
+                staged / "state", self.model, self.optimizer, self.device, run, self.stateful
+            )
+        training.link_steps(self.output_dir, latest=self.step, best=self.best_step)
         if self.params.keep_last_n_checkpoints:
             training.prune_saved_steps(self.output_dir, self.params.keep_last_n_checkpoints)
         self.log.info(f"Saved {self.output_dir / training.step_name(self.step)}")
-
-    def _link_steps(self) -> None:
-        training.link_step(self.output_dir, "latest", self.step)
-        if self.best_step >= 0:
-            training.link_step(self.output_dir, "best", self.best_step)
-
-    def _restore(self, resumed: training.SavedStep) -> None:
-        """Continue where a saved step left off; its weights are already in the model."""
-        run = training.load_run_state(resumed.state_dir, self.model, self.optimizer)
-        training.check_fingerprint(run["fingerprint"], self.fingerprint, str(resumed.path))
-        for name in self.SAVED:
-            setattr(self, name, run[name])
-        self.sampler.load_state_dict(run["sampler"])
-        if self.lr_scheduler:
-            self.lr_scheduler.load_state_dict(run["lr_scheduler"])
-        self.scaler.load_state_dict(run["scaler"])
-        for metric_logger in [*self.metric_loggers, self.samples]:
-            metric_logger.rewind(self.step)
-        training.set_rng_state(run["rng"], self.device)
-        self._link_steps()  # the run may have ended between saving a step and linking it
-        self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
 
     # ---- After training --------------------------------------------------------------------------------
 
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
-        losses = {"loss": self.loss} | ({"val_loss": self.val_loss} if self.val_step >= 0 else {})
-        num_tokens = self.num_tokens - self.first_num_tokens
-        peak_memory_gib = training.get_peak_memory_gib(self.device)
-        self.log.info(
-            training.format_summary(
-                self.output_dir,
-                self.step,
-                self.num_steps,
-                losses,
-                self.speed.total_seconds,
-                num_tokens,
-                peak_memory_gib,
-            )
-        )
+        losses = {"loss": self.loss} | ({} if self.val_loss is None else {"val_loss": self.val_loss})
+        self.log.info(training.format_summary(self.output_dir, self.step, self.num_steps, losses, self.speed))
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""

@@ -16,11 +16,9 @@ from torch import nn
 from tune.errors import CheckpointError
 from tune.training import (
     OptimizerInBackward,
-    get_rng_state,
     load_run_state,
-    read_run_file,
+    read_run,
     save_run_state,
-    set_rng_state,
 )
 
 CPU = torch.device("cpu")
@@ -60,14 +58,15 @@ def test_a_restored_optimizer_takes_the_same_steps(tmp_path: Path, name: str, dt
     model = make_model(dtype)
     optimizer = make(model.parameters())
     take_steps(model, optimizer, 4, seed=5)
-    save_run_state(tmp_path, model, optimizer, {"step": 4})
+    save_run_state(tmp_path, model, optimizer, CPU, {"step": 4}, {})
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     take_steps(model, optimizer, 3, seed=6)
 
     resumed = make_model(dtype)
     resumed.load_state_dict(weights)
     again = make(resumed.parameters())
-    assert load_run_state(tmp_path, resumed, again) == {"step": 4}
+    assert read_run(tmp_path) == {"step": 4}
+    load_run_state(tmp_path, resumed, again, CPU, {})
     take_steps(resumed, again, 3, seed=6)
     for expected, actual in zip(model.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, actual)
@@ -77,9 +76,9 @@ def test_groups_settings_come_back(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     optimizer.param_groups[0]["lr"] = 0.007
-    save_run_state(tmp_path, model, optimizer, {})
+    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
     again = torch.optim.SGD(model.parameters(), lr=0.5)
-    load_run_state(tmp_path, model, again)
+    load_run_state(tmp_path, model, again, CPU, {})
     assert again.param_groups[0]["lr"] == 0.007
     assert again.param_groups[0]["params"] == list(model.parameters())
 
@@ -88,28 +87,37 @@ def test_another_model_or_optimizer_is_refused(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     take_steps(model, optimizer, 1, seed=0)
-    save_run_state(tmp_path, model, optimizer, {})
+    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
     other = nn.Sequential(nn.Linear(3, 5))
     with pytest.raises(CheckpointError, match=r"'2\.weight', not in this model"):
-        load_run_state(tmp_path, other, torch.optim.AdamW(other.parameters()))
+        load_run_state(tmp_path, other, torch.optim.AdamW(other.parameters()), CPU, {})
     per_weight = OptimizerInBackward(model.parameters(), lambda p: torch.optim.AdamW(p))
     with pytest.raises(CheckpointError, match="1 parameter groups, this one has 4"):
-        load_run_state(tmp_path, model, per_weight)
+        load_run_state(tmp_path, model, per_weight, CPU, {})
 
 
 def draw(device: torch.device = CPU) -> list[Any]:
     return [random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()]
 
 
-def test_random_states_come_back(tmp_path: Path) -> None:
+def test_random_states_and_parts_come_back(tmp_path: Path) -> None:
     np.random.seed(3)
     np.random.randn()  # leaves a second gaussian waiting, which is part of the state
     model = make_model()
-    save_run_state(tmp_path, model, torch.optim.SGD(model.parameters()), {"rng": get_rng_state(CPU)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5])
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    save_run_state(tmp_path, model, optimizer, CPU, {}, {"schedule": schedule})
     expected = draw()
     draw()
-    set_rng_state(read_run_file(tmp_path)["run"]["rng"], CPU)
+    again = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule_again = torch.optim.lr_scheduler.MultiStepLR(again, [2, 5])
+    load_run_state(tmp_path, model, again, CPU, {"schedule": schedule_again})
     assert draw() == expected
+    assert schedule_again.state_dict() == schedule.state_dict()
+    assert again.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 class Malice:
@@ -126,18 +134,18 @@ def test_a_strangers_state_cannot_run_code(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     take_steps(model, optimizer, 1, seed=0)
-    save_run_state(tmp_path, model, optimizer, {})
+    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
     marker = tmp_path / "was_run"
     index = tmp_path / "optimizer" / ".metadata"
     content = index.read_bytes()
     index.write_bytes(pickle.dumps(Malice(marker)))
     with pytest.raises(CheckpointError, match=r"posix.mkdir"):
-        load_run_state(tmp_path, model, optimizer)
+        load_run_state(tmp_path, model, optimizer, CPU, {})
     index.write_bytes(content)
-    load_run_state(tmp_path, model, optimizer)
+    load_run_state(tmp_path, model, optimizer, CPU, {})
     torch.save({"run": Malice(marker)}, tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_run_state(tmp_path, model, optimizer)
+        load_run_state(tmp_path, model, optimizer, CPU, {})
     assert not marker.exists()
 
 
@@ -146,4 +154,4 @@ def test_an_unreadable_state_is_a_clear_error(tmp_path: Path, content: bytes | N
     if content is not None:
         (tmp_path / "run.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"run\.pt"):
-        read_run_file(tmp_path)
+        read_run(tmp_path)

@@ -22,7 +22,7 @@ from tune.training import (
     SavedStep,
     choose_step_to_resume,
     find_newest_complete_step,
-    link_step,
+    link_steps,
     list_saved_steps,
     prune_saved_steps,
     remove_unfinished_steps,
@@ -131,8 +131,10 @@ def test_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
 def test_links_move_in_one_motion(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
-        link_step(tmp_path, "latest", step)
-    link_step(tmp_path, "latest", 3)  # not there: the link stays
+        link_steps(tmp_path, latest=step, best=None)
+    assert not (tmp_path / "best").exists()
+    link_steps(tmp_path, latest=3, best=1)  # 3 is not there: its link stays
+    assert os.readlink(tmp_path / "best") == "step_000001"
     assert os.readlink(tmp_path / "latest") == "step_000002"
     assert (tmp_path / "latest" / "manifest.json").exists()
     assert not (tmp_path / ".latest.new").exists()
@@ -143,7 +145,7 @@ def test_links_move_in_one_motion(tmp_path: Path) -> None:
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
-    link_step(tmp_path, "best", 2)
+    link_steps(tmp_path, latest=5, best=2)
     deleted = prune_saved_steps(tmp_path, 2)
     assert [saved.step for saved in deleted] == [1, 3]
     assert [saved.step for saved in list_saved_steps(tmp_path)] == [2, 4, 5]

@@ -12,6 +12,7 @@ from tune.training.checkpointers import (
 )
 from tune.training.fingerprint import check_fingerprint, hash_dataset, make_fingerprint
 from tune.training.gradients import NonFiniteGuard, clip_gradients
+from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory import get_peak_memory_gib, reset_peak_memory
 from tune.training.optimizer_in_backward import OptimizerInBackward
@@ -25,7 +26,7 @@ from tune.training.run_lock import RunLock
 from tune.training.run_state import (
     get_rng_state,
     load_run_state,
-    read_run_file,
+    read_run,
     save_run_state,
     set_rng_state,
 )
@@ -33,7 +34,7 @@ from tune.training.saved_steps import (
     SavedStep,
     choose_step_to_resume,
     find_newest_complete_step,
-    link_step,
+    link_steps,
     list_saved_steps,
     prune_saved_steps,
     remove_unfinished_steps,
@@ -60,14 +61,17 @@ __all__ = [
     "StopRequest",
     "TokenCounts",
     "activation_offloading",
+    "build_loader",
     "build_lr_scheduler",
     "build_optimizer",
     "check_fingerprint",
     "check_parallel_plan",
+    "check_tokenizer_fits",
     "checkpoint_activations",
     "choose_step_to_resume",
     "clip_gradients",
     "compile_blocks",
+    "count_steps_per_epoch",
     "count_tokens",
     "find_newest_complete_step",
     "format_summary",
@@ -76,7 +80,7 @@ __all__ = [
     "get_rng_state",
     "group_micro_batches",
     "hash_dataset",
-    "link_step",
+    "link_steps",
     "list_saved_steps",
     "load_run_state",
     "lr_schedulers",
@@ -85,7 +89,7 @@ __all__ = [
     "metric_logging",
     "plan_precision",
     "prune_saved_steps",
-    "read_run_file",
+    "read_run",
     "remove_unfinished_steps",
     "reset_peak_memory",
     "save_run_state",

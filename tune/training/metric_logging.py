@@ -115,10 +115,13 @@ class JSONLLogger(_FileLogger):
     Args:
         log_dir: folder of the file.
         filename: its name.
+        overwrite: forget what an earlier run left in the file.
     """
 
-    def __init__(self, log_dir: str, filename: str = "metrics.jsonl") -> None:
+    def __init__(self, log_dir: str, filename: str = "metrics.jsonl", overwrite: bool = False) -> None:
         super().__init__(expand_path(log_dir) / filename)
+        if overwrite:
+            self.path.unlink(missing_ok=True)
 
     def format(self, payload: Mapping[str, Scalar], step: int) -> str:
         """Return `payload` as strict JSON, which has no NaN."""

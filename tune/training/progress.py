@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tune.training.memory import get_peak_memory_gib
+from tune.training.throughput import SpeedMeter
 from tune.utils import get_logger
 
 __all__ = ["Progress", "format_duration", "format_summary"]
@@ -87,13 +89,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_summary(
-    output_dir: Path,
-    step: int,
-    num_steps: int,
-    losses: Mapping[str, float],
-    seconds: float,
-    num_tokens: int,
-    peak_memory_gib: float,
+    output_dir: Path, step: int, num_steps: int, losses: Mapping[str, float], speed: SpeedMeter
 ) -> str:
     """Return what a run says at its end: what it reached, where things are, what to type next.
 
@@ -102,17 +98,16 @@ def format_summary(
         step: optimizer steps taken.
         num_steps: steps of the whole run; fewer taken means it was stopped.
         losses: by name, as last measured.
-        seconds: spent in training steps by this process.
-        num_tokens: that went through the model in these seconds.
-        peak_memory_gib: GiB.
+        speed: has counted this process's part of the run.
     """
-    rate = num_tokens / max(seconds, 1e-9)
+    rate = speed.total_tokens / max(speed.total_seconds, 1e-9)
     model_dir = output_dir / "latest" / "model"
     lines = [
         f"{'Finished' if step == num_steps else 'Stopped after'} {step} of {num_steps} steps: "
         + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
-        f"  time     {format_duration(seconds)} in steps, for {num_tokens:,} tokens: {rate:,.0f} per second",
-        f"  memory   {peak_memory_gib:.2f} GiB at its peak",
+        f"  time     {format_duration(speed.total_seconds)} in steps, for {speed.total_tokens:,} tokens: "
+        f"{rate:,.0f} per second",
+        f"  memory   {get_peak_memory_gib(speed.device):.2f} GiB at its peak",
         f"  model    {model_dir}",
         f"  metrics  {output_dir / 'metrics.jsonl'}",
         f"Try it:    tune run generate model_checkpoint={model_dir} prompt='...'",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import pickle
 import random
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,16 @@ from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
 
-__all__ = ["get_rng_state", "load_run_state", "read_run_file", "save_run_state", "set_rng_state"]
+__all__ = ["Stateful", "get_rng_state", "load_run_state", "read_run", "save_run_state", "set_rng_state"]
+
+
+class Stateful(Protocol):
+    """Something whose state is a dictionary: a schedule, a sampler, a scaler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
 
 OPTIMIZER_DIR = "optimizer"
 RUN_FILE = "run.pt"
@@ -54,14 +64,23 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def save_run_state(directory: Path, model: nn.Module, optimizer: Optimizer, run: dict[str, Any]) -> None:
-    """Write the optimizer's state and the plain values `run` into `directory`.
+def save_run_state(
+    directory: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    device: torch.device,
+    run: Mapping[str, Any],
+    parts: Mapping[str, Stateful],
+) -> None:
+    """Write all that exact resuming needs besides the weights into `directory`.
 
     Args:
         directory: created if missing.
         model: gives the weights' names, under which their optimizer state is kept.
         optimizer: its state per weight; groups' settings too.
-        run: counts, positions, random states: tensors, numbers, text, and containers of them.
+        device: whose random state is saved, beside the host's.
+        run: where the run stands: numbers, text, and containers of them.
+        parts: further objects with a state: schedule, sampler, scaler.
 
     Raises:
         OSError, RuntimeError: a file could not be written.
@@ -82,7 +101,9 @@ def save_run_state(directory: Path, model: nn.Module, optimizer: Optimizer, run:
         _save_tensors(directory / OPTIMIZER_DIR, tensors)
     content = {
         "version": VERSION,
-        "run": run,
+        "run": dict(run),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "rng": get_rng_state(device),
         "groups": groups,
         "plain": plain,
         "on_host": on_host,
@@ -91,13 +112,19 @@ def save_run_state(directory: Path, model: nn.Module, optimizer: Optimizer, run:
     torch.save(content, directory / RUN_FILE)
 
 
-def load_run_state(directory: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Put the saved state into `optimizer` and return the plain values that were saved with it.
+def load_run_state(
+    directory: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    device: torch.device,
+    parts: Mapping[str, Stateful],
+) -> None:
+    """Put the saved state into optimizer, parts and, last, the random generators; arguments as for saving.
 
     Raises:
         CheckpointError: the state cannot be read, or is of other weights or another optimizer.
     """
-    content = read_run_file(directory)
+    content = _read_run_file(directory)
     weights = dict(model.named_parameters())
     groups = content["groups"]
     if len(groups) != len(optimizer.param_groups):
@@ -119,12 +146,23 @@ def load_run_state(directory: Path, model: nn.Module, optimizer: Optimizer) -> d
         optimizer.state[weights[name]].update(values)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update(saved)
-    run: dict[str, Any] = content["run"]
+    for name, part in parts.items():
+        part.load_state_dict(content["parts"][name])
+    set_rng_state(content["rng"], device)
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """Return where the saved run stood: what `save_run_state` was given as `run`.
+
+    Raises:
+        CheckpointError: the file is missing or not ours.
+    """
+    run: dict[str, Any] = _read_run_file(directory)["run"]
     return run
 
 
-def read_run_file(directory: Path) -> dict[str, Any]:
-    """Return the content of `state/run.pt`: the plain values under "run", and the optimizer's settings.
+def _read_run_file(directory: Path) -> dict[str, Any]:
+    """Return the content of `state/run.pt`.
 
     Raises:
         CheckpointError: the file is missing or not ours.

@@ -28,7 +28,7 @@ __all__ = [
     "SavedStep",
     "choose_step_to_resume",
     "find_newest_complete_step",
-    "link_step",
+    "link_steps",
     "list_saved_steps",
     "prune_saved_steps",
     "remove_unfinished_steps",
@@ -195,21 +195,11 @@ def write_step(output_dir: Path, step: int) -> Iterator[Path]:
         shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{final.name}", ignore_errors=True)
 
 
-def link_step(output_dir: Path, link: str, step: int) -> None:
-    """Make `output_dir/link` point at a saved step, replacing an older link in one motion.
-
-    A step that is not there (any more) is left alone, and so is the older link.
-    """
-    staged = output_dir / f".{link}.new"
-    if not (output_dir / step_name(step)).is_dir():
-        return
-    try:
-        staged.unlink(missing_ok=True)
-        staged.symlink_to(step_name(step), target_is_directory=True)
-        os.replace(staged, output_dir / link)
-    except OSError as error:
-        # A convenience for people: resuming looks at the steps themselves.
-        get_logger().warning(f"Could not make the link {output_dir / link}: {error.strerror}.")
+def link_steps(output_dir: Path, *, latest: int, best: int | None) -> None:
+    """Make `latest` and `best` in `output_dir` point at these saved steps; None leaves a link as it is."""
+    _link_step(output_dir, "latest", latest)
+    if best is not None:
+        _link_step(output_dir, "best", best)
 
 
 def prune_saved_steps(output_dir: Path, keep_last_n: int) -> list[SavedStep]:
@@ -234,6 +224,23 @@ def remove_unfinished_steps(output_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in output_dir.glob(f"{DISCARD_PREFIX}step_*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _link_step(output_dir: Path, link: str, step: int) -> None:
+    """Make `output_dir/link` point at a saved step, replacing an older link in one motion.
+
+    A step that is not there (any more) is left alone, and so is the older link.
+    """
+    staged = output_dir / f".{link}.new"
+    if not (output_dir / step_name(step)).is_dir():
+        return
+    try:
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(step_name(step), target_is_directory=True)
+        os.replace(staged, output_dir / link)
+    except OSError as error:
+        # A convenience for people: resuming looks at the steps themselves.
+        get_logger().warning(f"Could not make the link {output_dir / link}: {error.strerror}.")
 
 
 def _write_manifest(directory: Path, step: int) -> None:

@@ -37,15 +37,19 @@ class SpeedMeter:
         device: waited for when a rate is read.
         flops_per_token: work per token as a function of the documents' mean length.
         matmul_rate: FLOP/s of matrix products, from `measure_matmul_rate`.
+
+    Attributes:
+        total_seconds, total_tokens: over all readings so far.
     """
 
     def __init__(
         self, device: torch.device, flops_per_token: Callable[[float], float], matmul_rate: float
     ) -> None:
-        self._device = device
         self._flops_per_token = flops_per_token
         self._matmul_rate = matmul_rate
+        self.device = device
         self.total_seconds = 0.0
+        self.total_tokens = 0
         self.start()
 
     def start(self) -> None:
@@ -57,6 +61,7 @@ class SpeedMeter:
     def count(self, tokens: TokenCounts) -> None:
         """Add the tokens of one optimizer step."""
         self._num_tokens += tokens.num_tokens
+        self.total_tokens += tokens.num_tokens
         self._num_targets += tokens.num_targets
         self._sum_of_squares += tokens.sum_of_squares
 
@@ -88,8 +93,8 @@ class SpeedMeter:
         return speed
 
     def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def measure_matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:

@@ -1,0 +1,84 @@
+"""From a dataset to its micro-batches, and how many optimizer steps they make."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tune.config.component import Component
+from tune.config.instantiate import import_component
+from tune.data import DataReport, ResumableSampler
+from tune.errors import ConfigError
+from tune.modules import DecoderConfig
+from tune.tokenizers import Tokenizer
+from tune.utils import get_logger
+
+__all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
+
+
+def build_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    collate_fn: Component,
+    *,
+    padding_idx: int,
+    shuffle: bool,
+    seed: int,
+    pin_memory: bool = False,
+) -> tuple[DataLoader[Any], ResumableSampler]:
+    """Return a loader of micro-batches and the sampler that knows its place in the data.
+
+    The last batch of an epoch may be smaller and is not dropped: each token weighs the same whatever batch it is in.
+
+    Args:
+        dataset: examples with `tokens` and `labels`.
+        batch_size: sequences in a micro-batch.
+        collate_fn: function that pads examples to a batch, and further arguments for it.
+        padding_idx: token to pad with, where `collate_fn` does not say.
+        shuffle: a new order each epoch.
+        seed: of the order.
+        pin_memory: for copies to a GPU that nobody waits for.
+    """
+    sampler = ResumableSampler(len(dataset), shuffle, seed)  # type: ignore[arg-type]  # ours have a length
+    arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        collate_fn=partial(import_component(collate_fn.path), **arguments),
+        pin_memory=pin_memory,
+        # Its own generator, so that beginning an epoch draws nothing from the global one.
+        generator=torch.Generator(),
+    )
+    return loader, sampler
+
+
+def count_steps_per_epoch(
+    num_examples: int, batch_size: int, gradient_accumulation_steps: int, max_steps: int | None
+) -> int:
+    """Return the optimizer steps of an epoch; the last one may hold fewer micro-batches than the others."""
+    num_micro_batches = -(-num_examples // batch_size)
+    num_steps = -(-num_micro_batches // gradient_accumulation_steps)
+    return num_steps if max_steps is None else min(num_steps, max_steps)
+
+
+def check_tokenizer_fits(tokenizer: Tokenizer, config: DecoderConfig, report: DataReport) -> None:
+    """Refuse tokens that the model has no row for; warn of texts longer than it was made for.
+
+    Raises:
+        ConfigError: the tokenizer is another model's.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} different tokens, but the model knows only "
+            f"{config.vocab_size}: they do not belong together. Set tokenizer_checkpoint to the model's own."
+        )
+    longest = report.longest if report.max_seq_len is None else min(report.longest, report.max_seq_len)
+    if longest > config.max_seq_len:
+        get_logger().warning(
+            f"The longest sequence has {longest} tokens, but the model was made for {config.max_seq_len}. "
+            f"Set tokenizer.max_seq_len={config.max_seq_len} to cut there."
+        )
