@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
@@ -132,7 +133,6 @@ def test_a_dataset_saved_to_disk(tmp_path):
 
 def test_the_hub_out_of_reach_is_explained_at_once(monkeypatch):
     pytest.importorskip("datasets")
-    import socket
 
     def no_network(*args, **kwargs):
         raise socket.gaierror("Name or service not known")
@@ -140,9 +140,7 @@ def test_the_hub_out_of_reach_is_explained_at_once(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(
-        DataError, match="no local file or folder, and the Hugging Face hub could not be asked"
-    ):
+    with pytest.raises(DataError, match="could not be asked .*does not resolve.*nor is it in the cache"):
         numbers("someone/no-such-data")
 
 
@@ -150,6 +148,7 @@ def test_the_hub_out_of_reach_is_explained_at_once(monkeypatch):
 def hub(monkeypatch):
     """Stands in for the network alone: what `datasets` would return or raise."""
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [])
     calls = []
 
     def answer(result):
