@@ -140,7 +140,7 @@ def test_the_hub_out_of_reach_is_explained_at_once(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(DataError, match="could not be asked .*does not resolve.*nor is it in the cache"):
+    with pytest.raises(DataError, match=r"could not be asked .*does not resolve.*nor is it in the cache"):
         numbers("someone/no-such-data")
 
 
