@@ -50,6 +50,10 @@ def test_settings_beside_it_are_honoured(folder):
     assert tokenizer.stop_ids == (size, 2)
     assert tokenizer.encode("seven")[0] != 1
     assert tokenizer.max_seq_len == 48
+    by_file = auto(path=str(folder / "tokenizer.model"))
+    assert (by_file.eos_id, by_file.stop_ids, by_file.max_seq_len) == (size, (size, 2), 48)
+    renamed = shutil.copy(folder / "tokenizer.model", folder / "other.model")
+    assert from_checkpoint(renamed).eos_id == 2
     assert from_checkpoint(folder, max_seq_len=31).max_seq_len == 31
     assert [file.name for file in tokenizer.files()] == [
         "tokenizer.model",
@@ -76,7 +80,7 @@ def test_meta_keeps_it_one_folder_up(folder):
 
 
 def test_what_is_missing_is_said(tmp_path):
-    with pytest.raises(TokenizerError, match="there is no directory"):
+    with pytest.raises(TokenizerError, match="there is no file or directory"):
         from_checkpoint(tmp_path / "nowhere")
     with pytest.raises(TokenizerError, match=r"which holds nothing; set tokenizer\.path"):
         from_checkpoint(tmp_path)

@@ -25,7 +25,7 @@ def from_checkpoint(
     special tokens, whether a BOS is used, what ends a generation, and the longest sequence.
 
     Args:
-        directory: holds `tokenizer.model` (or, as Meta ships it, its parent directory does).
+        directory: holds `tokenizer.model` (or, as Meta ships it, its parent directory does); or the file itself.
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
         prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`.
 
@@ -33,12 +33,13 @@ def from_checkpoint(
         TokenizerError: no tokenizer there, or only kinds that cannot be read yet.
     """
     folder = expand_path(str(directory))
-    if folder.is_file():
-        folder = folder.parent if folder.name != "tokenizer.model" else folder
-    if folder.is_file():
-        return SentencePieceTokenizer(folder, max_seq_len, prompt_template, **_settings(folder.parent))
+    if folder.name == "tokenizer.model" and folder.is_file():
+        folder = folder.parent
+    elif folder.is_file():
+        # Under another name it need not belong to the files beside it.
+        return SentencePieceTokenizer(folder, max_seq_len, prompt_template)
     if not folder.is_dir():
-        raise TokenizerError(f"there is no directory {folder} to read a tokenizer from")
+        raise TokenizerError(f"there is no file or directory {folder} to read a tokenizer from")
     file = folder / "tokenizer.model"
     # Meta's download keeps one tokenizer.model beside the directories of its models.
     if not file.is_file() and (folder / "params.json").is_file():
@@ -67,10 +68,7 @@ def auto(
         TokenizerError: neither is given, or nothing readable is there.
     """
     if path:
-        place = expand_path(path)
-        if place.is_dir():
-            return from_checkpoint(place, max_seq_len, prompt_template)
-        return SentencePieceTokenizer(place, max_seq_len, prompt_template)
+        return from_checkpoint(path, max_seq_len, prompt_template)
     if checkpoint_dir:
         return from_checkpoint(checkpoint_dir, max_seq_len, prompt_template)
     raise TokenizerError(
