@@ -96,7 +96,7 @@ def _dump(params: Any, recipe: str | None, resolution: Resolution[Any] | None) -
 def _entry(key: str, value: Any, indent: int, path: str, resolution: Resolution[Any] | None) -> list[str]:
     """The lines of `key: value`, with the origin of what is a leaf."""
     pad = " " * indent
-    name = scalar(key)
+    name = _text(key)
     if isinstance(value, Component):
         value = {COMPONENT_KEY: value.path, **value.kwargs}
     if isinstance(value, Mapping) and value:
@@ -167,12 +167,12 @@ def scalar(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(scalar(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{scalar(str(key))}: {scalar(item)}" for key, item in value.items()) + "}"
-    return _text(str(value) if isinstance(value, (str, os.PathLike)) else repr(value))
+        return "{" + ", ".join(f"{_text(str(key))}: {scalar(item)}" for key, item in value.items()) + "}"
+    return _text(escape(str(value) if isinstance(value, (str, os.PathLike)) else repr(value)))
 
 
-def _text(text: str) -> str:
-    written = escape(text)
+def _text(written: str) -> str:
+    """A text that reads back as it stands; keys are never searched for references, so nothing is escaped here."""
     is_plain = (
         _PLAIN.match(written)
         and isinstance(core_value(written), str)

@@ -58,6 +58,7 @@ class _Frame:
     key: str | None = None
     key_source: Source | None = None
     wants_value: bool = False
+    is_merge: bool = False
     weight: int = 1
     height: int = 1
 
@@ -231,6 +232,8 @@ class Builder:
             self._add_entry(frame, node)
         else:
             frame.key, frame.key_source = self._key(node, frame), node.source
+            # a quoted "<<" is a key like any other
+            frame.is_merge = isinstance(node, Scalar) and node.style == "plain" and node.text == "<<"
             frame.wants_value = True
 
     def _key(self, node: Node, frame: _Frame) -> str | None:
@@ -240,8 +243,6 @@ class Builder:
         if not isinstance(node, Scalar):
             self._report("bad-key", "a key must be text, and this is a list or mapping", node.source)
             return None
-        if node.style == "plain" and node.text == "<<":
-            return "<<"
         value = core_value(node.text) if node.style == "plain" else node.text
         if not isinstance(value, str):
             shown = node.text or "(nothing)"
@@ -251,13 +252,13 @@ class Builder:
             )
             self._report("bad-key", message, node.source, suggestion=f'"{node.text}"')
             return None
-        return node.text if node.text != "<<" else "'<<'"
+        return node.text
 
     def _add_entry(self, frame: _Frame, node: Node) -> None:
         key, source = frame.key, frame.key_source
         if key is None or source is None:
             return
-        if key == "<<":
+        if frame.is_merge:
             frame.merges.append(node)
             return
         if key in frame.entries:
