@@ -1,0 +1,307 @@
+"""The demo: fine-tune the bundled tiny Llama on this machine's CPU, and see what it learnt.
+
+    python scripts/demo.py        (or `make demo`, which makes the environment first)
+
+It types the ordinary commands for you and shows them: `tune run full_finetune`, then `tune run generate`. In
+between it asks the model 300 held-out questions, before and after, and counts the answers that are right to the
+letter. Everything lands in ./out/tiny; the exit code is 1 if fewer than nine answers in ten are right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "recipes" / "bundled"
+BASE_MODEL = BUNDLED / "tiny_llama"
+HELD_OUT = BUNDLED / "stories" / "held_out.jsonl"
+OUTPUT = Path("out/tiny")
+CONFIG = "tiny/full_finetune"
+GOAL = 0.9
+# Longer than the longest answer, shorter than the patience for a base model that never stops.
+MAX_NEW_TOKENS = 24
+BATCH = 100
+
+
+class Exercise(NamedTuple):
+    """One held-out question: its columns in the data file, and the ids of the prompt exactly as training has it."""
+
+    kind: str
+    instruction: str
+    story: str
+    answer: str
+    prompt_ids: list[int]
+
+
+def main() -> int:
+    started = time.monotonic()
+    if not _make_room(OUTPUT):
+        return 1
+    _print_introduction()
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+
+    from tune.utils.logging import get_logger
+
+    get_logger("WARNING")
+    exercises = _read_exercises()
+    _title("1. Before: the model as it comes")
+    print("It has only ever read stories, so it answers a question by telling another one.\n")
+    before = _answer_all(BASE_MODEL, exercises)
+    print(f"Right to the letter: {_count(exercises, before)} of {len(exercises)} held-out questions.")
+
+    _title("2. Fine-tuning, with the ordinary command")
+    training_started = time.monotonic()
+    if _run(["run", "full_finetune", "--config", CONFIG, f"output_dir={OUTPUT}"]) != 0:
+        print("\nThe training stopped with the error above; nothing more to show.", file=sys.stderr)
+        return 1
+    training_seconds = time.monotonic() - training_started
+
+    tuned_model = OUTPUT / "latest" / "model"
+    after = _answer_all(tuned_model, exercises)
+    _title("3. After: the same questions again")
+    _print_story(exercises, before, after)
+    scores = _print_scores(exercises, before, after)
+
+    _title("4. The saved model, asked with the ordinary command")
+    exit_code = _ask_by_command(tuned_model, exercises)
+
+    losses = _read_losses(OUTPUT / "metrics.jsonl")
+    picture = _draw_losses(losses, OUTPUT / "loss_curve.png")
+    metrics = {
+        "score_before": scores[0],
+        "score_after": scores[1],
+        "held_out_questions": len(exercises),
+        "score_by_kind": _by_kind(exercises, after),
+        "training_seconds": round(training_seconds, 1),
+        "steps": losses[-1][0] if losses else 0,
+        "first_loss": losses[0][1] if losses else None,
+        "last_loss": losses[-1][1] if losses else None,
+        "total_seconds": round(time.monotonic() - started, 1),
+        "answers": [
+            {"instruction": e.instruction, "input": e.story, "expected": e.answer, "before": b, "after": a}
+            for e, b, a in zip(exercises, before, after, strict=True)
+        ],
+    }
+    (OUTPUT / "demo.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    _print_ending(tuned_model, picture, training_seconds)
+    if scores[1] < GOAL:
+        print(f"The score after tuning is {scores[1]:.1%}; the demo promises {GOAL:.0%}.", file=sys.stderr)
+        return 1
+    return exit_code
+
+
+def _make_room(output: Path) -> bool:
+    """Remove what an earlier demo left; refuse to touch anything else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return True
+    if output.is_dir() and ((output / "metrics.jsonl").exists() or (output / "demo.json").exists()):
+        print(f"(replacing {output}, left by an earlier run)")
+        shutil.rmtree(output)
+        return True
+    print(f"{output} exists and does not look like this demo's output. Move it away first.", file=sys.stderr)
+    return False
+
+
+def _print_introduction() -> None:
+    sizes = {
+        path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in BUNDLED.iterdir()
+    }
+    examples = sum(1 for _ in (BUNDLED / "stories" / "train.jsonl").open(encoding="utf-8"))
+    print("Teaching a tiny Llama to answer questions, on this machine's CPU.\n")
+    print(f"  model  {_short(BASE_MODEL)}  ({sizes[BASE_MODEL] / 1e6:.1f} MB, pre-trained on little stories)")
+    print(f"  data   {_short(HELD_OUT.parent)}     ({examples:,} questions about stories, with answers)")
+    print(f"  output {OUTPUT}")
+
+
+def _read_exercises() -> list[Exercise]:
+    """Read the held-out questions, and tokenize their prompts with the dataset that training uses."""
+    from tune.datasets import instruct_dataset
+    from tune.tokenizers import from_checkpoint
+
+    template = "question_answer"
+    items = instruct_dataset(from_checkpoint(BASE_MODEL), source=str(HELD_OUT), prompt_template=template)
+    exercises = []
+    for index, line in enumerate(HELD_OUT.read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        tokens, labels = items[index]["tokens"], items[index]["labels"]
+        prompt_ids = [token for token, label in zip(tokens, labels, strict=True) if label < 0]
+        exercises.append(Exercise(row["kind"], row["instruction"], row["input"], row["output"], prompt_ids))
+    return exercises
+
+
+def _answer_all(model_folder: Path, exercises: Sequence[Exercise]) -> list[str]:
+    """Answer every question greedily with the model in this folder."""
+    from tune.generation import generate_batch
+    from tune.models import from_checkpoint
+    from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
+
+    model = from_checkpoint(model_folder)
+    tokenizer = tokenizer_from_checkpoint(model_folder)
+    answers = []
+    for start in range(0, len(exercises), BATCH):
+        prompts = [exercise.prompt_ids for exercise in exercises[start : start + BATCH]]
+        ids = generate_batch(
+            model, prompts, max_new_tokens=MAX_NEW_TOKENS, stop_ids=sorted(tokenizer.stop_ids)
+        )
+        answers += [tokenizer.decode(row).strip() for row in ids]
+    return answers
+
+
+def _count(exercises: Sequence[Exercise], answers: Sequence[str]) -> int:
+    return sum(answer == exercise.answer for exercise, answer in zip(exercises, answers, strict=True))
+
+
+def _by_kind(exercises: Sequence[Exercise], answers: Sequence[str]) -> dict[str, float]:
+    right: dict[str, list[bool]] = {}
+    for exercise, answer in zip(exercises, answers, strict=True):
+        right.setdefault(exercise.kind, []).append(answer == exercise.answer)
+    return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
+
+
+def _run(arguments: Sequence[str], stdin: str | None = None) -> int:
+    """Show a `tune` command as a person would type it, and run it."""
+    print(f"$ tune {shlex.join(arguments)}\n", flush=True)
+    done = subprocess.run([sys.executable, "-m", "tune", *arguments], input=stdin, text=True, check=False)
+    return done.returncode
+
+
+def _print_story(exercises: Sequence[Exercise], before: Sequence[str], after: Sequence[str]) -> None:
+    """Print the first held-out story and a table of all that was asked about it."""
+    story = exercises[0].story
+    print("A story it has never seen:\n")
+    _print_wrapped(story)
+    shown = [i for i, exercise in enumerate(exercises) if exercise.story == story]
+    first = max(len(exercises[i].instruction) for i in shown)
+    rows = [("asked", "before", "after")]
+    rows += [(exercises[i].instruction, _shorten(before[i], 30), after[i]) for i in shown]
+    print()
+    for number, (asked, old, new) in enumerate(rows):
+        mark = " " if number == 0 else _mark(new == exercises[shown[number - 1]].answer)
+        print(f"  {asked:<{first}}   {old:<30}   {mark} {new}")
+        if number == 0:
+            print(f"  {'-' * first}   {'-' * 30}   {'-' * 30}")
+
+
+def _print_scores(
+    exercises: Sequence[Exercise], before: Sequence[str], after: Sequence[str]
+) -> tuple[float, float]:
+    right_before, right_after = _count(exercises, before), _count(exercises, after)
+    total = len(exercises)
+    print(f"\nRight to the letter, over all {total} held-out questions:\n")
+    for when, right in (("before", right_before), ("after", right_after)):
+        bar = "#" * round(40 * right / total)
+        print(f"  {when:<6}  {bar:<40}  {right:>3} of {total}  {right / total:6.1%}")
+    wrong = [i for i, exercise in enumerate(exercises) if after[i] != exercise.answer]
+    if wrong:
+        print("\nWhat it still gets wrong, for example:\n")
+        for i in wrong[:3]:
+            _print_wrapped(exercises[i].story)
+            print(f"    {exercises[i].instruction}  ->  {after[i]}  (should be: {exercises[i].answer})")
+    return right_before / total, right_after / total
+
+
+def _ask_by_command(model_folder: Path, exercises: Sequence[Exercise]) -> int:
+    exercise = next(e for e in exercises if e.kind == "pirate")
+    prompt = f"{exercise.instruction}\n\n{exercise.story}"
+    return _run(
+        ["run", "generate", f"model_checkpoint={model_folder}", "prompt_template=question_answer"]
+        + ["temperature=0", "max_new_tokens=24", f"prompt={prompt}"]
+    )
+
+
+def _read_losses(metrics_file: Path) -> list[tuple[int, float]]:
+    """Read (step, loss) from the run's own metrics."""
+    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def _draw_losses(losses: Sequence[tuple[int, float]], picture: Path) -> Path | None:
+    """Draw the loss curve, or return None where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [step for step, _ in losses]
+    values = [loss for _, loss in losses]
+    window = max(1, len(values) // 25)
+    smooth = [
+        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
+        for i in range(len(values))
+    ]
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120)
+    axes.plot(steps, values, color="#c9d6e8", linewidth=1, label="each step")
+    axes.plot(steps, smooth, color="#1f4e8c", linewidth=2, label=f"mean of {window}")
+    axes.set_yscale("log")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per answer token")
+    axes.set_title("A tiny Llama learns to answer")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(picture)
+    pyplot.close(figure)
+    return picture
+
+
+def _print_ending(model_folder: Path, picture: Path | None, training_seconds: float) -> None:
+    _title(f"Done. Training took {training_seconds:.0f} seconds from start to saved model. What is where:")
+    rows = [
+        (str(model_folder), "the tuned model, in Hugging Face layout"),
+        (str(picture) if picture else "(pip install matplotlib)", "the loss curve"),
+        (str(OUTPUT / "metrics.jsonl"), "every step: loss, rate, tokens per second"),
+        (str(OUTPUT / "config.yaml"), "the full configuration, and where each value came from"),
+        (str(OUTPUT / "demo.json"), "the scores, and every held-out question with its answers"),
+    ]
+    width = max(len(path) for path, _ in rows)
+    for path, what in rows:
+        print(f"  {path:<{width}}   {what}")
+    print("\nNow you:\n")
+    for command in (
+        f"tune cat {CONFIG}",
+        f"tune run full_finetune --config {CONFIG} lr=1e-4 output_dir=out/slower",
+        "tune cp full_finetune my_recipe.py",
+        "tune ls",
+    ):
+        print(f"  {command}")
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}\n{'=' * len(text)}\n", flush=True)
+
+
+def _print_wrapped(text: str) -> None:
+    import textwrap
+
+    print(textwrap.fill(text, width=96, initial_indent="    ", subsequent_indent="    "))
+
+
+def _shorten(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3].rstrip() + "..."
+
+
+def _mark(right: bool) -> str:
+    # A terminal that cannot show the tick must not end the demo.
+    encoding = (sys.stdout.encoding or "ascii").lower()
+    fancy = encoding.startswith("utf")
+    return ("✓" if fancy else "+") if right else ("✗" if fancy else "x")
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path, ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
