@@ -113,6 +113,12 @@ def test_the_template_is_ones_own_or_the_tokenizers(spm_file, write):
         tokenizer, source=write(QA), prompt_template=template, new_system_prompt="S", train_on_input=True
     )
     assert read(tokenizer, dataset[0]) == "<s>S|U:the river\nA:green</s>"
+    assert dataset[0]["labels"][1:] == dataset[0]["tokens"][1:]
+    # What every conversation starts with, a prompt at inference needs as well.
+    assert dataset.render_prompt("walk") == "S|U:walk\nA:"
+    chat = chat_dataset(tokenizer, source=write([{"messages": CHAT}]), new_system_prompt="S")
+    prompt = tokenizer.encode(chat.render_prompt("the question"), add_eos=False)
+    assert chat[0]["tokens"][: len(prompt)] == prompt
 
 
 CHAT = [

@@ -142,7 +142,7 @@ class ShareGPTToMessages:
 def _instruction_messages(
     prompt: str, answer: str, train_on_input: bool, system: str | None
 ) -> dict[str, list[Message]]:
-    messages = [Message("system", system, masked=True)] if system else []
+    messages = [Message("system", system, masked=not train_on_input)] if system else []
     messages += [Message("user", prompt, masked=not train_on_input), Message("assistant", answer)]
     return {"messages": messages}
 
@@ -158,7 +158,7 @@ def _chat_messages(
     turns = _value(row, column)
     if not isinstance(turns, list):
         raise DataError(f"column {column!r} is {describe(turns)}, expected a list of messages")
-    messages = [Message("system", system, masked=True)] if system else []
+    messages = [Message("system", system, masked=not train_on_input)] if system else []
     for number, turn in enumerate(turns, start=1):
         where = f"message {number} in {column!r}"
         if not isinstance(turn, Mapping) or any(key not in turn for key in keys):

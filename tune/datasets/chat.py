@@ -85,6 +85,7 @@ def chat_dataset(
         source=rows,
         message_transform=transform,
         prompt_template=get_prompt_template(prompt_template or tokenizer.prompt_template or "llama2_chat"),
+        system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,
     )
     return PackedDataset(dataset) if packed else dataset

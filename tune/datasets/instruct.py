@@ -88,6 +88,7 @@ def instruct_dataset(
         source=rows,
         message_transform=InputOutputToMessages(train_on_input, column_map, new_system_prompt),
         prompt_template=template,
+        system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,
     )
     return PackedDataset(dataset) if packed else dataset

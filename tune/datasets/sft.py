@@ -39,6 +39,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         message_transform: turns a row into `{"messages": [...]}`.
         prompt_template: how conversations are written; see `tune.data.get_prompt_template`.
         inference_template: what `render_prompt` uses where `message_transform` writes the prompts itself.
+        system_prompt: that of every conversation, if they share one, for `render_prompt` to put first.
         max_seq_len: tokens to keep of an example; the smaller of this and the tokenizer's counts.
         on_bad_rows: what to do with rows that are malformed or hold nothing to learn: stop with an error
             that lists them, or leave them out and count them.
@@ -56,12 +57,14 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         message_transform: MessageTransform,
         prompt_template: str | dict[str, list[str]] | PromptTemplate = "plain",
         inference_template: PromptTemplate | None = None,
+        system_prompt: str | None = None,
         max_seq_len: int | None = None,
         on_bad_rows: OnBadRows = "error",
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
         self._store = TokenStore(tokenizer.vocab_size)
         self._template = get_prompt_template(prompt_template)
+        self._system_prompt = system_prompt or ""
         self._inference_template = inference_template or self._template
         self._report = rows.report
         self._report.template = self._inference_template.name
@@ -95,7 +98,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
 
     def render_prompt(self, text: str) -> str:
         """Returns what the model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
-        return self._inference_template.prompt(text)
+        return self._inference_template.prompt(text, self._system_prompt)
 
 
 def _has_answer(messages: Sequence[Message]) -> bool:
