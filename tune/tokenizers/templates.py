@@ -36,7 +36,8 @@ class PromptTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Returns the pieces of a conversation: for each answer, the prompt before it, then the answer.
 
-        A prompt is learnt only where none of its messages is masked. A conversation may end with a user's message: the last segment is then the prompt a model continues.
+        A prompt is learnt only where none of its messages is masked. A conversation may end with a user's
+        message: the last segment is then the prompt a model continues.
         """
         pieces: list[Segment] = []
         for asked, answer in _turn_pairs(messages):
