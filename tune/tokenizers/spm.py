@@ -107,7 +107,10 @@ class SentencePieceTokenizer:
             processor = self._sp_inner
         try:
             ids: list[int] = processor.encode(text)
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            UnicodeEncodeError,
+        ) as error:  # which of them depends on sentencepiece's version
             raise TokenizerError(_why_not_encodable(text)) from error
         if add_bos and self.add_bos and not continuation:
             ids.insert(0, self.bos_id)
