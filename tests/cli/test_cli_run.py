@@ -342,6 +342,13 @@ def test_a_local_copy_with_a_built_in_name_is_pointed_out(tune, tmp_path: Path) 
     outcome = tune("run", "full_finetune", "--config", "alpaca_llama2_finetune", "--dry-run")
     assert outcome.code == 0
     assert "./alpaca_llama2_finetune.yaml" in outcome.err
+    assert tune("cp", "full_finetune").code == 0
+    words = ["--config", "./alpaca_llama2_finetune.yaml", "--dry-run"]
+    assert "./full_finetune.py" in tune("run", "full_finetune", *words).err
+    for name in ("full_finetune.py", "./full_finetune.py"):
+        outcome = tune("run", name, *words)
+        assert outcome.err == ""
+        assert "#   recipe:    full_finetune.py" in outcome.out
 
 
 def test_preflight_looks_at_the_machine(tune, tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ import pytest
 from tune.config.component import Component
 from tune.config.component_check import list_components, resolve_component
 from tune.config.signatures import Signature, read_argument_help, read_doc, read_signature
-from tune.config.slots import LOSS, LR_SCHEDULER, OPTIMIZER, SLOTS, Slot
+from tune.config.slots import (
+    LOSS,
+    LR_SCHEDULER,
+    METRIC_LOGGER,
+    MODEL,
+    OPTIMIZER,
+    SLOTS,
+    TOKENIZER,
+    Slot,
+)
 from tune.config.trust import trusting
 
 PACKAGE = {
@@ -166,6 +175,14 @@ def test_torch_is_not_imported() -> None:
         ("torch.optim.AdamW", LOSS),
         ("torch.nn.Linear", LOSS),
         ("torch.nn.Module", LOSS),
+        ("torch.nn.MSELoss", LOSS),
+        ("torch.nn.NLLLoss", LOSS),  # would take logits for log-probabilities and train on nonsense
+        ("tune.modules.loss.loss_sum", LOSS),
+        ("tune.models.from_checkpoint", MODEL),
+        ("tune.models.get_model", MODEL),
+        ("torch.nn.Linear", MODEL),
+        ("tune.training.lr_schedulers.get_lr", LR_SCHEDULER),
+        ("torch.optim.swap_in_optimizer_params_and_state", OPTIMIZER),
         ("torch.optim.AdamW", LR_SCHEDULER),
         ("LRScheduler", LR_SCHEDULER),
     ],
@@ -272,3 +289,57 @@ def test_listing_a_slot_names_what_fits() -> None:
     assert "Optimizer" not in listed
     assert "lr_scheduler" not in listed
     assert all(not resolve_component(name, OPTIMIZER).errors for name in listed)
+
+
+@pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.kind)
+def test_every_slot_lists_what_it_takes(slot: Slot) -> None:
+    listed = list_components(slot)
+    assert listed
+    for name, path in listed.items():
+        resolved = resolve_component(name, slot)
+        assert resolved.errors == ()
+        assert resolved.path == path
+
+
+def test_short_names_are_everyday_words() -> None:
+    assert {"disk", "stdout", "jsonl", "tensorboard", "wandb"} <= set(list_components(METRIC_LOGGER))
+    assert {"cosine", "linear", "constant", "StepLR"} <= set(list_components(LR_SCHEDULER))
+    assert {"auto", "llama2"} <= set(list_components(TOKENIZER))
+    assert {"auto", "llama2_7b", "llama2_13b", "llama2_70b"} <= set(list_components(MODEL))
+
+
+TORCHTUNE_LLAMA2 = {
+    "model": "models.llama2.llama2_7b",
+    "tokenizer": "models.llama2.llama2_tokenizer",
+    "dataset": "datasets.alpaca_dataset",
+    "checkpointer": "training.FullModelHFCheckpointer",
+    "loss": "modules.loss.CEWithChunkedOutputLoss",
+    "lr_scheduler": "training.lr_schedulers.get_cosine_schedule_with_warmup",
+    "metric_logger": "training.metric_logging.DiskLogger",
+    "profiler": "training.setup_torch_profiler",
+    "collate_fn": "data.padded_collate_sft",
+}
+
+
+@pytest.mark.parametrize(
+    "slot", [slot for slot in SLOTS if slot.kind in TORCHTUNE_LLAMA2], ids=lambda slot: slot.kind
+)
+def test_the_names_of_torchtunes_configs_are_understood(slot: Slot) -> None:
+    resolved = resolve_component(f"torchtune.{TORCHTUNE_LLAMA2[slot.kind]}", slot)
+    assert resolved.errors == ()
+    assert resolved.path == f"tune.{TORCHTUNE_LLAMA2[slot.kind]}"
+    assert resolved.signature is not None
+
+
+def test_names_that_moved_between_torchtunes_releases_are_found() -> None:
+    moved = {
+        "utils.FullModelHFCheckpointer": ("checkpointer", "tune.training.FullModelHFCheckpointer"),
+        "utils.metric_logging.DiskLogger": ("metric_logger", "tune.training.metric_logging.DiskLogger"),
+        "modules.get_cosine_schedule_with_warmup": (
+            "lr_scheduler",
+            "tune.training.lr_schedulers.get_cosine_schedule_with_warmup",
+        ),
+    }
+    slots = {slot.kind: slot for slot in SLOTS}
+    for name, (kind, path) in moved.items():
+        assert resolve_component(f"torchtune.{name}", slots[kind]).path == path

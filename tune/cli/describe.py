@@ -100,7 +100,10 @@ def _describe_slot(info: ParamInfo, slot: Slot) -> str:
         ("group", info.group),
     ]
     text = _block(info.name, info.help, rows)
-    known = [(name, _first_sentence(read_doc(path))) for name, path in list_components(slot).items()]
+    known = [
+        (name, _first_sentence(read_doc(path, constructor=False)))
+        for name, path in list_components(slot).items()
+    ]
     if known:
         text += f"\n{paint(f'what fits ({info.name}=NAME, or any dotted path):', 'bold')}\n{columns(known)}\n"
     if default:
@@ -110,9 +113,12 @@ def _describe_slot(info: ParamInfo, slot: Slot) -> str:
 
 def _first_sentence(doc: str) -> str:
     """Return the first sentence of a docstring on one line, without markup, cut at a readable length."""
-    text = " ".join(doc.split("\n\n")[0].split())
-    text = re.sub(r":\w+:`~?\.?([^`<]*)[^`]*`", r"\1", text).split(". ")[0]
-    return text if len(text) <= 160 else text[:157] + "..."
+    for paragraph in doc.split("\n\n"):
+        text = re.sub(r":\w+:`~?\.?([^`<]*)[^`]*`", r"\1", " ".join(paragraph.split())).lstrip(". ")
+        if text and text[0].isalnum() and not text.startswith("Example"):
+            text = text.split(". ")[0]
+            return text if len(text) <= 160 else text[:157] + "..."
+    return ""
 
 
 def _describe_component(slot: Slot, name: str) -> str:

@@ -43,6 +43,9 @@ def run(given: Given) -> int:
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
     target = find_target(given.operands[0])
+    here = Path(f"{given.operands[0]}.py")
+    if not target.is_own and os.path.isfile(here) and not here.samefile(target.file):
+        report_warning(f"{target.name} is the recipe that comes with tune; for the file here, write ./{here}")
     name = given.one("config")
     config = None if name is None else _find_config(name)
     if asks_help:
@@ -100,7 +103,9 @@ def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
     if given.unknown:
         raise UsageError(unknown_option(COMMAND, *given.unknown[0]))
     for word in given.operands[1:]:
-        hint = f"; a config is given with --config {word}" if _is_config(word) else ""
+        hint = (
+            f"; a config is given with --config {word}" if _is_config(word) else " (quoted if it has spaces)"
+        )
         raise UsageError(f"{word!r} is not an override: write key=value{hint}")
 
 

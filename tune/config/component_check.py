@@ -180,7 +180,7 @@ def _shorten(name: str, slot: Slot) -> str:
         before, _, after = pattern.partition("{}")
         if name.startswith(before) and name.endswith(after) and len(name) > len(before + after):
             short = name[len(before) : len(name) - len(after)]
-            return short if short.islower() else short[0].lower() + short[1:] if before or after else short
+            return short.lower()
     return name
 
 
@@ -256,8 +256,12 @@ def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
     if package == "torch" and not signature.is_class:
         return misfit("it is a function")
     name = path.split(".")[-1]
-    if is_built_in and name.startswith("get_") and not any(p.startswith("get_") for p in slot.patterns):
-        return misfit("it looks one up by name; give that name itself")
+    if (
+        is_built_in
+        and name.startswith(("get_", "from_"))
+        and not any(p.startswith("get_") for p in slot.patterns)
+    ):
+        return misfit("it finds one; name what it would find")
     if slot.accepts:
         root = canonical_path(slot.accepts)
         if signature.path == root:
@@ -276,7 +280,7 @@ def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
         if is_built_in and not lies_within(path, _areas(slot)):
             return misfit(f"those live in {', '.join(slot.namespaces)}")
     if is_built_in and not _is_spelt_like(name, slot):
-        return misfit(f"those are called {' or '.join(slot.names)}")
+        return misfit(f"what fits is called {' or '.join(slot.names)}")
     return None
 
 

@@ -149,9 +149,8 @@ def find_module(name: str) -> Module | None:
 def search_path(name: str) -> list[str]:
     """Return the folders where the top-level module `name` may lie."""
     here = str(Path.cwd())
-    # Python puts the working directory first, as "" or in full, when started with -m or -c.
-    first, *others = sys.path or [""]
-    folders = [entry for entry in ([] if first == here else [first]) + others if entry]
+    # Python puts it on the path when started with -m or -c, and for an empty entry of PYTHONPATH.
+    folders = [entry for entry in sys.path if entry and (entry != here or entry.endswith("-packages"))]
     return [*folders, here] if trusts_part_of(name) else folders
 
 

@@ -15,6 +15,7 @@ from tune.config.typing import ANY, TypeSpec
 # Classes whose own bases and constructor need no reading: they are the roots that slots ask for, and huge.
 _MODULE_ROOT = "torch.nn.modules.module.Module"
 _HAS_CONSTRUCTOR = re.compile(r"\bdef[ \t]+__(init|new)__\b|\bdataclass\b")
+_PLAIN_KINDS = {"none", "bool", "int", "float", "str", "path", "list", "tuple", "vtuple", "dict", "literal"}
 _OTHER_ROOTS = ("object", "abc.ABC", "typing.Generic", "typing.Protocol")
 
 
@@ -96,13 +97,13 @@ def canonical_path(path: str) -> str:
     return path if isinstance(found, NotFound) else found.path
 
 
-def read_doc(path: str) -> str:
-    """Return the docstring of the class or function that `path` names (with that of its constructor), or ""."""
+def read_doc(path: str, *, constructor: bool = True) -> str:
+    """Return the docstring of the class or function that `path` names, with that of its constructor, or ""."""
     found = find_definition(path)
-    node = found.node if isinstance(found, Definition) else None
-    if node is None or isinstance(found, NotFound):
+    if isinstance(found, NotFound):
         return ""
-    text = ast.get_docstring(node) or read_late_doc(found.module, found.name)
+    text = found.doc or read_late_doc(found.module, found.name)
+    node = found.node if constructor else None
     for statement in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             text = f"{text}\n\n{ast.get_docstring(statement) or ''}".strip()
@@ -140,6 +141,8 @@ def _function_signature(found: Definition) -> Signature:
 def _returned(module: Module, annotation: ast.expr | None) -> tuple[frozenset[str], bool]:
     if annotation is None:
         return frozenset(), False
+    if TypeSpec.from_annotation_ast(annotation).kind in _PLAIN_KINDS:
+        return frozenset(), True
     found = resolve_expression(module, annotation)
     if isinstance(found, NotFound) or not found.is_class:
         return frozenset(), False

@@ -65,7 +65,8 @@ LOSS = Slot(
     kind="loss",
     namespaces=("tune.modules.loss", "torch.nn"),
     accepts="torch.nn.Module",
-    names=("*Loss",),
+    # It is called with logits and token ids: most losses of torch.nn would fail, NLLLoss would train on nonsense.
+    names=("*CrossEntropyLoss", "CEWith*Loss"),
     offers=("ignore_index", "reduction"),
 )
 LR_SCHEDULER = Slot(

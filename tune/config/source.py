@@ -22,6 +22,7 @@ _MAX_SOURCE_BYTES = 4_000_000
 # A line that starts a new top-level statement: not indented, not a closing bracket, quote, comment or `else`.
 _STATEMENT_START = re.compile(r"^(?!(?:else|elif|except|finally)\b)[@A-Za-z_]", re.MULTILINE)
 _CLASS_HEADER = re.compile(r"^class[ \t]+\w+[ \t]*(\([^:]*?\))?[ \t]*:", re.MULTILINE)
+_DOCSTRING = re.compile(r"""\s*[rRuU]?(\"{3}|'{3})(.*?)\1""", re.DOTALL)
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 
 
@@ -64,6 +65,15 @@ class Definition:
         statements = _parse(header.group() + " pass") if header is not None else None
         node = statements[0] if statements else self.node
         return node.bases if isinstance(node, ast.ClassDef) else None
+
+    @property
+    def doc(self) -> str:
+        """The docstring, "" without one. For a class its text is searched, not parsed."""
+        header = _CLASS_HEADER.search(self.text)
+        if header is not None:
+            literal = _DOCSTRING.match(self.text, header.end())
+            return inspect.cleandoc(literal.group(2)) if literal else ""
+        return (ast.get_docstring(self.node) or "") if self.node is not None else ""
 
     @cached_property
     def node(self) -> DefinitionNode | None:
@@ -155,8 +165,9 @@ def read_late_doc(module: Module, name: str) -> str:
     for text, _ in _read_statements(module, name):
         for statement in _parse(text) or () if text.startswith(f"{name}.__doc__") else ():
             if isinstance(statement, ast.Assign):
-                parts = [node.value for node in ast.walk(statement.value) if isinstance(node, ast.Constant)]
-                return inspect.cleandoc("".join(part for part in parts if isinstance(part, str)))
+                found = [node for node in ast.walk(statement.value) if isinstance(node, ast.Constant)]
+                found.sort(key=lambda node: (node.lineno, node.col_offset))
+                return inspect.cleandoc("".join(str(node.value) for node in found))
     return ""
 
 
