@@ -28,7 +28,9 @@ def get_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise TrainingError(f"device {name!r} is not a device torch knows. Use cpu, cuda or cuda:N.") from error
+        raise TrainingError(
+            f"device {name!r} is not a device torch knows. Use cpu, cuda or cuda:N."
+        ) from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise TrainingError(f"device {name!r} was asked for, but torch sees no GPU here. Use device=cpu.")
