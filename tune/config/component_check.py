@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 from tune.config.findings import Finding
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
@@ -122,21 +122,19 @@ def _fold(name: str) -> str:
     return name.replace("_", "").casefold()
 
 
-def _namespaces(slot: Slot) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the modules in which `slot` looks names up, each with the names it offers."""
-    found = []
+def _namespaces(slot: Slot) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the modules in which `slot` looks names up, each with the names it offers; read only as far as asked."""
     for namespace in slot.namespaces:
         base = find_module_at(namespace.removesuffix(".*"))
         if base is None:
             continue
         if not namespace.endswith(".*"):
-            found.append((namespace, public_names(base)))
+            yield namespace, public_names(base)
             continue
         for name in list_submodules(base):
             module = find_module_at(f"{base.name}.{name}")
             if module is not None and module.is_package:
-                found.append((module.name, public_names(module)))
-    return found
+                yield module.name, public_names(module)
 
 
 def _unknown_short_name(name: str, slot: Slot) -> Finding:
@@ -237,7 +235,15 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
 
 
 def _is_spelt_like(name: str, slot: Slot) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in slot.names)
+    return any(_has_shape(name, pattern) for pattern in slot.names)
+
+
+def _has_shape(name: str, pattern: str) -> bool:
+    """Return whether `name` is `pattern`, where one leading and one trailing ``*`` may stand for anything."""
+    core = pattern.strip("*")
+    if pattern.startswith("*"):
+        return core in name if pattern.endswith("*") else name.endswith(core)
+    return name.startswith(core) if pattern.endswith("*") else name == core
 
 
 def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:

@@ -20,7 +20,8 @@ class Slot:
             case and underscores: ``{}_dataset`` finds ``alpaca_dataset`` for ``alpaca``.
         accepts: base class that a class must have, or that a function must be annotated to return;
             "" where the kind has no common base.
-        names: shell patterns that the last part of a path inside `tune` or `torch` must match (any of them).
+        names: what the last part of a path inside `tune` or `torch` must look like (any of them); ``*`` at the
+            start or the end stands for anything.
             They keep a stranger's config from calling some function that merely lives in the right package.
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
         offers: arguments the recipe passes if the callable takes them and the config does not set them.
@@ -45,7 +46,7 @@ TOKENIZER = Slot(
     kind="tokenizer",
     namespaces=("tune.tokenizers", "tune.models.*"),
     patterns=("{}", "{}_tokenizer"),
-    names=("*[Tt]okenizer", "auto"),
+    names=("*tokenizer", "*Tokenizer", "auto"),
     offers=("checkpoint_dir",),
 )
 DATASET = Slot(
