@@ -67,7 +67,7 @@ LOSS = Slot(
     namespaces=("tune.modules.loss", "torch.nn"),
     accepts="torch.nn.Module",
     # It is called with logits and token ids: most losses of torch.nn would fail, NLLLoss would train on nonsense.
-    names=("*CrossEntropyLoss", "CEWith*Loss"),
+    names=("*CrossEntropyLoss", "CEWith*"),
     offers=("ignore_index", "reduction"),
 )
 LR_SCHEDULER = Slot(
