@@ -396,8 +396,9 @@ def recipe_main(params: FullFinetuneParams) -> int:
     """Run the recipe; return 0, or 130 or 143 after a request to stop."""
     recipe = FullFinetuneRecipe(params)
     try:
-        recipe.setup()
-        recipe.train()
+        with training.explain_out_of_memory():
+            recipe.setup()
+            recipe.train()
         recipe.summarize()
     finally:
         recipe.cleanup()

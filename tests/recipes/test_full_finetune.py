@@ -150,6 +150,19 @@ def test_recomputation_changes_nothing(make_params, tmp_path: Path) -> None:
     assert_equal(weights_of(tmp_path / "plain"), weights_of(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiling_changes_nothing(make_params, tmp_path: Path, monkeypatch, recompute: bool) -> None:
+    """The graphs are captured for real; only the code generator, which takes a minute here, is left out."""
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    common = {"epochs": 1, "enable_activation_checkpointing": recompute}
+    train(make_params(output_dir=str(tmp_path / "plain"), **common))
+    torch._dynamo.reset()
+    recipe = train(make_params(compile=True, **common))
+    assert recipe.model.layers[0]._compiled_call_impl is not None
+    assert_equal(weights_of(tmp_path / "plain"), weights_of(tmp_path / "out"), atol=2e-6)
+
+
 def test_optimizer_in_backward_changes_nothing(make_params, tmp_path: Path) -> None:
     common = {
         "gradient_accumulation_steps": 1,

@@ -111,3 +111,10 @@ def test_a_schedule_over_validation_losses_is_refused() -> None:
     plateau = Component("torch.optim.lr_scheduler.ReduceLROnPlateau")
     with pytest.raises(ConfigError, match="waits for a validation loss"):
         build_lr_scheduler(plateau, make_optimizer(), 5)
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused() -> None:
+    one_cycle = Component("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 0.1, "total_steps": 7})
+    with pytest.raises(ConfigError, match="ends after 7 steps, but the run has 8"):
+        build_lr_scheduler(one_cycle, make_optimizer(), 8)
+    assert build_lr_scheduler(one_cycle, make_optimizer(), 7) is not None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tune.config.component import Component
+from tune.errors import ConfigError
 from tune.training import OptimizerInBackward, build_lr_scheduler, build_optimizer
 
 
@@ -93,3 +94,18 @@ def test_frozen_weights_are_left_alone() -> None:
     model[0].requires_grad_(False)
     optimizer = build_optimizer(Component("torch.optim.SGD"), model.parameters(), in_backward=True)
     assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("LBFGS", "several times per step"),
+        ("SparseAdam", "sparse gradients"),
+        ("Muon", "cannot be built: Muon only supports 2D"),
+    ],
+)
+def test_optimizers_that_cannot_train_this_are_refused(name: str, words: str) -> None:
+    if not hasattr(torch.optim, name):
+        pytest.skip("not in this torch")
+    with pytest.raises(ConfigError, match=words):
+        build_optimizer(Component(f"torch.optim.{name}"), make_model().parameters(), in_backward=False)

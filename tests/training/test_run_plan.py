@@ -19,6 +19,7 @@ from tune.training import (
     TokenCounts,
     check_fingerprint,
     check_parallel_plan,
+    explain_out_of_memory,
     get_peak_memory_gib,
     hash_dataset,
     make_fingerprint,
@@ -156,6 +157,13 @@ def test_peak_memory_grows_with_what_is_held() -> None:
     assert get_peak_memory_gib(CPU) - before >= 0
     assert get_peak_memory_gib(CPU) > 0.2
     del held
+
+
+def test_out_of_memory_says_what_helps() -> None:
+    with pytest.raises(TrainingError, match=r"can't allocate memory.*batch_size"), explain_out_of_memory():
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory():
+        raise RuntimeError("another matter")
 
 
 # ---- fingerprints

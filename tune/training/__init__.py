@@ -14,7 +14,7 @@ from tune.training.fingerprint import check_fingerprint, hash_dataset, make_fing
 from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
-from tune.training.memory import get_peak_memory_gib, reset_peak_memory
+from tune.training.memory import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.parallel import check_parallel_plan
@@ -73,6 +73,7 @@ __all__ = [
     "compile_blocks",
     "count_steps_per_epoch",
     "count_tokens",
+    "explain_out_of_memory",
     "find_newest_complete_step",
     "format_summary",
     "get_lr",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
@@ -17,6 +17,11 @@ __all__ = ["build_lr_scheduler", "build_optimizer"]
 
 # Optimizers whose fused form exists on CPU and CUDA alike: one kernel in place of a dozen passes over memory.
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
+# Optimizers that cannot take a plain step on dense gradients, and why.
+UNSUITABLE_OPTIMIZERS = {
+    "LBFGS": "it runs the whole batch several times per step",
+    "SparseAdam": "it takes sparse gradients only",
+}
 # Choosing one of these is choosing an implementation, and excludes fused.
 IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differentiable"})
 
@@ -28,10 +33,16 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         component: the optimizer's class and arguments.
         weights: what it trains.
         in_backward: make one optimizer per weight, stepping inside the backward pass.
+
+    Raises:
+        ConfigError: the optimizer cannot train these weights, or refuses its arguments.
     """
-    is_open = component.path.rpartition(".")[2] in FUSED_OPTIMIZERS and component.path.startswith(
-        "torch.optim"
-    )
+    name = component.path.rpartition(".")[2]
+    if name in UNSUITABLE_OPTIMIZERS:
+        raise ConfigError(
+            f"optimizer {name} does not fit this recipe: {UNSUITABLE_OPTIMIZERS[name]}. Use AdamW."
+        )
+    is_open = component.path.startswith("torch.optim") and name in FUSED_OPTIMIZERS
     offered = {"fused": True} if is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys() else {}
 
     def make(params: list[Tensor]) -> Optimizer:
@@ -39,7 +50,10 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         return optimizer
 
     trained = [weight for weight in weights if weight.requires_grad]
-    return OptimizerInBackward(trained, make) if in_backward else make(trained)
+    try:
+        return OptimizerInBackward(trained, make) if in_backward else make(trained)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer {component.path} cannot be built: {error}") from error
 
 
 def build_lr_scheduler(
@@ -57,7 +71,15 @@ def build_lr_scheduler(
     """
     if not component:
         return None
-    scheduler = instantiate_offering(component, {"num_training_steps": num_training_steps}, optimizer)
+    try:
+        scheduler = instantiate_offering(component, {"num_training_steps": num_training_steps}, optimizer)
+    except ValueError as error:
+        raise ConfigError(f"lr_scheduler {component.path} cannot be built: {error}") from error
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < num_training_steps:
+        raise ConfigError(
+            f"lr_scheduler OneCycleLR ends after {scheduler.total_steps} steps, but the run has {num_training_steps}. "
+            f"Set lr_scheduler.total_steps={num_training_steps}."
+        )
     if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
         raise ConfigError(
             f"lr_scheduler {component.path} is not a schedule over optimizer steps"

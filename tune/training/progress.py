@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -64,6 +65,8 @@ class Progress:
         get_logger().info(f"step {step:{width}d}/{self._num_steps} | {facts} | {self._time_left(step)} left")
 
     def __enter__(self) -> Progress:
+        if self._bar is not None:
+            get_logger().addFilter(self._make_room)
         return self
 
     def __exit__(
@@ -73,7 +76,13 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
+            get_logger().removeFilter(self._make_room)
             self._bar.close()
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        """Take the bar away before a message is written; the next step draws it again below."""
+        self._bar.clear()
+        return True
 
     def _time_left(self, step: int) -> str:
         done = max(step - self._first_step, 1)
