@@ -100,8 +100,8 @@ class FullFinetuneRecipe:
         )
 
         # 3. Tokenizer and data, in seconds: a mistake there shows before gigabytes of weights are read.
-        offered = {"checkpoint_dir": self.checkpointer.checkpoint_dir}
-        self.tokenizer = instantiate_offering(params.tokenizer, offered)
+        model_dir = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
+        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(model_dir or "")})
         self.dataset, self.loader, self.sampler = self._setup_data(
             params.dataset, params.batch_size, params.shuffle
         )
@@ -109,15 +109,12 @@ class FullFinetuneRecipe:
             batch_size_val = params.batch_size_val or params.batch_size
             _, self.loader_val, _ = self._setup_data(params.dataset_val, batch_size_val, shuffle=False)
         self.steps_per_epoch = training.count_steps_per_epoch(
-            len(self.dataset),
-            params.batch_size,
-            params.gradient_accumulation_steps,
-            params.max_steps_per_epoch,
+            len(self.loader), params.gradient_accumulation_steps, params.max_steps_per_epoch
         )
         self.num_steps = params.epochs * self.steps_per_epoch
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
-        self.model = self._setup_model(resumed)
+        self.model = self._setup_model(model_dir)
 
         # 5. Loss, then what changes the weights. The schedule needs the number of steps, which the data gave.
         self.loss_fn = instantiate_offering(
@@ -136,20 +133,15 @@ class FullFinetuneRecipe:
             instantiate_offering(params.metric_logger, {"log_dir": str(self.output_dir)}),
         ]
         self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl", overwrite=not resumed)
-        self.profiler = (
-            instantiate_offering(params.profiler, {"output_dir": str(self.output_dir / "profiler")})
-            if params.profiler
-            else training.DummyProfiler()
-        )
+        self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
         matmul_rate = training.measure_matmul_rate(self.device, self.precision.compute_dtype)
         self.speed = training.SpeedMeter(
             self.device, partial(flops_per_token, self.model.config), matmul_rate
         )
         training.write_resolved_config(params, self.output_dir / "config.yaml")
         self.log.info(
-            f"{self.num_steps} steps: {params.epochs} x {self.steps_per_epoch}, each of "
-            f"{params.gradient_accumulation_steps} x {params.batch_size} sequences. Limit: "
-            f"{matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
+            f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences. "
+            f"Limit: {matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
         )
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
@@ -196,16 +188,15 @@ class FullFinetuneRecipe:
         )
         return dataset, loader, sampler
 
-    def _setup_model(self, resumed: training.SavedStep | None) -> Any:
+    def _setup_model(self, model_dir: Path | None) -> Any:
         params = self.params
         with torch.device("meta"):
-            offered = {"checkpoint_dir": self.checkpointer.checkpoint_dir}
-            model = instantiate_offering(params.model, offered).to(self.precision.param_dtype)
+            model = instantiate_offering(params.model, {"checkpoint_dir": str(model_dir or "")})
+        model.to(self.precision.param_dtype)
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
-        if resumed or not params.train_from_scratch:
-            directory = resumed.model_dir if resumed else None
-            self.checkpointer.load_into(model, device=self.device, directory=directory)
-        else:
+        if model_dir:
+            self.checkpointer.load_into(model, model_dir, device=self.device)
+        elif params.train_from_scratch:
             model.to_empty(device=self.device)
             model.reset_parameters()
         if params.low_cpu_ram:

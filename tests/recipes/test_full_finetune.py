@@ -359,7 +359,7 @@ def test_fine_tuning_starts_from_the_checkpoint(make_params, tmp_path: Path) -> 
         "train_from_scratch": False,
         "model": "auto",
         "tokenizer": "auto",
-        "model_checkpoint": str(tmp_path / "out" / "latest" / "model"),
+        "model_checkpoint": str(tmp_path / "out"),  # the model of its latest step
         "output_dir": str(tmp_path / "second"),
     }
     train(make_params(epochs=1, optimizer={**SGD, "lr": 0.0}, **start))

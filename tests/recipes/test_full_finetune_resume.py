@@ -92,6 +92,31 @@ def test_a_drawn_seed_is_kept(with_dropout, tmp_path: Path) -> None:
     assert_same_run(whole, out)
 
 
+def test_resuming_needs_nothing_but_the_saved_step(with_dropout, tmp_path: Path) -> None:
+    """The weights it once started from, and their tokenizer, may be gone."""
+    recipe_main(with_dropout(epochs=1, output_dir=str(tmp_path / "base")))
+    base = tmp_path / "base" / "step_000004" / "model"
+    shutil.copytree(base, tmp_path / "start")
+    tuning = {
+        "train_from_scratch": False,
+        "model": "auto",
+        "tokenizer": "auto",
+        "checkpointer": {
+            "_component_": "FullModelHFCheckpointer",
+            "checkpoint_dir": str(tmp_path / "start"),
+            "checkpoint_files": ["model.safetensors"],
+        },
+    }
+    recipe_main(with_dropout(**tuning))
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "out", whole, symlinks=True)
+    for step in (6, 7, 8):
+        shutil.rmtree(tmp_path / "out" / f"step_{step:06d}")
+    shutil.rmtree(tmp_path / "start")
+    recipe_main(with_dropout(**tuning, resume_from_checkpoint=True))
+    assert_same_run(whole, tmp_path / "out")
+
+
 def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> None:
     recipe_main(with_dropout())
     before = model_bytes(tmp_path / "out")

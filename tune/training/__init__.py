@@ -19,7 +19,7 @@ from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.parallel import check_parallel_plan
 from tune.training.precision import Precision, plan_precision
-from tune.training.profiler import DummyProfiler, setup_torch_profiler
+from tune.training.profiler import DummyProfiler, build_profiler, setup_torch_profiler
 from tune.training.progress import Progress, format_summary
 from tune.training.resolved_config import write_resolved_config
 from tune.training.run_lock import RunLock
@@ -64,6 +64,7 @@ __all__ = [
     "build_loader",
     "build_lr_scheduler",
     "build_optimizer",
+    "build_profiler",
     "check_fingerprint",
     "check_parallel_plan",
     "check_tokenizer_fits",

@@ -59,27 +59,33 @@ class FullModelCheckpointer:
         self.output_dir = expand_path(output_dir)
         self.recipe_checkpoint = recipe_checkpoint
         self.resume_from_checkpoint = resume_from_checkpoint
+        self._start_dir: Path | None = None
 
-    def load_into(
-        self, model: TransformerDecoder, *, device: torch.device, directory: Path | None = None
-    ) -> None:
+    def find_model_dir(self) -> Path | None:
+        """Return the folder with the weights to start from, or None when training from scratch.
+
+        Raises:
+            CheckpointError: `checkpoint_dir` leads to no model.
+        """
+        self._start_dir = find_model_dir(self.checkpoint_dir) if self.checkpoint_dir else None
+        return self._start_dir
+
+    def load_into(self, model: TransformerDecoder, model_dir: Path, *, device: torch.device) -> None:
         """Fill a model built on the meta device, one tensor at a time.
 
         Args:
             model: its parameters keep their dtype.
-            device: where they go.
-            directory: a saved step's `model/`; None is `checkpoint_dir`.
+            model_dir: from `find_model_dir`, or a saved step's `model/`, which is read whole.
+            device: where the parameters go.
 
         Raises:
             CheckpointError: files cannot be read, or hold another model's weights.
         """
-        if directory is not None:
-            source = open_weights(directory)
+        if self.checkpoint_files and model_dir == self._start_dir:
+            source = open_weights([model_dir / name for name in self.checkpoint_files])
         else:
-            folder = find_model_dir(self.checkpoint_dir)
-            files = [folder / name for name in self.checkpoint_files] if self.checkpoint_files else None
-            source = open_weights(files if files is not None else folder)
-            self._check_type(model)
+            source = open_weights(model_dir)
+        self._check_type(model)
         load_into(model, source, device=device)
 
     def save_model(self, model: TransformerDecoder, directory: Path, tokenizer: Any) -> None:

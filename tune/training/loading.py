@@ -57,10 +57,9 @@ def build_loader(
 
 
 def count_steps_per_epoch(
-    num_examples: int, batch_size: int, gradient_accumulation_steps: int, max_steps: int | None
+    num_micro_batches: int, gradient_accumulation_steps: int, max_steps: int | None
 ) -> int:
     """Return the optimizer steps of an epoch; the last one may hold fewer micro-batches than the others."""
-    num_micro_batches = -(-num_examples // batch_size)
     num_steps = -(-num_micro_batches // gradient_accumulation_steps)
     return num_steps if max_steps is None else min(num_steps, max_steps)
 

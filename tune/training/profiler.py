@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from tune.config.component import Component
+from tune.config.instantiate import instantiate_offering
 from tune.errors import TrainingError
 from tune.utils import expand_path, get_logger
 
-__all__ = ["DummyProfiler", "Profiler", "setup_torch_profiler"]
+__all__ = ["DummyProfiler", "Profiler", "build_profiler", "setup_torch_profiler"]
 
 
 class Profiler(Protocol):
     """What the loop needs of a profiler: a context, and one call after each optimizer step."""
 
-    def __enter__(self) -> object: ...
+    def __enter__(self) -> Any: ...
 
     def __exit__(
         self,
@@ -45,6 +47,14 @@ class DummyProfiler:
 
     def step(self) -> None:
         """Do nothing."""
+
+
+def build_profiler(component: Component | None, output_dir: Path) -> Profiler:
+    """Return the profiler a config describes, writing to `output_dir` where it says nothing else; or an idle one."""
+    if not component:
+        return DummyProfiler()
+    profiler: Profiler = instantiate_offering(component, {"output_dir": str(output_dir)})
+    return profiler
 
 
 def setup_torch_profiler(
