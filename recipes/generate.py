@@ -23,7 +23,6 @@ import torch
 
 import tune.config
 from recipes.params.generate import GenerateParams
-from tune.checkpoints import find_model_dir
 from tune.config import instantiate, instantiate_offering
 from tune.data import PromptTemplate, get_prompt_template
 from tune.errors import GenerationError
@@ -41,7 +40,7 @@ STOP_REASONS = {
 def load(params: GenerateParams) -> tuple[Any, Any]:
     """Return the model with its weights, and its tokenizer."""
     checkpointer = instantiate(params.checkpointer)
-    model_dir = find_model_dir(checkpointer.checkpoint_dir)
+    model_dir = checkpointer.find_model_dir()
     offered = {"checkpoint_dir": str(model_dir)}
     # The tokenizer first: it takes no time to find out that it is missing.
     tokenizer = instantiate_offering(params.tokenizer, offered)
@@ -52,7 +51,7 @@ def load(params: GenerateParams) -> tuple[Any, Any]:
     # On the meta device the model costs nothing until each tensor is read: one copy of the weights at most.
     with torch.device("meta"):
         model = instantiate_offering(params.model, offered).to(dtype)
-    checkpointer.load_into(model, device=device)
+    checkpointer.load_into(model, model_dir, device=device)
     return model.eval(), tokenizer
 
 
