@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class Progress:
         self._first_step = first_step
         self._start = time.perf_counter()
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if _has_terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -59,7 +60,9 @@ class Progress:
         """Show what was logged at `step`, as one line or beside the bar."""
         facts = " | ".join(write(metrics[name]) for name, write in SHOWN.items() if name in metrics)
         if self._bar is not None:
-            self._bar.set_postfix_str(facts)
+            self._bar.set_postfix_str(
+                facts, refresh=False
+            )  # drawn with the next step, at most 10 times a second
             return
         width = len(str(self._num_steps))
         get_logger().info(f"step {step:{width}d}/{self._num_steps} | {facts} | {self._time_left(step)} left")
@@ -88,6 +91,14 @@ class Progress:
         done = max(step - self._first_step, 1)
         per_step = (time.perf_counter() - self._start) / done
         return format_duration(per_step * (self._num_steps - step))
+
+
+def _has_terminal() -> bool:
+    """Whether stderr is a terminal that a bar fits on; some pretend to be one of no size, and would show nothing."""
+    try:
+        return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def format_duration(seconds: float) -> str:
