@@ -27,7 +27,7 @@ from tune.generation import generate_text
 from tune.modules import flops_per_token
 from tune.modules.loss import loss_sum
 from tune.training.metric_logging import JSONLLogger
-from tune.utils import get_device, get_logger, set_seed
+from tune.utils import expand_path, get_device, get_logger, set_seed
 
 
 class FullFinetuneRecipe:
@@ -70,8 +70,12 @@ class FullFinetuneRecipe:
     def load_checkpoint(self) -> training.SavedStep | None:
         """Build the checkpointer, hold the output directory, and return the saved step to resume from, if any."""
         params = self.params
+        self.output_dir = expand_path(params.output_dir)
         self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
-        self.output_dir: Path = self.checkpointer.output_dir
+        if self.checkpointer.output_dir != self.output_dir:
+            self.log.info(
+                f"checkpointer.output_dir is not used: saved steps go to output_dir, {self.output_dir}"
+            )
         self.lock = training.RunLock(self.output_dir)
         training.remove_unfinished_steps(self.output_dir)
         resume = params.resume_from_checkpoint or self.checkpointer.resume_from_checkpoint
@@ -127,7 +131,7 @@ class FullFinetuneRecipe:
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
         self.guard = training.NonFiniteGuard(params.on_non_finite, self.scaler)
 
-        # 6. What watches, and a file that says exactly what is running.
+        # 6. What watches.
         self.metric_loggers = [
             JSONLLogger(str(self.output_dir), overwrite=not resumed),
             instantiate_offering(params.metric_logger, {"log_dir": str(self.output_dir)}),
@@ -138,13 +142,13 @@ class FullFinetuneRecipe:
         self.speed = training.SpeedMeter(
             self.device, partial(flops_per_token, self.model.config), matmul_rate
         )
-        training.write_resolved_config(params, self.output_dir / "config.yaml")
         self.log.info(
             f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences. "
             f"Limit: {matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
         )
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
+        #    Then a file that says exactly what is running: not before, since a resume may be refused here.
         self.fingerprint = training.make_fingerprint(
             params,
             self.SAME_ON_RESUME,
@@ -168,6 +172,7 @@ class FullFinetuneRecipe:
             for metric_logger in (*self.metric_loggers, self.samples):
                 metric_logger.rewind(self.step)
             self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
+        training.write_resolved_config(params, self.output_dir / "config.yaml", {"seed": self.seed})
 
     def _setup_data(
         self, components: Component | tuple[Component, ...], batch_size: int, shuffle: bool

@@ -74,11 +74,23 @@ def test_a_run_leaves_what_it_promises(make_params, tmp_path: Path) -> None:
     assert yaml.safe_load((out / "config.yaml").read_text())["optimizer"]["lr"] == 0.01
 
 
-def test_the_written_config_reproduces_the_run(make_params, tmp_path: Path) -> None:
-    train(make_params())
+@pytest.mark.parametrize("seed", [3, None])
+def test_the_written_config_reproduces_the_run(seed: int | None, make_params, tmp_path: Path) -> None:
+    train(make_params(seed=seed))
     values = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert values["seed"] is not None  # the one the run drew
     train(make_params(**{**values, "output_dir": str(tmp_path / "again")}))
     assert_equal(weights_of(tmp_path / "out"), weights_of(tmp_path / "again"))
+
+
+def test_saved_steps_go_to_output_dir(make_params, tmp_path: Path) -> None:
+    checkpointer = {
+        "_component_": "tune.training.FullModelHFCheckpointer",
+        "output_dir": str(tmp_path / "older"),
+    }
+    train(make_params(checkpointer=checkpointer, epochs=1))
+    assert (tmp_path / "out" / "latest" / "manifest.json").is_file()
+    assert not (tmp_path / "older").exists()
 
 
 def test_one_step_equals_plain_torch(make_params, tmp_path: Path) -> None:

@@ -21,26 +21,27 @@ _COMMENT_COLUMN = 50
 _PLAIN = re.compile(r"[A-Za-z0-9_./\\+=@~-][A-Za-z0-9_./\\+=@~,() <>|:;-]*\Z")
 
 
-def dump_params(params: Any, recipe: str | None = None) -> str:
+def dump_params(params: Any, recipe: str | None = None, drawn: Mapping[str, Any] | None = None) -> str:
     """A params object as YAML; where `resolve` made it, with the origin of every value.
 
     Args:
         params: a checked params object.
         recipe: name to put into the key `recipe`.
+        drawn: values that the run itself chose where a field was null, such as its seed, by field: written in
+            its place, so that the file repeats this very run.
     """
     from tune.config.resolve import resolution_of
 
     resolution = resolution_of(params)
-    if resolution is None:
-        return _dump(params, recipe, None)
-    return _dump(params, recipe or resolution.recipe, resolution)
+    recipe = recipe or (resolution.recipe if resolution else None)
+    return _dump(params, recipe, resolution, drawn or {})
 
 
 def dump_resolution(resolution: Resolution[Any]) -> str:
     """See `Resolution.dump`."""
     if resolution.params is None:
         raise ValueError("a configuration with errors has no resolved form")
-    return _dump(resolution.params, resolution.recipe, resolution)
+    return _dump(resolution.params, resolution.recipe, resolution, {})
 
 
 def flatten(resolution: Resolution[Any]) -> dict[str, ResolvedValue]:
@@ -75,7 +76,9 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _dump(params: Any, recipe: str | None, resolution: Resolution[Any] | None) -> str:
+def _dump(
+    params: Any, recipe: str | None, resolution: Resolution[Any] | None, drawn: Mapping[str, Any]
+) -> str:
     lines: list[str] = []
     if recipe:
         lines.append(f"recipe: {scalar(recipe)}")
@@ -89,6 +92,10 @@ def _dump(params: Any, recipe: str | None, resolution: Resolution[Any] | None) -
         if info.group != group:
             group = info.group
             lines += ["", f"# {group}"]
+        if info.name in drawn and value is None:
+            entry = f"{info.name}: {scalar(drawn[info.name])}"
+            lines.append(f"{entry.ljust(_COMMENT_COLUMN)}  # drawn by this run")
+            continue
         lines += _entry(info.name, value, 0, info.name, resolution)
     return "\n".join(lines).lstrip("\n") + "\n"
 

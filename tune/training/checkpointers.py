@@ -27,7 +27,7 @@ class FullModelCheckpointer:
         checkpoint_dir: folder with the weights to start from (or a saved step); "" when training from scratch.
         checkpoint_files: names of the weight files in it, where only some are meant; None takes them all.
         model_type: family the weights must be of, such as "LLAMA2"; None takes what they are.
-        output_dir: where saved steps go.
+        output_dir: accepted from older configs; saved steps go to the recipe's own `output_dir`.
         recipe_checkpoint: a saved step to resume from, such as "step_000100"; None takes the newest complete one.
         resume_from_checkpoint: same as the recipe's parameter of that name, as older configs have it here.
         safe_serialization: weights are written as safetensors; anything else is refused.

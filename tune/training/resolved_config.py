@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from tune.errors import CheckpointError
 __all__ = ["write_resolved_config"]
 
 
-def write_resolved_config(params: Any, path: Path) -> None:
+def write_resolved_config(params: Any, path: Path, drawn: Mapping[str, Any] | None = None) -> None:
     """Write every parameter with its value, and, where the params came from a config, where it was set.
 
     Args:
         params: a params object; built in Python, it is written without provenance.
         path: the YAML file; feeding it back reproduces the run.
+        drawn: values the run chose where a field was null, such as its seed.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    text = dump_params(params)
+    text = dump_params(params, drawn=drawn)
     staged = path.with_name(path.name + ".partial")
     try:
         staged.write_text(text, encoding="utf-8")
