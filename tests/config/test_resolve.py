@@ -297,8 +297,13 @@ def test_a_required_parameter() -> None:
         assert [code for code, *_ in faults(run(text))] == ["missing-required"]
     # a key that probably means it says enough
     assert [code for code, *_ in faults(run("output: x\n"))] == ["unknown-key"]
-    # and of a file that is only partly readable nothing is known to be missing
-    assert [code for code, *_ in faults(run("epochs: 2\nx: 'open\n"))] == ["unclosed"]
+    # what stands in a part that cannot be read is not missing; the rest may be
+    assert [code for code, *_ in faults(run("epochs: 2\noutput_dir: 'open\n"))] == ["unclosed"]
+    assert [code for code, *_ in faults(run("epochs: 2\noutput_dir:open\n"))] == ["yaml-syntax"]
+    assert sorted(code for code, *_ in faults(run("epochs: 'open\n"))) == [
+        "missing-required",
+        "unclosed",
+    ]
 
 
 def test_short_forms_conflict_within_one_source_only() -> None:

@@ -31,18 +31,18 @@ def faults(document: Document) -> list[tuple[str, int | None, int | None]]:
         ("a: 1\nb: 2\na: 3\n", "duplicate-key", 3, 1, {"a": 1, "b": 2}),
         ("a: {b: 1, b: 2}\n", "duplicate-key", 1, 11, {"a": {"b": 1}}),
         ("a:\n\tb: 1\nc: 2\n", "tab", 2, 1, {"a": {"b": 1}, "c": 2}),
-        ("a: 1\n\tb: 2\nc: 3\n", "tab", 2, 1, {"c": 3}),
-        ("a: 'open\nb: 2\nc: 3\n", "unclosed", 1, 4, {"b": 2, "c": 3}),
-        ('b: 2\na: "open\nc: 3\n', "unclosed", 2, 4, {"b": 2, "c": 3}),
-        ("b: 2\na: [1, 2\nc: 3\n", "unclosed", 2, 4, {"b": 2, "c": 3}),
-        ("b: 2\na: {x: 1\nc: 3\n", "unclosed", 2, 4, {"b": 2, "c": 3}),
+        ("a: 1\n\tb: 2\nc: 3\n", "tab", 2, 1, {"a": 1, "c": 3}),
+        ("a: 'open\nb: 2\nc: 3\n", "unclosed", 1, 4, {"a": None, "b": 2, "c": 3}),
+        ('b: 2\na: "open\nc: 3\n', "unclosed", 2, 4, {"b": 2, "a": None, "c": 3}),
+        ("b: 2\na: [1, 2\nc: 3\n", "unclosed", 2, 4, {"b": 2, "a": None, "c": 3}),
+        ("b: 2\na: {x: 1\nc: 3\n", "unclosed", 2, 4, {"b": 2, "a": None, "c": 3}),
         ("a: 1\nbatch_size 4\nc: 3\n", "yaml-syntax", 2, 1, {"a": 1, "c": 3}),
         ("a: 1\nlr:2e-5\nc: 3\n", "yaml-syntax", 2, 3, {"a": 1, "c": 3}),
         ("lr:2e-5\nc: 3\n", "yaml-syntax", 1, 3, {"c": 3}),
-        ("a: b: c\nd: 1\n", "yaml-syntax", 1, 5, {"d": 1}),
-        ("a: @home\nd: 1\n", "yaml-syntax", 1, 4, {"d": 1}),
-        ('a: "\\d"\nd: 1\n', "yaml-syntax", 1, 5, {"d": 1}),
-        ("a: [1]]\nd: 1\n", "yaml-syntax", 1, 7, {"d": 1}),
+        ("a: b: c\nd: 1\n", "yaml-syntax", 1, 5, {"a": None, "d": 1}),
+        ("a: @home\nd: 1\n", "yaml-syntax", 1, 4, {"a": None, "d": 1}),
+        ('a: "\\d"\nd: 1\n', "yaml-syntax", 1, 5, {"a": None, "d": 1}),
+        ("a: [1]]\nd: 1\n", "yaml-syntax", 1, 7, {"a": None, "d": 1}),
         ("a: 1\n---\nb: 2\n", "many-documents", 2, 1, {"a": 1}),
         ("a: !!python/object:os.system x\nb: 1\n", "yaml-tag", 1, 4, {"a": None, "b": 1}),
         ("a: !!python/object/apply:os.system [ls]\nb: 1\n", "yaml-tag", 1, 4, {"a": None, "b": 1}),
@@ -75,7 +75,31 @@ def test_several_faults_are_reported_in_one_reading() -> None:
         ("duplicate-key", 6),
         ("yaml-alias", 7),
     }
-    assert plain_value(document.root) == {"e": 1, "f": None, "g": 3}
+    assert plain_value(document.root) == {**dict.fromkeys("abcdf"), "e": 1, "g": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "rest"),
+    [
+        # a stray line costs nothing but itself
+        ("a: 1\n  b: 2\nc: 3\n", 2, {"a": 1, "c": 3}),
+        ("m:\n  a: 1\n    b: 2\n  c: 3\nd: 4\n", 3, {"m": {"a": 1, "c": 3}, "d": 4}),
+        # an unreadable value costs neither its neighbours nor its key
+        ("m:\n  a: 'x\n  b: 2\nd: 4\n", 2, {"m": {"a": None, "b": 2}, "d": 4}),
+        ("m:\n  a: [1, 2\n  b: 2\nd: 4\n", 2, {"m": {"a": None, "b": 2}, "d": 4}),
+        ("m:\n  - a: @x\n    b: 2\nd: 4\n", 2, {"m": [{"a": None, "b": 2}], "d": 4}),
+        # what hangs below a line goes with it
+        ("m: {\n  a: 1\nd: 4\n", 1, {"d": 4}),
+        ("m:\n  a: [\n    1,\n  b: 2\nd: 4\n", 2, {"d": 4}),
+        ("m 1\n  a: 1\nd: 4\n", 1, {"d": 4}),
+    ],
+)
+def test_a_syntax_error_costs_as_little_as_possible(text: str, line: int, rest: dict[str, object]) -> None:
+    for ending in ("\n", "\r\n"):
+        document = read(text.replace("\n", ending))
+        assert [(item.source.line, item.severity) for item in document.problems] == [(line, "error")]
+        assert plain_value(document.root) == rest
+        assert document.complete
 
 
 @pytest.mark.parametrize(
@@ -91,7 +115,7 @@ def test_several_faults_are_reported_in_one_reading() -> None:
 def test_encodings_other_than_utf8_are_one_error(data: bytes, line: int | None, col: int | None) -> None:
     document = read_document(decode(data, "c.yaml"))
     assert faults(document) == [("bad-encoding", line, col)]
-    assert not document.complete
+    assert document.complete == (line is not None)
 
 
 def test_a_byte_order_mark_is_no_fault() -> None:

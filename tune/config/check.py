@@ -59,7 +59,7 @@ def check_tree(
         report: called with every problem and warning.
         whole: the place of the configuration as such, for what is missing from it.
         complete: whether all of the file could be read; if not, nothing is called missing.
-        lost: keys of entries that could not be read.
+        lost: words of what could not be read: nothing among them is called missing.
     """
     checked = Checked(bad=set(lost))
     components = ComponentChecker(infos, report)
@@ -94,8 +94,10 @@ def check_tree(
     for count, key in enumerate(unknown):
         _report_unknown(key, root, infos, components, report, guessing=count < MAX_GUESSES)
     checked.bad |= components.guessed
+    if complete:
+        components.report_missing(lost)
     for info in late_required:
-        if complete and info.name not in components.guessed:
+        if complete and info.name not in components.guessed | lost:
             message = f"{info.name} is required: {info.help}" if info.help else f"{info.name} is required"
             report(Diagnostic("missing-required", info.name, message, whole))
     return checked
@@ -187,7 +189,7 @@ def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInf
     return [
         problem
         for problem in problems
-        if not any(name in bad or name.split(".")[0] in bad for name in problem.fields)
+        if not any(name in bad or not bad.isdisjoint(name.split(".")) for name in problem.fields)
     ]
 
 

@@ -38,7 +38,8 @@ class ComponentChecker:
         self._count = 0
         self.arguments: dict[str, set[str]] = {}  # by the path of the component
         self.places: dict[str, Node] = {}  # where each argument stands, by its path
-        self.guessed: set[str] = set()  # what unknown arguments probably meant, by path
+        self.guessed: set[str] = set()  # what unknown names probably meant, by path
+        self._missing: list[Diagnostic] = []  # kept until it is known what unknown keys meant
 
     def __call__(self, node: Node, path: str, slot: Slot | None) -> Any:
         component = _as_component(node)
@@ -107,7 +108,11 @@ class ComponentChecker:
     def _untyped_arguments(self, component: Mapped, path: str) -> None:
         """Look through arguments nobody can type: nested components in them are still checked."""
         for key, node in component.entries.items():
-            if key != COMPONENT_KEY:
+            if key == COMPONENT_KEY:
+                continue
+            if node.written is not None:
+                self._argument(node, ANY, f"{path}.{key}")  # a short form has a type of its own
+            else:
                 self.converter.convert(node, ANY, f"{path}.{key}")
 
     def _arguments(self, component: Mapped, path: str, resolved: ResolvedName) -> dict[str, Any] | None:
@@ -137,7 +142,7 @@ class ComponentChecker:
             ok = ok and value is not REFUSED
             kwargs[key] = value
         if signature is not None:
-            ok = self._report_missing(component, path, resolved) and ok
+            ok = self._note_missing(component, path, resolved) and ok
         return kwargs if ok else None
 
     def _argument(self, node: Node, spec: TypeSpec, path: str) -> Any:
@@ -198,7 +203,7 @@ class ComponentChecker:
             message += "; it takes none"
         return Diagnostic("unknown-argument", where, message, source)
 
-    def _report_missing(self, component: Mapped, path: str, resolved: ResolvedName) -> bool:
+    def _note_missing(self, component: Mapped, path: str, resolved: ResolvedName) -> bool:
         if resolved.signature is None:
             return True
         present = set(component.entries) | resolved.supplied | resolved.offered
@@ -213,11 +218,18 @@ class ComponentChecker:
             message = f"{path}.{name} is required: {resolved.path} takes {parameter.type.describe()} there"
             short = self._by_short_form.get(f"{path}.{name}")
             if short is not None:
-                if short.name in self.guessed:
-                    continue
                 message += f" (short form: {short.name})"
-            self._report(Diagnostic("missing-argument", f"{path}.{name}", message, self._place_of(component)))
+            place = self._place_of(component)
+            self._missing.append(Diagnostic("missing-argument", f"{path}.{name}", message, place))
         return not missing
+
+    def report_missing(self, lost: frozenset[str]) -> None:
+        """Report the arguments that are missing, but for those that misspelt or unreadable keys stand for."""
+        for item in self._missing:
+            short = self._by_short_form.get(item.path)
+            names = {item.path} if short is None else {item.path, short.name}
+            if names.isdisjoint(self.guessed) and lost.isdisjoint({item.path.rpartition(".")[2], *names}):
+                self._report(item)
 
     def _place_of(self, component: Mapped) -> Source:
         """The best place to point at for a component: its name, and failing that all of it."""

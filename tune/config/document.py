@@ -1,7 +1,7 @@
 """A configuration file as a document: the tree, what was wrong with it, and what could not be read.
 
-A syntax error costs the top-level entry it stands in; the rest of the file is read as if that entry were not there,
-so that its problems show in the same pass.
+A syntax error costs as little as possible: the value it stands in, failing that its line, failing that the whole
+top-level entry. The rest of the file is read as if that were not there, so that its problems show in the same pass.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 
 from tune.config.diagnostics import Diagnostic, Source
 from tune.config.nodes import Listing, Mapped, Node, mapped
-from tune.config.reading import Text
+from tune.config.reading import DAMAGE, Text
 from tune.config.yaml_tree import Builder, Stop
 
-_MAX_REPAIRS = 20
+_MAX_REPAIRS = 40
 _MAX_REPAIRED_CHARS = 4_000_000
 _TOP_KEY = re.compile(r"""(?P<key>[^\s#\-\[\]{}"'|>%@`&*!?:,][^#:]*|"[^"]*"|'[^']*'|[^\s:]+):(?:\s|$)""")
+_ENTRY = re.compile(r"(?P<head>\s*(?:- +)*[A-Za-z_][\w.-]*:[ \t]+)(?P<value>\S.*)")
+_INDENT = re.compile(r"[ ]*(?:- +)*")
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _INDENT_WITH_TAB = re.compile(r"[ ]*\t[ \t]*")
 _ONCE = {"config-too-deep"}
 
@@ -28,8 +31,8 @@ class Document:
     Args:
         root: the top-level mapping; empty where the file has none.
         problems: everything wrong with the file as YAML.
-        lost: top-level keys whose entries could not be read.
-        complete: whether the whole text was read; if not, nothing can be said about what is missing.
+        lost: the words of what was passed over: nothing among them can be called missing.
+        complete: whether all else was read; if not, nothing at all can be said about what is missing.
     """
 
     root: Mapped
@@ -45,28 +48,23 @@ def read_document(text: Text) -> Document:
         text: from `tune.config.reading`; its own problems are handed on.
     """
     empty = mapped(Source("file", text.name, 1, 1), {}, {})
-    document = Document(empty, list(text.problems), complete=not text.problems)
+    document = Document(empty, list(text.problems), complete=text.readable)
     if not text.readable:
         return document
     content = text.content
-    shifts: dict[int, int] = {}
+    repair = _Repair(document)
     budget = _MAX_REPAIRED_CHARS
     for _ in range(_MAX_REPAIRS):
-        builder = Builder(text.name, shifts, damaged=text.damaged)
+        builder = Builder(text.name, repair.shifts, damaged=text.damaged or repair.damaged)
         try:
             root = builder.build(content)
         except Stop as stop:
-            document.complete = False
-            # One wrong thing, one error: what re-indented tabs lead to, or a second bomb, adds nothing.
-            if (
-                stop.line not in shifts
-                and stop.problem.code not in {p.code for p in document.problems} & _ONCE
-            ):
-                document.problems.append(stop.problem)
+            repair.note(stop)
             budget -= len(content)
-            repaired = _repair(content, stop, document, shifts) if budget > 0 else None
+            repaired = repair.attempt(content, stop) if budget > 0 else None
             if repaired is None:
                 # what was read before the end is still worth judging
+                document.complete = False
                 document.problems += builder.problems
                 if stop.problem.code != "config-too-large":
                     document.root = builder.partial_root() or empty
@@ -74,6 +72,7 @@ def read_document(text: Text) -> Document:
             content = repaired
             continue
         document.problems += builder.problems
+        document.complete = document.complete and not builder.lost_key
         if isinstance(root, Mapped):
             document.root = root
         else:
@@ -81,6 +80,7 @@ def read_document(text: Text) -> Document:
             if not document.lost and (not document.problems or document.problems == text.problems):
                 document.problems.append(_no_mapping(root, text.name))
         return document
+    document.complete = False
     return document
 
 
@@ -93,35 +93,97 @@ def _no_mapping(root: Node | None, name: str) -> Diagnostic:
     return Diagnostic("not-a-mapping", "", message, root.source)
 
 
-def _repair(content: str, stop: Stop, document: Document, shifts: dict[int, int]) -> str | None:
-    """The text with the cause of `stop` taken out, line numbers unchanged; None where that cannot be done."""
-    if stop.problem.code == "config-too-large":
+class _Repair:
+    """Takes the causes of syntax errors out of a text, one after the other; line numbers stay as they are."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._tried: set[tuple[int, str]] = set()
+        self.shifts: dict[int, int] = {}
+        self.damaged = False
+
+    def note(self, stop: Stop) -> None:
+        """Report what stopped the reading, unless it follows from what has been reported."""
+        # One wrong thing, one error: what re-indented tabs or an emptied line lead to, or a second bomb, adds nothing.
+        known = {problem.code for problem in self._document.problems}
+        again = stop.line in self.shifts or any(line == stop.line for line, _ in self._tried)
+        if not again and stop.problem.code not in known & _ONCE:
+            self._document.problems.append(stop.problem)
+
+    def attempt(self, content: str, stop: Stop) -> str | None:
+        """The text with the cause of `stop` taken out; None where that cannot be done."""
+        if stop.problem.code == "config-too-large":
+            return None
+        lines = content.splitlines(keepends=True)
+        if stop.problem.code == "tab" and not self.shifts:
+            self._indent(lines)
+            if self.shifts:
+                return "".join(lines)
+        row = stop.line - 1
+        if row >= len(lines):
+            return None
+        if self._take_value(lines, row) or self._take_line(lines, row) or self._take_entry(lines, row):
+            return "".join(lines)
         return None
-    lines = content.splitlines(keepends=True)
-    if stop.problem.code == "tab" and not shifts:
+
+    def _indent(self, lines: list[str]) -> None:
         for row, line in enumerate(lines):
             indent = _INDENT_WITH_TAB.match(line)
             if indent:
-                shifts[row + 1] = indent.group().count("\t")
+                self.shifts[row + 1] = indent.group().count("\t")
                 lines[row] = indent.group().replace("\t", "  ") + line[indent.end() :]
-        if shifts:
-            return "".join(lines)
-    culprit = stop.line - 1
-    if culprit >= len(lines):
-        return None
-    starts = [row for row, line in enumerate(lines) if _TOP_KEY.match(line)]
-    first = max((row for row in starts if row <= culprit), default=None)
-    # A line at the left edge that is no entry is itself the culprit, and the entry before it is fine.
-    if culprit not in starts and lines[culprit][:1].strip():
-        first = culprit
-    if first is None:
-        return None
-    last = min((row for row in starts if row > first), default=len(lines))
-    rest = [row for row in starts if not first <= row < last]
-    found = _TOP_KEY.match(lines[first])
-    if found:
-        document.lost.add(found.group("key").strip().strip("\"'"))
-    if not rest or not any(line.strip() for line in lines[first:last]):
-        return None
-    blank = [re.sub(r"[^\r\n]", "", line) for line in lines[first:last]]
-    return "".join(lines[:first] + blank + lines[last:])
+
+    def _may_try(self, row: int, how: str) -> bool:
+        if (row + 1, how) in self._tried:
+            return False
+        self._tried.add((row + 1, how))
+        return True
+
+    def _take_value(self, lines: list[str], row: int) -> bool:
+        """Mark the value in this line as unreadable, if it is one that ends there."""
+        found = _ENTRY.match(lines[row])
+        if found is None or _has_children(lines, row) or not self._may_try(row, "value"):
+            return False
+        self.damaged = True
+        self._document.lost |= set(_WORD.findall(found.group("value")))
+        ending = lines[row][len(lines[row].rstrip("\r\n")) :]
+        lines[row] = f"{found.group('head')}{DAMAGE}{ending}"
+        return True
+
+    def _take_line(self, lines: list[str], row: int) -> bool:
+        """Empty this line, if it stands alone: what hangs below it would end up elsewhere."""
+        if not lines[row].strip() or _has_children(lines, row) or not self._may_try(row, "line"):
+            return False
+        self._blank(lines, row, row + 1)
+        return True
+
+    def _take_entry(self, lines: list[str], row: int) -> bool:
+        """Empty the top-level entry that this line belongs to."""
+        starts = [index for index, line in enumerate(lines) if _TOP_KEY.match(line)]
+        first = max((index for index in starts if index <= row), default=None)
+        # A line at the left edge that is no entry is itself the culprit, and the entry before it is fine.
+        if row not in starts and lines[row][:1].strip():
+            first = row
+        if first is None:
+            return False
+        last = min((index for index in starts if index > first), default=len(lines))
+        if not any(line.strip() for line in lines[first:last]):
+            return False
+        self._blank(lines, first, last)
+        return any(line.strip() for line in lines)
+
+    def _blank(self, lines: list[str], first: int, last: int) -> None:
+        for row in range(first, last):
+            self._document.lost |= set(_WORD.findall(lines[row]))
+            lines[row] = re.sub(r"[^\r\n]", "", lines[row])
+
+
+def _has_children(lines: list[str], row: int) -> bool:
+    """Whether the next line with something in it is indented more than this one."""
+    following = next((line for line in lines[row + 1 :] if line.strip()), "")
+    return _indent_of(following) > _indent_of(lines[row])
+
+
+def _indent_of(line: str) -> int:
+    found = _INDENT.match(line)
+    return found.end() if found else 0

@@ -30,6 +30,7 @@ Path = tuple[str, ...]
 
 _OPENING = re.compile(r"(?<!\\)(\\*)\$\{")  # the look-behind keeps the search linear
 _MAX_TEXT = 100_000  # characters a text may grow to
+_SINGLE_KINDS = ("bool", "int", "float", "str", "path", "literal")
 _MAX_CHAIN = 100  # references and containers within one another while resolving
 
 
@@ -184,7 +185,7 @@ class _Resolver:
         parts = tuple(name.split("."))
         target = self._find(parts)
         if target is not None:
-            return target
+            return Broken(target.source) if self._is_misfit(target, name) else target
         if ":" in name:
             message = (
                 f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
@@ -194,10 +195,22 @@ class _Resolver:
         close = self._near(parts, path) if self._failures <= MAX_GUESSES else None
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
         if name in self._infos and self._infos[name].required:
+            strays = [key for key in self._root.entries if key not in self._infos]
+            if self._failures <= MAX_GUESSES and nearest(name, strays):
+                return Broken(node.source)  # misspelt where it is set: that is said there
             message = f"${{{name}}} refers to {name}, which is required and not set"
             close = None
         suggestion = f"${{{close}}}" if close else None
         return self._fail(node, path, "dangling-reference", message, suggestion)
+
+    def _is_misfit(self, target: Node, name: str) -> bool:
+        """Whether what is referred to cannot be right where it stands: that is said there, once."""
+        info = self._infos.get(name)
+        if info is None or info.slot is not None:
+            return False
+        if is_null(target):
+            return not info.spec.nullable
+        return isinstance(target, (Mapped, Listing)) and info.spec.kind in _SINGLE_KINDS
 
     def _find(self, parts: Path) -> Node | None:
         """The resolved node at `parts`: from the tree, its other spelling, or the declared default."""

@@ -101,6 +101,7 @@ class Builder:
     ) -> None:
         self.name = name
         self.problems: list[Diagnostic] = []
+        self.lost_key = False  # whether a key could not be read
         self._shifts = shifts
         self._flow_in = flow_in
         self._damaged = damaged
@@ -239,6 +240,7 @@ class Builder:
     def _key(self, node: Node, frame: _Frame) -> str | None:
         """The text of a key, or None if the entry is to be dropped."""
         if isinstance(node, Broken):
+            self.lost_key = True
             return None
         if not isinstance(node, Scalar):
             self._report("bad-key", "a key must be text, and this is a list or mapping", node.source)
@@ -280,7 +282,9 @@ class Builder:
                 if key not in frame.entries:
                     frame.entries[key] = value
                     frame.keys[key] = node.key_source(key)
-        elif not isinstance(node, Broken):
+        elif isinstance(node, Broken):
+            self.lost_key = True
+        else:
             message = "the merge key << takes a mapping, or a list of mappings"
             self._report("yaml-merge", message, node.source)
 

@@ -112,6 +112,7 @@ _WORDS: tuple[tuple[str, str, bool, str, str], ...] = (
 )
 
 
+_BARE_NAME = re.compile(r"(\s*)[A-Za-z_][\w.-]*(?:\s+[^\s#:][^:]*)?\Z")
 _GLUED = re.compile(r"\s*[A-Za-z_][\w.-]*:(?=[^\s:/\\])(?!.*:\s)")
 
 
@@ -160,6 +161,12 @@ def explain(error: Any, content: str) -> Fault:
     if colon is not None:
         words = "a space is missing after this colon"
         line, col = colon
+        return Fault(code, words, line, col)
+    if "mapping values are not allowed" in problem:
+        above = _bare_name(line, lines)
+        if above is not None:
+            words = "this is no entry: a colon and a space are missing after the name"
+            line, col = above
     return Fault(code, words, line, col)
 
 
@@ -181,3 +188,12 @@ def _glued_colon(line: int, lines: list[str], problem: str) -> tuple[int, int] |
         if found:
             return row, found.end()
     return None
+
+
+def _bare_name(line: int, lines: list[str]) -> tuple[int, int] | None:
+    """Where a name without a colon stands in the line above `line`, which it swallows, if one does."""
+    row = line - 1
+    while row > 0 and not lines[row - 1].partition("#")[0].strip():
+        row -= 1
+    found = _BARE_NAME.match(lines[row - 1]) if row > 0 else None
+    return (row, len(found.group(1)) + 1) if found else None
