@@ -15,11 +15,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tune.checkpoints import WeightSource, find_model_dir, load_into, open_weights
 from tune.data import AlpacaToMessages
@@ -36,22 +35,6 @@ EMBEDDING = "tok_embeddings.weight"
 QUERY, KEY, GATE = (f"layers.{{}}.{name}.weight" for name in ("attn.q_proj", "attn.k_proj", "mlp.w1"))
 
 
-class RenamedFile:
-    """Weights under other names than their file gives them.
-
-    Args:
-        source: The weights.
-        file_names: What their file calls them, by the names they go by here.
-    """
-
-    def __init__(self, source: WeightSource, file_names: Mapping[str, str]) -> None:
-        self._source, self._file_names = source, file_names
-        self.infos = {name: source.infos[file_name] for name, file_name in file_names.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._source.read(self._file_names[name])
-
-
 def load_model(
     path: Path, num_heads: int | None, device: torch.device, dtype: torch.dtype
 ) -> TransformerDecoder:
@@ -65,16 +48,8 @@ def load_model(
         else:
             source = open_weights(path)
             model = build_from_shapes(source, num_heads)
-    load_into(model, use_known_names(model, source), dtype=dtype, device=device)
+    load_into(model, source, dtype=dtype, device=device)
     return model.eval()
-
-
-def use_known_names(model: TransformerDecoder, source: WeightSource) -> WeightSource:
-    """Return the weights with Meta's names if they have torchtune's: the values are the same, heads included."""
-    if QUERY.format(0) not in source or model.family is None or model.family.meta is None:
-        return source
-    known = {rule.ours: rule.theirs for rule in model.family.meta.expand(model.config)}
-    return WeightSource(source.path, [RenamedFile(source, {known.get(name, name): name for name in source})])
 
 
 def build_from_shapes(source: WeightSource, num_heads: int | None) -> TransformerDecoder:
@@ -89,9 +64,7 @@ def build_from_shapes(source: WeightSource, num_heads: int | None) -> Transforme
     """
     known = llama2_7b()
     assert known.family is not None
-    assert known.family.meta is not None
     layouts = [{rule.ours: rule.theirs for rule in layout.rules} for layout in known.family.layouts]
-    layouts.append({rule.ours: rule.ours for rule in known.family.meta.rules})  # torchtune's own names
     shapes = source.shapes
     names = next((names for names in layouts if names[QUERY].format(0) in shapes), None)
     if names is None or any(names[ours].format(0) not in shapes for ours in (EMBEDDING, KEY, GATE)):

@@ -53,6 +53,12 @@ def test_nothing_to_find_says_what_is_there(tmp_path: Path) -> None:
         find_model_dir(tmp_path)
     with pytest.raises(CheckpointError, match=r"note00.txt is a file"):
         find_model_dir(tmp_path / "note00.txt")
+    with pytest.raises(CheckpointError, match="File name too long"):
+        find_model_dir("n" * 5000)
+    (tmp_path / "latest").symlink_to(".")  # a step within itself, without end
+    with pytest.raises(CheckpointError, match=r"no model was found in \S*/latest: it holds latest"):
+        find_model_dir(tmp_path)
+    (tmp_path / "latest").unlink()
     (tmp_path / "latest").symlink_to("step_000001")
     with pytest.raises(CheckpointError, match="a link to step_000001, which is gone"):
         find_model_dir(tmp_path / "latest")

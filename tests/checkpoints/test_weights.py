@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -91,6 +92,9 @@ def test_an_index_that_is_wrong_is_explained(tmp_path: Path) -> None:
         index.write_text(content)
         with pytest.raises(CheckpointError, match=r"index\.json"):
             open_weights(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "n" * 5000}}))
+    with pytest.raises(CheckpointError, match="File name too long"):
+        open_weights(tmp_path)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -153,7 +157,8 @@ class Payload:
 def test_a_pickle_that_is_more_than_weights_is_refused_and_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, content in (("x.bin", {"a": Payload()}), ("y.pth", Payload())):
+    # torch words its refusal of the last one differently, and advises to run it.
+    for name, content in (("x.bin", {"a": Payload()}), ("y.pth", Payload()), ("w.bin", {"a": os.system})):
         torch.save(content, tmp_path / name)
         with pytest.raises(CheckpointError, match="could run code"):
             open_weights(tmp_path / name)

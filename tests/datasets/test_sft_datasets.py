@@ -332,10 +332,13 @@ def test_datasets_by_name(tokenizer, write):
     expected = [*alpaca_dataset(tokenizer, source=file, limit=2)]
     assert [*get_dataset("alpaca", tokenizer, source=file, limit=2)] == expected
     assert [*get_dataset("alpaca_dataset", tokenizer, source=file, limit=2)] == expected
-    with pytest.raises(ConfigError, match=r"no dataset 'alpacca'; known are .* did you mean 'alpaca'"):
+    assert [*get_dataset("tune.datasets.alpaca_dataset", tokenizer, source=file, limit=2)] == expected
+    with pytest.raises(ConfigError, match=r"'alpacca'.*did you mean alpaca"):
         get_dataset("alpacca", tokenizer)
-    with pytest.raises(ConfigError, match="no argument 'sourc'"):
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'sourc'"):
         get_dataset("alpaca", tokenizer, sourc=file)
+    with pytest.raises(ConfigError, match=r"missing a required.*'source'"):
+        get_dataset("instruct", tokenizer)
 
 
 def test_packing_needs_a_length(tokenizer, write):

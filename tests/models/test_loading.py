@@ -52,7 +52,7 @@ def change_config(directory: Path, **changes: Any) -> None:
         ({"hidden_size": "24"}, '`hidden_size` is "24"; it must be a whole number'),
         ({"hidden_size": "(absent)"}, "`hidden_size` is missing"),
         ({"num_hidden_layers": True}, "`num_hidden_layers` is true"),
-        ({"num_hidden_layers": 10**9}, "more than 10000 are not built"),
+        ({"num_hidden_layers": 10**9}, "more than 1000 are not built"),
         ({"num_attention_heads": 0}, "num_heads is 0"),
         ({"num_attention_heads": 5, "head_dim": "(absent)"}, "not a multiple of `num_attention_heads` 5"),
         ({"vocab_size": 10**18}, "one of them must be wrong"),

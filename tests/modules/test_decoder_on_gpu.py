@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tune.data import block_causal_mask
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 
@@ -42,6 +44,19 @@ def test_decoding_with_caches(pair: tuple[TransformerDecoder, TransformerDecoder
         expected = pair[0](tokens)
         pair[1].setup_caches(3, 9)
         out = torch.cat([pair[1](piece.cuda()) for piece in tokens.split((5, 1, 1, 2), 1)], 1)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_masked_grouped_heads_never_form_the_score_matrix(
+    pair: tuple[TransformerDecoder, TransformerDecoder],
+) -> None:
+    tokens = torch.randint(0, 131, (3, 37))
+    mask = block_causal_mask(torch.arange(37).remainder(11)[None].expand(3, -1))
+    with torch.no_grad():
+        expected = pair[0](tokens, mask=mask)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        out = pair[1](tokens.cuda(), mask=mask.cuda())
+        out.sum().backward()
     torch.testing.assert_close(out.cpu(), expected, rtol=1e-3, atol=1e-3)
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tune.errors import ConfigError, TrainingError
 from tune.modules import DecoderConfig, TransformerDecoder
-from tune.modules.loss import CEWithChunkedOutputLoss, LinearCrossEntropyLoss, loss_sum
+from tune.modules.loss import CEWithChunkedOutputLoss, LinearCrossEntropyLoss, get_loss, loss_sum
 
 B, S, D, V = 3, 211, 13, 37  # more rows than one piece
 
@@ -218,3 +218,24 @@ def test_accumulated_pieces_of_a_batch_give_the_gradient_of_the_whole() -> None:
         loss(hidden[row : row + 1].detach(), leaf, labels[row : row + 1]).backward()
     torch.testing.assert_close(leaf.grad, whole_weight, rtol=1e-5, atol=1e-4)
     assert whole_hidden.shape == hidden.shape
+
+
+def test_losses_by_name_sum_over_targets() -> None:
+    torch.manual_seed(2)
+    model = TransformerDecoder(DecoderConfig(V, 1, 2, 1, 8, 4, 12, S))
+    tokens, labels = torch.randint(0, V, (2, 7)), torch.randint(0, V, (2, 7))
+    values = [
+        loss_sum(get_loss(name, **arguments), model, tokens, labels)
+        for name, arguments in (
+            ("LinearCrossEntropyLoss", {"num_output_chunks": 3}),
+            ("CEWithChunkedOutputLoss", {}),
+            ("CrossEntropyLoss", {"ignore_index": -100}),
+        )
+    ]
+    for value in values:
+        torch.testing.assert_close(value, values[0])
+    assert values[0] > 14  # a sum, no mean: 14 targets of about log(37) each
+    with pytest.raises(ConfigError, match="did you mean 'CrossEntropyLoss'"):
+        get_loss("CrossEntropyLos")
+    with pytest.raises(ConfigError, match="no argument 'chunks'; it has num_output_chunks, ignore_index"):
+        get_loss("LinearCrossEntropyLoss", chunks=3)

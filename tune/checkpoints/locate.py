@@ -31,14 +31,20 @@ def find_model_dir(path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: There is no such folder, or no model in it.
     """
-    folder = expand_path(path)
+    try:
+        return _find(expand_path(path))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _find(folder: Path) -> Path:
     if not folder.exists():
         # A dangling `latest` exists as a link and not as a folder: say where it points.
         hint = f" (a link to {os.readlink(folder)}, which is gone)" if folder.is_symlink() else ""
         raise CheckpointError(f"there is no folder {folder}{hint}. Give the folder that holds the weights.")
     if not folder.is_dir():
         if folder.name in ("latest", "best"):
-            return find_model_dir(folder.parent / _pointed_at(folder))
+            return _find(folder.parent / _pointed_at(folder))
         raise CheckpointError(
             f"{folder} is a file; give the folder that holds it, with its config and tokenizer."
         )
@@ -46,8 +52,9 @@ def find_model_dir(path: str | os.PathLike[str]) -> Path:
         return folder
     if _holds_model(folder / "model"):
         return folder / "model"
-    if (folder / "latest").exists():
-        return find_model_dir(folder / "latest")
+    # A step holds no steps: what claims to would lead in circles.
+    if folder.name != "latest" and (folder / "latest").exists():
+        return _find(folder / "latest")
     steps = [
         step
         for step in sorted(folder.glob("step_*"), key=lambda p: (len(p.name), p.name))

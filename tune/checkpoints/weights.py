@@ -198,6 +198,13 @@ def open_weights(location: str | os.PathLike[str] | Sequence[str | os.PathLike[s
     Raises:
         CheckpointError: there are no weights, parts are missing, or a file is cut short or not of its format.
     """
+    try:
+        return _open(location)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or location} cannot be read: {error.strerror}") from error
+
+
+def _open(location: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> WeightSource:
     if not isinstance(location, str | os.PathLike):
         paths = [expand_path(path) for path in location]
         if not paths:
@@ -302,12 +309,13 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"there is no file {path}")
     # torch's message begins with advice on how to run the pickle anyway; what it met stands behind this mark.
     found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    if "nsupported global" in found or "nsupported class" in found:
+    if "unsupported global" in found.lower() or "unsupported class" in found.lower():
         return CheckpointError(
             f"{path} holds Python objects beside weights, and loading those could run code; it is refused. "
             "Convert it to safetensors where you trust it."
         )
-    reason = found.splitlines()[0][:200] if found else type(error).__name__
+    lines = [line for line in found.splitlines() if line and not line.startswith("Weights only load failed")]
+    reason = lines[0][:200] if lines else type(error).__name__
     return CheckpointError(
         f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}. The file is cut short, corrupt "
         "or of another format; download or copy it again."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from tune.config.component_check import resolve_component
+from tune.config.instantiate import instantiate
+from tune.config.slots import DATASET
 from tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,29 +15,18 @@ if TYPE_CHECKING:
 
 
 def get_dataset(name: str, tokenizer: Tokenizer, **arguments: Any) -> ReportingDataset:
-    """Returns the dataset of a short name, such as "alpaca" or "instruct".
+    """Returns the dataset that a short name or dotted path builds, as `dataset:` in a config does.
 
     Args:
-        name: of a builder of this package, with or without `_dataset`.
+        name: such as "alpaca" or "instruct".
         tokenizer: gives the ids.
         arguments: of the builder.
 
     Raises:
-        ConfigError: there is no such builder, or it has no such argument.
+        ConfigError: there is no such builder, or arguments it does not take or needs.
     """
-    package = importlib.import_module("tune.datasets")
-    known = [builder.removesuffix("_dataset") for builder in package.__all__ if builder.endswith("_dataset")]
-    known.remove("get")
-    short = name.removesuffix("_dataset")
-    if short not in known:
-        near = difflib.get_close_matches(short, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"there is no dataset {name!r}; known are {', '.join(known)}{hint}")
-    builder = getattr(package, f"{short}_dataset")
-    unknown = [key for key in arguments if key not in builder.__kwdefaults__ and key != "source"]
-    if unknown:
-        raise ConfigError(
-            f"{short}_dataset has no argument {unknown[0]!r}; it has {', '.join(builder.__kwdefaults__)}"
-        )
-    dataset: ReportingDataset = builder(tokenizer, **arguments)
+    resolved = resolve_component(name, DATASET)
+    if resolved.errors:
+        raise ConfigError("\n".join(error.message for error in resolved.errors))
+    dataset: ReportingDataset = instantiate(resolved.path, tokenizer, **arguments)
     return dataset

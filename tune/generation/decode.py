@@ -17,7 +17,7 @@ from typing import Literal, Self
 import torch
 
 from tune.errors import GenerationError
-from tune.generation.sampling import Sampling, choose, make_generator
+from tune.generation.sampling import Sampling, check_chosen, choose, make_generator
 from tune.modules import TransformerDecoder
 
 __all__ = ["StopReason", "TokenStream", "generate", "generate_batch", "stream"]
@@ -244,7 +244,9 @@ def _steps(
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 logits = model.unembed(newest)[:, 0, :vocab_size]  # [b, v]
                 chosen = choose(logits, sampling, generators)  # [b]
-            yield chosen.tolist()
+            ids = chosen.tolist()  # the one wait for the device in a step
+            check_chosen(ids)
+            yield ids
             if use_cache:
                 tokens, last = chosen[:, None], torch.zeros_like(lengths)
                 if not same_length:

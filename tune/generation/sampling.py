@@ -150,20 +150,23 @@ def sample_token(
     Raises:
         GenerationError: A setting is out of range, or a row of logits holds NaN or no finite value.
     """
-    return choose(logits, Sampling(temperature, top_k, top_p), generator)
+    if logits.dim() == 1:
+        return sample_token(
+            logits[None], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+        )[0]
+    chosen = choose(logits, Sampling(temperature, top_k, top_p), generator)
+    check_chosen(chosen.tolist())
+    return chosen
 
 
 def choose(
     logits: Tensor, sampling: Sampling, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> Tensor:
-    """Do the work of `sample_token` with settings that are already checked."""
-    if logits.dim() == 1:
-        return choose(logits[None], sampling, generator)[0]
+    """Do the work of `sample_token` on [b, v] without waiting for the device: broken logits give the id -1."""
     if sampling.temperature == 0.0:
-        _check_finite(logits.amax(dim=-1))
-        return logits.argmax(dim=-1)  # the first of several equal maxima
+        highest, winner = logits.max(dim=-1, keepdim=True)  # the first of several equal maxima
+        return _mark_broken(winner, highest)
     probabilities, ids = _candidates(logits, sampling)  # [b, c]
-    _check_finite(probabilities[..., 0])
     # argmax(p / e) with e ~ Exp(1) draws from p: the exponential race, which is also how torch.multinomial draws.
     # Unlike multinomial it never trips a device-side assert, and one generator per row is possible.
     noise = torch.empty_like(probabilities)
@@ -176,12 +179,17 @@ def choose(
         noise.exponential_(generator=generator)
     # 0 / 0 would be NaN, and NaN wins every argmax.
     winner = (probabilities / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=-1, keepdim=True)
-    return (winner if ids is None else ids.gather(-1, winner))[..., 0]
+    return _mark_broken(winner if ids is None else ids.gather(-1, winner), probabilities[:, :1])
 
 
-def _check_finite(witness: Tensor) -> None:
-    """Raise if a row's witness is not finite: NaN spreads through max and softmax, so one entry is enough."""
-    if not bool(witness.isfinite().all()):
+def _mark_broken(winner: Tensor, witness: Tensor) -> Tensor:
+    """Return ids [b]; -1 where the witness is not finite: NaN spreads through max and softmax, so one entry tells."""
+    return torch.where(witness.isfinite(), winner, -1)[:, 0]
+
+
+def check_chosen(ids: Sequence[int]) -> None:
+    """Raise GenerationError where `choose` met broken logits."""
+    if min(ids, default=0) < 0:
         raise GenerationError(
             "the model's logits are not finite (NaN, or nothing but -inf): its weights are probably broken, or they "
             "overflow in this dtype. Try dtype=fp32, or look at the checkpoint the weights came from."

@@ -55,6 +55,10 @@ class SelfAttention(nn.Module):
         v = v.transpose(1, 2)  # [b, n_kv, s, h_d]
         if cache is not None:
             k, v = cache.extend(k, v)  # [b, n_kv, s_kv, h_d]
+        if mask is not None and q.is_cuda:
+            # torch's memory-efficient kernel takes masks or grouped heads; with both, the whole score matrix is formed.
+            repeats = self.num_heads // self.num_kv_heads
+            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)  # [b, n_h, s_kv, h_d]
         out = F.scaled_dot_product_attention(
             q,
             k,
@@ -63,7 +67,7 @@ class SelfAttention(nn.Module):
             dropout_p=self.attn_dropout if self.training else 0.0,
             # One query over earlier keys sees them all; is_causal would show it the first key only.
             is_causal=mask is None and s == k.shape[2] and s > 1,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=k.shape[1] != self.num_heads,
         )
         out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
         projected: Tensor = self.output_proj(out)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tune.errors import ConfigError
 
 # A stranger's file must not make us build modules without end.
-_MAX_LAYERS = 10_000
+_MAX_LAYERS = 1_000
 _MAX_PARAMETERS = 10**14
 
 

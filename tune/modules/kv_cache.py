@@ -110,19 +110,22 @@ class KVCache:
                 f"call setup_caches(batch_size={b}, ...)"
             )
         lowest, highest, is_run = self.num_filled, self.num_filled + s - 1, True
-        run = torch.arange(lowest, highest + 1, device=tokens.device)[None]  # [1, s]
         if input_pos is not None:
-            lowest, highest = (int(bound) for bound in torch.stack(input_pos.aminmax()).tolist())
-            run = torch.arange(lowest, lowest + s, device=tokens.device, dtype=input_pos.dtype)[None]
-            is_run = torch.equal(input_pos, run.expand_as(input_pos))
+            smallest, largest = input_pos.aminmax()
+            steps = torch.arange(s, device=tokens.device, dtype=input_pos.dtype)
+            unequal = (input_pos != smallest + steps).any()
+            lowest, highest, is_ragged = torch.stack((smallest, largest, unequal.to(largest.dtype))).tolist()
+            is_run = not is_ragged
         if lowest < 0 or highest >= self.max_seq_len:
             raise GenerationError(
                 f"the caches have {self.max_seq_len} slots, and positions {lowest} to {highest} came; set them up "
                 "with a larger max_seq_len, or call reset_caches() for a new text"
             )
-        positions = run if input_pos is None else input_pos
-        self.slots = None if is_run else positions.expand(b, s).long()
         self.end = highest + 1
+        positions = input_pos
+        if positions is None:
+            positions = torch.arange(lowest, self.end, device=tokens.device)[None]  # [1, s]
+        self.slots = None if is_run else positions.expand(b, s).long()
         if is_run and (lowest == 0 or s == 1):
             return positions, None
         return positions, positions[:, :, None] >= torch.arange(self.end, device=tokens.device)

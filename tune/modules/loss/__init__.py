@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tune.modules.loss.getters import get_loss
 from tune.modules.loss.linear_cross_entropy import (
     CEWithChunkedOutputLoss,
     LinearCrossEntropyLoss,
@@ -9,4 +10,4 @@ from tune.modules.loss.linear_cross_entropy import (
 )
 from tune.modules.loss.loss_sum import loss_sum
 
-__all__ = ["CEWithChunkedOutputLoss", "LinearCrossEntropyLoss", "LossFromHidden", "loss_sum"]
+__all__ = ["CEWithChunkedOutputLoss", "LinearCrossEntropyLoss", "LossFromHidden", "get_loss", "loss_sum"]
