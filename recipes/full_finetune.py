@@ -377,7 +377,10 @@ class FullFinetuneRecipe:
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
         losses = {"loss": self.loss} | ({} if self.val_loss is None else {"val_loss": self.val_loss})
-        self.log.info(training.format_summary(self.output_dir, self.step, self.num_steps, losses, self.speed))
+        template = self.dataset.report().template
+        self.log.info(
+            training.format_summary(self.output_dir, self.step, self.num_steps, losses, self.speed, template)
+        )
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from tune.training import (
     plan_precision,
     setup_torch_profiler,
 )
-from tune.training.progress import format_duration
+from tune.training.progress import format_duration, format_summary
 
 CPU = torch.device("cpu")
 
@@ -252,3 +254,12 @@ def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
             torch.ones(3, 3) @ torch.ones(3, 3)
             profiler.step()
     assert len(os.listdir(str(tmp_path))) == 1
+
+
+def test_the_summary_names_the_template_to_ask_in(tmp_path: Path) -> None:
+    speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, matmul_rate=1.0)
+    summary = partial(format_summary, tmp_path, 3, 3, {"loss": 1.0}, speed)
+    assert "prompt_template=question_answer prompt=" in summary("question_answer")
+    # What the command line could not take is not offered.
+    for unknown in ("custom", "", "alpaca; plain"):
+        assert "prompt_template" not in summary(unknown)

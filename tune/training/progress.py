@@ -109,7 +109,12 @@ def format_duration(seconds: float) -> str:
 
 
 def format_summary(
-    output_dir: Path, step: int, num_steps: int, losses: Mapping[str, float], speed: SpeedMeter
+    output_dir: Path,
+    step: int,
+    num_steps: int,
+    losses: Mapping[str, float],
+    speed: SpeedMeter,
+    template: str = "",
 ) -> str:
     """Return what a run says at its end: what it reached, where things are, what to type next.
 
@@ -119,7 +124,10 @@ def format_summary(
         num_steps: steps of the whole run; fewer taken means it was stopped.
         losses: by name, as last measured.
         speed: has counted this process's part of the run.
+        template: name of the prompt template the data was written in: asked in another one, a model disappoints.
     """
+    # A template of one's own has no name that the command line knows, and several datasets may have several.
+    written_in = f" prompt_template={template}" if template.isidentifier() and template != "custom" else ""
     rate = speed.total_tokens / max(speed.total_seconds, 1e-9)
     model_dir = output_dir / "latest" / "model"
     lines = [
@@ -130,7 +138,7 @@ def format_summary(
         f"  memory   {get_peak_memory_gib(speed.device):.2f} GiB at its peak",
         f"  model    {model_dir}",
         f"  metrics  {output_dir / 'metrics.jsonl'}",
-        f"Try it:    tune run generate model_checkpoint={model_dir} prompt='...'",
+        f"Try it:    tune run generate model_checkpoint={model_dir}{written_in} prompt='...'",
     ]
     if step < num_steps:
         lines.append("Go on:     the same command with resume_from_checkpoint=true")
