@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
@@ -25,6 +25,13 @@ from tune.config.slots import (
 @dataclass(frozen=True)
 class FullFinetuneParams:
     """Parameters of `full_finetune`: every weight of the model is trained."""
+
+    recipe_names: ClassVar[tuple[str, ...]] = (
+        "full_finetune",
+        "finetune_llm",
+        "full_finetune_single_device",
+        "full_finetune_distributed",
+    )
 
     # --- Model: what is trained, and from which weights -------------------------------------------------
     model: Component = param(
@@ -149,6 +156,7 @@ class FullFinetuneParams:
     device: str | None = param(
         None,
         pattern=r"cpu|mps|cuda(:\d+)?",
+        pattern_help="cpu, cuda, cuda:N or mps",
         group="Device",
         help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
@@ -14,6 +14,8 @@ from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
 @dataclass(frozen=True)
 class GenerateParams:
     """Parameters of `generate`: a model goes on from a prompt."""
+
+    recipe_names: ClassVar[tuple[str, ...]] = ("generate", "alpaca_generate")
 
     # --- Model ------------------------------------------------------------------------------------------
     model: Component = param(
@@ -88,6 +90,7 @@ class GenerateParams:
     device: str | None = param(
         None,
         pattern=r"cpu|mps|cuda(:\d+)?",
+        pattern_help="cpu, cuda, cuda:N or mps",
         group="Device",
         help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
     )

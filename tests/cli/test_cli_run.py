@@ -75,12 +75,46 @@ def test_json_is_json_also_for_a_wrong_command_line(tune, tmp_path: Path, words:
 
 def test_validate_finds_the_recipe(tune, tmp_path: Path, own_recipe: Path) -> None:
     (tmp_path / "my.yaml").write_text("prompt: hello\nmodel_checkpoint: there\n")
-    assert "recipe: full_finetune" in tune("validate", "my.yaml").err
+    outcome = tune("validate", "my.yaml")
+    assert (outcome.code, outcome.out) == (0, "my.yaml: valid for generate, with 1 warning\n")
+    assert "add `recipe: generate` to it" in outcome.err
+    assert tune("validate", "my.yaml", "recipe=full_finetune").code == 2
     assert tune("validate", "my.yaml", "--recipe", "generate").code == 0
     assert tune("validate", "my.yaml", "--recipe", "alpaca_generate").code == 0
     assert tune("validate", "my.yaml", "--recipe", "./mine.py").code == 0
     (tmp_path / "flow.yaml").write_text("{prompt: hello, model_checkpoint: there, recipe: generate}\n")
     assert tune("validate", "flow.yaml").code == 0
+
+
+def test_a_config_that_names_no_recipe_is_judged_all_the_same(tune, tmp_path: Path) -> None:
+    faults = "output_dir: out\nmodel_checkpoint: x\ndataset: alpaca\nepochs: two\nbatch_sze: 2\n"
+    for head, code, severity in (
+        ("# nothing\n", "no-recipe", "warnings"),
+        ("recipe: lora_finetune\n", "unknown-recipe", "errors"),
+    ):
+        (tmp_path / "my.yaml").write_text(head + faults)
+        outcome = tune("validate", "my.yaml", "--json")
+        assert outcome.code == 2
+        found = json.loads(outcome.out)
+        assert code in [item["code"] for item in found[severity]]
+        assert {("wrong-type", 5), ("unknown-key", 6)} <= {
+            (item["code"], item["source"]["line"]) for item in found["errors"]
+        }
+    assert next(item for item in found["errors"] if item["path"] == "recipe")["source"]["line"] == 1
+
+
+def test_a_config_for_another_recipe(tune, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("recipe: generate\nprompt: hello\nmodel_checkpoint: there\n")
+    outcome = tune("run", "full_finetune", "--config", "my.yaml")
+    assert outcome.code == 2
+    # all that is wrong with it is the command
+    assert outcome.err.count("\n") == 1
+    assert "tune run generate --config my.yaml" in outcome.err
+    (tmp_path / "my.yaml").write_text("recipe: generate\nprompt: hello\nmodel_checkpoint: there\ntop_k: x\n")
+    outcome = tune("run", "full_finetune", "--config", "my.yaml")
+    assert outcome.code == 2
+    assert "error[wrong-recipe]" in outcome.err
+    assert "'top_k'" in outcome.err
 
 
 def test_validate_does_not_follow_a_path_in_the_config(tune, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tune.config import resolve
 from tune.config.component import Component
+from tune.config.nodes import plain_value
 from tune.config.overrides import is_override, parse_overrides
 from tune.config.params import param
 from tune.config.resolve import Resolution
@@ -179,3 +181,28 @@ def test_each_bad_argument_is_reported() -> None:
         ("bad-override", 2),
         ("bad-override", 4),
     ]
+
+
+def test_a_value_that_is_no_yaml_says_how_to_quote_it() -> None:
+    for value, typed in (
+        ("[INST] x", "\"prompt='[INST] x'\""),
+        ('"a" b', '"prompt=\'\\"a\\" b\'"'),
+        ("'tis", "\"prompt='''tis'\""),
+    ):
+        edits, (problem,) = parse_overrides([f"prompt={value}"])
+        assert problem.message.endswith(f"for plain text give it quotes of its own: {typed}")
+        # what is suggested is what the shell hands over for what is shown
+        assert shlex.split(typed) == [problem.suggestion]
+        again, problems = parse_overrides([problem.suggestion or ""])
+        assert not problems
+        assert [edit.path for edit in edits] == [("prompt",)]
+        assert again[0].node is not None
+        assert plain_value(again[0].node) == value
+
+
+def test_carets_mark_the_part_of_the_key() -> None:
+    (edit,), _ = parse_overrides(["optimizer.lr=1"])
+    assert (edit.key_source().col, edit.key_source().length) == (1, 12)
+    assert (edit.key_source(1).col, edit.key_source(1).length) == (11, 2)
+    (removal,), _ = parse_overrides(["~optimizer.lr"])
+    assert (removal.key_source().col, removal.key_source().length) == (2, 12)

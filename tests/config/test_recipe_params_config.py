@@ -11,7 +11,8 @@ import pytest
 
 from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.generate import GenerateParams
-from tune.config import resolve
+from tune.cli.catalogue import find_recipe
+from tune.config import TuneArgumentParser, resolve
 from tune.config.component import Component
 from tune.config.component_check import resolve_component
 from tune.config.params import fields_of
@@ -71,6 +72,74 @@ def test_every_declared_default_is_a_good_value(params_cls: type) -> None:
                 assert resolved.path == info.default, "a default with a dot is taken as a full path"
         elif not info.required:
             assert info.find_fault(info.default) is None
+
+
+def test_many_renamed_names_are_one_warning() -> None:
+    text = NESTED.replace("tune.models.llama2.llama2_7b", "torchtune.models.llama2.llama2_7b")
+    resolution = resolve(FullFinetuneParams, text=text.replace("tune.datasets", "torchtune.datasets"))
+    assert [(item.code, item.path, item.source.line) for item in resolution.warnings] == [
+        ("renamed-package", "model", 2)
+    ]
+    assert "and 2 more names" in resolution.warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("cls", "recipe"), [(FullFinetuneParams, "full_finetune"), (GenerateParams, "generate")]
+)
+def test_params_know_the_names_of_their_recipe(cls: type, recipe: str) -> None:
+    built_in = find_recipe(recipe)
+    assert built_in is not None
+    assert cls.recipe_names == (built_in.name, *built_in.aliases)  # type: ignore[attr-defined]
+
+
+def test_a_program_refuses_the_config_of_another_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/my_copy.py"])
+    config = tmp_path / "c.yaml"
+    parser = TuneArgumentParser(params=FullFinetuneParams)
+    for name in ("full_finetune", "full_finetune_distributed", "my_copy", "recipes/full_finetune.py"):
+        config.write_text(f"recipe: {name}\n{FLAT}")
+        assert parser.parse_params(["--config", str(config)]).output_dir == "out"
+    config.write_text(f"recipe: generate\n{FLAT}")
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_params(["--config", str(config)])
+    assert caught.value.code == 2
+    assert "error[wrong-recipe]" in capsys.readouterr().err
+
+
+def test_a_device_is_refused_in_words() -> None:
+    resolution = resolve(FullFinetuneParams, text=FLAT, overrides=["device=gpu:1"])
+    (error,) = resolution.errors
+    assert error.message == "device must be cpu, cuda, cuda:N or mps, not 'gpu:1'"
+    assert error.suggestion == "cuda:1"
+
+
+def test_nothing_follows_from_a_value_that_was_reported() -> None:
+    for text, overrides, wanted in (
+        # a reference to it
+        (
+            FLAT.replace("model_checkpoint: ck", "model_checkpoint: [a]"),
+            (),
+            [("wrong-type", "model_checkpoint")],
+        ),
+        # a misspelt short form of a required argument
+        (
+            FLAT.replace("tokenizer_checkpoint", "tokenizr_checkpoint"),
+            (),
+            [("unknown-key", "tokenizr_checkpoint")],
+        ),
+        # a value on the command line that cannot be read
+        (FLAT.replace("output_dir: out\n", ""), ("output_dir=[INST] x",), [("bad-override", "output_dir")]),
+        # the argument of a component that is refused itself
+        (
+            FLAT.replace("optimizer: AdamW", "optimizer: os.system").replace("lr: 2e-5", "lr: fast"),
+            (),
+            [("untrusted-component", "optimizer"), ("wrong-type", "lr")],
+        ),
+    ):
+        errors = resolve(FullFinetuneParams, text=text, overrides=overrides).errors
+        assert [(item.code, item.path) for item in errors] == wanted
 
 
 def test_problems_between_fields_point_at_what_was_set() -> None:

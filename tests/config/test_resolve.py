@@ -17,7 +17,7 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic
 from tune.config.dump import dump_params
 from tune.config.params import ParamsError, Problem, check_params, param
-from tune.config.resolve import Resolution, peek_recipe
+from tune.config.resolve import Resolution, load_tree, read_recipe_name
 from tune.config.slots import DATASET, LR_SCHEDULER, OPTIMIZER
 
 
@@ -387,8 +387,8 @@ def test_the_recipe_key_names_the_recipe(tmp_path: Path) -> None:
     assert good("recipe: other\noutput_dir: a\n")
     file = tmp_path / "c.yaml"
     file.write_text("recipe: other\noutput_dir: a\n")
-    assert peek_recipe(file) == "other"
-    assert peek_recipe(tmp_path / "none.yaml") is None
+    assert read_recipe_name(load_tree({}, config=file).root) == "other"
+    assert read_recipe_name(load_tree({}, config=tmp_path / "none.yaml").root) is None
     assert "recipe: other" in resolve(Small, config=file).dump()
 
 

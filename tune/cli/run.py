@@ -7,7 +7,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune.cli.arguments import (
     CONFIG,
@@ -22,11 +22,14 @@ from tune.cli.arguments import (
     format_help,
     unknown_option,
 )
-from tune.cli.catalogue import find_config, list_configs
+from tune.cli.catalogue import find_config, find_recipe, list_configs
 from tune.cli.failures import EXIT_BAD_USAGE, exit_code_of
 from tune.cli.target import Target, add_to_path, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
+
+if TYPE_CHECKING:
+    from tune.config.resolve import Resolution
 
 # How many processes are asked for, under the names that torchrun and torchtune gave this.
 _PROCESS_COUNTS = ("nproc_per_node", "num_gpus", "nnodes")
@@ -55,7 +58,7 @@ def run(given: Given) -> int:
     if target.params is not None:
         resolution = resolve_for(target, config, given)
         if not resolution.ok:
-            _refuse_another_recipes_config(resolution, target, name)
+            _refuse_another_recipes_config(resolution, target, name, given)
             _report(resolution)
             _hint_at_configs(target, config)
             return EXIT_BAD_USAGE
@@ -117,9 +120,14 @@ def _is_config(word: str) -> bool:
     return True
 
 
-def _refuse_another_recipes_config(resolution: Any, target: Target, config: str | None) -> None:
-    """Say only that: with a config for another recipe every further problem follows from it."""
-    if any(error.code == "wrong-recipe" for error in resolution.errors):
+def _refuse_another_recipes_config(
+    resolution: Resolution[Any], target: Target, config: str | None, given: Given
+) -> None:
+    """Where a config is right, but for another recipe, say only that: every further problem follows from it."""
+    stated = find_recipe(resolution.recipe) if resolution.recipe is not None else None
+    if stated is None or config is None or not any(item.code == "wrong-recipe" for item in resolution.errors):
+        return
+    if resolve_for(find_target(stated.name), find_config(config), given).ok:
         raise UsageError(
             f"{config} is a config for the recipe {resolution.recipe}, not for {target.name}; "
             f"run it with: tune run {resolution.recipe} --config {config}"
@@ -149,7 +157,7 @@ def _forwarded(given: Given, config: Path | None) -> list[str]:
     return arguments
 
 
-def _report(resolution: Any) -> None:
+def _report(resolution: Resolution[Any]) -> None:
     report = resolution.report(color=wants_color(sys.stderr))
     if report:
         sys.stderr.write(report.rstrip("\n") + "\n")
@@ -167,7 +175,7 @@ def _hint_at_configs(target: Target, config: Path | None) -> None:
         )
 
 
-def _plan(target: Target, config: Path | None, given: Given, resolution: Any) -> str:
+def _plan(target: Target, config: Path | None, given: Given, resolution: Resolution[Any]) -> str:
     arguments = [argument for argument in _forwarded(given, config) if argument != "--dry-run"]
     command = shlex.join(["python", str(target.file), *arguments])
     lines = [

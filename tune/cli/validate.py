@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError
-from tune.cli.catalogue import RECIPES, find_config, find_recipe, read_recipe_key
+from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError, nearest
+from tune.cli.catalogue import RECIPES, Recipe, find_config, find_recipe, read_recipe_key, recipe_names
 from tune.cli.failures import EXIT_BAD_USAGE
-from tune.cli.target import Target, find_target
+from tune.cli.target import Target, find_target, make_recipes_importable
 from tune.cli.terminal import wants_color
 from tune.config.diagnostics import Diagnostic, Source, to_json
 from tune.errors import ConfigError
 
-
-class FaultyConfig(ConfigError):
-    """A config has faults that show without knowing its recipe; `resolution` has them."""
-
-    def __init__(self, resolution: Any) -> None:
-        super().__init__(resolution.report())
-        self.resolution = resolution
+if TYPE_CHECKING:
+    from tune.config.resolve import Resolution
 
 
 def run(given: Given) -> int:
     """Validate one config; print the problems, or that there are none."""
     as_json = "json" in given.switches
     try:
-        target, config, name = _choose(given)
+        config, name = _choose_config(given)
+        target, stated = _choose_target(given, config)
         resolution = resolve_for(target, config, given)
-    except FaultyConfig as error:
-        _print_json(error.resolution.to_json()) if as_json else _print_problems(error.resolution)
-        return EXIT_BAD_USAGE
+        if stated is not None:
+            _judge_stated(resolution, stated, config, target)
     except (UsageError, ConfigError) as error:
         if not as_json:
             raise
@@ -51,7 +48,7 @@ def run(given: Given) -> int:
     return code
 
 
-def resolve_for(target: Target, config: Path | None, given: Given) -> Any:
+def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution[Any]:
     """Resolve `config` and the given overrides for `target`, without importing torch.
 
     Raises:
@@ -74,52 +71,63 @@ def resolve_for(target: Target, config: Path | None, given: Given) -> Any:
     )
 
 
-def _choose(given: Given) -> tuple[Target, Path, str]:
-    """Return the recipe to judge by, the config, and what the user called it."""
+def _choose_config(given: Given) -> tuple[Path, str]:
+    """Return the config, and what the user called it."""
     configs = given.operands + given.all("config")
     if len(configs) != 1:
         problem = (
             f"one config at a time, not {len(configs)} ({', '.join(configs)})" if configs else "which config?"
         )
         raise UsageError(f"{problem}; usage: tune validate CONFIG [KEY=VALUE ...]")
-    config = find_config(configs[0])
+    return find_config(configs[0]), configs[0]
+
+
+def _choose_target(given: Given, config: Path) -> tuple[Target, str | None]:
+    """Return the recipe to judge by; and, where that is a guess, what the config itself says ("" if nothing)."""
     asked = given.one("recipe")
     if asked is not None:
-        return find_target(asked), config, configs[0]
-    named = _read_recipe(config)
-    recipe = find_recipe(PurePath(named).name) if named is not None else None
-    if recipe is None:
-        raise UsageError(_no_recipe(configs[0], named))
-    return find_target(recipe.name), config, configs[0]
+        return find_target(asked), None
+    set_here = [item.partition("=")[2] for item in given.overrides if item.startswith("recipe=")]
+    stated = set_here[-1] if set_here else read_recipe_key(config)
+    from tune.config.resolve import load_tree, read_recipe_name
+
+    keys: Iterable[str] = ()
+    if stated is None:  # it may still be written in a way that only a YAML reader understands
+        root = load_tree({}, config=config).root
+        stated, keys = read_recipe_name(root), root.entries
+    recipe = find_recipe(PurePath(stated).name) if stated else None
+    if recipe is not None:
+        return find_target(recipe.name), None
+    keys = keys or load_tree({}, config=config).root.entries
+    return find_target(_most_like(keys).name), stated or ""
 
 
-def _read_recipe(config: Path) -> str | None:
-    """Return the recipe a config says it is for.
+def _most_like(keys: Iterable[str]) -> Recipe:
+    """Return the recipe that knows the most of a config's keys; the first of them where several do."""
+    from tune.config.params import fields_of
 
-    Raises:
-        FaultyConfig: it does not say, and has faults that do not depend on the recipe.
-    """
-    named = read_recipe_key(config)
-    if named is not None:
-        return named
-    from tune.config.resolve import Resolution, load_tree, peek_recipe
-
-    tree = load_tree({}, config=config)
-    errors = [problem for problem in tree.problems if problem.severity == "error"]
-    if errors:
-        raise FaultyConfig(Resolution(None, errors, [], files=tree.files))
-    return peek_recipe(config)
+    make_recipes_importable()
+    return max(RECIPES, key=lambda recipe: len(set(keys) & fields_of(recipe.load_params()).keys()))
 
 
-def _no_recipe(config: str, named: str | None) -> str:
+def _judge_stated(resolution: Resolution[Any], stated: str, config: Path, target: Target) -> None:
+    """Say what the judgement rests on: the config names no recipe, or one that does not come with tune."""
     names = ", ".join(recipe.name for recipe in RECIPES)
-    if named is None:
-        fix = f"add `recipe: {RECIPES[0].name}` to it, or give --recipe ({names})"
-        return f"{config} does not say which recipe it is for: {fix}"
+    if not stated:
+        message = f"{config} does not say which recipe it is for, and is judged as one for {target.name}; "
+        message += f"add `recipe: {target.name}` to it, or give --recipe ({names})"
+        place = Source("file", str(config))
+        resolution.warnings.append(Diagnostic("no-recipe", "recipe", message, place, severity="warning"))
+        return
     # A path in the file is not followed: judging a config must not import what it names.
-    return (
-        f"{config} is for recipe {named!r}, which does not come with tune: give --recipe ({names}, or a path)"
-    )
+    message = f"no recipe {stated!r} comes with tune ({names}); for a file of your own give --recipe PATH"
+    close = nearest(stated, recipe_names())
+    resolution.errors[:] = [
+        replace(error, code="unknown-recipe", message=message, suggestion=close)
+        if error.code == "wrong-recipe"
+        else error
+        for error in resolution.errors
+    ]
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -128,13 +136,13 @@ def _print_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def _print_problems(resolution: Any) -> None:
+def _print_problems(resolution: Resolution[Any]) -> None:
     report = resolution.report(color=wants_color(sys.stderr))
     if report:
         sys.stderr.write(report.rstrip("\n") + "\n")
 
 
-def _print_report(resolution: Any, target: Target, name: str) -> None:
+def _print_report(resolution: Resolution[Any], target: Target, name: str) -> None:
     _print_problems(resolution)
     if resolution.ok:
         count = len(resolution.warnings)

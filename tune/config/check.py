@@ -94,6 +94,7 @@ def check_tree(
     for count, key in enumerate(unknown):
         _report_unknown(key, root, infos, components, report, guessing=count < MAX_GUESSES)
     checked.bad |= components.guessed
+    components.report_renamed()
     if complete:
         components.report_missing(lost)
     for info in late_required:

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from tune.config.component_fit import (
+    areas,
+    claim_supplied,
+    is_spelt_like,
+    judge_kind,
+    judge_nested,
+    with_article,
+)
 from tune.config.findings import Finding
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
-from tune.config.signatures import Signature, canonical_path, signature_of
-from tune.config.slots import SLOTS, Slot
-from tune.config.trust import (
-    BUILT_IN_PACKAGES,
-    is_dotted_name,
-    is_user_trusted,
-    judge_definition,
-    judge_name,
-    lies_within,
-)
+from tune.config.signatures import Signature, signature_of
+from tune.config.slots import Slot
+from tune.config.trust import is_dotted_name, is_user_trusted, judge_definition, judge_name, lies_within
 
 HISTORIC_PREFIX = "torchtune."
-# Kinds of object that are unmistakable, for slots whose own kind has no common base class.
-_UNMISTAKABLE = {
-    "torch.nn.modules.module.Module": "model or loss",
-    "torch.optim.optimizer.Optimizer": "optimizer",
-    "torch.optim.lr_scheduler.LRScheduler": "learning-rate scheduler",
-}
+RENAMED = "renamed-package"
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,8 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
             # Names moved between torchtune's releases (utils to training, modules to training.lr_schedulers).
             by_last_part = _resolve_short_name(name.split(".")[-1], slot)
             resolved = resolved if by_last_part.errors else by_last_part
-        notice = Finding(
-            "renamed-package", f"{name} is read as {resolved.path or renamed}", resolved.path or renamed
-        )
+        path = resolved.path or renamed
+        notice = Finding(RENAMED, f"{name} is read as {path}", path)
         return replace(resolved, warnings=(notice, *resolved.warnings))
     if "." in name:
         return _resolve_path(name, slot)
@@ -81,7 +76,7 @@ def list_components(slot: Slot) -> dict[str, str]:
     for namespace, names in _namespaces(slot):
         for name in names:
             path = f"{namespace}.{name}"
-            if _is_spelt_like(name, slot) and not _resolve_path(path, slot).errors:
+            if is_spelt_like(name, slot) and not _resolve_path(path, slot).errors:
                 listed.setdefault(_shorten(name, slot), path)
     return listed
 
@@ -156,7 +151,7 @@ def _nearest(name: str, slot: Slot) -> str | None:
     by_folded: dict[str, str] = {}
     for _, names in _namespaces(slot):
         for candidate in names:
-            if _is_spelt_like(candidate, slot):
+            if is_spelt_like(candidate, slot):
                 short = _shorten(candidate, slot)
                 by_folded.setdefault(_fold(short), short)
                 by_folded.setdefault(_fold(candidate), short)
@@ -193,14 +188,17 @@ def _resolve_path(path: str, slot: Slot | None) -> ResolvedName:
     if refused is not None:
         return _failed(refused)
     signature = signature_of(found)
-    misfit = _judge_nested(path, signature) if slot is None else _judge_kind(path, signature, slot)
+    misfit = judge_nested(path, signature) if slot is None else judge_kind(path, signature, slot)
     if misfit is not None:
+        if slot is not None and not lies_within(path, areas(slot)):
+            misfit = replace(misfit, suggestion=_nearest(path.split(".")[-1], slot))
         return _failed(misfit)
     if slot is None:
         return ResolvedName(path, signature)
-    supplied = _claim(signature, slot.supplies)
+    supplied = claim_supplied(signature, slot.supplies)
     if supplied is None:
-        message = f"{path} takes no argument for the {', '.join(slot.supplies)} the recipe passes to {_a(slot.kind)}"
+        passed = f"{', '.join(slot.supplies)} the recipe passes to {with_article(slot.kind)}"
+        message = f"{path} takes no argument for the {passed}"
         return _failed(Finding("wrong-component-kind", message))
     offered = frozenset(name for name in slot.offers if name in signature.parameters)
     return ResolvedName(path, signature, supplied=supplied, offered=offered - supplied)
@@ -232,100 +230,3 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
     }
     message = reasons.get(found.reason, f"{found.where} has nothing called {found.part}")
     return _failed(Finding("unknown-component", message + hint, suggestion))
-
-
-def _is_spelt_like(name: str, slot: Slot) -> bool:
-    return any(_has_shape(name, pattern) for pattern in slot.names)
-
-
-def _has_shape(name: str, pattern: str) -> bool:
-    """Return whether `name` is `pattern`, where one leading and one trailing ``*`` may stand for anything."""
-    core = pattern.strip("*")
-    if pattern.startswith("*"):
-        return core in name if pattern.endswith("*") else name.endswith(core)
-    return name.startswith(core) if pattern.endswith("*") else name == core
-
-
-def _judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
-    """Return why a component does not fit its slot, or None."""
-
-    def misfit(reason: str) -> Finding:
-        suggestion = _nearest(path.split(".")[-1], slot) if not lies_within(path, _areas(slot)) else None
-        return Finding("wrong-component-kind", f"{path} is not {_a(slot.kind)}: {reason}", suggestion)
-
-    package = path.split(".", 1)[0]
-    is_built_in = package in BUILT_IN_PACKAGES and not is_user_trusted(path)
-    if signature.is_interface:
-        return misfit("it only describes what one has to offer")
-    if package == "torch" and not any(lies_within(area, ["torch"]) for area in _areas(slot)):
-        return misfit(f"those live in {', '.join(slot.namespaces)}")
-    if package == "torch" and not signature.is_class:
-        return misfit("it is a function")
-    name = path.split(".")[-1]
-    if (
-        is_built_in
-        and name.startswith(("get_", "from_"))
-        and not any(p.startswith("get_") for p in slot.patterns)
-    ):
-        return misfit("it finds one; name what it would find")
-    if slot.accepts:
-        root = canonical_path(slot.accepts)
-        if signature.path == root:
-            return misfit(f"it is the base class of every {slot.kind}; name one of its kinds")
-        fits = root in signature.kinds
-        if not fits and signature.kinds_known:
-            return misfit(
-                f"it is not a subclass of {slot.accepts}" if signature.is_class else _wrong_return(slot)
-            )
-        if not fits and is_built_in and not lies_within(path, _areas(slot)):
-            return misfit(f"what it returns is not known to be a {slot.accepts}")
-    else:
-        for root, kind in _UNMISTAKABLE.items():
-            if root in signature.kinds:
-                return misfit(f"it is {_a(kind)}")
-        if is_built_in and not lies_within(path, _areas(slot)):
-            return misfit(f"those live in {', '.join(slot.namespaces)}")
-    if is_built_in and not _is_spelt_like(name, slot):
-        return misfit(f"what fits is called {' or '.join(slot.names)}")
-    return None
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
-
-
-def _wrong_return(slot: Slot) -> str:
-    return f"it is a function that does not return a {slot.accepts}"
-
-
-def _judge_nested(path: str, signature: Signature) -> Finding | None:
-    """Return why a component may not stand inside another's arguments, or None.
-
-    A class of an allowed package only builds an object. A function may do anything, so it has to be one that
-    some slot would take.
-    """
-    if signature.is_class or is_user_trusted(path):
-        return None
-    for slot in SLOTS:
-        if lies_within(path, _areas(slot)) and _judge_kind(path, signature, slot) is None:
-            return None
-    return Finding("untrusted-component", f"{path} is a function that builds no component")
-
-
-def _areas(slot: Slot) -> tuple[str, ...]:
-    return tuple(namespace.removesuffix(".*") for namespace in slot.namespaces)
-
-
-def _claim(signature: Signature, supplies: tuple[str, ...]) -> frozenset[str] | None:
-    """Return the parameters that the recipe's own arguments fill: by name, else in order; None if there is no room."""
-    claimed: list[str] = []
-    for position, name in enumerate(supplies):
-        if name in signature.parameters:
-            claimed.append(name)
-            continue
-        places = [key for key, parameter in signature.parameters.items() if parameter.kind != "keyword"]
-        if position < len(places) and places[position] not in claimed:
-            claimed.append(places[position])
-        elif not (signature.takes_any_positional or signature.takes_any_keyword):
-            return None
-    return frozenset(claimed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.component_check import ResolvedName, resolve_component
+from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import REFUSED, Converter, shadowed, show
 from tune.config.diagnostics import Diagnostic, Source, printable, shorten
 from tune.config.findings import Finding
@@ -39,6 +39,7 @@ class ComponentChecker:
         self.arguments: dict[str, set[str]] = {}  # by the path of the component
         self.places: dict[str, Node] = {}  # where each argument stands, by its path
         self.guessed: set[str] = set()  # what unknown names probably meant, by path
+        self._renamed: list[tuple[Finding, str, Node]] = []
         self._missing: list[Diagnostic] = []  # kept until it is known what unknown keys meant
 
     def __call__(self, node: Node, path: str, slot: Slot | None) -> Any:
@@ -70,7 +71,10 @@ class ComponentChecker:
             return REFUSED
         resolved = resolve_component(name.strip(), slot)
         for finding in resolved.warnings:
-            self._found(finding, path, name_node, "warning")
+            if finding.code == RENAMED:
+                self._renamed.append((finding, path, name_node))
+            else:
+                self._found(finding, path, name_node, "warning")
         for finding in resolved.errors:
             self._found(finding, path, name_node, "error")
         if resolved.errors:
@@ -222,6 +226,16 @@ class ComponentChecker:
             place = self._place_of(component)
             self._missing.append(Diagnostic("missing-argument", f"{path}.{name}", message, place))
         return not missing
+
+    def report_renamed(self) -> None:
+        """Say once, at the first place, that names of the discontinued package are read as ours."""
+        if not self._renamed:
+            return
+        finding, path, node = min(self._renamed, key=lambda item: item[2].source.sort_key())
+        if len(self._renamed) > 1:
+            message = f"{finding.message}, and {len(self._renamed) - 1} more names that start with torchtune. likewise"
+            finding = replace(finding, message=message)
+        self._found(finding, path, node, "warning")
 
     def report_missing(self, lost: frozenset[str]) -> None:
         """Report the arguments that are missing, but for those that misspelt or unreadable keys stand for."""

@@ -104,7 +104,7 @@ def _attempt(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo], quiet: 
         if not refusal.code:
             return
         merged.problems.append(
-            Diagnostic(refusal.code, edit.dotted, str(refusal), edit.source, refusal.suggestion)
+            Diagnostic(refusal.code, edit.dotted, str(refusal), edit.key_source(), refusal.suggestion)
         )
 
 
@@ -130,7 +130,7 @@ def _at(root: Mapped, path: Sequence[str]) -> Node | None:
 
 def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
     """Say which arguments go when a whole component is replaced."""
-    if not _slot_of(edit.path, infos):
+    if not _slot_of(edit.path, infos) or isinstance(edit.node, Broken):
         return
     old = _at(merged.root, edit.path)
     kept = set(edit.node.entries) if isinstance(edit.node, Mapped) else set()
@@ -152,7 +152,7 @@ def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo])
                 "dropped-arguments",
                 name,
                 message,
-                replace(edit.source, col=1),
+                edit.key_source(),
                 suggestion,
                 severity="warning",
             )
@@ -196,9 +196,9 @@ def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> 
         last = depth + 1 == len(edit.path)
         if old is None:
             if last and edit.node is not None:
-                return with_entry(node, part, edit.node, replace(edit.source, col=1))
+                return with_entry(node, part, edit.node, edit.key_source(depth))
             old = mapped(edit.source, {}, {})
-        return with_entry(node, part, _put(old, edit, depth + 1, infos), replace(edit.source, col=1))
+        return with_entry(node, part, _put(old, edit, depth + 1, infos), edit.key_source(depth))
     if isinstance(node, Listing):
         index = _index(node, part, ".".join(here))
         items = list(node.items)

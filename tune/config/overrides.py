@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tune.config.diagnostics import Diagnostic, Source, quote
-from tune.config.nodes import MAX_DEPTH, Node, Scalar, text_weight
+from tune.config.diagnostics import Diagnostic, Source, quote, shorten
+from tune.config.nodes import MAX_DEPTH, Broken, Node, Scalar, text_weight
 from tune.config.yaml_tree import read_flow
 
 _KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
@@ -34,6 +34,14 @@ class Edit:
     def dotted(self) -> str:
         return ".".join(self.path)
 
+    def key_source(self, depth: int | None = None) -> Source:
+        """The place of the key in the argument; of its part at `depth` where that is given."""
+        start = 1 if self.node is not None else 2  # behind the ~ of a removal
+        if depth is None:
+            return replace(self.source, col=start, length=len(self.dotted))
+        before = sum(len(part) + 1 for part in self.path[:depth])
+        return replace(self.source, col=start + before, length=len(self.path[depth]))
+
 
 def is_override(argument: str) -> bool:
     """Whether a bare command-line argument is meant as an override: `a.b=value` or `~a.b`."""
@@ -56,11 +64,20 @@ def parse_overrides(
     problems: list[Diagnostic] = []
     for index, argument in enumerate([*overrides, *("~" + path for path in removals)]):
         result = _parse(argument, index)
-        if isinstance(result, Edit):
-            edits.append(result)
-        else:
+        if isinstance(result, Diagnostic):
             problems.append(result)
+            continue
+        edits.append(result)
+        if isinstance(result.node, Unreadable):
+            problems.append(result.node.problem)
     return edits, problems
+
+
+@dataclass(frozen=True, eq=False)
+class Unreadable(Broken):
+    """A value that cannot be read; its place counts as set, so that nothing follows from that."""
+
+    problem: Diagnostic
 
 
 def _parse(argument: str, index: int) -> Edit | Diagnostic:
@@ -90,16 +107,19 @@ def _parse(argument: str, index: int) -> Edit | Diagnostic:
     if value.startswith(_FLOW_STARTS):
         node, fault = read_flow(value, source)
         if fault is not None or node is None:
-            message = fault.message if fault else "there is no value"
-            escaped = value.replace("'", "''")
-            return Diagnostic(
-                "bad-override",
-                key,
-                f"a value that starts with {value[0]} is read as YAML, and {message}",
-                fault.source if fault else source,
-                f"{key}='{escaped}'",
-            )
+            node = Unreadable(source, _explain_flow(key, value, fault, source))
     return Edit(tuple(key.split(".")), node, source)
+
+
+def _explain_flow(key: str, value: str, fault: Diagnostic | None, source: Source) -> Diagnostic:
+    escaped = value.replace("'", "''")
+    quoted = f"{key}='{escaped}'"
+    as_typed = '"' + re.sub(r'(["$`\\])', r"\\\1", quoted) + '"'  # the shell takes one pair away
+    message = (
+        f"a value that starts with {value[0]} is read as YAML, and {fault.message if fault else 'there is none'}; "
+        f"for plain text give it quotes of its own: {shorten(as_typed, 200)}"
+    )
+    return Diagnostic("bad-override", key, message, fault.source if fault else source, quoted)
 
 
 def _keyed(path: str, whole: Source) -> Diagnostic | None:

@@ -71,6 +71,7 @@ class ParamInfo:
     above: float | None = None
     choices: tuple[Any, ...] = ()
     pattern: str | None = None
+    pattern_help: str = ""
     short_for: str | None = None
     slot: Slot | None = None
     hidden: bool = False
@@ -89,6 +90,8 @@ class ParamInfo:
 
     def type_text(self) -> str:
         """The type in words a person can act on."""
+        if self.pattern_help:
+            return f"{self.pattern_help}, or null" if self.spec.nullable else self.pattern_help
         if self.choices:
             words = "one of " + ", ".join(str(choice) for choice in self.choices)
             return f"{words} or null" if self.spec.nullable else words
@@ -112,7 +115,8 @@ class ParamInfo:
             shown = value if len(value) <= 80 else value[:77] + "..."
             folded = value.strip().lower().replace("gpu", "cuda")
             suggestion = folded if re.fullmatch(self.pattern, folded) else None
-            return Problem(f"must match {self.pattern}, not {shown!r}", (self.name,), "bad-value", suggestion)
+            wanted = f"be {self.pattern_help}" if self.pattern_help else f"match {self.pattern}"
+            return Problem(f"must {wanted}, not {shown!r}", (self.name,), "bad-value", suggestion)
         return None
 
 
@@ -131,6 +135,7 @@ def param(
     above: float | None = None,
     choices: Sequence[Any] | None = None,
     pattern: str | None = None,
+    pattern_help: str = "",
     short_for: str | None = None,
     slot: Slot | None = None,
     hidden: bool = False,
@@ -148,6 +153,7 @@ def param(
         above: lower bound that is itself not allowed.
         choices: the only allowed values.
         pattern: regular expression that a text must match as a whole.
+        pattern_help: the same in words, to go on after "must be": "cpu, cuda, cuda:N or mps".
         short_for: dotted path of the component argument this field is a short form of ("optimizer.lr").
         slot: what kind of component the field holds.
         hidden: whether help texts leave it out.
@@ -161,6 +167,7 @@ def param(
         "above": above,
         "choices": tuple(choices or ()),
         "pattern": pattern,
+        "pattern_help": pattern_help,
         "short_for": short_for,
         "slot": slot,
         "hidden": hidden,

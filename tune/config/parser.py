@@ -47,7 +47,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
         params = MyParams(**vars(args))                                # plain values, no types known
 
     Args:
-        params: the params dataclass that `parse_params` makes.
+        params: the params dataclass that `parse_params` makes. If it has a class attribute `recipe_names`, a config
+            whose key `recipe` names none of them, nor the running script, is refused.
     """
 
     def __init__(self, *args: Any, params: type[Any] | None = None, **kwargs: Any) -> None:
@@ -140,8 +141,15 @@ class TuneArgumentParser(argparse.ArgumentParser):
         own, overrides, rest = self._read_own(given)
         # what is no option and no override is shown among the other problems
         overrides += _joined(rest)
+        # a class that says which recipes it belongs to keeps out the configs of others; a copy's own name is fine too
+        names = getattr(self.params_cls, "recipe_names", ())
         resolution = resolve(
-            self.params_cls, config=own.config, overrides=overrides, removals=own.remove or ()
+            self.params_cls,
+            config=own.config,
+            overrides=overrides,
+            removals=own.remove or (),
+            recipe=names[0] if names else None,
+            recipe_aliases=(*names, sys.argv[0]),
         )
         report = resolution.report(color=sys.stderr.isatty())
         if report:

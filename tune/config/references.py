@@ -200,6 +200,8 @@ class _Resolver:
                 return Broken(node.source)  # misspelt where it is set: that is said there
             message = f"${{{name}}} refers to {name}, which is required and not set"
             close = None
+        elif close is None:
+            message += f"; \\${{{name}}} stands for the characters themselves"
         suggestion = f"${{{close}}}" if close else None
         return self._fail(node, path, "dangling-reference", message, suggestion)
 

@@ -229,10 +229,9 @@ def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
     return [*errors[:_MAX_ERRORS], Diagnostic("more-errors", "", message, last.source)]
 
 
-def peek_recipe(config: str | os.PathLike[str]) -> str | None:
-    """Return what the key `recipe` of a file says; None if it is not there or the file cannot be read."""
-    document = read_document(read_file(config))
-    return read_recipe_key(document.root)[0]
+def read_recipe_name(root: Mapped) -> str | None:
+    """The recipe a tree says it is for; None where it does not say."""
+    return read_recipe_key(root)[0]
 
 
 def read_recipe_key(root: Mapped) -> tuple[str | None, Diagnostic | None]:

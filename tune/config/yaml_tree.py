@@ -76,9 +76,7 @@ def read_flow(text: str, source: Source) -> tuple[Node | None, Diagnostic | None
     except Stop as stop:
         problem = stop.problem
         if "document has ended" in problem.message:
-            problem = replace(
-                problem, message="there is text after the end of the value; quote the whole value"
-            )
+            problem = replace(problem, message="there is text after the end of the value")
         return None, problem
     if builder.problems:
         return None, builder.problems[0]
