@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tune.checkpoints.locate import find_model_dir
-from tune.errors import CheckpointError
+from tune.errors import CheckpointError, ConfigError
 
 
 def put_model(folder: Path, name: str = "config.json") -> Path:
@@ -53,6 +53,10 @@ def test_nothing_to_find_says_what_is_there(tmp_path: Path) -> None:
         find_model_dir(tmp_path)
     with pytest.raises(CheckpointError, match=r"note00.txt is a file"):
         find_model_dir(tmp_path / "note00.txt")
+    with pytest.raises(CheckpointError, match="there is no folder ~nobody-of-this-name/x"):
+        find_model_dir("~nobody-of-this-name/x")
+    with pytest.raises(ConfigError, match="NUL"):
+        find_model_dir("a\0b")
     with pytest.raises(CheckpointError, match="File name too long"):
         find_model_dir("n" * 5000)
     (tmp_path / "latest").symlink_to(".")  # a step within itself, without end

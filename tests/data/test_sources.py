@@ -107,6 +107,15 @@ def test_a_misspelt_path_is_not_looked_up_on_the_hub(folder):
         numbers("data.jsonl")
     with pytest.raises(DataError, match=r"there is no file or folder table\.xlsx"):
         numbers("table.xlsx")
+    with pytest.raises(DataError, match="File name too long"):
+        numbers("n" * 5000 + ".jsonl")
+    with pytest.raises(ConfigError, match=r"data_files=https://a\.b/c\.json"):
+        numbers("https://a.b/c.json")
+    with pytest.raises(DataError, match="more is a folder"):
+        numbers("json", data_files=str(folder / "more"))
+    (folder / "circle.jsonl").symlink_to("circle.jsonl")
+    with pytest.raises(DataError, match=r"is a link to circle\.jsonl, which leads nowhere"):
+        numbers(str(folder / "circle.jsonl"))
     with pytest.raises(DataError, match="neither a file nor a folder"):
         numbers("/dev/null")
     with pytest.raises(ConfigError, match=r"dataset\.source=json says what kind .* set dataset\.data_files"):

@@ -190,7 +190,7 @@ def _literal_input(columns: Sequence[str], told: Mapping[str, str]) -> str | Non
 
 def _check_exists(column: str, columns: Sequence[str], setting: str) -> None:
     if column not in columns:
-        near = difflib.get_close_matches(column, columns, n=1)
+        near = difflib.get_close_matches(str(column), columns, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{setting} is {column!r}, but the data has {_listed(columns)}{hint}")
 
@@ -216,5 +216,6 @@ def _parts(input_is_context: bool, example: InstructionColumns | None = None) ->
 
 
 def _listed(columns: Sequence[str]) -> str:
-    shown = ", ".join(map(str, columns[:12])) + (", ..." if len(columns) > 12 else "")
+    names = [name[:60] if name.strip() else repr(name) for name in columns[:12]]
+    shown = ", ".join(names) + (", ..." if len(columns) > 12 else "")
     return shown or "no columns"

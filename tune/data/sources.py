@@ -68,7 +68,10 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"dataset.limit is {self.limit}, expected at least 1")
         split, start, stop = _parse_split(self.split)
-        rows = self._all_rows(split)
+        try:
+            rows = self._all_rows(split)
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename or self.source}: {error.strerror}") from error
         if start is not None or stop is not None:
             rows = _slice(rows, start, stop)
         return islice(rows, self.limit)
@@ -91,10 +94,15 @@ class Source:
         if place.is_file():
             _check_single_file(place, split)
             return self._read_files([place], self.source)
-        if place.exists():
-            raise DataError(f"{place} is neither a file nor a folder")
+        if place.exists() or place.is_symlink():
+            raise DataError(_no_file(place))
+        if "://" in self.source:
+            raise ConfigError(
+                f"dataset.source is the address {self.source}: give a file of the web as "
+                f"dataset.source=json (or csv, parquet) with dataset.data_files={self.source}"
+            )
         if _looks_like_a_path(self.source):
-            raise DataError(f"there is no file or folder {place}{_nearby(place)}")
+            raise DataError(_no_file(place, "file or folder"))
         return read_hub(self.source, split, self.name, self.revision, self.data_files)
 
     def _read_folder(self, folder: Path, split: str) -> Iterator[Row]:
@@ -111,7 +119,7 @@ class Source:
             raise DataError(f"{what} names no files")
         for file in files:
             if not file.is_file():
-                raise DataError(f"there is no file {file}{_nearby(file)}")
+                raise DataError(_no_file(file))
         return (row for file in files for row in read_file(file, self.field, self.text_unit))
 
 
@@ -240,8 +248,13 @@ def _looks_like_a_path(source: str) -> bool:
     )
 
 
-def _nearby(path: Path) -> str:
+def _no_file(path: Path, wanted: str = "file") -> str:
+    """Returns what is at a path that leads to no file."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which leads nowhere"
+    if path.exists():
+        return f"{path} is neither a file nor a folder" if not path.is_dir() else f"{path} is a folder"
     if not path.parent.is_dir():
-        return f" (nor a folder {path.parent})"
+        return f"there is no {wanted} {path} (nor a folder {path.parent})"
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    return f"there is no {wanted} {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")

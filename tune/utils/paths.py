@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import tune
+from tune.errors import ConfigError
 
 BUNDLED_PREFIX = "bundled:"
 
@@ -20,8 +21,13 @@ def expand_path(text: str | os.PathLike[str]) -> Path:
 
     `bundled:tiny_llama` is the file or folder of that name that ships with tune (so a config works from any
     working directory), `~` is the home directory, and anything else stands as it is.
+
+    Raises:
+        ConfigError: the text holds a NUL, which no file system takes.
     """
     name = os.fspath(text)
+    if "\0" in name:
+        raise ConfigError(f"the path {name!r} holds a NUL character, which no path can")
     if name.startswith(BUNDLED_PREFIX):
         return get_recipes_dir() / "bundled" / name.removeprefix(BUNDLED_PREFIX)
-    return Path(name).expanduser()
+    return Path(os.path.expanduser(name))  # leaves the ~ of an unknown user as it is, where pathlib raises
