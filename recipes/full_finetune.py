@@ -138,13 +138,14 @@ class FullFinetuneRecipe:
         ]
         self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl", overwrite=not resumed)
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
-        matmul_rate = training.measure_matmul_rate(self.device, self.precision.compute_dtype)
         self.speed = training.SpeedMeter(
-            self.device, partial(flops_per_token, self.model.config), matmul_rate
+            self.device,
+            partial(flops_per_token, self.model.config),
+            partial(training.measure_matmul_rate, self.device, self.precision.compute_dtype),
         )
         self.log.info(
             f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences. "
-            f"Limit: {matmul_rate / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
+            f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
         )
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.

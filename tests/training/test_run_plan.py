@@ -131,7 +131,7 @@ def test_off_the_main_thread_nothing_is_installed() -> None:
 
 
 def test_speed_counts_work_and_leaves_pauses_out() -> None:
-    meter = SpeedMeter(CPU, flops_per_token=lambda length: 100.0 * length, matmul_rate=1e5)
+    meter = SpeedMeter(CPU, flops_per_token=lambda length: 100.0 * length, measure_limit=lambda: 1e5)
     meter.start()
     meter.count(TokenCounts(num_tokens=30, num_targets=10, sum_of_squares=500))
     meter.count(TokenCounts(num_tokens=20, num_targets=10, sum_of_squares=500))
@@ -146,6 +146,14 @@ def test_speed_counts_work_and_leaves_pauses_out() -> None:
     # The mean length that attention sees is 1000 / 50 = 20 tokens.
     assert speed.fraction_of_limit == pytest.approx(50 / seconds * 2000 / 1e5)
     assert meter.read().tokens_per_second == 0
+
+
+def test_a_limit_that_training_outruns_is_measured_again() -> None:
+    limits = iter([1e-3, 1e30])
+    meter = SpeedMeter(CPU, lambda length: 1.0, measure_limit=lambda: next(limits))
+    meter.count(TokenCounts(num_tokens=1000, num_targets=1000, sum_of_squares=1000))
+    assert 0 < meter.read().fraction_of_limit < 1
+    assert meter.limit == 1e30
 
 
 def test_the_matmul_rate_is_plausible() -> None:
@@ -257,7 +265,7 @@ def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
 
 
 def test_the_summary_names_the_template_to_ask_in(tmp_path: Path) -> None:
-    speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, matmul_rate=1.0)
+    speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, lambda: 1.0)
     summary = partial(format_summary, tmp_path, 3, 3, {"loss": 1.0}, speed)
     assert "prompt_template=question_answer prompt=" in summary("question_answer")
     # What the command line could not take is not offered.

@@ -36,17 +36,23 @@ class SpeedMeter:
     Args:
         device: waited for when a rate is read.
         flops_per_token: work per token as a function of the documents' mean length.
-        matmul_rate: FLOP/s of matrix products, from `measure_matmul_rate`.
+        measure_limit: returns the FLOP/s of matrix products, as `measure_matmul_rate` does. Called at once, and
+            again whenever training outruns it: the machine was busy with something else while it was measured.
 
     Attributes:
+        limit: FLOP/s, the best measured so far.
         total_seconds, total_tokens: over all readings so far.
     """
 
     def __init__(
-        self, device: torch.device, flops_per_token: Callable[[float], float], matmul_rate: float
+        self,
+        device: torch.device,
+        flops_per_token: Callable[[float], float],
+        measure_limit: Callable[[], float],
     ) -> None:
         self._flops_per_token = flops_per_token
-        self._matmul_rate = matmul_rate
+        self._measure_limit = measure_limit
+        self.limit = measure_limit()
         self.device = device
         self.total_seconds = 0.0
         self.total_tokens = 0
@@ -84,11 +90,10 @@ class SpeedMeter:
         rate = self._num_tokens / seconds
         # A token attends to the tokens of its own document: weighted by tokens, their number is sum l^2 / sum l.
         mean_length = self._sum_of_squares / max(self._num_tokens, 1)
-        speed = Speed(
-            rate,
-            self._num_targets / seconds,
-            rate * self._flops_per_token(mean_length) / self._matmul_rate,
-        )
+        flops_per_second = rate * self._flops_per_token(mean_length)
+        if flops_per_second > self.limit:
+            self.limit = max(self.limit, self._measure_limit())
+        speed = Speed(rate, self._num_targets / seconds, flops_per_second / self.limit)
         self.start()
         return speed
 
