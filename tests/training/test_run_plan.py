@@ -130,17 +130,19 @@ def test_off_the_main_thread_nothing_is_installed() -> None:
 # ---- speed and memory
 
 
-def test_speed_counts_work_and_leaves_pauses_out() -> None:
+def test_speed_counts_work_and_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("tune.training.throughput.time.perf_counter", lambda: now[0])
     meter = SpeedMeter(CPU, flops_per_token=lambda length: 100.0 * length, measure_limit=lambda: 1e5)
     meter.start()
     meter.count(TokenCounts(num_tokens=30, num_targets=10, sum_of_squares=500))
     meter.count(TokenCounts(num_tokens=20, num_targets=10, sum_of_squares=500))
-    time.sleep(0.02)
+    now[0] += 2.0
     with meter.paused():
-        time.sleep(0.2)
+        now[0] += 30.0
     speed = meter.read()
     seconds = meter.total_seconds
-    assert 0.02 <= seconds < 0.15
+    assert seconds == pytest.approx(2.0)
     assert speed.tokens_per_second == pytest.approx(50 / seconds)
     assert speed.trained_tokens_per_second == pytest.approx(20 / seconds)
     # The mean length that attention sees is 1000 / 50 = 20 tokens.
