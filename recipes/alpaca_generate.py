@@ -26,6 +26,7 @@ from tune.errors import CheckpointError, TuneError
 from tune.generation import stream_text
 from tune.models import auto
 from tune.models.llama2 import llama2, llama2_7b, llama2_13b, llama2_70b
+from tune.models.llama2.family import LLAMA
 from tune.modules import TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
 from tune.utils import expand_path, get_device, get_dtype
@@ -62,9 +63,7 @@ def build_from_shapes(source: WeightSource, num_heads: int | None) -> Transforme
     Raises:
         CheckpointError: The weights are no Llama's, or the number of heads is needed.
     """
-    known = llama2_7b()
-    assert known.family is not None
-    layouts = [{rule.ours: rule.theirs for rule in layout.rules} for layout in known.family.layouts]
+    layouts = [{rule.ours: rule.theirs for rule in layout.rules} for layout in LLAMA.layouts]
     shapes = source.shapes
     names = next((names for names in layouts if names[QUERY].format(0) in shapes), None)
     if names is None or any(names[ours].format(0) not in shapes for ours in (EMBEDDING, KEY, GATE)):
@@ -75,10 +74,11 @@ def build_from_shapes(source: WeightSource, num_heads: int | None) -> Transforme
     num_layers = len([name for name in shapes if re.fullmatch(pattern, name)])
     vocab_size, embed_dim = shapes[names[EMBEDDING]]
     sizes = (num_layers, embed_dim, shapes[names[QUERY].format(0)][0])
-    for published in (known, llama2_13b(), llama2_70b()):
-        config = published.config
-        if num_heads is None and sizes == (config.num_layers, config.embed_dim, config.embed_dim):
-            num_heads = config.num_heads
+    for build in (llama2_7b, llama2_13b, llama2_70b):
+        if num_heads is None:
+            config = build().config
+            if sizes == (config.num_layers, config.embed_dim, config.embed_dim):
+                num_heads = config.num_heads
     if num_heads is None:
         raise CheckpointError(
             f"{source.path} is a model of {num_layers} layers and width {embed_dim}, which is none of Llama 2's sizes, "
@@ -93,7 +93,7 @@ def build_from_shapes(source: WeightSource, num_heads: int | None) -> Transforme
         num_kv_heads=shapes[names[KEY].format(0)][0] // head_dim,
         embed_dim=embed_dim,
         intermediate_dim=shapes[names[GATE].format(0)][0],
-        max_seq_len=known.config.max_seq_len,
+        max_seq_len=4096,  # what Llama 2 was trained for; weights do not tell
     )
 
 

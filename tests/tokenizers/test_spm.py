@@ -240,3 +240,9 @@ def _share(tokenizer, reference):
 
 def _shared():
     return _CACHE[0], _CACHE[1]
+
+
+@pytest.mark.parametrize("text", [None, 5, b"seven", ["seven", "green"]])
+def test_only_text_is_encoded(spm_file, text):
+    with pytest.raises(TokenizerError, match="one text"):
+        SentencePieceTokenizer(spm_file).encode(text)

@@ -79,11 +79,22 @@ def test_meta_keeps_it_one_folder_up(folder):
     assert from_checkpoint(model).path == folder / "tokenizer.model"
 
 
+def test_a_saved_step_and_an_output_directory_hold_one(folder):
+    step = folder / "out" / "step_000003"
+    (step / "model").mkdir(parents=True)
+    shutil.move(folder / "tokenizer.model", step / "model")
+    (folder / "out" / "latest").symlink_to("step_000003")
+    for place in (step / "model", step, folder / "out" / "latest", folder / "out"):
+        assert from_checkpoint(place).path.samefile(step / "model" / "tokenizer.model")
+
+
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(TokenizerError, match="there is no file or directory"):
         from_checkpoint(tmp_path / "nowhere")
     with pytest.raises(TokenizerError, match=r"which holds nothing; set tokenizer\.path"):
         from_checkpoint(tmp_path)
+    with pytest.raises(TokenizerError, match="File name too long"):
+        from_checkpoint("n" * 5000)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read yet"):
         from_checkpoint(tmp_path)
@@ -98,6 +109,26 @@ def test_broken_settings_are_named(folder):
     (folder / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(TokenizerError, match="holds a list"):
         from_checkpoint(folder)
+    for content in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}"):
+        (folder / "tokenizer_config.json").write_text(content)
+        with pytest.raises(TokenizerError, match="cannot read"):
+            from_checkpoint(folder)
+    write(folder, "tokenizer_config.json", add_bos_token="no")
+    with pytest.raises(TokenizerError, match="add_bos_token is 'no'"):
+        from_checkpoint(folder)
+
+
+@pytest.mark.parametrize("token_id", ["b", "²", None, True, -5, 3.5, 10**30, [2]])
+def test_ids_that_are_none_are_named(folder, token_id):
+    for name, content in (
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(token_id): {"content": "<a>"}}}),
+        ("added_tokens.json", {"<a>": token_id}),
+        ("generation_config.json", {"eos_token_id": [2, token_id]}),
+    ):
+        write(folder, name, **content)
+        with pytest.raises(TokenizerError, match=rf"{name}: .* is no token id"):
+            from_checkpoint(folder)
+        (folder / name).unlink()
 
 
 def test_other_tools_load_what_is_written(folder):

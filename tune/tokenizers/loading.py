@@ -14,6 +14,8 @@ from tune.utils.paths import expand_path
 
 # Hugging Face writes 1e30 where no length is known.
 _LARGEST_LENGTH = 100_000_000
+# Ids beyond this are a broken file: vocabularies have a few hundred thousand.
+_LARGEST_ID = 100_000_000
 
 
 def from_checkpoint(
@@ -25,27 +27,20 @@ def from_checkpoint(
     special tokens, whether a BOS is used, what ends a generation, and the longest sequence.
 
     Args:
-        directory: holds `tokenizer.model` (or, as Meta ships it, its parent directory does); or the file itself.
+        directory: holds `tokenizer.model` (or, as Meta ships it, its parent directory does); or the file itself;
+            or a saved step or output directory of a run.
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
         prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`.
 
     Raises:
         TokenizerError: no tokenizer there, or only kinds that cannot be read yet.
     """
-    folder = expand_path(str(directory))
-    if folder.name == "tokenizer.model" and folder.is_file():
-        folder = folder.parent
-    elif folder.is_file():
-        # Under another name it need not belong to the files beside it.
-        return SentencePieceTokenizer(folder, max_seq_len, prompt_template)
-    if not folder.is_dir():
-        raise TokenizerError(f"there is no file or directory {folder} to read a tokenizer from")
-    file = folder / "tokenizer.model"
-    # Meta's download keeps one tokenizer.model beside the directories of its models.
-    if not file.is_file() and (folder / "params.json").is_file():
-        file = folder.parent / "tokenizer.model"
-    if not file.is_file():
-        raise TokenizerError(_what_is_missing(folder))
+    try:
+        file, folder = _find(expand_path(directory))
+    except OSError as error:
+        raise TokenizerError(f"cannot read {error.filename or directory}: {error.strerror}") from error
+    if folder is None:
+        return SentencePieceTokenizer(file, max_seq_len, prompt_template)
     limit = max_seq_len if max_seq_len is not None else _longest_sequence(folder)
     return SentencePieceTokenizer(file, limit, prompt_template, **_settings(folder))
 
@@ -77,6 +72,22 @@ def auto(
     )
 
 
+def _find(place: Path) -> tuple[Path, Path | None]:
+    """Returns the tokenizer's file, and the directory whose settings belong to it."""
+    if place.is_file():
+        # Under another name it need not belong to the files beside it.
+        return place, place.parent if place.name == "tokenizer.model" else None
+    if not place.is_dir():
+        raise TokenizerError(f"there is no file or directory {place} to read a tokenizer from")
+    for folder in (place, place / "model", place / "latest" / "model"):
+        if (folder / "tokenizer.model").is_file():
+            return folder / "tokenizer.model", folder
+    # Meta's download keeps one tokenizer.model beside the directories of its models.
+    if (place / "params.json").is_file() and (place.parent / "tokenizer.model").is_file():
+        return place.parent / "tokenizer.model", place
+    raise TokenizerError(_what_is_missing(place))
+
+
 def _what_is_missing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     if "tokenizer.json" in names:
@@ -93,13 +104,13 @@ def _what_is_missing(folder: Path) -> str:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Returns the arguments of the tokenizer that the JSON files beside it decide."""
-    config = _read_json(folder / "tokenizer_config.json")
+    config_file, added_file = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    config = _read_json(config_file)
     added = {
-        _token_text(entry) or "": int(token_id)
+        _token_text(entry) or "": _token_id(token_id, config_file)
         for token_id, entry in _mapping(config, "added_tokens_decoder").items()
-        if str(token_id).isdigit()
     }
-    added |= {str(text): int(token_id) for text, token_id in _read_json(folder / "added_tokens.json").items()}
+    added |= {text: _token_id(token_id, added_file) for text, token_id in _read_json(added_file).items()}
     # Tokens that were added without a row in the model's embedding cannot be used with this model.
     num_rows = _read_json(folder / "config.json").get("vocab_size")
     if isinstance(num_rows, int):
@@ -107,13 +118,16 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"added_tokens": added}
     for name in ("bos_token", "eos_token", "pad_token"):
         settings[name] = _token_text(config[name]) if config.get(name) else None
-    if config.get("add_bos_token") is False:
-        settings["add_bos"] = False
-    stops = _read_json(folder / "generation_config.json").get("eos_token_id")
-    if isinstance(stops, int):
-        stops = [stops]
-    if isinstance(stops, list):
-        settings["stop_ids"] = tuple(stop for stop in stops if isinstance(stop, int))
+    add_bos = config.get("add_bos_token")
+    if add_bos is not None:
+        if not isinstance(add_bos, bool):
+            raise TokenizerError(f"{config_file}: add_bos_token is {add_bos!r}, expected true or false")
+        settings["add_bos"] = add_bos
+    generation_file = folder / "generation_config.json"
+    stops = _read_json(generation_file).get("eos_token_id")
+    if stops is not None:
+        stops = stops if isinstance(stops, list) else [stops]
+        settings["stop_ids"] = tuple(_token_id(stop, generation_file) for stop in stops)
     return settings
 
 
@@ -124,6 +138,15 @@ def _longest_sequence(folder: Path) -> int | None:
     ]
     known = [int(n) for n in lengths if isinstance(n, int | float) and 2 <= n <= _LARGEST_LENGTH]
     return min(known) if known else None
+
+
+def _token_id(value: Any, file: Path) -> int:
+    """Returns a token's id, which files also write as text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_ID:
+        raise TokenizerError(f"{file}: {str(value)[:40]!r} is no token id, which is a whole number from 0 on")
+    return value
 
 
 def _token_text(entry: Any) -> str | None:
@@ -142,8 +165,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"cannot read {file}: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file} holds a {type(content).__name__}, expected an object of settings")

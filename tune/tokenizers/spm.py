@@ -64,7 +64,10 @@ class SentencePieceTokenizer:
         added_tokens: Mapping[str, int] | None = None,
         stop_ids: Sequence[int] = (),
     ) -> None:
-        self.path = _find_model_file(expand_path(str(path)))
+        try:
+            self.path = _find_model_file(expand_path(path))
+        except OSError as error:
+            raise TokenizerError(f"cannot read {error.filename or path}: {error.strerror}") from error
         if max_seq_len is not None and max_seq_len < 2:
             raise TokenizerError(
                 f"max_seq_len is {max_seq_len}; an example needs at least 2 tokens to learn from"
@@ -100,8 +103,10 @@ class SentencePieceTokenizer:
                 the ids of a prompt and of its continuation together decode to the two texts joined.
 
         Raises:
-            TokenizerError: the text holds a lone surrogate, which no UTF-8 can hold.
+            TokenizerError: the text holds a lone surrogate, which no UTF-8 can hold, or is none.
         """
+        if not isinstance(text, str):  # sentencepiece takes a list, and returns a list of lists
+            raise TokenizerError(f"encode takes one text, and a {type(text).__name__} came")
         processor = self._sp
         if continuation and not (self._strips_spaces and text.startswith(" ")):
             processor = self._sp_inner
