@@ -10,8 +10,8 @@ from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
 from tune.config.convert import REFUSED, shadowed
 from tune.config.diagnostics import PYTHON, Diagnostic, Source, quote
-from tune.config.naming import MAX_GUESSES, guess_parameter
 from tune.config.nodes import (
+    MAX_GUESSES,
     Listing,
     Mapped,
     Node,
@@ -151,6 +151,8 @@ def _report_unknown(
     report: Callable[[Diagnostic], None],
     guessing: bool,
 ) -> None:
+    from tune.config.naming import guess_parameter  # only on the way to an error
+
     guess = guess_parameter(key, infos, components.arguments) if guessing else None
     message = f"there is no parameter {quote(key)}"
     suggestion = None

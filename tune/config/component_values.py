@@ -12,8 +12,7 @@ from tune.config.convert import REFUSED, Converter, shadowed, show
 from tune.config.diagnostics import Diagnostic, Source, printable, shorten
 from tune.config.findings import Finding
 from tune.config.merging import name_component
-from tune.config.naming import MAX_GUESSES, guess_argument
-from tune.config.nodes import Broken, Listing, Mapped, Node, PythonValue, Scalar
+from tune.config.nodes import MAX_GUESSES, Broken, Listing, Mapped, Node, PythonValue, Scalar
 from tune.config.params import ParamInfo
 from tune.config.slots import Slot
 from tune.config.typing import ANY, TypeSpec
@@ -189,6 +188,8 @@ class ComponentChecker:
         if node.written:
             message = f"{called} takes no argument {key}, which is what {node.written} stands for; remove it"
             return Diagnostic("unknown-argument", where, message, source)
+        from tune.config.naming import guess_argument  # only on the way to an error
+
         self._guesses += 1
         guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
         message = f"{called} takes no argument {shorten(printable(key))}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, quote
-from tune.config.naming import nearest
 from tune.config.nodes import (
     Broken,
     Listing,
@@ -257,6 +256,8 @@ def _cut(node: Node, path: Sequence[str]) -> Node:
 def _refuse_removal(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
     parent = _at(root, edit.path[:-1])
     present = list(parent.entries) if isinstance(parent, Mapped) else []
+    from tune.config.naming import nearest  # only on the way to an error
+
     close = nearest(edit.path[-1], present)
     message = f"{edit.dotted} cannot be removed: it is not set in the file"
     if len(edit.path) == 1 and edit.dotted in infos and not infos[edit.dotted].required:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from tune.config.params import ParamInfo
 
-MAX_GUESSES = 50  # how often one configuration gets guessed at: guessing takes a millisecond
-
 # Names of other tools (Hugging Face's Trainer and TRL, axolotl, LLaMA-Factory, torchtune, litgpt, mlx-lm) and what
 # they are called here, first the one to prefer. A dotted name is an argument of a component.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {

@@ -16,6 +16,7 @@ from tune.config.diagnostics import DEFAULT, PYTHON, Source
 
 MAX_DEPTH = 64
 MAX_WEIGHT = 50_000  # values a configuration may stand for once aliases and references are written out
+MAX_GUESSES = 50  # how often one configuration gets guessed at: guessing takes a millisecond
 _CHARS_PER_WEIGHT = 100
 
 NULL_WORDS = frozenset({"null", "Null", "NULL"})

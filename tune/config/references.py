@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
 from tune.config.merging import name_component
-from tune.config.naming import MAX_GUESSES, nearest
 from tune.config.nodes import (
     MAX_DEPTH,
+    MAX_GUESSES,
     MAX_WEIGHT,
     Broken,
     Listing,
@@ -191,6 +191,8 @@ class _Resolver:
                 f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
             )
             return self._fail(node, path, "dangling-reference", message)
+        from tune.config.naming import nearest  # only on the way to an error
+
         self._failures += 1
         close = self._near(parts, path) if self._failures <= MAX_GUESSES else None
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
@@ -260,6 +262,8 @@ class _Resolver:
             if isinstance(node, Mapped):
                 known |= {f"{key}.{name}" for name in node.entries}
         known |= {info.short_for for info in self._infos.values() if info.short_for}
+        from tune.config.naming import nearest
+
         return nearest(".".join(parts), sorted(known - {path[0]}))  # nothing refers to itself
 
     def _report_cycle(self, path: Path) -> None:

@@ -26,7 +26,6 @@ from tune.config.nodes import (
     text_weight,
 )
 from tune.config.reading import DAMAGE
-from tune.config.yaml_words import explain, is_tab_problem
 
 _CORE_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE_TAG + name for name in ("int", "float", "bool", "null")}
@@ -328,6 +327,8 @@ class Builder:
             self.problems.append(Diagnostic(code, path, message, source, suggestion))
 
     def _stop_at(self, error: Any, content: str) -> Stop:
+        from tune.config.yaml_words import explain, is_tab_problem  # only on the way to an error
+
         fault = explain(error, content)
         place = self._at(fault.line, fault.col)
         code = "tab" if is_tab_problem(fault) else fault.code
