@@ -212,3 +212,17 @@ def test_getters_build_by_short_name() -> None:
         tune.models.get_model("llama2", num_layer=3)
     with pytest.raises(ConfigError, match="tokenizer"):
         tune.models.get_tokenizer("nonesuch")
+
+
+def test_building_on_the_meta_device_draws_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # There it would import torch's compiler: a second, at each start of a program that loads a checkpoint.
+    monkeypatch.setattr(
+        torch.Tensor, "normal_", lambda *_: pytest.fail("numbers were drawn for a model without values")
+    )
+    with torch.device("meta"):
+        model = tune.models.get_model(
+            "llama2", vocab_size=11, num_layers=1, num_heads=2, embed_dim=8, max_seq_len=5
+        )
+    monkeypatch.undo()
+    model.to_empty(device="cpu").reset_parameters()
+    assert 0.01 < model.tok_embeddings.weight.std() < 0.04

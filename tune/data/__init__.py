@@ -9,11 +9,12 @@ from tune.data.columns import (
     find_instruction_columns,
     find_text_column,
 )
+from tune.data.files import Row
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, truncate
 from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
-from tune.data.rows import Row, describe
+from tune.data.rows import describe
 from tune.data.sampler import ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore

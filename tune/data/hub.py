@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from tune.data.rows import Row
+from tune.data.files import Row
 from tune.errors import DataError
 
 

@@ -8,27 +8,16 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tune.data.files import UTF8_BOM, Row, check_head, decode, open_file
 from tune.errors import DataError
 
 TextUnit = Literal["document", "paragraph", "line"]
-_UTF8_BOM = b"\xef\xbb\xbf"
 _DELIMITERS = (",", ";", "\t", "|")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record: `place` names file and line, `problem` says why there are no `values`."""
-
-    place: str
-    values: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
 
 
 def read_file(file: Path, json_field: str | None = None, text_unit: TextUnit = "document") -> Iterator[Row]:
@@ -69,33 +58,6 @@ def file_kind(file: Path) -> str | None:
     return kind if kind != "parquet" or not file.name.lower().endswith(".gz") else None
 
 
-def _open(file: Path) -> io.BufferedIOBase:
-    return gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb")
-
-
-def _check_head(file: Path, head: bytes) -> None:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(
-            f"{file} is encoded as UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {file.name} > utf8_{file.name}"
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise DataError(f"{file} is a git-lfs pointer, not the data; fetch it with `git lfs pull`")
-
-
-def _decode(raw: bytes) -> str:
-    """Returns text. Raises ValueError that says which byte is no UTF-8."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # A column counts characters, as an editor does.
-        column = len(raw[: error.start].decode("utf-8", errors="replace")) + 1
-        byte = raw[error.start]
-        raise ValueError(
-            f"byte 0x{byte:02x} at column {column} is not UTF-8 (in Latin-1 it would be "
-            f"{chr(byte)!a}); convert the file with iconv -f LATIN1 -t UTF-8"
-        ) from error
-
-
 def _parse(text: str) -> Any:
     """Returns the value of a JSON text. Raises ValueError with line and column within the text."""
     try:
@@ -106,11 +68,11 @@ def _parse(text: str) -> Any:
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
     num_rows = 0
-    with _open(file) as stream:
+    with open_file(file) as stream:
         for number, raw in enumerate(stream, start=1):
             if number == 1:
-                _check_head(file, raw)
-                raw = raw.removeprefix(_UTF8_BOM)
+                check_head(file, raw)
+                raw = raw.removeprefix(UTF8_BOM)
             if not raw.strip():
                 continue
             num_rows += 1
@@ -121,7 +83,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
 
 def _json_row(place: str, raw: bytes) -> Row:
     try:
-        value = _parse(_decode(raw))
+        value = _parse(decode(raw))
     except json.JSONDecodeError as error:
         return Row(
             place, problem=f"broken JSON at column {error.colno}: {error.msg}{_excerpt(raw, error.pos)}"
@@ -145,17 +107,17 @@ def _excerpt(raw: bytes, position: int) -> str:
 
 def _read_json(file: Path, json_field: str | None) -> Iterator[Row]:
     """Reads an array of objects, an object that holds one at `json_field`, or JSON lines in a .json file."""
-    with _open(file) as stream:
+    with open_file(file) as stream:
         content = stream.read()
-    _check_head(file, content[:200])
-    content = content.removeprefix(_UTF8_BOM)
+    check_head(file, content[:200])
+    content = content.removeprefix(UTF8_BOM)
     if not content.strip():
         raise DataError(f"{file} holds only blank lines")
     if json_field is None and _is_json_lines(content):
         yield from _read_jsonl(file)
         return
     try:
-        value = _parse(_decode(content))
+        value = _parse(decode(content))
     except json.JSONDecodeError as error:
         at = f"{file}:{error.lineno}:{error.colno}"
         raise DataError(f"{at}: broken JSON: {error.msg}{_excerpt(content, error.pos)}") from error
@@ -239,13 +201,13 @@ class _CsvLines:
         yield from self._lines
 
     def _read(self) -> Iterator[str]:
-        with _open(self._file) as stream:
+        with open_file(self._file) as stream:
             for number, raw in enumerate(stream, start=1):
                 if number == 1:
-                    _check_head(self._file, raw)
-                    raw = raw.removeprefix(_UTF8_BOM)
+                    check_head(self._file, raw)
+                    raw = raw.removeprefix(UTF8_BOM)
                 try:
-                    yield _decode(raw)
+                    yield decode(raw)
                 except ValueError as error:
                     raise DataError(f"{self._file}:{number}: {error}") from error
 
@@ -276,12 +238,12 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
 
 def _read_text(file: Path, unit: TextUnit) -> Iterator[Row]:
-    with _open(file) as stream:
+    with open_file(file) as stream:
         content = stream.read()
-    _check_head(file, content[:200])
-    content = content.removeprefix(_UTF8_BOM)
+    check_head(file, content[:200])
+    content = content.removeprefix(UTF8_BOM)
     try:
-        text = _decode(content).replace("\r\n", "\n")
+        text = decode(content).replace("\r\n", "\n")
     except ValueError as error:
         raise DataError(f"{file}: {error}") from error
     if not text.strip():

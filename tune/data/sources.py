@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from tune.data.files import Row
 from tune.data.hub import read_hub, read_saved_to_disk
-from tune.data.rows import KINDS, Row, TextUnit, file_kind, read_file
+from tune.data.rows import KINDS, TextUnit, file_kind, read_file
 from tune.errors import ConfigError, DataError
 from tune.utils.paths import expand_path
 

@@ -63,7 +63,10 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.family = family
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.embed_dim)
+        # `reset_parameters` fills it: drawing normal numbers on the meta device would import torch's compiler, a second.
+        self.tok_embeddings = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.embed_dim), freeze=False
+        )
         self.layers = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.output = (
@@ -164,12 +167,14 @@ class TransformerDecoder(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise every parameter in place for training from scratch.
+        """Initialise every parameter in place for training from scratch; does nothing on the meta device.
 
         Normal with deviation 0.02; matrices that add to the residual stream are divided by the root of their
         number, so that its variance does not grow with depth.  # GPT-2 (Radford et al. 2019), 2.3
         Norms start at one.
         """
+        if self.tok_embeddings.weight.is_meta:
+            return
         std = 0.02
         nn.init.normal_(self.tok_embeddings.weight, std=std)
         for module in self.modules():
