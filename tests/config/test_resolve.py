@@ -380,6 +380,19 @@ def test_references_cannot_be_made_into_bombs(text: str) -> None:
     )
 
 
+def test_what_stands_before_a_bomb_is_judged_too() -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+    )
+    codes = [(code, line) for code, _, line, _ in faults(run("epochs: two\n" + bomb))]
+    assert codes[0] == ("wrong-type", 1)
+    assert codes[-1][0] == "config-too-large"
+    # also where more is wrong than anyone reads
+    many = run("output_dir: a\n" + "".join(f"k{n}: 1\n" for n in range(30_000)))
+    assert [item.code for item in many.errors[-2:]] == ["more-errors", "config-too-large"]
+    assert len(many.errors) < 300
+
+
 def test_the_recipe_key_names_the_recipe(tmp_path: Path) -> None:
     assert good("recipe: mine\noutput_dir: a\n", recipe="mine").output_dir == "a"
     assert good("recipe: recipes/mine.py\noutput_dir: a\n", recipe="mine.py")

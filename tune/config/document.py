@@ -69,8 +69,7 @@ def read_document(text: Text) -> Document:
                 # what was read before the end is still worth judging
                 document.complete = False
                 document.problems += builder.problems
-                if stop.problem.code != "config-too-large":
-                    document.root = builder.partial_root() or empty
+                document.root = builder.partial_root() or empty
                 return document
             content = repaired
             continue

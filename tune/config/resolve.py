@@ -224,9 +224,12 @@ def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
     """The first errors, and a last one that counts the rest: nobody reads thousands."""
     if len(errors) <= _MAX_ERRORS:
         return errors
-    last = errors[_MAX_ERRORS]
-    message = f"and {len(errors) - _MAX_ERRORS} more errors from here on"
-    return [*errors[:_MAX_ERRORS], Diagnostic("more-errors", "", message, last.source)]
+    rest = errors[_MAX_ERRORS:]
+    limits = [
+        item for item in rest if item.code.startswith("config-too-")
+    ]  # these end the reading: always said
+    message = f"and {len(rest) - len(limits)} more errors from here on"
+    return [*errors[:_MAX_ERRORS], Diagnostic("more-errors", "", message, rest[0].source), *limits]
 
 
 def read_recipe_name(root: Mapped) -> str | None:
