@@ -1,7 +1,7 @@
 """How fast a model writes: tune with and without its KV cache, and transformers, on the same random weights.
 
-    python benchmarks/generate.py --size 110m --prompt-tokens 128 --new-tokens 128
-    python benchmarks/generate.py --size 7b --device cuda --dtype bf16 --output generate.json
+    python -m benchmarks.generate --size 110m --prompt-tokens 128 --new-tokens 128
+    python -m benchmarks.generate --size 7b --device cuda --dtype bf16 --output generate.json
 
 Contestants take turns within each round, and each round begins with another one, so that a machine that warms up or
 is shared favours nobody. Every contestant answers greedily and never stops early; in fp32 the answers are compared.
@@ -11,8 +11,6 @@ Formulas are in benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,38 +21,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.setting import SIZES, describe_machine, timed, write_figures
 from tune.checkpoints import save_model
 from tune.generation import generate_batch
 from tune.models import from_checkpoint
 from tune.models.llama2 import llama2
 from tune.modules import DecoderConfig, TransformerDecoder
-
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"vocab_size": 512, "num_layers": 2, "num_heads": 3, "embed_dim": 48, "intermediate_dim": 112},
-    "15m": {"vocab_size": 32_000, "num_layers": 6, "num_heads": 6, "embed_dim": 288, "intermediate_dim": 768},
-    "110m": {
-        "vocab_size": 32_000,
-        "num_layers": 12,
-        "num_heads": 12,
-        "embed_dim": 768,
-        "intermediate_dim": 2048,
-    },
-    "1b": {
-        "vocab_size": 32_000,
-        "num_layers": 22,
-        "num_heads": 32,
-        "num_kv_heads": 4,
-        "embed_dim": 2048,
-        "intermediate_dim": 5632,
-    },
-    "7b": {
-        "vocab_size": 32_000,
-        "num_layers": 32,
-        "num_heads": 32,
-        "embed_dim": 4096,
-        "intermediate_dim": 11_008,
-    },
-}
 
 # Continue these prompts [b][s] by so many tokens: the new tokens of each row.
 Contestant = Callable[[list[list[int]], int], list[list[int]]]
@@ -92,15 +64,6 @@ def make_contestants(
             prompts, num_tokens, use_cache=False
         )
     return ours, contestants
-
-
-def timed(work: Callable[[], Any], device: str, clock: Callable[[], float]) -> float:
-    """Return what ``work`` takes; its results are on the host when it returns, so nothing is pending."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    started = clock()
-    work()
-    return clock() - started
 
 
 def measure_bandwidth(device: str) -> float:
@@ -168,18 +131,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             / (arguments.batch_size * arguments.new_tokens),
         }
-    import transformers
-
     return {
-        "machine": {
-            "device": torch.cuda.get_device_name()
-            if arguments.device != "cpu"
-            else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "bandwidth_gb_per_s": bandwidth / 1e9,
-        },
+        "machine": {**describe_machine(arguments.device), "bandwidth_gb_per_s": bandwidth / 1e9},
         "work": {**vars(arguments), "parameters": config.num_parameters()},
         "limit_tokens_per_s": limit,
         "results": results,
@@ -206,11 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="also write the figures to this JSON file")
     arguments = parser.parse_args(argv)
     figures = compare(arguments)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+    write_figures(figures, arguments.output)
     return 0
 
 

@@ -1,0 +1,43 @@
+"""The benchmarks run, compare equal work, and say what they did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import full_finetune, generate
+
+
+def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "figures.json"
+    words = [
+        "--size",
+        "tiny",
+        "--rounds",
+        "2",
+        "--prompt-tokens",
+        "9",
+        "--new-tokens",
+        "7",
+        "--batch-size",
+        "3",
+    ]
+    assert generate.main([*words, "--output", str(output)]) == 0
+    figures = json.loads(output.read_text())
+    assert figures == json.loads(capsys.readouterr().out)
+    assert set(figures["results"]) == {"tune", "transformers", "tune, no cache"}
+    for result in figures["results"].values():
+        assert result["same_tokens_as_tune"] == 1.0
+        assert result["first_token_s"] > 0
+    assert figures["limit_tokens_per_s"] > 0
+
+
+def test_full_finetune_compares_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert full_finetune.main(["--size", "tiny", "--rounds", "2", "--seq-len", "9", "--batch-size", "3"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    ours, theirs = figures["results"]["tune"], figures["results"]["transformers"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)
+    assert len(set(ours["losses"])) == 3  # a step was taken each time
+    assert ours["tokens_per_s"] > 0
