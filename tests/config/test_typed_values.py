@@ -28,6 +28,7 @@ def convert(text: str, hint: Any, *, style: str = "plain") -> tuple[Any, list[Di
     ("text", "hint", "value"),
     [
         ("2e-5", float, 2e-5),
+        (" 2e-5 ", float, 2e-5),
         ("1.e-4", float, 1e-4),
         (".5", float, 0.5),
         ("3", float, 3.0),
@@ -189,3 +190,15 @@ def test_core_types() -> None:
     for text, value in {"010": 10, "0o10": 8, "no": "no", "1_0": "1_0", "2e-5": 2e-5, "1:30": "1:30"}.items():
         assert core_value(text) == value
         assert type(core_value(text)) is type(value)
+
+
+def test_numbered_checkpoint_files_are_written_out() -> None:
+    text = "{filename_format: 'model-{}-of-{}.safetensors', max_filename: %s}"
+    for last in ("00003", '"00003"'):
+        value, problems = convert(text % last, list[str] | None, style="flow")
+        assert not problems
+        assert value == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    for bad in (text % "0", text % "many", text % "999999999", "{filename_format: 'm-{}', max_filename: 3}"):
+        value, problems = convert(bad, list[str] | None, style="flow")
+        assert value is REFUSED
+        assert [problem.code for problem in problems] == ["wrong-type"]

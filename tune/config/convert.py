@@ -101,6 +101,10 @@ class Converter:
         return self._list(node, TypeSpec("list", (ANY,)), path, None)
 
     def _list(self, node: Node, spec: TypeSpec, path: str, slot: Any) -> Any:
+        if isinstance(node, Mapped) and spec.kind == "list":
+            from tune.config.historic import expand_file_names
+
+            node = expand_file_names(node) or node
         if not isinstance(node, Listing):
             suggestion = None
             if isinstance(node, Scalar) and "\n" not in node.text:
@@ -217,14 +221,15 @@ def _scalar(node: Node, spec: TypeSpec) -> tuple[Any, str | None, str]:
         if "\0" in text:
             return REFUSED, None, "a text cannot hold the NUL character"
         return text, None, ""
+    text = text if node.style == "plain" else text.strip()  # `lr= 1e-4`, or "1" in quotes
     if spec.kind == "literal":
         return _choice(text, plain, spec)
     parse = {"bool": _bool, "int": _int, "float": _float}.get(spec.kind)
     if parse is None:
         return REFUSED, None, ""
-    value, suggestion, reason = parse(text if plain else text.strip())
+    value, suggestion, reason = parse(text)
     if not plain and value is not REFUSED:
-        return REFUSED, text.strip(), "quotes make it text; remove them"
+        return REFUSED, text, "quotes make it text; remove them"
     return value, suggestion, reason
 
 
