@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from sentencepiece import SentencePieceTrainer
+from transformers import AutoTokenizer
 
 from tune.checkpoints import open_weights, save_meta, save_model
 from tune.errors import CheckpointError
 from tune.models import get_tokenizer
 from tune.models.llama2 import llama2, llama2_tokenizer
 from tune.modules import TransformerDecoder
+from tune.tokenizers import SentencePieceTokenizer
+from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -23,27 +27,26 @@ def model() -> TransformerDecoder:
     return llama2(29, 2, 4, 24, 33, num_kv_heads=2, intermediate_dim=20)
 
 
-def test_tokenizer_files_and_ids_are_taken_over(model: TransformerDecoder, tmp_path: Path) -> None:
+def test_what_a_tokenizer_says_is_written_with_the_model(
+    model: TransformerDecoder, tmp_path: Path, spm_file: Path
+) -> None:
     (tmp_path / "base").mkdir()
-    ids = {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": None}
-    (tmp_path / "base" / "config.json").write_text(json.dumps(ids))
-    for name in ("tokenizer.model", "tokenizer_config.json", "model.safetensors", "README.md"):
-        (tmp_path / "base" / name).write_text(name)
-    save_model(model, tmp_path / "out", tokenizer_files_from=tmp_path / "base")
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.model",
-        "tokenizer_config.json",
-    }
-    assert (tmp_path / "out" / "tokenizer.model").read_text() == "tokenizer.model"
+    shutil.copy(spm_file, tmp_path / "base" / "tokenizer.model")
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [2, 8], "top_k": 3}')
+    tokenizer = tokenizer_from_checkpoint(tmp_path / "base")
+    save_model(model, tmp_path / "out", tokenizer=tokenizer)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (config["bos_token_id"], config["eos_token_id"]) == (5, [7, 8])
-    assert "pad_token_id" not in config
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, [2, 8])
+    # Files that stand beside the tokenizer are kept as they are, settings it lacks are added.
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 5, "eos_token_id": [7, 8]}
+    assert generation == {"eos_token_id": [2, 8], "top_k": 3}
+    reference = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert reference("seven green apples")["input_ids"] == tokenizer.encode(
+        "seven green apples", add_eos=False
+    )
+    save_model(model, tmp_path / "bare", tokenizer=SentencePieceTokenizer(spm_file))
+    generation = json.loads((tmp_path / "bare" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
 
 
 @pytest.mark.parametrize("save", [save_model, save_meta])

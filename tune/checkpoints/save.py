@@ -14,23 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.load import parameters_by_name, require_family
 from tune.errors import CheckpointError
 from tune.modules import Layout, TransformerDecoder
 
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "consolidated.*.pth")
 _HF_DTYPES = {
     torch.float64: "float64",
@@ -49,13 +36,14 @@ class TokenizerFiles(Protocol):
 
     def files(self) -> list[Path]: ...
 
+    def write_settings(self, directory: Path) -> None: ...
+
 
 def save_model(
     model: TransformerDecoder,
     directory: Path | str,
     *,
     tokenizer: TokenizerFiles | None = None,
-    tokenizer_files_from: Path | str | None = None,
     max_shard_bytes: int = 5 * 2**30,
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -64,8 +52,8 @@ def save_model(
     Args:
         model: one with a family.
         directory: made if needed; it must not hold weights yet.
-        tokenizer: its files are copied, and its BOS and stop ids written into the configuration.
-        tokenizer_files_from: a model's directory whose tokenizer files and token ids are taken over instead.
+        tokenizer: its files are copied, the settings that other tools need beside them are added, and its BOS and
+            stop ids written into the configuration.
         max_shard_bytes: size of one weight file; with more than one an index is written.
         dtype: what the weights are written in; None: as they are.
 
@@ -80,17 +68,13 @@ def save_model(
         "model_type": family.name,
         **family.write_hf_config(model.config),
         "torch_dtype": _HF_DTYPES[dtype or first.dtype],
-        **_token_ids(tokenizer, tokenizer_files_from),
+        **_token_ids(tokenizer),
     }
     try:
         _write_shards(model, family.hf, folder, max_shard_bytes, dtype)
         _write_json(folder / "config.json", config)
-        _write_tokenizer(folder, tokenizer, tokenizer_files_from)
-        ids: dict[str, Any] = {
-            name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config
-        }
-        if ids and not (folder / "generation_config.json").exists():
-            _write_json(folder / "generation_config.json", ids)
+        if tokenizer is not None:
+            _write_tokenizer(folder, tokenizer)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
@@ -207,30 +191,20 @@ def _plan_shards(
     return plan
 
 
-def _write_tokenizer(folder: Path, tokenizer: TokenizerFiles | None, files_from: Path | str | None) -> None:
-    if files_from is not None:
-        for name in _TOKENIZER_FILES:
-            if (Path(files_from) / name).is_file():
-                shutil.copyfile(Path(files_from) / name, folder / name)
-    if tokenizer is None:
-        return
+def _write_tokenizer(folder: Path, tokenizer: TokenizerFiles) -> None:
     for file in tokenizer.files():
         # Other tools look for a SentencePiece model under this name only.
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
+    tokenizer.write_settings(folder)
+    if not (folder / "generation_config.json").exists():
+        _write_json(folder / "generation_config.json", _token_ids(tokenizer))
 
 
-def _token_ids(tokenizer: TokenizerFiles | None, files_from: Path | str | None) -> dict[str, Any]:
-    if tokenizer is not None:
-        stops = list(tokenizer.stop_ids)
-        return {
-            "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id,
-        }
-    if files_from is None or not (Path(files_from) / "config.json").is_file():
+def _token_ids(tokenizer: TokenizerFiles | None) -> dict[str, Any]:
+    if tokenizer is None:
         return {}
-    config: Mapping[str, Any] = read_json(Path(files_from) / "config.json")
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: config[name] for name in names if config.get(name) is not None}
+    stops = list(tokenizer.stop_ids)
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

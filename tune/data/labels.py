@@ -46,7 +46,7 @@ def truncate(items: Sequence[T], max_seq_len: int, eos_id: T | None = None) -> l
 
 
 def masked_labels(
-    tokens: Sequence[int], mask: Sequence[bool], ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX
+    tokens: Sequence[int], mask: Sequence[int], ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX
 ) -> list[int]:
     """Returns the tokens as labels, `ignore_idx` where `mask` is true."""
     return [ignore_idx if is_masked else token for token, is_masked in zip(tokens, mask, strict=True)]

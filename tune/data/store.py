@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
+from tune.data.labels import masked_labels
 
 
 class TokenStore:
@@ -39,10 +39,7 @@ class TokenStore:
     def labels(self, index: int) -> list[int]:
         """Returns the tokens of an example, ignored ones where it is not learnt."""
         start, end = self._bounds(index)
-        return [
-            CROSS_ENTROPY_IGNORE_IDX if is_masked else token
-            for token, is_masked in zip(self._tokens[start:end], self._mask[start:end], strict=True)
-        ]
+        return masked_labels(self._tokens[start:end], self._mask[start:end])
 
     def _bounds(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):

@@ -63,8 +63,8 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.family = family
-        # `reset_parameters` fills it: drawing normal numbers on the meta device would import torch's compiler, a second.
-        self.tok_embeddings = nn.Embedding.from_pretrained(
+        # `reset_parameters` fills it: drawing normal numbers on the meta device would import torch's compiler.
+        self.tok_embeddings: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             torch.empty(config.vocab_size, config.embed_dim), freeze=False
         )
         self.layers = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))

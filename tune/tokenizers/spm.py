@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tune.errors import TokenizerError
+from tune.tokenizers.export import write_hf_tokenizer_config
 from tune.tokenizers.messages import Message
 from tune.tokenizers.segments import tokenize_segments
 from tune.tokenizers.templates import PromptTemplateSpec, get_prompt_template
@@ -158,6 +159,10 @@ class SentencePieceTokenizer:
         """Returns the files that make this tokenizer up, to be copied beside a saved model."""
         companions = [self.path.parent / name for name in COMPANION_FILES]
         return [self.path, *(file for file in companions if file.is_file())]
+
+    def write_settings(self, directory: Path) -> None:
+        """Writes what other tools need to know of it beside a saved model, where that does not stand there yet."""
+        write_hf_tokenizer_config(self, directory)
 
     def token(self, token_id: int) -> str:
         """Returns the piece as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""
