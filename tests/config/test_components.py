@@ -334,6 +334,7 @@ def test_the_names_of_torchtunes_configs_are_understood(slot: Slot) -> None:
 def test_names_that_moved_between_torchtunes_releases_are_found() -> None:
     moved = {
         "utils.FullModelHFCheckpointer": ("checkpointer", "tune.training.FullModelHFCheckpointer"),
+        "datasets.AlpacaDataset": ("dataset", "tune.datasets.alpaca_dataset"),
         "utils.metric_logging.DiskLogger": ("metric_logger", "tune.training.metric_logging.DiskLogger"),
         "modules.get_cosine_schedule_with_warmup": (
             "lr_scheduler",

@@ -28,7 +28,6 @@ def convert(text: str, hint: Any, *, style: str = "plain") -> tuple[Any, list[Di
     ("text", "hint", "value"),
     [
         ("2e-5", float, 2e-5),
-        (" 2e-5 ", float, 2e-5),
         ("1.e-4", float, 1e-4),
         (".5", float, 0.5),
         ("3", float, 3.0),
@@ -120,6 +119,8 @@ def test_quotes_make_text() -> None:
 def test_verbatim_text_of_the_command_line() -> None:
     assert convert("~", str, style="verbatim") == ("~", [])
     assert convert("", str, style="verbatim") == ("", [])
+    assert convert(" 2e-5 ", float, style="verbatim") == (2e-5, [])
+    assert convert(" x ", str, style="verbatim") == (" x ", [])
     assert convert("", int | None, style="verbatim") == (None, [])
     assert convert("null", str | None, style="verbatim") == (None, [])
     assert convert("null", str, style="verbatim")[0] is REFUSED

@@ -56,7 +56,7 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
         resolved = resolve_component(renamed, slot)
         if resolved.errors and slot is not None:
             # Names moved between torchtune's releases (utils to training, modules to training.lr_schedulers).
-            by_last_part = _resolve_short_name(name.split(".")[-1], slot)
+            by_last_part = _resolve_short_name(_spelt_as_now(name.split(".")[-1], slot), slot)
             resolved = resolved if by_last_part.errors else by_last_part
         path = resolved.path or renamed
         notice = Finding(RENAMED, f"{name} is read as {path}", path)
@@ -68,6 +68,17 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
         message = f"{name!r} is not a dotted path; inside another component only those are understood"
         return _failed(refused or Finding("unknown-component", message))
     return _resolve_short_name(name, slot)
+
+
+def _spelt_as_now(name: str, slot: Slot) -> str:
+    """Return the name in `slot` that differs from `name` in case and underscores only (AlpacaDataset), or `name`."""
+    for _, names in _namespaces(slot):
+        if name in names:
+            return name
+        for candidate in names:
+            if _fold(candidate) == _fold(name):
+                return candidate
+    return name
 
 
 def list_components(slot: Slot) -> dict[str, str]:
