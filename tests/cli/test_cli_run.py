@@ -101,6 +101,10 @@ def test_a_config_that_names_no_recipe_is_judged_all_the_same(tune, tmp_path: Pa
             (item["code"], item["source"]["line"]) for item in found["errors"]
         }
     assert next(item for item in found["errors"] if item["path"] == "recipe")["source"]["line"] == 1
+    # of a config that is not for any of these recipes, only that is said
+    (tmp_path / "my.yaml").write_text("recipe: mine\nname: a\nn: 2\n")
+    found = json.loads(tune("validate", "my.yaml", "--json").out)
+    assert [item["code"] for item in found["errors"]] == ["unknown-recipe"]
 
 
 def test_a_config_for_another_recipe(tune, tmp_path: Path) -> None:

@@ -137,6 +137,12 @@ def test_nothing_follows_from_a_value_that_was_reported() -> None:
             (),
             [("untrusted-component", "optimizer"), ("wrong-type", "lr")],
         ),
+        # the argument of one in a list
+        (
+            FLAT.replace("dataset: alpaca", "dataset: [nothing]").replace("_input: false", "_input: 3"),
+            (),
+            [("unknown-component", "dataset.0"), ("wrong-type", "train_on_input")],
+        ),
     ):
         errors = resolve(FullFinetuneParams, text=text, overrides=overrides).errors
         assert [(item.code, item.path) for item in errors] == wanted

@@ -19,6 +19,8 @@ from tune.errors import ConfigError
 if TYPE_CHECKING:
     from tune.config.resolve import Resolution
 
+_OF_THE_PARAMS = ("unknown-key", "missing-required", "inconsistent")
+
 
 def run(given: Given) -> int:
     """Validate one config; print the problems, or that there are none."""
@@ -122,6 +124,10 @@ def _judge_stated(resolution: Resolution[Any], stated: str, config: Path, target
     # A path in the file is not followed: judging a config must not import what it names.
     message = f"no recipe {stated!r} comes with tune ({names}); for a file of your own give --recipe PATH"
     close = nearest(stated, recipe_names())
+    strange = {item.path for item in resolution.errors if item.code == "unknown-key"}
+    known = [path for path in resolution.places if "." not in path]
+    if len(strange) > len(known):  # its parameters are others, and this judgement says nothing
+        resolution.errors[:] = [item for item in resolution.errors if item.code not in _OF_THE_PARAMS]
     resolution.errors[:] = [
         replace(error, code="unknown-recipe", message=message, suggestion=close)
         if error.code == "wrong-recipe"

@@ -150,7 +150,7 @@ class ComponentChecker:
 
     def _argument(self, node: Node, spec: TypeSpec, path: str) -> Any:
         self.places[path] = node
-        short = self._by_short_form.get(path)
+        short = self._short_form_of(path)
         if short is not None and (spec.kind == "any" or (node.written and not isinstance(node, PythonValue))):
             spec = short.spec if spec.kind == "any" else spec
         value = self.converter.convert(node, spec, path)
@@ -164,6 +164,12 @@ class ComponentChecker:
             Diagnostic(problem.code, where, f"{where} {problem.message}", node.source, None, shadowed(node))
         )
         return REFUSED
+
+    def _short_form_of(self, path: str) -> ParamInfo | None:
+        """The short form of the argument at `path`; one of a list of components counts as the component."""
+        slot, _, rest = path.partition(".")
+        index, _, argument = rest.partition(".")
+        return self._by_short_form.get(f"{slot}.{argument}" if index.isdecimal() else path)
 
     def _judge_name(
         self, key: str, path: str, component: Mapped, resolved: ResolvedName
