@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,3 +229,22 @@ def test_building_on_the_meta_device_draws_no_numbers(monkeypatch: pytest.Monkey
     monkeypatch.undo()
     model.to_empty(device="cpu").reset_parameters()
     assert 0.01 < model.tok_embeddings.weight.std() < 0.04
+
+
+@pytest.mark.parametrize("locked", [".", "config.json", "model.safetensors"])
+def test_what_may_not_be_read_is_said(directory: Path, locked: str) -> None:
+    tune.models.from_checkpoint(directory)  # whatever is imported late is imported now
+    user = os.geteuid()
+    # pytest's own folders are closed to every other user.
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(shutil.copytree(directory, Path(place, "model")), locked)
+        Path(place).chmod(0o755)
+        path.chmod(0)
+        try:
+            if user == 0:  # whom nothing stops
+                os.seteuid(65534)
+            with pytest.raises(CheckpointError, match=rf"{path.name} cannot be read: Permission denied"):
+                tune.models.from_checkpoint(Path(place, "model"))
+        finally:
+            os.seteuid(user)
+            path.chmod(0o700)

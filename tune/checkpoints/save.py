@@ -17,6 +17,7 @@ from torch import Tensor
 from tune.checkpoints.load import parameters_by_name, require_family
 from tune.errors import CheckpointError
 from tune.modules import Layout, TransformerDecoder
+from tune.utils.paths import expand_path
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "consolidated.*.pth")
 _HF_DTYPES = {
@@ -116,19 +117,19 @@ def save_meta(
 
 
 def _prepare(directory: Path | str) -> Path:
-    folder = Path(directory)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file, where a directory for the model is needed")
-    held = [path.name for pattern in _WEIGHT_FILES for path in folder.glob(pattern)]
+    folder = expand_path(directory)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file, where a directory for the model is needed")
+        folder.mkdir(parents=True, exist_ok=True)
+        held = [path.name for pattern in _WEIGHT_FILES for path in folder.glob(pattern)]
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
     if held:
         raise CheckpointError(
             f"{folder} holds weights already ({', '.join(sorted(held)[:4])}); files of two models must not mix. "
             "Choose another directory, or remove them."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
     return folder
 
 

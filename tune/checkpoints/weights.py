@@ -305,8 +305,10 @@ def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    if not path.exists():
-        return CheckpointError(f"there is no file {path}")
+    try:
+        path.open("rb").close()
+    except OSError as denied:  # safetensors calls a file missing that may not be read
+        return CheckpointError(f"{path} cannot be read: {denied.strerror}")
     # torch's message begins with advice on how to run the pickle anyway; what it met stands behind this mark.
     found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     if "unsupported global" in found.lower() or "unsupported class" in found.lower():

@@ -82,6 +82,8 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
             return LLAMA, LLAMA.read_meta_config(content, open_weights(folder).shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     raise CheckpointError(
         f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta), so the model's sizes are not "
         "known: copy that file from where the weights came from"
