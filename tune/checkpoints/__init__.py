@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tune.checkpoints.config_fields import ConfigFields, read_json
+from tune.checkpoints.file_formats import TensorInfo
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
 from tune.checkpoints.save import save_meta, save_model
-from tune.checkpoints.weights import TensorInfo, WeightSource, open_weights
+from tune.checkpoints.weights import WeightSource, open_weights
 
 __all__ = [
     "ConfigFields",

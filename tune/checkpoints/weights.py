@@ -1,152 +1,20 @@
-"""Weight files: what tensors they hold, and one tensor at a time.
-
-Only safetensors and pickles restricted to weights are read, memory-mapped where the format allows it.
-"""
+"""A checkpoint's weights: which files they stand in, what they hold, and one tensor at a time."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import struct
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tune.checkpoints.config_fields import read_json
-from tune.checkpoints.meta_shards import merged_shape, merged_tensor
+from tune.checkpoints.file_formats import MetaShards, PickleFile, SafetensorsFile, TensorInfo, WeightFile
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 _EXPECTED = "*.safetensors (with or without an index), pytorch_model*.bin or consolidated.*.pth"
-# What torch.load is known to raise on files that are cut short, corrupt, or not weights.
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    struct.error,
-)
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What is known of a stored tensor before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | str  # the format's own name where it is no plain floating-point type
-    file: Path
-
-
-class _File(Protocol):
-    infos: dict[str, TensorInfo]
-
-    def read(self, name: str) -> Tensor: ...
-
-
-class _SafetensorsFile:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.infos: dict[str, TensorInfo] = {}
-        try:
-            handle = self._open()
-            for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
-                view = handle.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
-                self.infos[name] = TensorInfo(tuple(view.get_shape()), dtype, path)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from error
-
-    def read(self, name: str) -> Tensor:
-        # Opened for each tensor: the file's pages count as this process's memory for as long as it is mapped.
-        try:
-            tensor: Tensor = self._open().get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(self._path, error) from error
-        return tensor
-
-    def _open(self) -> Any:
-        return safe_open(self._path, framework="pt", device="cpu")
-
-
-class _PickleFile:
-    def __init__(self, path: Path) -> None:
-        try:
-            # Pickles from before torch 1.6 are no zip files, and cannot be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except _PICKLE_ERRORS as error:
-            raise _unreadable(path, error) from error
-        if not isinstance(content, Mapping):
-            raise CheckpointError(
-                f"{path} holds a {type(content).__name__}, where a mapping of tensors is expected"
-            )
-        if isinstance(
-            content.get("model"), Mapping
-        ):  # how torchtune wrote its own files, beside the optimizer's
-            content = content["model"]
-        strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-        if strangers:
-            raise CheckpointError(
-                f"{path} holds more than tensors: {', '.join(strangers[:8])}. If the weights are nested in one of "
-                "them, save that part alone."
-            )
-        self._tensors: dict[str, Tensor] = {str(name): tensor for name, tensor in content.items()}
-        self.infos = {
-            name: TensorInfo(tuple(tensor.shape), _plain_dtype(tensor), path)
-            for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-
-class _MetaShards:
-    """Meta's consolidated.NN.pth: with several, each holds a slice of every matrix."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._shards = [_PickleFile(path) for path in paths]
-        first = self._shards[0].infos
-        for path, shard in zip(paths, self._shards):
-            if different := set(first) ^ set(shard.infos):
-                raise CheckpointError(
-                    f"{path} and {paths[0]} do not belong together: only one of them holds "
-                    f"{', '.join(sorted(different)[:8])}"
-                )
-        self.infos = {
-            name: TensorInfo(
-                merged_shape(name, [shard.infos[name].shape for shard in self._shards], self._width(first)),
-                info.dtype,
-                info.file,
-            )
-            for name, info in first.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        width = self._width(self._shards[0].infos)
-        return merged_tensor(name, [shard.read(name) for shard in self._shards], width)
-
-    @staticmethod
-    def _width(infos: Mapping[str, TensorInfo]) -> int | None:
-        return infos["norm.weight"].shape[0] if "norm.weight" in infos else None
 
 
 class WeightSource:
@@ -157,10 +25,10 @@ class WeightSource:
         files: the opened files.
     """
 
-    def __init__(self, path: Path, files: Sequence[_File]) -> None:
+    def __init__(self, path: Path, files: Sequence[WeightFile]) -> None:
         self.path = path
         self.infos: dict[str, TensorInfo] = {}
-        self._file_of: dict[str, _File] = {}
+        self._file_of: dict[str, WeightFile] = {}
         for file in files:
             for name, info in file.infos.items():
                 if name in self.infos:
@@ -270,9 +138,9 @@ def _numbered_parts(directory: Path, pattern: str) -> list[Path]:
     return list(found)
 
 
-def _open_files(paths: Sequence[Path]) -> list[_File]:
+def _open_files(paths: Sequence[Path]) -> list[WeightFile]:
     shards = [path for path in paths if re.fullmatch(r"consolidated\.\d+\.pth", path.name)]
-    files: list[_File] = []
+    files: list[WeightFile] = []
     if shards:
         numbers = [int(path.name.split(".")[1]) for path in shards]
         if numbers != list(range(len(shards))):
@@ -280,12 +148,12 @@ def _open_files(paths: Sequence[Path]) -> list[_File]:
                 f"{shards[0].parent} holds the consolidated parts {numbers}, where they must count from 0 "
                 "without a gap"
             )
-        files.append(_MetaShards(shards))
+        files.append(MetaShards(shards))
     for path in paths:
         if path.suffix == ".safetensors":
-            files.append(_SafetensorsFile(path))
+            files.append(SafetensorsFile(path))
         elif path not in shards and path.suffix in (".bin", ".pth", ".pt"):
-            files.append(_PickleFile(path))
+            files.append(PickleFile(path))
         elif path not in shards:
             raise CheckpointError(f"{path} is no weight file: expected {_EXPECTED}")
     return files
@@ -297,28 +165,3 @@ def _require(paths: Sequence[Path], named_by: Path) -> None:
             f"{named_by}: {len(missing)} of {len(paths)} weight files are missing: {', '.join(missing)}. "
             "The download or copy is incomplete."
         )
-
-
-def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
-    is_plain = tensor.layout is torch.strided and tensor.dtype in _SAFETENSORS_DTYPES.values()
-    return tensor.dtype if is_plain else str(tensor.dtype)
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    try:
-        path.open("rb").close()
-    except OSError as denied:  # safetensors calls a file missing that may not be read
-        return CheckpointError(f"{path} cannot be read: {denied.strerror}")
-    # torch's message begins with advice on how to run the pickle anyway; what it met stands behind this mark.
-    found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    if "unsupported global" in found.lower() or "unsupported class" in found.lower():
-        return CheckpointError(
-            f"{path} holds Python objects beside weights, and loading those could run code; it is refused. "
-            "Convert it to safetensors where you trust it."
-        )
-    lines = [line for line in found.splitlines() if line and not line.startswith("Weights only load failed")]
-    reason = lines[0][:200] if lines else type(error).__name__
-    return CheckpointError(
-        f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}. The file is cut short, corrupt "
-        "or of another format; download or copy it again."
-    )

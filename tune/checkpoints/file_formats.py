@@ -1,0 +1,175 @@
+"""Weight files of each format: what tensors they hold, and one tensor at a time.
+
+Only safetensors and pickles restricted to weights are read, memory-mapped where the format allows it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tune.checkpoints.meta_shards import merged_shape, merged_tensor
+from tune.errors import CheckpointError
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+# What torch.load is known to raise on files that are cut short, corrupt, or not weights.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a stored tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str  # the format's own name where it is no plain floating-point type
+    file: Path
+
+
+class WeightFile(Protocol):
+    """One opened file, or several that are cut alike."""
+
+    infos: dict[str, TensorInfo]
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class SafetensorsFile:
+    """A .safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.infos: dict[str, TensorInfo] = {}
+        try:
+            handle = self._open()
+            for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                view = handle.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
+                self.infos[name] = TensorInfo(tuple(view.get_shape()), dtype, path)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+
+    def read(self, name: str) -> Tensor:
+        # Opened for each tensor: the file's pages count as this process's memory for as long as it is mapped.
+        try:
+            tensor: Tensor = self._open().get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(self._path, error) from error
+        return tensor
+
+    def _open(self) -> Any:
+        return safe_open(self._path, framework="pt", device="cpu")
+
+
+class PickleFile:
+    """A file written by torch.save, with tensors by name or, beside an optimizer, below `model`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Pickles from before torch 1.6 are no zip files, and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except _PICKLE_ERRORS as error:
+            raise _unreadable(path, error) from error
+        if not isinstance(content, Mapping):
+            raise CheckpointError(
+                f"{path} holds a {type(content).__name__}, where a mapping of tensors is expected"
+            )
+        if isinstance(
+            content.get("model"), Mapping
+        ):  # how torchtune wrote its own files, beside the optimizer's
+            content = content["model"]
+        strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+        if strangers:
+            raise CheckpointError(
+                f"{path} holds more than tensors: {', '.join(strangers[:8])}. If the weights are nested in one of "
+                "them, save that part alone."
+            )
+        self._tensors: dict[str, Tensor] = {str(name): tensor for name, tensor in content.items()}
+        self.infos = {
+            name: TensorInfo(tuple(tensor.shape), _plain_dtype(tensor), path)
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+class MetaShards:
+    """Meta's consolidated.NN.pth: with several, each holds a slice of every matrix."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._shards = [PickleFile(path) for path in paths]
+        first = self._shards[0].infos
+        for path, shard in zip(paths, self._shards):
+            if different := set(first) ^ set(shard.infos):
+                raise CheckpointError(
+                    f"{path} and {paths[0]} do not belong together: only one of them holds "
+                    f"{', '.join(sorted(different)[:8])}"
+                )
+        self.infos = {
+            name: TensorInfo(
+                merged_shape(name, [shard.infos[name].shape for shard in self._shards], self._width(first)),
+                info.dtype,
+                info.file,
+            )
+            for name, info in first.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        width = self._width(self._shards[0].infos)
+        return merged_tensor(name, [shard.read(name) for shard in self._shards], width)
+
+    @staticmethod
+    def _width(infos: Mapping[str, TensorInfo]) -> int | None:
+        return infos["norm.weight"].shape[0] if "norm.weight" in infos else None
+
+
+def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
+    is_plain = tensor.layout is torch.strided and tensor.dtype in _SAFETENSORS_DTYPES.values()
+    return tensor.dtype if is_plain else str(tensor.dtype)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    try:
+        path.open("rb").close()
+    except OSError as denied:  # safetensors calls a file missing that may not be read
+        return CheckpointError(f"{path} cannot be read: {denied.strerror}")
+    # torch's message begins with advice on how to run the pickle anyway; what it met stands behind this mark.
+    found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    if "unsupported global" in found.lower() or "unsupported class" in found.lower():
+        return CheckpointError(
+            f"{path} holds Python objects beside weights, and loading those could run code; it is refused. "
+            "Convert it to safetensors where you trust it."
+        )
+    lines = [line for line in found.splitlines() if line and not line.startswith("Weights only load failed")]
+    reason = lines[0][:200] if lines else type(error).__name__
+    return CheckpointError(
+        f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}. The file is cut short, corrupt "
+        "or of another format; download or copy it again."
+    )
