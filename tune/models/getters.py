@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune.config.component_check import resolve_component
-from tune.config.instantiate import instantiate
-from tune.config.slots import MODEL, TOKENIZER, Slot
-from tune.errors import ConfigError
+from tune.config.by_name import instantiate_by_name
+from tune.config.slots import MODEL, TOKENIZER
 from tune.modules import TransformerDecoder
 from tune.tokenizers import Tokenizer
 
@@ -22,7 +20,7 @@ def get_model(name: str, **arguments: Any) -> TransformerDecoder:
     Raises:
         ConfigError: no such model, or arguments it does not take.
     """
-    model: TransformerDecoder = _build(name, MODEL, arguments)
+    model: TransformerDecoder = instantiate_by_name(name, MODEL, **arguments)
     return model
 
 
@@ -36,12 +34,5 @@ def get_tokenizer(name: str, **arguments: Any) -> Tokenizer:
     Raises:
         ConfigError: no such tokenizer, or arguments it does not take.
     """
-    tokenizer: Tokenizer = _build(name, TOKENIZER, arguments)
+    tokenizer: Tokenizer = instantiate_by_name(name, TOKENIZER, **arguments)
     return tokenizer
-
-
-def _build(name: str, slot: Slot, arguments: dict[str, Any]) -> Any:
-    resolved = resolve_component(name, slot)
-    if resolved.errors:
-        raise ConfigError("\n".join(error.message for error in resolved.errors))
-    return instantiate(resolved.path, **arguments)

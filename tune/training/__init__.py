@@ -11,6 +11,7 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
 )
 from tune.training.fingerprint import check_fingerprint, hash_dataset, make_fingerprint
+from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
@@ -78,6 +79,8 @@ __all__ = [
     "find_newest_complete_step",
     "format_summary",
     "get_lr",
+    "get_metric_logger",
+    "get_optimizer",
     "get_peak_memory_gib",
     "get_rng_state",
     "group_micro_batches",
