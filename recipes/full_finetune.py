@@ -281,7 +281,7 @@ class FullFinetuneRecipe:
                     is_last = self.step == self.num_steps
                     epoch_ends = self.step_in_epoch == self.steps_per_epoch
                     metrics: dict[str, Any] = {}
-                    if is_last or stopping or self.step % params.log_every_n_steps == 0:
+                    if is_last or stopping or self._is_due(params.log_every_n_steps, otherwise=True):
                         metrics = self._measure(loss, lr, grad_norm)
                     if is_last or self._is_due(params.run_val_every_n_steps, otherwise=epoch_ends):
                         metrics |= self.validate()

@@ -249,7 +249,9 @@ class FullFinetuneParams:
         group="Logging",
         help="Where metrics go besides metrics.jsonl: disk, stdout, tensorboard, wandb.",
     )
-    log_every_n_steps: int = param(1, minimum=1, group="Logging", help="Log every so many optimizer steps.")
+    log_every_n_steps: int | None = param(
+        1, minimum=1, group="Logging", help="Log every so many optimizer steps; null logs each."
+    )
     log_peak_memory_stats: bool = param(
         True, group="Logging", help="Log the peak memory of the process or GPU."
     )
