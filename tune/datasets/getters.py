@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tune.config.component_check import resolve_component
-from tune.config.instantiate import instantiate
+from tune.config.by_name import instantiate_by_name
 from tune.config.slots import DATASET
-from tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from tune.datasets.concat import ReportingDataset
@@ -25,8 +23,5 @@ def get_dataset(name: str, tokenizer: Tokenizer, **arguments: Any) -> ReportingD
     Raises:
         ConfigError: there is no such builder, or arguments it does not take or needs.
     """
-    resolved = resolve_component(name, DATASET)
-    if resolved.errors:
-        raise ConfigError("\n".join(error.message for error in resolved.errors))
-    dataset: ReportingDataset = instantiate(resolved.path, tokenizer, **arguments)
+    dataset: ReportingDataset = instantiate_by_name(name, DATASET, tokenizer, **arguments)
     return dataset
