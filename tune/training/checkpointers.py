@@ -14,7 +14,6 @@ import torch
 from tune.checkpoints import find_model_dir, load_into, open_weights, save_meta, save_model
 from tune.errors import CheckpointError, ConfigError
 from tune.modules import TransformerDecoder
-from tune.tokenizers import SentencePieceTokenizer, write_hf_tokenizer_config
 from tune.utils import expand_path
 
 __all__ = ["FullModelCheckpointer", "FullModelHFCheckpointer", "FullModelMetaCheckpointer"]
@@ -91,9 +90,6 @@ class FullModelCheckpointer:
     def save_model(self, model: TransformerDecoder, directory: Path, tokenizer: Any) -> None:
         """Write weights, config and tokenizer into `directory`/model, in Hugging Face layout."""
         save_model(model, directory / "model", tokenizer=tokenizer)
-        if isinstance(tokenizer, SentencePieceTokenizer):
-            # A bare tokenizer.model is not enough for transformers' AutoTokenizer.
-            write_hf_tokenizer_config(tokenizer, directory / "model")
         if self.WRITES_META:
             save_meta(model, directory / "meta")
 
