@@ -20,9 +20,9 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
-from tune.config import Component, instantiate, instantiate_offering
+from tune.config import Component, instantiate_offering
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, ResumableSampler, shift_labels
-from tune.datasets import ConcatDataset
+from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules import flops_per_token
 from tune.modules.loss import loss_sum
@@ -94,6 +94,7 @@ class FullFinetuneRecipe:
             data_parallel_shard_dim=params.data_parallel_shard_dim,
             fsdp_cpu_offload=params.fsdp_cpu_offload,
             custom_sharded_layers=params.custom_sharded_layers,
+            low_cpu_ram=params.low_cpu_ram,
         )
         self.device = get_device(params.device)
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
@@ -179,9 +180,7 @@ class FullFinetuneRecipe:
         self, components: Component | tuple[Component, ...], batch_size: int, shuffle: bool
     ) -> tuple[Any, Any, ResumableSampler]:
         """Build one dataset, or several as one, with its loader; say what there is to learn from it."""
-        several = components if isinstance(components, tuple) else (components,)
-        datasets = [instantiate(component, self.tokenizer) for component in several]
-        dataset = datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+        dataset: Any = build_datasets(components, self.tokenizer)
         self.log.info(f"Data: {dataset.report()}")
         loader, sampler = training.build_loader(
             dataset,
@@ -205,8 +204,6 @@ class FullFinetuneRecipe:
         elif params.train_from_scratch:
             model.to_empty(device=self.device)
             model.reset_parameters()
-        if params.low_cpu_ram:
-            self.log.info("low_cpu_ram: loading holds at most one copy of the weights with or without it")
         # Recomputation first, so that what is compiled includes it.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
@@ -378,9 +375,10 @@ class FullFinetuneRecipe:
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
         losses = {"loss": self.loss} | ({} if self.val_loss is None else {"val_loss": self.val_loss})
-        template = self.dataset.report().template
         self.log.info(
-            training.format_summary(self.output_dir, self.step, self.num_steps, losses, self.speed, template)
+            training.format_summary(
+                self.output_dir, self.step, self.num_steps, losses, self.speed, self.dataset.report().template
+            )
         )
 
     def cleanup(self) -> None:

@@ -71,6 +71,7 @@ def plan(**changes: object) -> str:
         "data_parallel_shard_dim": -1,
         "fsdp_cpu_offload": False,
         "custom_sharded_layers": None,
+        "low_cpu_ram": False,
     }
     return check_parallel_plan(**{**arguments, **changes})  # type: ignore[arg-type]
 

@@ -9,9 +9,12 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
+from tune.config.component import Component
+from tune.config.instantiate import instantiate
 from tune.data import DataReport, merge_reports
 from tune.datasets.packed import PackedDataset
 from tune.errors import ConfigError
+from tune.tokenizers import Tokenizer
 
 
 class ReportingDataset(Protocol):
@@ -22,6 +25,22 @@ class ReportingDataset(Protocol):
     def length(self, index: int) -> int: ...
     def report(self) -> DataReport: ...
     def render_prompt(self, text: str) -> str: ...
+
+
+def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> ReportingDataset:
+    """Return the dataset a config describes: one, or several as one.
+
+    Args:
+        components: each builds a dataset from a tokenizer.
+        tokenizer: gives the ids.
+
+    Raises:
+        ConfigError: the list is empty, or mixes packed and unpacked ones.
+        DataError: a source cannot be read or learnt from.
+    """
+    several = components if isinstance(components, tuple) else (components,)
+    datasets: list[ReportingDataset] = [instantiate(component, tokenizer) for component in several]
+    return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
 
 
 class ConcatDataset(Dataset[dict[str, list[int]]]):

@@ -15,6 +15,7 @@ def check_parallel_plan(
     data_parallel_shard_dim: int,
     fsdp_cpu_offload: bool,
     custom_sharded_layers: list[str] | tuple[str, ...] | None,
+    low_cpu_ram: bool,
 ) -> str:
     """Return the plan in words, having refused one that a single process cannot carry out.
 
@@ -42,4 +43,6 @@ def check_parallel_plan(
         get_logger().info(
             f"One process shards nothing: custom_sharded_layers {list(custom_sharded_layers)} has no effect."
         )
+    if low_cpu_ram:
+        get_logger().info("Loading holds at most one copy of the weights, with or without low_cpu_ram.")
     return "1 process, nothing to shard" if enable_fsdp else "1 process"
