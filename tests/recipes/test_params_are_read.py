@@ -69,6 +69,8 @@ def test_no_hidden_defaults(recipe: str) -> None:
 
 
 def test_the_checks_can_fail() -> None:
-    tree = ast.parse("x = getattr(params, 'lr', 1e-3)\ny = cfg.get('lr', 2)\nz = self.params.seed + params.lr")
+    tree = ast.parse(
+        "x = getattr(params, 'lr', 1e-3)\ny = cfg.get('lr', 2)\nz = self.params.seed + params.lr"
+    )
     assert hidden_defaults(tree) == [1, 2]
     assert attributes_of_params(tree) == {"seed", "lr"}
