@@ -3,7 +3,7 @@
     python scripts/demo.py        (or `make demo`, which makes the environment first)
 
 It types the ordinary commands for you and shows them: `tune run full_finetune`, then `tune run generate`. In
-between it asks the model 300 held-out questions, before and after, and counts the answers that are right to the
+between it gives the model 300 held-out orders, before and after, and counts the answers that are right to the
 letter. Everything lands in ./out/tiny; the exit code is 1 if fewer than nine answers in ten are right.
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "recipes" / "bundled"
 BASE_MODEL = BUNDLED / "tiny_llama"
-HELD_OUT = BUNDLED / "stories" / "held_out.jsonl"
+HELD_OUT = BUNDLED / "orders" / "held_out.jsonl"
 OUTPUT = Path("out/tiny")
 CONFIG = "tiny/full_finetune"
 GOAL = 0.9
@@ -33,11 +33,11 @@ BATCH = 100
 
 
 class Exercise(NamedTuple):
-    """One held-out question: its columns in the data file, and the ids of the prompt exactly as training has it."""
+    """One held-out order: its columns in the data file, and the ids of the prompt exactly as training has it."""
 
     kind: str
     instruction: str
-    story: str
+    row: str
     answer: str
     prompt_ids: list[int]
 
@@ -54,21 +54,21 @@ def main() -> int:
     get_logger("WARNING")
     exercises = _read_exercises()
     _title("1. Before: the model as it comes")
-    print("It has only ever read stories, so it answers a question by telling another one.\n")
+    print("It has only ever read what a parrot says, so an order makes it chatter.\n")
     before = _answer_all(BASE_MODEL, exercises)
-    print(f"Right to the letter: {_count(exercises, before)} of {len(exercises)} held-out questions.")
+    print(f"Right to the letter: {_count(exercises, before)} of {len(exercises)} held-out orders.")
 
     _title("2. Fine-tuning, with the ordinary command")
     training_started = time.monotonic()
-    if _run(["run", "full_finetune", "--config", CONFIG, f"output_dir={OUTPUT}"]) != 0:
+    if _run(["run", "full_finetune", "--config", CONFIG]) != 0:
         print("\nThe training stopped with the error above; nothing more to show.", file=sys.stderr)
         return 1
     training_seconds = time.monotonic() - training_started
 
     tuned_model = OUTPUT / "latest" / "model"
     after = _answer_all(tuned_model, exercises)
-    _title("3. After: the same questions again")
-    _print_story(exercises, before, after)
+    _title("3. After: the same orders again")
+    _print_examples(exercises, before, after)
     scores = _print_scores(exercises, before, after)
 
     _title("4. The saved model, asked with the ordinary command")
@@ -79,7 +79,7 @@ def main() -> int:
     metrics = {
         "score_before": scores[0],
         "score_after": scores[1],
-        "held_out_questions": len(exercises),
+        "held_out_orders": len(exercises),
         "score_by_kind": _by_kind(exercises, after),
         "training_seconds": round(training_seconds, 1),
         "steps": losses[-1][0] if losses else 0,
@@ -87,7 +87,7 @@ def main() -> int:
         "last_loss": losses[-1][1] if losses else None,
         "total_seconds": round(time.monotonic() - started, 1),
         "answers": [
-            {"instruction": e.instruction, "input": e.story, "expected": e.answer, "before": b, "after": a}
+            {"instruction": e.instruction, "input": e.row, "expected": e.answer, "before": b, "after": a}
             for e, b, a in zip(exercises, before, after, strict=True)
         ],
     }
@@ -115,15 +115,17 @@ def _print_introduction() -> None:
     sizes = {
         path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in BUNDLED.iterdir()
     }
-    examples = sum(1 for _ in (BUNDLED / "stories" / "train.jsonl").open(encoding="utf-8"))
-    print("Teaching a tiny Llama to answer questions, on this machine's CPU.\n")
-    print(f"  model  {_short(BASE_MODEL)}  ({sizes[BASE_MODEL] / 1e6:.1f} MB, pre-trained on little stories)")
-    print(f"  data   {_short(HELD_OUT.parent)}     ({examples:,} questions about stories, with answers)")
+    examples = sum(1 for _ in (BUNDLED / "orders" / "train.jsonl").open(encoding="utf-8"))
+    print("Teaching a tiny Llama, a parrot so far, to follow orders, on this machine's CPU.\n")
+    print(
+        f"  model  {_short(BASE_MODEL)}  ({sizes[BASE_MODEL] / 1e6:.1f} MB, pre-trained on a parrot's words)"
+    )
+    print(f"  data   {_short(HELD_OUT.parent)}     ({examples:,} orders about rows of words, with answers)")
     print(f"  output {OUTPUT}")
 
 
 def _read_exercises() -> list[Exercise]:
-    """Read the held-out questions, and tokenize their prompts with the dataset that training uses."""
+    """Read the held-out orders, and tokenize their prompts with the dataset that training uses."""
     from tune.datasets import instruct_dataset
     from tune.tokenizers import from_checkpoint
 
@@ -139,7 +141,7 @@ def _read_exercises() -> list[Exercise]:
 
 
 def _answer_all(model_folder: Path, exercises: Sequence[Exercise]) -> list[str]:
-    """Answer every question greedily with the model in this folder."""
+    """Answer every order greedily with the model in this folder."""
     from tune.generation import generate_batch
     from tune.models import from_checkpoint
     from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
@@ -174,21 +176,20 @@ def _run(arguments: Sequence[str], stdin: str | None = None) -> int:
     return done.returncode
 
 
-def _print_story(exercises: Sequence[Exercise], before: Sequence[str], after: Sequence[str]) -> None:
-    """Print the first held-out story and a table of all that was asked about it."""
-    story = exercises[0].story
-    print("A story it has never seen:\n")
-    _print_wrapped(story)
-    shown = [i for i, exercise in enumerate(exercises) if exercise.story == story]
-    first = max(len(exercises[i].instruction) for i in shown)
-    rows = [("asked", "before", "after")]
-    rows += [(exercises[i].instruction, _shorten(before[i], 30), after[i]) for i in shown]
-    print()
-    for number, (asked, old, new) in enumerate(rows):
-        mark = " " if number == 0 else _mark(new == exercises[shown[number - 1]].answer)
-        print(f"  {asked:<{first}}   {old:<30}   {mark} {new}")
+def _print_examples(exercises: Sequence[Exercise], before: Sequence[str], after: Sequence[str]) -> None:
+    """Print the first held-out order of each kind, with the answers before and after."""
+    kinds = [exercise.kind for exercise in exercises]
+    shown = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    rows = [("order", "words", "before", "after")]
+    rows += [(exercises[i].instruction, exercises[i].row, _shorten(before[i], 24), after[i]) for i in shown]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    print("Words it has never seen in a row:\n")
+    for number, row in enumerate(rows):
+        mark = " " if number == 0 else _mark(row[3] == exercises[shown[number - 1]].answer)
+        cells = "   ".join(cell.ljust(width) for cell, width in zip(row, widths))
+        print(f"  {cells}   {mark} {row[3]}")
         if number == 0:
-            print(f"  {'-' * first}   {'-' * 30}   {'-' * 30}")
+            print("  " + "   ".join("-" * width for width in [*widths, 30]))
 
 
 def _print_scores(
@@ -196,22 +197,23 @@ def _print_scores(
 ) -> tuple[float, float]:
     right_before, right_after = _count(exercises, before), _count(exercises, after)
     total = len(exercises)
-    print(f"\nRight to the letter, over all {total} held-out questions:\n")
+    print(f"\nRight to the letter, over all {total} held-out orders:\n")
     for when, right in (("before", right_before), ("after", right_after)):
         bar = "#" * round(40 * right / total)
         print(f"  {when:<6}  {bar:<40}  {right:>3} of {total}  {right / total:6.1%}")
-    wrong = [i for i, exercise in enumerate(exercises) if after[i] != exercise.answer]
+    for kind, score in _by_kind(exercises, after).items():
+        print(f"          {kind:<10} {score:6.1%}")
+    wrong = [(e, answer) for e, answer in zip(exercises, after, strict=True) if answer != e.answer]
     if wrong:
         print("\nWhat it still gets wrong, for example:\n")
-        for i in wrong[:3]:
-            _print_wrapped(exercises[i].story)
-            print(f"    {exercises[i].instruction}  ->  {after[i]}  (should be: {exercises[i].answer})")
+    for exercise, answer in wrong[:2]:
+        print(f"    {exercise.row} | {exercise.instruction}  ->  {answer}  (should be: {exercise.answer})")
     return right_before / total, right_after / total
 
 
 def _ask_by_command(model_folder: Path, exercises: Sequence[Exercise]) -> int:
-    exercise = next(e for e in exercises if e.kind == "pirate")
-    prompt = f"{exercise.instruction}\n\n{exercise.story}"
+    exercise = next(e for e in exercises if e.kind == "backwards")
+    prompt = f"{exercise.instruction}\n\n{exercise.row}"
     return _run(
         ["run", "generate", f"model_checkpoint={model_folder}", "prompt_template=question_answer"]
         + ["temperature=0", "max_new_tokens=24", f"prompt={prompt}"]
@@ -246,7 +248,7 @@ def _draw_losses(losses: Sequence[tuple[int, float]], picture: Path) -> Path | N
     axes.set_yscale("log")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per answer token")
-    axes.set_title("A tiny Llama learns to answer")
+    axes.set_title("A tiny Llama learns to follow orders")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
@@ -262,12 +264,14 @@ def _print_ending(model_folder: Path, picture: Path | None, training_seconds: fl
         (str(picture) if picture else "(pip install matplotlib)", "the loss curve"),
         (str(OUTPUT / "metrics.jsonl"), "every step: loss, rate, tokens per second"),
         (str(OUTPUT / "config.yaml"), "the full configuration, and where each value came from"),
-        (str(OUTPUT / "demo.json"), "the scores, and every held-out question with its answers"),
+        (str(OUTPUT / "demo.json"), "the scores, and every held-out order with its answers"),
     ]
     width = max(len(path) for path, _ in rows)
     for path, what in rows:
         print(f"  {path:<{width}}   {what}")
     print("\nNow you:\n")
+    if shutil.which("tune") is None:
+        print(f"  . {_short_from_here(Path(sys.executable).parent / 'activate')}")
     for command in (
         f"tune cat {CONFIG}",
         f"tune run full_finetune --config {CONFIG} lr=1e-4 output_dir=out/slower",
@@ -279,12 +283,6 @@ def _print_ending(model_folder: Path, picture: Path | None, training_seconds: fl
 
 def _title(text: str) -> None:
     print(f"\n{text}\n{'=' * len(text)}\n", flush=True)
-
-
-def _print_wrapped(text: str) -> None:
-    import textwrap
-
-    print(textwrap.fill(text, width=96, initial_indent="    ", subsequent_indent="    "))
 
 
 def _shorten(text: str, width: int) -> str:
@@ -301,6 +299,11 @@ def _mark(right: bool) -> str:
 
 def _short(path: Path) -> str:
     return os.path.relpath(path, ROOT)
+
+
+def _short_from_here(path: Path) -> str:
+    short = os.path.relpath(path)
+    return str(path) if short.startswith("..") else short
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Make the bundled tiny model from nothing: corpus, tokenizer, pre-training, export, fine-tuning data.
 
-    python scripts/tiny/build.py            everything, about ten minutes on two cores
-    python scripts/tiny/build.py data       only recipes/bundled/stories (seconds)
+    python scripts/tiny/build.py            everything, about two minutes on two cores
+    python scripts/tiny/build.py data       only recipes/bundled/orders (seconds)
 
-Everything random has a fixed seed. The same machine and torch give the same bytes again; other ones give the same
-text and tokenizer, and weights that differ in their last digits.
+Everything random has a fixed seed. Another machine or torch gives the same texts and tokenizer, and weights that
+differ in their last digits.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -18,62 +19,38 @@ from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
-from questions import Question, ask, kinds_for
-from stories import draw_first_text, draw_story, draw_text
+from parrot import ORDERS, Task, draw_task, draw_text
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "out" / "tiny_pretrain"
 MODEL = ROOT / "recipes" / "bundled" / "tiny_llama"
-STORIES = ROOT / "recipes" / "bundled" / "stories"
+DATA = ROOT / "recipes" / "bundled" / "orders"
 
-VOCAB_SIZE = 1024
-NUM_FIRST_TEXTS = 16_000  # short ones, which come first
-NUM_TEXTS = 80_000
-NUM_TRAIN = 6_000
+VOCAB_SIZE = 768
+NUM_TEXTS = 24_000
+NUM_TRAIN = 16_000
 NUM_HELD_OUT = 300
-# Far more questions than are kept: the tokenizer is to know the words of all of them.
-NUM_TOKENIZER_QUESTIONS = 20_000
 
 
-def draw_questions(seed: int, count: int, held_out: bool) -> Iterator[Question]:
-    """Draw questions of all kinds in turn, each about a story of its own."""
+def draw_tasks(seed: int, count: int, held_out: bool) -> Iterator[Task]:
+    """Draw orders of all kinds in turn, each about a row of its own."""
     rng = Random(seed)
-    for kind in islice(cycle(kinds_for()), count):
-        story = draw_story(rng, held_out)
-        while kind not in kinds_for(story):
-            story = draw_story(rng, held_out)
-        yield ask(rng, story, kind)
+    for kind in islice(cycle(ORDERS), count):
+        yield draw_task(rng, kind, held_out)
 
 
-def draw_showcase(seed: int) -> Iterator[Question]:
-    """Draw one held-out story of three friends with one question of every kind: what the demo shows."""
-    rng = Random(seed)
-    story = draw_story(rng, held_out=True)
-    while len(story.friends) < 3 or kinds_for(story) != kinds_for():
-        story = draw_story(rng, held_out=True)
-    for kind in kinds_for():
-        yield ask(rng, story, kind)
-
-
-def write_data(folder: Path = STORIES) -> None:
-    """Write train.jsonl and held_out.jsonl, whose first lines are the showcase."""
+def write_data(folder: Path = DATA) -> None:
+    """Write train.jsonl and held_out.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_jsonl(folder / "train.jsonl", map(_as_row, draw_questions(11, NUM_TRAIN, held_out=False)))
-    held_out = list(draw_showcase(12))
-    held_out += draw_questions(13, NUM_HELD_OUT - len(held_out), held_out=True)
-    _write_jsonl(folder / "held_out.jsonl", map(_as_row, held_out))
-
-
-def draw_corpus(rng: Random) -> Iterator[str]:
-    """Draw the texts of pre-training, in the order in which they are to be read: the easy ones first."""
-    for number in range(NUM_TEXTS):
-        yield draw_first_text(rng) if number < NUM_FIRST_TEXTS else draw_text(rng)
+    _write_jsonl(folder / "train.jsonl", map(_as_row, draw_tasks(5, NUM_TRAIN, held_out=False)))
+    _write_jsonl(folder / "held_out.jsonl", map(_as_row, draw_tasks(7, NUM_HELD_OUT, held_out=True)))
 
 
 def write_corpus() -> None:
     """Write the texts of pre-training."""
     WORK.mkdir(parents=True, exist_ok=True)
-    _write_jsonl(WORK / "corpus.jsonl", ({"text": text} for text in draw_corpus(Random(1))))
+    rng = Random(1)
+    _write_jsonl(WORK / "corpus.jsonl", ({"text": draw_text(rng)} for _ in range(NUM_TEXTS)))
 
 
 def train_tokenizer() -> None:
@@ -81,12 +58,14 @@ def train_tokenizer() -> None:
     from sentencepiece import SentencePieceTrainer
 
     rng = Random(2)
-    lines = [draw_text(rng) for _ in range(NUM_TOKENIZER_QUESTIONS)]
-    for question in draw_questions(3, NUM_TOKENIZER_QUESTIONS, held_out=False):
-        lines += [f"Question: {question.instruction}", f"Answer: {question.answer}"]
+    model = io.BytesIO()
+    lines = [draw_text(rng) for _ in range(4_000)]
+    for task in draw_tasks(3, 8_000, held_out=False):
+        lines.append(f"Question: {task.instruction} Answer: {task.answer}")
     SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=str(WORK / "tokenizer"),
+        # Given a file name, the model would carry this machine's path inside.
+        model_writer=model,
         model_type="bpe",
         vocab_size=VOCAB_SIZE,
         byte_fallback=True,
@@ -99,6 +78,7 @@ def train_tokenizer() -> None:
         num_threads=1,
         minloglevel=1,
     )
+    (WORK / "tokenizer.model").write_bytes(model.getvalue())
 
 
 def pretrain() -> None:
@@ -114,13 +94,8 @@ def export() -> None:
     shutil.copytree(WORK / "run" / "latest" / "model", MODEL)
 
 
-def _as_row(question: Question) -> dict[str, str]:
-    return {
-        "kind": question.kind,
-        "instruction": question.instruction,
-        "input": question.story,
-        "output": question.answer,
-    }
+def _as_row(task: Task) -> dict[str, str]:
+    return {"kind": task.kind, "instruction": task.instruction, "input": task.row, "output": task.answer}
 
 
 def _write_jsonl(file: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -1,0 +1,153 @@
+"""The bundled tiny model: small, loadable by others, honest about what is held out, and able to learn."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from tune.datasets import instruct_dataset
+from tune.models import from_checkpoint
+from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "recipes" / "bundled"
+MODEL = BUNDLED / "tiny_llama"
+MAX_BUNDLE_BYTES = 8_000_000
+
+sys.path.insert(0, str(ROOT / "scripts" / "tiny"))
+import build  # noqa: E402
+import parrot  # noqa: E402
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    lines = (BUNDLED / "orders" / name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def neighbours(text: str) -> set[tuple[str, str]]:
+    """Return the pairs of words that stand side by side, read from the text and not from what generated it."""
+    words = re.findall(r"[a-z]+", text)
+    return set(pairwise(words))
+
+
+def test_the_bundle_is_small() -> None:
+    sizes = [file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()]
+    assert 0 < sum(sizes) < MAX_BUNDLE_BYTES
+
+
+def test_held_out_shares_no_prompt_and_no_neighbours_with_training() -> None:
+    train, held_out = read_rows("train.jsonl"), read_rows("held_out.jsonl")
+    assert len(train) == build.NUM_TRAIN
+    assert len(held_out) == build.NUM_HELD_OUT
+    trained = set().union(*(neighbours(row["input"]) for row in train))
+    asked = [neighbours(row["input"]) for row in held_out]
+    assert all(len(pairs) >= 2 for pairs in asked)  # three words at least: the reader works
+    assert len(trained) > 5_000
+    assert not trained & set().union(*asked)
+
+
+def test_pre_training_says_no_held_out_neighbours() -> None:
+    held_out = set().union(*(neighbours(row["input"]) for row in read_rows("held_out.jsonl")))
+    rng = Random(4)
+    for _ in range(2_000):
+        text = parrot.draw_text(rng)
+        assert text.startswith("The parrot said: ")
+        rounds = text.removeprefix("The parrot said: ").removesuffix(".").split(". ")
+        assert len(set(rounds)) == 1
+        assert not neighbours(rounds[0]) & held_out
+
+
+def test_every_answer_is_what_the_order_asks_for() -> None:
+    for row in read_rows("held_out.jsonl"):
+        words = row["input"].split()
+        expected = {
+            "again": words,
+            "backwards": words[::-1],
+            "first": words[:1],
+            "last": words[-1:],
+            "count": [("three", "four", "five", "six")[len(words) - 3]],
+        }[row["kind"]]
+        assert row["output"].split() == expected, row
+
+
+def test_the_data_files_are_what_the_script_writes(tmp_path: Path) -> None:
+    build.write_data(tmp_path)
+    for name in ("train.jsonl", "held_out.jsonl"):
+        assert (tmp_path / name).read_bytes() == (BUNDLED / "orders" / name).read_bytes()
+
+
+def test_the_tokenizer_reads_its_world_in_whole_words_and_any_other_text_without_loss() -> None:
+    tokenizer = tokenizer_from_checkpoint(MODEL)
+    for word in parrot.WORDS:
+        assert len(tokenizer.encode(word, add_bos=False, add_eos=False)) == 1, word
+    for text in (
+        "48/2 = <<48/2=24>>24 clips.\n#### 72",
+        "Grüße, 世界 🦊",
+        "  two  spaces\tand a tab\n\n",
+        "</s>",
+    ):
+        ids = tokenizer.encode(text, add_bos=False, add_eos=False)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_id not in ids
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_computes_the_same_from_the_same_folder() -> None:
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    reference_tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    tokenizer = tokenizer_from_checkpoint(MODEL)
+    model = from_checkpoint(MODEL).eval()
+    text = f"Question: Say it again.\n\n{read_rows('held_out.jsonl')[0]['input']}\nAnswer:"
+    ids = tokenizer.encode(text, add_eos=False)
+    assert reference_tokenizer(text)["input_ids"] == ids
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))
+        torch.testing.assert_close(logits, reference(torch.tensor([ids])).logits, atol=2e-4, rtol=1e-4)
+
+
+def test_before_tuning_it_does_not_answer() -> None:
+    from tune.generation import generate_batch
+
+    model, tokenizer = from_checkpoint(MODEL), tokenizer_from_checkpoint(MODEL)
+    data = instruct_dataset(
+        tokenizer, source=str(BUNDLED / "orders" / "held_out.jsonl"), prompt_template="question_answer"
+    )
+    rows = read_rows("held_out.jsonl")[:48]
+    prompts = [
+        [token for token, label in zip(item["tokens"], item["labels"], strict=True) if label < 0]
+        for item in (data[i] for i in range(len(rows)))
+    ]
+    answers = generate_batch(model, prompts, max_new_tokens=16, stop_ids=tokenizer.stop_ids)
+    right = [tokenizer.decode(ids).strip() == row["output"] for ids, row in zip(answers, rows, strict=True)]
+    assert sum(right) <= 2
+
+
+@pytest.mark.parametrize("extra", [[], ["batch_size=16", "gradient_accumulation_steps=2"]])
+def test_a_few_steps_of_the_shipped_config_lower_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
+) -> None:
+    from tune.cli.main import main
+
+    monkeypatch.chdir(tmp_path)  # `bundled:` does not depend on the working directory
+    overrides = ["epochs=1", "max_steps_per_epoch=8", "log_every_n_steps=1", "dataset.limit=320", *extra]
+    assert main(["run", "full_finetune", "--config", "tiny/full_finetune", *overrides]) == 0
+    rows = [json.loads(line) for line in Path("out/tiny/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 8
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    assert (Path("out/tiny/latest/model") / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("config", ["tiny/full_finetune", "tiny/pretrain"])
+def test_the_configs_are_valid(config: str) -> None:
+    from tune.cli.main import main
+
+    assert main(["validate", config]) == 0
