@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +57,7 @@ class StdoutLogger:
         """Do nothing: stdout is not ours to close."""
 
 
-class _FileLogger:
+class _FileLogger(ABC):
     """A text file with one line per call, opened for appending at the first line."""
 
     def __init__(self, path: Path) -> None:
@@ -100,13 +101,13 @@ class _FileLogger:
             self._file.close()
             self._file = None
 
+    @abstractmethod
     def format(self, payload: Mapping[str, Scalar], step: int) -> str:
         """Return the line for `payload`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_step(self, line: str) -> int | None:
         """Return the step a line is of, or None if it is not a whole line of ours."""
-        raise NotImplementedError
 
 
 class JSONLLogger(_FileLogger):
