@@ -60,7 +60,8 @@ def tokens_of(b: int, s: int) -> Tensor:
 
 def reference_grads(reference: LlamaForCausalLM, model: TransformerDecoder) -> dict[str, Tensor | None]:
     grads = {name: parameter.grad for name, parameter in reference.named_parameters()}
-    return {rule.ours: grads[rule.theirs] for rule in LLAMA.hf.expand(model.config)}
+    names = dict(model.named_parameters())
+    return {rule.ours: grads[rule.theirs] for (rule,) in LLAMA.hf.expand(model.config, names)}
 
 
 def test_logits_equal_the_reference(pair: tuple[LlamaForCausalLM, TransformerDecoder, Path]) -> None:

@@ -40,11 +40,16 @@ def change_config(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, '`rope_type` is "llama3"'),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "`factor` is 2.0"),
-        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, '`rope_type` is "yarn"'),
-        ({"attention_bias": True}, "`attention_bias` is true"),
-        ({"mlp_bias": True}, "`mlp_bias` is true"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, '`rope_type` is "dynamic"'),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "offset": 1}},
+            "`offset` is 1, and this field is not",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor` is missing"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "`factor` is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "rope_scaling.factor is -2.0"),
+        ({"attention_bias": True}, "layers.{0-1}.self_attn.q_proj.bias"),
+        ({"mlp_bias": True}, "layers.{0-1}.mlp.up_proj.bias"),
         ({"sliding_window": 4096}, "`sliding_window` is 4096"),
         ({"hidden_act": "gelu"}, '`hidden_act` is "gelu"'),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
@@ -79,7 +84,7 @@ def test_a_field_that_is_not_understood_is_named(
 
 
 def test_all_fields_that_are_not_understood_are_named_at_once(directory: Path) -> None:
-    change_config(directory, mlp_bias=True, hidden_act="relu", window=3, vocab_size=None)
+    change_config(directory, mlp_bias="yes", hidden_act="relu", window=3, vocab_size=None)
     with pytest.raises(CheckpointError) as caught:
         tune.models.auto(str(directory))
     assert all(

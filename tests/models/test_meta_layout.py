@@ -121,7 +121,8 @@ def test_torchtunes_own_files_are_read_in_their_order_of_channels(
 ) -> None:
     save_meta(model, tmp_path)
     source = open_weights(tmp_path)
-    weights = {rule.ours: source.read(rule.theirs) for rule in LLAMA.meta.expand(model.config)}
+    names = dict(model.named_parameters())
+    weights = {rule.ours: source.read(rule.theirs) for (rule,) in LLAMA.meta.expand(model.config, names)}
     torch.save({"model": weights}, tmp_path / "torchtune_model_0.pt")
     other = llama2(VOCAB, LAYERS, HEADS, WIDTH, 4096, num_kv_heads=KV_HEADS, intermediate_dim=HIDDEN)
     load_into(other, open_weights([tmp_path / "torchtune_model_0.pt"]))

@@ -51,7 +51,8 @@ def places(
     save_meta(model, folder / "meta", tokenizer=tokenizer)
     meta = torch.load(folder / "meta" / "consolidated.00.pth", weights_only=True)
     # torchtune's own files had Meta's values, pairs of channels included, under our names.
-    rules = model.family.meta.expand(model.config)
+    names = dict(model.named_parameters())
+    rules = [rule for (rule,) in model.family.meta.expand(model.config, names)]
     native = {rule.ours: meta[rule.theirs] for rule in rules}
     alone = folder / "alone"
     alone.mkdir()

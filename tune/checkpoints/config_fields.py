@@ -70,6 +70,37 @@ class ConfigFields:
             return self._wrong(name, value, "true or false", False)
         return value
 
+    def text(self, name: str, default: str) -> str:
+        """Return text."""
+        value = self._take(name, default)
+        if not isinstance(value, str):
+            return self._wrong(name, value, "text", default)
+        return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a list of finite numbers; the field is required."""
+        value = self._take(name, None)
+        is_list = isinstance(value, list) and all(
+            not isinstance(item, bool) and isinstance(item, int | float) and abs(item) <= _LARGEST
+            for item in value
+        )
+        return tuple(map(float, value)) if is_list else self._wrong(name, value, "a list of numbers", (1.0,))
+
+    def choices(self, name: str, length: int, *allowed: Any) -> tuple[Any, ...] | None:
+        """Return a list of `length` or more entries, each one of `allowed`; None where it is absent or null."""
+        value = self._take(name, None)
+        if value is None:
+            return None
+        is_list = isinstance(value, list) and len(value) >= length
+        if not is_list or not all(type(item) in map(type, allowed) and item in allowed for item in value):
+            wanted = " or ".join(json.dumps(choice) for choice in allowed)
+            return self._wrong(name, value, f"a list of {length} entries, each {wanted}", None)
+        return tuple(value[:length])
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null; this does not account for it."""
+        return self._content.get(name) is not None
+
     def mapping(self, name: str) -> dict[str, Any]:
         """Return an object; empty where the field is absent or null."""
         value = self._take(name, {})

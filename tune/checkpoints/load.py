@@ -39,16 +39,18 @@ def load_into(
     """
     layout = find_layout(require_family(model), source)
     parameters = parameters_by_name(model)
-    rules = list(layout.expand(model.config))
-    _compare(parameters, rules, source, layout, tied=model.config.tie_word_embeddings)
+    tensors = list(layout.expand(model.config, parameters))
+    _compare(parameters, tensors, source, layout, tied=model.config.tie_word_embeddings)
     if model.config.tie_word_embeddings and layout.tied_output in source:
-        _check_tied(rules, source, layout)
+        _check_tied(tensors, source, layout)
     target = torch.device("cpu" if device is None else device)
-    for rule in rules:
-        tensor = source.read(rule.theirs)
-        if rule.to_ours is not None:
-            tensor = rule.to_ours(tensor, model.config)
-        _fill(model, parameters[rule.ours], tensor, target, dtype)
+    for rules in tensors:
+        whole = source.read(rules[0].theirs)
+        rows = [parameters[rule.ours][1].shape[0] for rule in rules]
+        for rule, tensor in zip(rules, torch.split(whole, rows)):
+            if rule.to_ours is not None:
+                tensor = rule.to_ours(tensor, model.config)
+            _fill(model, parameters[rule.ours], tensor, target, dtype)
 
 
 def require_family(model: TransformerDecoder) -> Family:
@@ -67,6 +69,14 @@ def parameters_by_name(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
         path.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", ""): (path, parameter)
         for path, parameter in model.named_parameters()
     }
+
+
+def shared_shape(
+    rules: tuple[WeightRule, ...], parameters: dict[str, tuple[str, nn.Parameter]]
+) -> tuple[int, ...]:
+    """Return the shape of the tensor that these rules share: their parameters one under the other."""
+    shapes = [parameters[rule.ours][1].shape for rule in rules]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def find_layout(family: Family, source: WeightSource) -> Layout:
@@ -93,31 +103,33 @@ def _telling(layout: Layout, family: Family) -> list[WeightRule]:
 
 def _compare(
     parameters: dict[str, tuple[str, nn.Parameter]],
-    rules: list[WeightRule],
+    tensors: list[tuple[WeightRule, ...]],
     source: WeightSource,
     layout: Layout,
     *,
     tied: bool,
 ) -> None:
     missing, misshapen, untyped = [], [], []
-    for rule in rules:
-        shape = list(parameters[rule.ours][1].shape)
-        info = source.infos.get(rule.theirs)
+    for rules in tensors:
+        name = rules[0].theirs
+        shape = list(shared_shape(rules, parameters))
+        info = source.infos.get(name)
         if info is None:
-            missing.append((rule.theirs, f"the model needs {shape}"))
+            missing.append((name, f"the model needs {shape}"))
             continue
         if list(info.shape) != shape:
-            misshapen.append((rule.theirs, f"{list(info.shape)} in the file, {shape} in the model"))
+            misshapen.append((name, f"{list(info.shape)} in the file, {shape} in the model"))
         if isinstance(info.dtype, str):
-            untyped.append((rule.theirs, f"stored as {info.dtype}; only fp64, fp32, fp16 and bf16 are read"))
-    expected = {rule.theirs for rule in rules} | ({layout.tied_output} if tied else set())
+            untyped.append((name, f"stored as {info.dtype}; only fp64, fp32, fp16 and bf16 are read"))
+    expected = {rules[0].theirs for rules in tensors} | ({layout.tied_output} if tied else set())
     unknown = [
         (name, f"{list(source.infos[name].shape)} in the file")
         for name in source
         if name not in expected and not any(fnmatchcase(name, pattern) for pattern in layout.ignored)
     ]
     unmapped = [(name, "a parameter that checkpoints of this family do not hold") for name in parameters]
-    unmapped = [entry for entry in unmapped if entry[0] not in {rule.ours for rule in rules}]
+    mapped = {rule.ours for rules in tensors for rule in rules}
+    unmapped = [entry for entry in unmapped if entry[0] not in mapped]
     sections = [
         ("missing from the checkpoint", missing),
         ("of another shape", misshapen),
@@ -163,8 +175,8 @@ def _ranges(numbers: list[int]) -> str:
     return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "}"
 
 
-def _check_tied(rules: list[WeightRule], source: WeightSource, layout: Layout) -> None:
-    embedding = next(rule.theirs for rule in rules if rule.ours == "tok_embeddings.weight")
+def _check_tied(tensors: list[tuple[WeightRule, ...]], source: WeightSource, layout: Layout) -> None:
+    embedding = next(rules[0].theirs for rules in tensors if rules[0].ours == "tok_embeddings.weight")
     if not torch.equal(source.read(embedding), source.read(layout.tied_output)):
         raise CheckpointError(
             f"{source.path} holds {layout.tied_output} with other values than {embedding}, and the model ties the "

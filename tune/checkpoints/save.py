@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tune.checkpoints.load import parameters_by_name, require_family
+from tune.checkpoints.load import parameters_by_name, require_family, shared_shape
 from tune.errors import CheckpointError
 from tune.modules import Layout, TransformerDecoder
 from tune.utils.paths import expand_path
@@ -138,11 +139,14 @@ def _named_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor under its name in the layout, on the CPU; where nothing changes, without a copy."""
     parameters = parameters_by_name(model)
-    for rule in layout.expand(model.config):
-        tensor = parameters[rule.ours][1].detach()
-        if rule.to_theirs is not None:
-            tensor = rule.to_theirs(tensor, model.config)
-        yield rule.theirs, tensor.to("cpu", dtype).contiguous()
+    for rules in layout.expand(model.config, parameters):
+        parts = []
+        for rule in rules:
+            part = parameters[rule.ours][1].detach()
+            if rule.to_theirs is not None:
+                part = rule.to_theirs(part, model.config)
+            parts.append(part.to("cpu", dtype).contiguous())
+        yield rules[0].theirs, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _write_shards(
@@ -181,13 +185,13 @@ def _plan_shards(
     parameters = parameters_by_name(model)
     plan: list[list[str]] = [[]]
     used = 0
-    for rule in layout.expand(model.config):
-        parameter = parameters[rule.ours][1]
-        size = parameter.numel() * (dtype or parameter.dtype).itemsize
+    for rules in layout.expand(model.config, parameters):
+        parameter = parameters[rules[0].ours][1]
+        size = math.prod(shared_shape(rules, parameters)) * (dtype or parameter.dtype).itemsize
         if plan[-1] and used + size > max_bytes:
             plan.append([])
             used = 0
-        plan[-1].append(rule.theirs)
+        plan[-1].append(rules[0].theirs)
         used += size
     return plan
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
-from tune.modules.config import DecoderConfig
+from tune.modules.config import DecoderConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
 from tune.modules.family import Family, Layout, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
 from tune.modules.kv_cache import KVCache
+from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding, apply_rotary
+from tune.modules.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 __all__ = [
     "DecoderBlock",
@@ -19,11 +27,18 @@ __all__ = [
     "FeedForward",
     "KVCache",
     "Layout",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
+    "MixtureOfExperts",
+    "MoEConfig",
     "RMSNorm",
+    "RopeScaling",
     "RotaryEmbedding",
     "SelfAttention",
     "TransformerDecoder",
     "WeightRule",
+    "YarnScaling",
     "apply_rotary",
     "flops_per_token",
 ]

@@ -5,11 +5,16 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, n_h query heads, n_
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tune.errors import TrainingError
 from tune.modules.config import DecoderConfig
 from tune.modules.kv_cache import LayerCache
+from tune.modules.norm import RMSNorm
 from tune.modules.rope import apply_rotary
 
 
@@ -17,7 +22,7 @@ class SelfAttention(nn.Module):
     """Attention of each token over itself and what the mask allows of the others.
 
     Args:
-        config: sizes; read are embed_dim, num_heads, num_kv_heads, head_dim, attn_dropout.
+        config: sizes and constants; read are those of heads, biases, norms on queries and keys, and scores.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -26,15 +31,25 @@ class SelfAttention(nn.Module):
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
         self.attn_dropout = config.attn_dropout
-        self.q_proj = nn.Linear(config.embed_dim, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.embed_dim, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.embed_dim, config.num_kv_heads * config.head_dim, bias=False)
-        self.output_proj = nn.Linear(config.num_heads * config.head_dim, config.embed_dim, bias=False)
+        self.scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+        self.softcap = config.attn_softcap
+        q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        has_bias = config.attn_bias != "none"
+        self.q_proj = nn.Linear(config.embed_dim, q_dim, bias=has_bias)
+        self.k_proj = nn.Linear(config.embed_dim, kv_dim, bias=has_bias)
+        self.v_proj = nn.Linear(config.embed_dim, kv_dim, bias=has_bias)
+        self.output_proj = nn.Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
+        self.qk_norm = config.qk_norm
+        if self.qk_norm != "none":
+            widths = (config.head_dim,) * 2 if self.qk_norm == "head" else (q_dim, kv_dim)
+            self.q_norm, self.k_norm = (
+                RMSNorm(width, config.norm_eps, config.norm_offset) for width in widths
+            )
 
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor] | None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
@@ -42,33 +57,65 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [b, s, d].
-            rope: cosines and sines of the tokens' positions, fp32.
+            rope: cosines and sines of the tokens' positions, fp32. None: positions are not used.
             mask: True where a query may see a key, [b, 1, s, s_kv]. None: each sees itself and what came before.
             cache: extended by these s tokens; the keys are then every filled slot.
         """
         b, s, _ = x.shape
-        q = self.q_proj(x).view(b, s, self.num_heads, self.head_dim)
-        k = self.k_proj(x).view(b, s, self.num_kv_heads, self.head_dim)
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.view(b, s, self.num_heads, self.head_dim)
+        k = k.view(b, s, self.num_kv_heads, self.head_dim)
         v = self.v_proj(x).view(b, s, self.num_kv_heads, self.head_dim)
-        q = apply_rotary(q, *rope).transpose(1, 2)  # [b, n_h, s, h_d]
-        k = apply_rotary(k, *rope).transpose(1, 2)  # [b, n_kv, s, h_d]
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
+        q = q.transpose(1, 2)  # [b, n_h, s, h_d]
+        k = k.transpose(1, 2)  # [b, n_kv, s, h_d]
         v = v.transpose(1, 2)  # [b, n_kv, s, h_d]
         if cache is not None:
             k, v = cache.extend(k, v)  # [b, n_kv, s_kv, h_d]
+        if self.softcap is None:
+            out = self._attend(q, k, v, mask)
+        else:
+            out = self._attend_capped(q, k, v, mask, self.softcap)
+        out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
+        projected: Tensor = self.output_proj(out)
+        return projected
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the attended values [b, n_h, s, h_d] by torch's fastest kernel for the case."""
         if mask is not None and q.is_cuda:
             # torch's memory-efficient kernel takes masks or grouped heads; with both, the whole score matrix is formed.
             repeats = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)  # [b, n_h, s_kv, h_d]
-        out = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.attn_dropout if self.training else 0.0,
             # One query over earlier keys sees them all; is_causal would show it the first key only.
-            is_causal=mask is None and s == k.shape[2] and s > 1,
+            is_causal=mask is None and q.shape[2] == k.shape[2] and q.shape[2] > 1,
+            scale=self.scale,
             enable_gqa=k.shape[1] != self.num_heads,
         )
-        out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
-        projected: Tensor = self.output_proj(out)
-        return projected
+
+    def _attend_capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
+        """Return the attended values [b, n_h, s, h_d], the scores kept within the cap.  # arXiv:2408.00118, 2
+
+        The whole score matrix is formed: none of torch's fused kernels bounds its scores.
+        """
+        if mask is None and q.shape[2] != 1:
+            raise TrainingError("attention with capped scores needs its mask given, causal ones as well")
+        b, _, s, _ = q.shape
+        q = q.view(b, self.num_kv_heads, -1, s, self.head_dim)  # [b, n_kv, n_h / n_kv, s, h_d]
+        scores = (q @ k[:, :, None].transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv, s, s_kv]
+        scores = (scores / softcap).tanh() * softcap
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, :, None], -math.inf)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        weights = F.dropout(weights, self.attn_dropout, self.training)
+        return (weights @ v[:, :, None]).flatten(1, 2)  # [b, n_h, s, h_d]

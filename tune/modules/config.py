@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from tune.errors import ConfigError
+from tune.modules.rope_scaling import RopeScaling
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
 _MAX_PARAMETERS = 10**14
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts in place of the feed-forward: each token is sent to a few of many.
+
+    Args:
+        num_experts: feed-forwards to choose from.
+        experts_per_token: how many of them a token passes through.
+        intermediate_dim: width inside one expert.
+        normalize_weights: the weights of a token's experts are scaled to add up to one.
+        dense_layers: layers that keep the one feed-forward instead, counted from 0.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_dim: int
+    normalize_weights: bool = True
+    dense_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -22,13 +44,32 @@ class DecoderConfig:
         num_heads: query heads per block.
         num_kv_heads: key and value heads per block; a divisor of `num_heads`.
         embed_dim: width of the residual stream.
-        head_dim: width of one head; even, because rotary positions turn pairs.
+        head_dim: width of one head.
         intermediate_dim: width inside the feed-forward.
         max_seq_len: positions the model was trained for; generation and data stop there, the layers do not.
         norm_eps: added to the mean square in every norm.
         rope_base: base of the rotary frequencies.
         tie_word_embeddings: the output matrix is the embedding matrix.
         attn_dropout: dropout probability on attention weights, in training mode only.
+        rope_scaling: how the rotary frequencies are stretched for longer texts; None: they are not.
+        rotary_dim: channels of a head that turn, the first ones; even. None: all.
+        nope_layers: layers without rotary positions, counted from 0.
+        attn_bias: biases of the attention's matrices: none, those of queries, keys and values, or all four.
+        qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
+        attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
+        attn_softcap: bound that a tanh keeps the attention scores within.
+        sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
+        sliding_layers: layers that see no further than the window, counted from 0.
+        local_rope_base: base of the rotary frequencies in those layers, never scaled; None: as in the others.
+        activation: the gate's function, gelu in its tanh form.
+        mlp_bias: biases in the feed-forward.
+        moe: experts in place of the feed-forward.
+        norm_placement: norms before attention and feed-forward, after them (before the sum), or both.
+        norm_offset: added to the norms' stored scales.
+        embed_scale: factor on the embeddings, rounded to their dtype.
+        residual_scale: factor on what attention and feed-forward add.
+        logit_divisor: what the logits are divided by.
+        final_softcap: bound that a tanh keeps the logits within.
 
     Raises:
         ConfigError: sizes that no decoder can have; every such problem is listed.
@@ -46,8 +87,76 @@ class DecoderConfig:
     rope_base: float = 10_000.0
     tie_word_embeddings: bool = False
     attn_dropout: float = 0.0
+    rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    nope_layers: tuple[int, ...] = ()
+    attn_bias: Literal["none", "qkv", "all"] = "none"
+    qk_norm: Literal["none", "head", "width"] = "none"
+    attn_scale: float | None = None
+    attn_softcap: float | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    local_rope_base: float | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    mlp_bias: bool = False
+    moe: MoEConfig | None = None
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
+    final_softcap: float | None = None
 
     def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if not problems and self.num_parameters() > _MAX_PARAMETERS:
+            problems.append(f"they make {self.num_parameters():.3g} parameters; one of them must be wrong")
+        if problems:
+            raise ConfigError("no decoder has these sizes:\n  " + "\n  ".join(problems))
+
+    @property
+    def turning_dim(self) -> int:
+        """Channels of a head that turn with the position."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model; a tied output matrix is counted once."""
+        embedding = self.vocab_size * self.embed_dim
+        norms_per_block = {"pre": 2, "post": 2, "both": 4}[self.norm_placement]
+        norms = (norms_per_block * self.num_layers + 1) * self.embed_dim
+        head = 0 if self.tie_word_embeddings else embedding
+        if self.qk_norm == "head":
+            norms += 2 * self.num_layers * self.head_dim
+        elif self.qk_norm == "width":
+            norms += self.num_layers * self.head_dim * (self.num_heads + self.num_kv_heads)
+        blocks = self._num_block_parameters(None if self.moe is None else self.moe.num_experts)
+        return embedding + blocks + norms + self._num_biases() + head
+
+    def num_block_parameters(self) -> int:
+        """Parameters of the matrices inside all blocks that multiply a token: of experts, those it is sent to."""
+        return self._num_block_parameters(None if self.moe is None else self.moe.experts_per_token)
+
+    def _num_block_parameters(self, num_experts: int | None) -> int:
+        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+        feed_forward = 3 * self.embed_dim * self.intermediate_dim
+        if self.moe is None or num_experts is None:
+            return self.num_layers * (attention + feed_forward)
+        num_dense = len(self.moe.dense_layers)
+        expert = 3 * self.embed_dim * self.moe.intermediate_dim
+        routed = num_experts * expert + self.embed_dim * self.moe.num_experts
+        return self.num_layers * attention + num_dense * feed_forward + (self.num_layers - num_dense) * routed
+
+    def _num_biases(self) -> int:
+        per_block = 0
+        if self.attn_bias != "none":
+            per_block += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        if self.attn_bias == "all":
+            per_block += self.embed_dim
+        if self.mlp_bias:
+            per_block += 2 * self.intermediate_dim + self.embed_dim
+        return self.num_layers * per_block
+
+    def _problems(self) -> Iterator[str]:
         sizes = {
             "vocab_size": self.vocab_size,
             "num_layers": self.num_layers,
@@ -58,36 +167,55 @@ class DecoderConfig:
             "intermediate_dim": self.intermediate_dim,
             "max_seq_len": self.max_seq_len,
         }
-        problems = [f"{name} is {size}; it must be at least 1" for name, size in sizes.items() if size < 1]
-        if not problems and self.num_heads % self.num_kv_heads:
-            problems.append(
-                f"num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}"
+        if self.sliding_window is not None:
+            sizes["sliding_window"] = self.sliding_window
+        too_small = [f"{name} is {size}; it must be at least 1" for name, size in sizes.items() if size < 1]
+        yield from too_small
+        if not too_small and self.num_heads % self.num_kv_heads:
+            yield f"num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}"
+        if self.turning_dim % 2 or not 0 < self.turning_dim <= self.head_dim:
+            name = "head_dim" if self.rotary_dim is None else "rotary_dim"
+            yield (
+                f"{name} is {self.turning_dim}; rotary positions need an even number of channels, "
+                f"at most head_dim {self.head_dim}"
             )
-        if self.head_dim % 2:
-            problems.append(f"head_dim is {self.head_dim}; rotary positions need an even one")
+        elif self.rope_scaling is not None:
+            yield from self.rope_scaling.problems(self.turning_dim)
         if self.num_layers > _MAX_LAYERS:
-            problems.append(f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built")
+            yield f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built"
+        yield from self._problems_of_layers()
         # Written so that NaN fails as well.
         if not 0 <= self.norm_eps < 1:
-            problems.append(f"norm_eps is {self.norm_eps}; it must be at least 0 and below 1")
-        if not 0 < self.rope_base < math.inf:
-            problems.append(f"rope_base is {self.rope_base}; it must be above 0 and finite")
+            yield f"norm_eps is {self.norm_eps}; it must be at least 0 and below 1"
+        positive = {
+            "rope_base": self.rope_base,
+            "local_rope_base": self.local_rope_base,
+            "attn_scale": self.attn_scale,
+            "attn_softcap": self.attn_softcap,
+            "final_softcap": self.final_softcap,
+            "logit_divisor": self.logit_divisor,
+            "embed_scale": self.embed_scale,
+            "residual_scale": self.residual_scale,
+        }
+        for name, value in positive.items():
+            if value is not None and not 0 < value < math.inf:
+                yield f"{name} is {value}; it must be above 0 and finite"
         if not 0 <= self.attn_dropout < 1:
-            problems.append(f"attn_dropout is {self.attn_dropout}; it must be at least 0 and below 1")
-        if not problems and self.num_parameters() > _MAX_PARAMETERS:
-            problems.append(f"they make {self.num_parameters():.3g} parameters; one of them must be wrong")
-        if problems:
-            raise ConfigError("no decoder has these sizes:\n  " + "\n  ".join(problems))
+            yield f"attn_dropout is {self.attn_dropout}; it must be at least 0 and below 1"
+        if self.moe is not None and not 1 <= self.moe.experts_per_token <= self.moe.num_experts:
+            yield (
+                f"experts_per_token is {self.moe.experts_per_token}; it must be at least 1 and at most "
+                f"num_experts {self.moe.num_experts}"
+            )
+        if self.moe is not None and self.moe.intermediate_dim < 1:
+            yield f"the experts' intermediate_dim is {self.moe.intermediate_dim}; it must be at least 1"
 
-    def num_parameters(self) -> int:
-        """Parameters of the whole model; a tied output matrix is counted once."""
-        embedding = self.vocab_size * self.embed_dim
-        norms = (2 * self.num_layers + 1) * self.embed_dim
-        head = 0 if self.tie_word_embeddings else embedding
-        return embedding + self.num_block_parameters() + norms + head
-
-    def num_block_parameters(self) -> int:
-        """Parameters of the matrices inside all blocks: those that multiply every token."""
-        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
-        feed_forward = 3 * self.embed_dim * self.intermediate_dim
-        return self.num_layers * (attention + feed_forward)
+    def _problems_of_layers(self) -> Iterator[str]:
+        lists = {"nope_layers": self.nope_layers, "sliding_layers": self.sliding_layers}
+        if self.moe is not None:
+            lists["dense_layers"] = self.moe.dense_layers
+        for name, layers in lists.items():
+            if outside := [layer for layer in layers if not 0 <= layer < self.num_layers]:
+                yield f"{name} names layer {outside[0]}; layers count from 0 to {self.num_layers - 1}"
+        if self.sliding_layers and self.sliding_window is None:
+            yield "sliding_layers needs a sliding_window"

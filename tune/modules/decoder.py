@@ -17,35 +17,55 @@ from tune.modules.config import DecoderConfig
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.kv_cache import KVCache, LayerCache
+from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding
 
 
 class DecoderBlock(nn.Module):
-    """Attention, then feed-forward, each after a norm and added to what came in.
+    """Attention, then feed-forward, each between its norms and added to what came in.
 
     Args:
         config: sizes of the decoder this block belongs to.
+        index: which of its blocks this is, counted from 0.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
-        self.sa_norm = RMSNorm(config.embed_dim, config.norm_eps)
+        self.is_sliding = index in config.sliding_layers
+        self.has_rope = index not in config.nope_layers
+        self.residual_scale = config.residual_scale
+        norms_before = config.norm_placement != "post"
+        norms_after = config.norm_placement != "pre"
+        self.sa_norm = _norm(config) if norms_before else None
         self.attn = SelfAttention(config)
-        self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps)
-        self.mlp = FeedForward(config.embed_dim, config.intermediate_dim)
+        self.sa_post_norm = _norm(config) if norms_after else None
+        self.mlp_norm = _norm(config) if norms_before else None
+        self.mlp: FeedForward | MixtureOfExperts
+        if config.moe is not None and index not in config.moe.dense_layers:
+            self.mlp = MixtureOfExperts(config.embed_dim, config.moe)
+        else:
+            self.mlp = FeedForward(
+                config.embed_dim, config.intermediate_dim, config.activation, config.mlp_bias
+            )
+        self.mlp_post_norm = _norm(config) if norms_after else None
 
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor] | None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the residual stream [b, s, d] after this block; arguments as in `SelfAttention.forward`."""
-        x = x + self.attn(self.sa_norm(x), rope, mask, cache)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+        h = x if self.sa_norm is None else self.sa_norm(x)
+        h = self.attn(h, rope, mask, cache)
+        x = self._add(x, h if self.sa_post_norm is None else self.sa_post_norm(h))
+        h = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
+        return self._add(x, h if self.mlp_post_norm is None else self.mlp_post_norm(h))
+
+    def _add(self, x: Tensor, h: Tensor) -> Tensor:
+        return x + h if self.residual_scale == 1.0 else x + h * self.residual_scale
 
 
 class TransformerDecoder(nn.Module):
@@ -67,12 +87,17 @@ class TransformerDecoder(nn.Module):
         self.tok_embeddings: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             torch.empty(config.vocab_size, config.embed_dim), freeze=False
         )
-        self.layers = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.embed_dim, config.norm_eps)
+        self.layers = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
+        self.norm = _norm(config)
         self.output = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
-        self.rope = RotaryEmbedding(config.head_dim, config.rope_base)
+        self.rope = RotaryEmbedding(config.turning_dim, config.rope_base, config.rope_scaling)
+        self.local_rope = (
+            None
+            if config.local_rope_base is None
+            else RotaryEmbedding(config.turning_dim, config.local_rope_base)
+        )
         self._cache: KVCache | None = None
         self.reset_parameters()
 
@@ -100,30 +125,68 @@ class TransformerDecoder(nn.Module):
     def hidden(
         self, tokens: Tensor, *, mask: Tensor | None = None, input_pos: Tensor | None = None
     ) -> Tensor:
-        """Return the hidden states after the final norm [b, s, d]; arguments as in `forward`."""
+        """Return the hidden states [b, s, d] that `unembed` turns into logits; arguments as in `forward`."""
         cache = self._cache
         if cache is not None:
             input_pos, causal = cache.place(tokens, input_pos)
             num_keys = cache.end
+            slots = input_pos
             mask = causal if mask is None else mask[..., :num_keys]
         else:
             num_keys = tokens.shape[1]
+            slots = torch.arange(num_keys, device=tokens.device)[None]  # [1, s]
             if input_pos is None:
-                input_pos = torch.arange(num_keys, device=tokens.device)[None]  # [1, s]
+                input_pos = slots
         if mask is not None:
-            mask = _per_head(mask, tokens.shape[1], num_keys)
-        rope = self.rope(input_pos)
+            _check_mask(mask, tokens.shape[1], num_keys)
+        full_mask, sliding_mask = self._masks(mask, slots, num_keys)
+        # With caches the texts may grow to their size, and a key that was turned once stays as it is.
+        rope = self.rope(input_pos, None if cache is None else cache.max_seq_len)
+        local_rope = rope if self.local_rope is None else self.local_rope(input_pos)
         x = self.tok_embeddings(tokens)  # [b, s, d]
+        if self.config.embed_scale != 1.0:
+            # Rounded to the embeddings' dtype, as these models were trained.
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, mask, None if cache is None else cache.layers[index])
+            turned = local_rope if layer.is_sliding else rope
+            x = layer(
+                x,
+                turned if layer.has_rope else None,
+                sliding_mask if layer.is_sliding else full_mask,
+                None if cache is None else cache.layers[index],
+            )
         if cache is not None:
             cache.commit()
         out: Tensor = self.norm(x)
-        return out
+        return out if self.config.logit_divisor == 1.0 else out / self.config.logit_divisor
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits [..., v] for hidden states [..., d]."""
-        return F.linear(hidden, self.output_weight)
+        logits = F.linear(hidden, self.output_weight)
+        cap = self.config.final_softcap
+        return logits if cap is None else (logits / cap).tanh() * cap
+
+    def _masks(
+        self, mask: Tensor | None, slots: Tensor, num_keys: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the masks [b, 1, s, s_kv] of full and of sliding layers; None where causality is all there is.
+
+        Args:
+            mask: [b, s, s_kv] of this call, or None.
+            slots: where in their rows the queries stand, [b or 1, s].
+            num_keys: s_kv.
+        """
+        is_narrow = bool(self.config.sliding_layers) and num_keys > (self.config.sliding_window or 0)
+        if mask is None and (is_narrow or self.config.attn_softcap is not None) and num_keys > 1:
+            mask = slots[..., None] >= torch.arange(num_keys, device=slots.device)  # [b or 1, s, s_kv]
+            full = mask if self.config.attn_softcap is not None else None
+        else:
+            full = mask
+        sliding = mask if is_narrow else full
+        if is_narrow and mask is not None and self.config.sliding_window is not None:
+            distance = slots[..., None] - torch.arange(num_keys, device=slots.device)
+            sliding = mask & (distance < self.config.sliding_window)
+        return (None if full is None else full[:, None]), (None if sliding is None else sliding[:, None])
 
     def setup_caches(
         self,
@@ -171,7 +234,7 @@ class TransformerDecoder(nn.Module):
 
         Normal with deviation 0.02; matrices that add to the residual stream are divided by the root of their
         number, so that its variance does not grow with depth.  # GPT-2 (Radford et al. 2019), 2.3
-        Norms start at one.
+        Norms start at one, biases at zero.
         """
         if self.tok_embeddings.weight.is_meta:
             return
@@ -180,16 +243,21 @@ class TransformerDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, RMSNorm):
                 module.reset_parameters()
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
-            if name.endswith(("attn.output_proj.weight", "mlp.w2.weight")):
+            if name.endswith(("attn.output_proj.weight", ".w2.weight")):
                 nn.init.normal_(parameter, std=residual_std)
 
 
-def _per_head(mask: Tensor, num_queries: int, num_keys: int) -> Tensor:
-    """Return the mask [b, s, s_kv] as [b, 1, s, s_kv], the same for every head."""
+def _norm(config: DecoderConfig) -> RMSNorm:
+    return RMSNorm(config.embed_dim, config.norm_eps, config.norm_offset)
+
+
+def _check_mask(mask: Tensor, num_queries: int, num_keys: int) -> None:
     if mask.dtype != torch.bool:
         raise TrainingError(
             f"an attention mask is bool, True where a key may be seen; this one is {mask.dtype}"
@@ -199,4 +267,3 @@ def _per_head(mask: Tensor, num_queries: int, num_keys: int) -> Tensor:
             f"the attention mask is {list(mask.shape)}; {num_queries} queries over {num_keys} keys need "
             f"[batch, {num_queries}, {num_keys}]"
         )
-    return mask[:, None]

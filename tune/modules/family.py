@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,11 @@ Transform = Callable[[Tensor, DecoderConfig], Tensor]
 class WeightRule:
     """One of our parameters and the tensor that holds it in a file.
 
+    Rules of a layer that name the same tensor share it: it holds their parameters one under the other, in the order
+    of the rules, as fused projections do.
+
     Args:
-        ours: parameter name; `{}` stands for the layer's number.
+        ours: parameter name; `{}` stands for the layer's number, a second one for the expert's.
         theirs: tensor name, with `{}` where `ours` has it.
         to_ours: brings their values into our order; None: they are the same. It keeps the shape.
         to_theirs: the inverse of `to_ours`.
@@ -36,7 +39,7 @@ class Layout:
 
     Args:
         name: for messages: "Hugging Face", "Meta".
-        rules: one per parameter, or per parameter of a block.
+        rules: for every parameter that a model of the family may have; which of them it has depends on its sizes.
         ignored: patterns of tensor names that carry nothing a model needs, such as stored rotary frequencies.
         tied_output: name under which a tied output matrix may appear a second time.
     """
@@ -46,22 +49,36 @@ class Layout:
     ignored: tuple[str, ...] = ()
     tied_output: str = ""
 
-    def expand(self, config: DecoderConfig) -> Iterator[WeightRule]:
-        """Yield one rule per parameter of a model with these sizes, in the order of the model."""
+    def expand(self, config: DecoderConfig, names: Collection[str]) -> Iterator[tuple[WeightRule, ...]]:
+        """Yield the rules of a model, those that share a tensor together, in the order of the model.
+
+        Args:
+            config: the model's sizes.
+            names: of its parameters; rules for others are left out.
+        """
+        num_experts = 0 if config.moe is None else config.moe.num_experts
         in_blocks = [rule for rule in self.rules if "{}" in rule.ours]
+        expanded: dict[str, list[WeightRule]] = {}
         for rule in self.rules:
             if "{}" not in rule.ours:
-                if rule.theirs != self.tied_output or not config.tie_word_embeddings:
-                    yield rule
+                expanded.setdefault(rule.theirs, []).append(rule)
             elif rule is in_blocks[0]:
                 for layer in range(config.num_layers):
                     for block_rule in in_blocks:
-                        yield WeightRule(
-                            block_rule.ours.format(layer),
-                            block_rule.theirs.format(layer),
-                            block_rule.to_ours,
-                            block_rule.to_theirs,
-                        )
+                        for numbered in _numbered(block_rule, layer, num_experts):
+                            expanded.setdefault(numbered.theirs, []).append(numbered)
+        for sharing in expanded.values():
+            if present := tuple(rule for rule in sharing if rule.ours in names):
+                yield present
+
+
+def _numbered(rule: WeightRule, layer: int, num_experts: int) -> Iterator[WeightRule]:
+    """Yield the rule for one layer, or for each expert of the layer."""
+    if rule.ours.count("{}") == 1:
+        yield replace(rule, ours=rule.ours.format(layer), theirs=rule.theirs.format(layer))
+        return
+    for expert in range(num_experts):
+        yield replace(rule, ours=rule.ours.format(layer, expert), theirs=rule.theirs.format(layer, expert))
 
 
 @dataclass(frozen=True)

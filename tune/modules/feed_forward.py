@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class FeedForward(nn.Module):
-    """w2(silu(w1 x) * w3 x), no biases.  # arXiv:2002.05202, eq. 6 (SwiGLU)
+    """w2(act(w1 x) * w3 x).  # arXiv:2002.05202, eq. 6 (SwiGLU, GEGLU)
 
     Args:
         embed_dim: d, width in and out.
         intermediate_dim: width between.
+        activation: the gate's function, gelu in its tanh form.
+        bias: every matrix has one.
     """
 
-    def __init__(self, embed_dim: int, intermediate_dim: int) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        intermediate_dim: int,
+        activation: Literal["silu", "gelu_tanh"] = "silu",
+        bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.w1 = nn.Linear(embed_dim, intermediate_dim, bias=False)
-        self.w2 = nn.Linear(intermediate_dim, embed_dim, bias=False)
-        self.w3 = nn.Linear(embed_dim, intermediate_dim, bias=False)
+        self.activation = activation
+        self.w1 = nn.Linear(embed_dim, intermediate_dim, bias=bias)
+        self.w2 = nn.Linear(intermediate_dim, embed_dim, bias=bias)
+        self.w3 = nn.Linear(embed_dim, intermediate_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]."""
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate = self.w1(x)
+        gate = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
+        out: Tensor = self.w2(gate * self.w3(x))
         return out

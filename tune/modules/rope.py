@@ -1,6 +1,6 @@
-"""Rotary positions, in the half-split layout: channel i turns with channel i + h_d / 2.
+"""Rotary positions, in the half-split layout: channel i turns with channel i + r / 2.
 
-Shapes: b batch, s sequence, n heads, h_d head width.
+Shapes: b batch, s sequence, n heads, h_d head width, r channels of a head that turn, the first ones.
 Weights stored for the interleaved layout (channel 2i with 2i + 1) are permuted when they are read.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tune.errors import TrainingError
+from tune.modules.rope_scaling import RopeScaling
 
 
 class RotaryEmbedding(nn.Module):
@@ -19,39 +20,56 @@ class RotaryEmbedding(nn.Module):
     device nor `model.to(torch.bfloat16)` can leave garbage or rounded angles behind.
 
     Args:
-        head_dim: h_d, even.
+        turning_dim: r, channels of a head that turn, even.
         base: base of the geometric row of frequencies.
+        scaling: how they are stretched for longer texts.
     """
 
-    def __init__(self, head_dim: int, base: float) -> None:
+    def __init__(self, turning_dim: int, base: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.turning_dim = turning_dim
         self.base = base
-        self._frequencies: Tensor | None = None
+        self.scaling = scaling
+        self._frequencies: dict[tuple[torch.device, bool], Tensor] = {}
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, text_len: int | None = None) -> tuple[Tensor, Tensor]:
         """Return cosines and sines for integer positions.
 
         Args:
             positions: [b or 1, s].
+            text_len: positions the texts may reach, where that decides between frequencies for short and for long
+                texts; None: the largest position here (such models wait for the device to tell).
 
         Returns:
-            Two fp32 tensors [b or 1, s, 1, h_d / 2].
+            Two fp32 tensors [b or 1, s, 1, r / 2].
         """
-        if self._frequencies is None or self._frequencies.device != positions.device:
-            self._frequencies = self._form_frequencies(positions.device)
-        angles = positions[..., None].float() * self._frequencies  # [b, s, h_d / 2]
-        angles = angles[:, :, None]  # [b, s, 1, h_d / 2]
-        return angles.cos(), angles.sin()
+        is_long = self._is_long(positions, text_len)
+        key = (positions.device, is_long)
+        if key not in self._frequencies:
+            self._frequencies[key] = self._form_frequencies(positions.device, is_long)
+        angles = positions[..., None].float() * self._frequencies[key]  # [b, s, r / 2]
+        angles = angles[:, :, None]  # [b, s, 1, r / 2]
+        cos, sin = angles.cos(), angles.sin()
+        factor = 1.0 if self.scaling is None else self.scaling.attention_factor
+        return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
 
-    def _form_frequencies(self, device: torch.device) -> Tensor:
+    def _is_long(self, positions: Tensor, text_len: int | None) -> bool:
+        switch_len = None if self.scaling is None else self.scaling.switch_len
+        if switch_len is None:
+            return False
+        return (int(positions.max()) + 1 if text_len is None else text_len) > switch_len
+
+    def _form_frequencies(self, device: torch.device, is_long: bool) -> Tensor:
         # A tensor made under inference_mode would stay unusable for a later training step.
         with torch.inference_mode(False):
-            exponents = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
-            return 1.0 / (self.base**exponents)
+            exponents = torch.arange(0, self.turning_dim, 2, device=device).float() / self.turning_dim
+            frequencies = 1.0 / (self.base**exponents)
+            if self.scaling is None:
+                return frequencies
+            return self.scaling.scale(frequencies, self.base, is_long=is_long)
 
     def extra_repr(self) -> str:
-        return f"head_dim={self.head_dim}, base={self.base}"
+        return f"turning_dim={self.turning_dim}, base={self.base}, scaling={self.scaling}"
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,7 +77,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: queries or keys [b, s, n, h_d].
-        cos: [b or 1, s, 1, h_d / 2], fp32.
+        cos: [b or 1, s, 1, r / 2], fp32; channels from r on stay as they are.
         sin: as `cos`.
 
     Raises:
@@ -70,5 +88,9 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             f"rotary angles arrived as {cos.dtype}, and only fp32 keeps far positions apart; "
             "wrap the blocks without casting their inputs (MixedPrecisionPolicy(cast_forward_inputs=False))"
         )
-    first, second = x.float().chunk(2, dim=-1)  # [b, s, n, h_d / 2] each
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+    half = cos.shape[-1]
+    if 2 * half == x.shape[-1]:
+        first, second = x.float().chunk(2, dim=-1)  # [b, s, n, r / 2] each
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+    first, second, still = torch.split(x.float(), [half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, still), dim=-1).type_as(x)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from tune.checkpoints import ConfigFields
-from tune.errors import CheckpointError, ConfigError
-from tune.models.hf_fields import HARMLESS_FIELDS
+from tune.errors import CheckpointError
+from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, write_sizes
+from tune.models.hf_layout import hf_layout
 from tune.modules import DecoderConfig, Family, Layout, WeightRule
 
 # Positions that Llama 2 was trained for; params.json does not say.
@@ -19,72 +20,24 @@ _META_MAX_SEQ_LEN = 4096
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     fields = ConfigFields(content, "config.json")
-    embed_dim = fields.integer("hidden_size")
-    num_heads = fields.integer("num_attention_heads")
-    head_dim = fields.integer("head_dim", embed_dim // max(num_heads, 1))
-    if num_heads > 0 and embed_dim % num_heads and "head_dim" not in content:
-        fields.problem(f"`hidden_size` is {embed_dim}, not a multiple of `num_attention_heads` {num_heads}")
-    sizes = {
-        "vocab_size": fields.integer("vocab_size"),
-        "num_layers": fields.integer("num_hidden_layers"),
-        "num_heads": num_heads,
-        "num_kv_heads": fields.integer("num_key_value_heads", num_heads),
-        "embed_dim": embed_dim,
-        "head_dim": head_dim,
-        "intermediate_dim": fields.integer("intermediate_size"),
-        "max_seq_len": fields.integer("max_position_embeddings", 2048),
-    }
-    # Defaults of transformers' LlamaConfig, for fields that a file leaves out.
-    norm_eps = fields.number("rms_norm_eps", 1e-6)
-    attn_dropout = fields.number("attention_dropout", 0.0)
-    is_tied = fields.flag("tie_word_embeddings", False)
-    rope_base = _read_rope(fields)
+    sizes = read_sizes(fields, max_seq_len=2048, norm_eps=1e-6)
+    arguments = {**sizes, **read_rope(fields, sizes)}
+    arguments["attn_bias"] = "all" if fields.flag("attention_bias", False) else "none"
+    arguments["mlp_bias"] = fields.flag("mlp_bias", False)
     fields.expect("hidden_act", "silu")
-    for name in ("attention_bias", "mlp_bias", "rope_interleaved"):
-        fields.expect(name, False)
+    fields.expect("rope_interleaved", False)
     for name in ("sliding_window", "quantization_config", "layer_types"):
         fields.expect(name)
-    fields.expect("partial_rotary_factor", 1.0, 1)
-    fields.ignore(HARMLESS_FIELDS)
-    fields.finish()
-    return _checked("config.json", sizes, norm_eps, rope_base, is_tied, attn_dropout)
-
-
-def _read_rope(fields: ConfigFields) -> float:
-    """Return the rotary base: `rope_theta`, or inside `rope_parameters` as newer files have it."""
-    base = fields.number("rope_theta", 10_000.0)
-    for name in ("rope_scaling", "rope_parameters"):
-        inner = ConfigFields(fields.mapping(name), name)
-        base = inner.number("rope_theta", base)
-        inner.expect("rope_type", "default")
-        inner.expect("type", "default")
-        inner.expect("partial_rotary_factor", 1.0, 1)
-        try:
-            inner.finish()
-        except CheckpointError as error:
-            fields.problem(str(error).replace("\n  ", "\n    "))
-    return base
+    return finish(fields, arguments)
 
 
 def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.intermediate_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_base,  # where every version of transformers, and other tools, look for it
-        "rope_scaling": None,
+        **write_sizes(config),
+        **write_rope(config),
         "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": config.attn_dropout,
-        "mlp_bias": False,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "use_cache": True,
+        "attention_bias": config.attn_bias == "all",
+        "mlp_bias": config.mlp_bias,
     }
 
 
@@ -107,8 +60,7 @@ def _read_meta_config(content: Mapping[str, Any], shapes: Mapping[str, tuple[int
     rope_base = fields.number("rope_theta", 10_000.0)
     fields.expect("use_scaled_rope", False)
     fields.ignore(("vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size"))
-    fields.finish()
-    return _checked("params.json", sizes, norm_eps, rope_base, is_tied=False, attn_dropout=0.0)
+    return finish(fields, {**sizes, "norm_eps": norm_eps, "rope_base": rope_base}, "params.json")
 
 
 def _write_meta_config(config: DecoderConfig) -> dict[str, Any]:
@@ -147,21 +99,6 @@ def _meta_width(config: DecoderConfig) -> dict[str, Any]:
     return {"multiple_of": 1, "ffn_dim_multiplier": (config.intermediate_dim + 0.5) / base}
 
 
-def _checked(
-    where: str, sizes: dict[str, int], norm_eps: float, rope_base: float, is_tied: bool, attn_dropout: float
-) -> DecoderConfig:
-    try:
-        return DecoderConfig(
-            **sizes,
-            norm_eps=norm_eps,
-            rope_base=rope_base,
-            tie_word_embeddings=is_tied,
-            attn_dropout=attn_dropout,
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-
-
 def _rows(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     if len(shapes.get(name, ())) != 2:
         raise CheckpointError(
@@ -182,26 +119,6 @@ def _pairs_from_halves(weight: Tensor, num_heads: int) -> Tensor:
     halves = weight.view(num_heads, 2, rows // num_heads // 2, width)  # [n, 2, h_d / 2, d]
     return halves.transpose(1, 2).reshape(rows, width)
 
-
-_HF = Layout(
-    name="Hugging Face",
-    rules=(
-        WeightRule("tok_embeddings.weight", "model.embed_tokens.weight"),
-        WeightRule("layers.{}.sa_norm.scale", "model.layers.{}.input_layernorm.weight"),
-        WeightRule("layers.{}.attn.q_proj.weight", "model.layers.{}.self_attn.q_proj.weight"),
-        WeightRule("layers.{}.attn.k_proj.weight", "model.layers.{}.self_attn.k_proj.weight"),
-        WeightRule("layers.{}.attn.v_proj.weight", "model.layers.{}.self_attn.v_proj.weight"),
-        WeightRule("layers.{}.attn.output_proj.weight", "model.layers.{}.self_attn.o_proj.weight"),
-        WeightRule("layers.{}.mlp_norm.scale", "model.layers.{}.post_attention_layernorm.weight"),
-        WeightRule("layers.{}.mlp.w1.weight", "model.layers.{}.mlp.gate_proj.weight"),
-        WeightRule("layers.{}.mlp.w2.weight", "model.layers.{}.mlp.down_proj.weight"),
-        WeightRule("layers.{}.mlp.w3.weight", "model.layers.{}.mlp.up_proj.weight"),
-        WeightRule("norm.scale", "model.norm.weight"),
-        WeightRule("output.weight", "lm_head.weight"),
-    ),
-    ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",),
-    tied_output="lm_head.weight",
-)
 
 _META = Layout(
     name="Meta",
@@ -243,7 +160,7 @@ _TORCHTUNE = Layout(
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM",),
-    hf=_HF,
+    hf=hf_layout(),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,
     meta=_META,

@@ -25,8 +25,11 @@ class LossFromHidden(nn.Module, ABC):
     """A loss that reads hidden states and the output matrix instead of logits."""
 
     @abstractmethod
-    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        """Return the fp32 sum over targets, from hidden [b, s, d], weight [v, d], labels [b, s]."""
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+        """Return the fp32 sum over targets, from hidden [b, s, d], weight [v, d], labels [b, s].
+
+        `softcap` is the bound that a tanh keeps the logits within, for models that have one.
+        """
 
 
 class LinearCrossEntropyLoss(LossFromHidden):
@@ -48,13 +51,14 @@ class LinearCrossEntropyLoss(LossFromHidden):
         self.num_output_chunks = num_output_chunks
         self.ignore_index = ignore_index
 
-    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
         """Return the summed loss, an fp32 scalar; 0 with zero gradients where no position has a target.
 
         Args:
             hidden: [b, s, d], after the final norm.
             weight: output matrix [v, d].
             labels: [b, s], shifted: position i holds the token that should follow it.
+            softcap: bound that a tanh keeps the logits within; None: they are as they are.
 
         Raises:
             TrainingError: shapes do not fit, or (on a CPU) a label lies outside the vocabulary.
@@ -72,8 +76,8 @@ class LinearCrossEntropyLoss(LossFromHidden):
         num_rows = self._rows_per_piece(rows.shape[0], flat.device)
         with torch.autocast(flat.device.type, enabled=False):
             if dtype == torch.float16:
-                return _checkpointed_sum(flat.to(dtype), weight.to(dtype), rows, targets, num_rows)
-            loss: Tensor = _LinearCrossEntropy.apply(flat, weight, rows, targets, num_rows, dtype)  # type: ignore[no-untyped-call]
+                return _checkpointed_sum(flat.to(dtype), weight.to(dtype), rows, targets, num_rows, softcap)
+            loss: Tensor = _LinearCrossEntropy.apply(flat, weight, rows, targets, num_rows, dtype, softcap)  # type: ignore[no-untyped-call]
             return loss
 
     def _rows_per_piece(self, num_targets: int, device: torch.device) -> int:
@@ -106,7 +110,9 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
-def _checkpointed_sum(hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor, num_rows: int) -> Tensor:
+def _checkpointed_sum(
+    hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor, num_rows: int, softcap: float | None
+) -> Tensor:
     """Return the loss with gradients left to the backward pass, at the price of one more matrix product.
 
     In fp16 small gradients vanish unless they are multiplied by the loss scale before they are rounded, and the
@@ -122,20 +128,25 @@ def _checkpointed_sum(hidden: Tensor, weight: Tensor, rows: Tensor, targets: Ten
             hidden[rows[piece]],
             weight,
             targets[piece],
+            softcap,
             use_reentrant=False,
             preserve_rng_state=False,
         )
     return total
 
 
-def _plain_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+def _plain_sum(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    logits = F.linear(hidden, weight).float()
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
+    return F.cross_entropy(logits, targets, reduction="sum")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of linear + softmax cross-entropy in one pass over pieces of the rows.
 
     d loss / d logits = softmax(logits) - onehot(target); both gradients follow by one matrix product each.
+    Where the logits are c = cap tanh(z / cap), d c / d z = 1 - (c / cap)^2 comes in between.
     """
 
     @staticmethod
@@ -147,6 +158,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         num_rows: int,
         dtype: torch.dtype,
+        softcap: float | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         matrix = weight.to(dtype)  # [v, d]
@@ -169,6 +181,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             num = piece.shape[0]
             logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
             scores = logits if dtype == wide else all_scores[:num].copy_(logits)
+            slope = None
+            if softcap is not None:
+                scores.div_(softcap).tanh_()
+                slope = 1.0 - scores.square()  # [r, v]
+                scores.mul_(softcap)
             highest = scores.amax(1, keepdim=True)  # [r, 1]
             at_target = scores.gather(1, piece_targets)  # [r, 1]
             # From here on `scores` is overwritten, step by step, to become softmax - onehot.
@@ -178,6 +195,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             scores.mul_(1.0 / exp_sum)
             scores.scatter_(1, piece_targets, scores.gather(1, piece_targets) - 1.0)
+            if slope is not None:
+                scores.mul_(slope)
             grad_logits = scores if dtype == wide else logits.copy_(scores)
             if grad_hidden is not None:
                 grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
@@ -195,4 +214,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("LinearCrossEntropyLoss can be differentiated once per forward pass")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if grad is None else grad.mul_(grad_outputs[0]) for grad in gradients]
-        return scaled[0], scaled[1], None, None, None, None
+        return scaled[0], scaled[1], None, None, None, None, None

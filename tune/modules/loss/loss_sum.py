@@ -29,7 +29,7 @@ def loss_sum(
     """
     hidden = model.hidden(tokens, mask=mask, input_pos=input_pos)  # [b, s, d]
     if isinstance(loss_fn, LossFromHidden):
-        loss: Tensor = loss_fn(hidden, model.output_weight, labels)
+        loss: Tensor = loss_fn(hidden, model.output_weight, labels, model.config.final_softcap)
     else:
         loss = loss_fn(model.unembed(hidden).flatten(0, 1).float(), labels.flatten())
     return loss

@@ -1,0 +1,231 @@
+"""Reading and writing what most config.json files share: sizes, rotary positions, sliding windows.
+
+A field that is absent means what transformers' own configuration class of that family takes it to mean, so every
+family passes its defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tune.checkpoints import ConfigFields
+from tune.errors import CheckpointError, ConfigError
+from tune.models.hf_fields import HARMLESS_FIELDS
+from tune.modules import (
+    DecoderConfig,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
+
+
+def read_sizes(
+    fields: ConfigFields,
+    *,
+    max_seq_len: int,
+    norm_eps: float,
+    head_dim: int | None = None,
+    num_kv_heads: int | None = None,
+    tied: bool = False,
+) -> dict[str, Any]:
+    """Return the arguments of `DecoderConfig` that every family has.
+
+    Args:
+        fields: of config.json.
+        max_seq_len, norm_eps, num_kv_heads, tied: what holds where the file is silent; None heads: as many as
+            query heads.
+        head_dim: likewise; None: the width over the heads.
+    """
+    embed_dim = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    if head_dim is None:
+        head_dim = embed_dim // max(num_heads, 1)
+        if num_heads > 0 and embed_dim % num_heads and not fields.has("head_dim"):
+            fields.problem(
+                f"`hidden_size` is {embed_dim}, not a multiple of `num_attention_heads` {num_heads}"
+            )
+    return {
+        "vocab_size": fields.integer("vocab_size"),
+        "num_layers": fields.integer("num_hidden_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": fields.integer(
+            "num_key_value_heads", num_heads if num_kv_heads is None else num_kv_heads
+        ),
+        "embed_dim": embed_dim,
+        "head_dim": fields.integer("head_dim", head_dim),
+        "intermediate_dim": fields.integer("intermediate_size"),
+        "max_seq_len": fields.integer("max_position_embeddings", max_seq_len),
+        "norm_eps": fields.number("rms_norm_eps", norm_eps),
+        "attn_dropout": fields.number("attention_dropout", 0.0),
+        "tie_word_embeddings": fields.flag("tie_word_embeddings", tied),
+    }
+
+
+def read_rope(
+    fields: ConfigFields, sizes: Mapping[str, Any], *, base: float = 10_000.0, partial: bool = False
+) -> dict[str, Any]:
+    """Return `rope_base`, `rope_scaling` and `rotary_dim`.
+
+    They stand in `rope_theta` and `rope_scaling`, or inside `rope_parameters` as newer files have it.
+
+    Args:
+        fields: of config.json.
+        sizes: from `read_sizes`.
+        base: what holds where the file is silent.
+        partial: the family lets only some channels of a head turn.
+    """
+    base = fields.number("rope_theta", base)
+    fraction = _fraction(fields, 1.0, partial)
+    scaling: RopeScaling | None = None
+    for name in ("rope_scaling", "rope_parameters"):
+        inner = ConfigFields(fields.mapping(name), name)
+        base = inner.number("rope_theta", base)
+        fraction = _fraction(inner, fraction, partial)
+        scaling = read_scaling(inner, fields, sizes["max_seq_len"]) or scaling
+        try:
+            inner.finish()
+        except CheckpointError as error:
+            fields.problem(str(error).replace("\n  ", "\n    "))
+    rotary_dim = int(sizes["head_dim"] * fraction)
+    return {
+        "rope_base": base,
+        "rope_scaling": scaling,
+        "rotary_dim": None if rotary_dim == sizes["head_dim"] else rotary_dim,
+    }
+
+
+def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) -> RopeScaling | None:
+    """Return the scaling that `rope_scaling` or `rope_parameters` describes, None where there is none.
+
+    Args:
+        inner: fields of that object; what is wrong with them is noted there.
+        fields: of config.json around it, where some files keep the original length.
+        max_seq_len: `max_position_embeddings`.
+    """
+    kind = inner.text("rope_type", inner.text("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearScaling(factor=inner.number("factor"))
+    original = inner.integer(
+        "original_max_position_embeddings",
+        fields.integer("original_max_position_embeddings", max_seq_len),
+    )
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=inner.number("factor"),
+            low_freq_factor=inner.number("low_freq_factor"),
+            high_freq_factor=inner.number("high_freq_factor"),
+            original_max_seq_len=original,
+        )
+    if kind == "yarn":
+        inner.expect("mscale")
+        inner.expect("mscale_all_dim")
+        return YarnScaling(
+            factor=inner.number("factor"),
+            original_max_seq_len=original,
+            beta_fast=inner.number("beta_fast", 32.0),
+            beta_slow=inner.number("beta_slow", 1.0),
+            magnitude=inner.number("attention_factor") if inner.has("attention_factor") else None,
+            truncate=inner.flag("truncate", True),
+        )
+    if kind in ("longrope", "su"):
+        factor = inner.number("factor", max_seq_len / max(original, 1))
+        magnitude = (
+            1.0 if factor <= 1 or original < 2 else math.sqrt(1 + math.log(factor) / math.log(original))
+        )
+        return LongRopeScaling(
+            short_factors=inner.numbers("short_factor"),
+            long_factors=inner.numbers("long_factor"),
+            original_max_seq_len=original,
+            magnitude=inner.number("attention_factor", magnitude),
+        )
+    inner.problem(
+        f'`rope_type` is "{kind}", which is not supported: only "default", "linear", "llama3", "yarn" and '
+        '"longrope" are'
+    )
+    return None
+
+
+def finish(fields: ConfigFields, arguments: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
+    """Return the decoder's description once every field is accounted for, or raise CheckpointError."""
+    fields.ignore(HARMLESS_FIELDS)
+    fields.finish()
+    try:
+        return DecoderConfig(**arguments)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def write_sizes(config: DecoderConfig) -> dict[str, Any]:
+    """Return the fields of config.json that every family has."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.intermediate_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "attention_dropout": config.attn_dropout,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_cache": True,
+    }
+
+
+def write_rope(config: DecoderConfig) -> dict[str, Any]:
+    """Return the fields of rotary positions, where every version of transformers, and other tools, look for them."""
+    content: dict[str, Any] = {
+        "rope_theta": config.rope_base,
+        "rope_scaling": None if config.rope_scaling is None else write_scaling(config.rope_scaling),
+    }
+    if config.rotary_dim is not None:
+        content["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+    return content
+
+
+def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    """Return `rope_scaling` as config.json has it."""
+    match scaling:
+        case LinearScaling():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case Llama3Scaling():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_seq_len,
+            }
+        case YarnScaling():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original_max_seq_len,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "attention_factor": scaling.attention_factor,
+                "truncate": scaling.truncate,
+            }
+        case LongRopeScaling():
+            return {
+                "rope_type": "longrope",
+                "short_factor": list(scaling.short_factors),
+                "long_factor": list(scaling.long_factors),
+                "original_max_position_embeddings": scaling.original_max_seq_len,
+                "attention_factor": scaling.magnitude,
+            }
+    raise TypeError(f"no way to write {scaling!r}")
+
+
+def _fraction(fields: ConfigFields, default: float, partial: bool) -> float:
+    if partial:
+        return fields.number("partial_rotary_factor", default)
+    fields.expect("partial_rotary_factor", 1.0, 1)
+    return default

@@ -1,0 +1,185 @@
+"""Ways to stretch rotary frequencies, so that a model reads further than it was first trained to.
+
+Shapes: r channels that turn, so r / 2 frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class RopeScaling(ABC):
+    """One way: what becomes of the frequencies, and a factor on cosines and sines."""
+
+    @property
+    def attention_factor(self) -> float:
+        """Factor on cosines and sines alike."""
+        return 1.0
+
+    @property
+    def switch_len(self) -> int | None:
+        """Positions up to which other frequencies hold than beyond; None: always the same."""
+        return None
+
+    @abstractmethod
+    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+        """Return the frequencies [r / 2] to turn with.
+
+        Args:
+            frequencies: the unscaled ones [r / 2], fp32, falling.
+            base: what they were formed from.
+            is_long: the text goes beyond `switch_len`.
+        """
+
+    def problems(self, turning_dim: int) -> Iterator[str]:
+        """Yield what is wrong with the settings for heads in which this many channels turn."""
+        del turning_dim
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not 0 < value < math.inf:
+                yield f"rope_scaling.{name} is {value}; it must be above 0 and finite"
+
+
+@dataclass(frozen=True)
+class LinearScaling(RopeScaling):
+    """Every position counts as one `factor`-th.  # arXiv:2306.15595, eq. 4
+
+    Args:
+        factor: how many times longer texts become.
+    """
+
+    factor: float
+
+    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+        """Return the frequencies divided by the factor."""
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling(RopeScaling):
+    """Slow frequencies are divided, fast ones kept, those between blended.  # arXiv:2407.21783, 3.4.2
+
+    The bounds are wavelengths in units of the original length, as in Meta's llama_models, apply_scaling.
+
+    Args:
+        factor: what slow frequencies are divided by.
+        low_freq_factor: wavelengths longer than the original length over this are slow.
+        high_freq_factor: wavelengths shorter than the original length over this are fast.
+        original_max_seq_len: positions of the first training.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+        """Return the frequencies, the slow ones divided by the factor."""
+        # How often a frequency turns within the original length: the wavelength is 2 pi over the frequency.
+        turns = self.original_max_seq_len * frequencies / (2 * math.pi)  # [r / 2]
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = kept.clamp(0.0, 1.0)
+        return (1 - kept) * frequencies / self.factor + kept * frequencies
+
+    def problems(self, turning_dim: int) -> Iterator[str]:
+        """Yield settings that are not above 0, and bounds in the wrong order."""
+        yield from super().problems(turning_dim)
+        if not self.low_freq_factor < self.high_freq_factor:
+            yield (
+                f"rope_scaling.low_freq_factor is {self.low_freq_factor}; it must be below high_freq_factor "
+                f"{self.high_freq_factor}"
+            )
+
+
+@dataclass(frozen=True)
+class YarnScaling(RopeScaling):
+    """Frequencies blended between divided and kept by how often they turn.  # arXiv:2309.00071, 3.2 to 3.4
+
+    Args:
+        factor: how many times longer texts become.
+        original_max_seq_len: positions of the first training.
+        beta_fast: frequencies that turn more often than this within them are kept.
+        beta_slow: those that turn less often are divided.
+        magnitude: factor on cosines and sines; None: the paper's, 0.1 ln(factor) + 1.
+        truncate: the blend's bounds are rounded outwards to whole channels.
+    """
+
+    factor: float
+    original_max_seq_len: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float | None = None
+    truncate: bool = True
+
+    @property
+    def attention_factor(self) -> float:
+        """The magnitude given, or the paper's."""
+        if self.magnitude is not None:
+            return self.magnitude
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+        """Return the frequencies, the slow ones divided by the factor."""
+        num = frequencies.shape[0]
+        low, high = (self._channel(turns, 2 * num, base) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * num - 1)
+        channels = torch.arange(num, dtype=torch.float32, device=frequencies.device)
+        # A step where both bounds fall together.
+        divided = ((channels - low) / max(high - low, 0.001)).clamp(0.0, 1.0)  # [r / 2]
+        return divided * frequencies / self.factor + (1 - divided) * frequencies
+
+    def _channel(self, turns: float, turning_dim: int, base: float) -> float:
+        """Return the channel, as a fraction, whose frequency turns this often within the original length."""
+        wavelengths = self.original_max_seq_len / (turns * 2 * math.pi)
+        return turning_dim * math.log(wavelengths) / (2 * math.log(base))
+
+
+@dataclass(frozen=True)
+class LongRopeScaling(RopeScaling):
+    """A divisor found by search for each frequency, one set for short texts and one for long.  # arXiv:2402.13753
+
+    Args:
+        short_factors: divisors [r / 2] for texts within the original length.
+        long_factors: divisors [r / 2] for longer ones.
+        original_max_seq_len: positions of the first training.
+        magnitude: factor on cosines and sines, for short and long texts alike.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_seq_len: int
+    magnitude: float = 1.0
+
+    @property
+    def attention_factor(self) -> float:
+        """The magnitude."""
+        return self.magnitude
+
+    @property
+    def switch_len(self) -> int | None:
+        """The original length."""
+        return self.original_max_seq_len
+
+    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+        """Return each frequency over its divisor."""
+        factors = self.long_factors if is_long else self.short_factors
+        return frequencies / torch.tensor(factors, dtype=torch.float32, device=frequencies.device)
+
+    def problems(self, turning_dim: int) -> Iterator[str]:
+        """Yield settings that are not above 0, and lists of another length than the frequencies'."""
+        yield from super().problems(turning_dim)
+        for name, factors in (("short_factors", self.short_factors), ("long_factors", self.long_factors)):
+            if len(factors) != turning_dim // 2:
+                yield (
+                    f"rope_scaling.{name} has {len(factors)} entries; {turning_dim} turning channels need "
+                    f"{turning_dim // 2}"
+                )
+            if not all(0 < factor < math.inf for factor in factors):
+                yield f"rope_scaling.{name} must be above 0 and finite"
