@@ -197,7 +197,7 @@ def test_half_a_character_is_named_with_its_place(tokenizer):
     [
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        (b'{"model": {}}', "tokenizer.json"),
+        (b'{"model": {"vocab": {}}}', r"tokenizer\.json"),
         (b"<!DOCTYPE html>", "web page"),
         (b"IQ== 0\nIg== 1\n", "tiktoken"),
         (b"\x00\x01garbage" * 50, "cannot be parsed"),

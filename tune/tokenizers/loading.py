@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tune.errors import TokenizerError
+from tune.tokenizers.settings import read_settings
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.utils.paths import expand_path
-
-# Hugging Face writes 1e30 where no length is known.
-_LARGEST_LENGTH = 100_000_000
-# Ids beyond this are a broken file: vocabularies have a few hundred thousand.
-_LARGEST_ID = 100_000_000
 
 
 def from_checkpoint(
@@ -41,8 +34,9 @@ def from_checkpoint(
         raise TokenizerError(f"cannot read {error.filename or directory}: {error.strerror}") from error
     if folder is None:
         return SentencePieceTokenizer(file, max_seq_len, prompt_template)
-    limit = max_seq_len if max_seq_len is not None else _longest_sequence(folder)
-    return SentencePieceTokenizer(file, limit, prompt_template, **_settings(folder))
+    settings = read_settings(folder)
+    limit = max_seq_len if max_seq_len is not None else settings.max_seq_len
+    return SentencePieceTokenizer(file, limit, prompt_template, settings=settings)
 
 
 def auto(
@@ -100,74 +94,3 @@ def _what_is_missing(folder: Path) -> str:
         f"no tokenizer.model in {folder}, which holds {shown or 'nothing'}; "
         "set tokenizer.path to the file that belongs to this model"
     )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Returns the arguments of the tokenizer that the JSON files beside it decide."""
-    config_file, added_file = folder / "tokenizer_config.json", folder / "added_tokens.json"
-    config = _read_json(config_file)
-    added = {
-        _token_text(entry) or "": _token_id(token_id, config_file)
-        for token_id, entry in _mapping(config, "added_tokens_decoder").items()
-    }
-    added |= {text: _token_id(token_id, added_file) for text, token_id in _read_json(added_file).items()}
-    # Tokens that were added without a row in the model's embedding cannot be used with this model.
-    num_rows = _read_json(folder / "config.json").get("vocab_size")
-    if isinstance(num_rows, int):
-        added = {text: token_id for text, token_id in added.items() if token_id < num_rows}
-    settings: dict[str, Any] = {"added_tokens": added}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        settings[name] = _token_text(config[name]) if config.get(name) else None
-    add_bos = config.get("add_bos_token")
-    if add_bos is not None:
-        if not isinstance(add_bos, bool):
-            raise TokenizerError(f"{config_file}: add_bos_token is {add_bos!r}, expected true or false")
-        settings["add_bos"] = add_bos
-    generation_file = folder / "generation_config.json"
-    stops = _read_json(generation_file).get("eos_token_id")
-    if stops is not None:
-        stops = stops if isinstance(stops, list) else [stops]
-        settings["stop_ids"] = tuple(_token_id(stop, generation_file) for stop in stops)
-    return settings
-
-
-def _longest_sequence(folder: Path) -> int | None:
-    lengths = [
-        _read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        _read_json(folder / "config.json").get("max_position_embeddings"),
-    ]
-    known = [int(n) for n in lengths if isinstance(n, int | float) and 2 <= n <= _LARGEST_LENGTH]
-    return min(known) if known else None
-
-
-def _token_id(value: Any, file: Path) -> int:
-    """Returns a token's id, which files also write as text."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_ID:
-        raise TokenizerError(f"{file}: {str(value)[:40]!r} is no token id, which is a whole number from 0 on")
-    return value
-
-
-def _token_text(entry: Any) -> str | None:
-    """Returns the text of a token that is written as text or as a mapping with `content`."""
-    content = entry.get("content") if isinstance(entry, Mapping) else entry
-    return content if isinstance(content, str) else None
-
-
-def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = config.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, {} where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"cannot read {file}: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{file} holds a {type(content).__name__}, expected an object of settings")
-    return content

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tune.tokenizers.messages import Message
 
 if TYPE_CHECKING:
+    from tune.tokenizers.chat_template import ChatTemplate
     from tune.tokenizers.templates import PromptTemplate
 
 
@@ -18,10 +19,14 @@ class Tokenizer(Protocol):
 
     Attributes:
         vocab_size: number of ids the tokenizer can produce, added tokens included.
-        bos_id, eos_id, pad_id: ids of the special tokens; `pad_id` is always a valid row of an embedding.
+        bos_id, eos_id, pad_id: ids of the special tokens; `pad_id` is always a valid row of an embedding. A model
+            without a BOS gets none, whatever `bos_id` says.
         stop_ids: ids that end a generation, `eos_id` among them.
         max_seq_len: tokens after which datasets truncate an example; None for no limit.
-        prompt_template: the template of this tokenizer's model, or None.
+        special_tokens: every special token, text to id. They come from text only where that is asked for.
+        special_token_names: `bos_token`, `eos_token`, ... as chat templates name them, to their texts.
+        prompt_template: how conversations are written, where one was chosen; goes before `chat_template`.
+        chat_template: the one that came with the model, or None.
     """
 
     vocab_size: int
@@ -30,17 +35,44 @@ class Tokenizer(Protocol):
     pad_id: int
     stop_ids: tuple[int, ...]
     max_seq_len: int | None
+    special_tokens: Mapping[str, int]
+    special_token_names: dict[str, str]
     prompt_template: PromptTemplate | None
+    chat_template: ChatTemplate | None
 
     def encode(
-        self, text: str, add_bos: bool = True, add_eos: bool = True, *, continuation: bool = False
+        self,
+        text: str,
+        add_bos: bool = True,
+        add_eos: bool = True,
+        *,
+        continuation: bool = False,
+        parse_special: bool = False,
     ) -> list[int]: ...
 
+    def encode_pieces(self, pieces: Sequence[str | int]) -> list[int]: ...
+
+    def encode_pieces_with_spans(
+        self, pieces: Sequence[str | int]
+    ) -> tuple[list[int], list[tuple[int, int]]]: ...
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
+
+    def waits_for_next(self, token_id: int) -> bool: ...
 
     def tokenize_messages(
         self, messages: Sequence[Message], add_eos: bool = True
     ) -> tuple[list[int], list[bool]]: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str | list[int]: ...
 
     def files(self) -> list[Path]: ...
 

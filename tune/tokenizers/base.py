@@ -1,0 +1,254 @@
+"""What all tokenizers share: the checks, BOS and EOS, conversations, and text between special tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import TokenizerError
+from tune.tokenizers.messages import Message
+from tune.tokenizers.segments import tokenize_segments
+from tune.tokenizers.templates import PromptTemplate, PromptTemplateSpec, get_prompt_template
+
+if TYPE_CHECKING:
+    from tune.tokenizers.chat_template import ChatTemplate
+
+Span = tuple[int, int]
+
+# Small files that stand beside a tokenizer in a Hugging Face directory and belong to it.
+COMPANION_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+class BaseTokenizer(ABC):
+    """Text to ids and back; a subclass knows one kind of file.
+
+    Attributes are those of `tune.tokenizers.Tokenizer`.
+
+    Args:
+        max_seq_len: tokens after which conversations and datasets are truncated; None for no limit.
+        prompt_template: how conversations are written as text; goes before the model's chat template.
+
+    Raises:
+        TokenizerError: `max_seq_len` leaves no room to learn.
+    """
+
+    path: Path
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    special_tokens: Mapping[str, int]
+    special_token_names: dict[str, str]
+    # Put before a text where a BOS is asked for; () for models that use none.
+    bos_ids: tuple[int, ...]
+
+    def __init__(self, max_seq_len: int | None, prompt_template: PromptTemplateSpec | None) -> None:
+        if max_seq_len is not None and max_seq_len < 2:
+            raise TokenizerError(
+                f"max_seq_len is {max_seq_len}; an example needs at least 2 tokens to learn from"
+            )
+        self.max_seq_len = max_seq_len
+        self.prompt_template: PromptTemplate | None = (
+            None if prompt_template is None else get_prompt_template(prompt_template)
+        )
+        self.chat_template: ChatTemplate | None = None
+
+    def encode(
+        self,
+        text: str,
+        add_bos: bool = True,
+        add_eos: bool = True,
+        *,
+        continuation: bool = False,
+        parse_special: bool = False,
+    ) -> list[int]:
+        """Returns the ids of `text`, exactly those of the reference, between BOS and EOS where asked.
+
+        Args:
+            text: any text; special tokens written out in it stay text unless `parse_special`.
+            add_bos: put BOS first (never done by a tokenizer whose model has no use for one, and never twice).
+            add_eos: put EOS last. Leave it out of a prompt that a model shall continue.
+            continuation: `text` goes on where other text ended, so no space is added before it and no BOS:
+                the ids of a prompt and of its continuation together decode to the two texts joined.
+            parse_special: special tokens written out in `text` become their ids. For text you wrote yourself.
+
+        Raises:
+            TokenizerError: the text holds a lone surrogate, which no UTF-8 can hold, or is none.
+        """
+        check_text(text)
+        ids = self._encode_text(text, continuation, parse_special)
+        if add_bos and not continuation and tuple(ids[: len(self.bos_ids)]) != self.bos_ids:
+            ids = [*self.bos_ids, *ids]
+        if add_eos:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Returns the text of `ids`; invalid bytes become U+FFFD.
+
+        Args:
+            ids: token ids; the space that `encode` puts before a text is taken off again.
+            skip_special: leave special tokens out; otherwise they are written as their names.
+
+        Raises:
+            TokenizerError: an id lies outside the vocabulary.
+        """
+        return self._decode_ids(self._checked_ids(ids), skip_special)
+
+    def encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        """Returns the ids of texts with special tokens between them, without BOS or EOS.
+
+        The ids are those of the whole string in which the special tokens are written out, but nothing inside
+        of a text becomes special.
+
+        Args:
+            pieces: texts, and ids of special tokens.
+
+        Raises:
+            TokenizerError: a text cannot be encoded, or an id is none of this tokenizer.
+        """
+        return self.encode_pieces_with_spans(pieces)[0]
+
+    def encode_pieces_with_spans(self, pieces: Sequence[str | int]) -> tuple[list[int], list[Span]]:
+        """Returns the ids of `encode_pieces`, and for each which characters [start, end) it stands for.
+
+        Positions count characters of all pieces written one after the other, a special token as its text. A
+        token that is a part of a character gets the span of the whole character.
+        """
+        return self._encode_joined(list(self._joined(pieces)))
+
+    def tokenize_messages(
+        self, messages: Sequence[Message], add_eos: bool = True
+    ) -> tuple[list[int], list[bool]]:
+        """Returns the ids of a conversation and, for each, whether it is masked (not trained on).
+
+        The conversation is written with `prompt_template`; without one, with the model's own chat template;
+        without that, plainly, one BOS and one EOS around each pair of turns. At most `max_seq_len` tokens come
+        back; a cut conversation has no EOS.
+        """
+        if self.prompt_template is None and self.chat_template is not None:
+            from tune.tokenizers.chat_template import tokenize_conversation
+
+            tokens, mask = tokenize_conversation(self, self.chat_template, messages, add_eos)
+        else:
+            template = self.prompt_template or get_prompt_template("plain")
+            tokens, mask = tokenize_segments(self, template.segments(messages), add_eos=add_eos)
+        return tokens[: self.max_seq_len], mask[: self.max_seq_len]
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str | list[int]:
+        """Returns a conversation as the model reads it, as ids or as text.
+
+        Args:
+            messages: `Message`s, or mappings with `role` and `content`.
+            add_generation_prompt: end where the assistant's next answer starts.
+            tokenize: give ids; otherwise the text.
+            tools: what the assistant may call, for templates that know tools.
+            **variables: further names that the model's chat template reads.
+
+        Raises:
+            TokenizerError: there is no template, or it refuses the conversation.
+        """
+        from tune.tokenizers.chat_template import apply_chat_template
+
+        return apply_chat_template(
+            self,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=tokenize,
+            tools=tools,
+            **variables,
+        )
+
+    def files(self) -> list[Path]:
+        """Returns the files that make this tokenizer up, to be copied beside a saved model."""
+        companions = [self.path.parent / name for name in COMPANION_FILES]
+        return [self.path, *(file for file in companions if file.is_file() and file != self.path)]
+
+    @abstractmethod
+    def write_settings(self, directory: Path) -> None:
+        """Writes what other tools need to know of it beside a saved model, where that does not stand there yet."""
+
+    @abstractmethod
+    def token(self, token_id: int) -> str:
+        """Returns the token as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""
+
+    @abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token of the vocabulary or of an added one, None where there is none."""
+
+    def waits_for_next(self, token_id: int) -> bool:
+        """Returns whether the text of a token may still change with the one after it."""
+        return False
+
+    @abstractmethod
+    def _encode_text(self, text: str, continuation: bool, parse_special: bool) -> list[int]: ...
+
+    @abstractmethod
+    def _decode_ids(self, ids: list[int], skip_special: bool) -> str: ...
+
+    @abstractmethod
+    def _encode_joined(self, pieces: list[str | int]) -> tuple[list[int], list[Span]]: ...
+
+    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+        checked = [int(token_id) for token_id in ids]
+        if checked and not (0 <= min(checked) and max(checked) < self.vocab_size):
+            wrong = next(token_id for token_id in checked if not 0 <= token_id < self.vocab_size)
+            raise TokenizerError(
+                f"token id {wrong} cannot be decoded: {self.path} holds {self.vocab_size} ids, "
+                f"0 to {self.vocab_size - 1}. Does the tokenizer belong to the model?"
+            )
+        return checked
+
+    def _joined(self, pieces: Sequence[str | int]) -> Iterator[str | int]:
+        """Yields the pieces with neighbouring texts joined: their border is none for the reference."""
+        if isinstance(pieces, str):
+            raise TokenizerError("encode_pieces takes a list of texts and ids, and one text came")
+        text = ""
+        for piece in pieces:
+            if isinstance(piece, int) and not isinstance(piece, bool):
+                if text:
+                    yield text
+                text = ""
+                yield self._checked_ids([piece])[0]
+            else:
+                text += check_text(piece)
+        if text:
+            yield text
+
+
+def check_text(text: object) -> str:
+    """Returns a text once it is clear that it is one, and that UTF-8 can hold it.
+
+    Raises:
+        TokenizerError: it is not.
+    """
+    if not isinstance(text, str):
+        raise TokenizerError(f"encode takes one text, and a {type(text).__name__} came")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        position, char = error.start, text[error.start]
+        context = ascii(text[max(0, position - 20) : position + 20])
+        raise TokenizerError(
+            f"character {position} of a text is the lone surrogate {char!a}, half of a character that "
+            f"UTF-8 cannot hold, in {context}; repair the text where it comes from"
+        ) from error
+    return text
