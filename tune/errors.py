@@ -7,6 +7,7 @@ TuneError                 anything we can explain: printed as one block, never a
 ├── DataError             a dataset cannot be read, recognised or learnt from
 ├── TokenizerError        a tokenizer cannot be read, or cannot do what is asked
 ├── GenerationError       a prompt cannot be continued
+├── HubError              a model cannot be fetched from the hub, or sent to it
 └── TrainingError         the run cannot go on (non-finite loss, unsupported environment)
 """
 
@@ -39,6 +40,10 @@ class TokenizerError(TuneError):
 
 class GenerationError(TuneError):
     """A prompt cannot be continued as asked."""
+
+
+class HubError(TuneError):
+    """A model cannot be fetched from the hub, or sent to it."""
 
 
 class TrainingError(TuneError):

@@ -1,0 +1,112 @@
+"""Which files of a repository are worth fetching: one copy of the weights, and what reads them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from tune.errors import HubError
+from tune.hub.listing import RemoteFile, Repository
+
+__all__ = ["LAYOUT_PATTERNS", "Selection", "select_files"]
+
+# Other programs' formats, code (which tune never runs) and leftovers of training.
+_NOT_FOR_US = (
+    "*.h5 *.msgpack *.ot *.onnx *.onnx_data *.gguf *.ggml *.tflite *.mlmodel *.mlpackage/* *.nemo *.engine "
+    "onnx/* openvino/* coreml/* flax_model* tf_model* rust_model* *.py *.ipynb .gitattributes .gitignore runs/* "
+    "*.tfevents.* optimizer.* scheduler.* training_args.bin trainer_state.json rng_state*.pth *.distcp"
+).split()
+
+# The layouts of weights that tune reads, the preferred one first; each is a copy of the same numbers.
+LAYOUT_PATTERNS: dict[str, tuple[str, ...]] = {
+    "safetensors": ("model*.safetensors", "model*.safetensors.index.json"),
+    "pickle": ("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    "meta": ("consolidated*.pth", "params.json"),
+    "meta_original": ("original/*",),
+    # Mistral's own layout, beside the usual one in its repositories.
+    "mistral": ("consolidated*.safetensors", "consolidated*.safetensors.index.json", "params.json"),
+}
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.nemo")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is fetched, and why the rest is not.
+
+    Args:
+        files: the files to fetch.
+        skipped: the others.
+        layout: key of LAYOUT_PATTERNS, "adapter", or None where no weights are among the files.
+    """
+
+    files: tuple[RemoteFile, ...]
+    skipped: tuple[RemoteFile, ...]
+    layout: str | None
+
+
+def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selection:
+    """Return the files to fetch.
+
+    Args:
+        repository: what there is.
+        ignored: patterns of files a person does not want. None stands for what no run here needs. Of what is left,
+            one copy of the weights is taken: safetensors, else pickles, else Meta's. An empty pattern takes all.
+
+    Raises:
+        HubError: nothing would be left, or no weights that can be read although none were ruled out.
+    """
+    if ignored is not None and not any(pattern.strip() for pattern in ignored):
+        return Selection(repository.files, (), _layout_of(repository.files))
+    patterns = [pattern for pattern in ignored if pattern.strip()] if ignored is not None else list(_NOT_FOR_US)
+    wanted = [file for file in repository.files if not _matches(file.name, patterns)]
+    layout = _layout_of(wanted)
+    copies = [pattern for other, found in LAYOUT_PATTERNS.items() if other != layout for pattern in found]
+    own = LAYOUT_PATTERNS.get(layout or "", ())
+    if layout is not None:
+        wanted = [f for f in wanted if not _matches(f.name, copies) or _matches(f.name, own)]
+    if not wanted:
+        raise HubError(f"--ignore-patterns leaves nothing of the {len(repository.files)} files of {repository.name}")
+    if layout is None and ignored is None:
+        raise HubError(_no_weights(repository))
+    kept = {file.name for file in wanted}
+    skipped = tuple(file for file in repository.files if file.name not in kept)
+    return Selection(tuple(wanted), skipped, layout)
+
+
+def _layout_of(files: Sequence[RemoteFile]) -> str | None:
+    """Return which layout the weights among `files` have; an index or params.json alone is none."""
+    names = [file.name for file in files]
+    for layout, patterns in LAYOUT_PATTERNS.items():
+        if any(_matches(name, patterns) and _matches(name, _WEIGHTS) for name in names):
+            return layout
+    return "adapter" if any(name in _ADAPTER for name in names) else None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a pattern fits the path, or a folder it names holds the file."""
+    for pattern in patterns:
+        whole = pattern + "*" if pattern.endswith("/") else pattern
+        if fnmatch.fnmatchcase(name, whole):
+            return _same_depth(name, whole)
+    return False
+
+
+def _same_depth(name: str, pattern: str) -> bool:
+    # "model*.safetensors" names files of the main folder; "*.bin" files anywhere, as people mean it.
+    return pattern.startswith("*") or "/" in pattern or "/" not in name
+
+
+def _no_weights(repository: Repository) -> str:
+    kinds = sorted({PurePosixPath(f.name).suffix for f in repository.files if _matches(f.name, _WEIGHTS)})
+    if kinds:
+        return (
+            f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads model*.safetensors, "
+            "pytorch_model*.bin and consolidated.*.pth. The repository it was made from usually has those"
+        )
+    return (
+        f"{repository.name} holds no weights at all ({len(repository.files)} files). To fetch what there is, "
+        'give --ignore-patterns ""'
+    )

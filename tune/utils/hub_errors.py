@@ -1,0 +1,200 @@
+"""What the Hugging Face hub, or the way there, answers, in plain words: the page to visit, the token to give."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import ssl
+from dataclasses import dataclass
+from types import ModuleType
+from urllib.parse import urlsplit
+
+TOKEN_PAGE = "https://huggingface.co/settings/tokens"
+_MAX_SERVER_WORDS = 300
+
+
+@dataclass(frozen=True)
+class HubRequest:
+    """What was asked of the hub, as far as an explanation needs it.
+
+    Args:
+        kind: "model" or "dataset".
+        repo: owner/name.
+        endpoint: address of the hub.
+        revision: branch, tag or commit, if one was named.
+        token_from: where the token came from ("--hf-token", "HF_TOKEN", "hf auth login"), or None without one.
+        writing: whether something was to be changed there.
+        options: whether the command has --hf-token, to be named among the ways to give one.
+    """
+
+    kind: str
+    repo: str
+    endpoint: str
+    revision: str | None = None
+    token_from: str | None = None
+    writing: bool = False
+    options: bool = True
+
+    @property
+    def page(self) -> str:
+        """Address of the repository's page."""
+        return f"{self.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+
+
+def ways_to_give_a_token(options: bool = True) -> str:
+    """Return the sentence that says how to give a token."""
+    first = "--hf-token TOKEN, " if options else ""
+    return f"{first}the environment variable HF_TOKEN, or once for all with `hf auth login`"
+
+
+def http_library() -> ModuleType:
+    """Return the HTTP package huggingface_hub is built on: httpx2, or httpx in earlier releases."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    root = next(base for base in HfHubHTTPError.__mro__[1:] if base.__name__ == "HTTPError")
+    return importlib.import_module(root.__module__.partition(".")[0])
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """Return every kind of exception a request to the hub ends in that is no bug of ours."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    http = http_library()
+    return (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        http.HTTPError,
+        http.InvalidURL,
+        http.StreamError,
+        json.JSONDecodeError,
+        UnicodeError,
+        ssl.SSLError,
+        ConnectionError,
+    )
+
+
+def explain_hub_error(error: BaseException, request: HubRequest) -> str | None:
+    """Return what `error` means and what to do about it; None if it says nothing about the hub.
+
+    Errors that wrap the hub's own are looked through. Nothing of the request but its address is repeated.
+    """
+    from huggingface_hub import errors
+
+    http = http_library()
+    cause = _root(error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, http.HTTPError, http.InvalidURL))
+    if cause is None:
+        if isinstance(error, json.JSONDecodeError | UnicodeError):
+            return (
+                f"{request.endpoint} did not answer as the hub does (a web page, perhaps the log-in of a network or a "
+                "proxy). Open any page in a browser to log in, or check HF_ENDPOINT, then run again"
+            )
+        return None
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return "the hub is switched off by HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE); unset it to use the network"
+    if isinstance(cause, errors.GatedRepoError):
+        return _gated(request, cause.server_message)
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return f"the {request.kind} {request.repo} has no branch, tag or commit {request.revision!r}"
+    if isinstance(cause, errors.EntryNotFoundError):
+        return f"{request.page} has lost a file between listing and fetching it; run again"
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _by_status(cause.response.status_code, request, cause.server_message, cause)
+    return _not_reached(cause, request)
+
+
+def _root(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """Return the first of `error` and what led to it that is of one of `kinds`."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, kinds):
+            return current
+        seen.add(id(current))
+        current = current.__cause__ or current.__context__
+    return None
+
+
+def _gated(request: HubRequest, server: str | None) -> str:
+    start = f"the {request.kind} {request.repo} is gated: its owner asks you to accept terms first."
+    if request.token_from is None:
+        return (
+            f"{start}\n"
+            f"  1. Log in and accept them at {request.page}\n"
+            f"  2. Make a token with read access at {TOKEN_PAGE}\n"
+            f"  3. Give it: {ways_to_give_a_token(request.options)}"
+        )
+    waiting = " (The hub says: " + _words(server) + ")" if server else ""
+    return (
+        f"{start}\n"
+        f"The token ({request.token_from}) is of an account that has not been let in yet: accept the terms at "
+        f"{request.page} with that account, wait for the owner if they must agree, then run again. A fine-grained "
+        f"token also needs the permission to read gated repositories ({TOKEN_PAGE}).{waiting}"
+    )
+
+
+def _by_status(status: int, request: HubRequest, server: str | None, error: BaseException) -> str:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    said = f" The hub says: {_words(server)}" if server else ""
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return _not_found(request)
+    if status == 401:
+        if request.token_from is None and request.writing:
+            return f"this needs a token that may write: {ways_to_give_a_token(request.options)}"
+        if request.token_from is None:
+            return _not_found(request)
+        return (
+            f"the hub does not accept the token ({request.token_from}): it is mistyped, expired or revoked. "
+            f"Make a new one at {TOKEN_PAGE}"
+        )
+    if status == 403:
+        right = f"write to {request.repo}" if request.writing else f"read {request.repo}"
+        return (
+            f"the token ({request.token_from or 'none was given'}) may not {right}; give one of an account that may, "
+            f"with that permission ({TOKEN_PAGE}).{said}"
+        )
+    if status == 429:
+        return f"the hub has had too many requests from here for now; wait a few minutes, then run again.{said}"
+    if status >= 500:
+        return (
+            f"the hub has a problem of its own (HTTP {status}); run again in a while "
+            f"(https://status.huggingface.co tells how it is).{said}"
+        )
+    return f"the hub refused the request (HTTP {status}).{said}"
+
+
+def _not_found(request: HubRequest) -> str:
+    start = f"there is no {request.kind} {request.repo} at {request.endpoint}"
+    if request.token_from is None:
+        return f"{start}, or it is private; a private one needs a token: {ways_to_give_a_token(request.options)}"
+    return f"{start} that the token ({request.token_from}) may see; check the spelling, and that its account has access"
+
+
+def _not_reached(error: BaseException, request: HubRequest) -> str:
+    host = urlsplit(request.endpoint).hostname or request.endpoint
+    text = str(error)
+    start = f"{request.endpoint} cannot be reached"
+    if "CERTIFICATE" in text.upper() or "SSL" in text.upper():
+        return f"{start} safely: {_words(text)}. Check the clock and SSL_CERT_FILE; a proxy may be in between"
+    kind = type(error).__name__
+    if kind == "ProxyError":
+        return f"{start} through the proxy: {_words(text)}. Check HTTPS_PROXY"
+    if any(
+        word in text for word in ("Name or service", "name resolution", "nodename", "getaddrinfo", "No address")
+    ):
+        return (
+            f"{start}: the name {host} is not known here. Without network, fetch the files on another machine and "
+            "copy the folder"
+        )
+    if "Timeout" in kind:
+        return f"{start}: no answer in time. Check the network, then run again"
+    if "InvalidURL" in kind or "UnsupportedProtocol" in kind:
+        return f"HF_ENDPOINT {request.endpoint!r} is no address: {_words(text)}"
+    reason = _words(text) or kind
+    return f"{start}: {reason}. Check the network and HF_ENDPOINT, then run again"
+
+
+def _words(text: str | None) -> str:
+    """Return a server's words on one line, not too many."""
+    return " ".join((text or "").split())[:_MAX_SERVER_WORDS]
