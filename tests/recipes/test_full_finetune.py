@@ -356,7 +356,7 @@ def test_a_directory_with_another_runs_steps_is_refused(make_params, tmp_path: P
 def test_wrong_weights_are_refused(make_params, tmp_path: Path) -> None:
     train(make_params(epochs=1))
     wider = make_params(
-        model=make_params().model.with_kwargs(embed_dim=32),
+        model=make_params().model.with_kwargs(intermediate_dim=48),
         train_from_scratch=False,
         model_checkpoint=str(tmp_path / "out"),
         output_dir=str(tmp_path / "second"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.config_fields import ConfigFields, read_json
 from tune.checkpoints.file_formats import TensorInfo
 from tune.checkpoints.load import load_into
@@ -13,6 +14,7 @@ __all__ = [
     "ConfigFields",
     "TensorInfo",
     "WeightSource",
+    "check_against_config",
     "find_model_dir",
     "load_into",
     "open_weights",

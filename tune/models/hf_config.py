@@ -186,7 +186,8 @@ def write_rope(config: DecoderConfig) -> dict[str, Any]:
         "rope_scaling": None if config.rope_scaling is None else write_scaling(config.rope_scaling),
     }
     if config.rotary_dim is not None:
-        content["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+        # Readers round down: half a channel more, so that none is lost.
+        content["partial_rotary_factor"] = (config.rotary_dim + 0.5) / config.head_dim
     return content
 
 

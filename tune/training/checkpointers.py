@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from tune.checkpoints import find_model_dir, load_into, open_weights, save_meta, save_model
+from tune.checkpoints import (
+    check_against_config,
+    find_model_dir,
+    load_into,
+    open_weights,
+    save_meta,
+    save_model,
+)
 from tune.errors import CheckpointError, ConfigError
 from tune.modules import TransformerDecoder
 from tune.utils import expand_path
@@ -85,6 +92,7 @@ class FullModelCheckpointer:
         else:
             source = open_weights(model_dir)
         self._check_type(model)
+        check_against_config(model, model_dir)
         load_into(model, source, device=device)
 
     def save_model(self, model: TransformerDecoder, directory: Path, tokenizer: Any) -> None:
