@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from tune.checkpoints import ConfigFields
 from tune.errors import CheckpointError
 from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.hf_layout import hf_layout
+from tune.models.rotary_order import paired_rule
 from tune.modules import DecoderConfig, Family, Layout, WeightRule
 
 # Positions that Llama 2 was trained for; params.json does not say.
@@ -107,36 +106,13 @@ def _rows(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     return shapes[name][0]
 
 
-def _halves_from_pairs(weight: Tensor, num_heads: int) -> Tensor:
-    """Reorder each head's rows from pairs (2i, 2i + 1) to halves (i, i + h_d / 2), as our rotation expects."""
-    rows, width = weight.shape
-    pairs = weight.view(num_heads, rows // num_heads // 2, 2, width)  # [n, h_d / 2, 2, d]
-    return pairs.transpose(1, 2).reshape(rows, width)
-
-
-def _pairs_from_halves(weight: Tensor, num_heads: int) -> Tensor:
-    rows, width = weight.shape
-    halves = weight.view(num_heads, 2, rows // num_heads // 2, width)  # [n, 2, h_d / 2, d]
-    return halves.transpose(1, 2).reshape(rows, width)
-
-
 _META = Layout(
     name="Meta",
     rules=(
         WeightRule("tok_embeddings.weight", "tok_embeddings.weight"),
         WeightRule("layers.{}.sa_norm.scale", "layers.{}.attention_norm.weight"),
-        WeightRule(
-            "layers.{}.attn.q_proj.weight",
-            "layers.{}.attention.wq.weight",
-            to_ours=lambda weight, config: _halves_from_pairs(weight, config.num_heads),
-            to_theirs=lambda weight, config: _pairs_from_halves(weight, config.num_heads),
-        ),
-        WeightRule(
-            "layers.{}.attn.k_proj.weight",
-            "layers.{}.attention.wk.weight",
-            to_ours=lambda weight, config: _halves_from_pairs(weight, config.num_kv_heads),
-            to_theirs=lambda weight, config: _pairs_from_halves(weight, config.num_kv_heads),
-        ),
+        paired_rule("layers.{}.attn.q_proj.weight", "layers.{}.attention.wq.weight"),
+        paired_rule("layers.{}.attn.k_proj.weight", "layers.{}.attention.wk.weight"),
         WeightRule("layers.{}.attn.v_proj.weight", "layers.{}.attention.wv.weight"),
         WeightRule("layers.{}.attn.output_proj.weight", "layers.{}.attention.wo.weight"),
         WeightRule("layers.{}.mlp_norm.scale", "layers.{}.ffn_norm.weight"),
