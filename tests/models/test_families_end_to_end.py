@@ -1,0 +1,123 @@
+"""A checkpoint made by transformers is fine-tuned with a config of ours, and is transformers' again afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from cases_llama import CASES as LLAMA_CASES
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+
+import tune.models
+from tune.cli.main import main
+
+CASES: dict[str, Callable[[], PreTrainedConfig]] = {**LLAMA_CASES}
+# One case and one config of each family; test_shipped_configs runs the other configs.
+FAMILIES = {
+    "llama": "llama2/7B_full",
+}
+WORDS = ["apple", "river", "seven", "twelve", "green", "walk", "snow", "mill"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer.json as most families have it, written by transformers."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 30, trainer)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|end|>"
+    ).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.json"
+    rows = [
+        {"instruction": f"Repeat {WORDS[n]}.", "input": WORDS[n - 3], "output": f"{WORDS[n]} {WORDS[n - 1]}"}
+        for n in range(len(WORDS))
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def start(
+    request: pytest.FixtureRequest, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """The family's config, and a random checkpoint of the family with its tokenizer."""
+    config = CASES[request.param]()
+    config.vocab_size = 307
+    config.max_position_embeddings = 512
+    torch.manual_seed(11)
+    reference = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    directory = tmp_path_factory.mktemp("start")
+    reference.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(directory)
+    return FAMILIES[request.param], directory
+
+
+def test_fine_tuned_here_and_loaded_there(
+    start: tuple[str, Path], data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, directory = start
+    settings = {
+        "model": "auto",
+        "tokenizer": "auto",
+        "model_checkpoint": directory,
+        "output_dir": tmp_path / "out",
+        "dataset.source": data_file,
+        "optimizer": "{_component_: AdamW, lr: 0.01}",
+        "lr_scheduler": "null",
+        "epochs": 1,
+        "max_steps_per_epoch": 3,
+        "gradient_accumulation_steps": 1,
+        "device": "cpu",
+        "dtype": "fp32",
+    }
+    overrides = [f"{name}={value}" for name, value in settings.items()]
+    assert main(["run", "full_finetune", "--config", config, *overrides]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(0 < row["loss"] < 60 for row in rows)
+    trained = tmp_path / "out" / "latest" / "model"
+    capsys.readouterr()
+
+    # Loaded by the reference, it is the model we trained.
+    reference = AutoModelForCausalLM.from_pretrained(trained, attn_implementation="eager").eval()
+    untrained = AutoModelForCausalLM.from_pretrained(directory).eval()
+    tokens = torch.randint(0, 300, (2, 31), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = reference(tokens).logits
+        torch.testing.assert_close(tune.models.from_checkpoint(trained)(tokens), logits, rtol=1e-5, atol=5e-5)
+        assert (logits - untrained(tokens).logits).abs().max() > 0.1
+
+    # And it goes on from a prompt exactly as the reference does.
+    prompt = "Repeat river: river"
+    told = [f"model_checkpoint={trained}", f"prompt={prompt}", "max_new_tokens=200", "ignore_eos=true"]
+    assert main(["run", "generate", *told, "temperature=0", "device=cpu", "log_level=WARNING"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    reference.generation_config.eos_token_id = None
+    with torch.no_grad():
+        continued = reference.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0)[
+            0, ids.shape[1] :
+        ]
+    assert len(continued) == 200
+    expected = tokenizer.decode(continued, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert capsys.readouterr().out == expected + "\n"
