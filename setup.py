@@ -15,6 +15,9 @@ CORE = [
     "dacite>=1.8",
     "safetensors>=0.4",
     "sentencepiece>=0.2",
+    "tokenizers>=0.20",
+    "tiktoken>=0.7",
+    "jinja2>=3.1",
     "huggingface_hub>=0.25",
     "datasets>=3",
     "pyarrow",
@@ -36,7 +39,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tune", "tune.*", "recipes", "recipes.*"]),
     # Configs and the bundled tiny model belong to the recipes and travel with them.
-    package_data={"recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"]},
+    package_data={
+        "recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
+        "tune": ["tokenizers/chat_templates/*.jinja"],
+    },
     include_package_data=False,
     install_requires=CORE,
     extras_require={
