@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 STEMS = "the answer question of apple river seven twelve green walk Instruction Response INST SYS"
 
@@ -59,3 +61,26 @@ def train_spm(file: Path, remove_extra_whitespaces: bool) -> Path:
     )
     file.write_bytes(content.getvalue())
     return file
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A hub of its own on loopback, and nobody logged in."""
+    from huggingface_hub import constants
+
+    server = HubServer()
+    home = tmp_path_factory.mktemp("hub_home")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(home))
+    for name in (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    yield server
+    server.close()

@@ -52,6 +52,7 @@ class Command:
         options: what it understands.
         takes_overrides: whether ``key=value`` and ``~key`` words are overrides.
         passes_on: whether options it does not know belong to the recipe, once the recipe has been named.
+        lists: what else its help lists, each a heading and rows.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Command:
     options: tuple[Option, ...] = ()
     takes_overrides: bool = False
     passes_on: bool = False
+    lists: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
 
 @dataclass
@@ -223,6 +225,8 @@ def format_help(command: Command) -> str:
         parts += ["", paint("arguments:", "bold"), columns(command.operands)]
     rows = [(_spell(option), option.help) for option in (*command.options, HELP)]
     parts += ["", paint("options:", "bold"), columns(rows)]
+    for heading, listed in command.lists:
+        parts += ["", paint(heading, "bold"), columns(listed)]
     return "\n".join(parts) + "\n"
 
 

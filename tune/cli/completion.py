@@ -101,6 +101,10 @@ def _after_command(command: str, before: list[str], current: str, recipes: list[
         return list(SHELLS)
     if before and before[-1] == "--recipe":
         return recipe_names()
+    if command == "download":
+        from tune.hub.short_names import SHORT_NAMES
+
+        return [] if words else [name for family in SHORT_NAMES.values() for name in family]
     return {
         "ls": recipes,
         "schema": recipes,

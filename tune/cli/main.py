@@ -21,6 +21,7 @@ COMMANDS = {
     "ls": "ls",
     "cp": "cp",
     "cat": "cat",
+    "download": "download",
     "validate": "validate",
     "describe": "describe",
     "schema": "schema",

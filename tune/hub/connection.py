@@ -56,7 +56,7 @@ class Hub:
     @property
     def headers(self) -> dict[str, str]:
         """What every request of ours carries."""
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
         return dict(build_hf_headers(token=self.token or False, library_name="tune"))
 
@@ -74,7 +74,8 @@ def connect(token: str | None) -> Hub:
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its warnings repeat addresses; ours say what they mean
+    # Its warnings repeat addresses; ours say what they mean.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/") or constants.ENDPOINT
     source: str | None = "--hf-token"
     if token is None:
@@ -124,7 +125,7 @@ def patiently(ask: Callable[[], T], sleep: Callable[[float], None] = time.sleep)
             wait = waiting_time(error, waits, http)
             if wait is None:
                 raise
-            get_logger().info("%s; trying again in %.0f s", _short(error), wait)
+            get_logger().info("%s; trying again in %.1f s", _short(error), wait)
             sleep(wait)
 
 
@@ -149,6 +150,6 @@ def waiting_time(error: BaseException, waits: list[float], http: Any) -> float |
 
 def _short(error: BaseException) -> str:
     response = getattr(error, "response", None)
-    return f"the hub answers HTTP {response.status_code}" if response is not None else "the connection was lost"
-
-
+    return (
+        f"the hub answers HTTP {response.status_code}" if response is not None else "the connection was lost"
+    )

@@ -67,7 +67,9 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
                 lambda: hub.api.model_info(repo, revision=revision, files_metadata=True, timeout=30.0)
             )
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise HubError(f"{hub.endpoint} did not answer as the hub does ({error}); check HF_ENDPOINT") from error
+        raise HubError(
+            f"{hub.endpoint} did not answer as the hub does ({error}); check HF_ENDPOINT"
+        ) from error
     except HubError as error:
         cause = error.__cause__
         if isinstance(cause, RevisionNotFoundError):
@@ -139,7 +141,9 @@ def _ask_for_metadata(hub: Hub, repo: str, commit: str, name: str) -> tuple[obje
     address = hf_hub_url(repo, name, revision=commit, endpoint=hub.endpoint)
     with explained(hub, hub.request(repo, commit), f"asking for {name}"):
         found = patiently(
-            lambda: get_hf_file_metadata(address, token=hub.token or False, timeout=30.0, endpoint=hub.endpoint)
+            lambda: get_hf_file_metadata(
+                address, token=hub.token or False, timeout=30.0, endpoint=hub.endpoint
+            )
         )
     return found.size, found.etag
 
@@ -149,7 +153,7 @@ def _revisions(hub: Hub, repo: str) -> str:
 
     try:
         refs = hub.api.list_repo_refs(repo)
-    except (*hub_failures(), KeyError, TypeError):
+    except hub_failures():
         return ""  # the list is a courtesy
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

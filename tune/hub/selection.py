@@ -13,15 +13,18 @@ from tune.hub.listing import RemoteFile, Repository
 __all__ = ["LAYOUT_PATTERNS", "Selection", "select_files"]
 
 # Other programs' formats, code (which tune never runs) and leftovers of training.
-_NOT_FOR_US = (
-    "*.h5 *.msgpack *.ot *.onnx *.onnx_data *.gguf *.ggml *.tflite *.mlmodel *.mlpackage/* *.nemo *.engine "
-    "onnx/* openvino/* coreml/* flax_model* tf_model* rust_model* *.py *.ipynb .gitattributes .gitignore runs/* "
-    "*.tfevents.* optimizer.* scheduler.* training_args.bin trainer_state.json rng_state*.pth *.distcp"
-).split()
+# fmt: off
+_NOT_FOR_US = [
+    "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml", "*.tflite", "*.mlmodel",
+    "*.mlpackage/*", "*.nemo", "*.engine", "onnx/*", "openvino/*", "coreml/*", "flax_model*", "tf_model*",
+    "rust_model*", "*.py", "*.ipynb", ".gitattributes", ".gitignore", "runs/*", "*.tfevents.*",
+    "optimizer.*", "scheduler.*", "training_args.bin", "trainer_state.json", "rng_state*.pth", "*.distcp",
+]
+# fmt: on
 
 # The layouts of weights that tune reads, the preferred one first; each is a copy of the same numbers.
 LAYOUT_PATTERNS: dict[str, tuple[str, ...]] = {
-    "safetensors": ("model*.safetensors", "model*.safetensors.index.json"),
+    "safetensors": ("model*.safetensors", "ft-model*.safetensors", "*model*.safetensors.index.json"),
     "pickle": ("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
     "meta": ("consolidated*.pth", "params.json"),
     "meta_original": ("original/*",),
@@ -29,7 +32,18 @@ LAYOUT_PATTERNS: dict[str, tuple[str, ...]] = {
     "mistral": ("consolidated*.safetensors", "consolidated*.safetensors.index.json", "params.json"),
 }
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.nemo")
+_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pth",
+    "*.pt",
+    "*.gguf",
+    "*.ggml",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.nemo",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,9 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
     """
     if ignored is not None and not any(pattern.strip() for pattern in ignored):
         return Selection(repository.files, (), _layout_of(repository.files))
-    patterns = [pattern for pattern in ignored if pattern.strip()] if ignored is not None else list(_NOT_FOR_US)
+    patterns = (
+        [pattern for pattern in ignored if pattern.strip()] if ignored is not None else list(_NOT_FOR_US)
+    )
     wanted = [file for file in repository.files if not _matches(file.name, patterns)]
     layout = _layout_of(wanted)
     copies = [pattern for other, found in LAYOUT_PATTERNS.items() if other != layout for pattern in found]
@@ -68,7 +84,9 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
     if layout is not None:
         wanted = [f for f in wanted if not _matches(f.name, copies) or _matches(f.name, own)]
     if not wanted:
-        raise HubError(f"--ignore-patterns leaves nothing of the {len(repository.files)} files of {repository.name}")
+        raise HubError(
+            f"--ignore-patterns leaves nothing of the {len(repository.files)} files of {repository.name}"
+        )
     if layout is None and ignored is None:
         raise HubError(_no_weights(repository))
     kept = {file.name for file in wanted}
@@ -89,8 +107,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Tell whether a pattern fits the path, or a folder it names holds the file."""
     for pattern in patterns:
         whole = pattern + "*" if pattern.endswith("/") else pattern
-        if fnmatch.fnmatchcase(name, whole):
-            return _same_depth(name, whole)
+        if fnmatch.fnmatchcase(name, whole) and _same_depth(name, whole):
+            return True
     return False
 
 
@@ -103,8 +121,9 @@ def _no_weights(repository: Repository) -> str:
     kinds = sorted({PurePosixPath(f.name).suffix for f in repository.files if _matches(f.name, _WEIGHTS)})
     if kinds:
         return (
-            f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads model*.safetensors, "
-            "pytorch_model*.bin and consolidated.*.pth. The repository it was made from usually has those"
+            f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads "
+            "model*.safetensors, pytorch_model*.bin and consolidated.*.pth. The repository "
+            "it was made from usually has those"
         )
     return (
         f"{repository.name} holds no weights at all ({len(repository.files)} files). To fetch what there is, "

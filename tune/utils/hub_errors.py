@@ -82,7 +82,9 @@ def explain_hub_error(error: BaseException, request: HubRequest) -> str | None:
     from huggingface_hub import errors
 
     http = http_library()
-    cause = _root(error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, http.HTTPError, http.InvalidURL))
+    cause = _root(
+        error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, http.HTTPError, http.InvalidURL)
+    )
     if cause is None:
         if isinstance(error, json.JSONDecodeError | UnicodeError):
             return (
@@ -91,7 +93,9 @@ def explain_hub_error(error: BaseException, request: HubRequest) -> str | None:
             )
         return None
     if isinstance(cause, errors.OfflineModeIsEnabled):
-        return "the hub is switched off by HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE); unset it to use the network"
+        return (
+            "the hub is switched off by HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE); unset it to use the network"
+        )
     if isinstance(cause, errors.GatedRepoError):
         return _gated(request, cause.server_message)
     if isinstance(cause, errors.RevisionNotFoundError):
@@ -155,7 +159,9 @@ def _by_status(status: int, request: HubRequest, server: str | None, error: Base
             f"with that permission ({TOKEN_PAGE}).{said}"
         )
     if status == 429:
-        return f"the hub has had too many requests from here for now; wait a few minutes, then run again.{said}"
+        return (
+            f"the hub has had too many requests from here for now; wait a few minutes, then run again.{said}"
+        )
     if status >= 500:
         return (
             f"the hub has a problem of its own (HTTP {status}); run again in a while "
@@ -167,7 +173,9 @@ def _by_status(status: int, request: HubRequest, server: str | None, error: Base
 def _not_found(request: HubRequest) -> str:
     start = f"there is no {request.kind} {request.repo} at {request.endpoint}"
     if request.token_from is None:
-        return f"{start}, or it is private; a private one needs a token: {ways_to_give_a_token(request.options)}"
+        return (
+            f"{start}, or it is private; a private one needs a token: {ways_to_give_a_token(request.options)}"
+        )
     return f"{start} that the token ({request.token_from}) may see; check the spelling, and that its account has access"
 
 
@@ -181,7 +189,8 @@ def _not_reached(error: BaseException, request: HubRequest) -> str:
     if kind == "ProxyError":
         return f"{start} through the proxy: {_words(text)}. Check HTTPS_PROXY"
     if any(
-        word in text for word in ("Name or service", "name resolution", "nodename", "getaddrinfo", "No address")
+        word in text
+        for word in ("Name or service", "name resolution", "nodename", "getaddrinfo", "No address")
     ):
         return (
             f"{start}: the name {host} is not known here. Without network, fetch the files on another machine and "

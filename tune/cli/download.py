@@ -1,0 +1,210 @@
+"""`tune download`: a model from the hub, whole, verified, and what to type next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.catalogue import find_recipe, list_configs
+from tune.cli.terminal import columns
+from tune.config.diagnostics import printable
+from tune.errors import HubError
+from tune.hub.short_names import SHORT_NAMES, repository_of
+
+if TYPE_CHECKING:
+    from tune.hub.listing import Repository
+    from tune.hub.selection import Selection
+
+CHECKPOINTS = "checkpoints"
+
+
+def run(given: Given) -> int:
+    """Download a model and print its files and the next command."""
+    name, patterns = _read_operands(given)
+    _refuse_other_sources(given)
+    if {"convert", "no_convert"} <= given.switches:
+        raise UsageError("--convert and --no-convert exclude each other; give one")
+    token = read_token(given)
+    try:
+        repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
+    except HubError as error:
+        raise UsageError(str(error)) from error
+    revision = given.one("revision") or own_revision
+    to = given.one("output_dir")
+    if to is not None and (not to.strip() or "\0" in to):
+        raise UsageError("--output-dir is empty or no path")
+
+    from tune.cli.transfer_progress import TransferProgress, format_size
+    from tune.hub.connection import connect
+    from tune.hub.download import download
+    from tune.hub.listing import look_up
+    from tune.hub.selection import select_files
+    from tune.utils import get_logger
+
+    get_logger("INFO")
+    folder = Path(os.path.expanduser(to)) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
+    hub = connect(token)
+    repository = look_up(hub, repo, revision)
+    selection = select_files(repository, patterns)
+    total = sum(file.size for file in selection.files)
+    sys.stderr.write(
+        f"{repository.name} (commit {repository.commit[:7]}): {len(selection.files)} files, {format_size(total)}, "
+        f"into {printable(str(folder))}\n"
+    )
+    try:
+        fetched = download(hub, repository, selection, folder, TransferProgress())
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. What has arrived is kept; the same command goes on from there.")
+        raise
+    rows = [(printable(file.name), format_size(file.size)) for file in selection.files]
+    sys.stdout.write(f"{repository.name} is in {printable(str(folder))}:\n{columns(rows)}\n")
+    state = "all verified" if all(file.digest for file in selection.files) else "sizes verified"
+    new = (
+        f", {format_size(fetched)} of them new" if 0 < fetched < total else "" if fetched else ", nothing new"
+    )
+    sys.stdout.write(f"  {len(rows)} files, {format_size(total)}{new}, {state}\n")
+    if selection.skipped:
+        sys.stdout.write(_skipped(selection))
+    model = folder / "original" if selection.layout == "meta_original" else folder
+    if "convert" in given.switches:
+        model = _convert(model, folder, selection)
+    sys.stdout.write(_next_steps(repository, selection, model))
+    return 0
+
+
+def read_token(given: Given) -> str | None:
+    """Return the value of --hf-token; unlike other options, a message about it never repeats its value."""
+    tokens = given.all("hf_token")
+    if len(tokens) > 1:
+        raise UsageError(f"--hf-token is given {len(tokens)} times; give it once")
+    return tokens[0] if tokens else None
+
+
+def _read_operands(given: Given) -> tuple[str, list[str] | None]:
+    """Return the model's name and the ignore patterns, which may stand side by side after their option."""
+    patterns = given.all("ignore_patterns")
+    names = given.operands[:1]
+    follows = False
+    for word, value in given.tokens:
+        if word == "--ignore-patterns":
+            follows = True
+        elif value is not None or word.startswith("-"):
+            follows = False
+        else:
+            (patterns if follows else names).append(word)
+    if len(names) != 1:
+        example = "tune download llama3.2-1b, or tune download owner/name"
+        more = f", not {len(names)} ({', '.join(names[:3])})" if names else ""
+        raise UsageError(f"tune download takes one model{more}: {example}")
+    return names[0], patterns or None
+
+
+def _refuse_other_sources(given: Given) -> None:
+    source = given.one("source")
+    if source is not None and source.casefold() != "huggingface":
+        raise UsageError(
+            f"--source {source}: tune downloads from the Hugging Face hub only. Fetch the model with that site's own "
+            "tool, then give its folder as model_checkpoint"
+        )
+
+
+def _skipped(selection: Selection) -> str:
+    from tune.cli.transfer_progress import format_size
+
+    size = sum(file.size for file in selection.skipped)
+    names = ", ".join(printable(file.name) for file in selection.skipped[:3])
+    more = f" and {len(selection.skipped) - 3} more" if len(selection.skipped) > 3 else ""
+    return f"  left on the hub: {names}{more} ({format_size(size)})\n"
+
+
+def _convert(model: Path, folder: Path, selection: Selection) -> Path:
+    """Convert the downloaded weights to Hugging Face safetensors beside them; return the folder to use."""
+    if selection.layout in ("safetensors", "adapter", None):
+        sys.stdout.write("Nothing to convert: these are Hugging Face safetensors already.\n")
+        return model
+    from tune.models.conversion import convert_checkpoint
+
+    target = folder.with_name(folder.resolve().name + "-safetensors")
+    if target.exists():
+        raise HubError(
+            f"{target} exists already. The download is complete; to convert it anew, remove that folder and run "
+            f"tune convert-ckpt {shlex.quote(str(model))} {shlex.quote(str(target))}"
+        )
+    convert_checkpoint(model, target, "hf", None)
+    sys.stdout.write(f"Converted to Hugging Face safetensors in {printable(str(target))}\n")
+    return target
+
+
+def _next_steps(repository: Repository, selection: Selection, model: Path) -> str:
+    if selection.layout is None:
+        return ""
+    if selection.layout == "adapter":
+        return "This is an adapter: its adapter_config.json names the model it belongs to.\n"
+    shown = shlex.quote(str(model))
+    name = repository.name.rpartition("/")[2]
+    config = _config_for(name)
+    train = (
+        f"tune run full_finetune --config {config} model_checkpoint={shown}"
+        if config
+        else f"tune run full_finetune model=auto model_checkpoint={shown} dataset=alpaca output_dir=out/{name}"
+    )
+    return f'Next:\n  {train}\n  tune run generate model_checkpoint={shown} prompt="Once upon a time"\n'
+
+
+def _config_for(name: str) -> str | None:
+    """Return the shipped config for full fine-tuning that expects this model, or None."""
+    wanted = f"model_checkpoint: {CHECKPOINTS}/{name}"
+    for config in list_configs():
+        recipe = find_recipe(config.recipe or "")
+        if recipe is not None and recipe.name == "full_finetune":
+            lines = config.file.read_text(encoding="utf-8").splitlines()
+            if any(line.partition(" #")[0].rstrip() == wanted for line in lines):
+                return config.name
+    return None
+
+
+COMMAND = Command(
+    name="download",
+    summary="Download a model from the hub.",
+    usage="download MODEL [--output-dir DIR] [--revision REV] [--ignore-patterns PATTERN ...]",
+    description=(
+        "Downloads a model from the Hugging Face hub into a folder that every recipe takes as model_checkpoint. What "
+        "is complete is kept, what was interrupted goes on, and every file is verified against the hub's checksum.\n\n"
+        "One copy of the weights is fetched: safetensors if there are any, else pytorch_model*.bin, else Meta's "
+        "consolidated.*.pth. Files of other programs and code are left out, and nothing that is fetched is run.\n\n"
+        "Gated models (Llama, Gemma) need an account that accepted their terms, and its token: --hf-token, the "
+        "environment variable HF_TOKEN, or once for all `hf auth login`."
+    ),
+    examples=(
+        ("tune download llama3.2-1b", "by a short name, into checkpoints/Llama-3.2-1B"),
+        (
+            "tune download Qwen/Qwen3-4B --output-dir /data/qwen",
+            "any repository, into a folder of your choice",
+        ),
+        ('tune download llama3-8b --ignore-patterns "*.safetensors"', "Meta's own layout instead"),
+        ("tune download olmo2-1b --revision main", "a branch, a tag or a commit"),
+    ),
+    run=run,
+    operands=(("MODEL", "owner/name on the hub, the address of its page, or a short name."),),
+    options=(
+        Option(("--output-dir",), f"Folder to write to; {CHECKPOINTS}/NAME if left out.", "DIR"),
+        Option(("--hf-token",), "Access token; better in HF_TOKEN, where no process list shows it.", "TOKEN"),
+        Option(
+            ("--ignore-patterns",),
+            'Files not to fetch, instead of those left out by default; "" fetches all (repeatable).',
+            "PATTERN",
+            many=True,
+        ),
+        Option(("--revision",), "Branch, tag or commit; main if left out.", "REV"),
+        Option(
+            ("--convert",), "Also convert other layouts to Hugging Face safetensors, beside the download."
+        ),
+        Option(("--no-convert",), "Keep the weights as they are, which every recipe reads (the default)."),
+        Option(("--source",), "Where from: huggingface is the only one.", "SITE"),
+    ),
+    lists=(("short names:", tuple((family, ", ".join(names)) for family, names in SHORT_NAMES.items())),),
+)
