@@ -63,6 +63,12 @@ class ConfigFields:
             return self._wrong(name, value, "a number", 1.0)
         return float(value)
 
+    def optional_number(self, name: str, default: float | None) -> float | None:
+        """Return a finite number, None where the file says null, and `default` where it is silent."""
+        value = self._content.get(name, default)
+        self._seen.add(name)
+        return None if value is None else self.number(name, value)
+
     def flag(self, name: str, default: bool) -> bool:
         """Return true or false."""
         value = self._take(name, default)

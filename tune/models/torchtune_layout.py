@@ -11,16 +11,12 @@ def torchtune_layout(hf: Layout, names: dict[str, str] | None = None, *, paired:
 
     Args:
         hf: the family's Hugging Face layout, which says what parameters there are.
-        names: parts of our names that torchtune calls differently, ours to theirs.
+        names: those that torchtune calls differently, ours to theirs.
         paired: its queries and keys keep the channels that turn together as neighbours.
     """
     rules = []
     for rule in hf.rules:
-        theirs = rule.ours
-        for part, other in (names or {}).items():
-            if part in rule.ours:
-                theirs = rule.ours.replace(part, other)
-                break
+        theirs = (names or {}).get(rule.ours, rule.ours)
         is_turned = rule.ours.endswith(("attn.q_proj.weight", "attn.k_proj.weight"))
         rules.append(
             paired_rule(rule.ours, theirs) if paired and is_turned else WeightRule(rule.ours, theirs)

@@ -89,6 +89,7 @@ class Family:
         name: Hugging Face's `model_type`.
         architectures: the names in config.json that this family reads; the first is written.
         hf: layout of Hugging Face checkpoints.
+        hf_variants: other names that such checkpoints have had; they are read, never written.
         meta: layout of Meta's consolidated files, for families that have one.
         torchtune: layout of torchtune's own files; they are read, never written.
         read_hf_config: config.json's content to sizes; raises CheckpointError on what it does not understand.
@@ -102,6 +103,7 @@ class Family:
     hf: Layout
     read_hf_config: Callable[[Mapping[str, Any]], DecoderConfig]
     write_hf_config: Callable[[DecoderConfig], dict[str, Any]]
+    hf_variants: tuple[Layout, ...] = ()
     meta: Layout | None = None
     torchtune: Layout | None = None
     read_meta_config: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], DecoderConfig] | None = (
@@ -112,4 +114,5 @@ class Family:
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts this family's weights come in."""
-        return tuple(layout for layout in (self.hf, self.meta, self.torchtune) if layout is not None)
+        known = (self.hf, *self.hf_variants, self.meta, self.torchtune)
+        return tuple(layout for layout in known if layout is not None)
