@@ -145,8 +145,8 @@ class TransformerDecoder(nn.Module):
         local_rope = rope if self.local_rope is None else self.local_rope(input_pos)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
-            # Rounded to the embeddings' dtype, as these models were trained.
-            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
+            # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device="cpu").item()
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             x = layer(
