@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.messages import Message
-from tune.tokenizers.segments import tokenize_segments
-from tune.tokenizers.templates import PromptTemplate, PromptTemplateSpec, get_prompt_template
+from tune.tokenizers.templates import AnyTemplate, PromptTemplateSpec, get_prompt_template
 
 if TYPE_CHECKING:
     from tune.tokenizers.chat_template import ChatTemplate
@@ -58,7 +58,7 @@ class BaseTokenizer(ABC):
                 f"max_seq_len is {max_seq_len}; an example needs at least 2 tokens to learn from"
             )
         self.max_seq_len = max_seq_len
-        self.prompt_template: PromptTemplate | None = (
+        self.prompt_template: AnyTemplate | None = (
             None if prompt_template is None else get_prompt_template(prompt_template)
         )
         self.chat_template: ChatTemplate | None = None
@@ -136,13 +136,10 @@ class BaseTokenizer(ABC):
         without that, plainly, one BOS and one EOS around each pair of turns. At most `max_seq_len` tokens come
         back; a cut conversation has no EOS.
         """
-        if self.prompt_template is None and self.chat_template is not None:
-            from tune.tokenizers.chat_template import tokenize_conversation
+        from tune.tokenizers.chat_template import tokenize_conversation
 
-            tokens, mask = tokenize_conversation(self, self.chat_template, messages, add_eos)
-        else:
-            template = self.prompt_template or get_prompt_template("plain")
-            tokens, mask = tokenize_segments(self, template.segments(messages), add_eos=add_eos)
+        template = self.prompt_template or self.chat_template or get_prompt_template("plain")
+        tokens, mask = tokenize_conversation(self, template, messages, add_eos)
         return tokens[: self.max_seq_len], mask[: self.max_seq_len]
 
     def apply_chat_template(
@@ -207,9 +204,15 @@ class BaseTokenizer(ABC):
     @abstractmethod
     def _encode_joined(self, pieces: list[str | int]) -> tuple[list[int], list[Span]]: ...
 
+    def _split_at_special(self, text: str) -> list[str | int]:
+        """Returns a text as pieces: the special tokens written out in it as their ids."""
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
+        return [self.special_tokens.get(part, part) for part in parts if part]
+
     def _checked_ids(self, ids: Sequence[int]) -> list[int]:
         checked = [int(token_id) for token_id in ids]
-        if checked and not (0 <= min(checked) and max(checked) < self.vocab_size):
+        if checked and (min(checked) < 0 or max(checked) >= self.vocab_size):
             wrong = next(token_id for token_id in checked if not 0 <= token_id < self.vocab_size)
             raise TokenizerError(
                 f"token id {wrong} cannot be decoded: {self.path} holds {self.vocab_size} ids, "

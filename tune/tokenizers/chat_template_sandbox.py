@@ -15,10 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -173,7 +174,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             }
         )
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         __self._check_call(getattr(__obj, "__name__", ""), owner, [*args, *kwargs.values()])
         return __self.budget.sized(super().call(__context, __obj, *args, **kwargs))
@@ -239,7 +240,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             _check_format(owner)
             self.budget.spend(len(owner) * max([1, *map(len, texts), *numbers]))
         elif name in ("translate", "expandtabs", "indent"):
-            self.budget.spend((owner.count("\n") + owner.count("\t") + 1) * max([8, *map(len, texts), *numbers]))
+            self.budget.spend(
+                (owner.count("\n") + owner.count("\t") + 1) * max([8, *map(len, texts), *numbers])
+            )
 
 
 class _TemplateNamespace(Namespace):

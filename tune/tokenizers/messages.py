@@ -1,15 +1,19 @@
-"""Conversations: a list of messages, each by the system, the user or the assistant."""
+"""Conversations: a list of messages, each by the system, the user, the assistant, or a tool it called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tune.errors import DataError
 
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[str, ...] = get_args(Role)
+# "ipython" is what Llama 3 calls a tool.
+Role = Literal["system", "user", "assistant", "tool", "ipython"]
+ALL_ROLES: tuple[str, ...] = get_args(Role)
+# Those that every prompt template knows.
+ROLES = ("system", "user", "assistant")
+TOOL_ROLES = ("tool", "ipython")
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,32 @@ class Message:
         role: who speaks.
         content: what is said, without any template around it.
         masked: True where the model shall read the turn but not learn to write it.
+        tool_calls: what the assistant calls, as OpenAI writes it: `{"type": "function", "function": {"name": ...,
+            "arguments": {...}}}`. Only chat templates can write it.
+        reasoning_content: what the assistant thinks before it answers. Only chat templates can write it.
+        name: of the tool whose result this is.
+        tool_call_id: of the call whose result this is.
     """
 
     role: Role
     content: str
     masked: bool = False
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    reasoning_content: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the message as chat templates read it, without what is not set."""
+        row: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning_content is not None:
+            row["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            row["tool_calls"] = list(self.tool_calls)
+        for key, value in (("name", self.name), ("tool_call_id", self.tool_call_id)):
+            if value is not None:
+                row[key] = value
+        return row
 
 
 def validate_messages(messages: Sequence[Message]) -> None:
@@ -32,6 +57,7 @@ def validate_messages(messages: Sequence[Message]) -> None:
 
     Raises:
         DataError: it is not an optional system message, then user and assistant in turn, an assistant last.
+            Results of tools stand between two messages of the assistant.
     """
     roles = [message.role for message in messages]
     if not roles:
@@ -39,14 +65,22 @@ def validate_messages(messages: Sequence[Message]) -> None:
     for index, role in enumerate(roles):
         if role == "system" and index > 0:
             raise DataError(f"message {index + 1} is by the system, which may only speak first")
-    turns = roles[1:] if roles[0] == "system" else roles
-    first = len(roles) - len(turns) + 1
-    for offset, role in enumerate(turns):
-        expected = "user" if offset % 2 == 0 else "assistant"
-        if role != expected:
+    expected: tuple[str, ...] = ("user",)
+    for number, role in enumerate(roles, start=1):
+        if role == "system":
+            continue
+        if role not in expected:
             raise DataError(
-                f"message {first + offset} is by the {role} where the {expected} should speak "
+                f"message {number} is by the {role} where the {expected[0]} should speak "
                 f"(the order is {', '.join(roles[:8])}{', ...' if len(roles) > 8 else ''})"
             )
+        expected = _after(role)
     if roles[-1] != "assistant":
         raise DataError("the conversation ends without an answer by the assistant, so nothing can be learnt")
+
+
+def _after(role: str) -> tuple[str, ...]:
+    """Returns who may speak after a role."""
+    if role == "assistant":
+        return ("user", *TOOL_ROLES)
+    return ("assistant", *TOOL_ROLES) if role in TOOL_ROLES else ("assistant",)

@@ -10,7 +10,7 @@ from tune.tokenizers.messages import Message
 
 if TYPE_CHECKING:
     from tune.tokenizers.chat_template import ChatTemplate
-    from tune.tokenizers.templates import PromptTemplate
+    from tune.tokenizers.templates import AnyTemplate
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
     max_seq_len: int | None
     special_tokens: Mapping[str, int]
     special_token_names: dict[str, str]
-    prompt_template: PromptTemplate | None
+    prompt_template: AnyTemplate | None
     chat_template: ChatTemplate | None
 
     def encode(

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tune.errors import ConfigError, DataError
+from tune.errors import ConfigError, DataError, TokenizerError
+from tune.tokenizers.chat_template_builtin import (
+    BUILTIN_CLASS_NAMES,
+    BUILTIN_NAMES,
+    CHATML_TOKENS,
+    builtin_template,
+    chatml_template,
+)
+from tune.tokenizers.chat_template_render import CHECKPOINT_TEMPLATE, ChatTemplate
 from tune.tokenizers.messages import ROLES, Message
 from tune.tokenizers.segments import Segment
+
+if TYPE_CHECKING:
+    from tune.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,8 @@ class Llama2ChatTemplate(PromptTemplate):
         return message.content.strip() + self.assistant[1]
 
 
-PromptTemplateSpec = str | Mapping[str, Sequence[str]] | PromptTemplate
+AnyTemplate = PromptTemplate | ChatTemplate
+PromptTemplateSpec = str | Mapping[str, Sequence[str]] | PromptTemplate | ChatTemplate
 _BY_NAME: dict[str, type[PromptTemplate]] = {
     template().name: template
     for template in (
@@ -164,23 +176,28 @@ _BY_NAME: dict[str, type[PromptTemplate]] = {
         Llama2ChatTemplate,
     )
 }
-
 _BY_CLASS_NAME = {template.__name__: template for template in _BY_NAME.values()}
 
 
-def get_prompt_template(spec: PromptTemplateSpec) -> PromptTemplate:
+def template_names() -> tuple[str, ...]:
+    """Returns the names that `get_prompt_template` knows."""
+    return (*_BY_NAME, *BUILTIN_NAMES, CHECKPOINT_TEMPLATE)
+
+
+def get_prompt_template(spec: PromptTemplateSpec) -> AnyTemplate:
     """Returns the template that `spec` describes.
 
     Args:
-        spec: a short name such as "alpaca" or "question_answer"; a template of this package by its dotpath;
-            a mapping of roles to the text before and after, such as `{user: ["Q: ", "\\n"], assistant: ["A: ", ""]}`;
-            or a template, returned as it is. A template of another package is given as an object (in a
-            config with `_component_`), so that the rules of trust apply to it.
+        spec: a short name such as "alpaca" or "llama3", or "chat" for the chat template of the checkpoint; a template
+            of this package by its dotpath; a `.jinja` file; a mapping of roles to the text before and after, such as
+            `{user: ["Q: ", "\\n"], assistant: ["A: ", ""]}`; or a template, returned as it is. A template of
+            another package is given as an object (in a config with `_component_`), so that the rules of trust apply.
 
     Raises:
         ConfigError: there is no such template, or the mapping is malformed.
+        TokenizerError: the file cannot be read.
     """
-    if isinstance(spec, PromptTemplate):
+    if isinstance(spec, PromptTemplate | ChatTemplate):
         return spec
     if isinstance(spec, str):
         return _template_by_name(spec)
@@ -188,20 +205,58 @@ def get_prompt_template(spec: PromptTemplateSpec) -> PromptTemplate:
         return _template_from_mapping(spec)
     # Reached from configs, whose values are whatever was written there.
     raise ConfigError(
-        f"prompt_template is a {type(spec).__name__}, expected a name ({', '.join(_BY_NAME)}), a mapping of "
-        "roles to [text before, text after], or a PromptTemplate"
+        f"prompt_template is a {type(spec).__name__}, expected a name ({', '.join(template_names())}), a .jinja file, "
+        "a mapping of roles to [text before, text after], or a PromptTemplate"
     )
 
 
-def _template_by_name(name: str) -> PromptTemplate:
+def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
+    """Returns a template as it is used with a tokenizer.
+
+    "chat" becomes the tokenizer's own chat template, and ChatML is written with the special tokens of a tokenizer
+    that has them, as plain text with others.
+
+    Raises:
+        TokenizerError: the tokenizer comes without a chat template, or lacks special tokens of this one.
+    """
+    if isinstance(template, ChatMLTemplate):
+        return chatml_template() if set(CHATML_TOKENS) <= tokenizer.special_tokens.keys() else template
+    if not isinstance(template, ChatTemplate):
+        return template
+    if template.is_checkpoint_s:
+        if tokenizer.chat_template is None:
+            raise TokenizerError(
+                "prompt_template is chat, but this checkpoint comes without a chat template. Choose one: "
+                f"{', '.join(name for name in template_names() if name != CHECKPOINT_TEMPLATE)}, or a .jinja file"
+            )
+        template = tokenizer.chat_template
+    missing = [token for token in template.needs if token not in tokenizer.special_tokens]
+    if missing:
+        raise TokenizerError(
+            f"the template {template.name} needs the special tokens {', '.join(missing)}, which this tokenizer lacks: "
+            "it belongs to another family of models. Choose another prompt_template"
+        )
+    return template
+
+
+def _template_by_name(name: str) -> AnyTemplate:
     if name in _BY_NAME:
         return _BY_NAME[name]()
+    if name in BUILTIN_NAMES:
+        return builtin_template(name)
+    if name == CHECKPOINT_TEMPLATE:
+        return ChatTemplate.of_checkpoint()
+    if name.endswith((".jinja", ".jinja2", ".j2")):
+        return ChatTemplate.from_file(name, "custom")
     package, _, class_name = name.rpartition(".")
-    if package.startswith(("tune.", "torchtune.")) and class_name in _BY_CLASS_NAME:
-        return _BY_CLASS_NAME[class_name]()
+    if package.startswith(("tune.", "torchtune.")):
+        if class_name in _BY_CLASS_NAME:
+            return _BY_CLASS_NAME[class_name]()
+        if class_name in BUILTIN_CLASS_NAMES:
+            return builtin_template(BUILTIN_CLASS_NAMES[class_name])
     raise ConfigError(
-        f"there is no prompt template {name!r}; known are {', '.join(_BY_NAME)}. A template of your own is "
-        "written as a mapping {user: [before, after], assistant: [before, after]}, or as "
+        f"there is no prompt template {name!r}; known are {', '.join(template_names())}. A template of your own is a "
+        ".jinja file, or a mapping {user: [before, after], assistant: [before, after]}, or "
         "{_component_: your.package.Template}"
     )
 
@@ -230,7 +285,13 @@ def _turn_pairs(messages: Sequence[Message]) -> Iterator[tuple[list[Message], Me
         answer = None
         for message in rest:
             if message.role not in ROLES:
-                raise DataError(f"there is no role {message.role!r}; roles are {', '.join(ROLES)}")
+                raise DataError(
+                    f"there is no role {message.role!r} in a text template; roles are {', '.join(ROLES)}"
+                )
+            if message.tool_calls or message.reasoning_content:
+                raise DataError(
+                    "calls of tools and thinking are written by chat templates, not by text templates"
+                )
             if message.role == "assistant":
                 answer = message
                 break

@@ -1,0 +1,184 @@
+"""Conversations through chat templates: as text, as ids, and as ids with a mask of what is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import DataError, TokenizerError
+from tune.tokenizers.chat_template_guard import Conversation, guard_for
+from tune.tokenizers.chat_template_render import (
+    CHECKPOINT_TEMPLATE,
+    ChatTemplate,
+    plain_data,
+    plain_messages,
+)
+from tune.tokenizers.chat_template_turns import encode_written, end_of_turn, write_examples
+from tune.tokenizers.messages import Message
+from tune.tokenizers.segments import tokenize_segments
+from tune.tokenizers.templates import AnyTemplate, PromptTemplate, template_for, template_names
+
+if TYPE_CHECKING:
+    from tune.tokenizers.protocol import Tokenizer
+
+__all__ = [
+    "CHECKPOINT_TEMPLATE",
+    "ChatTemplate",
+    "apply_chat_template",
+    "stop_ids_of",
+    "tokenize_conversation",
+    "tokenize_examples",
+]
+
+
+def apply_chat_template(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message | Mapping[str, Any]],
+    *,
+    template: AnyTemplate | None = None,
+    add_generation_prompt: bool = False,
+    tokenize: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+) -> str | list[int]:
+    """Returns a conversation as the model reads it, as ids or as text.
+
+    The text is that of the reference. So are the ids, but for special tokens written out in a message: they stay
+    text. No BOS is added to that of the template.
+
+    Args:
+        tokenizer: gives the ids; its `prompt_template` is used, or else its `chat_template`.
+        messages: `Message`s, or mappings with `role` and `content`.
+        template: used instead of the tokenizer's.
+        add_generation_prompt: end where the assistant's next answer starts. Text templates always do.
+        tokenize: give ids; otherwise the text.
+        tools: schemas of what the assistant may call, for templates that know tools.
+        **variables: further names that the chat template reads, such as `enable_thinking`.
+
+    Raises:
+        TokenizerError: there is no template, or it cannot be used.
+        DataError: the template refuses the conversation.
+    """
+    found = template or tokenizer.prompt_template or tokenizer.chat_template
+    if found is None:
+        raise TokenizerError(
+            "this tokenizer comes without a chat template. Give it one with prompt_template: "
+            f"{', '.join(template_names())}, or a .jinja file"
+        )
+    chosen = template_for(found, tokenizer)
+    if not messages:
+        raise DataError("a conversation of 0 messages cannot be written")
+    if isinstance(chosen, PromptTemplate):
+        if tools or variables:
+            raise DataError(
+                f"the template {chosen.name} knows no tools and no {', '.join(variables) or 'variables'}"
+            )
+        segments = chosen.segments([_as_message(message) for message in messages])
+        if tokenize:
+            return tokenize_segments(tokenizer, segments)[0]
+        return "".join(segment.text for segment in segments)
+    conversation = _conversation(tokenizer, chosen, messages, tools, variables)
+    text = conversation.render(len(messages), add_generation_prompt)
+    if not tokenize:
+        return conversation.without_marks(text)
+    return tokenizer.encode_pieces(conversation.split(text))
+
+
+def tokenize_conversation(
+    tokenizer: Tokenizer,
+    template: AnyTemplate,
+    messages: Sequence[Message],
+    add_eos: bool = True,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> tuple[list[int], list[bool]]:
+    """Returns the ids of a conversation and, for each, whether it is masked (not learnt).
+
+    What is learnt of an answer is what the model has to write when it is asked for it: everything after the
+    generation prompt up to and with the token that ends the turn.
+
+    Args:
+        tokenizer: gives the ids.
+        template: writes the conversation.
+        messages: say what is masked.
+        add_eos: False ends right after the last answer's text, for an answer that shall be continued.
+        tools: schemas of what the assistant may call.
+        variables: further names that the chat template reads.
+
+    Raises:
+        DataError: the template refuses the conversation or changes answers, or writes earlier answers otherwise than
+            they are generated, so that one text does not teach all of them: see `tokenize_examples`.
+    """
+    examples = tokenize_examples(tokenizer, template, messages, add_eos, tools=tools, variables=variables)
+    if len(examples) > 1:
+        raise DataError(
+            f"{template} writes earlier answers of this conversation otherwise than the model generates them (it takes "
+            f"out their thinking, for example), so it takes {len(examples)} examples to learn them: use "
+            "tokenize_examples, as datasets do, or mask all answers but the last"
+        )
+    return examples[0]
+
+
+def tokenize_examples(
+    tokenizer: Tokenizer,
+    template: AnyTemplate,
+    messages: Sequence[Message],
+    add_eos: bool = True,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[tuple[list[int], list[bool]]]:
+    """Returns what `tokenize_conversation` does, as several examples where one text cannot teach all answers.
+
+    Each answer is learnt once, after exactly the ids a model reads that is asked for it.
+    """
+    chosen = template_for(template, tokenizer)
+    if isinstance(chosen, PromptTemplate):
+        if tools or variables:
+            raise DataError(
+                f"the template {chosen.name} knows no tools and no variables; use a chat template"
+            )
+        return [tokenize_segments(tokenizer, chosen.segments(messages), add_eos=add_eos)]
+    if not messages:
+        raise DataError("a conversation of 0 messages cannot be written")
+    conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
+    written = write_examples(conversation, messages, tokenizer.stop_ids)
+    return [encode_written(tokenizer, conversation, text, add_eos) for text in written]
+
+
+def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
+    """Returns the ids that end an answer: the tokenizer's, and the one by which a chat template ends a turn."""
+    chosen = template_for(template, tokenizer)
+    if isinstance(chosen, PromptTemplate):
+        return tokenizer.stop_ids
+    guard = guard_for(tokenizer.special_tokens)
+    return tuple(
+        dict.fromkeys((*tokenizer.stop_ids, *end_of_turn(chosen, guard, tokenizer.special_token_names)))
+    )
+
+
+def _conversation(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message | Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any],
+) -> Conversation:
+    return Conversation(
+        template,
+        guard_for(tokenizer.special_tokens),
+        plain_messages(messages),
+        None if tools is None else plain_data(list(tools), "tools"),
+        plain_data(dict(variables), "a variable of the chat template"),
+        tokenizer.special_token_names,
+    )
+
+
+def _as_message(message: Message | Mapping[str, Any]) -> Message:
+    if isinstance(message, Message):
+        return message
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise DataError(f"a message has a {type(content).__name__} as content, expected text")
+    return Message(message["role"], content)

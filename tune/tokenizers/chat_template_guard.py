@@ -1,0 +1,224 @@
+"""Telling a template's own special tokens from those that somebody wrote into a message.
+
+Before rendering, a mark that occurs nowhere else is put in front of everything in the data that reads like a special
+token, and another one, a seam, where text could complete one with what the template puts beside it. In the rendered
+text a special token counts only where no mark stands in front of it and no seam within.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from tune.errors import DataError
+from tune.tokenizers.chat_template_render import ChatTemplate
+
+# Private use characters, of which two are taken that the data does not hold.
+_MARKS = tuple(map(chr, range(0xE000, 0xF8FF)))
+# Values that templates compare and build tokens of.
+_UNMARKED_KEYS = ("role", "type")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Two characters that nothing else holds.
+
+    Args:
+        mark: what starts right after it is no special token.
+        seam: what it stands within is none either.
+    """
+
+    mark: str
+    seam: str
+
+    def taken_from(self, text: str) -> str:
+        """Returns a text without them."""
+        return text.replace(self.mark, "").replace(self.seam, "")
+
+    def count(self, text: str) -> int:
+        """Returns how many of them a text holds."""
+        return text.count(self.mark) + text.count(self.seam)
+
+
+class Guard:
+    """Marks data, and splits what is rendered from it, for one set of special tokens.
+
+    Args:
+        special_tokens: text to id.
+    """
+
+    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+        self.ids = {text: token_id for text, token_id in special_tokens.items() if text}
+        # Of two tokens that start alike the longer one is meant.
+        any_token = "|".join(map(re.escape, sorted(self.ids, key=len, reverse=True))) or "(?!)"
+        self._start = re.compile(f"(?={any_token})")
+        self._token = re.compile(any_token)
+        self._heads = {text[:length] for text in self.ids for length in range(1, len(text))}
+        self._tails = {text[-length:] for text in self.ids for length in range(1, len(text))}
+        self._longest = max(map(len, self.ids), default=0)
+
+    def mark(self, value: Any, marks: Marks) -> Any:
+        """Returns data with marks in all of its texts that need one."""
+        if isinstance(value, str):
+            return self._mark_text(value, marks)
+        if isinstance(value, dict):
+            return {
+                key: item if key in _UNMARKED_KEYS and isinstance(item, str) else self.mark(item, marks)
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            return [self.mark(item, marks) for item in value]
+        return value
+
+    def split(self, text: str, marks: Marks) -> list[str | int]:
+        """Returns marked text as pieces: texts without marks, and the ids of special tokens."""
+        pieces: list[str | int] = []
+        end = 0
+        for found in self.tokens(text, marks):
+            if found.start() > end:
+                pieces.append(marks.taken_from(text[end : found.start()]))
+            pieces.append(self.ids[found.group()])
+            end = found.end()
+        if end < len(text):
+            pieces.append(marks.taken_from(text[end:]))
+        return [piece for piece in pieces if piece != ""]
+
+    def tokens(self, text: str, marks: Marks) -> Iterator[re.Match[str]]:
+        """Yields the special tokens in marked text."""
+        position = 0
+        while found := self._token.search(text, position):
+            if found.start() and text.startswith(marks.mark, found.start() - 1):
+                position = found.start() + 1
+                continue
+            yield found
+            position = found.end()
+
+    def check_roles(self, messages: list[dict[str, Any]]) -> None:
+        """Raises DataError where a role, which templates make tokens of, is one itself."""
+        for number, message in enumerate(messages, start=1):
+            if self._token.search(message["role"]):
+                raise DataError(
+                    f"message {number} has the role {message['role'][:40]!r}, which holds a special token"
+                )
+
+    def _mark_text(self, text: str, marks: Marks) -> str:
+        marked = self._start.sub(marks.mark, text)
+        inner = text.strip()
+        if any(inner[:length] in self._tails for length in range(1, self._longest)):
+            start = len(marked) - len(marked.lstrip())
+            marked = marked[:start] + marks.seam + marked[start:]
+        if any(inner[-length:] in self._heads for length in range(1, self._longest)):
+            end = len(marked.rstrip())
+            marked = marked[:end] + marks.seam + marked[end:]
+        return marked
+
+
+@lru_cache(maxsize=16)
+def _guard_for(special_tokens: tuple[tuple[str, int], ...]) -> Guard:
+    return Guard(dict(special_tokens))
+
+
+def guard_for(special_tokens: Mapping[str, int]) -> Guard:
+    """Returns the guard of a tokenizer's special tokens."""
+    return _guard_for(tuple(special_tokens.items()))
+
+
+class Conversation:
+    """A conversation that is rendered up to one message or another, marked throughout.
+
+    Args:
+        template: writes it.
+        guard: of the tokenizer.
+        messages: plain mappings.
+        tools: schemas, or None.
+        variables: what the template reads, as its user gave it.
+        names: the tokenizer's `special_token_names`.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        guard: Guard,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None,
+        variables: Mapping[str, Any],
+        names: Mapping[str, str],
+    ) -> None:
+        guard.check_roles(messages)
+        self.template = template
+        self.guard = guard
+        self.messages = messages
+        self._plain = (messages, tools, dict(variables))
+        self.marks = _unused_marks([*self._plain, template.source])
+        self._marked = tuple(guard.mark(part, self.marks) for part in self._plain)
+        self._is_marked = self._marked != self._plain
+        self.names = names
+
+    def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
+        """Returns the first messages as marked text.
+
+        Raises:
+            DataError: the template refuses them, or looks into what special tokens in the data mean.
+        """
+        text = self._render(self._plain, num_messages, add_generation_prompt)
+        if not self._is_marked:
+            return text
+        marked = self._render(self._marked, num_messages, add_generation_prompt)
+        if self.without_marks(marked) != text:
+            raise DataError(
+                f"{self.template} writes a conversation otherwise where special tokens stand in a message, so they "
+                "cannot be told from its own; take them out of the data"
+            )
+        return marked
+
+    def without_marks(self, text: str) -> str:
+        """Returns marked text as the template alone would have written it."""
+        return self.marks.taken_from(text)
+
+    def length(self, text: str) -> int:
+        """Returns the characters of marked text without its marks."""
+        return len(text) - self.marks.count(text)
+
+    def split(self, text: str) -> list[str | int]:
+        """Returns marked text as texts and ids of special tokens."""
+        return self.guard.split(text, self.marks)
+
+    def tokens(self, text: str) -> list[re.Match[str]]:
+        """Returns the template's own special tokens in marked text."""
+        return list(self.guard.tokens(text, self.marks))
+
+    def _render(self, parts: tuple[Any, ...], num_messages: int, add_generation_prompt: bool) -> str:
+        messages, tools, variables = parts
+        return self.template.render(
+            messages[:num_messages],
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            variables={**self.names, **variables},
+        )
+
+
+def _unused_marks(data: Any) -> Marks:
+    texts = list(_texts(data))
+    free = (mark for mark in _MARKS if not any(mark in text for text in texts))
+    marks = list(islice(free, 2))
+    if len(marks) < 2:
+        raise DataError(
+            "the conversation holds every private use character of Unicode; none is left to mark it with"
+        )
+    return Marks(*marks)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,267 @@
+"""A chat template: the Jinja text that came with a model, and what it makes of a conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import DataError, TokenizerError
+from tune.utils.paths import expand_path
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from tune.tokenizers.chat_template_sandbox import Budget
+
+# The name under which configs and commands ask for the template of the checkpoint itself.
+CHECKPOINT_TEMPLATE = "chat"
+_MAX_BYTES = 16_000_000
+# What a template does wrong in Python's own words: it called a text, divided by zero, recursed without end, ...
+_PYTHON_ERRORS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+
+
+class ChatTemplate:
+    """A model's chat template, run in a sandbox: a stranger's template can neither run code nor read files.
+
+    Nothing is compiled before the first use, so a broken template hurts nobody who does not need it.
+
+    Args:
+        source: the Jinja text.
+        name: shown in reports; what `prompt_template` calls it.
+        origin: file it was read from, for errors.
+        for_tools: the text to use instead where tools are given, if the model has two.
+        needs: special tokens without which it means nothing.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str = CHECKPOINT_TEMPLATE,
+        origin: str = "",
+        *,
+        for_tools: str | None = None,
+        needs: Sequence[str] = (),
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.origin = origin
+        self.for_tools = for_tools
+        self.needs = tuple(needs)
+        self.is_checkpoint_s = False
+        # Found once for each set of special tokens: the ids by which the template ends an answer.
+        self.ends_of_turn: dict[Any, frozenset[int]] = {}
+        self._compiled: dict[str, tuple[Template, Budget]] = {}
+
+    @classmethod
+    def of_checkpoint(cls) -> ChatTemplate:
+        """Returns what stands for the template of whichever checkpoint it is used with."""
+        template = cls("")
+        template.is_checkpoint_s = True
+        return template
+
+    @classmethod
+    def from_directory(cls, folder: str | Path) -> ChatTemplate | None:
+        """Returns the chat template in a checkpoint's directory, None where there is none.
+
+        Looked for in `chat_template.jinja`, `tokenizer_config.json` and `chat_template.json`, in this order. Of
+        several templates with names, "default" is used, and "tool_use" where tools are given.
+
+        Raises:
+            TokenizerError: a file is there but cannot be read.
+        """
+        folder = expand_path(folder)
+        file = folder / "chat_template.jinja"
+        if file.is_file():
+            return cls.from_file(file)
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            file = folder / name
+            found = _read_setting(file) if file.is_file() else None
+            if found:
+                return _from_setting(found, str(file))
+        return None
+
+    @classmethod
+    def from_file(cls, file: str | Path, name: str = CHECKPOINT_TEMPLATE) -> ChatTemplate:
+        """Returns the chat template that a `.jinja` file holds.
+
+        Raises:
+            TokenizerError: it cannot be read.
+        """
+        return cls(_read_text(expand_path(file)), name, str(file))
+
+    def __str__(self) -> str:
+        where = f" in {self.origin}" if self.origin else ""
+        return (
+            f"the chat template{where}"
+            if self.name == CHECKPOINT_TEMPLATE
+            else f"the template {self.name}{where}"
+        )
+
+    def __repr__(self) -> str:
+        return f"ChatTemplate({self.name!r}, {len(self.source)} characters{f', {self.origin!r}' * bool(self.origin)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compiled": {}, "ends_of_turn": {}}
+
+    def check(self) -> None:
+        """Raises TokenizerError where the template is none."""
+        self._compile(self.source)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Returns the conversation as text, special tokens written out.
+
+        Args:
+            messages: plain mappings with `role` and `content`.
+            add_generation_prompt: end where the assistant's next answer starts.
+            tools: schemas of what the assistant may call.
+            variables: `bos_token` and whatever else the template reads.
+
+        Raises:
+            DataError: the template refuses the conversation.
+            TokenizerError: it is no template, or does what none may do.
+        """
+        from jinja2 import TemplateError
+        from jinja2.exceptions import SecurityError
+
+        from tune.tokenizers.chat_template_sandbox import render
+
+        source = self.for_tools if tools is not None and self.for_tools is not None else self.source
+        template, budget = self._compile(source)
+        given = {
+            "documents": None,
+            **(variables or {}),
+            "messages": list(messages),
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return render(template, budget, given)
+        except SecurityError as error:
+            raise TokenizerError(f"{self} is stopped: {error}") from error
+        except TemplateError as error:
+            roles = ", ".join(str(message.get("role")) for message in messages[:8])
+            more = ", ..." if len(messages) > 8 else ""
+            raise DataError(
+                f"{self} refuses a conversation of {roles}{more}: {str(error).rstrip('.')}"
+            ) from error
+        except _PYTHON_ERRORS as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise DataError(
+                f"{self} cannot write a conversation of {len(messages)} messages: {reason}"
+            ) from error
+
+    def _compile(self, source: str) -> tuple[Template, Budget]:
+        if source not in self._compiled:
+            try:
+                from jinja2 import TemplateError
+
+                from tune.tokenizers.chat_template_sandbox import compile_template
+            except ImportError as error:
+                raise TokenizerError("chat templates need jinja2: pip install jinja2") from error
+            try:
+                self._compiled[source] = compile_template(source)
+            except TemplateError as error:
+                line = getattr(error, "lineno", None)
+                raise TokenizerError(
+                    f"{self} is no Jinja template{f', line {line}' if line else ''}: {error}"
+                ) from error
+            except RecursionError as error:
+                raise TokenizerError(f"{self} is nested too deeply to be read") from error
+        return self._compiled[source]
+
+
+def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns messages as plain mappings that a template cannot do harm with, entries that are null left out.
+
+    Raises:
+        DataError: one is no message.
+    """
+    plain = []
+    for number, message in enumerate(messages, start=1):
+        row = message.to_dict() if hasattr(message, "to_dict") else message
+        if not isinstance(row, Mapping) or not isinstance(row.get("role"), str):
+            raise DataError(
+                f"message {number} is a {type(message).__name__} without a role, expected role and content"
+            )
+        kept = {
+            str(key): plain_data(value, f"message {number}")
+            for key, value in row.items()
+            if value is not None
+        }
+        # Thinking has had several names, and templates read one or the other.
+        names = ("reasoning_content", "thinking", "reasoning")
+        thinking = next((kept[name] for name in names if name in kept), None)
+        if thinking is not None:
+            kept = {"thinking": thinking, **kept, "reasoning_content": thinking}
+        plain.append(kept)
+    return plain
+
+
+def plain_data(value: Any, where: str) -> Any:
+    """Returns a value rebuilt of plain JSON types: other objects have methods that no sandbox knows."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {plain_data(key, where): plain_data(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item, where) for item in value]
+    raise DataError(
+        f"{where} holds a {type(value).__name__}; texts, numbers, lists and objects can be written"
+    )
+
+
+def _from_setting(found: Any, origin: str) -> ChatTemplate:
+    if isinstance(found, str):
+        return ChatTemplate(found, origin=origin)
+    # Several templates: a list of {"name", "template"}, or a mapping from one to the other.
+    pairs = list(found.items()) if isinstance(found, Mapping) else []
+    if isinstance(found, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in found if isinstance(entry, Mapping)]
+    named = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    if not named:
+        raise TokenizerError(
+            f"{origin}: chat_template is a {type(found).__name__}, expected a text or templates with names"
+        )
+    if "default" not in named:
+        names = ", ".join(sorted(named))
+        message = f"this model has several chat templates ({names}) and none is the default"
+        return ChatTemplate(f"{{{{ raise_exception({json.dumps(message)}) }}}}", origin=origin)
+    return ChatTemplate(named["default"], origin=origin, for_tools=named.get("tool_use"))
+
+
+def _read_setting(file: Path) -> Any:
+    try:
+        content = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"cannot read {file}: {error}") from error
+    return content.get("chat_template") if isinstance(content, dict) else None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise TokenizerError(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TokenizerError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error

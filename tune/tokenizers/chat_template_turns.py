@@ -1,0 +1,314 @@
+"""What a model has to write in a conversation, found by rendering it up to each answer and past it.
+
+For the answer in message i, the prompt is what the template writes of the messages before it with its generation
+prompt. The answer is what the template writes after that prompt once the message is there, up to and with the
+special token that ends the turn. Nothing else is learnt: not the header of the turn, which the generation prompt
+holds, and not the line break after its end, which nobody has to write any more.
+
+Templates that write an answer otherwise once more turns follow (thinking is taken out, a system text moves) make one
+conversation several examples, in each of which the answers learnt stand as they stand when they are generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import DataError
+from tune.tokenizers.chat_template_guard import Conversation, Guard
+from tune.tokenizers.messages import Message
+
+if TYPE_CHECKING:
+    from tune.tokenizers.chat_template_render import ChatTemplate
+    from tune.tokenizers.protocol import Tokenizer
+
+_PROBE = "Tune asks for an answer"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An answer as it is generated: marked text that is read, and marked text that is to be written."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text to learn from: marked, with the places [start, end) of what is learnt, in characters without marks.
+
+    Args:
+        text: all of it.
+        prompts: marked prompts of the answers that are learnt: where each ends, its answer starts.
+        learnt: the places of answers, and of prompts where they are learnt too.
+        end: where the answer ends that is the last message, None where that is not in the text as it is generated.
+    """
+
+    text: str
+    prompts: tuple[str, ...]
+    learnt: tuple[tuple[int, int], ...]
+    end: int | None
+
+
+def write_examples(
+    conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
+) -> list[Written]:
+    """Returns the texts to learn a conversation from: one, unless the template rewrites earlier turns.
+
+    Args:
+        conversation: renders it.
+        messages: say what is masked.
+        stop_ids: what ends a generation, beside the token by which the template ends a turn.
+
+    Raises:
+        DataError: an answer cannot be found in what the template writes; names template and message.
+    """
+    writer = _Writer(conversation, messages, stop_ids)
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    rest = [index for index in answers if not messages[index].masked or writer.is_prompt_learnt(index)]
+    if not rest:
+        return [writer.unlearnt()]
+    found: list[Written] = []
+    while rest:
+        text = writer.text_ending_in(rest[-1], is_last=not found)
+        inside = [index for index in rest if text.startswith(writer.turn(index).text)]
+        found.append(writer.written(text, inside))
+        rest = [index for index in rest if index not in inside]
+    return found[::-1]
+
+
+class _Writer:
+    def __init__(
+        self, conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
+    ) -> None:
+        self._chat = conversation
+        self._messages = messages
+        self._ends = {
+            *stop_ids,
+            *end_of_turn(conversation.template, conversation.guard, conversation.names),
+        }
+        self._turns: dict[int, Turn] = {}
+
+    def turn(self, index: int) -> Turn:
+        if index not in self._turns:
+            self._turns[index] = self._read_turn(index)
+        return self._turns[index]
+
+    def is_prompt_learnt(self, index: int) -> bool:
+        asked = self._asked(index)
+        return bool(asked) and not any(message.masked for message in asked)
+
+    def unlearnt(self) -> Written:
+        """Returns the conversation with nothing in it learnt, but for a last question that is not masked."""
+        return self._with_tail(self._chat.render(len(self._messages)), (), [])
+
+    def text_ending_in(self, index: int, is_last: bool) -> str:
+        """Returns the text whose last learnt answer is that of a message, as much like the template's as can be."""
+        wanted = self.turn(index).text
+        for num_messages in (len(self._messages), index + 1) if is_last else (index + 1,):
+            text = self._chat.render(num_messages)
+            if text.startswith(wanted):
+                return text
+        return wanted
+
+    def written(self, text: str, inside: Sequence[int]) -> Written:
+        """Returns the places that are learnt in a text which holds the answers `inside` as they are generated."""
+        places = []
+        for index in inside:
+            turn = self.turn(index)
+            start, end = self._chat.length(turn.prompt), self._chat.length(turn.text)
+            if self.is_prompt_learnt(index):
+                places.append((self._end_before(index, text), start))
+            if not self._messages[index].masked:
+                places.append((start, end))
+        prompts = tuple(self.turn(index).prompt for index in inside)
+        return self._with_tail(text, prompts, places)
+
+    def _with_tail(self, text: str, prompts: tuple[str, ...], places: list[tuple[int, int]]) -> Written:
+        tail = self._asked(len(self._messages))
+        whole = self._chat.render(len(self._messages)) if tail else ""
+        if tail and text == whole and not any(message.masked for message in tail):
+            places.append((self._end_before(len(self._messages), text), self._chat.length(text)))
+        last = len(self._messages) - 1
+        end = None
+        if last in self._turns and text.startswith(self._turns[last].text):
+            end = self._chat.length(self._turns[last].text)
+        return Written(text, prompts, tuple(places), end)
+
+    def _asked(self, index: int) -> Sequence[Message]:
+        """Returns the messages between the answer before a message and that message."""
+        start = index
+        while start > 0 and self._messages[start - 1].role != "assistant":
+            start -= 1
+        return self._messages[start:index]
+
+    def _end_before(self, index: int, text: str) -> int:
+        """Returns where the answer before a message's prompt ends."""
+        before = index - len(self._asked(index)) - 1
+        if before < 0:
+            return 0
+        if not text.startswith(self.turn(before).text):
+            raise DataError(
+                f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
+                "the prompt after it starts, and prompts shall be learnt: use train_on_input=False"
+            )
+        return self._chat.length(self.turn(before).text)
+
+    def _read_turn(self, index: int) -> Turn:
+        prompt = self._chat.render(index, add_generation_prompt=True)
+        shown = self._chat.render(index + 1)
+        if shown.startswith(prompt):
+            after = shown[len(prompt) :]
+        else:
+            after = self._after_header(prompt, shown, index)
+        answer = after[: self._end_of_answer(after, index)]
+        self._check_answer(self._chat.without_marks(answer), index)
+        return Turn(prompt, answer)
+
+    def _after_header(self, prompt: str, shown: str, index: int) -> str:
+        """Returns what follows the end of the prompt where the template also wrote something before it otherwise."""
+        start = max((found.start() for found in self._chat.tokens(prompt)), default=0)
+        header = prompt[start:]
+        place = shown.rfind(header)
+        if not header.strip() or place < 0:
+            raise DataError(
+                f"{self._chat.template} asks for the answer in message {index + 1} with {_clean(header)!r}, and writes "
+                f"the answer without it: ...{_clean(self._chat.without_marks(shown[-80:]))!r}. What the model should "
+                "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
+            )
+        return shown[place + len(header) :]
+
+    def _end_of_answer(self, after: str, index: int) -> int:
+        tokens = self._chat.tokens(after)
+        ends = [found for found in tokens if self._chat.guard.ids[found.group()] in self._ends]
+        if ends:
+            return ends[0].end()
+        # A call of a tool may end in another token than an answer does.
+        if tokens and not after[tokens[-1].end() :].strip():
+            return tokens[-1].end()
+        raise DataError(
+            f"{self._chat.template} ends message {index + 1} with {_clean(self._chat.without_marks(after[-40:]))!r}, "
+            "which is no special token of this tokenizer: a model would never learn to stop. Choose a prompt_template "
+            "that fits the tokenizer"
+        )
+
+    def _check_answer(self, answer: str, index: int) -> None:
+        """Raises DataError where what the message says is not in what would be learnt."""
+        message = self._messages[index]
+        # Thinking written into the content is taken apart and set anew by templates that know it.
+        said = message.content.rpartition("</think>")[2].strip()
+        missing = ""
+        if said not in answer:
+            missing = f"its content {_clean(said)!r}"
+        if message.reasoning_content and message.reasoning_content.strip() not in answer:
+            missing = "its reasoning_content"
+        for call in message.tool_calls:
+            function = call.get("function", call)
+            name = function.get("name") if isinstance(function, dict) else None
+            if not isinstance(name, str) or name not in answer:
+                missing = f"the call of {name!r}"
+        if missing:
+            raise DataError(
+                f"{self._chat.template} does not write {missing} in message {index + 1}: it writes {_clean(answer)!r}. "
+                "Take it out of the data, or choose a prompt_template that knows it"
+            )
+
+
+def end_of_turn(template: ChatTemplate, guard: Guard, names: Mapping[str, str]) -> frozenset[int]:
+    """Returns the id of the special token by which a template ends an answer; nothing where it has none.
+
+    Args:
+        template: is asked to write a short conversation.
+        guard: knows the tokenizer's special tokens.
+        names: the tokenizer's `special_token_names`.
+    """
+    if guard not in template.ends_of_turn:
+        rows: list[dict[str, Any]] = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": _PROBE},
+        ]
+        try:
+            probe = Conversation(template, guard, rows, None, {}, names)
+            text = probe.render(2)
+        except DataError:
+            return frozenset()
+        place = text.rfind(_PROBE)
+        tokens = probe.tokens(text[place + len(_PROBE) :]) if place >= 0 else []
+        template.ends_of_turn[guard] = frozenset(guard.ids[token.group()] for token in tokens[:1])
+    return template.ends_of_turn[guard]
+
+
+def encode_written(
+    tokenizer: Tokenizer, conversation: Conversation, written: Written, add_eos: bool = True
+) -> tuple[list[int], list[bool]]:
+    """Returns the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
+
+    Each prompt has the ids it has by itself, as a model reads it that is asked: where a token would reach from the
+    prompt into the answer, the text is encoded in two pieces instead.
+    """
+    cuts = [conversation.length(prompt) for prompt in written.prompts]
+    pieces = conversation.split(written.text)
+    ids, spans = tokenizer.encode_pieces_with_spans(pieces)
+    crossed = [
+        cut
+        for cut, prompt in zip(cuts, written.prompts)
+        if not _stands_alone(tokenizer, conversation.split(prompt), ids, spans, cut)
+    ]
+    if crossed:
+        ids, spans = _encode_in_parts(tokenizer, conversation, written, crossed)
+    masked = [not any(start <= place < end for start, end in written.learnt) for place, _ in spans]
+    if ids and ids[0] == tokenizer.bos_id:
+        masked[0] = True
+    if written.end is not None and not add_eos:
+        end = written.end
+        num_kept = sum(place < end for place, _ in spans) - 1
+        return ids[:num_kept], masked[:num_kept]
+    return ids, masked
+
+
+def _stands_alone(
+    tokenizer: Tokenizer, prompt: Sequence[str | int], ids: list[int], spans: list[tuple[int, int]], cut: int
+) -> bool:
+    """Returns whether the ids before `cut` are those of the prompt by itself."""
+    num_before = sum(end <= cut for _, end in spans)
+    if any(start < cut < end for start, end in spans):
+        return False
+    # Text is encoded apart on both sides of a special token: only the last of it can differ.
+    last = max((place for place, piece in enumerate(prompt) if isinstance(piece, int)), default=0)
+    tail = tokenizer.encode_pieces(prompt[last:])
+    return ids[num_before - len(tail) : num_before] == tail
+
+
+def _encode_in_parts(
+    tokenizer: Tokenizer, conversation: Conversation, written: Written, cuts: Sequence[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Returns ids and places of a text that is encoded anew after each of `cuts`."""
+    by_length = {conversation.length(prompt): len(prompt) for prompt in written.prompts}
+    borders = [0, *(by_length[cut] for cut in cuts), len(written.text)]
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for start, end in pairwise(borders):
+        offset = conversation.length(written.text[:start])
+        pieces = conversation.split(written.text[start:end])
+        first = pieces[0] if start > 0 and pieces else None
+        if isinstance(first, str):
+            # All of it is answer: a special token ends it.
+            head = tokenizer.encode(first, add_bos=False, add_eos=False, continuation=True)
+            ids += head
+            spans += [(offset, offset + len(first))] * len(head)
+            offset += len(first)
+            pieces = pieces[1:]
+        part_ids, part_spans = tokenizer.encode_pieces_with_spans(pieces)
+        ids += part_ids
+        spans += [(offset + begin, offset + stop) for begin, stop in part_spans]
+    return ids, spans
+
+
+def _clean(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
