@@ -6,7 +6,9 @@ configs. Text given by a user never becomes a special token, whatever it contain
 
 from __future__ import annotations
 
+from tune.tokenizers.base import BaseTokenizer
 from tune.tokenizers.export import write_hf_tokenizer_config
+from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.loading import auto, from_checkpoint
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.protocol import Tokenizer
@@ -14,19 +16,25 @@ from tune.tokenizers.segments import Segment, tokenize_segments
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.stream import StreamDecoder
 from tune.tokenizers.templates import PromptTemplate, get_prompt_template
+from tune.tokenizers.tiktoken_bpe import TiktokenTokenizer
+from tune.tokenizers.vocab_merges import vocab_merges_tokenizer
 
 __all__ = [
+    "BaseTokenizer",
+    "HFTokenizer",
     "Message",
     "PromptTemplate",
     "Role",
     "Segment",
     "SentencePieceTokenizer",
     "StreamDecoder",
+    "TiktokenTokenizer",
     "Tokenizer",
     "auto",
     "from_checkpoint",
     "get_prompt_template",
     "tokenize_segments",
     "validate_messages",
+    "vocab_merges_tokenizer",
     "write_hf_tokenizer_config",
 ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tune.tokenizers.base import BaseTokenizer
     from tune.tokenizers.spm import SentencePieceTokenizer
 
 _UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # int(1e30), as Hugging Face writes it
+_TEMPLATES = "additional_chat_templates"
 
 
 def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str | Path) -> list[Path]:
@@ -41,9 +45,51 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
         "sp_model_kwargs": {},
         "tokenizer_class": "LlamaTokenizer",
     }
+    folder = Path(directory)
+    copy_templates(tokenizer, folder)
+    return _write_missing(folder, {"tokenizer_config.json": config, "special_tokens_map.json": names})
+
+
+def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definition: str) -> list[Path]:
+    """Writes a tokenizer.json and the settings beside it, where they do not stand there yet.
+
+    Args:
+        tokenizer: whose special tokens are named.
+        directory: the saved model's directory.
+        definition: content of the tokenizer.json.
+
+    Returns:
+        The files written.
+    """
+    folder = Path(directory)
+    copy_templates(tokenizer, folder)
     written = []
-    for file_name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", names)):
-        file = Path(directory) / file_name
+    if not (folder / "tokenizer.json").exists():
+        (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
+        written.append(folder / "tokenizer.json")
+    config = {
+        "clean_up_tokenization_spaces": False,
+        **tokenizer.special_token_names,
+        "pad_token": tokenizer.token(tokenizer.pad_id),
+        "model_max_length": tokenizer.max_seq_len or _UNLIMITED,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    return written + _write_missing(folder, {"tokenizer_config.json": config})
+
+
+def copy_templates(tokenizer: BaseTokenizer, folder: Path) -> None:
+    """Copies chat templates that stand in a folder of their own beside the tokenizer."""
+    source, target = tokenizer.path.parent / _TEMPLATES, folder / _TEMPLATES
+    if source.is_dir() and not target.exists():
+        target.mkdir()
+        for file in sorted(source.glob("*.jinja")):
+            shutil.copyfile(file, target / file.name)
+
+
+def _write_missing(folder: Path, contents: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    written = []
+    for name, content in contents.items():
+        file = folder / name
         if not file.exists():
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             written.append(file)

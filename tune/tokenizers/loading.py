@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tune.errors import TokenizerError
-from tune.tokenizers.settings import read_settings
+from tune.tokenizers.base import BaseTokenizer
+from tune.tokenizers.hf_json import HFTokenizer
+from tune.tokenizers.recognise import kind_of, read_tokenizer_file, why_not
+from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.templates import PromptTemplateSpec
+from tune.tokenizers.tiktoken_bpe import TiktokenTokenizer
+from tune.tokenizers.vocab_merges import vocab_merges_tokenizer
 from tune.utils.paths import expand_path
+
+# In this order: tokenizer.json is what other tools read first, too.
+_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken", "vocab.json")
+# Under these names a file belongs to the settings that stand beside it.
+_OWN_NAMES = (*_FILE_NAMES, "tiktoken.model")
 
 
 def from_checkpoint(
     directory: str | Path, max_seq_len: int | None = None, prompt_template: PromptTemplateSpec | None = None
-) -> SentencePieceTokenizer:
+) -> BaseTokenizer:
     """Returns the tokenizer that stands in a model's directory.
 
-    What `tokenizer_config.json`, `generation_config.json` and `config.json` say beside it is honoured:
-    special tokens, whether a BOS is used, what ends a generation, and the longest sequence.
+    Files are tried in this order: `tokenizer.json`; `tokenizer.model`, which may be SentencePiece's or tiktoken's;
+    `qwen.tiktoken`; `vocab.json` with `merges.txt`. What `tokenizer_config.json`, `generation_config.json` and
+    `config.json` say beside it is honoured: special tokens, whether a BOS is used, what ends a generation, the
+    longest sequence, and the chat template.
 
     Args:
-        directory: holds `tokenizer.model` (or, as Meta ships it, its parent directory does); or the file itself;
+        directory: holds one of these files (or, as Meta ships it, its parent directory does); or the file itself;
             or a saved step or output directory of a run.
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
-        prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`.
+        prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`; by default
+            the model's own chat template.
 
     Raises:
-        TokenizerError: no tokenizer there, or only kinds that cannot be read yet.
+        TokenizerError: no tokenizer there, or one that cannot be read.
     """
     try:
         file, folder = _find(expand_path(directory))
     except OSError as error:
         raise TokenizerError(f"cannot read {error.filename or directory}: {error.strerror}") from error
-    if folder is None:
-        return SentencePieceTokenizer(file, max_seq_len, prompt_template)
-    settings = read_settings(folder)
+    settings = TokenizerSettings() if folder is None else _settings(folder)
     limit = max_seq_len if max_seq_len is not None else settings.max_seq_len
-    return SentencePieceTokenizer(file, limit, prompt_template, settings=settings)
+    tokenizer = _read(file, limit, prompt_template, settings)
+    if folder is not None:
+        from tune.tokenizers.chat_template import ChatTemplate
+
+        tokenizer.chat_template = ChatTemplate.from_directory(folder)
+    return tokenizer
 
 
 def auto(
@@ -44,7 +61,7 @@ def auto(
     checkpoint_dir: str = "",
     max_seq_len: int | None = None,
     prompt_template: str | dict[str, list[str]] | None = None,
-) -> SentencePieceTokenizer:
+) -> BaseTokenizer:
     """Returns the tokenizer at `path`, or else the one that stands beside the model's weights.
 
     Args:
@@ -61,21 +78,38 @@ def auto(
     if checkpoint_dir:
         return from_checkpoint(checkpoint_dir, max_seq_len, prompt_template)
     raise TokenizerError(
-        "no tokenizer: set tokenizer.path to a tokenizer.model, or checkpointer.checkpoint_dir to a directory "
-        "that holds one beside the weights"
+        "no tokenizer: set tokenizer.path to a tokenizer.json or tokenizer.model, or checkpointer.checkpoint_dir "
+        "to a directory that holds one beside the weights"
     )
+
+
+def _read(
+    file: Path, limit: int | None, prompt_template: PromptTemplateSpec | None, settings: TokenizerSettings
+) -> BaseTokenizer:
+    content = read_tokenizer_file(file)
+    kind = kind_of(content)
+    if kind == "tiktoken":
+        return TiktokenTokenizer(file, limit, prompt_template, settings=settings)
+    if kind == "tokenizer.json" or file.name == "tokenizer.json":
+        return HFTokenizer(file, limit, prompt_template, settings=settings)
+    if kind == "vocab.json" and (file.parent / "merges.txt").is_file():
+        return vocab_merges_tokenizer(str(file), max_seq_len=limit, prompt_template=prompt_template)
+    if kind == "tekken" or file.suffix == ".json":
+        raise TokenizerError(why_not("tokenizer", file, content))
+    return SentencePieceTokenizer(file, limit, prompt_template, settings=settings)
 
 
 def _find(place: Path) -> tuple[Path, Path | None]:
     """Returns the tokenizer's file, and the directory whose settings belong to it."""
     if place.is_file():
         # Under another name it need not belong to the files beside it.
-        return place, place.parent if place.name == "tokenizer.model" else None
+        return place, place.parent if place.name in _OWN_NAMES else None
     if not place.is_dir():
         raise TokenizerError(f"there is no file or directory {place} to read a tokenizer from")
     for folder in (place, place / "model", place / "latest" / "model"):
-        if (folder / "tokenizer.model").is_file():
-            return folder / "tokenizer.model", folder
+        for name in _FILE_NAMES:
+            if (folder / name).is_file() and (name != "vocab.json" or (folder / "merges.txt").is_file()):
+                return folder / name, folder
     # Meta's download keeps one tokenizer.model beside the directories of its models.
     if (place / "params.json").is_file() and (place.parent / "tokenizer.model").is_file():
         return place.parent / "tokenizer.model", place
@@ -84,13 +118,25 @@ def _find(place: Path) -> tuple[Path, Path | None]:
 
 def _what_is_missing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    if "tokenizer.json" in names:
-        return (
-            f"{folder} holds a tokenizer.json but no tokenizer.model. tokenizer.json cannot be read yet; "
-            "Llama 2 and its kin ship a tokenizer.model, which can be copied in from the original model"
-        )
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    if "tekken.json" in names:
+        return (
+            f"{folder} holds a tekken.json, which is Mistral's own form; the Hugging Face download of the same "
+            "model has a tokenizer.json: copy it in"
+        )
+    if "vocab.json" in names:
+        return f"{folder} holds a vocab.json without its merges.txt; copy in that, or the tokenizer.json"
     return (
-        f"no tokenizer.model in {folder}, which holds {shown or 'nothing'}; "
+        f"no tokenizer.json or tokenizer.model in {folder}, which holds {shown or 'nothing'}; "
         "set tokenizer.path to the file that belongs to this model"
     )
+
+
+def _settings(folder: Path) -> TokenizerSettings:
+    """Returns the settings of a model's directory, Meta's layout included."""
+    settings = read_settings(folder)
+    # Meta writes -1 where the tokenizer decides.
+    num_rows = read_json(folder / "params.json").get("vocab_size")
+    if settings.num_rows is None and isinstance(num_rows, int) and num_rows > 0:
+        settings = replace(settings, num_rows=num_rows)
+    return settings

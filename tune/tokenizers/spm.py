@@ -6,7 +6,6 @@ Every id comes from sentencepiece itself, which never turns text into control to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -106,10 +105,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         if not parse_special:
             ids: list[int] = self._processor(text, continuation).encode(text)
             return ids
-        names = sorted(self.special_tokens, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
-        pieces = [self.special_tokens.get(part, part) for part in parts if part]
-        return self._encode_joined(list(self._joined(pieces)), continuation)[0]
+        return self._encode_joined(list(self._joined(self._split_at_special(text))), continuation)[0]
 
     def _encode_joined(
         self, pieces: list[str | int], continuation: bool = False

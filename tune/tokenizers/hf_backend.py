@@ -1,0 +1,192 @@
+"""The `tokenizers` library's object behind a tokenizer.json, set up as the files beside it say.
+
+The rules by which named and added tokens join it are those of transformers' AutoTokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import TokenizerError
+from tune.tokenizers.recognise import why_not
+from tune.tokenizers.settings import AddedToken, TokenizerSettings, added_token
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Definition = dict[str, Any]
+
+
+def build_backend(definition: Definition, path: Path) -> tokenizers.Tokenizer:
+    """Returns the library's tokenizer for the content of a tokenizer.json.
+
+    Raises:
+        TokenizerError: the library cannot make sense of it.
+    """
+    return _parse(json.dumps({**definition, "truncation": None, "padding": None}), path)
+
+
+def check_definition(definition: Definition, path: Path, content: bytes) -> None:
+    """Checks that a JSON object is a tokenizer.json.
+
+    Raises:
+        TokenizerError: it is JSON of another kind.
+    """
+    model = definition.get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise TokenizerError(why_not("tokenizer.json", path, content))
+    entries = definition.get("added_tokens")
+    if entries is not None and not isinstance(entries, list):
+        raise TokenizerError(f"{path}: added_tokens is a {type(entries).__name__}, expected a list")
+
+
+def join_added_tokens(
+    backend: tokenizers.Tokenizer, settings: TokenizerSettings, definition: Definition, path: Path
+) -> None:
+    """Adds the tokens that the settings name to those of the definition, in the reference's order."""
+    import tokenizers
+
+    listed = dict(settings.added)
+    if not settings.lists_all:
+        for entry in definition.get("added_tokens") or ():
+            token_id = entry.get("id") if isinstance(entry, dict) else None
+            if isinstance(token_id, int):
+                listed[token_id] = added_token(entry, f"{path}: added_tokens")
+    named = [token for token in (*settings.names.values(), *settings.extra_special) if token is not None]
+    names = {token.content for token in settings.names.values() if token is not None}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known |= {token.content for token in listed.values()}
+    # A token that a setting names is special, whatever its own flag says.
+    wanted = [
+        replace(token, special=token.special or token.content in names) for _, token in sorted(listed.items())
+    ]
+    wanted += [token for token in named if token.content and token.content not in known]
+    backend.add_tokens([tokenizers.AddedToken(token.content, **token.flags()) for token in wanted])
+
+
+def drop_tokens_without_row(
+    backend: tokenizers.Tokenizer, settings: TokenizerSettings, path: Path
+) -> tokenizers.Tokenizer:
+    """Returns a tokenizer without the added tokens for which the model's embedding has no row."""
+    added = backend.get_added_tokens_decoder()
+    in_model = backend.get_vocab(with_added_tokens=False)
+    if not any(not settings.fits(i) and token.content not in in_model for i, token in added.items()):
+        return backend
+    definition = json.loads(backend.to_str())
+    definition["added_tokens"] = [
+        entry
+        for entry in definition["added_tokens"]
+        if settings.fits(entry["id"]) or entry["content"] in in_model
+    ]
+    return _parse(json.dumps(definition), path)
+
+
+def read_affixes(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """Returns the special tokens that the post-processor puts before a text: a BOS, or nothing."""
+    encoding = backend.encode("a", add_special_tokens=True)
+    num_before = 0
+    while num_before < len(encoding.ids) and encoding.special_tokens_mask[num_before]:
+        num_before += 1
+    return tuple(encoding.ids[:num_before]) if num_before < len(encoding.ids) else ()
+
+
+def without_prefix(definition: Definition) -> Definition:
+    """Returns a definition that puts nothing before a text: for text that goes on where other text ended."""
+    return {
+        **definition,
+        "normalizer": _normalizer_without_prefix(definition.get("normalizer")),
+        "pre_tokenizer": _splitter_without_prefix(definition.get("pre_tokenizer")),
+    }
+
+
+def without_special_pieces(definition: Definition, special: Collection[str], rename: str) -> Definition:
+    """Returns a definition whose model does not know the special tokens as pieces of text.
+
+    Some models have them in the vocabulary like any word, and would find "</s>" in a text by themselves.
+
+    Args:
+        definition: of a tokenizer.json.
+        special: texts of the special tokens.
+        rename: characters of no text, put before the names to hide them.
+    """
+    model = dict(definition["model"])
+    hidden = {name for name in special if name != model.get("unk_token")}
+    vocab = model["vocab"]
+    if isinstance(vocab, Mapping):
+        in_model = hidden & set(vocab)
+        model["vocab"] = {rename + name if name in hidden else name: i for name, i in vocab.items()}
+    else:
+        in_model = hidden & {name for name, _ in vocab}
+        unknown = model.get("unk_id")
+        model["vocab"] = [
+            [rename + name if name in hidden and i != unknown else name, score]
+            for i, (name, score) in enumerate(vocab)
+        ]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [
+            [left, right] for left, right in pairs if not {left, right, left + right} & in_model
+        ]
+    added = [entry for entry in definition["added_tokens"] if entry["content"] not in in_model]
+    return {**definition, "model": model, "added_tokens": added}
+
+
+def uses(definition: Definition, part: str, kind: str) -> bool:
+    """Returns whether a part of the pipeline ("decoder", ...) is of a kind, or a sequence that holds it."""
+    step = definition.get(part)
+    if not isinstance(step, dict):
+        return False
+    inner = step.get("decoders") or step.get("normalizers") or step.get("pretokenizers") or ()
+    return step.get("type") == kind or any(item.get("type") == kind for item in inner)
+
+
+def as_added_token(token: tokenizers.AddedToken) -> AddedToken:
+    """Returns the library's added token as ours."""
+    return AddedToken(
+        token.content, token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
+    )
+
+
+def _normalizer_without_prefix(step: Any) -> Any:
+    if not isinstance(step, dict):
+        return step
+    if step.get("type") == "Sequence":
+        kept = [_normalizer_without_prefix(inner) for inner in step.get("normalizers", ())]
+        return {**step, "normalizers": [inner for inner in kept if inner is not None]}
+    if step.get("type") == "Prepend":
+        return None
+    if step.get("type") == "Strip":
+        return {**step, "strip_left": False}
+    return step
+
+
+def _splitter_without_prefix(step: Any) -> Any:
+    if not isinstance(step, dict):
+        return step
+    if step.get("type") == "Sequence":
+        inner = [_splitter_without_prefix(part) for part in step.get("pretokenizers", ())]
+        return {**step, "pretokenizers": inner}
+    if step.get("type") == "Metaspace":
+        kept = {key: value for key, value in step.items() if key != "add_prefix_space"}
+        return {**kept, "prepend_scheme": "never"}
+    if step.get("type") == "ByteLevel":
+        return {**step, "add_prefix_space": False}
+    return step
+
+
+def _parse(text: str, path: Path) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    # The library raises nothing more precise.
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise TokenizerError(
+            f"{path} is no tokenizer.json that the tokenizers library {tokenizers.__version__} can read: {error}"
+        ) from error

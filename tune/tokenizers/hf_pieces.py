@@ -1,0 +1,104 @@
+"""Texts between special tokens, tokenized as the one string that they make.
+
+How the `tokenizers` library splits a string at its special tokens (white space that they take along, the space
+before the first word) depends on their neighbours, so the string must be handed over whole. But a user's text may
+hold the same characters as a special token. So each special token is written as a marker of private characters that
+no text holds, and the markers are what is looked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from tune.tokenizers.settings import AddedToken
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Span = tuple[int, int]
+
+# Supplementary Private Use Area-A: no character there has a meaning, and no normalisation changes it.
+_FIRST, _LAST, _BLOCK = 0xF0000, 0xFFFF0, 16
+
+
+def unused_block(texts: Iterable[str]) -> int:
+    """Returns the first of a row of private characters of which no text holds any."""
+    held = {ord(char) // _BLOCK for text in texts if not text.isascii() for char in text}
+    return next(block for block in range(_FIRST, _LAST, _BLOCK) if block // _BLOCK not in held)
+
+
+class PieceEncoder:
+    """Encodes texts and special tokens in turn.
+
+    Args:
+        backend: a tokenizer of its own, which gets the markers as added tokens.
+        entries: added tokens by id.
+        vocab_size: ids from here on are free for the markers.
+        block: first of the private characters that markers are written in.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, entries: Mapping[int, AddedToken], vocab_size: int, block: int
+    ) -> None:
+        import tokenizers
+
+        self._backend = backend
+        self._texts = {token_id: token.content for token_id, token in entries.items()}
+        self._markers = {token_id: _marker(token_id, block) for token_id in entries}
+        # Added tokens get the next ids, which in a vocabulary with gaps belong to others.
+        num_filled = 0
+        while backend.get_vocab_size() < vocab_size and num_filled < vocab_size:
+            num_filled += backend.add_tokens([_marker(vocab_size + num_filled, block)])
+        backend.add_tokens(
+            [
+                tokenizers.AddedToken(self._markers[token_id], **{**token.flags(), "special": False})
+                for token_id, token in entries.items()
+            ]
+        )
+        self._real = {backend.token_to_id(marker): token_id for token_id, marker in self._markers.items()}
+
+    def encode(self, pieces: Iterable[str | int]) -> tuple[list[int], list[Span]]:
+        """Returns the ids, and for each the characters [start, end) of the pieces written out."""
+        parts: list[str] = []
+        # Where each piece starts in the text with markers, and in the text with the tokens' names; its length there.
+        starts: list[int] = []
+        places: list[Span] = []
+        position = offset = 0
+        for piece in pieces:
+            text = self._texts[piece] if isinstance(piece, int) else piece
+            part = self._markers[piece] if isinstance(piece, int) else piece
+            starts.append(position)
+            places.append((offset, len(text)))
+            parts.append(part)
+            position += len(part)
+            offset += len(text)
+        starts.append(position)
+        places.append((offset, 0))
+        encoding = self._backend.encode("".join(parts), add_special_tokens=False)
+
+        def place(index: int) -> int:
+            piece = bisect_right(starts, index) - 1
+            start, length = places[piece]
+            return start + min(index - starts[piece], length)
+
+        ids = [self._real.get(token_id, token_id) for token_id in encoding.ids]
+        return ids, _without_gaps([(place(start), place(end)) for start, end in encoding.offsets], offset)
+
+
+def _without_gaps(spans: list[Span], length: int) -> list[Span]:
+    """Gives characters that normalisation took into the one before (an accent) to that one's tokens."""
+    filled = list(spans)
+    following = length
+    for index in range(len(spans) - 1, -1, -1):
+        start, end = spans[index]
+        shares = index + 1 < len(spans) and spans[index + 1] == spans[index]
+        filled[index] = (start, filled[index + 1][1] if shares else max(end, following))
+        following = start
+    return filled
+
+
+def _marker(token_id: int, block: int) -> str:
+    digits = "".join(chr(block + int(digit)) for digit in str(token_id))
+    return chr(block + 10) + digits + chr(block + 11)
