@@ -48,13 +48,14 @@ def read_sizes(
             fields.problem(
                 f"`hidden_size` is {embed_dim}, not a multiple of `num_attention_heads` {num_heads}"
             )
+    kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads)
+    refuse_quantized(fields)
     return {
         "vocab_size": fields.integer("vocab_size"),
         "num_layers": fields.integer("num_hidden_layers"),
         "num_heads": num_heads,
-        "num_kv_heads": fields.integer(
-            "num_key_value_heads", num_heads if num_kv_heads is None else num_kv_heads
-        ),
+        # Null is as many as query heads in every family, whatever an absent field means there.
+        "num_kv_heads": num_heads if kv_heads is None else kv_heads,
         "embed_dim": embed_dim,
         "head_dim": fields.integer("head_dim", head_dim),
         "intermediate_dim": fields.integer("intermediate_size"),
@@ -63,6 +64,17 @@ def read_sizes(
         "attn_dropout": fields.number("attention_dropout", 0.0),
         "tie_word_embeddings": fields.flag("tie_word_embeddings", tied),
     }
+
+
+def refuse_quantized(fields: ConfigFields) -> None:
+    """Note a problem where the weights are stored quantised: their numbers are codes, not weights."""
+    fields.ignore(("quantization_config",))
+    if fields.has("quantization_config"):
+        method = fields.mapping("quantization_config").get("quant_method", "unknown method")
+        fields.problem(
+            f"`quantization_config` says that the weights are quantised ({method}); only fp64, fp32, fp16 and bf16 "
+            "weights are read: take the checkpoint that this one was made from"
+        )
 
 
 def read_rope(
@@ -151,6 +163,11 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
     return None
 
 
+def layer_range(num_layers: int) -> range:
+    """Return the numbers of the layers, not without end where a file asks for that many: finish() refuses those."""
+    return range(min(num_layers, 10_000))
+
+
 def finish(fields: ConfigFields, arguments: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
     """Return the decoder's description once every field is accounted for, or raise CheckpointError."""
     fields.ignore(HARMLESS_FIELDS)
@@ -186,8 +203,11 @@ def write_rope(config: DecoderConfig) -> dict[str, Any]:
         "rope_scaling": None if config.rope_scaling is None else write_scaling(config.rope_scaling),
     }
     if config.rotary_dim is not None:
-        # Readers round down: half a channel more, so that none is lost.
-        content["partial_rotary_factor"] = (config.rotary_dim + 0.5) / config.head_dim
+        fraction = config.rotary_dim / config.head_dim
+        if int(config.head_dim * fraction) != config.rotary_dim:
+            # Readers round down: half a channel more, so that none is lost.
+            fraction = (config.rotary_dim + 0.5) / config.head_dim
+        content["partial_rotary_factor"] = fraction
     return content
 
 

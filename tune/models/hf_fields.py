@@ -13,6 +13,7 @@ HARMLESS_FIELDS = (
     "transformers.js_config",
     "unsloth_fixed",
     "unsloth_version",
+    "auto_map",  # the repository's own code, which a known architecture does not need
     # how transformers runs it, or in what precision it was stored
     "torch_dtype",
     "dtype",
