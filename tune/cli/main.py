@@ -22,6 +22,7 @@ COMMANDS = {
     "cp": "cp",
     "cat": "cat",
     "download": "download",
+    "upload": "upload",
     "validate": "validate",
     "describe": "describe",
     "schema": "schema",

@@ -22,13 +22,13 @@ _NOT_FOR_US = [
 ]
 # fmt: on
 
-# The layouts of weights that tune reads, the preferred one first; each is a copy of the same numbers.
+# The layouts of weights, the preferred one first; each is a copy of the same numbers.
 LAYOUT_PATTERNS: dict[str, tuple[str, ...]] = {
     "safetensors": ("model*.safetensors", "ft-model*.safetensors", "*model*.safetensors.index.json"),
     "pickle": ("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
     "meta": ("consolidated*.pth", "params.json"),
     "meta_original": ("original/*",),
-    # Mistral's own layout, beside the usual one in its repositories.
+    # Mistral's own, beside the usual one in its repositories; tune does not read it.
     "mistral": ("consolidated*.safetensors", "consolidated*.safetensors.index.json", "params.json"),
 }
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -95,10 +95,12 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
 
 
 def _layout_of(files: Sequence[RemoteFile]) -> str | None:
-    """Return which layout the weights among `files` have; an index or params.json alone is none."""
+    """Return which layout that tune reads the weights among `files` have; an index or params.json alone is none."""
     names = [file.name for file in files]
     for layout, patterns in LAYOUT_PATTERNS.items():
-        if any(_matches(name, patterns) and _matches(name, _WEIGHTS) for name in names):
+        if layout != "mistral" and any(
+            _matches(name, patterns) and _matches(name, _WEIGHTS) for name in names
+        ):
             return layout
     return "adapter" if any(name in _ADAPTER for name in names) else None
 

@@ -32,6 +32,7 @@ __all__ = [
     "list_saved_steps",
     "prune_saved_steps",
     "remove_unfinished_steps",
+    "saved_step_of",
     "step_name",
     "verify_step",
     "write_step",
@@ -79,11 +80,22 @@ def list_saved_steps(output_dir: Path) -> list[SavedStep]:
     return sorted(found, key=lambda saved: saved.step)
 
 
-def verify_step(saved: SavedStep) -> None:
+def saved_step_of(folder: Path) -> SavedStep | None:
+    """Return the saved step whose model (or adapter) `folder` is, also through a link; None if it is of no step."""
+    path = folder.resolve().parent
+    match = STEP_NAME.fullmatch(path.name)
+    return SavedStep(path, int(match[1])) if match and (path / MANIFEST_NAME).is_file() else None
+
+
+def verify_step(saved: SavedStep, part: str = "") -> None:
     """Check that every file of a saved step is there as it was written.
 
+    Args:
+        saved: the step.
+        part: only the files below this folder of it, such as "model"; all by default.
+
     Raises:
-        CheckpointError: it is not; the message names the first file that differs and how.
+        CheckpointError: one is not; the message names the first file that differs and how.
     """
     manifest = saved.path / MANIFEST_NAME
     try:
@@ -96,6 +108,8 @@ def verify_step(saved: SavedStep) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{saved.path.name}: {MANIFEST_NAME} cannot be read ({error}).") from error
     for name, (num_bytes, digest) in files.items():
+        if part and not name.startswith(f"{part}/"):
+            continue
         path = saved.path / name
         try:
             actual = path.stat().st_size

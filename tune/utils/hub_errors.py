@@ -158,6 +158,8 @@ def _by_status(status: int, request: HubRequest, server: str | None, error: Base
             f"the token ({request.token_from or 'none was given'}) may not {right}; give one of an account that may, "
             f"with that permission ({TOKEN_PAGE}).{said}"
         )
+    if status in (409, 412) and request.writing:
+        return f"{request.repo} was changed by somebody else meanwhile; look at {request.page}, then run again.{said}"
     if status == 429:
         return (
             f"the hub has had too many requests from here for now; wait a few minutes, then run again.{said}"

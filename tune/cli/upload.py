@@ -1,0 +1,161 @@
+"""`tune upload`: a saved step to the hub, with a card that says what it is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.terminal import columns
+from tune.config.diagnostics import printable
+
+if TYPE_CHECKING:
+    from tune.hub.lineage import Lineage
+    from tune.hub.parcel import Outgoing, Parcel
+    from tune.hub.upload import UploadPlan
+
+
+def run(given: Given) -> int:
+    """Check what is to be sent, show it, send it, and print its address."""
+    if len(given.operands) != 2:
+        raise UsageError(
+            "tune upload takes what to send and where to: tune upload out/my_run owner/name"
+            + (f", not {len(given.operands)} arguments" if len(given.operands) != 1 else "")
+        )
+    from tune.cli.download import read_token
+    from tune.hub.connection import connect
+    from tune.hub.parcel import find_parcel
+    from tune.hub.short_names import is_repository
+    from tune.hub.upload import plan_upload, send, who_am_i
+    from tune.utils import get_logger
+
+    path, repo = given.operands
+    token, base_model = read_token(given), given.one("base_model")
+    message, branch = given.one("message"), given.one("revision")
+    if base_model is not None and not is_repository(base_model):
+        raise UsageError(f"--base-model takes owner/name as on the hub, not {base_model!r}")
+    if not is_repository(repo) and not is_repository(f"owner/{repo}"):
+        raise UsageError(
+            f"{repo!r} is no name of a repository: give owner/name, of letters, digits, '-', '_' and '.'"
+        )
+    if message is not None and not message.strip():
+        raise UsageError("--message is empty")
+
+    get_logger("INFO")
+    parcel = find_parcel(path)
+    hub = connect(token)
+    owner = who_am_i(hub)
+    repo = repo if "/" in repo else f"{owner}/{repo}"
+    lineage, files = _pack(parcel, repo, base_model)
+    plan = plan_upload(
+        hub, repo, files, branch=branch, private="private" in given.switches, force="force" in given.switches
+    )
+    sys.stderr.write(_overview(plan, parcel, lineage))
+    try:
+        address = send(hub, plan, message or _message(parcel, lineage), _Sent(plan))
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"\nStopped. {plan.repo} shows nothing new; the same command goes on, and sends nothing twice."
+        )
+        raise
+    sys.stdout.write(f"{address}\n")
+    return 0
+
+
+def _pack(parcel: Parcel, repo: str, base_model: str | None) -> tuple[Lineage, list[Outgoing]]:
+    """Verify what is sent against its manifest, and return how it came about and its files, the card among them."""
+    from tune.hub.card import write_card
+    from tune.hub.lineage import read_lineage
+    from tune.hub.parcel import Outgoing, outgoing_files
+    from tune.training.saved_steps import saved_step_of, verify_step
+
+    saved = saved_step_of(parcel.folder)
+    if saved is not None:
+        sys.stderr.write(f"Verifying {saved.path.name} ...\n")
+        verify_step(saved, parcel.folder.resolve().name)
+    output_dir = saved.path.parent if saved is not None else None
+    lineage = read_lineage(output_dir, saved.step if saved is not None else None, base_model)
+    files = outgoing_files(parcel, lineage.base.repo if lineage.base is not None else None)
+    if not any(file.name == "README.md" for file in files):
+        files.append(Outgoing("README.md", write_card(lineage, parcel.kind, repo).encode()))
+    return lineage, sorted(files, key=lambda file: file.name)
+
+
+def _overview(plan: UploadPlan, parcel: Parcel, lineage: Lineage) -> str:
+    from tune.cli.transfer_progress import format_size
+
+    made = "a new repository" if plan.makes_repo else "an existing repository"
+    seen = "private" if plan.private else "public"
+    lines = [
+        f"{parcel.kind} {printable(str(parcel.folder))} -> {plan.repo} ({made}, {seen}, branch {plan.branch})"
+    ]
+    replaced = dict.fromkeys(plan.replaced, "replaces the one there")
+    rows = [
+        (printable(file.name), format_size(file.size), replaced.get(file.name, "")) for file in plan.files
+    ]
+    lines.append(columns(rows))
+    lines += [
+        f"  {printable(name)} there is deleted: it is of the model that is replaced" for name in plan.deleted
+    ]
+    total = sum(file.size for file in plan.files)
+    lines.append(f"  {len(rows)} files, {format_size(total)}; nothing else of the folder is sent")
+    if lineage.base is None or lineage.base.repo is None:
+        lines.append("  the card names no base model on the hub; --base-model owner/name states it")
+    return "\n".join(lines) + "\n"
+
+
+def _message(parcel: Parcel, lineage: Lineage) -> str:
+    at = f", step {lineage.step}" if lineage.step is not None else ""
+    return f"Upload {parcel.kind}{at}, with tune"
+
+
+class _Sent:
+    """Says which files have arrived."""
+
+    def __init__(self, plan: UploadPlan) -> None:
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
+
+        # Bars of the transfer itself on a terminal; elsewhere one line a file.
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        self._num_files, self._num_sent = len(plan.files), 0
+
+    def __call__(self, file: Outgoing) -> None:
+        self._num_sent += 1
+        sys.stderr.write(f"  [{self._num_sent}/{self._num_files}] {printable(file.name)}\n")
+        sys.stderr.flush()
+
+
+COMMAND = Command(
+    name="upload",
+    summary="Upload a saved model to the hub.",
+    usage="upload CHECKPOINT REPO [--private] [--force] [--message TEXT]",
+    description=(
+        "Sends a saved step (weights, config and tokenizer, or a PEFT adapter) to the Hugging Face hub in one commit, "
+        "with a model card that states base model, recipe, data, settings and measured values. The step is verified "
+        "first, and what arrived is compared after. Optimizer state and everything else in the folder stays here.\n\n"
+        "A repository that holds a model already is left alone unless --force is given. Your token has to be one that "
+        "may write: --hf-token, the environment variable HF_TOKEN, or once for all `hf auth login`."
+    ),
+    examples=(
+        ("tune upload out/mine me/my-model", "the latest step of a run"),
+        ("tune upload out/mine/step_000100 me/my-model --private", "one step, for your eyes only"),
+        (
+            "tune upload out/mine/best my-model --force",
+            "the best step, under your own name, in place of what is there",
+        ),
+    ),
+    run=run,
+    operands=(
+        ("CHECKPOINT", "An output_dir, a saved step, or a folder with a model or an adapter."),
+        ("REPO", "owner/name on the hub; it is made if there is none."),
+    ),
+    options=(
+        Option(("--hf-token",), "Access token; better in HF_TOKEN, where no process list shows it.", "TOKEN"),
+        Option(("--private",), "Make the repository private."),
+        Option(("--force", "-f"), "Replace a model that is there."),
+        Option(("--message", "-m"), "What the repository's history says of this upload.", "TEXT"),
+        Option(("--revision",), "Branch to send to, made if missing; main if left out.", "BRANCH"),
+        Option(("--base-model",), "Model it was made from, where the run does not know: owner/name.", "REPO"),
+    ),
+)
