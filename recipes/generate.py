@@ -1,6 +1,7 @@
 """Continue prompts with a model.
 
     tune run generate model_checkpoint=DIR prompt="Once upon a time" max_new_tokens=64
+    tune run generate model_checkpoint=DIR prompt="Why is the sky blue?" prompt_template=chat
     tune run generate model_checkpoint=OUTPUT_DIR/latest prompt_file=questions.txt prompt_template=alpaca
     echo "Once upon a time" | tune run generate model_checkpoint=DIR prompt=- temperature=0.8 seed=1
 
@@ -16,7 +17,6 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
 from typing import IO, Any
 
 import torch
@@ -24,9 +24,9 @@ import torch
 import tune.config
 from recipes.params.generate import GenerateParams
 from tune.config import instantiate, instantiate_offering
-from tune.data import PromptTemplate, get_prompt_template
+from tune.data import get_prompt_template
 from tune.errors import GenerationError
-from tune.generation import Prompt, TextStream, read_prompts, stream_text
+from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_text
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 
 STOP_REASONS = {
@@ -37,13 +37,15 @@ STOP_REASONS = {
 }
 
 
-def load(params: GenerateParams) -> tuple[Any, Any]:
-    """Return the model with its weights, and its tokenizer."""
+def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[Question]]:
+    """Return the model with its weights, its tokenizer, and the prompts as the model reads them."""
+    template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
     checkpointer = instantiate(params.checkpointer)
     model_dir = checkpointer.find_model_dir()
     offered = {"checkpoint_dir": str(model_dir)}
-    # The tokenizer first: it takes no time to find out that it is missing.
+    # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
     tokenizer = instantiate_offering(params.tokenizer, offered)
+    questions = [ask(tokenizer, template, prompt.text) for prompt in prompts]
 
     device = get_device(params.device)
     # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.
@@ -52,7 +54,7 @@ def load(params: GenerateParams) -> tuple[Any, Any]:
     with torch.device("meta"):
         model = instantiate_offering(params.model, offered).to(dtype)
     checkpointer.load_into(model, model_dir, device=device)
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, questions
 
 
 def collect_prompts(params: GenerateParams) -> list[Prompt]:
@@ -78,41 +80,34 @@ def write(piece: str) -> None:
 
 
 def open_streams(
-    params: GenerateParams,
-    model: Any,
-    tokenizer: Any,
-    prompts: list[Prompt],
-    template: PromptTemplate | None,
+    params: GenerateParams, model: Any, tokenizer: Any, questions: list[Question]
 ) -> list[TextStream]:
-    """Return one stream per prompt; nothing is generated yet, but a prompt that cannot be continued raises now."""
-    stop: Sequence[str] = params.stop or ()
-    # What training put after every answer ends one here, even if the model does not go on to say EOS.
-    if template is not None and template.assistant[1].strip():
-        stop = [*stop, template.assistant[1].strip()]
+    """Return one stream per question; nothing is generated yet, but one that cannot be answered raises now."""
     seed = params.seed
     if seed is None and params.temperature > 0:
         seed = random.SystemRandom().randrange(2**31)
         get_logger().info(f"seed {seed} was drawn; seed={seed} gives the same again.")
     streams = []
-    for index, prompt in enumerate(prompts):
+    for index, question in enumerate(questions):
         try:
             stream = stream_text(
                 model,
                 tokenizer,
-                prompt.text if template is None else template.prompt(prompt.text),
+                question.prompt,
                 max_new_tokens=params.max_new_tokens,
                 temperature=params.temperature,
                 top_k=params.top_k,
                 top_p=params.top_p,
                 # Each prompt has its own seed, so its answer does not depend on how many came before it.
                 seed=None if seed is None else seed + index,
-                stop=stop,
+                stop=[*(params.stop or ()), *question.stop],
+                stop_ids=question.stop_ids,
                 ignore_eos=params.ignore_eos,
                 use_cache=params.enable_kv_cache,
             )
         except GenerationError as error:
             raise GenerationError(
-                f"prompt {index + 1}: {error}" if len(prompts) > 1 else str(error)
+                f"prompt {index + 1}: {error}" if len(questions) > 1 else str(error)
             ) from error
         streams.append(stream)
     return streams
@@ -151,17 +146,16 @@ def run(params: GenerateParams) -> None:
         log.warning("warning: top_k and top_p do nothing at temperature 0; set temperature=1 to sample.")
     # What is quickly seen to be wrong comes before gigabytes of weights are read.
     prompts = collect_prompts(params)
-    template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
     output = open_output(params)
 
     started = time.perf_counter()
-    model, tokenizer = load(params)
+    model, tokenizer, questions = load(params, prompts)
     weight = model.output_weight
     log.info(
         f"Loaded {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters "
         f"({str(weight.dtype).removeprefix('torch.')}, {weight.device}) in {time.perf_counter() - started:.1f} s."
     )
-    streams = open_streams(params, model, tokenizer, prompts, template)
+    streams = open_streams(params, model, tokenizer, questions)
 
     if output is not None and output.seekable():
         output.truncate(0)  # only now is there something to replace older answers with

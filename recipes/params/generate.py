@@ -56,8 +56,8 @@ class GenerateParams:
     prompt_template: str | dict[str, list[str]] | None = param(
         None,
         group="Prompt",
-        help="Template around each prompt: alpaca, question_answer, ..., or {user: [before, after], "
-        "assistant: [before, after]}; null takes the text as it is.",
+        help="Template around each prompt: chat for the checkpoint's own, llama3, alpaca, ..., a .jinja file, or "
+        "{user: [before, after], assistant: [before, after]}; null takes the text as it is.",
     )
 
     # --- Sampling ---------------------------------------------------------------------------------------

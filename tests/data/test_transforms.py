@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tune.data import AlpacaToMessages, InputOutputToMessages, Message, OpenAIToMessages, ShareGPTToMessages
@@ -75,6 +77,57 @@ def test_a_weight_of_zero_masks_an_answer():
     ]
 
 
+ASKED = {"role": "user", "content": "How warm is it?"}
+CALL = {"id": "c1", "function": {"name": "weather", "arguments": '{"city": "Zürich", "days": 2}'}}
+
+
+def test_calls_of_tools_are_read():
+    turns = [
+        ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "thinking": "I look it up."},
+        {"role": "tool", "content": "12", "tool_call_id": "c1", "name": "weather"},
+        {"role": "assistant", "content": "12 degrees.", "tool_calls": None},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    read = OpenAIToMessages()({"messages": turns, "tools": tools})
+    assert read["tools"] == tools
+    _, calling, result, answer = read["messages"]
+    # Arguments that are JSON text are read: a template would write them as a text of JSON otherwise.
+    function = {"name": "weather", "arguments": {"city": "Zürich", "days": 2}}
+    assert calling.tool_calls == ({"type": "function", "id": "c1", "function": function},)
+    assert (calling.content, calling.reasoning_content, calling.masked) == ("", "I look it up.", False)
+    assert (result.role, result.name, result.tool_call_id, result.masked) == ("tool", "weather", "c1", True)
+    assert answer == Message("assistant", "12 degrees.")
+    as_text = OpenAIToMessages()({"messages": turns, "tools": json.dumps(tools)})
+    assert as_text == read
+    assert "tools" not in OpenAIToMessages()({"messages": turns, "tools": None})
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("weather", "a list"),
+        ([7], "message 2 in 'messages' calls the number 7, expected an object with 'function'"),
+        ([{"function": {"arguments": {}}}], "'function' and its 'name'"),
+        (
+            [{"function": {"name": "f", "arguments": "{"}}],
+            "calls f with arguments that are no JSON: the text '{'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_call(call, says):
+    turns = [ASKED, {"role": "assistant", "content": "x", "tool_calls": call}]
+    with pytest.raises(DataError, match=says):
+        OpenAIToMessages()({"messages": turns})
+
+
+@pytest.mark.parametrize("tools", ["{", 7, ["weather"], "7"])
+def test_what_is_wrong_with_tools(tools):
+    turns = [ASKED, {"role": "assistant", "content": "x"}]
+    with pytest.raises(DataError, match="column 'tools' is"):
+        OpenAIToMessages()({"messages": turns, "tools": tools})
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -100,7 +153,8 @@ def test_what_is_wrong_with_a_row(row, says):
         ([], "the conversation is empty"),
         (["hi"], "message 1 in 'messages' is the text 'hi', expected an object with 'role' and 'content'"),
         ([{"role": "user"}], "message 1 in 'messages' is an object with role, expected"),
-        ([{"role": "tool", "content": "x"}], "the role 'tool'; known are system, user, assistant"),
+        ([{"role": "bot", "content": "x"}], "the role 'bot'; known are system, user, assistant, tool"),
+        ([{"role": "tool", "content": "x"}], "message 1 is by the tool where the user should speak"),
         ([{"role": ["user"], "content": "x"}], "the role"),
         ([{"role": "user", "content": None}], "has null as content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a list of 1 as content"),

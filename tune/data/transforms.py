@@ -6,6 +6,7 @@ not fit raises `DataError` that says what is wrong with it; datasets add the pla
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,13 @@ from tune.errors import DataError
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.templates import AlpacaInstructTemplate
 
-_OPENAI_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+_OPENAI_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "ipython": "ipython",
+}
 _SHAREGPT_ROLES: dict[str, Role] = {
     "system": "system",
     "human": "user",
@@ -22,7 +29,11 @@ _SHAREGPT_ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
 }
+# Data names what an assistant thinks in several ways.
+_THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 class InputOutputToMessages:
@@ -94,6 +105,8 @@ class AlpacaToMessages:
 class OpenAIToMessages:
     """A list of `{"role": ..., "content": ...}`; a message with `"weight": 0` is not learnt.
 
+    `tool_calls`, `tool_call_id`, `name` and `reasoning_content` of a message are read too, and a column `tools`.
+
     Args:
         train_on_input: learn the messages of user and system as well.
         column_map: `messages` to its column.
@@ -110,9 +123,12 @@ class OpenAIToMessages:
         self._train_on_input = train_on_input
         self._system = new_system_prompt
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Any]]:
         keys = ("role", "content")
-        return _chat_messages(row, self._column, keys, _OPENAI_ROLES, self._train_on_input, self._system)
+        read: dict[str, list[Any]] = {}
+        read |= _chat_messages(row, self._column, keys, _OPENAI_ROLES, self._train_on_input, self._system)
+        tools = _tools(row)
+        return read | {"tools": tools} if tools else read
 
 
 class ShareGPTToMessages:
@@ -161,7 +177,8 @@ def _chat_messages(
     messages = [Message("system", system, masked=not train_on_input)] if system else []
     for number, turn in enumerate(turns, start=1):
         where = f"message {number} in {column!r}"
-        if not isinstance(turn, Mapping) or any(key not in turn for key in keys):
+        calls = turn.get("tool_calls") if isinstance(turn, Mapping) else None
+        if not isinstance(turn, Mapping) or any(key not in turn for key in keys[: 1 if calls else 2]):
             raise DataError(
                 f"{where} is {describe(turn)}, expected an object with {keys[0]!r} and {keys[1]!r}"
             )
@@ -171,9 +188,70 @@ def _chat_messages(
         if role == "system" and system:
             continue
         masked = (role != "assistant" and not train_on_input) or turn.get("weight") == 0
-        messages.append(Message(role, _content(turn[keys[1]], where), masked))
+        content = turn.get(keys[1])
+        messages.append(
+            Message(
+                role,
+                "" if content is None and calls else _content(content, where),
+                masked,
+                _tool_calls(calls, where),
+                next((thought for key in _THINKING_KEYS if (thought := _label(turn, key, where))), None),
+                _label(turn, "name", where),
+                _label(turn, "tool_call_id", where),
+            )
+        )
     validate_messages(messages)
     return {"messages": messages}
+
+
+def _label(turn: Mapping[str, Any], key: str, where: str) -> str | None:
+    """Returns a further text of a message, None where it has none."""
+    value = turn.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise DataError(f"{where} has {describe(value)} as {key}, expected text")
+
+
+def _tool_calls(calls: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """Returns the calls of a message, with arguments that are written as JSON text read."""
+    if not calls:
+        return ()
+    if not isinstance(calls, list):
+        raise DataError(f"{where} has {describe(calls)} as tool_calls, expected a list")
+    read = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"{where} calls {describe(call)}, expected an object with 'function' and its 'name'"
+            )
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            # Columns of parquet files cannot hold objects of varying keys, and OpenAI writes text as well.
+            arguments = _json(arguments, f"{where} calls {function['name']} with arguments that are")
+        parts = {key: value for key, value in function.items() if value is not None}
+        rest = {} if function is call else {key: value for key, value in call.items() if value is not None}
+        read.append({"type": "function", **rest, "function": {**parts, "arguments": arguments or {}}})
+    return tuple(read)
+
+
+def _tools(row: Mapping[str, Any]) -> list[Any]:
+    """Returns the schemas of a row's tools, a list or its JSON text."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _json(tools, "column 'tools' is") if tools.strip() else None
+    if tools is None:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"column 'tools' is {describe(tools)}, expected a list of objects")
+    return tools
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} no JSON: {describe(text)}") from error
 
 
 def _content(value: Any, where: str) -> str:

@@ -16,6 +16,8 @@ from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
+from tune.tokenizers.spm import SentencePieceTokenizer
+from tune.tokenizers.templates import AnyTemplate, template_names
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -29,6 +31,7 @@ def chat_dataset(
     conversation_style: Literal["auto", "openai", "sharegpt"] = "auto",
     train_on_input: bool = False,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
+    chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
     new_system_prompt: str | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
@@ -48,8 +51,10 @@ def chat_dataset(
         conversation_column: holds the list of messages; `messages` and `conversations` are recognised.
         conversation_style: "openai" has role and content, "sharegpt" from and value; "auto" looks which.
         train_on_input: learn the messages of user and system too.
-        prompt_template: how turns are written, by default the tokenizer's, else "llama2_chat"; see
-            `instruct_dataset`.
+        prompt_template: how turns are written: "chat" for the checkpoint's chat template, a name such as "llama3",
+            a .jinja file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the
+            checkpoint's; for a Llama 2 tokenizer that has neither, "llama2_chat".
+        chat_template_kwargs: further names that the chat template reads: {enable_thinking: false}.
         new_system_prompt: replaces the system message of every conversation.
         packed: put several conversations into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of a conversation; by default the tokenizer's limit.
@@ -65,6 +70,7 @@ def chat_dataset(
         ConfigError: an argument is out of range or names what is not there.
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
+    template = get_prompt_template(prompt_template or _default_template(tokenizer))
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     column = find_conversation_column(rows.columns, conversation_column, rows.report.source)
     style = _find_style(rows, column) if conversation_style == "auto" else conversation_style
@@ -84,11 +90,27 @@ def chat_dataset(
         tokenizer,
         source=rows,
         message_transform=transform,
-        prompt_template=get_prompt_template(prompt_template or tokenizer.prompt_template or "llama2_chat"),
+        prompt_template=template,
         system_prompt=new_system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
         max_seq_len=max_seq_len,
     )
     return PackedDataset(dataset) if packed else dataset
+
+
+def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
+    """Returns the template that belongs to a tokenizer. Raises ConfigError where none does."""
+    template = tokenizer.prompt_template or tokenizer.chat_template
+    if template is not None:
+        return template
+    # SentencePiece's <s> without a chat template: Llama 2, as Meta ships it, and its kin.
+    if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.token(tokenizer.bos_id) == "<s>":
+        return "llama2_chat"
+    raise ConfigError(
+        "this tokenizer comes without a chat template, so it must be said how conversations are written: set "
+        f"dataset.prompt_template to one of {', '.join(template_names()[:-1])}, or to a .jinja file. A model that was "
+        "never trained on conversations can learn any whose special tokens its tokenizer has"
+    )
 
 
 def _find_style(rows: RowReader, column: str) -> str:

@@ -24,7 +24,7 @@ class ReportingDataset(Protocol):
     def __getitem__(self, index: int) -> dict[str, list[int]]: ...
     def length(self, index: int) -> int: ...
     def report(self) -> DataReport: ...
-    def render_prompt(self, text: str) -> str: ...
+    def render_prompt(self, text: str) -> str | list[int]: ...
 
 
 def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> ReportingDataset:
@@ -79,7 +79,7 @@ class ConcatDataset(Dataset[dict[str, list[int]]]):
         """Returns the counts of all datasets together."""
         return merge_reports([dataset.report() for dataset in self._datasets])
 
-    def render_prompt(self, text: str) -> str:
+    def render_prompt(self, text: str) -> str | list[int]:
         """Returns what the model reads when a user says `text`, as the first dataset writes it."""
         return self._datasets[0].render_prompt(text)
 

@@ -60,6 +60,6 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
         """Returns what was read, and how full the sequences are."""
         return self._report
 
-    def render_prompt(self, text: str) -> str:
+    def render_prompt(self, text: str) -> str | list[int]:
         """Returns what the model reads when a user says `text`."""
         return self._dataset.render_prompt(text)

@@ -14,15 +14,16 @@ from tune.data import (
     Source,
     TokenStore,
     get_prompt_template,
-    tokenize_segments,
 )
 from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
-from tune.errors import DataError, TokenizerError
+from tune.errors import ConfigError, DataError, TokenizerError
+from tune.tokenizers.chat_template import ChatTemplate, apply_chat_template, tokenize_examples
+from tune.tokenizers.templates import template_for
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Message]]]
+MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
 
 
 class SFTDataset(Dataset[dict[str, list[int]]]):
@@ -30,16 +31,18 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
 
     Items are `{"tokens": [...], "labels": [...]}` of equal length, labels not shifted, -100 where a token is
     not learnt. An example longer than the limit keeps its first tokens and loses its EOS; one whose answers
-    lie wholly beyond the limit is left out. Both are counted in `report()`.
+    lie wholly beyond the limit is left out. Both are counted in `report()`. A chat template that rewrites earlier
+    answers, by taking out their thinking for example, makes one conversation several items.
 
     Args:
         tokenizer: gives the ids, and the limit where `max_seq_len` does not.
         source: the rows: a file, folder or hub name; a `tune.data.Source`; any iterable of mappings
             from column to value; or a reader of these, which then decides about bad rows.
-        message_transform: turns a row into `{"messages": [...]}`.
+        message_transform: turns a row into `{"messages": [...]}`, with `"tools"` where there are any.
         prompt_template: how conversations are written; see `tune.data.get_prompt_template`.
         inference_template: what `render_prompt` uses where `message_transform` writes the prompts itself.
         system_prompt: that of every conversation, if they share one, for `render_prompt` to put first.
+        chat_template_kwargs: further names that a chat template reads, such as `enable_thinking`.
         max_seq_len: tokens to keep of an example; the smaller of this and the tokenizer's counts.
         on_bad_rows: what to do with rows that are malformed or hold nothing to learn: stop with an error
             that lists them, or leave them out and count them.
@@ -47,6 +50,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
     Raises:
         ConfigError: an argument is out of range.
         DataError: the source cannot be read, has bad rows, or holds nothing to learn.
+        TokenizerError: the template does not fit the tokenizer.
     """
 
     def __init__(
@@ -55,15 +59,20 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         *,
         source: str | Source | RowReader | Iterable[Mapping[str, Any]],
         message_transform: MessageTransform,
-        prompt_template: str | dict[str, list[str]] | PromptTemplate = "plain",
+        prompt_template: str | dict[str, list[str]] | PromptTemplate | ChatTemplate = "plain",
         inference_template: PromptTemplate | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
         max_seq_len: int | None = None,
         on_bad_rows: OnBadRows = "error",
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
         self._store = TokenStore(tokenizer.vocab_size)
-        self._template = get_prompt_template(prompt_template)
+        self._tokenizer = tokenizer
+        # What does not fit the tokenizer is no fault of the rows.
+        self._template = template_for(get_prompt_template(prompt_template), tokenizer)
+        self._variables: dict[str, Any] = dict(chat_template_kwargs or {})
+        _check_variables(self._template, self._variables)
         self._system_prompt = system_prompt or ""
         self._inference_template = inference_template or self._template
         self._report = rows.report
@@ -71,14 +80,21 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         self._report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len)
         for place, values in rows:
             try:
-                messages = message_transform(values)["messages"]
-                has_answer = _has_answer(messages)
-                tokens, mask = tokenize_segments(tokenizer, self._template.segments(messages))
+                read = message_transform(values)
+                has_answer = _has_answer(read["messages"])
+                examples = tokenize_examples(
+                    tokenizer,
+                    self._template,
+                    read["messages"],
+                    tools=read.get("tools"),
+                    variables=self._variables,
+                )
             except (DataError, TokenizerError) as error:
                 rows.reject(place, str(error))
                 continue
             self._report.num_empty_answers += not has_answer
-            add_example(self._store, self._report, tokens, mask, limit)
+            for tokens, mask in examples:
+                add_example(self._store, self._report, tokens, mask, limit)
         rows.finish()
         check_learnable(self._report)
 
@@ -96,14 +112,39 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         """Returns what was read: examples, tokens, the share trained on, what was cut or left out."""
         return self._report
 
-    def render_prompt(self, text: str) -> str:
-        """Returns what the model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
-        return self._inference_template.prompt(text, self._system_prompt)
+    def render_prompt(self, text: str) -> str | list[int]:
+        """Returns what the model reads when a user says `text`, as `tune.generation.generate_text` takes it.
+
+        A text template gives a text, ready for `encode(..., add_eos=False)`; a chat template gives ids, for its
+        special tokens cannot be told from their names in a text.
+        """
+        template = self._inference_template
+        if not isinstance(template, ChatTemplate):
+            return template.prompt(text, self._system_prompt)
+        messages = [Message("system", self._system_prompt)] if self._system_prompt else []
+        return apply_chat_template(
+            self._tokenizer,
+            [*messages, Message("user", text)],
+            template=template,
+            add_generation_prompt=True,
+            **self._variables,
+        )
+
+
+def _check_variables(template: PromptTemplate | ChatTemplate, variables: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the template reads no variable of that name."""
+    known = template.variables() if isinstance(template, ChatTemplate) else frozenset()
+    unread = [name for name in variables if name not in known]
+    if unread:
+        raise ConfigError(
+            f"dataset.chat_template_kwargs sets {', '.join(unread)}, which the template {template.name} does not read; "
+            f"it reads {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _has_answer(messages: Sequence[Message]) -> bool:
     """Returns whether an answer is learnt. Raises DataError where nothing is."""
-    if any(m.role == "assistant" and not m.masked and m.content.strip() for m in messages):
+    if any(m.role == "assistant" and not m.masked and (m.content.strip() or m.tool_calls) for m in messages):
         return True
     # Where prompts are learnt too, an example without an answer still teaches something.
     if all(m.masked or not m.content.strip() for m in messages):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from tune.generation.decode import StopReason, TokenStream, generate, generate_batch, stream
-from tune.generation.prompts import Prompt, read_prompts
+from tune.generation.prompts import Prompt, Question, ask, read_prompts
 from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
 from tune.generation.text import StopStrings, TextStream, generate_text, stream_text
 
 __all__ = [
     "Prompt",
+    "Question",
     "Sampling",
     "StopReason",
     "StopStrings",
     "TextStream",
     "TokenStream",
+    "ask",
     "generate",
     "generate_batch",
     "generate_text",

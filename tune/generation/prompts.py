@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune.errors import DataError
+from tune.tokenizers import Message, Tokenizer
+from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of
+from tune.tokenizers.templates import AnyTemplate, PromptTemplate, template_for
 from tune.utils.paths import expand_path
 
-__all__ = ["Prompt", "read_prompts"]
+__all__ = ["Prompt", "Question", "ask", "read_prompts"]
 
 COLUMN = "prompt"
 
@@ -27,6 +30,39 @@ class Prompt:
 
     text: str
     source: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as a model reads it, and what ends its answer beside the tokenizer's own stop ids.
+
+    Args:
+        prompt: Text, or ids where a chat template's special tokens are in it.
+        stop: Texts.
+        stop_ids: Tokens.
+    """
+
+    prompt: str | list[int]
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+
+
+def ask(tokenizer: Tokenizer, template: AnyTemplate | None, text: str) -> Question:
+    """Return what a model reads that is asked ``text`` in a template, the same as in training; None is the bare text.
+
+    Raises:
+        DataError: The chat template refuses the question.
+        TokenizerError: The template does not fit the tokenizer.
+    """
+    if template is None:
+        return Question(text)
+    bound = template_for(template, tokenizer)
+    if isinstance(bound, PromptTemplate):
+        # What training put after every answer ends one here, even if the model does not go on to say EOS.
+        end = bound.assistant[1].strip()
+        return Question(bound.prompt(text), (end,) if end else ())
+    ids = apply_chat_template(tokenizer, [Message("user", text)], template=bound, add_generation_prompt=True)
+    return Question(ids, stop_ids=stop_ids_of(tokenizer, bound))
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:

@@ -78,6 +78,7 @@ def stream_text(
     top_p: float | None = None,
     seed: int | None = None,
     stop: Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
     ignore_eos: bool = False,
     use_cache: bool = True,
 ) -> TextStream:
@@ -93,7 +94,8 @@ def stream_text(
         top_p: Keep the nucleus of mass ``top_p``.
         seed: Makes sampling repeatable.
         stop: Strings that end the text and are not part of it.
-        ignore_eos: Go on past the tokenizer's stop ids (they leave no text).
+        stop_ids: Tokens that end the text, beside the tokenizer's own.
+        ignore_eos: Go on past all stop ids (they leave no text).
         use_cache: As in `generate`.
 
     Raises:
@@ -108,7 +110,7 @@ def stream_text(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop_ids=() if ignore_eos else sorted(tokenizer.stop_ids),
+        stop_ids=() if ignore_eos else sorted({*tokenizer.stop_ids, *stop_ids}),
         use_cache=use_cache,
         vocab_size=tokenizer.vocab_size,
     )

@@ -117,6 +117,20 @@ class ChatTemplate:
         """Raises TokenizerError where the template is none."""
         self._compile(self.source)
 
+    def variables(self) -> frozenset[str]:
+        """Returns the names that the template reads beside the conversation itself.
+
+        Raises:
+            TokenizerError: the source is no template.
+        """
+        from jinja2 import meta
+
+        names: set[str] = set()
+        for source in (self.source, self.for_tools or ""):
+            environment = self._compile(source)[0].environment
+            names |= meta.find_undeclared_variables(environment.parse(source))
+        return frozenset(names) - {"messages", "tools", "documents", "add_generation_prompt"}
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
