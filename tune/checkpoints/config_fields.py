@@ -69,6 +69,12 @@ class ConfigFields:
         self._seen.add(name)
         return None if value is None else self.number(name, value)
 
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """Return a whole number, None where the file says null, and `default` where it is silent."""
+        value = self._content.get(name, default)
+        self._seen.add(name)
+        return None if value is None else self.integer(name, value)
+
     def flag(self, name: str, default: bool) -> bool:
         """Return true or false."""
         value = self._take(name, default)
@@ -91,6 +97,12 @@ class ConfigFields:
             for item in value
         )
         return tuple(map(float, value)) if is_list else self._wrong(name, value, "a list of numbers", (1.0,))
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """Return a list of whole numbers, empty where the field is absent or null."""
+        value = self._take(name, [])
+        is_list = isinstance(value, list) and all(type(item) is int for item in value)
+        return tuple(value) if is_list else self._wrong(name, value, "a list of whole numbers", ())
 
     def choices(self, name: str, length: int, *allowed: Any) -> tuple[Any, ...] | None:
         """Return a list of `length` or more entries, each one of `allowed`; None where it is absent or null."""

@@ -24,7 +24,6 @@ def read_gemma(fields: ConfigFields, sizes: Mapping[str, Any]) -> dict[str, Any]
     fields.expect("hidden_act", "gelu_pytorch_tanh", "gelu")
     fields.expect("hidden_activation", "gelu_pytorch_tanh")
     fields.expect("use_bidirectional_attention", False)
-    fields.expect("quantization_config")
     fields.ignore(("cache_implementation",))
     return {
         **sizes,

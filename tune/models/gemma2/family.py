@@ -7,7 +7,7 @@ from typing import Any
 
 from tune.checkpoints import ConfigFields
 from tune.models.gemma.family import read_gemma, write_gemma
-from tune.models.hf_config import finish, read_rope, read_sizes, write_rope
+from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope
 from tune.models.hf_layout import hf_layout
 from tune.models.torchtune_layout import torchtune_layout
 from tune.modules import DecoderConfig, Family
@@ -38,7 +38,7 @@ def read_gemma2(fields: ConfigFields, sizes: Mapping[str, Any], *, pattern: int)
     num_layers = sizes["num_layers"]
     kinds = fields.choices("layer_types", num_layers, _SLIDING, _FULL)
     if kinds is None:
-        kinds = tuple(_SLIDING if (layer + 1) % pattern else _FULL for layer in range(num_layers))
+        kinds = tuple(_SLIDING if (layer + 1) % pattern else _FULL for layer in layer_range(num_layers))
     return {
         **read_gemma(fields, sizes),
         "norm_placement": "both",

@@ -12,7 +12,7 @@ from typing import Any
 from tune.checkpoints import ConfigFields
 from tune.errors import CheckpointError
 from tune.models.gemma2.family import FOUR_NORMS, SWAPPED_NORMS, read_gemma2, write_gemma2
-from tune.models.hf_config import finish, read_scaling, read_sizes, write_rope
+from tune.models.hf_config import finish, read_scaling, read_sizes, refuse_quantized, write_rope
 from tune.models.hf_fields import HARMLESS_FIELDS
 from tune.models.hf_layout import hf_layout
 from tune.models.torchtune_layout import torchtune_layout
@@ -50,11 +50,10 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
 
 def _read_text_part(content: Mapping[str, Any]) -> DecoderConfig:
     fields = ConfigFields(content, "config.json")
-    text = fields.mapping("text_config of config.json")
+    text = fields.mapping("text_config")
     fields.expect("tie_word_embeddings", True)
-    fields.expect("quantization_config")
-    fields.ignore(_OF_PICTURES)
-    fields.ignore(HARMLESS_FIELDS)
+    refuse_quantized(fields)
+    fields.ignore((*_OF_PICTURES, *HARMLESS_FIELDS))
     fields.finish()
     get_logger().info("Gemma 3: the text model is used, the parts that see pictures are left out")
     if text.get("tie_word_embeddings") is False:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, write_sizes
+from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.hf_layout import hf_layout
 from tune.models.torchtune_layout import torchtune_layout
 from tune.modules import DecoderConfig, Family, LongRopeScaling
@@ -29,9 +29,9 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     if not isinstance(rope["rope_scaling"], LongRopeScaling | None):
         fields.problem('`rope_scaling` is of another type than "longrope", the only one of this family')
     arguments = {**sizes, **rope}
-    if fields.has("sliding_window"):
-        arguments["sliding_window"] = fields.integer("sliding_window")
-        arguments["sliding_layers"] = tuple(range(max(sizes["num_layers"], 0)))
+    arguments["sliding_window"] = fields.optional_integer("sliding_window", None)
+    if arguments["sliding_window"] is not None:
+        arguments["sliding_layers"] = tuple(layer_range(sizes["num_layers"]))
     fields.expect("hidden_act", "silu")
     for name in ("embd_pdrop", "resid_pdrop"):
         fields.expect(name, 0.0, 0)
@@ -39,8 +39,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
         fields.expect(name, False)
     for name in ("full_attn_mod", "interpolate_factor"):
         fields.expect(name, 1)
-    fields.expect("quantization_config")
-    fields.ignore(("original_max_position_embeddings", "sliding_window"))
+    fields.ignore(("original_max_position_embeddings",))
     return finish(fields, arguments)
 
 
