@@ -13,6 +13,8 @@ import pytest
 import torch
 from cases_gemma import CASES as GEMMA_CASES
 from cases_llama import CASES as LLAMA_CASES
+from cases_mistral_qwen import CASES as MISTRAL_QWEN_CASES
+from cases_olmo_moe import CASES as OLMO_MOE_CASES
 from cases_phi import CASES as PHI_CASES
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +27,7 @@ from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 
-CASES = {**LLAMA_CASES, **GEMMA_CASES, **PHI_CASES}
+CASES = {**LLAMA_CASES, **GEMMA_CASES, **PHI_CASES, **OLMO_MOE_CASES, **MISTRAL_QWEN_CASES}
 # fp32 sums in another order; logits here have a deviation of about 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 DOCUMENTS = (11, 3, 19, 4)  # lengths, one beyond every window and original length of the cases

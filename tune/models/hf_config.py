@@ -178,9 +178,15 @@ def finish(fields: ConfigFields, arguments: Mapping[str, Any], where: str = "con
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def write_sizes(config: DecoderConfig) -> dict[str, Any]:
-    """Return the fields of config.json that every family has."""
-    return {
+def write_sizes(config: DecoderConfig, *, has_head_dim: bool = True) -> dict[str, Any]:
+    """Return the fields of config.json that every family has.
+
+    Args:
+        config: the model's sizes.
+        has_head_dim: the family's files name the width of a head; otherwise only where it is not the width over the
+            heads.
+    """
+    content = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.embed_dim,
         "intermediate_size": config.intermediate_dim,
@@ -194,6 +200,9 @@ def write_sizes(config: DecoderConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "use_cache": True,
     }
+    if not has_head_dim and config.head_dim * config.num_heads == config.embed_dim:
+        del content["head_dim"]
+    return content
 
 
 def write_rope(config: DecoderConfig) -> dict[str, Any]:

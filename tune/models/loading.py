@@ -12,6 +12,7 @@ from tune.checkpoints import find_model_dir, load_into, open_weights, read_json
 from tune.errors import CheckpointError
 from tune.models.families import FAMILIES
 from tune.models.llama2.family import LLAMA
+from tune.models.mistral.family import MISTRAL
 from tune.modules import DecoderConfig, Family, TransformerDecoder
 from tune.utils import get_device, get_dtype
 
@@ -76,15 +77,18 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
             content = read_json(folder / "config.json")
             family = _find_family(content)
             return family, family.read_hf_config(content)
-        if (folder / "params.json").is_file() and LLAMA.read_meta_config is not None:
+        if (folder / "params.json").is_file():
             content = read_json(folder / "params.json")
-            return LLAMA, LLAMA.read_meta_config(content, open_weights(folder).shapes)
+            # Meta gives rules for the feed-forward's width, Mistral the width.
+            family = MISTRAL if "hidden_dim" in content else LLAMA
+            if family.read_meta_config is not None:
+                return family, family.read_meta_config(content, open_weights(folder).shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     raise CheckpointError(
-        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta), so the model's sizes are not "
+        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta, Mistral), so the model's sizes are not "
         "known: copy that file from where the weights came from"
     )
 
