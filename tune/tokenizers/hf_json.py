@@ -178,8 +178,7 @@ class HFTokenizer(BaseTokenizer):
                 )
         block = unused_block(piece for piece in pieces if isinstance(piece, str))
         ids, spans = self._piece_encoder(block, False).encode(pieces)
-        given = {piece for piece in pieces if isinstance(piece, int)}
-        if not (self._hidden_ids - given).isdisjoint(ids) or self._count(ids) != self._count(pieces):
+        if self._count(ids) > self._count(pieces):
             ids, spans = self._piece_encoder(block, True).encode(pieces)
         return ids, spans
 

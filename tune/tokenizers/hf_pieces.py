@@ -8,8 +8,8 @@ no text holds, and the markers are what is looked for.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tune.tokenizers.settings import AddedToken
@@ -59,8 +59,20 @@ class PieceEncoder:
         )
         self._real = {backend.token_to_id(marker): token_id for token_id, marker in self._markers.items()}
 
-    def encode(self, pieces: Iterable[str | int]) -> tuple[list[int], list[Span]]:
+    def encode(self, pieces: Sequence[str | int]) -> tuple[list[int], list[Span]]:
         """Returns the ids, and for each the characters [start, end) of the pieces written out."""
+        pieces = list(pieces)
+        while True:
+            ids, spans, missed = self._encode(pieces)
+            if not missed:
+                return ids, spans
+            # A token may be found beside some neighbours only (`single_word`); beside others it is text.
+            pieces = [
+                self._texts[piece] if isinstance(piece, int) and index in missed else piece
+                for index, piece in enumerate(pieces)
+            ]
+
+    def _encode(self, pieces: Sequence[str | int]) -> tuple[list[int], list[Span], set[int]]:
         parts: list[str] = []
         # Where each piece starts in the text with markers, and in the text with the tokens' names; its length there.
         starts: list[int] = []
@@ -84,7 +96,12 @@ class PieceEncoder:
             return start + min(index - starts[piece], length)
 
         ids = [self._real.get(token_id, token_id) for token_id in encoding.ids]
-        return ids, _without_gaps([(place(start), place(end)) for start, end in encoding.offsets], offset)
+        missed = {index for index, piece in enumerate(pieces) if isinstance(piece, int)}
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets):
+            if token_id in self._real:
+                missed -= set(range(bisect_left(starts, start), bisect_left(starts, end)))
+        spans = [(place(start), place(end)) for start, end in encoding.offsets]
+        return ids, _without_gaps(spans, offset), missed
 
 
 def _without_gaps(spans: list[Span], length: int) -> list[Span]:
