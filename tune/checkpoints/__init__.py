@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from tune.checkpoints.check_config import check_against_config
+from tune.checkpoints.companions import copy_companions
+from tune.checkpoints.compare import match_weights, same_bits
 from tune.checkpoints.config_fields import ConfigFields, read_json
+from tune.checkpoints.destination import require_space, staged_directory
 from tune.checkpoints.file_formats import TensorInfo
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
-from tune.checkpoints.save import save_meta, save_model
+from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout
+from tune.checkpoints.save import MAX_SHARD_BYTES, describe_model, save_meta, save_model
 from tune.checkpoints.weights import WeightSource, open_weights
+from tune.checkpoints.writers import write_json, write_pickle, write_shards
 
 __all__ = [
+    "MAX_SHARD_BYTES",
     "ConfigFields",
+    "LayoutTensor",
+    "StoredWeights",
     "TensorInfo",
     "WeightSource",
     "check_against_config",
+    "copy_companions",
+    "describe_model",
     "find_model_dir",
     "load_into",
+    "match_weights",
     "open_weights",
     "read_json",
+    "require_space",
+    "same_bits",
     "save_meta",
     "save_model",
+    "staged_directory",
+    "tensors_in_layout",
+    "write_json",
+    "write_pickle",
+    "write_shards",
 ]

@@ -59,6 +59,9 @@ class WeightFile(Protocol):
 
     def read(self, name: str) -> Tensor: ...
 
+    def release(self) -> None:
+        """Give back memory that reading has taken; the tensors that were read stay what they are."""
+
 
 class SafetensorsFile:
     """A .safetensors file."""
@@ -83,6 +86,9 @@ class SafetensorsFile:
             raise _unreadable(self._path, error) from error
         return tensor
 
+    def release(self) -> None:
+        pass
+
     def _open(self) -> Any:
         return safe_open(self._path, framework="pt", device="cpu")
 
@@ -90,19 +96,54 @@ class SafetensorsFile:
 class PickleFile:
     """A file written by torch.save, with tensors by name or, beside an optimizer, below `model`."""
 
+    # Of a mapped file every page that was read counts as this process's memory until the mapping ends.
+    _MAX_RESIDENT_BYTES = 2**28
+
     def __init__(self, path: Path) -> None:
+        self._path = path
+        # Pickles from before torch 1.6 are no zip files, and cannot be mapped.
+        self._is_mapped = zipfile.is_zipfile(path)
+        self._tensors: dict[str, Tensor] | None = self._load()
+        self._resident_bytes = 0
+        self.infos = {
+            name: TensorInfo(tuple(tensor.shape), _plain_dtype(tensor), path)
+            for name, tensor in self._tensors.items()
+        }
+        for name, tensor in self._tensors.items():
+            held = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else tensor.nbytes
+            if tensor.nbytes > held:
+                raise CheckpointError(
+                    f"{path}: {name} claims {tensor.nbytes} bytes ({list(tensor.shape)}) and the file holds {held}"
+                )
+
+    def read(self, name: str) -> Tensor:
+        if self._resident_bytes > self._MAX_RESIDENT_BYTES:
+            self.release()
+        if self._tensors is None:
+            self._tensors = self._load()
+        tensor = self._tensors.get(name)
+        info = self.infos[name]
+        if tensor is None or tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
+            raise CheckpointError(f"{self._path} changed while it was read; {name} is not what it was")
+        self._resident_bytes += tensor.nbytes
+        return tensor
+
+    def release(self) -> None:
+        if self._is_mapped:
+            self._tensors, self._resident_bytes = None, 0
+
+    def _load(self) -> dict[str, Tensor]:
+        path = self._path
         try:
-            # Pickles from before torch 1.6 are no zip files, and cannot be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
         except _PICKLE_ERRORS as error:
             raise _unreadable(path, error) from error
         if not isinstance(content, Mapping):
             raise CheckpointError(
                 f"{path} holds a {type(content).__name__}, where a mapping of tensors is expected"
             )
-        if isinstance(
-            content.get("model"), Mapping
-        ):  # how torchtune wrote its own files, beside the optimizer's
+        # How torchtune wrote its own files, beside the optimizer's.
+        if isinstance(content.get("model"), Mapping):
             content = content["model"]
         strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
         if strangers:
@@ -110,14 +151,7 @@ class PickleFile:
                 f"{path} holds more than tensors: {', '.join(strangers[:8])}. If the weights are nested in one of "
                 "them, save that part alone."
             )
-        self._tensors: dict[str, Tensor] = {str(name): tensor for name, tensor in content.items()}
-        self.infos = {
-            name: TensorInfo(tuple(tensor.shape), _plain_dtype(tensor), path)
-            for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return {str(name): tensor for name, tensor in content.items()}
 
 
 class MetaShards:
@@ -144,6 +178,10 @@ class MetaShards:
     def read(self, name: str) -> Tensor:
         width = self._width(self._shards[0].infos)
         return merged_tensor(name, [shard.read(name) for shard in self._shards], width)
+
+    def release(self) -> None:
+        for shard in self._shards:
+            shard.release()
 
     @staticmethod
     def _width(infos: Mapping[str, TensorInfo]) -> int | None:

@@ -18,6 +18,7 @@ _MODEL_FILES = (
     "pytorch_model*.bin",
     "params.json",
     "*.pth",
+    "torchtune_model*.pt",
 )
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
-from tune.checkpoints.load import parameters_by_name, require_family, shared_shape
+from tune.checkpoints.load import require_family
+from tune.checkpoints.mapping import LayoutTensor, ModelWeights, tensors_in_layout
+from tune.checkpoints.writers import write_json, write_pickle, write_shards
 from tune.errors import CheckpointError
-from tune.modules import Layout, TransformerDecoder
+from tune.modules import DecoderConfig, Family, TransformerDecoder
 from tune.utils.paths import expand_path
 
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "consolidated.*.pth")
+MAX_SHARD_BYTES = 5 * 2**30
+WEIGHT_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "consolidated.*.pth"),
+    "torchtune_model*.pt",
+)
 _HF_DTYPES = {
     torch.float64: "float64",
     torch.float32: "float32",
@@ -46,7 +45,7 @@ def save_model(
     directory: Path | str,
     *,
     tokenizer: TokenizerFiles | None = None,
-    max_shard_bytes: int = 5 * 2**30,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write weights, config.json and the tokenizer's files in Hugging Face layout.
@@ -64,20 +63,14 @@ def save_model(
     """
     family = require_family(model)
     folder = _prepare(directory)
-    first = next(model.parameters())
-    config = {
-        "architectures": [family.architectures[0]],
-        "model_type": family.name,
-        **family.write_hf_config(model.config),
-        "torch_dtype": _HF_DTYPES[dtype or first.dtype],
-        **_token_ids(tokenizer),
-    }
+    tensors = tensors_in_layout(ModelWeights(model), family.hf, model.config, dtype=dtype)
+    config = describe_model(family, model.config, tensors) | _token_ids(tokenizer)
     try:
-        _write_shards(model, family.hf, folder, max_shard_bytes, dtype)
-        _write_json(folder / "config.json", config)
+        write_shards(folder, tensors, max_shard_bytes)
+        write_json(folder / "config.json", config)
         if tokenizer is not None:
             _write_tokenizer(folder, tokenizer)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
 
@@ -103,18 +96,34 @@ def save_meta(
     if family.meta is None or family.write_meta_config is None:
         raise CheckpointError(f"the {family.name} family has no Meta layout; save it in Hugging Face layout")
     folder = _prepare(directory)
-    tensors = dict(_named_tensors(model, family.meta, dtype))
-    if model.config.tie_word_embeddings:
-        tensors[family.meta.tied_output] = tensors[family.meta.rules[0].theirs]
-    partial = folder / ".consolidated.00.pth.part"
+    tensors = tensors_in_layout(ModelWeights(model), family.meta, model.config, dtype=dtype, repeat_tied=True)
+    params = family.write_meta_config(model.config)
     try:
-        torch.save(tensors, partial)
-        os.replace(partial, folder / "consolidated.00.pth")
-        _write_json(folder / "params.json", family.write_meta_config(model.config))
+        write_pickle(folder / "consolidated.00.pth", tensors)
+        write_json(folder / "params.json", params)
         if tokenizer is not None:
             shutil.copyfile(tokenizer.files()[0], folder / "tokenizer.model")
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
+
+
+def describe_model(family: Family, config: DecoderConfig, tensors: list[LayoutTensor]) -> dict[str, Any]:
+    """Return the content of config.json, without what belongs to a tokenizer.
+
+    Args:
+        family: the model's.
+        config: its sizes.
+        tensors: as they are written; the type of most of their bytes is the one that is named.
+    """
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return {
+        "architectures": [family.architectures[0]],
+        "model_type": family.name,
+        **family.write_hf_config(config),
+        "torch_dtype": _HF_DTYPES[max(sizes, key=lambda dtype: sizes[dtype])],
+    }
 
 
 def _prepare(directory: Path | str) -> Path:
@@ -123,7 +132,7 @@ def _prepare(directory: Path | str) -> Path:
         if folder.exists() and not folder.is_dir():
             raise CheckpointError(f"{folder} is a file, where a directory for the model is needed")
         folder.mkdir(parents=True, exist_ok=True)
-        held = [path.name for pattern in _WEIGHT_FILES for path in folder.glob(pattern)]
+        held = [path.name for pattern in WEIGHT_FILES for path in folder.glob(pattern)]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
     if held:
@@ -134,75 +143,13 @@ def _prepare(directory: Path | str) -> Path:
     return folder
 
 
-def _named_tensors(
-    model: TransformerDecoder, layout: Layout, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor under its name in the layout, on the CPU; where nothing changes, without a copy."""
-    parameters = parameters_by_name(model)
-    for rules in layout.expand(model.config, parameters):
-        parts = []
-        for rule in rules:
-            part = parameters[rule.ours][1].detach()
-            if rule.to_theirs is not None:
-                part = rule.to_theirs(part, model.config)
-            parts.append(part.to("cpu", dtype).contiguous())
-        yield rules[0].theirs, parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _write_shards(
-    model: TransformerDecoder, layout: Layout, folder: Path, max_bytes: int, dtype: torch.dtype | None
-) -> None:
-    plan = _plan_shards(model, layout, max_bytes, dtype)
-    count = len(plan)
-    names = (
-        ["model.safetensors"]
-        if count == 1
-        else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-    )
-    file_of = {tensor: file for file, tensors in zip(names, plan) for tensor in tensors}
-    shard: dict[str, Tensor] = {}
-    total_bytes = 0
-    for tensor_name, tensor in _named_tensors(model, layout, dtype):
-        shard[tensor_name] = tensor
-        total_bytes += tensor.nbytes
-        file = file_of[tensor_name]
-        if len(shard) == len(plan[names.index(file)]):
-            partial = folder / f".{file}.part"
-            save_file(shard, partial, metadata={"format": "pt"})
-            # safetensors makes files that only their owner can read; a model is made to be handed on.
-            partial.chmod(0o666 & ~_umask())
-            os.replace(partial, folder / file)
-            shard = {}
-    if count > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
-        _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _plan_shards(
-    model: TransformerDecoder, layout: Layout, max_bytes: int, dtype: torch.dtype | None
-) -> list[list[str]]:
-    """Return the tensor names of each file, filled in the order of the model."""
-    parameters = parameters_by_name(model)
-    plan: list[list[str]] = [[]]
-    used = 0
-    for rules in layout.expand(model.config, parameters):
-        parameter = parameters[rules[0].ours][1]
-        size = math.prod(shared_shape(rules, parameters)) * (dtype or parameter.dtype).itemsize
-        if plan[-1] and used + size > max_bytes:
-            plan.append([])
-            used = 0
-        plan[-1].append(rules[0].theirs)
-        used += size
-    return plan
-
-
 def _write_tokenizer(folder: Path, tokenizer: TokenizerFiles) -> None:
     for file in tokenizer.files():
         # Other tools look for a SentencePiece model under this name only.
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
     tokenizer.write_settings(folder)
     if not (folder / "generation_config.json").exists():
-        _write_json(folder / "generation_config.json", _token_ids(tokenizer))
+        write_json(folder / "generation_config.json", _token_ids(tokenizer))
 
 
 def _token_ids(tokenizer: TokenizerFiles | None) -> dict[str, Any]:
@@ -210,15 +157,3 @@ def _token_ids(tokenizer: TokenizerFiles | None) -> dict[str, Any]:
         return {}
     stops = list(tokenizer.stop_ids)
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -14,7 +14,10 @@ from tune.checkpoints.file_formats import MetaShards, PickleFile, SafetensorsFil
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
 
-_EXPECTED = "*.safetensors (with or without an index), pytorch_model*.bin or consolidated.*.pth"
+_EXPECTED = (
+    "*.safetensors (with or without an index), pytorch_model*.bin, consolidated.*.pth or torchtune_model*.pt"
+)
+_TORCHTUNE_FILE = r"torchtune_model(_\w+)?\.pt"
 
 
 class WeightSource:
@@ -29,12 +32,14 @@ class WeightSource:
         self.path = path
         self.infos: dict[str, TensorInfo] = {}
         self._file_of: dict[str, WeightFile] = {}
+        self._last: WeightFile | None = None
         for file in files:
             for name, info in file.infos.items():
                 if name in self.infos:
                     raise CheckpointError(f"{name} stands in both {self.infos[name].file} and {info.file}")
                 self.infos[name] = info
                 self._file_of[name] = file
+            file.release()
 
     def __contains__(self, name: object) -> bool:
         return name in self.infos
@@ -52,7 +57,11 @@ class WeightSource:
 
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU. It may be a view of the file: copy it before you keep it."""
-        return self._file_of[name].read(name)
+        file = self._file_of[name]
+        if self._last is not None and self._last is not file:
+            self._last.release()
+        self._last = file
+        return file.read(name)
 
 
 def open_weights(location: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> WeightSource:
@@ -60,8 +69,8 @@ def open_weights(location: str | os.PathLike[str] | Sequence[str | os.PathLike[s
 
     Args:
         location: a directory with safetensors (one file, numbered parts, or parts with an index),
-            pytorch_model*.bin (likewise) or consolidated.*.pth; or one such file; or a list of files that
-            together are a checkpoint.
+            pytorch_model*.bin (likewise), consolidated.*.pth or torchtune's torchtune_model*.pt; or one such file;
+            or a list of files that together are a checkpoint.
 
     Raises:
         CheckpointError: there are no weights, parts are missing, or a file is cut short or not of its format.
@@ -96,6 +105,14 @@ def _open(location: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
             return WeightSource(path, _open_files(parts))
     if shards := sorted(path.glob("consolidated.*.pth")):
         return WeightSource(path, _open_files(shards))
+    native = sorted(file for file in path.glob("*.pt") if re.fullmatch(_TORCHTUNE_FILE, file.name))
+    if len(native) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(native)} models ({', '.join(file.name for file in native[:8])}), one for each epoch: "
+            "name the one that is meant"
+        )
+    if native:
+        return WeightSource(path, _open_files(native))
     raise CheckpointError(f"no weights were found in {path}: expected {_EXPECTED}")
 
 

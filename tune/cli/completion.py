@@ -110,6 +110,7 @@ def _after_command(command: str, before: list[str], current: str, recipes: list[
         "schema": recipes,
         "cp": [] if words else recipes + configs,
         "cat": recipes + configs,
+        "convert-ckpt": ["hf", "meta", "tune"] if before[-1:] == ["--to"] else [],
         "validate": configs if not words else _parameters("full_finetune", "="),
     }[command]
 

@@ -14,7 +14,7 @@ from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.failures import exit_code_of
 from tune.cli.terminal import columns, paint
 
-# Commands by name, each in a file of that name; a value that differs from the name makes a synonym.
+# Commands by name, each in a file of that name (- becomes _); a file of another name makes a synonym.
 COMMANDS = {
     "run": "run",
     "launch": "run",
@@ -22,6 +22,7 @@ COMMANDS = {
     "cp": "cp",
     "cat": "cat",
     "download": "download",
+    "convert-ckpt": "convert_ckpt",
     "upload": "upload",
     "validate": "validate",
     "describe": "describe",
@@ -111,7 +112,7 @@ def overview() -> str:
     rows = [
         (load_command(name).name, load_command(name).summary)
         for name, file in COMMANDS.items()
-        if name == file
+        if name.replace("-", "_") == file
     ]
     examples = [
         ("tune ls", "what there is to run"),

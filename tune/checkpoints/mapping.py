@@ -1,0 +1,189 @@
+"""The one way between names: a model's weights, in memory or in files, as the tensors that a layout holds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tune.checkpoints.weights import WeightSource
+from tune.errors import CheckpointError
+from tune.modules import DecoderConfig, Layout, WeightRule
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class NamedWeights(Protocol):
+    """A model's weights under our names, one at a time."""
+
+    shapes: Shapes
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """Return each parameter with its path in the module, by its name without the marks of wrappers."""
+    return {
+        path.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", ""): (path, parameter)
+        for path, parameter in model.named_parameters()
+    }
+
+
+class ModelWeights:
+    """The weights of a model in memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = {name: parameter for name, (_, parameter) in parameters_by_name(model).items()}
+        self.shapes: Shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._parameters[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        return self._parameters[name].detach()
+
+
+class StoredWeights:
+    """The weights of a model in files, of any layout; what is read may be a view of the file.
+
+    Args:
+        source: compared with the model already (`tune.checkpoints.compare`).
+        layout: of the source.
+        config: sizes of the model.
+        shapes: of its parameters.
+    """
+
+    def __init__(self, source: WeightSource, layout: Layout, config: DecoderConfig, shapes: Shapes) -> None:
+        self._source = source
+        self._config = config
+        self.shapes = shapes
+        self._rules = {rule.ours: rules for rules in layout.expand(config, list(shapes)) for rule in rules}
+        # Parameters that share a tensor are asked for one after the other: it is not read again for each.
+        self._shared: tuple[str, Tensor] | None = None
+
+    def dtype(self, name: str) -> torch.dtype:
+        dtype = self._source.infos[self._rules[name][0].theirs].dtype
+        if isinstance(dtype, str):
+            raise CheckpointError(f"{name} is stored as {dtype}; only fp64, fp32, fp16 and bf16 are read")
+        return dtype
+
+    def read(self, name: str) -> Tensor:
+        rules = self._rules[name]
+        tensor = self._read_stored(rules)
+        if len(rules) > 1:
+            place = [rule.ours for rule in rules].index(name)
+            tensor = torch.split(tensor, [self.shapes[rule.ours][0] for rule in rules])[place]
+        to_ours = next(rule.to_ours for rule in rules if rule.ours == name)
+        return tensor if to_ours is None else to_ours(tensor, self._config)
+
+    def _read_stored(self, rules: tuple[WeightRule, ...]) -> Tensor:
+        theirs = rules[0].theirs
+        if self._shared is not None and self._shared[0] == theirs:
+            return self._shared[1]
+        self._shared = None
+        tensor = self._source.read(theirs)
+        if len(rules) > 1:
+            self._shared = (theirs, tensor)
+        return tensor
+
+
+@dataclass(frozen=True)
+class LayoutTensor:
+    """A tensor that a file of some layout holds; its values are made when they are asked for.
+
+    Args:
+        name: in the layout.
+        shape, dtype: of the tensor in the file.
+        rules: of the parameters it is made of.
+        weights: where those come from.
+        config: sizes of the model.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rules: tuple[WeightRule, ...]
+    weights: NamedWeights
+    config: DecoderConfig
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """Return the tensor, contiguous and on the CPU; where nothing changes it is no copy.
+
+        Raises:
+            CheckpointError: a value has no place in `dtype`, or a file cannot be read.
+        """
+        parts = []
+        for rule in self.rules:
+            part = self.weights.read(rule.ours)
+            if rule.to_theirs is not None:
+                part = rule.to_theirs(part, self.config)
+            parts.append(self._cast(part.to("cpu")))
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        cast = tensor.to(self.dtype)
+        narrower = torch.finfo(self.dtype).max < torch.finfo(tensor.dtype).max
+        if narrower and not torch.equal(torch.isfinite(cast), torch.isfinite(tensor)):
+            kept = tensor[torch.isfinite(tensor)]
+            raise CheckpointError(
+                f"{self.name} holds values up to {kept.abs().max().item():.3g}, and "
+                f"{str(self.dtype).removeprefix('torch.')} ends at {torch.finfo(self.dtype).max:.3g}: choose bf16 or "
+                "fp32"
+            )
+        return cast
+
+
+def tensors_in_layout(
+    weights: NamedWeights,
+    layout: Layout,
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    repeat_tied: bool = False,
+) -> list[LayoutTensor]:
+    """Return the tensors of a checkpoint in a layout, in the order of the model; nothing is read.
+
+    Args:
+        weights: the model's.
+        layout: to bring them into.
+        config: sizes of the model.
+        dtype: what the tensors become; None: what they are.
+        repeat_tied: a tied output matrix gets its own name, too.
+
+    Raises:
+        CheckpointError: the layout has no place for some parameter.
+    """
+    tensors = []
+    for rules in layout.expand(config, list(weights.shapes)):
+        shape = stored_shape(rules, weights.shapes)
+        own = reduce(torch.promote_types, [weights.dtype(rule.ours) for rule in rules])
+        tensors.append(LayoutTensor(rules[0].theirs, shape, dtype or own, rules, weights, config))
+    held = {rule.ours for tensor in tensors for rule in tensor.rules}
+    if homeless := [name for name in weights.shapes if name not in held]:
+        kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in homeless))
+        raise CheckpointError(f"{layout.name} layout has no place for {', '.join(kinds)} of this model")
+    if repeat_tied and config.tie_word_embeddings:
+        first = next(tensor for tensor in tensors if tensor.rules[0].ours == "tok_embeddings.weight")
+        tensors.append(
+            LayoutTensor(layout.tied_output, first.shape, first.dtype, first.rules, weights, config)
+        )
+    return tensors
+
+
+def stored_shape(rules: tuple[WeightRule, ...], shapes: Shapes) -> tuple[int, ...]:
+    """Return the shape of the tensor that these rules share: their parameters one under the other."""
+    own = [shapes[rule.ours] for rule in rules]
+    return own[0] if len(own) == 1 else (sum(shape[0] for shape in own), *own[0][1:])

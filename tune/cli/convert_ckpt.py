@@ -1,0 +1,136 @@
+"""`tune convert-ckpt`: a checkpoint in another layout or type, verified by reading it again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.terminal import columns
+from tune.config.diagnostics import printable
+from tune.utils.precision import DTYPE_NAMES
+
+if TYPE_CHECKING:
+    from tune.models.conversion import ConversionReport
+
+LAYOUTS = ("hf", "meta", "tune")
+_PHASES = {"write": "Writing", "verify": "Reading again"}
+
+
+def run(given: Given) -> int:
+    """Convert one checkpoint and say what was verified."""
+    if len(given.operands) != 2 or not all(word.strip() and "\0" not in word for word in given.operands):
+        raise UsageError(
+            f"tune convert-ckpt takes a checkpoint and a folder to write to, not {len(given.operands)} words: "
+            "tune convert-ckpt SRC DEST --to hf"
+        )
+    src, dest = given.operands
+    to = _choose(given, "to", LAYOUTS) or "hf"
+    dtype = _choose(given, "dtype", DTYPE_NAMES)
+
+    from tune.models.conversion import convert_checkpoint
+
+    progress = _Progress()
+    try:
+        report = convert_checkpoint(src, dest, to, dtype, force="force" in given.switches, progress=progress)
+    except KeyboardInterrupt:
+        progress.close()
+        sys.stderr.write(f"\nStopped. Nothing was changed in {printable(dest)}.")
+        raise
+    finally:
+        progress.close()
+    sys.stdout.write(_summary(report, to))
+    return 0
+
+
+def _choose(given: Given, name: str, allowed: tuple[str, ...]) -> str | None:
+    value = given.one(name)
+    if value is not None and value not in allowed:
+        raise UsageError(f"--{name} {value}: there is only {', '.join(allowed)}")
+    return value
+
+
+def _summary(report: ConversionReport, to: str) -> str:
+    from tune.cli.transfer_progress import format_size
+
+    verified = f"{report.num_exact} tensors read back equal to the source's, bit for bit"
+    if report.num_cast:
+        exact = f", {report.num_exact} of them bit for bit" if report.num_exact else ""
+        number = report.num_exact + report.num_cast
+        verified = f"{number} tensors read back equal to the source's in {', '.join(report.dtypes)}{exact}"
+    rows = [
+        ("model", f"{report.family}, {report.num_tensors} tensors, {format_size(report.num_bytes)}"),
+        ("layout", f"{report.from_layout} -> {report.to_layout}, {', '.join(report.dtypes)}"),
+        ("verified", verified),
+    ]
+    if report.companions:
+        rows.append(("carried over", printable(", ".join(report.companions))))
+    if report.left_out:
+        names = ", ".join(report.left_out[:3]) + (" ..." if len(report.left_out) > 3 else "")
+        rows.append(("left out", printable(f"{len(report.left_out)} tensors that carry nothing: {names}")))
+    rows += [("note", printable(note)) for note in report.notes]
+    shown = shlex.quote(str(report.directory))
+    return (
+        f"{printable(str(report.source))} is converted, in {printable(str(report.directory))}:\n{columns(rows)}\n"
+        f'Next:\n  tune run generate model_checkpoint={shown} prompt="Once upon a time"\n'
+    )
+
+
+class _Progress:
+    """Shows each phase of a conversion as a transfer of bytes."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+
+    def start(self, phase: str, num_bytes: int) -> None:
+        from tune.cli.transfer_progress import TransferProgress, format_size
+
+        self.close()
+        if not sys.stderr.isatty():
+            sys.stderr.write(f"{_PHASES[phase]}: {format_size(num_bytes)}\n")
+            sys.stderr.flush()
+        self._shown = TransferProgress()
+        self._shown.start(num_bytes, 1)
+
+    def advance(self, num_bytes: int) -> None:
+        self._shown.advance(num_bytes)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = None
+
+
+COMMAND = Command(
+    name="convert-ckpt",
+    summary="Convert a checkpoint to another layout or type.",
+    usage="convert-ckpt SRC DEST [--to hf|meta|tune] [--dtype fp32|fp16|bf16] [--force]",
+    description=(
+        "Writes a checkpoint in another layout: hf, Hugging Face safetensors, which most tools load; meta, Meta's "
+        "consolidated.00.pth with params.json; tune, torchtune's own names in one .pt file. The source may be any of "
+        "these, pytorch_model*.bin, or a saved step of a run. Tokenizer, settings and licence come along.\n\n"
+        "One tensor is in memory at a time, whatever the model's size. What was written is read again and compared "
+        "with the source, tensor by tensor, before it gets its place; an interrupted conversion leaves nothing."
+    ),
+    examples=(
+        ("tune convert-ckpt Llama-3.2-1B/original llama-hf", "Meta's files to Hugging Face safetensors"),
+        (
+            "tune convert-ckpt out/latest out-meta --to meta",
+            "the newest step of a run, for Meta's own programs",
+        ),
+        ("tune convert-ckpt big big-bf16 --dtype bf16", "half the size"),
+    ),
+    run=run,
+    operands=(
+        ("SRC", "A model's folder, a saved step, an output directory, or one weight file."),
+        ("DEST", "Folder to write to: empty or new, and not inside SRC."),
+    ),
+    options=(
+        Option(("--to",), "Layout to write: hf (the default), meta or tune.", "LAYOUT"),
+        Option(
+            ("--dtype",), "What the weights become: fp32, fp16 or bf16; as they are if left out.", "DTYPE"
+        ),
+        Option(("--force", "-f"), "Replace a model that DEST holds; its other files are left alone."),
+    ),
+)
