@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune.modules import DecoderConfig, TransformerDecoder, flops_per_token
+from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder, flops_per_token
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -28,3 +30,31 @@ def test_causal_attention_is_half_of_the_square() -> None:
     square = flops_per_token(config, 100, causal=False) - flops_per_token(config, 0)
     assert flops_per_token(config, 100) - flops_per_token(config, 0) == square / 2
     assert square == 12 * 3 * 6 * 8 * 100
+
+
+@pytest.mark.parametrize("seq_len", [5, 16, 17, 400])
+def test_a_window_bounds_what_a_query_sees(seq_len: int) -> None:
+    window, num_layers, num_heads, head_dim = 16, 5, 6, 8
+    config = DecoderConfig(97, num_layers, num_heads, 2, 40, head_dim, 56, 64)
+    sliding = replace(config, sliding_window=window, sliding_layers=(0, 2, 3))
+    spared = flops_per_token(config, seq_len) - flops_per_token(sliding, seq_len)
+    # Counted query by query, in the middle of each step, as the half of the square is.
+    seen = [index + 0.5 for index in range(seq_len)]
+    bounded = sum(keys if keys < window else window for keys in seen)
+    assert spared == pytest.approx(12 * 3 * num_heads * head_dim * (sum(seen) - bounded) / seq_len)
+    square = flops_per_token(sliding, seq_len, causal=False) - flops_per_token(sliding, 0)
+    assert square == 12 * num_heads * head_dim * (2 * seq_len + 3 * min(seq_len, window))
+
+
+def test_of_experts_those_count_that_a_token_is_sent_to() -> None:
+    moe = MoEConfig(num_experts=7, experts_per_token=3, intermediate_dim=24, dense_layers=(1,))
+    config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, moe=moe)
+    model = TransformerDecoder(config)
+    tokens = torch.randint(0, 97, (2, 29))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    counted = flops_per_token(config, 29, causal=False) * tokens.numel()
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
+    wider = replace(config, moe=replace(moe, num_experts=70))
+    router = 6 * 2 * 40 * 63
+    assert flops_per_token(wider, 29) - flops_per_token(config, 29) == router

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,8 +27,10 @@ def example(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[Ten
     return hidden, weight, labels
 
 
-def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
     logits = F.linear(hidden, weight).flatten(0, 1).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, labels.flatten(), reduction="sum", ignore_index=-100)
 
 
@@ -83,6 +86,40 @@ def test_fp16_gradients_take_the_loss_scale_before_they_are_rounded() -> None:
     _, _, exact = value_and_grads(plain, hidden.double(), weight.double(), labels)
     assert exact[0].abs().max() > 0
     torch.testing.assert_close(grad.double() / scale, exact, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize("num_output_chunks", [1, 7])
+def test_capped_logits_give_the_plain_value_and_gradients(softcap: float, num_output_chunks: int) -> None:
+    inputs = example()
+    ours = value_and_grads(partial(LinearCrossEntropyLoss(num_output_chunks), softcap=softcap), *inputs)
+    theirs = value_and_grads(partial(plain, softcap=softcap), *inputs)
+    for left, right in zip(ours, theirs):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+    uncapped = value_and_grads(plain, *inputs)
+    assert abs(uncapped[0] - ours[0]) > 1e-4 * uncapped[0]
+
+
+@pytest.mark.parametrize("softcap", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_capped_logits_in_half_precision_are_as_near_to_the_truth(dtype: torch.dtype, softcap: float) -> None:
+    inputs = example(dtype)
+    capped = partial(plain, softcap=softcap)
+    ours = value_and_grads(partial(LinearCrossEntropyLoss(), softcap=softcap), *inputs)
+    theirs = value_and_grads(capped, *inputs)
+    truth = value_and_grads(capped, *(t.double() if t.is_floating_point() else t for t in inputs))
+    for left, right, exact in zip(ours, theirs, truth):
+        assert left.dtype == right.dtype
+        error, allowed = (left - exact).norm(), (right - exact).norm()
+        assert error <= 1.5 * allowed + 1e-6 * exact.norm()
+
+
+def test_logits_far_beyond_the_cap_stay_finite_and_have_no_slope() -> None:
+    hidden, weight, labels = example(scale=1e4)
+    value, *grads = value_and_grads(partial(LinearCrossEntropyLoss(), softcap=3.0), hidden, weight, labels)
+    expected, *_ = value_and_grads(partial(plain, softcap=3.0), hidden, weight, labels)
+    torch.testing.assert_close(value, expected)
+    assert all(torch.isfinite(grad).all() for grad in grads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -8,15 +8,28 @@ from tune.modules.config import DecoderConfig
 def flops_per_token(config: DecoderConfig, seq_len: float, *, causal: bool = True) -> float:
     """Floating-point operations per token of one forward and backward pass with every weight trained.
 
-    Six per parameter that multiplies the token (arXiv:2204.02311, appendix B), and attention over what a causal
-    query sees: 6 L Hq h S. The usual convention for model FLOPs utilisation counts the full square, which is
-    `causal=False` and twice that.
+    Six per parameter that multiplies the token (arXiv:2204.02311, appendix B), of experts those it is sent to, and
+    12 Hq h per layer and key that a query sees: scores and sums are two products of 2 h operations, and the backward
+    pass is twice that. A causal query sees S / 2 keys on average. In a layer with a window of W it sees the mean of
+    min(i, W) over i up to S, which is S / 2 while S <= W, and W - W^2 / 2S beyond. The usual convention for model
+    FLOPs utilisation counts the whole square, S keys (and min(S, W) in a window): `causal=False`.
 
     Args:
         config: sizes.
-        seq_len: S, tokens per document; with several documents in a row, sum of squares over sum.
-        causal: count only the half of the attention square that is needed.
+        seq_len: S, tokens per document; with several documents in a row, sum of squares over sum. Beyond a window that
+            mean is an upper bound of the work, exact where the documents are equally long.
+        causal: count only what is needed of the attention square.
     """
     head = config.vocab_size * config.embed_dim
-    attention = 6 * config.num_layers * config.num_heads * config.head_dim * seq_len
-    return 6 * (config.num_block_parameters() + head) + attention * (1 if causal else 2)
+    num_sliding = len(config.sliding_layers)
+    keys = (config.num_layers - num_sliding) * _keys_seen(seq_len, None, causal)
+    keys += num_sliding * _keys_seen(seq_len, config.sliding_window, causal)
+    attention = 12 * config.num_heads * config.head_dim * keys
+    return 6 * (config.num_block_parameters() + head) + attention
+
+
+def _keys_seen(seq_len: float, window: int | None, causal: bool) -> float:
+    """Return how many keys a query sees on average."""
+    if window is None or seq_len <= window:
+        return seq_len / 2 if causal else seq_len
+    return window - window**2 / (2 * seq_len) if causal else float(window)

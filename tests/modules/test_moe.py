@@ -1,0 +1,114 @@
+"""The mixture of experts against the plain formula, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tune.errors import ConfigError
+from tune.modules import DecoderConfig, MixtureOfExperts, MoEConfig, TransformerDecoder
+
+D, HIDDEN, NUM_EXPERTS, PER_TOKEN = 12, 10, 7, 3
+CONFIG = MoEConfig(num_experts=NUM_EXPERTS, experts_per_token=PER_TOKEN, intermediate_dim=HIDDEN)
+
+
+def mixture(config: MoEConfig = CONFIG) -> MixtureOfExperts:
+    torch.manual_seed(4)
+    module = MixtureOfExperts(D, config)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Tensor:
+    """The weighted sum of each token's best experts, as arXiv:2401.04088, 2.1 writes it."""
+    rows = []
+    for token in x.reshape(-1, D):
+        probabilities = torch.softmax(module.router.weight.float() @ token.float(), 0)
+        best = probabilities.argsort(descending=True)[: config.experts_per_token]
+        share = probabilities[best] / (probabilities[best].sum() if config.normalize_weights else 1.0)
+        rows.append(sum(weight * module.experts[int(index)](token) for weight, index in zip(share, best)))
+    return torch.stack(rows).view_as(x)
+
+
+@pytest.mark.parametrize("normalize_weights", [True, False])
+@pytest.mark.parametrize("experts_per_token", [1, PER_TOKEN, NUM_EXPERTS])
+def test_value_and_gradients_equal_the_sum_token_by_token(
+    normalize_weights: bool, experts_per_token: int
+) -> None:
+    config = replace(CONFIG, normalize_weights=normalize_weights, experts_per_token=experts_per_token)
+    module, twin = mixture(config), mixture(config)
+    x = torch.randn(2, 9, D, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    ours, theirs = module(x), token_by_token(twin, config, y)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(ours)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+    for (name, parameter), other in zip(module.named_parameters(), twin.parameters(), strict=True):
+        expected = torch.zeros_like(other) if other.grad is None else other.grad
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zeros() -> None:
+    module = mixture()
+    module(torch.randn(1, 1, D)).sum().backward()
+    idle = [
+        expert
+        for expert in module.experts
+        if all(torch.equal(p.grad, torch.zeros_like(p)) for p in expert.parameters())
+    ]
+    assert len(idle) == NUM_EXPERTS - PER_TOKEN
+
+
+def test_no_tokens_at_all_are_no_error() -> None:
+    module = mixture()
+    out = module(torch.randn(2, 0, D))
+    out.sum().backward()
+    assert out.shape == (2, 0, D)
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_half_precision_routes_as_its_own_logits_say_and_keeps_its_dtype() -> None:
+    module = mixture().to(torch.bfloat16)
+    x = torch.randn(3, 5, D).to(torch.bfloat16)
+    out = module(x)
+    assert out.dtype == torch.bfloat16
+    # Against the same rounded weights in fp32: the router's choice may turn where two experts are as good.
+    exact = token_by_token(module.float(), CONFIG, x.float())
+    near = (out.float() - exact).norm(dim=-1) < 0.05 * exact.norm(dim=-1).clamp(min=0.1)
+    assert near.float().mean() > 0.8
+
+
+def test_autocast_keeps_the_router_exact_to_the_end_of_its_softmax() -> None:
+    module, x = mixture(), torch.randn(3, 5, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    exact = module(x)
+    near = (out.float() - exact).norm(dim=-1) < 0.05 * exact.norm(dim=-1).clamp(min=0.1)
+    assert near.float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"experts_per_token": 8}, "experts_per_token is 8"),
+        ({"experts_per_token": 0}, "experts_per_token is 0"),
+        ({"intermediate_dim": 0}, "intermediate_dim is 0"),
+        ({"dense_layers": (3,)}, "dense_layers names layer 3"),
+    ],
+)
+def test_impossible_experts_are_named(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        DecoderConfig(31, 3, 2, 1, 8, 4, 6, 16, moe=replace(CONFIG, **change))
+
+
+def test_dense_layers_have_one_feed_forward_among_experts() -> None:
+    config = DecoderConfig(31, 3, 2, 1, 8, 4, 6, 16, moe=replace(CONFIG, dense_layers=(1,)))
+    model = TransformerDecoder(config)
+    assert [isinstance(layer.mlp, MixtureOfExperts) for layer in model.layers] == [True, False, True]
+    assert sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters()
