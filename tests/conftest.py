@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,56 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
     yield server
     server.close()
+
+
+CHAT_SPECIAL = ("<|bos|>", "<|eos|>", "<|start|>", "<|sep|>", "<|end|>", "[INST]", "[/INST]", "<|call|>")
+CHAT_ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+@pytest.fixture(scope="session")
+def chat_definition() -> str:
+    """A tokenizer.json as Llama 3 and Qwen have it: byte-level BPE, special tokens, added ones that are not special."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r"\s?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    split = pre_tokenizers.Split(words, "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    rng = random.Random(1)
+    texts = [
+        " ".join(rng.choices([*STEMS.split(), "user", "assistant\n\n", "](", "<|", "日本"], k=9))
+        for _ in range(400)
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(text, special=True, normalized=False) for text in CHAT_SPECIAL],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in CHAT_ADDED])
+    return str(tokenizer.to_str())
+
+
+@pytest.fixture
+def chat_folder(tmp_path: Path, chat_definition: str) -> Callable[..., Path]:
+    """Writes a checkpoint's tokenizer with a chat template, and returns its directory."""
+
+    def write(template: object = None, **config: object) -> Path:
+        folder = tmp_path / f"checkpoint{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(chat_definition, encoding="utf-8")
+        settings = {
+            "bos_token": "<|bos|>",
+            "eos_token": "<|eos|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+        if template is not None:
+            settings["chat_template"] = template
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | config), encoding="utf-8")
+        return folder
+
+    return write

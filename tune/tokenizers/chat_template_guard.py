@@ -67,7 +67,9 @@ class Guard:
             return self._mark_text(value, marks)
         if isinstance(value, dict):
             return {
-                key: item if key in _UNMARKED_KEYS and isinstance(item, str) else self.mark(item, marks)
+                self.mark(key, marks): item
+                if key in _UNMARKED_KEYS and isinstance(item, str)
+                else self.mark(item, marks)
                 for key, item in value.items()
             }
         if isinstance(value, list):
@@ -157,6 +159,7 @@ class Conversation:
         self._marked = tuple(guard.mark(part, self.marks) for part in self._plain)
         self._is_marked = self._marked != self._plain
         self.names = names
+        self._whole = ""
 
     def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
         """Returns the first messages as marked text.
@@ -164,6 +167,14 @@ class Conversation:
         Raises:
             DataError: the template refuses them, or looks into what special tokens in the data mean.
         """
+        if num_messages == len(self.messages) and not add_generation_prompt and self._whole:
+            return self._whole
+        text = self._render_marked(num_messages, add_generation_prompt)
+        if num_messages == len(self.messages) and not add_generation_prompt:
+            self._whole = text
+        return text
+
+    def _render_marked(self, num_messages: int, add_generation_prompt: bool) -> str:
         text = self._render(self._plain, num_messages, add_generation_prompt)
         if not self._is_marked:
             return text
