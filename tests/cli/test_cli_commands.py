@@ -21,9 +21,10 @@ def test_a_bare_tune_lists_every_command_in_a_line(tune) -> None:
     outcome = tune()
     assert outcome.code == 0
     assert outcome.err == ""
+    width = max(map(len, NAMES)) + 2
     for name in NAMES:
         command = load_command(name)
-        assert f"  {name:<12}{command.summary}\n" in outcome.out
+        assert f"  {name:<{width}}{command.summary}\n" in outcome.out
     assert tune("--help").out == outcome.out == tune("help").out
 
 

@@ -14,7 +14,7 @@ from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.failures import exit_code_of
 from tune.cli.terminal import columns, paint
 
-# Commands by name, each in a file of that name (- becomes _); a file of another name makes a synonym.
+# Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
 COMMANDS = {
     "run": "run",
     "launch": "run",
@@ -22,7 +22,7 @@ COMMANDS = {
     "cp": "cp",
     "cat": "cat",
     "download": "download",
-    "convert-ckpt": "convert_ckpt",
+    "convert-ckpt": "convert-ckpt",
     "upload": "upload",
     "validate": "validate",
     "describe": "describe",
@@ -63,7 +63,7 @@ def _require_working_directory() -> None:
 
 def load_command(name: str) -> Command:
     """Return the command called `name`; its module is imported only now."""
-    command: Command = importlib.import_module(f"tune.cli.{COMMANDS[name]}").COMMAND
+    command: Command = importlib.import_module(f"tune.cli.{COMMANDS[name].replace('-', '_')}").COMMAND
     return command
 
 
@@ -112,7 +112,7 @@ def overview() -> str:
     rows = [
         (load_command(name).name, load_command(name).summary)
         for name, file in COMMANDS.items()
-        if name.replace("-", "_") == file
+        if name == file
     ]
     examples = [
         ("tune ls", "what there is to run"),
