@@ -88,8 +88,8 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
     except OSError as error:
         raise CheckpointError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     raise CheckpointError(
-        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta, Mistral), so the model's sizes are not "
-        "known: copy that file from where the weights came from"
+        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta, Mistral), so the model's sizes are "
+        "not known: copy that file from where the weights came from"
     )
 
 

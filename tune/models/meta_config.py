@@ -40,7 +40,12 @@ def check_written(
         "output.weight": (config.vocab_size, config.embed_dim),
         "layers.0.feed_forward.w1.weight": (config.intermediate_dim, config.embed_dim),
     }
-    again = read(content, shapes)
+    try:
+        again = read(content, shapes)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"params.json cannot express this model; save it in Hugging Face layout: {error}"
+        ) from error
     lost = [
         f"{field.name} {getattr(config, field.name)!r}"
         for field in fields(config)

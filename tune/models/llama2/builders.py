@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tune.errors import ConfigError
 from tune.models.llama2.family import LLAMA
@@ -20,7 +21,7 @@ _COMMON = DecoderConfig(
 )
 
 # arXiv:2307.09288, table 1, with the intermediate sizes of the published checkpoints.
-_SIZES = {
+LLAMA2_SIZES = {
     "7b": _COMMON,
     "13b": replace(
         _COMMON, num_layers=40, num_heads=40, num_kv_heads=40, embed_dim=5120, intermediate_dim=13_824
@@ -62,16 +63,13 @@ def llama2(
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    if num_heads < 1 or embed_dim % num_heads:
-        raise ConfigError(f"embed_dim is {embed_dim}, not a multiple of num_heads {num_heads}")
-    config = DecoderConfig(
+    config = sizes_by_argument(
         vocab_size=vocab_size,
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
+        num_kv_heads=num_kv_heads,
         embed_dim=embed_dim,
-        head_dim=embed_dim // num_heads,
-        intermediate_dim=_feed_forward_width(embed_dim) if intermediate_dim is None else intermediate_dim,
+        intermediate_dim=intermediate_dim,
         max_seq_len=max_seq_len,
         norm_eps=norm_eps,
         rope_base=rope_base,
@@ -97,7 +95,39 @@ def llama2_70b(attn_dropout: float = 0.0) -> TransformerDecoder:
 
 
 def _build(size: str, attn_dropout: float) -> TransformerDecoder:
-    return TransformerDecoder(replace(_SIZES[size], attn_dropout=attn_dropout), LLAMA)
+    return TransformerDecoder(replace(LLAMA2_SIZES[size], attn_dropout=attn_dropout), LLAMA)
+
+
+def sizes_by_argument(
+    *,
+    num_heads: int,
+    num_kv_heads: int | None,
+    embed_dim: int,
+    intermediate_dim: int | None,
+    **others: Any,
+) -> DecoderConfig:
+    """Return a decoder's description whose heads make up its width, as in most families.
+
+    Args:
+        num_heads: query heads.
+        num_kv_heads: None: as many as query heads.
+        embed_dim: width.
+        intermediate_dim: width of the feed-forward; None: two thirds of four widths, rounded up to 256.
+        **others: further arguments of `DecoderConfig`.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    if num_heads < 1 or embed_dim % num_heads:
+        raise ConfigError(f"embed_dim is {embed_dim}, not a multiple of num_heads {num_heads}")
+    return DecoderConfig(
+        num_heads=num_heads,
+        num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
+        embed_dim=embed_dim,
+        head_dim=embed_dim // num_heads,
+        intermediate_dim=_feed_forward_width(embed_dim) if intermediate_dim is None else intermediate_dim,
+        **others,
+    )
 
 
 def _feed_forward_width(embed_dim: int) -> int:

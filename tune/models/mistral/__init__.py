@@ -1,0 +1,19 @@
+"""Mistral: sizes, builders."""
+
+from __future__ import annotations
+
+from tune.models.mistral.builders import (
+    mistral,
+    mistral_7b,
+    mistral_7b_v0_2,
+    mistral_7b_v0_3,
+    mistral_nemo_12b,
+)
+
+__all__ = [
+    "mistral",
+    "mistral_7b",
+    "mistral_7b_v0_2",
+    "mistral_7b_v0_3",
+    "mistral_nemo_12b",
+]
