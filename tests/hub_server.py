@@ -84,8 +84,7 @@ class HubServer:
         self._servers = []
         for storage in (False, True):
             handler = type("Handler", (_Handler,), {"hub": self, "storage": storage})
-            server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-            server.daemon_threads = True
+            server = _Server(("127.0.0.1", 0), handler)
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             self._servers.append(server)
         self.url = f"http://127.0.0.1:{self._servers[0].server_address[1]}"
@@ -108,6 +107,13 @@ class HubServer:
     def count(self, method: str, part: str) -> int:
         seen = self.requests + self.storage_requests
         return sum(1 for verb, path, _ in seen if verb == method and part in path)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is what these tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -158,13 +158,15 @@ def _next_steps(repository: Repository, selection: Selection, model: Path) -> st
 def _config_for(name: str) -> str | None:
     """Return the shipped config for full fine-tuning that expects this model, or None."""
     wanted = f"model_checkpoint: {CHECKPOINTS}/{name}"
+    found = []
     for config in list_configs():
         recipe = find_recipe(config.recipe or "")
         if recipe is not None and recipe.name == "full_finetune":
             lines = config.file.read_text(encoding="utf-8").splitlines()
             if any(line.partition(" #")[0].rstrip() == wanted for line in lines):
-                return config.name
-    return None
+                found.append(config.name)
+    # One of a family's folder, the plainest of them, goes before a historic name.
+    return min(found, key=lambda found_name: ("/" not in found_name, len(found_name)), default=None)
 
 
 COMMAND = Command(

@@ -190,7 +190,8 @@ def _stream(hub: Hub, repository: Repository, file: RemoteFile, start: int) -> A
         kind = response.headers.get("Content-Type", "")
         if "text/html" in kind and not file.name.endswith((".html", ".htm")):
             raise _Damaged("a web page came in its place, perhaps the log-in of a network or a proxy")
-        yield from response.iter_bytes(CHUNK)
+        # Pieces as they come: collecting larger ones would lose what had come when a connection breaks.
+        yield from response.iter_bytes()
 
 
 def _goes_on_at(response: Any, start: int) -> bool:
