@@ -187,7 +187,7 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(hub: HubServer, tmp_pat
     wait_for_part(tmp_path, 500_000)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 5
     assert process.returncode == 130
     assert "What has arrived is kept; the same command goes on from there." in err

@@ -159,6 +159,7 @@ def test_a_partial_file_that_is_wrong_is_thrown_away(hub: HubServer, tmp_path: P
     part.write_bytes(found)
     _, seen = fetch(hub, tmp_path)
     assert content(tmp_path) == {"model.safetensors": WEIGHTS}
+    assert seen.arrived == seen.total
 
 
 def test_damage_on_the_way_is_repaired_once(hub: HubServer, tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ def test_missing_models_and_bad_tokens(hub: HubServer, tmp_path: Path) -> None:
         look_up(connect("hf_ok"), "a/secret")
     with pytest.raises(HubError, match=r"does not accept the token \(--hf-token\)"):
         look_up(connect("hf_no"), "a/secret")
-    with pytest.raises(HubError, match="Short names that come close: .*llama3.2-1b"):
+    with pytest.raises(HubError, match=r"Short names that come close: .*llama3.2-1b"):
         look_up(connect(None), "meta-llama/Llama-3.2-1b-chat")
 
 
@@ -396,14 +397,14 @@ def test_what_a_disk_can_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["/proc/nowhere/x", "/dev/null/x"])
 def test_a_folder_that_cannot_be_written(hub: HubServer, folder: str) -> None:
     hub.add("a/b", FILES)
-    with pytest.raises(HubError, match="cannot be written: .*--output-dir"):
+    with pytest.raises(HubError, match=r"cannot be written: .*--output-dir"):
         fetch(hub, Path(folder))
 
 
 def test_a_folder_in_the_way_of_a_file(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", {"config.json": b"{}"})
     (tmp_path / "config.json" / "x").mkdir(parents=True)
-    with pytest.raises(HubError, match="config.json cannot be written: Is a directory"):
+    with pytest.raises(HubError, match=r"config.json cannot be written: Is a directory"):
         fetch(hub, tmp_path)
 
 

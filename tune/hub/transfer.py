@@ -85,13 +85,20 @@ def fetch_file(
         Stopped: `stop` was set.
     """
     part = partial_file(folder, file)
+    counted = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal counted
+        counted += num_bytes
+        arrived(num_bytes)
+
     try:
         for attempt in (1, 2):
             try:
-                _fetch(hub, repository, file, part, arrived, stop)
+                _fetch(hub, repository, file, part, count, stop)
                 break
             except _Damaged as error:
-                arrived(-_size_of(part))
+                count(-counted)
                 part.unlink(missing_ok=True)
                 if attempt == 2:
                     raise HubError(
@@ -261,10 +268,3 @@ def _new_digest(file: RemoteFile) -> _Hash:
         # git's name for a file's content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
         return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
     return hashlib.sha256()
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
