@@ -9,7 +9,6 @@ import pytest
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from trained_tokenizers import HARD_TEXTS, KINDS, NAMES, SPECIAL
 
 from tune.errors import TokenizerError

@@ -119,7 +119,8 @@ class HFTokenizer(BaseTokenizer):
     def files(self) -> list[Path]:
         """Returns the files that make this tokenizer up, to be copied beside a saved model."""
         folder = self.path.parent
-        names = COMPANION_FILES if self.path.name != "tokenizer.json" else (*COMPANION_FILES, *_OTHER_FORMS)
+        has_own_name = self.path.name in ("tokenizer.json", *_OTHER_FORMS)
+        names = (*COMPANION_FILES, *_OTHER_FORMS) if has_own_name else COMPANION_FILES
         beside = [folder / name for name in names]
         return [self.path, *(file for file in beside if file.is_file() and file != self.path)]
 

@@ -57,7 +57,8 @@ class TiktokenTokenizer(BaseTokenizer):
         settings = settings or TokenizerSettings()
         self._ranks = read_ranks(self.path)
         self._family = find_family(family, self.path.name, len(self._ranks), settings.model_type)
-        self._check_size(settings)
+        if family is None:
+            self._check_size(settings)
         self.special_tokens = self._special(settings)
         self._special_text = {token_id: text for text, token_id in self.special_tokens.items()}
         self.vocab_size = max(len(self._ranks), *(token_id + 1 for token_id in self._special_text))
@@ -175,7 +176,7 @@ class TiktokenTokenizer(BaseTokenizer):
         held, family = len(self._ranks), self._family
         expected = held + len(family.special)
         stated = [i for i, token in settings.added.items() if token.content == family.special[0]]
-        is_other = settings.num_rows is not None and expected > settings.num_rows and held != family.num_ranks
+        is_other = settings.num_rows not in (None, expected) and held != family.num_ranks
         if (stated and stated[0] != held) or is_other:
             raise TokenizerError(
                 f"{self.path} holds {held} tokens, which does not go with the files beside it: they say that "
@@ -184,7 +185,8 @@ class TiktokenTokenizer(BaseTokenizer):
                     if stated
                     else f"the model knows {settings.num_rows} tokens, {len(family.special)} of them special"
                 )
-                + f". The file may be cut short ({family.name}'s holds {family.num_ranks})"
+                + f". The file may be cut short ({family.name}'s holds {family.num_ranks}); if it is not, "
+                f"say family={family.name}"
             )
 
     def _load_encoding(self) -> tiktoken.Encoding:

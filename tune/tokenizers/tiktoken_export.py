@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import pairwise
 
 
 def tokenizer_json(
@@ -16,12 +15,12 @@ def tokenizer_json(
 ) -> str:
     """Returns the content of a tokenizer.json that gives the ids of a tiktoken vocabulary.
 
-    Why the ids are equal: tiktoken joins, over and over, the neighbours whose joint token has the lowest rank, the
-    leftmost first. When a token of rank r comes up, everything that joins at a lower rank has been joined, inside
-    of it as it would be if it stood alone. So its two parts are always those that its own bytes are joined to at
-    ranks below r, and this one pair is its merge; merges in the order of ranks are then the same algorithm. A token
-    that does not end up as two parts is found only as a whole word, which tiktoken, like `ignore_merges`, looks
-    up first.
+    Why the ids are equal: tiktoken looks a word up as a whole, which is what `ignore_merges` says; else it joins,
+    over and over, the neighbours whose joint token has the lowest rank. A merge for every way to part every token,
+    in the order of the tokens' ranks, is the same rule. For Llama 3 these are the merges of the published
+    tokenizer.json, in its order. One freedom is left: of neighbours that overlap and would make the same token from
+    other parts, tiktoken joins the left ones, the library those whose merge comes first. It takes words that repeat
+    themselves to bring that about; the tests look for it in such words and find none.
 
     Args:
         ranks: tokens and their ranks.
@@ -36,10 +35,11 @@ def tokenizer_json(
         return "".join(letters[byte] for byte in token)
 
     merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = parts_below(ranks, token, rank)
-        if len(parts) == 2:
-            merges.append([written(part) for part in parts])
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = [(token[:place], token[place:]) for place in range(1, len(token))]
+        known = [(left, right) for left, right in halves if left in ranks and right in ranks]
+        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [[written(left), written(right)] for left, right in known]
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -66,19 +66,6 @@ def tokenizer_json(
         },
     }
     return json.dumps(content, ensure_ascii=False)
-
-
-def parts_below(ranks: Mapping[bytes, int], token: bytes, rank: int) -> list[bytes]:
-    """Returns what the bytes of a token are joined to by tokens of a rank below `rank`."""
-    parts = [token[index : index + 1] for index in range(len(token))]
-    while len(parts) > 1:
-        joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
-        lowest = min(joined)
-        if lowest >= rank:
-            break
-        index = joined.index(lowest)
-        parts[index : index + 2] = [parts[index] + parts[index + 1]]
-    return parts
 
 
 def byte_letters() -> list[str]:
