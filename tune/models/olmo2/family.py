@@ -23,8 +23,8 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
-    content = {
-        **write_sizes(config),
+    return {
+        **write_sizes(config, has_head_dim=False),
         **write_rope(config),
         "hidden_act": "silu",
         "attention_bias": config.attn_bias == "all",
@@ -33,9 +33,6 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    if config.head_dim * config.num_heads == config.embed_dim:
-        del content["head_dim"]  # other tools know no such field in this family
-    return content
 
 
 OLMO2 = Family(

@@ -62,7 +62,7 @@ def _with_original_len(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
     content = {
-        **write_sizes(config),
+        **write_sizes(config, has_head_dim=False),
         **write_rope(config),
         "hidden_act": "silu",
         "embd_pdrop": 0.0,
@@ -73,8 +73,6 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    if config.head_dim * config.num_heads == config.embed_dim:
-        del content["head_dim"]  # other tools know no such field in this family
     if isinstance(config.rope_scaling, LongRopeScaling):
         scaling = config.rope_scaling
         # Older versions of transformers take these three fields and no other.

@@ -44,15 +44,13 @@ def _dense_layers(fields: ConfigFields, num_layers: int) -> tuple[int, ...]:
 
 def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
     content = {
-        **write_sizes(config),
+        **write_sizes(config, has_head_dim=False),
         **write_rope(config),
         "hidden_act": "silu",
         "attention_bias": config.attn_bias == "all",
         "use_sliding_window": False,
         "sliding_window": None,
     }
-    if config.head_dim * config.num_heads == config.embed_dim:
-        del content["head_dim"]
     if config.moe is not None:
         content |= {
             "num_experts": config.moe.num_experts,
