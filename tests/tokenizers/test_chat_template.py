@@ -174,7 +174,7 @@ def test_a_template_that_looks_into_special_tokens_in_messages_is_refused(both):
 
 def test_a_role_cannot_smuggle_in_a_special_token(both):
     ours, _ = both(HEADERS)
-    with pytest.raises(DataError, match="message 1 has the role 'user<|sep|>'"):
+    with pytest.raises(DataError, match=r"message 1 has the role 'user<\|sep\|>'"):
         ours.apply_chat_template([{"role": "user<|sep|>", "content": "walk"}])
 
 

@@ -113,9 +113,9 @@ def tokenize_conversation(
     examples = tokenize_examples(tokenizer, template, messages, add_eos, tools=tools, variables=variables)
     if len(examples) > 1:
         raise DataError(
-            f"{template} writes earlier answers of this conversation otherwise than the model generates them (it takes "
-            f"out their thinking, for example), so it takes {len(examples)} examples to learn them: use "
-            "tokenize_examples, as datasets do, or mask all answers but the last"
+            f"with {template} it takes {len(examples)} examples to learn this conversation's answers as the model "
+            "generates them: once more turns follow, it writes an answer otherwise (without its thinking, perhaps). "
+            "Use tokenize_examples, as datasets do, or mask all answers but the last"
         )
     return examples[0]
 
@@ -144,7 +144,7 @@ def tokenize_examples(
         raise DataError("a conversation of 0 messages cannot be written")
     conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
     written = write_examples(conversation, messages, tokenizer.stop_ids)
-    return [encode_written(tokenizer, conversation, text, add_eos) for text in written]
+    return [example for text in written for example in encode_written(tokenizer, conversation, text, add_eos)]
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
@@ -39,20 +38,23 @@ class Turn:
         return self.prompt + self.answer
 
 
+Place = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Written:
-    """A text to learn from: marked, with the places [start, end) of what is learnt, in characters without marks.
+    """A text to learn from, marked, and the places [start, end) of what is learnt, in characters without marks.
 
     Args:
         text: all of it.
-        prompts: marked prompts of the answers that are learnt: where each ends, its answer starts.
-        learnt: the places of answers, and of prompts where they are learnt too.
+        turns: answers that stand in it as they are generated.
+        places: for each of these turns, where what is learnt of it stands; then, for what follows them all.
         end: where the answer ends that is the last message, None where that is not in the text as it is generated.
     """
 
     text: str
-    prompts: tuple[str, ...]
-    learnt: tuple[tuple[int, int], ...]
+    turns: tuple[Turn, ...]
+    places: tuple[tuple[Place, ...], ...]
     end: int | None
 
 
@@ -106,7 +108,7 @@ class _Writer:
 
     def unlearnt(self) -> Written:
         """Returns the conversation with nothing in it learnt, but for a last question that is not masked."""
-        return self._with_tail(self._chat.render(len(self._messages)), (), [])
+        return self.written(self._chat.render(len(self._messages)), ())
 
     def text_ending_in(self, index: int, is_last: bool) -> str:
         """Returns the text whose last learnt answer is that of a message, as much like the template's as can be."""
@@ -123,23 +125,23 @@ class _Writer:
         for index in inside:
             turn = self.turn(index)
             start, end = self._chat.length(turn.prompt), self._chat.length(turn.text)
-            if self.is_prompt_learnt(index):
-                places.append((self._end_before(index, text), start))
-            if not self._messages[index].masked:
-                places.append((start, end))
-        prompts = tuple(self.turn(index).prompt for index in inside)
-        return self._with_tail(text, prompts, places)
-
-    def _with_tail(self, text: str, prompts: tuple[str, ...], places: list[tuple[int, int]]) -> Written:
-        tail = self._asked(len(self._messages))
-        whole = self._chat.render(len(self._messages)) if tail else ""
-        if tail and text == whole and not any(message.masked for message in tail):
-            places.append((self._end_before(len(self._messages), text), self._chat.length(text)))
+            asked = ((self._end_before(index, text), start),) if self.is_prompt_learnt(index) else ()
+            places.append(asked if self._messages[index].masked else (*asked, (start, end)))
         last = len(self._messages) - 1
-        end = None
-        if last in self._turns and text.startswith(self._turns[last].text):
-            end = self._chat.length(self._turns[last].text)
-        return Written(text, prompts, tuple(places), end)
+        is_last_inside = last in self._turns and text.startswith(self._turns[last].text)
+        return Written(
+            text,
+            tuple(self.turn(index) for index in inside),
+            (*places, self._tail_of(text)),
+            self._chat.length(self._turns[last].text) if is_last_inside else None,
+        )
+
+    def _tail_of(self, text: str) -> tuple[Place, ...]:
+        """Returns the place of messages after the last answer, if they are in the text and learnt."""
+        num_messages = len(self._messages)
+        if not self.is_prompt_learnt(num_messages) or text != self._chat.render(num_messages):
+            return ()
+        return ((self._end_before(num_messages, text), self._chat.length(text)),)
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Returns the messages between the answer before a message and that message."""
@@ -246,34 +248,51 @@ def end_of_turn(template: ChatTemplate, guard: Guard, names: Mapping[str, str]) 
 
 def encode_written(
     tokenizer: Tokenizer, conversation: Conversation, written: Written, add_eos: bool = True
-) -> tuple[list[int], list[bool]]:
+) -> list[tuple[list[int], list[bool]]]:
     """Returns the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
 
-    Each prompt has the ids it has by itself, as a model reads it that is asked: where a token would reach from the
-    prompt into the answer, the text is encoded in two pieces instead.
+    Each prompt has the ids it has by itself, as a model reads it that is asked. Where a token of the whole text would
+    reach from a prompt into its answer, each turn becomes an example whose prompt and answer are encoded apart.
     """
-    cuts = [conversation.length(prompt) for prompt in written.prompts]
-    pieces = conversation.split(written.text)
-    ids, spans = tokenizer.encode_pieces_with_spans(pieces)
-    crossed = [
-        cut
-        for cut, prompt in zip(cuts, written.prompts)
-        if not _stands_alone(tokenizer, conversation.split(prompt), ids, spans, cut)
-    ]
-    if crossed:
-        ids, spans = _encode_in_parts(tokenizer, conversation, written, crossed)
-    masked = [not any(start <= place < end for start, end in written.learnt) for place, _ in spans]
+    ids, spans = tokenizer.encode_pieces_with_spans(conversation.split(written.text))
+    for turn in written.turns:
+        prompt = conversation.split(turn.prompt)
+        if not _stands_alone(tokenizer, prompt, ids, spans, conversation.length(turn.prompt)):
+            return _encode_each(tokenizer, conversation, written, add_eos)
+    return [_with_mask(tokenizer, ids, spans, written, add_eos)]
+
+
+def _encode_each(
+    tokenizer: Tokenizer, conversation: Conversation, written: Written, add_eos: bool
+) -> list[tuple[list[int], list[bool]]]:
+    examples = []
+    for turn, places in zip(written.turns, written.places):
+        is_last = turn is written.turns[-1]
+        # What follows the last answer, a line break perhaps, is kept.
+        text = written.text if is_last else turn.text
+        alone = Written(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
+        ids, spans = _encode_apart(tokenizer, conversation, turn.prompt, text[len(turn.prompt) :])
+        examples.append(_with_mask(tokenizer, ids, spans, alone, add_eos))
+    return examples
+
+
+def _with_mask(
+    tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: Written, add_eos: bool
+) -> tuple[list[int], list[bool]]:
+    learnt = [place for places in written.places for place in places]
+    masked = [not any(start <= first < end for start, end in learnt) for first, _ in spans]
+    # Nothing comes before a BOS that it could follow from.
     if ids and ids[0] == tokenizer.bos_id:
         masked[0] = True
     if written.end is not None and not add_eos:
         end = written.end
-        num_kept = sum(place < end for place, _ in spans) - 1
+        num_kept = sum(first < end for first, _ in spans) - 1
         return ids[:num_kept], masked[:num_kept]
     return ids, masked
 
 
 def _stands_alone(
-    tokenizer: Tokenizer, prompt: Sequence[str | int], ids: list[int], spans: list[tuple[int, int]], cut: int
+    tokenizer: Tokenizer, prompt: Sequence[str | int], ids: list[int], spans: list[Place], cut: int
 ) -> bool:
     """Returns whether the ids before `cut` are those of the prompt by itself."""
     num_before = sum(end <= cut for _, end in spans)
@@ -285,29 +304,22 @@ def _stands_alone(
     return ids[num_before - len(tail) : num_before] == tail
 
 
-def _encode_in_parts(
-    tokenizer: Tokenizer, conversation: Conversation, written: Written, cuts: Sequence[int]
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Returns ids and places of a text that is encoded anew after each of `cuts`."""
-    by_length = {conversation.length(prompt): len(prompt) for prompt in written.prompts}
-    borders = [0, *(by_length[cut] for cut in cuts), len(written.text)]
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for start, end in pairwise(borders):
-        offset = conversation.length(written.text[:start])
-        pieces = conversation.split(written.text[start:end])
-        first = pieces[0] if start > 0 and pieces else None
-        if isinstance(first, str):
-            # All of it is answer: a special token ends it.
-            head = tokenizer.encode(first, add_bos=False, add_eos=False, continuation=True)
-            ids += head
-            spans += [(offset, offset + len(first))] * len(head)
-            offset += len(first)
-            pieces = pieces[1:]
-        part_ids, part_spans = tokenizer.encode_pieces_with_spans(pieces)
-        ids += part_ids
-        spans += [(offset + begin, offset + stop) for begin, stop in part_spans]
-    return ids, spans
+def _encode_apart(
+    tokenizer: Tokenizer, conversation: Conversation, prompt: str, rest: str
+) -> tuple[list[int], list[Place]]:
+    """Returns ids and places of a prompt and what follows it, with no token that reaches over."""
+    ids, spans = tokenizer.encode_pieces_with_spans(conversation.split(prompt))
+    offset = conversation.length(prompt)
+    pieces = conversation.split(rest)
+    if isinstance(pieces[0], str):
+        # All of it is answer: a special token ends it.
+        head = tokenizer.encode(pieces[0], add_bos=False, add_eos=False, continuation=True)
+        ids = ids + head
+        spans = spans + [(offset, offset + len(pieces[0]))] * len(head)
+        offset += len(pieces[0])
+        pieces = pieces[1:]
+    more_ids, more_spans = tokenizer.encode_pieces_with_spans(pieces)
+    return ids + more_ids, spans + [(offset + start, offset + end) for start, end in more_spans]
 
 
 def _clean(text: str) -> str:
