@@ -86,7 +86,7 @@ def save_meta(
     Args:
         model: one of a family that has a Meta layout. A tied output matrix is written a second time.
         directory: made if needed; it must not hold weights yet.
-        tokenizer: its model file is copied.
+        tokenizer: its tokenizer.model is copied, or else all of its files.
         dtype: what the weights are written in; None: as they are.
 
     Raises:
@@ -102,7 +102,10 @@ def save_meta(
         write_pickle(folder / "consolidated.00.pth", tensors)
         write_json(folder / "params.json", params)
         if tokenizer is not None:
-            shutil.copyfile(tokenizer.files()[0], folder / "tokenizer.model")
+            files = tokenizer.files()
+            # Meta knows one file; a tokenizer of another form goes along as it is.
+            for file in [file for file in files if file.suffix == ".model"][:1] or files:
+                shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
     except OSError as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
