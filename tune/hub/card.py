@@ -139,7 +139,7 @@ def _settings(lineage: Lineage) -> list[tuple[str, str]]:
 def _measured(lineage: Lineage) -> list[tuple[str, str]]:
     rows = []
     for key, value in lineage.metrics.items():
-        label = _METRICS.get(key) or (key.replace("_", " ") if "val" in key else None)
+        label = _METRICS.get(key) or (_code(key) if "val" in key else None)
         if label and isinstance(value, int | float) and not isinstance(value, bool):
             rows.append((label, f"{value:,}" if isinstance(value, int) else f"{value:.5g}"))
     return rows
@@ -169,7 +169,7 @@ def _place(text: str) -> str:
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
-    lines = [f"| {_plain(label)} | {_code(value)} |" for label, value in rows]
+    lines = [f"| {label} | {_code(value)} |" for label, value in rows]
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines, ""])
 
 
