@@ -39,10 +39,13 @@ def read_gemma2(fields: ConfigFields, sizes: Mapping[str, Any], *, pattern: int)
     kinds = fields.choices("layer_types", num_layers, _SLIDING, _FULL)
     if kinds is None:
         kinds = tuple(_SLIDING if (layer + 1) % pattern else _FULL for layer in layer_range(num_layers))
+    scalar = fields.number("query_pre_attn_scalar", 256)
+    if scalar <= 0:
+        fields.problem(f"`query_pre_attn_scalar` is {scalar:g}; it must be above 0")
     return {
         **read_gemma(fields, sizes),
         "norm_placement": "both",
-        "attn_scale": max(fields.number("query_pre_attn_scalar", 256), 1e-9) ** -0.5,
+        "attn_scale": scalar**-0.5 if scalar > 0 else None,
         "sliding_window": fields.integer("sliding_window", 4096),
         "sliding_layers": tuple(layer for layer, kind in enumerate(kinds) if kind == _SLIDING),
     }
