@@ -80,6 +80,7 @@ class HubServer:
         self.storage_requests: list[tuple[str, str, dict[str, str]]] = []
         self.blobs: dict[str, bytes] = {}
         self.blob_listing = True  # whether the listing tells sizes and digests
+        self.xet_folder = ""  # where Xet keeps what it is sent; empty: this hub takes LFS alone
         self.lock = threading.Lock()
         self._servers = []
         for storage in (False, True):
@@ -354,8 +355,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(401, "", "Invalid username or password.")
         if self.user not in repo.writers or self.role == "read":
             return self._error(403, "", "You do not have permission to write to this repository")
-        if what == "xet-write-token":
+        if what == "xet-write-token" and not self.hub.xet_folder:
             return self._error(404, "", "Xet is not enabled here")
+        if what == "xet-write-token":
+            place, until = f"local://{self.hub.xet_folder}", int(time.time()) + 3600
+            headers = {
+                "X-Xet-Cas-Url": place,
+                "X-Xet-Access-Token": "t",
+                "X-Xet-Token-Expiration": str(until),
+            }
+            body = json.dumps({"casUrl": place, "accessToken": "t", "exp": until}).encode()
+            return self._send(200, body, {"Content-Type": "application/json", **headers})
         if what == "branch":
             repo.branches[rest] = dict(repo.branches["main"])
             return self._json({})

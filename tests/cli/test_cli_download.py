@@ -276,3 +276,32 @@ def test_a_bar_on_a_terminal(hub: HubServer, tmp_path: Path) -> None:
     assert b"%|" in shown
     assert b"[1/" not in shown
     assert "all verified" in out
+
+
+@pytest.mark.parametrize("layout", ["meta", "meta_original", "pickle"])
+def test_convert_makes_safetensors_beside_the_download(
+    tune, hub: HubServer, tmp_path: Path, layout: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(TINY / "model.safetensors")
+    if layout == "pickle":
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+        rest = {name: data for name, data in TINY_FILES.items() if name != "model.safetensors"}
+        files = {**rest, "pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
+    else:
+        assert tune("convert-ckpt", str(TINY), "as_meta", "--to", "meta").code == 0
+        prefix = "original/" if layout == "meta_original" else ""
+        files = {prefix + path.name: path.read_bytes() for path in (tmp_path / "as_meta").iterdir()}
+    hub.add("ann/tiny", files)
+    outcome = tune("download", "ann/tiny", "--convert")
+    assert outcome.code == 0, outcome.err
+    converted = tmp_path / "checkpoints" / "tiny-safetensors"
+    found = load_file(converted / "model.safetensors")
+    assert found.keys() >= tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert "model_checkpoint=checkpoints/tiny-safetensors" in outcome.out
+    again = tune("download", "ann/tiny", "--convert")
+    assert again.code == 1, "what is there is not overwritten"
+    assert "tiny-safetensors" in again.err

@@ -80,8 +80,9 @@ def test_a_step_is_sent_with_a_card_and_nothing_else(tune, ann: HubServer, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("path", "step"), [("out", 7), ("out/latest", 7), ("out/best", 3), ("out/step_000003", 3), ("out/step_000003/model", 3)]
-)  # fmt: skip
+    ("path", "step"),
+    [("out", 7), ("out/latest", 7), ("out/best", 3), ("out/step_000003", 3), ("out/step_000003/model", 3)],
+)
 def test_a_step_is_named_in_every_usual_way(
     tune, ann: HubServer, tmp_path: Path, path: str, step: int
 ) -> None:
@@ -279,6 +280,21 @@ def test_a_refusal_on_the_way(
     assert tune("upload", "out", "ann/parrot").code == 0
     if match == "/commit/":
         assert ann.count("PUT", "/lfs/") == puts, "what had arrived is not sent twice"
+
+
+def test_a_hub_that_takes_xet_is_sent_xet(tune, ann: HubServer, tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    make_run(tmp_path / "out")
+    ann.xet_folder = str(tmp_path / "xet")
+    for (
+        path
+    ) in TINY.iterdir():  # how Xet keeps a file is its own business; the hub here knows what it stands for
+        ann.blobs[hashlib.sha256(path.read_bytes()).hexdigest()] = path.read_bytes()
+    outcome = tune("upload", "out", "ann/parrot")
+    assert outcome.code == 0, outcome.err
+    assert sum(path.stat().st_size for path in (tmp_path / "xet").rglob("*") if path.is_file()) > 1_000_000
+    assert ann.count("POST", "info/lfs/objects/batch") == 0
+    assert files_on(ann, "ann/parrot")["model.safetensors"] == (TINY / "model.safetensors").read_bytes()
 
 
 def test_a_passing_trouble_passes(tune, ann: HubServer, tmp_path: Path) -> None:

@@ -124,18 +124,13 @@ def _skipped(selection: Selection) -> str:
 def _convert(model: Path, folder: Path, selection: Selection) -> Path:
     """Convert the downloaded weights to Hugging Face safetensors beside them; return the folder to use."""
     if selection.layout in ("safetensors", "adapter", None):
-        sys.stdout.write("Nothing to convert: these are Hugging Face safetensors already.\n")
+        sys.stdout.write("Nothing to convert: there are no weights but Hugging Face safetensors.\n")
         return model
-    from tune.models.conversion import convert_checkpoint
+    from tune.cli.convert_ckpt import run as convert
 
-    target = folder.with_name(folder.resolve().name + "-safetensors")
-    if target.exists():
-        raise HubError(
-            f"{target} exists already. The download is complete; to convert it anew, remove that folder and run "
-            f"tune convert-ckpt {shlex.quote(str(model))} {shlex.quote(str(target))}"
-        )
-    convert_checkpoint(model, target, "hf", None)
-    sys.stdout.write(f"Converted to Hugging Face safetensors in {printable(str(target))}\n")
+    target = folder.resolve().with_name(folder.resolve().name + "-safetensors")
+    target = folder.parent / target.name if folder.name else target
+    convert(Given(operands=[str(model), str(target)]))
     return target
 
 
