@@ -126,8 +126,12 @@ def write_pickle(path: Path, tensors: Sequence[LayoutTensor], advance: Advance |
                 rooms[tensor.rules] = (tensor, torch.empty(tensor.shape, dtype=tensor.dtype))
     hollow = {tensor.name: rooms[tensor.rules][1] for tensor in tensors}
     with replacing(path) as partial:
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(hollow, partial)
+        try:
+            with torch.serialization.skip_data(materialize_fake_tensors=True):
+                torch.save(hollow, partial)
+        except RuntimeError as error:  # what torch makes of a full disk
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} cannot be written: is the disk full? ({reason})") from error
         with zipfile.ZipFile(partial) as archive:
             entries = archive.infolist()
             directory_start: int = archive.start_dir
