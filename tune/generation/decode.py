@@ -82,18 +82,16 @@ def stream(
     seed: int | None = None,
     stop_ids: Sequence[int] = (),
     use_cache: bool = True,
-    vocab_size: int | None = None,
 ) -> TokenStream:
     """Return an iterator over the tokens that `generate` would return, each as soon as it is chosen.
 
     Arguments are checked at the call, the model is taken at the first ``next()`` and given back when the iterator
-    ends, is closed, or is dropped; between two tokens the caller's own grad mode is in force. Ids from
-    ``vocab_size`` on are never chosen: a model may have more rows than its tokenizer has tokens.
+    ends, is closed, or is dropped; between two tokens the caller's own grad mode is in force.
     """
     sampling = Sampling(temperature, top_k, top_p)
     limits = _check_prompts(model, [prompt_ids], max_new_tokens)
     generators = [make_generator(seed, _device(model))]
-    steps = _steps(model, [prompt_ids], limits, sampling, generators, use_cache, vocab_size)
+    steps = _steps(model, [prompt_ids], limits, sampling, generators, use_cache)
     return TokenStream(steps, stop_ids, "max_new_tokens" if limits[0] == max_new_tokens else "max_seq_len")
 
 
@@ -218,7 +216,6 @@ def _steps(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
     use_cache: bool,
-    vocab_size: int | None = None,
 ) -> Generator[list[int], None, None]:
     """Yield the next token of every row, until the longest limit; rows past their own limit yield filler."""
     if not prompts:
@@ -242,7 +239,7 @@ def _steps(
             with torch.no_grad():
                 hidden = model.hidden(tokens, input_pos=positions)  # [b, s, d]
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
-                logits = model.unembed(newest)[:, 0, :vocab_size]  # [b, v]
+                logits = model.unembed(newest)[:, 0]  # [b, v]
                 chosen = choose(logits, sampling, generators)  # [b]
             ids = chosen.tolist()  # the one wait for the device in a step
             check_chosen(ids)

@@ -112,7 +112,6 @@ def stream_text(
         seed=seed,
         stop_ids=() if ignore_eos else sorted({*tokenizer.stop_ids, *stop_ids}),
         use_cache=use_cache,
-        vocab_size=tokenizer.vocab_size,
     )
     return TextStream(tokens, StreamDecoder(tokenizer), StopStrings(stop))
 

@@ -14,7 +14,8 @@ class StreamDecoder:
     """Joins tokens into text piece by piece: the pieces add up to `tokenizer.decode` of all the tokens.
 
     A character that spans several tokens (most emoji, rare scripts) is held back until it is whole, so no half
-    character ever reaches a terminal.
+    character ever reaches a terminal. Ids beyond the tokenizer's, from rows that pad a model's vocabulary, leave no
+    text.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
@@ -30,6 +31,8 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Returns the text that `token_id` completes: often one piece, "" while a character is incomplete."""
+        if token_id >= self._tokenizer.vocab_size:
+            return ""
         self._held.append(token_id)
         # A token that is left out leaves its neighbours side by side.
         if not (self._skip_special and token_id in self._special):
