@@ -10,19 +10,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_configs import COUNTS, PUBLISHED
+from published_configs import COUNTS as OTHER_COUNTS
+from published_configs import PUBLISHED as OTHERS
+from published_llamas import COUNTS as LLAMA_COUNTS
+from published_llamas import PUBLISHED as LLAMAS
 
 import tune.models
 from tune.models.loading import read_model_config
 from tune.modules import TransformerDecoder
 
-PACKAGES = ("gemma", "gemma2", "gemma3", "phi3", "phi4", "olmo2", "mixtral", "qwen3_moe")
+PUBLISHED = {**OTHERS, **LLAMAS}
+COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS}
+PACKAGES = (
+    *("llama2", "llama3", "llama3_1", "llama3_2", "llama3_3", "code_llama2", "smollm2", "smollm3", "granite"),
+    *("mistral", "qwen2", "qwen2_5", "qwen3"),
+    *("gemma", "gemma2", "gemma3", "phi3", "phi4", "olmo2", "mixtral", "qwen3_moe"),
+)
 BUILDERS: dict[str, Callable[[], TransformerDecoder]] = {
     name: getattr(module, name)
     for package in PACKAGES
     for module in [importlib.import_module(f"tune.models.{package}")]
     for name in module.__all__
-    if name in PUBLISHED
+    # Those by argument need their sizes.
+    if not name.endswith("_tokenizer") and name not in PACKAGES
 }
 
 

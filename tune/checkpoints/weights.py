@@ -96,6 +96,12 @@ def _open(location: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     for index_name, single, part in (
         ("model.safetensors.index.json", "model.safetensors", r"model-(\d+)-of-(\d+)\.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.bin", r"pytorch_model-(\d+)-of-(\d+)\.bin"),
+        # Mistral's own downloads; with others beside them they are the same weights a second time.
+        (
+            "consolidated.safetensors.index.json",
+            "consolidated.safetensors",
+            r"consolidated-(\d+)-of-(\d+)\.safetensors",
+        ),
     ):
         if (path / single).is_file():
             return WeightSource(path, _open_files([path / single]))

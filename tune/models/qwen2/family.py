@@ -54,6 +54,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     sizes = read_sizes(fields, max_seq_len=32_768, norm_eps=1e-6, num_kv_heads=32)
     arguments = {**sizes, **read_rope(fields, sizes), **read_windows(fields, sizes), "attn_bias": "qkv"}
     fields.expect("hidden_act", "silu")
+    fields.expect("use_mrope", False)
     return finish(fields, arguments)
 
 

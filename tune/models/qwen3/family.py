@@ -19,6 +19,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     arguments = {**sizes, **read_rope(fields, sizes), **read_windows(fields, sizes), "qk_norm": "head"}
     arguments["attn_bias"] = "all" if fields.flag("attention_bias", False) else "none"
     fields.expect("hidden_act", "silu")
+    fields.expect("use_mrope", False)
     return finish(fields, arguments)
 
 
