@@ -194,12 +194,7 @@ def test_any_conversation_in_any_template(all_templates, data):
     )
     num_turns = 2 * data.draw(st.integers(1, 3))
     messages = talk(*(data.draw(texts) for _ in range(num_turns)), system=data.draw(st.just("") | texts))
-    try:
-        answers = check_answers(tokenizer, template, messages)
-    except DataError as error:
-        # Templates of real models strip what they take for thinking, and control characters with it.
-        assert "does not write its content" in str(error)  # noqa: PT017
-        return
+    answers = check_answers(tokenizer, template, messages)
     said = [message.content for message in messages if message.role == "assistant"]
     for content, answer in zip(said, answers, strict=True):
         assert content.strip() in answer

@@ -179,6 +179,17 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         __self._check_call(getattr(__obj, "__name__", ""), owner, [*args, *kwargs.values()])
         return __self.budget.sized(super().call(__context, __obj, *args, **kwargs))
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def guarded(*args: Any, **kwargs: Any) -> str:
+            self._check_call("format", value.__self__, [*args, *kwargs.values()])
+            return wrapped(*args, **kwargs)
+
+        return guarded
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * max(right, 1))
@@ -236,7 +247,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         elif name == "replace" and len(texts) > 1:
             times = owner.count(texts[0]) if texts[0] else len(owner) + 1
             self.budget.spend(len(owner) + times * len(texts[1]))
-        elif name in ("format", "format_map"):
+        elif name == "format":
             _check_format(owner)
             self.budget.spend(len(owner) * max([1, *map(len, texts), *numbers]))
         elif name in ("translate", "expandtabs", "indent"):

@@ -175,16 +175,18 @@ class _Writer:
 
     def _after_header(self, prompt: str, shown: str, index: int) -> str:
         """Returns what follows the end of the prompt where the template also wrote something before it otherwise."""
-        start = max((found.start() for found in self._chat.tokens(prompt)), default=0)
-        header = prompt[start:]
-        place = shown.rfind(header)
-        if not header.strip() or place < 0:
+        # From the last special token on: text alone could stand in any message.
+        header = prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
+        places = [
+            found.start() for found in self._chat.tokens(shown) if shown.startswith(header, found.start())
+        ]
+        if not header or not places:
             raise DataError(
                 f"{self._chat.template} asks for the answer in message {index + 1} with {_clean(header)!r}, and writes "
                 f"the answer without it: ...{_clean(self._chat.without_marks(shown[-80:]))!r}. What the model should "
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
-        return shown[place + len(header) :]
+        return shown[places[-1] + len(header) :]
 
     def _end_of_answer(self, after: str, index: int) -> int:
         tokens = self._chat.tokens(after)
