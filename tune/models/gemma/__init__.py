@@ -1,7 +1,8 @@
-"""Gemma: sizes, builders."""
+"""Gemma: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
 from tune.models.gemma.builders import gemma, gemma_2b, gemma_7b
+from tune.models.gemma.tokenizer import gemma_tokenizer
 
-__all__ = ["gemma", "gemma_2b", "gemma_7b"]
+__all__ = ["gemma", "gemma_2b", "gemma_7b", "gemma_tokenizer"]

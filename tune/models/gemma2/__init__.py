@@ -1,7 +1,8 @@
-"""Gemma 2: sizes, builders."""
+"""Gemma 2: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
 from tune.models.gemma2.builders import gemma2, gemma2_2b, gemma2_9b, gemma2_27b
+from tune.models.gemma2.tokenizer import gemma2_tokenizer
 
-__all__ = ["gemma2", "gemma2_2b", "gemma2_9b", "gemma2_27b"]
+__all__ = ["gemma2", "gemma2_2b", "gemma2_9b", "gemma2_27b", "gemma2_tokenizer"]

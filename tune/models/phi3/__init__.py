@@ -1,7 +1,8 @@
-"""Phi-3: sizes, builders."""
+"""Phi-3: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
 from tune.models.phi3.builders import phi3, phi3_medium, phi3_mini
+from tune.models.phi3.tokenizer import phi3_mini_tokenizer
 
-__all__ = ["phi3", "phi3_medium", "phi3_mini"]
+__all__ = ["phi3", "phi3_medium", "phi3_mini", "phi3_mini_tokenizer"]
