@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pickle
+import shutil
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from tune.data import Llama2ChatTemplate, Message
 from tune.errors import TokenizerError
-from tune.tokenizers import SentencePieceTokenizer, Tokenizer
+from tune.tokenizers import SentencePieceTokenizer, Tokenizer, from_checkpoint
 
 HARD_TEXTS = [
     "",
@@ -227,6 +231,118 @@ def test_missing_files_and_wrong_pieces_are_named(spm_file, tmp_path):
         SentencePieceTokenizer(spm_file, eos_token="<end>")
     with pytest.raises(TokenizerError, match="max_seq_len is 1"):
         SentencePieceTokenizer(spm_file, max_seq_len=1)
+
+
+@pytest.fixture(scope="module")
+def marked_spm_file(tmp_path_factory):
+    """A model with control pieces and with pieces that it finds in any text, as Gemma's has."""
+    file = tmp_path_factory.mktemp("marked") / "tokenizer.model"
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the answer of apple <turn> seven"] * 50 + ["walk the green river 12"] * 20),
+        model_writer=content,
+        vocab_size=307,
+        model_type="bpe",
+        byte_fallback=True,
+        control_symbols=["[INST]"],
+        user_defined_symbols=["<turn>", "\n\n"],
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    file.write_bytes(content.getvalue())
+    return file
+
+
+def test_special_tokens_are_known_by_name(tokenizer, marked_spm_file):
+    assert tokenizer.special_tokens == {"<s>": 1, "</s>": 2, "<unk>": 0}
+    assert tokenizer.special_token_names == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert SentencePieceTokenizer(marked_spm_file).special_tokens["[INST]"] == 3
+
+
+def test_special_tokens_come_from_text_only_when_asked(tokenizer):
+    text = "the </s>answer<s>"
+    assert not {1, 2} & set(tokenizer.encode(text, False, False))
+    parsed = tokenizer.encode(text, False, False, parse_special=True)
+    assert parsed == tokenizer.encode_pieces(["the ", 2, "answer", 1])
+    assert tokenizer.encode("<s>seven", parse_special=True) == tokenizer.encode("seven")
+
+
+def test_a_piece_that_the_settings_call_special_is_no_longer_found_in_text(marked_spm_file, tmp_path):
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(marked_spm_file))
+    turn = reference.piece_to_id("<turn>")
+    text = "the <turn>\n\nanswer"
+    plain = SentencePieceTokenizer(marked_spm_file)
+    assert plain.encode(text, False, False) == reference.encode(text)
+    assert turn in plain.encode(text)
+    shutil.copyfile(marked_spm_file, tmp_path / "tokenizer.model")
+    added = {str(turn): {"content": "<turn>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    guarded = from_checkpoint(tmp_path)
+    for made in (guarded, pickle.loads(pickle.dumps(guarded))):
+        assert turn not in made.encode(text)
+        assert reference.piece_to_id("\n\n") in made.encode(text)
+        assert made.decode(made.encode(text)) == text
+        assert made.encode(text, False, False, parse_special=True) == reference.encode(text)
+        assert made.encode_pieces(["the ", turn, "\n\nanswer"]) == reference.encode(text)
+        assert made.decode(made.encode_pieces(["the ", turn])) == "the "
+        assert made.encode("the answer of 12") == plain.encode("the answer of 12")
+
+
+@given(pieces=st.lists(any_text | st.sampled_from([1, 2]), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_texts_between_special_tokens(pieces):
+    tokenizer, reference = _shared()
+    names = {1: "<s>", 2: "</s>"}
+    whole = "".join(names[piece] if isinstance(piece, int) else piece for piece in pieces)
+    ids, spans = tokenizer.encode_pieces_with_spans(pieces)
+    # Each text gets its space, as the texts of turns do that are encoded one by one.
+    expected: list[int] = []
+    for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        run = list(group)
+        expected += reference.encode("".join(run)) if is_text else run
+    assert ids == tokenizer.encode_pieces(pieces) == expected
+    covered = {place for start, end in spans for place in range(start, end)}
+    assert covered == set(range(len(whole)))
+    for token_id, (start, end) in zip(ids, spans, strict=True):
+        text = tokenizer.token(token_id).replace("▁", " ")
+        if token_id in names:
+            assert whole[start:end] == names[token_id]
+        elif not text.startswith("<0x"):
+            assert whole[start:end].replace("▁", " ") in (text, text[1:])
+
+
+def test_a_model_without_legacy_gives_a_space_to_the_first_text_only(spm_file, tmp_path):
+    shutil.copyfile(spm_file, tmp_path / "tokenizer.model")
+    config = {"legacy": False, "tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = from_checkpoint(tmp_path)
+    reference = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    for pieces in (["the", 2, "answer", 1, "seven"], [1, "seven", 2], ["日本", 1, "é"]):
+        whole = "".join({1: "<s>", 2: "</s>"}.get(piece, piece) for piece in pieces)
+        assert tokenizer.encode_pieces(pieces) == reference.encode(whole, add_special_tokens=False)
+
+
+def test_added_tokens_take_the_space_beside_them_along(spm_file, tmp_path):
+    shutil.copyfile(spm_file, tmp_path / "tokenizer.model")
+    size = SentencePieceTokenizer(spm_file).vocab_size
+    flags = {"special": True, "normalized": False, "single_word": False}
+    added = {
+        str(size): {"content": "<right>", "lstrip": False, "rstrip": True, **flags},
+        str(size + 1): {"content": "<left>", "lstrip": True, "rstrip": False, **flags},
+        str(size + 2): {"content": "word", **flags, "special": False},
+    }
+    config = {"legacy": False, "tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = from_checkpoint(tmp_path)
+    reference = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    whole = "the<right> \n answer <left>seven"
+    pieces = ["the", size, " \n answer ", size + 1, "seven"]
+    assert tokenizer.encode_pieces(pieces) == reference.encode(whole, add_special_tokens=False)
+    # What is no special token stays in the text.
+    assert tokenizer.decode([*tokenizer.encode("the"), size, size + 2]) == "theword"
 
 
 _CACHE: list = []

@@ -6,9 +6,18 @@ import json
 import shutil
 
 import pytest
+from trained_tokenizers import tiktoken_lines
 
 from tune.errors import TokenizerError
-from tune.tokenizers import SentencePieceTokenizer, auto, from_checkpoint, write_hf_tokenizer_config
+from tune.tokenizers import (
+    HFTokenizer,
+    Message,
+    SentencePieceTokenizer,
+    TiktokenTokenizer,
+    auto,
+    from_checkpoint,
+    write_hf_tokenizer_config,
+)
 
 
 @pytest.fixture
@@ -100,6 +109,61 @@ def test_what_is_missing_is_said(tmp_path):
         from_checkpoint(tmp_path)
     with pytest.raises(TokenizerError, match=r"set tokenizer\.path"):
         auto()
+
+
+def test_each_kind_is_told_from_its_content(make_folder, spm_file, tmp_path):
+    folder = make_folder("llama2")
+    shutil.copy(spm_file, folder / "tokenizer.model")
+    assert isinstance(from_checkpoint(folder), HFTokenizer)
+    # A file that is named goes before those that are found.
+    assert isinstance(from_checkpoint(folder / "tokenizer.model"), SentencePieceTokenizer)
+    folder = make_folder("llama3")
+    lines = tiktoken_lines(json.loads((folder / "tokenizer.json").read_text()))
+    (folder / "tokenizer.model").write_bytes(lines)
+    assert isinstance(from_checkpoint(folder / "tokenizer.model"), TiktokenTokenizer)
+    (folder / "tokenizer.json").rename(folder / "mine.json")
+    assert isinstance(from_checkpoint(folder), TiktokenTokenizer)
+    alone = auto(path=str(folder / "mine.json"))
+    assert isinstance(alone, HFTokenizer)
+    assert alone.token(alone.eos_id) == "<|end_of_text|>"  # not what the settings beside it say
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json or tokenizer\.model"):
+        from_checkpoint(folder)
+    (folder / "tekken.json").write_text(json.dumps({"config": {}, "vocab": []}))
+    with pytest.raises(TokenizerError, match=r"tekken\.json.*tokenizer\.json: copy it in"):
+        from_checkpoint(folder)
+    with pytest.raises(TokenizerError, match=r"it is a tekken\.json of Mistral"):
+        from_checkpoint(folder / "tekken.json")
+
+
+def test_a_saved_step_holds_any_kind(make_folder, tmp_path):
+    step = tmp_path / "out" / "step_000003"
+    step.mkdir(parents=True)
+    shutil.move(make_folder("qwen"), step / "model")
+    (tmp_path / "out" / "latest").symlink_to("step_000003")
+    for place in (step / "model", step, tmp_path / "out" / "latest", tmp_path / "out"):
+        assert from_checkpoint(place).path.samefile(step / "model" / "tokenizer.json")
+
+
+def test_the_chat_template_comes_along(make_folder, folder):
+    assert from_checkpoint(make_folder("qwen")).chat_template is None
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer = from_checkpoint(make_folder("qwen", chat_template=template))
+    assert tokenizer.chat_template is not None
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "walk"}], tokenize=False)
+    assert text == "<|im_start|>user\nwalk<|im_end|>"
+    tokens, mask = tokenizer.tokenize_messages(
+        [Message("user", "walk", masked=True), Message("assistant", "seven")]
+    )
+    assert tokenizer.decode([t for t, masked in zip(tokens, mask, strict=True) if not masked]).endswith(
+        "seven"
+    )
+    # What was chosen goes before it.
+    plain = from_checkpoint(tokenizer.path.parent, prompt_template="plain")
+    tokens, _ = plain.tokenize_messages([Message("user", "walk"), Message("assistant", "seven")])
+    assert plain.decode(tokens) == "walkseven"
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert from_checkpoint(folder).chat_template is not None
 
 
 def test_broken_settings_are_named(folder):

@@ -39,8 +39,7 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
         "add_eos_token": False,
         **names,
         "clean_up_tokenization_spaces": False,
-        # The behaviour that equals sentencepiece's own encode.
-        "legacy": True,
+        "legacy": tokenizer.prefix_each,
         "model_max_length": tokenizer.max_seq_len or _UNLIMITED,
         "sp_model_kwargs": {},
         "tokenizer_class": "LlamaTokenizer",

@@ -59,7 +59,8 @@ class SentencePieceTokenizer(BaseTokenizer):
         settings = settings or TokenizerSettings()
         self.path = _find_model_file(expand_path(path))
         self.add_bos = add_bos if settings.add_bos is None else settings.add_bos
-        self._prefix_each = bool(settings.legacy)
+        # Of a model without the setting each text gets its space: as Llama 2 was trained, turn by turn.
+        self.prefix_each = settings.legacy is not False
         self._proto = read_tokenizer_file(self.path)
         if self.path.suffix == ".json" or not self._proto:  # sentencepiece accepts an empty proto
             raise TokenizerError(why_not("SentencePiece model", self.path, self._proto))
@@ -122,7 +123,7 @@ class SentencePieceTokenizer(BaseTokenizer):
                 length = len(piece)
                 start, end = self._without_stripped(pieces, index)
                 text = piece[start:end]
-                inner = continuation or (index > 0 and not self._prefix_each)
+                inner = continuation or (index > 0 and not self.prefix_each)
                 for token_id, (first, last) in read_spans(self._processor(text, inner), text):
                     ids.append(token_id)
                     spans.append((offset + start + first, offset + start + last))
