@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from tune.checkpoints import ConfigFields
@@ -55,12 +56,18 @@ def _read_text_part(content: Mapping[str, Any]) -> DecoderConfig:
     refuse_quantized(fields)
     fields.ignore((*_OF_PICTURES, *HARMLESS_FIELDS))
     fields.finish()
-    get_logger().info("Gemma 3: the text model is used, the parts that see pictures are left out")
+    say_pictures_are_left_out()
     if text.get("tie_word_embeddings") is False:
         raise CheckpointError(
             "config.json: `text_config.tie_word_embeddings` is false, which is not supported"
         )
     return _read_text({**_DEFAULT_SIZES, **text}, "text_config of config.json")
+
+
+@cache
+def say_pictures_are_left_out() -> None:
+    """Say so the first time, however often the file is looked at."""
+    get_logger().info("Gemma 3: the text model is used, the parts that see pictures are left out")
 
 
 def _read_text(content: Mapping[str, Any], where: str) -> DecoderConfig:
