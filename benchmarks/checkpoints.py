@@ -31,7 +31,7 @@ from benchmarks.setting import describe_machine, write_figures
 
 # Folders of all layouts and what contestants write, in sizes of the checkpoint.
 _DISK_COPIES = 8
-_SAMPLE_SECONDS = 0.01
+_SAMPLE_SECONDS = 0.005
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -126,28 +126,30 @@ def work(name: str, folder: Path) -> None:
     started = time.perf_counter()
     result = job()
     seconds = time.perf_counter() - started
-    figures: dict[str, Any] = {"seconds": seconds, "peak_rss": read_peak_rss()}
+    figures: dict[str, Any] = {"seconds": seconds}
     if isinstance(result, torch.nn.Module):
-        figures["sum"] = sum(float(parameter.detach().double().sum()) for parameter in result.parameters())
+        # Who has only mapped the files reads them now.
+        started = time.perf_counter()
+        with torch.no_grad():
+            result(torch.tensor([[1]]))
+        figures["first_answer_seconds"] = time.perf_counter() - started
+        some = [parameter.detach().flatten()[:1000].double() for parameter in result.parameters()]
+        figures["sum"] = sum(float(numbers.sum()) for numbers in some)
+    figures["peak_rss"] = read_memory(os.getpid())["VmHWM"]
     print(json.dumps(figures), flush=True)
 
 
 def read_memory(pid: int) -> dict[str, int]:
-    """Return bytes of a process: all that is resident, and the anonymous part, which no file could give back."""
-    found = {"Rss": 0, "Anonymous": 0}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, _, value = line.partition(":")
-        if name in found:
-            found[name] = int(value.split()[0]) * 1024
-    return {"rss": found["Rss"], "anonymous": found["Anonymous"]}
+    """Return bytes of a process: resident, its peak, and the anonymous part, which no file could give back.
 
-
-def read_peak_rss() -> int:
-    """Return the peak of this process alone; ru_maxrss also counts what its parent had when it was started."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status names no VmHWM")
+    VmHWM is of this process alone; ru_maxrss also counts what its parent had when it was started.
+    """
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {
+        words[0].rstrip(":"): int(words[1]) * 1024
+        for words in lines
+        if words[0] in ("VmRSS:", "VmHWM:", "RssAnon:")
+    }
 
 
 def watch(name: str, folder: Path, threads: int) -> dict[str, float]:
@@ -166,17 +168,17 @@ def watch(name: str, folder: Path, threads: int) -> dict[str, float]:
         start = json.loads(line)
         process.stdin.write("\n")
         process.stdin.flush()
-        peak = start["anonymous"]
+        peak = start["RssAnon"]
         while not select.select([process.stdout], [], [], _SAMPLE_SECONDS)[0]:
             # It may end between two looks, its answer being on the way.
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                peak = max(peak, read_memory(process.pid)["anonymous"])
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError, KeyError):
+                peak = max(peak, read_memory(process.pid)["RssAnon"])
         answer = process.stdout.readline()
     if process.returncode != 0 or not answer:
         raise SystemExit(f"{name} failed")
     figures: dict[str, float] = json.loads(answer)
-    figures["anonymous"] = peak - start["anonymous"]
-    figures["rss"] = figures.pop("peak_rss") - start["rss"]
+    figures["anonymous"] = peak - start["RssAnon"]
+    figures["rss"] = figures.pop("peak_rss") - start["VmRSS"]
     return figures
 
 
@@ -207,6 +209,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         results[name] = {
             "seconds": statistics.median(figures["seconds"] for figures in rounds),
             "seconds_min": min(figures["seconds"] for figures in rounds),
+            **(
+                {"first_answer_seconds": statistics.median(each["first_answer_seconds"] for each in rounds)}
+                if "first_answer_seconds" in rounds[0]
+                else {}
+            ),
             "peak_anonymous_mb": max(figures["anonymous"] for figures in rounds) / 1e6,
             "peak_anonymous_copies": max(figures["anonymous"] for figures in rounds) / copy,
             "peak_rss_copies": max(figures["rss"] for figures in rounds) / copy,

@@ -158,7 +158,7 @@ def _fill_room(file: BinaryIO, entry: zipfile.ZipInfo, tensor: LayoutTensor, adv
     file.seek(entry.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", file.read(4))
     file.seek(entry.header_offset + 30 + name_length + extra_length)
-    checksum = _write_values(file, tensor, advance)
+    checksum = zlib.crc32(_write_values(file, tensor, advance))
     if file.read(4) != b"PK\x07\x08":
         raise CheckpointError(
             f"torch {torch.__version__} writes archives in another form than is known here ({entry.filename})"
@@ -183,8 +183,8 @@ def _write_directory_checksums(
         place += 46 + name_length + extra_length + comment_length
 
 
-def _write_values(file: BinaryIO, tensor: LayoutTensor, advance: Advance | None) -> int:
-    """Write a tensor's bytes where the file stands; return their CRC-32."""
+def _write_values(file: BinaryIO, tensor: LayoutTensor, advance: Advance | None) -> memoryview:
+    """Write a tensor's bytes where the file stands, and return them."""
     values = tensor.read()
     if tuple(values.shape) != tensor.shape or values.dtype != tensor.dtype:
         raise CheckpointError(
@@ -192,12 +192,10 @@ def _write_values(file: BinaryIO, tensor: LayoutTensor, advance: Advance | None)
             "needed"
         )
     raw: memoryview = values.reshape(-1).view(torch.uint8).numpy().data
-    checksum = 0
     # In pieces, so that progress is seen and Ctrl-C is heard.
     for start in range(0, len(raw), _CHUNK_BYTES):
         piece = raw[start : start + _CHUNK_BYTES]
         file.write(piece)
-        checksum = zlib.crc32(piece, checksum)
         if advance is not None:
             advance(len(piece))
-    return checksum
+    return raw
