@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ words = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=12)), max_si
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what looks like a model's name is not asked for
     (tmp_path / "my.yaml").write_text("recipe: full_finetune\nlr: 1e-4\n")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: {\n")
     (tmp_path / "mine.py").write_text("from recipes.params.generate import GenerateParams\n")

@@ -40,6 +40,8 @@ COMMANDS = [
     ["run", "full_finetune", "--config", "llama2/7B_full", "--dry-run"],
     ["run", "full_finetune", "--config", "llama2/7B_full", "batch_size=no"],
     ["completion", "bash"],
+    ["download", "--help"],
+    ["upload", "--help"],
 ]
 
 

@@ -191,7 +191,7 @@ def test_what_is_said_when_the_hub_refuses(hub):
     for error, says in (
         (
             DatasetNotFoundError(gated),
-            r"is gated or private: accept its terms at https://huggingface\.co/datasets/some/data",
+            r"is gated: (?s:.*)accept them at https://huggingface\.co/datasets/some/data",
         ),
         (
             DatasetNotFoundError("Dataset 'some/data' doesn't exist on the Hub"),

@@ -12,6 +12,14 @@ from urllib.request import getproxies
 
 from tune.data.files import Row
 from tune.errors import DataError
+from tune.utils.hub_errors import (
+    HubRequest,
+    explain_gated,
+    explain_hub_error,
+    find_token,
+    hub_endpoint,
+    ways_to_give_a_token,
+)
 
 
 def read_hub(
@@ -33,7 +41,8 @@ def read_hub(
     except (GatedRepoError, datasets.exceptions.DatasetNotFoundError) as error:
         raise DataError(_not_found(source, revision, str(error))) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise DataError(_not_reached(source, error)) from error
+        reason = explain_hub_error(error, _request(source, revision)) or _first_lines(error)
+        raise DataError(_not_reached(source, reason)) from error
     except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
         # Unknown splits and configurations come as ValueError, and the text lists those there are.
         raise DataError(f"the dataset {source!r} cannot be loaded: {_first_lines(error)}") from error
@@ -91,24 +100,27 @@ def _rows(source: str, split: str, loaded: Any) -> Iterator[Row]:
     return (Row(f"{source} {split}, row {number}", values) for number, values in enumerate(loaded, start=1))
 
 
+def _request(source: str, revision: str | None) -> HubRequest:
+    _, token_from = find_token()
+    return HubRequest("dataset", source, hub_endpoint(), revision, token_from, options=False)
+
+
 def _not_found(source: str, revision: str | None, text: str) -> str:
+    # `datasets` drops the hub's own error on the way, so its words tell the two apart.
     if "gated" in text.lower() or "authenticated" in text.lower():
-        return (
-            f"the dataset {source!r} is gated or private: accept its terms at "
-            f"https://huggingface.co/datasets/{source} and log in with `hf auth login`"
-        )
+        return explain_gated(_request(source, revision))
     at = f" at revision {revision!r}" if revision else ""
     return (
         f"there is no dataset {source!r}{at} on the hub that you may read, and no local file or folder of that "
-        "name. A local file is given by its path, such as ./data/train.jsonl; a private dataset needs "
-        "`hf auth login`"
+        "name. A local file is given by its path, such as ./data/train.jsonl; a private dataset needs a token: "
+        f"{ways_to_give_a_token(options=False)}"
     )
 
 
-def _not_reached(source: str, error: Exception) -> str:
+def _not_reached(source: str, reason: str) -> str:
     return (
         f"{source!r} is no local file or folder, and the Hugging Face hub could not be asked for a dataset of "
-        f"that name ({_first_lines(error)}). Without network, give a local json, jsonl, csv or parquet file as "
+        f"that name ({reason}). Without network, give a local json, jsonl, csv or parquet file as "
         "dataset.source"
     )
 

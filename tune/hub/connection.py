@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tune.errors import HubError
 from tune.utils import get_logger
-from tune.utils.hub_errors import HubRequest, explain_hub_error, http_library, hub_failures
+from tune.utils.hub_errors import (
+    HubRequest,
+    explain_hub_error,
+    find_token,
+    http_library,
+    hub_endpoint,
+    hub_failures,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -71,17 +77,13 @@ def connect(token: str | None) -> Hub:
     Raises:
         HubError: the token cannot be one.
     """
-    from huggingface_hub import constants, get_token
     from huggingface_hub.utils import logging
 
     # Its warnings repeat addresses; ours say what they mean.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/") or constants.ENDPOINT
     source: str | None = "--hf-token"
     if token is None:
-        token = get_token()
-        by_variable = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-        source = None if token is None else "HF_TOKEN" if by_variable else "from `hf auth login`"
+        token, source = find_token()
     if token is not None:
         token = token.strip()
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -89,7 +91,7 @@ def connect(token: str | None) -> Hub:
                 f"the token ({source}) is empty or holds characters no token has; copy it again from "
                 "https://huggingface.co/settings/tokens"
             )
-    return Hub(endpoint, token, source)
+    return Hub(hub_endpoint(), token, source)
 
 
 @contextmanager

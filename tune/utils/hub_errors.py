@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import ssl
 from dataclasses import dataclass
 from types import ModuleType
@@ -45,6 +46,24 @@ def ways_to_give_a_token(options: bool = True) -> str:
     """Return the sentence that says how to give a token."""
     first = "--hf-token TOKEN, " if options else ""
     return f"{first}the environment variable HF_TOKEN, or once for all with `hf auth login`"
+
+
+def hub_endpoint() -> str:
+    """Return the address of the hub in use: HF_ENDPOINT, or huggingface.co."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def find_token() -> tuple[str | None, str | None]:
+    """Return the token this machine is logged in with, and where it comes from, for messages."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        return None, None
+    by_variable = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    return token, "HF_TOKEN" if by_variable else "from `hf auth login`"
 
 
 def http_library() -> ModuleType:
@@ -97,7 +116,7 @@ def explain_hub_error(error: BaseException, request: HubRequest) -> str | None:
             "the hub is switched off by HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE); unset it to use the network"
         )
     if isinstance(cause, errors.GatedRepoError):
-        return _gated(request, cause.server_message)
+        return explain_gated(request, cause.server_message)
     if isinstance(cause, errors.RevisionNotFoundError):
         return f"the {request.kind} {request.repo} has no branch, tag or commit {request.revision!r}"
     if isinstance(cause, errors.EntryNotFoundError):
@@ -119,7 +138,8 @@ def _root(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseE
     return None
 
 
-def _gated(request: HubRequest, server: str | None) -> str:
+def explain_gated(request: HubRequest, server: str | None = None) -> str:
+    """Return how to be let in to a gated repository; `server` is what the hub said."""
     start = f"the {request.kind} {request.repo} is gated: its owner asks you to accept terms first."
     if request.token_from is None:
         return (
