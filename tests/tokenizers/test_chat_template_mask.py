@@ -267,6 +267,19 @@ def test_a_token_never_reaches_from_the_prompt_into_the_answer(load):
     )
 
 
+@pytest.mark.parametrize("name", ["lines", "eos after the last", "text headers, eos"])
+def test_special_tokens_that_swallow_the_space_after_them(chat_folder, chat_definition, name):
+    """Phi-3 has such tokens."""
+    folder = chat_folder(TEMPLATES[name])
+    definition = json.loads(chat_definition)
+    for token in definition["added_tokens"]:
+        token["rstrip"] = token["content"] in ("<|end|>", "<|sep|>", "<|eos|>")
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    tokenizer = from_checkpoint(folder)
+    for content in ("seven", "  seven", "\n\nx"):
+        check_answers(tokenizer, tokenizer.chat_template, talk("walk", content, " green", content))
+
+
 def test_masked_answers_are_read_and_prompts_are_learnt_where_asked(load):
     tokenizer = load(TEMPLATES["lines"])
     messages = talk("the question", "seven", "walk", "green")
