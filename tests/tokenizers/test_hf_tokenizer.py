@@ -404,3 +404,60 @@ def _bare(folder, tmp_path):
     bare = tmp_path / "renamed.json"
     bare.write_bytes((folder / "tokenizer.json").read_bytes())
     return bare
+
+
+def test_a_vocabulary_that_leaves_ids_out(tmp_path):
+    flags = {"special": True, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    vocab = {"b": 1, "c": 30, "d": 17}
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": 3, "content": "</s>", **flags}],
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ours, reference = from_checkpoint(tmp_path), HFTokenizer(tmp_path)._backend
+    assert (ours.vocab_size, ours.eos_id) == (31, 3)
+    assert ours.encode_pieces(["bcd", 3, "dx"]) == [1, 30, 17, 3, 17]
+    assert ours.decode([1, 2, 29, 30, 3]) == reference.decode([1, 30])
+    content["model"]["vocab"] = {"b": 0, "c": 4_000_000_000}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="left out"):
+        from_checkpoint(tmp_path).encode_pieces(["b"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"},
+        {"type": "Unigram", "vocab": [["a", 0.0], ["b", -1.0]], "unk_id": None},
+    ],
+)
+def test_characters_that_a_model_does_not_know_are_named(tmp_path, model):
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    ours = from_checkpoint(tmp_path)
+    with pytest.raises(TokenizerError, match="cannot encode '日本'"):
+        ours.encode("日本")
+
+
+def test_bos_is_found_where_the_vocabulary_has_few_letters(make_folder, trained):
+    folder = make_folder("llama3")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "z": 3}
+    content["model"] = {"type": "BPE", "vocab": vocab, "merges": []}
+    content["pre_tokenizer"] = content["normalizer"] = content["decoder"] = None
+    content["post_processor"] = trained["llama2"]["post_processor"]
+    content["added_tokens"] = trained["llama2"]["added_tokens"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps(NAMES["llama2"]))
+    ours = from_checkpoint(folder)
+    assert ours.encode("z") == [1, 3, 2]
+
+
+def test_a_file_of_weights_is_not_read(tmp_path):
+    with open(tmp_path / "tokenizer.json", "wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(TokenizerError, match=r"1073741824 bytes.*weights"):
+        from_checkpoint(tmp_path)

@@ -206,7 +206,9 @@ class BaseTokenizer(ABC):
 
     def _split_at_special(self, text: str) -> list[str | int]:
         """Returns a text as pieces: the special tokens written out in it as their ids."""
-        names = sorted(self.special_tokens, key=len, reverse=True)
+        names = sorted(filter(None, self.special_tokens), key=len, reverse=True)
+        if not names:
+            return [text]
         parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
         return [self.special_tokens.get(part, part) for part in parts if part]
 

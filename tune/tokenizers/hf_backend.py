@@ -87,11 +87,29 @@ def drop_tokens_without_row(
 
 def read_affixes(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     """Returns the special tokens that the post-processor puts before a text: a BOS, or nothing."""
-    encoding = backend.encode("a", add_special_tokens=True)
+    # A vocabulary need not hold any one letter; without a text BOS and EOS look alike.
+    probes = ("a", " ", *(backend.decode([token_id]) for token_id in range(300)))
+    probe = next((text for text in probes if encode_raw(backend, text).ids), "")
+    encoding = backend.encode(probe, add_special_tokens=True)
     num_before = 0
     while num_before < len(encoding.ids) and encoding.special_tokens_mask[num_before]:
         num_before += 1
     return tuple(encoding.ids[:num_before]) if num_before < len(encoding.ids) else ()
+
+
+def encode_raw(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """Returns what the library makes of a text, without BOS and EOS.
+
+    Raises:
+        TokenizerError: it fails, as models without an unknown token do on characters that they do not know.
+    """
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    # The library raises nothing more precise.
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise TokenizerError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from error
 
 
 def without_prefix(definition: Definition) -> Definition:

@@ -18,6 +18,7 @@ from tune.tokenizers.hf_backend import (
     build_backend,
     check_definition,
     drop_tokens_without_row,
+    encode_raw,
     join_added_tokens,
     read_affixes,
     uses,
@@ -158,9 +159,9 @@ class HFTokenizer(BaseTokenizer):
 
     def _encode_text(self, text: str, continuation: bool, parse_special: bool) -> list[int]:
         inner = continuation and self._has_prefix
-        ids = self._variant(inner, parse_special, False).encode(text, add_special_tokens=False).ids
+        ids = encode_raw(self._variant(inner, parse_special, False), text).ids
         if not parse_special and not self._hidden_ids.isdisjoint(ids):
-            ids = self._variant(inner, False, True).encode(text, add_special_tokens=False).ids
+            ids = encode_raw(self._variant(inner, False, True), text).ids
         return list(ids)
 
     def _decode_ids(self, ids: list[int], skip_special: bool) -> str:
@@ -225,6 +226,10 @@ class HFTokenizer(BaseTokenizer):
     def __getstate__(self) -> dict[str, Any]:
         built: dict[str, Any] = {"_variants": {}, "_piece_encoders": {}}
         return {name: value for name, value in self.__dict__.items() if name != "_definition"} | built
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._backend.encode_special_tokens = True  # the one thing that the library does not write down
 
     def __repr__(self) -> str:
         return f"HFTokenizer({str(self.path)!r}, vocab_size={self.vocab_size})"

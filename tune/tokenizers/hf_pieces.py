@@ -12,6 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tune.errors import TokenizerError
+from tune.tokenizers.hf_backend import encode_raw
 from tune.tokenizers.settings import AddedToken
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ Span = tuple[int, int]
 
 # Supplementary Private Use Area-A: no character there has a meaning, and no normalisation changes it.
 _FIRST, _LAST, _BLOCK = 0xF0000, 0xFFFF0, 16
+_LARGEST_GAP = 100_000
 
 
 def unused_block(texts: Iterable[str]) -> int:
@@ -47,10 +50,7 @@ class PieceEncoder:
         self._backend = backend
         self._texts = {token_id: token.content for token_id, token in entries.items()}
         self._markers = {token_id: _marker(token_id, block) for token_id in entries}
-        # Added tokens get the next ids, which in a vocabulary with gaps belong to others.
-        num_filled = 0
-        while backend.get_vocab_size() < vocab_size and num_filled < vocab_size:
-            num_filled += backend.add_tokens([_marker(vocab_size + num_filled, block)])
+        _fill_gaps(backend, vocab_size, block)
         backend.add_tokens(
             [
                 tokenizers.AddedToken(self._markers[token_id], **{**token.flags(), "special": False})
@@ -88,7 +88,7 @@ class PieceEncoder:
             offset += len(text)
         starts.append(position)
         places.append((offset, 0))
-        encoding = self._backend.encode("".join(parts), add_special_tokens=False)
+        encoding = encode_raw(self._backend, "".join(parts))
 
         def place(index: int) -> int:
             piece = bisect_right(starts, index) - 1
@@ -102,6 +102,23 @@ class PieceEncoder:
                 missed -= set(range(bisect_left(starts, start), bisect_left(starts, end)))
         spans = [(place(start), place(end)) for start, end in encoding.offsets]
         return ids, _without_gaps(spans, offset), missed
+
+
+def _fill_gaps(backend: tokenizers.Tokenizer, vocab_size: int, block: int) -> None:
+    """Adds tokens that nothing finds, until the next one gets an id of its own.
+
+    Added tokens are numbered from the number of tokens on, which where ids are left out belongs to another.
+    """
+    first = _marker(0, block) + chr(block)
+    backend.add_tokens([first])
+    num_missing = vocab_size - 1 - int(backend.token_to_id(first) or 0)
+    if num_missing > _LARGEST_GAP:
+        raise TokenizerError(
+            f"the vocabulary's {backend.get_vocab_size()} tokens have ids up to {vocab_size - 1}: "
+            f"{num_missing} are left out, which is no vocabulary that a model was trained with"
+        )
+    if num_missing > 0:
+        backend.add_tokens([_marker(index, block) + chr(block) for index in range(1, num_missing + 1)])
 
 
 def _without_gaps(spans: list[Span], length: int) -> list[Span]:

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from tune.errors import TokenizerError
 
+# The largest published ones have some 40 MB.
+_LARGEST_FILE = 512 * 2**20
+
 Kind = Literal["sentencepiece", "tiktoken", "tokenizer.json", "vocab.json", "tekken", "unknown"]
 
 
@@ -22,6 +25,8 @@ def read_tokenizer_file(path: Path) -> bytes:
     if not path.is_file():
         raise TokenizerError(f"there is no tokenizer file {path}")
     try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise TokenizerError(f"{path} has {size} bytes, which no tokenizer has; is it a file of weights?")
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"cannot read {path}: {error.strerror}") from error
