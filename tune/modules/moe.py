@@ -47,5 +47,6 @@ class MixtureOfExperts(nn.Module):
         said = torch.cat(
             [expert(part) for expert, part in zip(self.experts, torch.split(flat[rows], counts))]
         )
-        said = said * weights.flatten()[order, None].to(said.dtype)  # [t * k, d]
-        return torch.zeros_like(flat, dtype=said.dtype).index_add(0, rows, said).view_as(x)
+        # Back to the tokens by a gather, summed in fixed order: adding rows by index has none on a GPU.
+        said = said[order.argsort()].view(*weights.shape, flat.shape[-1])  # [t, k, d]
+        return (said * weights[..., None].to(said.dtype)).sum(1).view_as(x)
