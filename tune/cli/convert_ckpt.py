@@ -36,7 +36,7 @@ def run(given: Given) -> int:
         report = convert_checkpoint(src, dest, to, dtype, force="force" in given.switches, progress=progress)
     except KeyboardInterrupt:
         progress.close()
-        sys.stderr.write(f"\nStopped. Nothing was changed in {printable(dest)}.")
+        sys.stderr.write(f"\nStopped. No half-written model is left in {printable(dest)}.")
         raise
     finally:
         progress.close()
