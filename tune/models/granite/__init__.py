@@ -1,4 +1,4 @@
-"""Granite 3: sizes, builders."""
+"""Granite 3: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tune.models.granite.builders import (
     granite_3_3_2b,
     granite_3_3_8b,
 )
+from tune.models.granite.tokenizer import granite_tokenizer
 
 __all__ = [
     "granite_3_0_2b",
@@ -22,4 +23,5 @@ __all__ = [
     "granite_3_2_8b",
     "granite_3_3_2b",
     "granite_3_3_8b",
+    "granite_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Mistral: sizes, builders."""
+"""Mistral: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tune.models.mistral.builders import (
     mistral_7b_v0_3,
     mistral_nemo_12b,
 )
+from tune.models.mistral.tokenizer import mistral_tokenizer
 
 __all__ = [
     "mistral",
@@ -16,4 +17,5 @@ __all__ = [
     "mistral_7b_v0_2",
     "mistral_7b_v0_3",
     "mistral_nemo_12b",
+    "mistral_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Qwen2.5: sizes, builders."""
+"""Qwen2.5: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tune.models.qwen2_5.builders import (
     qwen2_5_72b_base,
     qwen2_5_72b_instruct,
 )
+from tune.models.qwen2_5.tokenizer import qwen2_5_tokenizer
 
 __all__ = [
     "qwen2_5_0_5b",
@@ -40,4 +41,5 @@ __all__ = [
     "qwen2_5_72b",
     "qwen2_5_72b_base",
     "qwen2_5_72b_instruct",
+    "qwen2_5_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Qwen3: sizes, builders."""
+"""Qwen3: sizes, builders, tokenizer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tune.models.qwen3.builders import (
     qwen3_14b_instruct,
     qwen3_32b,
 )
+from tune.models.qwen3.tokenizer import qwen3_tokenizer
 
 __all__ = [
     "qwen3",
@@ -40,4 +41,5 @@ __all__ = [
     "qwen3_14b_base",
     "qwen3_14b_instruct",
     "qwen3_32b",
+    "qwen3_tokenizer",
 ]
