@@ -20,7 +20,7 @@ FOUR_NORMS = {
 }
 # The names that torchtune's own converter pairs with Hugging Face's: what it calls the norm before the
 # feed-forward holds the one after it, and the reverse.  # torchtune, models/gemma2/_convert_weights.py
-SWAPPED_NORMS = {
+_SWAPPED_NORMS = {
     "layers.{}.sa_post_norm.scale": "layers.{}.sa_scale.scale",
     "layers.{}.mlp_post_norm.scale": "layers.{}.mlp_norm.scale",
     "layers.{}.mlp_norm.scale": "layers.{}.mlp_scale.scale",
@@ -88,7 +88,7 @@ GEMMA2 = Family(
     hf=_HF,
     torchtune=torchtune_layout(
         _HF,
-        {**SWAPPED_NORMS, "norm.scale": "norm.rms_norm.scale"},
+        {**_SWAPPED_NORMS, "norm.scale": "norm.rms_norm.scale"},
         paired=True,
     ),
     read_hf_config=_read_hf_config,

@@ -12,11 +12,10 @@ from typing import Any
 
 from tune.checkpoints import ConfigFields
 from tune.errors import CheckpointError
-from tune.models.gemma2.family import FOUR_NORMS, SWAPPED_NORMS, read_gemma2, write_gemma2
+from tune.models.gemma2.family import FOUR_NORMS, read_gemma2, write_gemma2
 from tune.models.hf_config import finish, read_scaling, read_sizes, refuse_quantized, write_rope
 from tune.models.hf_fields import HARMLESS_FIELDS
 from tune.models.hf_layout import hf_layout
-from tune.models.torchtune_layout import torchtune_layout
 from tune.modules import DecoderConfig, Family, Layout
 from tune.utils import get_logger
 
@@ -134,8 +133,6 @@ GEMMA3 = Family(
         _text_part(_HF, "language_model.model.", "language_model.lm_head.weight"),
         _text_part(_HF, "model.language_model.", "lm_head.weight"),
     ),
-    # torchtune, models/gemma3/_convert_weights.py, as far as it went
-    torchtune=torchtune_layout(_HF, SWAPPED_NORMS, paired=True),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,
 )
