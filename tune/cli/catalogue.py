@@ -92,10 +92,15 @@ def recipe_of_file(file: Path) -> Recipe | None:
 
 
 def list_configs() -> list[Config]:
-    """Return every config that comes with tune, sorted by folder and name."""
-    return sorted(
-        _walk(get_recipes_dir() / "configs"), key=lambda config: (config.name.count("/"), config.name)
-    )
+    """Return every config that comes with tune, sorted by folder and name, numbers by their size."""
+    return sorted(_walk(get_recipes_dir() / "configs"), key=lambda config: _reading_order(config.name))
+
+
+def _reading_order(name: str) -> tuple[object, ...]:
+    # Text and numbers in turn: 135M stands before 1.7B, and 2B before 13B.
+    size = re.search(r"/(?:.*_)?(\d+(?:\.\d+)?)([MB])_", name)
+    parameters = 0.0 if size is None else float(size[1]) * {"M": 1, "B": 1000}[size[2]]
+    return name.count("/"), name.partition("/")[0], parameters, name
 
 
 def _walk(root: Path) -> Iterator[Config]:
@@ -164,9 +169,13 @@ def _no_such_config(name: str, known: list[str]) -> str:
     if "\0" in name or not name.strip():
         return f"{name!r} is no config; `tune ls` lists them"
     bare = re.sub(r"\.ya?ml$", "", name)
-    by_last_part = {known_name.rsplit("/", 1)[-1]: known_name for known_name in known}
-    close = nearest(bare, known) or by_last_part.get(
-        nearest(bare.rsplit("/", 1)[-1], list(by_last_part)) or ""
-    )
-    hint = f"; did you mean {close}?" if close else ""
+    close = [found] if (found := nearest(bare, known)) else []
+    if "/" not in bare or not close:
+        # Many families have a 7B_full: who leaves the folder out is shown them all.
+        last = nearest(bare.rsplit("/", 1)[-1], [known_name.rsplit("/", 1)[-1] for known_name in known])
+        close = [
+            known_name for known_name in known if last and known_name.rsplit("/", 1)[-1] == last
+        ] or close
+    shown = ", ".join(close[:4]) + (f" or {len(close) - 4} more" if len(close) > 4 else "")
+    hint = f"; did you mean {shown}?" if shown else ""
     return f"there is no config {name}: neither a file nor one of `tune ls`{hint}"
