@@ -45,7 +45,10 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
     offered = {"checkpoint_dir": str(model_dir)}
     # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
     tokenizer = instantiate_offering(params.tokenizer, offered)
-    questions = [ask(tokenizer, template, prompt.text) for prompt in prompts]
+    system, variables = params.system_prompt or "", params.chat_template_kwargs
+    questions = [
+        ask(tokenizer, template, prompt.text, system=system, variables=variables) for prompt in prompts
+    ]
 
     device = get_device(params.device)
     # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.

@@ -59,6 +59,12 @@ class GenerateParams:
         help="Template around each prompt: chat for the checkpoint's own, llama3, alpaca, ..., a .jinja file, or "
         "{user: [before, after], assistant: [before, after]}; null takes the text as it is.",
     )
+    system_prompt: str | None = param(
+        None, group="Prompt", help="What the system says before each prompt, in its template."
+    )
+    chat_template_kwargs: dict[str, str | bool | int | float] | None = param(
+        None, group="Prompt", help="Further names that a chat template reads: {enable_thinking: false}."
+    )
 
     # --- Sampling ---------------------------------------------------------------------------------------
     max_new_tokens: int = param(256, minimum=1, group="Sampling", help="Longest completion, in tokens.")
@@ -120,3 +126,6 @@ class GenerateParams:
             yield Problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
         if self.prompt is not None and self.prompt_file is not None:
             yield Problem("and prompt_file are both set; give one", ("prompt", "prompt_file"))
+        for name in ("system_prompt", "chat_template_kwargs"):
+            if getattr(self, name) and self.prompt_template is None:
+                yield Problem("needs a prompt_template, such as chat", (name, "prompt_template"))

@@ -16,9 +16,9 @@ from tune.data import (
     get_prompt_template,
 )
 from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
-from tune.errors import ConfigError, DataError, TokenizerError
+from tune.errors import DataError, TokenizerError
 from tune.tokenizers.chat_template import ChatTemplate, apply_chat_template, tokenize_examples
-from tune.tokenizers.templates import template_for
+from tune.tokenizers.templates import check_variables, template_for
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -72,7 +72,9 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         # What does not fit the tokenizer is no fault of the rows.
         self._template = template_for(get_prompt_template(prompt_template), tokenizer)
         self._variables: dict[str, Any] = dict(chat_template_kwargs or {})
-        _check_variables(self._template, self._variables)
+        check_variables(self._template, self._variables, "dataset.chat_template_kwargs")
+        if isinstance(self._template, ChatTemplate):
+            self._template.check()
         self._system_prompt = system_prompt or ""
         self._inference_template = inference_template or self._template
         self._report = rows.report
@@ -128,17 +130,6 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
             template=template,
             add_generation_prompt=True,
             **self._variables,
-        )
-
-
-def _check_variables(template: PromptTemplate | ChatTemplate, variables: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the template reads no variable of that name."""
-    known = template.variables() if isinstance(template, ChatTemplate) else frozenset()
-    unread = [name for name in variables if name not in known]
-    if unread:
-        raise ConfigError(
-            f"dataset.chat_template_kwargs sets {', '.join(unread)}, which the template {template.name} does not read; "
-            f"it reads {', '.join(sorted(known)) or 'none'}"
         )
 
 

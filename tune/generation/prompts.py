@@ -11,7 +11,7 @@ from typing import Any
 from tune.errors import DataError
 from tune.tokenizers import Message, Tokenizer
 from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of
-from tune.tokenizers.templates import AnyTemplate, PromptTemplate, template_for
+from tune.tokenizers.templates import AnyTemplate, PromptTemplate, check_variables, template_for
 from tune.utils.paths import expand_path
 
 __all__ = ["Prompt", "Question", "ask", "read_prompts"]
@@ -47,21 +47,40 @@ class Question:
     stop_ids: tuple[int, ...] = ()
 
 
-def ask(tokenizer: Tokenizer, template: AnyTemplate | None, text: str) -> Question:
+def ask(
+    tokenizer: Tokenizer,
+    template: AnyTemplate | None,
+    text: str,
+    *,
+    system: str = "",
+    variables: Mapping[str, Any] | None = None,
+) -> Question:
     """Return what a model reads that is asked ``text`` in a template, the same as in training; None is the bare text.
 
+    Args:
+        tokenizer: The model's.
+        template: Writes the question.
+        text: What the user says.
+        system: What the system says before, if anything.
+        variables: Further names that a chat template reads, such as ``enable_thinking``.
+
     Raises:
+        ConfigError: The template reads no such variable.
         DataError: The chat template refuses the question.
         TokenizerError: The template does not fit the tokenizer.
     """
     if template is None:
         return Question(text)
     bound = template_for(template, tokenizer)
+    check_variables(bound, variables or {}, "chat_template_kwargs")
     if isinstance(bound, PromptTemplate):
         # What training put after every answer ends one here, even if the model does not go on to say EOS.
         end = bound.assistant[1].strip()
-        return Question(bound.prompt(text), (end,) if end else ())
-    ids = apply_chat_template(tokenizer, [Message("user", text)], template=bound, add_generation_prompt=True)
+        return Question(bound.prompt(text, system), (end,) if end else ())
+    messages = [*([Message("system", system)] if system else []), Message("user", text)]
+    ids = apply_chat_template(
+        tokenizer, messages, template=bound, add_generation_prompt=True, **dict(variables or {})
+    )
     return Question(ids, stop_ids=stop_ids_of(tokenizer, bound))
 
 

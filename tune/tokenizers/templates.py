@@ -239,6 +239,17 @@ def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
     return template
 
 
+def check_variables(template: AnyTemplate, variables: Mapping[str, Any], setting: str) -> None:
+    """Raises ConfigError where a template does not read one of the variables that `setting` gives it."""
+    known = template.variables() if isinstance(template, ChatTemplate) else frozenset()
+    unread = [name for name in variables if name not in known]
+    if unread:
+        raise ConfigError(
+            f"{setting} sets {', '.join(unread)}, which the template {template.name} does not read; "
+            f"it reads {', '.join(sorted(known)) or 'none'}"
+        )
+
+
 def _template_by_name(name: str) -> AnyTemplate:
     if name in _BY_NAME:
         return _BY_NAME[name]()
