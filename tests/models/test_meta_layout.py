@@ -122,6 +122,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"use_scaled_rope": True, "rope_scaling_factor": 5.0, "max_seq_len": 77},
     ),
     "mistral": ({"max_seq_len": 32_768, "sliding_window": 7}, {"sliding_window": 7, "hidden_dim": HIDDEN}),
+    "mistral_tied": ({"max_seq_len": 32_768, "tie_word_embeddings": True}, {"tied_embeddings": True}),
     "mistral_nemo": (
         {"max_seq_len": 50, "head_dim": 10, "rope_base": 1e6},
         {"head_dim": 10, "max_seq_len": 50},

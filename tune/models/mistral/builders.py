@@ -44,6 +44,7 @@ def mistral(
     rope_base: float = 10_000.0,
     sliding_window: int | None = None,
     head_dim: int | None = None,
+    tie_word_embeddings: bool = False,
 ) -> TransformerDecoder:
     """Return a randomly initialised decoder of Mistral's kind in the sizes given.
 
@@ -60,6 +61,7 @@ def mistral(
         rope_base: base of the rotary frequencies.
         sliding_window: keys a query sees; None: all before it.
         head_dim: width of a head; None: `embed_dim` over `num_heads`.
+        tie_word_embeddings: use the embedding as output matrix.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -78,6 +80,7 @@ def mistral(
         norm_eps=norm_eps,
         rope_base=rope_base,
         attn_dropout=attn_dropout,
+        tie_word_embeddings=tie_word_embeddings,
         sliding_window=sliding_window,
         sliding_layers=() if sliding_window is None else tuple(range(num_layers)),
     )

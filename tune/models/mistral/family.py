@@ -57,6 +57,8 @@ def _read_params(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
         "max_seq_len": fields.integer("max_seq_len", _usual_length(vocab_size)),
     }
     arguments.update(_windows(window, arguments["num_layers"]))
+    # The name is that of Mistral's later files; loading finds out if the output matrix is another after all.
+    arguments["tie_word_embeddings"] = fields.flag("tied_embeddings", "output.weight" not in shapes)
     fields.expect("model_type", "transformer")
     fields.ignore(("vocab_size", "max_batch_size"))
     return finish(fields, arguments, "params.json")
@@ -76,6 +78,8 @@ def _write_params(config: DecoderConfig) -> dict[str, Any]:
     }
     if config.sliding_layers:
         content["sliding_window"] = _one_window(config, "params.json")
+    if config.tie_word_embeddings:
+        content["tied_embeddings"] = True
     if config.max_seq_len != _usual_length(config.vocab_size):
         content["max_seq_len"] = config.max_seq_len
     check_written(content, config, _read_params)
