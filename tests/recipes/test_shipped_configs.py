@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tune.checkpoints import save_model
 from tune.cli.catalogue import list_configs
 from tune.cli.main import main
 from tune.config import resolve
+from tune.hub.short_names import repository_of
 from tune.models.llama2 import llama2, llama2_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
@@ -49,6 +51,19 @@ def test_shipped_config_is_valid(name: str, capsys: pytest.CaptureFixture[str]) 
     assert report["ok"]
     # Only an optional package may be missing here.
     assert {warning["code"] for warning in report["warnings"]} <= {"not-installed"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if "tune download" in (CONFIGS / f"{name}.yaml").read_text()]
+)
+def test_what_the_comment_downloads_is_what_the_config_reads(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    (short_name,) = re.findall(r"^# Weights: tune download (\S+)$", text, re.M)
+    assert f"tune run full_finetune --config {name}\n" in text
+    repository, revision = repository_of(short_name)
+    assert revision is None
+    folder = resolve_values(name).checkpointer.kwargs["checkpoint_dir"]
+    assert folder == f"checkpoints/{repository.rpartition('/')[2]}"
 
 
 @pytest.fixture(scope="module")
