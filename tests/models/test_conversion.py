@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -533,3 +535,50 @@ def test_links_into_a_cache_are_followed(hf: Path, tmp_path: Path) -> None:
     convert_checkpoint(linked, tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert_same(hf, tmp_path / "out")
+
+
+# ---- Every family ------------------------------------------------------------------------------------------
+
+ALL_CASES = {
+    name: make
+    for file in sorted(Path(__file__).parent.glob("cases_*.py"))
+    for name, make in importlib.import_module(file.stem).CASES.items()
+}
+
+
+# What a family's layout has no words for.
+UNSPEAKABLE = {
+    ("llama-wide-heads", "meta"): "cannot express head_dim 14",
+    ("llama-biases", "meta"): r"no place for layers\.N\.attn\.q_proj\.bias",
+    ("llama-linear-rope", "meta"): "cannot express rope_scaling LinearScaling",
+    ("llama-yarn-rope", "meta"): "cannot express rope_scaling YarnScaling",
+    ("mistral-tied", "meta"): "cannot express tie_word_embeddings",
+}
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_every_family_goes_through_every_layout_it_has(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    reference = AutoModelForCausalLM.from_config(ALL_CASES[case]())
+    reference.save_pretrained(tmp_path / "made")
+    convert_checkpoint(tmp_path / "made", tmp_path / "hf", max_shard_bytes=40_000)
+    family = tune.models.from_checkpoint(tmp_path / "made").family
+    assert family is not None
+    for to, layout in (("meta", family.meta), ("tune", family.torchtune)):
+        # Only what the layout has no words for may be refused, and before anything is written.
+        refused = (
+            contextlib.nullcontext() if layout else pytest.raises(CheckpointError, match=r"has no .* layout")
+        )
+        if (case, to) in UNSPEAKABLE:
+            refused = pytest.raises(CheckpointError, match=UNSPEAKABLE[case, to])
+        with refused as caught:
+            convert_checkpoint(tmp_path / "hf", tmp_path / to, to)
+        if caught is not None:
+            assert not (tmp_path / to).exists()
+            continue
+        report = convert_checkpoint(tmp_path / to, tmp_path / f"hf-{to}")
+        assert report.num_cast == 0
+        assert_same(tmp_path / "hf", tmp_path / f"hf-{to}")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    for name, tensor in again.state_dict().items():
+        assert same_bits(tensor, reference.state_dict()[name]), name

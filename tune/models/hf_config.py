@@ -234,14 +234,16 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
                 "original_max_position_embeddings": scaling.original_max_seq_len,
             }
         case YarnScaling():
+            # Left out where it follows from the factor, so that what is read again is the same.
+            magnitude = {} if scaling.magnitude is None else {"attention_factor": scaling.magnitude}
             return {
                 "rope_type": "yarn",
                 "factor": scaling.factor,
                 "original_max_position_embeddings": scaling.original_max_seq_len,
                 "beta_fast": scaling.beta_fast,
                 "beta_slow": scaling.beta_slow,
-                "attention_factor": scaling.attention_factor,
                 "truncate": scaling.truncate,
+                **magnitude,
             }
         case LongRopeScaling():
             return {
