@@ -12,6 +12,8 @@ import torch
 from cases_gemma import CASES as GEMMA_CASES
 from cases_olmo_moe import CASES as OLMO_MOE_CASES
 from cases_phi import CASES as PHI_CASES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from published_configs import PUBLISHED
 from torch import Tensor
 from transformers import AutoConfig
@@ -174,3 +176,43 @@ def test_long_scaling_of_phi_under_its_names_and_with_its_own_magnitude(kind: st
     written = family.write_hf_config(config)
     assert set(written["rope_scaling"]) == {"type", "short_factor", "long_factor", "attention_factor"}
     assert family.read_hf_config(written) == config
+
+
+NESTED_NAMES = [
+    "rope_type",
+    "type",
+    "factor",
+    "rope_theta",
+    "short_factor",
+    "long_factor",
+    "sliding_attention",
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.just("sliding_attention"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*NESTED_NAMES, "full_attention"]) | st.text(max_size=2), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH.values(), "gemma3_4b"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_yields_anything_but_sizes_or_a_checkpoint_error(
+    name: str, data: st.DataObject, tmp_path: Path
+) -> None:
+    content = json.loads(json.dumps(PUBLISHED[name]))
+    where = content["text_config"] if "text_config" in content and data.draw(st.booleans()) else content
+    fields = sorted({*where, "rope_parameters", "layer_types", "text_config", "sliding_window_pattern"})
+    where.update(data.draw(st.dictionaries(st.sampled_from(fields), VALUES, max_size=4)))
+    try:
+        read(tmp_path, content)
+    except CheckpointError:
+        return
