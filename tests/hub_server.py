@@ -79,7 +79,9 @@ class HubServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.storage_requests: list[tuple[str, str, dict[str, str]]] = []
         self.blobs: dict[str, bytes] = {}
-        self.blob_listing = True  # whether the listing tells sizes and digests
+        self.listing = (
+            "page"  # what lists files with sizes: the model's "page", the "tree", or "nothing" but names
+        )
         self.xet_folder = ""  # where Xet keeps what it is sent; empty: this hub takes LFS alone
         self.lock = threading.Lock()
         self._servers = []
@@ -219,8 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._batch(json.loads(body))
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(*match.groups())
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|refs|preupload|commit|branch|xet-write-token)"
-                                 r"(?:/(.+))?)?", path):  # fmt: skip
+        what = "revision|tree|refs|preupload|commit|branch|xet-write-token"
+        if match := re.fullmatch(rf"/api/models/([^/]+/[^/]+)(?:/({what})(?:/(.+))?)?", path):
             return self._model(match[1], match[2], match[3], body)
         return self._error(404, "", f"no such page {path}")
 
@@ -245,10 +247,14 @@ class _Handler(BaseHTTPRequestHandler):
         if what in ("preupload", "commit", "branch", "xet-write-token"):
             return self._write(name, repo, what, rest or "", body)
         revision = rest or "main"
+        if what == "tree" and self.hub.listing == "nothing":
+            return self._error(404, "", "no such page")
         files = repo.files(revision)
         if files is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        blobs = "blobs" in parse_qs(urlsplit(self.path).query) and self.hub.blob_listing
+        if what == "tree":
+            return self._json([self._tree_entry(file, content) for file, content in files.items()])
+        blobs = "blobs" in parse_qs(urlsplit(self.path).query) and self.hub.listing == "page"
         siblings = [self._sibling(file, content, blobs) for file, content in files.items()]
         return self._json(
             {
@@ -256,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "sha": repo.revision(revision),
                 "private": repo.private,
                 "gated": "manual" if repo.gated else False,
-                "siblings": siblings,
+                **({"siblings": siblings} if self.hub.listing != "tree" else {}),
             }
         )
 
@@ -269,6 +275,13 @@ class _Handler(BaseHTTPRequestHandler):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 134}
         return entry
+
+    def _tree_entry(self, name: str, content: bytes) -> dict[str, Any]:
+        entry = self._sibling(name, content, True)
+        found = {"type": "file", "path": name, "size": entry["size"], "oid": entry["blobId"]}
+        if "lfs" in entry:
+            found["lfs"] = {"size": entry["size"], "oid": entry["lfs"]["sha256"], "pointerSize": 134}
+        return found
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
         repo = self._repo(name)

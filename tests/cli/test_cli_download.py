@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
+from tune.cli.arguments import read_arguments
 from tune.cli.catalogue import find_config
-from tune.hub.short_names import SHORT_NAMES
+from tune.cli.main import load_command
+from tune.hub.short_names import SHORT_NAMES, repository_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "bundled" / "tiny_llama"
@@ -305,3 +307,14 @@ def test_convert_makes_safetensors_beside_the_download(
     again = tune("download", "ann/tiny", "--convert")
     assert again.code == 1, "what is there is not overwritten"
     assert "tiny-safetensors" in again.err
+
+
+def test_the_commands_of_the_docs_can_be_read() -> None:
+    blocks = (ROOT / "docs" / "models.md").read_text().split("```\n")[1::2]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("tune ")]
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        given = read_arguments(load_command(words[1]), words[2:])
+        if words[1] == "download":
+            repository_of(given.operands[0])

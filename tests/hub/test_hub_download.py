@@ -408,12 +408,13 @@ def test_a_folder_in_the_way_of_a_file(hub: HubServer, tmp_path: Path) -> None:
         fetch(hub, tmp_path)
 
 
-def test_a_hub_that_lists_names_only(hub: HubServer, tmp_path: Path) -> None:
-    hub.blob_listing = False
+@pytest.mark.parametrize("listing", ["page", "tree", "nothing"])
+def test_hubs_that_list_more_or_less(hub: HubServer, tmp_path: Path, listing: str) -> None:
+    hub.listing = listing
     hub.add("a/b", FILES)
     fetch(hub, tmp_path)
     assert content(tmp_path) == FILES
-    assert hub.count("HEAD", "/resolve/") == len(FILES)
+    assert hub.count("HEAD", "/resolve/") == (len(FILES) if listing == "nothing" else 0)
     files = {file.name: file for file in look_up(connect(None), "a/b").files}
     assert files["config.json"].digest == git_digest(FILES["config.json"])
     assert len(files["model-00001-of-00002.safetensors"].digest) == 64
@@ -425,6 +426,18 @@ def test_a_hub_that_lists_names_only(hub: HubServer, tmp_path: Path) -> None:
 def test_answers_that_make_no_sense(hub: HubServer, answer: str) -> None:
     hub.fail("/api/models", "status", status=200, body=answer)
     with pytest.raises(HubError, match="check HF_ENDPOINT"):
+        look_up(connect(None), "a/b")
+
+
+@pytest.mark.parametrize(
+    "siblings",
+    [3, [3], [{}], [{"rfilename": 5}], [{"rfilename": "a", "lfs": {}}], [{"rfilename": "a", "size": "7"}],
+     [{"rfilename": "a", "size": -1, "blobId": "0" * 40}], [{"rfilename": "a", "size": 7, "blobId": "../x"}]],
+)  # fmt: skip
+def test_a_listing_that_makes_no_sense(hub: HubServer, siblings: object) -> None:
+    page = json.dumps({"id": "../../x", "sha": "c" * 40, "siblings": siblings})
+    hub.fail("/api/models", "status", status=200, body=page)
+    with pytest.raises(HubError, match=r"check HF_ENDPOINT|is no text|there is no model"):
         look_up(connect(None), "a/b")
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from tune.errors import HubError
-from tune.hub.connection import Hub, explained, patiently
-from tune.hub.short_names import nearest_names
+from tune.hub.connection import READ_TIMEOUT, Hub, explained, patiently
+from tune.hub.short_names import is_repository, nearest_names
+from tune.utils.hub_errors import hub_failures
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 __all__ = ["RemoteFile", "Repository", "judge_name", "look_up"]
 
@@ -60,11 +65,13 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    request = hub.request(repo, revision)
+    request = hub.request(repo, revision or "main")
     try:
         with explained(hub, request, f"asking for {repo}"):
             info = patiently(
-                lambda: hub.api.model_info(repo, revision=revision, files_metadata=True, timeout=30.0)
+                lambda: hub.api.model_info(
+                    repo, revision=revision or "main", files_metadata=True, timeout=READ_TIMEOUT
+                )
             )
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise HubError(
@@ -77,14 +84,16 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
         if isinstance(cause, RepositoryNotFoundError):
             raise HubError(str(error) + _other_names(repo)) from cause
         raise
-    if not info.sha or not re.fullmatch(r"[0-9a-fA-F]{7,64}", info.sha):
+    if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-fA-F]{7,64}", info.sha):
         raise HubError(f"{hub.endpoint} does not say which commit {repo} is at; check HF_ENDPOINT")
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    for name in names:
+    listed = {sibling.rfilename: _from_sibling(sibling) for sibling in info.siblings or []}
+    if not listed or None in listed.values():
+        listed |= _read_tree(hub, repo, info.sha)
+    for name in listed:
         judge_name(name, repo)
-    files = [_remote_file(hub, repo, info.sha, sibling) for sibling in info.siblings or []]
+    files = [file or _ask_for_metadata(hub, repo, info.sha, name) for name, file in listed.items()]
     return Repository(
-        name=info.id if isinstance(info.id, str) and info.id.count("/") == 1 else repo,
+        name=info.id if isinstance(info.id, str) and is_repository(info.id) else repo,
         commit=info.sha,
         files=tuple(sorted(files, key=lambda file: file.name)),
         private=bool(info.private),
@@ -92,15 +101,17 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
     )
 
 
-def judge_name(name: str, repo: str) -> None:
+def judge_name(name: object, repo: str) -> None:
     """Refuse a file name that would leave the folder it is written to, or hide in it.
 
     Raises:
         HubError: the name is not a plain relative path.
     """
+    if not isinstance(name, str):
+        raise HubError(f"{repo} holds a file whose name is no text: {name!r}; nothing was downloaded")
     path = PurePosixPath(name)
     problem = None
-    if not isinstance(name, str) or not name or name != path.as_posix() or path.is_absolute():
+    if not name or name != path.as_posix() or path.is_absolute():
         problem = "is no plain relative path"
     elif any(part in ("..", ".", "") for part in path.parts):
         problem = "leads out of the folder"
@@ -117,43 +128,61 @@ def judge_name(name: str, repo: str) -> None:
         )
 
 
-def _remote_file(hub: Hub, repo: str, commit: str, sibling: object) -> RemoteFile:
-    """Return a file with size and digest, asking for them one by one where the listing lacks them."""
-    name = getattr(sibling, "rfilename", "")
-    lfs = getattr(sibling, "lfs", None)
-    size, digest = getattr(sibling, "size", None), getattr(sibling, "blob_id", None)
-    if lfs is not None:
-        size, digest = lfs["size"], lfs["sha256"]
-    if not _is_digest(digest) or not isinstance(size, int):
-        size, digest = _ask_for_metadata(hub, repo, commit, name)
-    if not isinstance(size, int) or size < 0:
-        raise HubError(f"{hub.endpoint} does not tell the size of {name} in {repo}, so it cannot be verified")
-    return RemoteFile(name, size, digest if isinstance(digest, str) and _is_digest(digest) else "")
+def _from_sibling(sibling: RepoSibling) -> RemoteFile | None:
+    """Return a file of the model's page, or None where the page does not tell size and digest."""
+    lfs = sibling.lfs
+    size, digest = (lfs["size"], lfs["sha256"]) if lfs is not None else (sibling.size, sibling.blob_id)
+    return _complete(sibling.rfilename, size, digest)
 
 
-def _is_digest(text: object) -> bool:
-    return isinstance(text, str) and bool(_SHA256.fullmatch(text) or _SHA1.fullmatch(text))
+def _complete(name: str, size: object, digest: object) -> RemoteFile | None:
+    if not isinstance(size, int) or size < 0 or not isinstance(digest, str) or not _is_digest(digest):
+        return None
+    return RemoteFile(name, size, digest)
 
 
-def _ask_for_metadata(hub: Hub, repo: str, commit: str, name: str) -> tuple[object, object]:
+def _is_digest(text: str) -> bool:
+    return bool(_SHA256.fullmatch(text) or _SHA1.fullmatch(text))
+
+
+def _read_tree(hub: Hub, repo: str, commit: str) -> dict[str, RemoteFile | None]:
+    """Return the files of a commit's tree by name; empty where the hub (a mirror, perhaps) has no such listing."""
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        entries = patiently(lambda: list(hub.api.list_repo_tree(repo, recursive=True, revision=commit)))
+    except hub_failures(KeyError, TypeError, ValueError):
+        return {}
+    found: dict[str, RemoteFile | None] = {}
+    for entry in entries:
+        if isinstance(entry, RepoFile):
+            size, digest = (
+                (entry.lfs.size, entry.lfs.sha256) if entry.lfs is not None else (entry.size, entry.blob_id)
+            )
+            found[entry.path] = _complete(entry.path, size, digest)
+    return found
+
+
+def _ask_for_metadata(hub: Hub, repo: str, commit: str, name: str) -> RemoteFile:
+    """Return a file as its own headers describe it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     address = hf_hub_url(repo, name, revision=commit, endpoint=hub.endpoint)
     with explained(hub, hub.request(repo, commit), f"asking for {name}"):
         found = patiently(
             lambda: get_hf_file_metadata(
-                address, token=hub.token or False, timeout=30.0, endpoint=hub.endpoint
+                address, token=hub.token or False, timeout=READ_TIMEOUT, endpoint=hub.endpoint
             )
         )
-    return found.size, found.etag
+    if not isinstance(found.size, int) or found.size < 0:
+        raise HubError(f"{hub.endpoint} does not tell the size of {name} in {repo}, so it cannot be verified")
+    return RemoteFile(name, found.size, found.etag if found.etag and _is_digest(found.etag) else "")
 
 
 def _revisions(hub: Hub, repo: str) -> str:
-    from tune.utils.hub_errors import hub_failures
-
     try:
         refs = hub.api.list_repo_refs(repo)
-    except hub_failures():
+    except hub_failures(KeyError, TypeError, ValueError):
         return ""  # the list is a courtesy
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

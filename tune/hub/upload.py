@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tune.errors import HubError
-from tune.hub.connection import Hub, explained, patiently, without_token
+from tune.hub.connection import CONNECT_TIMEOUT, Hub, explained, patiently, without_token
 from tune.hub.listing import Repository, look_up
 from tune.hub.parcel import Outgoing
 from tune.hub.short_names import is_repository
-from tune.utils.hub_errors import TOKEN_PAGE, explain_hub_error, hub_failures, ways_to_give_a_token
+from tune.utils.hub_errors import (
+    TOKEN_PAGE,
+    explain_hub_error,
+    http_library,
+    hub_failures,
+    ways_to_give_a_token,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 __all__ = ["UploadPlan", "plan_upload", "send", "who_am_i"]
 
+# Seconds without an answer after which a connection counts as lost.
+SENDING_TIMEOUT = 300.0
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
 _INDEX_ENDINGS = (".safetensors.index.json", ".bin.index.json")
 
@@ -132,7 +140,10 @@ def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[Outgoing], No
         HubError: something was refused or lost; until the last request the repository shows nothing new.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented there
 
+    # The client waits for ever by itself; a storage host may think for minutes about a large file.
+    get_session().timeout = http_library().Timeout(SENDING_TIMEOUT, connect=CONNECT_TIMEOUT)
     _make_room(hub, plan)
     additions = [
         CommitOperationAdd(file.name, file.source if isinstance(file.source, bytes) else str(file.source))
@@ -183,7 +194,8 @@ def _make_room(hub: Hub, plan: UploadPlan) -> None:
 @contextlib.contextmanager
 def _way_the_hub_takes(hub: Hub, plan: UploadPlan) -> Iterator[None]:
     """Send large files by Xet where the hub offers it, else by LFS: mirrors and older hubs know LFS alone."""
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented there
 
     before = constants.HF_HUB_DISABLE_XET
     address = f"{hub.endpoint}/api/models/{plan.repo}/xet-write-token/{quote(plan.branch, safe='')}"
@@ -205,10 +217,9 @@ def _way_the_hub_takes(hub: Hub, plan: UploadPlan) -> Iterator[None]:
 def _explained_sending(hub: Hub, plan: UploadPlan, what: str) -> Iterator[None]:
     # The client wraps what a transfer failed of in RuntimeError, a strange answer in ValueError or KeyError; Xet's own
     # errors are kinds of OSError.
-    failures: tuple[type[Exception], ...] = (*hub_failures(), RuntimeError, ValueError, KeyError, OSError)
     try:
         yield
-    except failures as error:
+    except hub_failures(RuntimeError, ValueError, KeyError, OSError) as error:
         request = hub.request(plan.repo, plan.branch, writing=True)
         reason = (
             explain_hub_error(error, request)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from urllib.parse import urlsplit
 
+from tune.errors import HubError
+
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 _MAX_SERVER_WORDS = 300
 
@@ -56,10 +58,17 @@ def hub_endpoint() -> str:
 
 
 def find_token() -> tuple[str | None, str | None]:
-    """Return the token this machine is logged in with, and where it comes from, for messages."""
+    """Return the token this machine is logged in with, and where it comes from, for messages.
+
+    Raises:
+        HubError: there is one, but it cannot be read.
+    """
     from huggingface_hub import get_token
 
-    token = get_token()
+    try:
+        token = get_token()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HubError(f"the token of `hf auth login` cannot be read: {error}") from error
     if token is None:
         return None, None
     by_variable = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
@@ -74,8 +83,8 @@ def http_library() -> ModuleType:
     return importlib.import_module(root.__module__.partition(".")[0])
 
 
-def hub_failures() -> tuple[type[Exception], ...]:
-    """Return every kind of exception a request to the hub ends in that is no bug of ours."""
+def hub_failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return every kind of exception a request to the hub ends in that is no bug of ours, and `others`."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     http = http_library()
@@ -90,6 +99,7 @@ def hub_failures() -> tuple[type[Exception], ...]:
         UnicodeError,
         ssl.SSLError,
         ConnectionError,
+        *others,
     )
 
 
