@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 Definition = dict[str, Any]
 
 
-def build_backend(definition: Definition, path: Path) -> tokenizers.Tokenizer:
-    """Returns the library's tokenizer for the content of a tokenizer.json.
+def build_backend(definition: Definition | str, path: Path) -> tokenizers.Tokenizer:
+    """Returns the library's tokenizer for the content of a tokenizer.json, without truncation or padding.
 
     Raises:
         TokenizerError: the library cannot make sense of it.
     """
-    return _parse(json.dumps({**definition, "truncation": None, "padding": None}), path)
+    text = definition if isinstance(definition, str) else json.dumps(definition)
+    backend = _parse(text, path)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def check_definition(definition: Definition, path: Path, content: bytes) -> None:
@@ -73,9 +77,9 @@ def drop_tokens_without_row(
 ) -> tokenizers.Tokenizer:
     """Returns a tokenizer without the added tokens for which the model's embedding has no row."""
     added = backend.get_added_tokens_decoder()
-    in_model = backend.get_vocab(with_added_tokens=False)
-    if not any(not settings.fits(i) and token.content not in in_model for i, token in added.items()):
+    if all(map(settings.fits, added)):
         return backend
+    in_model = backend.get_vocab(with_added_tokens=False)
     definition = json.loads(backend.to_str())
     definition["added_tokens"] = [
         entry

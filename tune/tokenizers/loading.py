@@ -86,11 +86,13 @@ def auto(
 def _read(
     file: Path, limit: int | None, prompt_template: PromptTemplateSpec | None, settings: TokenizerSettings
 ) -> BaseTokenizer:
+    if file.name == "tokenizer.json":
+        return HFTokenizer(file, limit, prompt_template, settings=settings)
     content = read_tokenizer_file(file)
     kind = kind_of(content)
     if kind == "tiktoken":
         return TiktokenTokenizer(file, limit, prompt_template, settings=settings)
-    if kind == "tokenizer.json" or file.name == "tokenizer.json":
+    if kind == "tokenizer.json":
         return HFTokenizer(file, limit, prompt_template, settings=settings)
     if kind == "vocab.json" and (file.parent / "merges.txt").is_file():
         return vocab_merges_tokenizer(str(file), max_seq_len=limit, prompt_template=prompt_template)
