@@ -24,6 +24,7 @@ import tune.models
 from tune.checkpoints import save_model
 from tune.data import block_causal_mask
 from tune.errors import CheckpointError
+from tune.generation import generate_batch
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 
@@ -136,16 +137,48 @@ def test_decoding_with_caches_equals_the_full_forward(pair: Pair) -> None:
         torch.testing.assert_close(torch.cat(pieces, 1), pair.ours(tokens), **TOLERANCE)
 
 
-def test_half_precision_is_no_further_off_than_the_reference(pair: Pair) -> None:
-    tokens = tokens_for(pair, 3, 23)
-    half = tune.models.from_checkpoint(pair.directory, dtype="bf16")
-    reference = type(pair.reference).from_pretrained(
-        pair.directory, dtype=torch.bfloat16, attn_implementation="eager"
+def test_rows_of_different_lengths_go_on_as_the_reference_does(pair: Pair) -> None:
+    if pair.ours.rope.scaling is not None and pair.ours.rope.scaling.switch_len is not None:
+        pytest.skip("which frequencies hold depends on how long a text may become, not on what it is")
+    prompts = [tokens_for(pair, 1, length)[0].tolist() for length in (5, 17, 11)]
+    ours = generate_batch(pair.ours, prompts, max_new_tokens=14)
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    shown = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    pair.reference.generation_config.eos_token_id = None
+    theirs = pair.reference.generate(
+        padded, attention_mask=shown, max_new_tokens=14, do_sample=False, pad_token_id=0
     )
+    assert ours == theirs[:, longest:].tolist()
+
+
+def test_any_mask_equals_the_reference(pair: Pair) -> None:
+    if pair.ours.config.sliding_layers:
+        pytest.skip("the reference takes a mask in place of its windows, we take it beside them")
+    b, s = 2, 19
+    tokens = tokens_for(pair, b, s)
+    mask = (torch.rand(b, s, s, generator=torch.Generator().manual_seed(2)) < 0.5) | torch.eye(s).bool()
+    mask &= torch.ones(s, s).tril().bool()
+    additive = torch.zeros(b, 1, s, s).masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        ours = pair.ours(tokens, mask=mask)
+        theirs = pair.reference(tokens, attention_mask=additive).logits
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_further_off_than_the_reference(pair: Pair, dtype: torch.dtype) -> None:
+    tokens = tokens_for(pair, 3, 23)
+    half = tune.models.from_checkpoint(pair.directory, dtype=dtype)
+    reference = type(pair.reference).from_pretrained(pair.directory, dtype=dtype, attn_implementation="eager")
     with torch.no_grad():
         exact = pair.reference(tokens).logits
         ours, theirs = half(tokens).float(), reference.eval()(tokens).logits.float()
-    assert (ours - exact).norm() <= 1.25 * (theirs - exact).norm()
+    our_errors, their_errors = ((found - exact).norm(dim=-1) for found in (ours, theirs))  # [b, s]
+    if pair.ours.config.moe is None:
+        assert our_errors.norm() <= 1.25 * their_errors.norm()
+    else:  # rounding sends a token that stands between two experts to the other one
+        assert our_errors.median() <= 1.25 * their_errors.median()
 
 
 @pytest.mark.parametrize("max_shard_bytes", [2**30, 15_000])
