@@ -142,6 +142,17 @@ def test_a_template_too_large_to_compile(source):
         ChatTemplate(source).render(MESSAGES)
 
 
+def test_nothing_is_worked_out_while_a_template_is_compiled():
+    tracemalloc.start()
+    try:
+        ChatTemplate(
+            "{{ 'x' | center(999999) }}" * 2000 + "{% set x = 'x' | center(999999) %}" * 2000
+        ).check()
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_long_conversation_is_no_attack():
     template = ChatTemplate(
         "{% for m in messages %}{{ '<' ~ m.role + '>' + m.content | trim }}\n{% endfor %}"

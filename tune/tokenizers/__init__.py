@@ -7,6 +7,7 @@ configs. Text given by a user never becomes a special token, whatever it contain
 from __future__ import annotations
 
 from tune.tokenizers.base import BaseTokenizer
+from tune.tokenizers.chat_template import ChatTemplate, tokenize_conversation, tokenize_examples
 from tune.tokenizers.export import write_hf_tokenizer_config
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.loading import auto, from_checkpoint
@@ -21,6 +22,7 @@ from tune.tokenizers.vocab_merges import vocab_merges_tokenizer
 
 __all__ = [
     "BaseTokenizer",
+    "ChatTemplate",
     "HFTokenizer",
     "Message",
     "PromptTemplate",
@@ -33,6 +35,8 @@ __all__ = [
     "auto",
     "from_checkpoint",
     "get_prompt_template",
+    "tokenize_conversation",
+    "tokenize_examples",
     "tokenize_segments",
     "validate_messages",
     "vocab_merges_tokenizer",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # The name under which configs and commands ask for the template of the checkpoint itself.
 CHECKPOINT_TEMPLATE = "chat"
+# Versions before let a template out: CVE-2024-56201, CVE-2024-56326, CVE-2025-27516.
+_FIRST_SAFE_JINJA = (3, 1, 6)
 _MAX_BYTES = 16_000_000
 # What a template does wrong in Python's own words: it called a text, divided by zero, recursed without end, ...
 _PYTHON_ERRORS = (
@@ -184,11 +186,16 @@ class ChatTemplate:
     def _compile(self, source: str) -> tuple[Template, Budget]:
         if source not in self._compiled:
             try:
-                from jinja2 import TemplateError
+                from jinja2 import TemplateError, __version__
 
                 from tune.tokenizers.chat_template_sandbox import compile_template
             except ImportError as error:
-                raise TokenizerError("chat templates need jinja2: pip install jinja2") from error
+                raise TokenizerError("chat templates need jinja2: pip install 'jinja2>=3.1.6'") from error
+            if tuple(int(part) for part in __version__.split(".")[:3] if part.isdigit()) < _FIRST_SAFE_JINJA:
+                raise TokenizerError(
+                    f"jinja2 {__version__} has ways out of its sandbox, and chat templates come from strangers: "
+                    "pip install 'jinja2>=3.1.6'"
+                )
             try:
                 self._compiled[source] = compile_template(source)
             except TemplateError as error:

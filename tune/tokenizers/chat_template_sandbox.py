@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -154,7 +154,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_GenerationTag, loopcontrols],
-            finalize=budget.written,
+            finalize=_write,
+            # Nothing is worked out at compile time, where no budget counts.
+            optimized=False,
         )
         self.budget = budget
         self.filters.update({"tojson": _to_json, _SIZED: budget.sized})
@@ -263,6 +265,13 @@ class _TemplateNamespace(Namespace):
         if str(name).startswith("_"):
             raise SecurityError(f"it sets {name!r} on a namespace, where no name starts with an underscore")
         super().__setitem__(name, value)
+
+
+@pass_context
+def _write(context: Context, value: Any) -> Any:
+    """Counts what is written out. It takes the context so that jinja2 does not call it at compile time."""
+    environment = context.environment
+    return environment.budget.written(value) if isinstance(environment, ChatEnvironment) else value
 
 
 def compile_template(source: str) -> tuple[Template, Budget]:
