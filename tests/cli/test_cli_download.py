@@ -134,6 +134,7 @@ def test_historic_flags(tune, hub: HubServer) -> None:
         (["\udcff"], "names no model"),
         (["a/b", "--output-dir", ""], "--output-dir is empty"),
         (["a/b", "--convert", "--no-convert"], "exclude each other"),
+        (["a/b", "--revision", ""], "--revision is empty"),
         (["a/b", "--output-dirr", "x"], "did you mean --output-dir?"),
         (["a/b", "--revision"], "--revision needs a value"),
     ],

@@ -279,6 +279,18 @@ def test_where_a_token_came_from(hub: HubServer, monkeypatch: pytest.MonkeyPatch
             connect(bad)
 
 
+def test_a_token_that_cannot_be_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    Path(constants.HF_TOKEN_PATH).write_bytes(b"\xff\xfe")
+    with pytest.raises(HubError, match="`hf auth login` cannot be read"):
+        connect(None)
+    monkeypatch.setenv("HF_OIDC_RESOURCE", "x")
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    with pytest.raises(HubError, match=r"there is no token: .*HF_OIDC_RESOURCE"):
+        connect(None)
+
+
 def test_a_server_that_repeats_the_token(hub: HubServer) -> None:
     hub.users["hf_secret"] = ("ann", "read")
     hub.add("a/b", FILES)
@@ -309,6 +321,18 @@ def test_a_newer_revision_replaces_what_came_from_the_older(hub: HubServer, tmp_
         "model-00001-of-00002.safetensors",
     ]
     assert content(tmp_path) == repo.branches["main"]
+
+
+def test_what_a_newer_revision_has_no_more_is_set_aside(hub: HubServer, tmp_path: Path) -> None:
+    repo = hub.add("a/b", FILES)
+    fetch(hub, tmp_path)
+    repo.branches["main"] = {"config.json": b"{}", "model.safetensors": WEIGHTS[:5000]}
+    fetch(hub, tmp_path)
+    found = content(tmp_path)
+    assert {name for name in found if not name.endswith(".old")} == {"config.json", "model.safetensors"}
+    assert found["model-00001-of-00002.safetensors.old"] == WEIGHTS
+    fetch(hub, tmp_path)
+    assert content(tmp_path) == found, "it is over after one time"
 
 
 def test_files_of_others_are_never_overwritten(hub: HubServer, tmp_path: Path) -> None:
@@ -448,6 +472,7 @@ def test_a_listing_that_makes_no_sense(hub: HubServer, siblings: object) -> None
         ("http://no-such-host.invalid", "is not known here"),
         ("no address", "HF_ENDPOINT"),
         ("http://[", "HF_ENDPOINT"),
+        ("ftp://127.0.0.1", "unsupported protocol"),
         ("file:///etc", "HF_ENDPOINT"),
     ],
 )

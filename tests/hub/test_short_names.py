@@ -45,6 +45,7 @@ def test_a_size_in_the_name_stands_in_the_repository(short: str, repo: str) -> N
         ("https://huggingface.co/owner/name/tree/feature%2Fx", ("owner/name", "feature/x")),
         ("https://huggingface.co/owner/name/blob/abc123/config.json", ("owner/name", "abc123")),
         ("https://hf.co/owner/name?x=1#y", ("owner/name", None)),
+        ("huggingface.co/owner/name/", ("owner/name", None)),
         ("http://127.0.0.1:9/owner/name", ("owner/name", None)),
     ],
 )

@@ -33,7 +33,9 @@ def run(given: Given) -> int:
         repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
     except HubError as error:
         raise UsageError(str(error)) from error
-    revision = given.one("revision") or own_revision
+    revision = own_revision if given.one("revision") is None else given.one("revision")
+    if revision is not None and not revision.strip():
+        raise UsageError("--revision is empty; leave it out for the main branch")
     to = given.one("output_dir")
     if to is not None and (not to.strip() or "\0" in to):
         raise UsageError("--output-dir is empty or no path")

@@ -147,11 +147,12 @@ def waiting_time(error: BaseException, waits: list[float], http: Any) -> float |
     if isinstance(error, http.ConnectError):
         del waits[:-2]  # twice at most, from now on
         return min(WAITS[0], waits.pop())
-    return waits.pop(0) if isinstance(error, http.TransportError) else None
+    passing = isinstance(error, http.TransportError) and not isinstance(error, http.UnsupportedProtocol)
+    return waits.pop(0) if passing else None
 
 
 def _short(error: BaseException) -> str:
     response = getattr(error, "response", None)
-    return (
-        f"the hub answers HTTP {response.status_code}" if response is not None else "the connection was lost"
-    )
+    if response is not None:
+        return f"the hub answers HTTP {response.status_code}"
+    return "no connection" if type(error).__name__.startswith("Connect") else "the connection was lost"

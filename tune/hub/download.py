@@ -99,7 +99,7 @@ def download(hub: Hub, repository: Repository, selection: Selection, folder: Pat
             _fetch_all(hub, repository, missing, folder, progress)
         finally:
             progress.close()
-        _clean_up(folder)
+        _clean_up(folder, repository, origin)
     return fetched
 
 
@@ -178,13 +178,20 @@ def _set_aside(path: Path, file: RemoteFile, origin: Origin | None) -> None:
     if came is not None and came != file.digest and _is_as_it_came(path, file.name, came):
         get_logger().info("%s has a newer version on the hub", path)
         return
+    get_logger().warning(
+        "%s was there and differs from the hub's; it is kept as %s", path, _rename_to_old(path)
+    )
+
+
+def _rename_to_old(path: Path) -> str:
+    """Give a file a name that nothing reads, and return that name."""
     aside = path.with_name(path.name + ".old")
     number = 1
     while aside.exists() or aside.is_symlink():
         number += 1
         aside = path.with_name(f"{path.name}.old{number}")
     path.rename(aside)
-    get_logger().warning("%s was there and differs from the hub's; it is kept as %s", path, aside.name)
+    return aside.name
 
 
 def _is_as_it_came(path: Path, name: str, digest: str) -> bool:
@@ -208,7 +215,9 @@ def _write_record(
     folder: Path, repository: Repository, files: Sequence[RemoteFile], before: Origin | None
 ) -> None:
     """Note what is being fetched before it is, so that a later run knows these files for ours."""
-    digests = {**(before.digests if before else {}), **{file.name: file.digest for file in files}}
+    still_there = {file.name for file in repository.files}
+    kept = {name: digest for name, digest in before.digests.items() if name in still_there} if before else {}
+    digests = {**kept, **{file.name: file.digest for file in files}}
     content = {"repo": repository.name, "commit": repository.commit, "files": digests}
     path = folder / WORK_FOLDER / RECORD
     staged = path.with_suffix(".new")
@@ -262,8 +271,19 @@ def _fetch_all(
         raise failures[0]
 
 
-def _clean_up(folder: Path) -> None:
-    """Remove partial files: every file is whole now, so they are of versions nobody asks for any more."""
+def _clean_up(folder: Path, repository: Repository, origin: Origin | None) -> None:
+    """Remove partial files, and set aside what an earlier revision had and this one has not.
+
+    Every file is whole now, so partial ones are of versions nobody asks for any more. Weights of an earlier revision
+    beside those of this one would be taken for a part of it.
+    """
     for part in (folder / WORK_FOLDER).glob("*.part"):
         with contextlib.suppress(OSError):
             part.unlink()
+    still_there = {file.name for file in repository.files}
+    for name in origin.digests if origin is not None else ():
+        path = folder / name
+        if name not in still_there and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+            with contextlib.suppress(OSError):
+                aside = _rename_to_old(path)
+                get_logger().warning("%s is of an earlier revision; it is kept as %s", path, aside)

@@ -195,6 +195,8 @@ def repository_of(name: str, endpoint: str = "") -> tuple[str, str | None]:
     if text.casefold() in known:
         return known[text.casefold()], None
     revision = None
+    if text.partition("/")[0] in _HUB_HOSTS:
+        text = "https://" + text
     if "://" in text:
         text, revision = _read_address(text, endpoint)
     if is_repository(text):

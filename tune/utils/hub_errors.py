@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass
 from types import ModuleType
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from tune.errors import HubError
 
@@ -63,10 +64,14 @@ def find_token() -> tuple[str | None, str | None]:
     Raises:
         HubError: there is one, but it cannot be read.
     """
-    from huggingface_hub import get_token
+    from huggingface_hub import errors, get_token
 
+    # Machines of a continuous integration may fetch a token of their own; earlier releases do not know that.
+    from_ci: type[Exception] = getattr(errors, "OIDCError", OSError)
     try:
         token = get_token()
+    except from_ci as error:
+        raise HubError(f"there is no token: {_words(str(error))}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise HubError(f"the token of `hf auth login` cannot be read: {error}") from error
     if token is None:
@@ -184,9 +189,11 @@ def _by_status(status: int, request: HubRequest, server: str | None, error: Base
         )
     if status == 403:
         right = f"write to {request.repo}" if request.writing else f"read {request.repo}"
+        if request.token_from is None:
+            return f"one may not {right} without a token: {ways_to_give_a_token(request.options)}.{said}"
         return (
-            f"the token ({request.token_from or 'none was given'}) may not {right}; give one of an account that may, "
-            f"with that permission ({TOKEN_PAGE}).{said}"
+            f"the token ({request.token_from}) may not {right}; give one of an account that may, with that permission "
+            f"({TOKEN_PAGE}).{said}"
         )
     if status in (409, 412) and request.writing:
         return f"{request.repo} was changed by somebody else meanwhile; look at {request.page}, then run again.{said}"
@@ -233,7 +240,9 @@ def _not_reached(error: BaseException, request: HubRequest) -> str:
     if "InvalidURL" in kind or "UnsupportedProtocol" in kind:
         return f"HF_ENDPOINT {request.endpoint!r} is no address: {_words(text)}"
     reason = _words(text) or kind
-    return f"{start}: {reason}. Check the network and HF_ENDPOINT, then run again"
+    proxy = getproxies().get(urlsplit(request.endpoint).scheme)
+    way = "the proxy that HTTP_PROXY or HTTPS_PROXY names" if proxy else "the network and HF_ENDPOINT"
+    return f"{start}: {reason}. Check {way}, then run again"
 
 
 def _words(text: str | None) -> str:
