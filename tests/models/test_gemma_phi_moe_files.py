@@ -133,6 +133,9 @@ def test_torchtunes_own_files_are_read(case: str, tmp_path: Path) -> None:
         ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` is 0.1"),
         ("mixtral", {"num_experts_per_tok": 9}, "experts_per_token is 9"),
         ("qwen3_moe", {"use_sliding_window": True}, "`use_sliding_window` is true"),
+        ("qwen3_moe", {"shared_expert_intermediate_size": 512}, "`shared_expert_intermediate_size` is 512"),
+        ("qwen3_moe", {"use_qk_norm": False}, "`use_qk_norm` is false"),
+        ("mixtral", {"pruned_heads": {"0": [1]}}, "`pruned_heads` is"),
         ("qwen3_moe", {"decoder_sparse_step": 0}, "`decoder_sparse_step` is 0"),
         ("qwen3_moe", {"mlp_only_layers": ["first"]}, "`mlp_only_layers` is"),
         ("qwen3_moe", {"num_hidden_layers": 10**12}, "num_layers is"),
@@ -154,6 +157,13 @@ def test_layers_without_experts_are_listed_or_lie_between_the_steps(tmp_path: Pa
     config = read(tmp_path, {**content, "decoder_sparse_step": 2, "mlp_only_layers": [3]})
     assert config.moe is not None
     assert config.moe.dense_layers == (0, 2, 3, 4, 6)
+
+
+def test_fields_that_change_no_numbers_are_passed_over(tmp_path: Path) -> None:
+    coder = {"qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0}
+    relics = {"pruned_heads": {}, "num_beams": 1, "tie_encoder_decoder": False, "output_router_logits": True}
+    content = PUBLISHED["qwen3_30b_a3b"]
+    assert read(tmp_path, {**content, **coder, **relics}) == read(tmp_path, content)
 
 
 def test_null_caps_are_no_caps_and_absent_ones_are_the_familys(tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def layer_range(num_layers: int) -> range:
 def finish(fields: ConfigFields, arguments: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
     """Return the decoder's description once every field is accounted for, or raise CheckpointError."""
     fields.ignore(HARMLESS_FIELDS)
+    fields.expect("pruned_heads", {})
     fields.finish()
     try:
         return DecoderConfig(**arguments)

@@ -25,7 +25,10 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
         dense_layers=_dense_layers(fields, sizes["num_layers"]),
     )
     fields.expect("hidden_act", "silu")
-    fields.expect("use_sliding_window", False)
+    for name in ("use_sliding_window", "qkv_bias"):
+        fields.expect(name, False)
+    fields.expect("use_qk_norm", True)
+    fields.expect("shared_expert_intermediate_size", 0)
     fields.expect("layer_types")
     # Where a window would begin, and how wide it would be.
     fields.ignore(("sliding_window", "max_window_layers", *ROUTER_TRAINING))
