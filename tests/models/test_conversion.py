@@ -362,7 +362,7 @@ def test_room_on_the_disk_is_looked_at_first(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"need 0\.00 GB and .* has 0\.00 GB free"):
+    with pytest.raises(CheckpointError, match=r"need 2\.21e-05 GB and .*/out has 1e-06 GB free"):
         convert_checkpoint(hf, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -552,7 +552,6 @@ UNSPEAKABLE = {
     ("llama-biases", "meta"): r"no place for layers\.N\.attn\.q_proj\.bias",
     ("llama-linear-rope", "meta"): "cannot express rope_scaling LinearScaling",
     ("llama-yarn-rope", "meta"): "cannot express rope_scaling YarnScaling",
-    ("mistral-tied", "meta"): "cannot express tie_word_embeddings",
 }
 
 

@@ -121,6 +121,6 @@ def require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise CheckpointError(
-            f"the weights need {num_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free: choose a folder on "
+            f"the weights need {num_bytes / 1e9:.3g} GB and {folder} has {free / 1e9:.3g} GB free: choose a folder on "
             "another disk, or make room"
         )

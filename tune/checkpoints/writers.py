@@ -21,7 +21,7 @@ from tune.errors import CheckpointError
 __all__ = ["plan_shards", "replacing", "write_json", "write_pickle", "write_safetensors", "write_shards"]
 
 Advance = Callable[[int], None]
-_CHUNK_BYTES = 2**24
+_CHUNK_BYTES = 2**22
 _SAFETENSORS_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",

@@ -138,7 +138,7 @@ def convert_checkpoint(
     _refuse_overlap(plan.folder, expand_path(src), directory)
     num_bytes = sum(tensor.nbytes for tensor in plan.tensors)
     with staged_directory(directory, force=force) as staging:
-        require_space(staging, num_bytes)
+        require_space(directory, num_bytes)
         companions = copy_companions(plan.folder, staging)
         notes = _write_description(plan, staging, to)
         if progress is not None:
