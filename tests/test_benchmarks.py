@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import full_finetune, generate
+from benchmarks import checkpoints, full_finetune, generate
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,3 +41,22 @@ def test_full_finetune_compares_the_same_work(capsys: pytest.CaptureFixture[str]
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)
     assert len(set(ours["losses"])) == 3  # a step was taken each time
     assert ours["tokens_per_s"] > 0
+
+
+def test_checkpoints_are_watched_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--gigabytes", "0.003", "--rounds", "1", "--folder", str(tmp_path)]
+    assert checkpoints.main([*words, "--only", "Meta .pth as bf16"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    (result,) = figures["results"].values()
+    assert figures["work"]["weights_bytes"] > 2e6
+    assert figures["same_weights"]
+    assert result["seconds"] > 0
+    assert result["peak_rss_copies"] > 0.5  # somebody looked while it worked
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_ask_for_room_first(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"GB free, and 8000000\.0 GB are needed"):
+        checkpoints.main(["--gigabytes", "1e6", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no contestant has 'gguf'"):
+        checkpoints.main(["--only", "gguf"])
