@@ -212,6 +212,20 @@ def test_templates_with_names(both):
         ours.apply_chat_template(messages)
 
 
+def test_a_template_for_tools_in_a_file_of_its_own(chat_folder):
+    from transformers import AutoTokenizer
+
+    folder = chat_folder()
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text("D")
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T{{ tools | length }}")
+    ours, theirs = from_checkpoint(folder), AutoTokenizer.from_pretrained(folder)
+    for tools in (None, [TOOL]):
+        rows = [{"role": "user", "content": "x"}]
+        expected = theirs.apply_chat_template(rows, tools=tools, tokenize=False)
+        assert ours.apply_chat_template(rows, tools=tools, tokenize=False) == expected
+
+
 @pytest.mark.parametrize("setting", [7, [7], {"a": 7}, [{"name": "default"}]])
 def test_a_setting_that_is_no_template(chat_folder, setting):
     with pytest.raises(TokenizerError, match=r"tokenizer_config.json: chat_template is a"):

@@ -84,7 +84,10 @@ class ChatTemplate:
         folder = expand_path(folder)
         file = folder / "chat_template.jinja"
         if file.is_file():
-            return cls.from_file(file)
+            template = cls.from_file(file)
+            extra = folder / "additional_chat_templates" / "tool_use.jinja"
+            template.for_tools = _read_text(extra) if extra.is_file() else None
+            return template
         for name in ("tokenizer_config.json", "chat_template.json"):
             file = folder / name
             found = _read_setting(file) if file.is_file() else None
