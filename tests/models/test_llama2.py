@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,3 +118,22 @@ def test_a_meta_build_can_be_filled_and_computes_the_same(pair: Pair) -> None:
     hollow(tokens)  # forms what is formed at first use, before the weights come
     load_into(hollow, open_weights(pair.directory))
     assert torch.equal(hollow(tokens), pair.ours(tokens))
+
+
+def test_in_torchtunes_files_biases_are_turned_as_their_matrices(tmp_path: Path) -> None:
+    config = replace(llama2(11, 1, 2, 12, 5, num_kv_heads=1, intermediate_dim=7).config, attn_bias="all")
+    model = TransformerDecoder(config, LLAMA)
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    neighbours = [0, 3, 1, 4, 2, 5]  # of a head of six: a channel, then the one that turns with it
+    for name, num_heads in (("q_proj", 2), ("k_proj", 1)):
+        rows = torch.cat([torch.tensor(neighbours) + 6 * head for head in range(num_heads)])
+        for kind in ("weight", "bias"):
+            place = f"layers.0.attn.{name}.{kind}"
+            weights[place] = torch.randn_like(weights[place])
+            model.get_parameter(place).data = weights[place].clone()
+            weights[place] = weights[place][rows]
+    torch.save(weights, tmp_path / "torchtune_model_0.pt")
+    other = TransformerDecoder(config, LLAMA)
+    load_into(other, open_weights([tmp_path / "torchtune_model_0.pt"]))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(other.get_parameter(name), parameter), name

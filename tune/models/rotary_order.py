@@ -9,20 +9,18 @@ from tune.modules import DecoderConfig, WeightRule
 
 def halves_from_pairs(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder each head's rows from pairs (2i, 2i + 1) to halves (i, i + h_d / 2), as our rotation expects."""
-    rows, width = weight.shape
-    pairs = weight.view(num_heads, rows // num_heads // 2, 2, width)  # [n, h_d / 2, 2, d]
-    return pairs.transpose(1, 2).reshape(rows, width)
+    pairs = weight.view(num_heads, weight.shape[0] // num_heads // 2, 2, -1)  # [n, h_d / 2, 2, d]
+    return pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def pairs_from_halves(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder each head's rows from halves to pairs, the inverse of `halves_from_pairs`."""
-    rows, width = weight.shape
-    halves = weight.view(num_heads, 2, rows // num_heads // 2, width)  # [n, 2, h_d / 2, d]
-    return halves.transpose(1, 2).reshape(rows, width)
+    halves = weight.view(num_heads, 2, weight.shape[0] // num_heads // 2, -1)  # [n, 2, h_d / 2, d]
+    return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def paired_rule(ours: str, theirs: str) -> WeightRule:
-    """Return the rule of a query or key matrix that a file keeps in pairs."""
+    """Return the rule of a query or key matrix, or of its bias, that a file keeps in pairs."""
     is_query = "q_proj" in ours
 
     def num_heads(config: DecoderConfig) -> int:

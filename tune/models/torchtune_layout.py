@@ -17,7 +17,7 @@ def torchtune_layout(hf: Layout, names: dict[str, str] | None = None, *, paired:
     rules = []
     for rule in hf.rules:
         theirs = (names or {}).get(rule.ours, rule.ours)
-        is_turned = rule.ours.endswith(("attn.q_proj.weight", "attn.k_proj.weight"))
+        is_turned = rule.ours.rpartition(".")[0].endswith(("attn.q_proj", "attn.k_proj"))  # biases as well
         rules.append(
             paired_rule(rule.ours, theirs) if paired and is_turned else WeightRule(rule.ours, theirs)
         )
