@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from published_llamas import GRANITE, LLAMA, LONG, MISTRAL, QWEN2, QWEN2_7B, QWEN3, SMOLLM3
 
 import tune.models
 from tune.errors import CheckpointError
+from tune.models.llama2.family import LLAMA as LLAMA_FAMILY
+from tune.models.loading import read_model_config
+from tune.models.mistral.family import MISTRAL as MISTRAL_FAMILY
 from tune.modules import DecoderConfig, Llama3Scaling, YarnScaling
 
 
@@ -121,3 +126,78 @@ def test_sizes_by_argument_are_of_their_kind() -> None:
     assert wide["qwen3"].config.head_dim == 128
     assert narrow.config.sliding_layers == (0, 1, 2)
     assert narrow.config.head_dim == 10
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "yarn", "sliding_attention"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["rope_type", "factor", "rope_theta", "quant_method"]), inner)
+    ),
+    max_leaves=4,
+)
+NO_CONSTANTS = st.sampled_from(
+    ["rope_parameters", "quantization_config", "layer_types", "head_dim", "max_window_layers"]
+)
+
+
+@pytest.mark.parametrize(
+    "content", [MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE], ids=lambda content: content["model_type"]
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_yields_anything_but_sizes_or_a_checkpoint_error(
+    content: dict[str, Any], data: st.DataObject, tmp_path: Path
+) -> None:
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(content)) | NO_CONSTANTS, VALUES, max_size=4))
+    (tmp_path / "config.json").write_text(json.dumps(content | changes))
+    try:
+        family, config = read_model_config(tmp_path)
+    except CheckpointError:
+        return
+    assert family.read_hf_config(json.loads(json.dumps(family.write_hf_config(config)))) == config
+
+
+PARAMS = {
+    "dim": 48,
+    "n_layers": 2,
+    "n_heads": 6,
+    "n_kv_heads": 2,
+    "norm_eps": 1e-5,
+    "rope_theta": 5e5,
+    "vocab_size": 61,
+    "multiple_of": 2,
+    "use_scaled_rope": True,
+}
+
+
+@pytest.mark.parametrize("extra", [{}, {"hidden_dim": 50, "head_dim": 8}], ids=["llama", "mistral"])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_of_params_json_does_either(
+    extra: dict[str, Any], data: st.DataObject, tmp_path: Path
+) -> None:
+    content = PARAMS | extra
+    if extra:
+        content = {name: content[name] for name in content if name not in ("use_scaled_rope", "multiple_of")}
+    names = sorted({*content, "sliding_window", "max_seq_len", "rope_scaling_factor", "tied_embeddings"})
+    content |= data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=4))
+    shapes = {
+        "tok_embeddings.weight": (61, 48),
+        "output.weight": (61, 48),
+        "layers.0.feed_forward.w1.weight": (50, 48),
+    }
+    family = MISTRAL_FAMILY if extra else LLAMA_FAMILY
+    assert family.read_meta_config is not None
+    assert family.write_meta_config is not None
+    try:
+        config = family.read_meta_config(content, shapes)
+        again = family.write_meta_config(config)
+    except CheckpointError:
+        return
+    widths = {**shapes, "layers.0.feed_forward.w1.weight": (config.intermediate_dim, 48)}
+    assert family.read_meta_config(json.loads(json.dumps(again)), widths) == config
