@@ -367,6 +367,7 @@ def test_a_file_of_another_kind_is_recognised(tmp_path, content, says):
         ({"added_tokens_decoder": {"9": "<a>"}}, "content"),
         ({"added_tokens_decoder": {"9": {"content": "<a>", "special": "yes"}}}, "special is 'yes'"),
         ({"additional_special_tokens": [7]}, "additional_special_tokens is '7'"),
+        ({"model_max_length": "long"}, "model_max_length is 'long'"),
         ({"clean_up_tokenization_spaces": "yes"}, "clean_up_tokenization_spaces is 'yes'"),
     ],
 )
@@ -460,4 +461,17 @@ def test_a_file_of_weights_is_not_read(tmp_path):
     with open(tmp_path / "tokenizer.json", "wb") as file:
         file.truncate(2**30)
     with pytest.raises(TokenizerError, match=r"1073741824 bytes.*weights"):
+        from_checkpoint(tmp_path)
+
+
+def test_what_the_library_would_crash_on_is_explained(trained, tmp_path):
+    content = json.loads(json.dumps(trained["llama2"]))
+    content["model"]["continuing_subword_prefix"] = "x"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="continuing_subword_prefix 'x'"):
+        from_checkpoint(tmp_path)
+    content = json.loads(json.dumps(trained["llama2"]))
+    content["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="post_processor"):
         from_checkpoint(tmp_path)

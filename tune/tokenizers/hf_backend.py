@@ -6,7 +6,8 @@ The rules by which named and added tokens join it are those of transformers' Aut
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,15 @@ def check_definition(definition: Definition, path: Path, content: bytes) -> None
     entries = definition.get("added_tokens")
     if entries is not None and not isinstance(entries, list):
         raise TokenizerError(f"{path}: added_tokens is a {type(entries).__name__}, expected a list")
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    # The library cuts the prefix off unseen, and takes the process down where it is not there.
+    if prefix and isinstance(prefix, str) and isinstance(merges, list):
+        for merge in merges:
+            right = merge.split(" ")[-1:] if isinstance(merge, str) else merge
+            if not (isinstance(right, list) and right and str(right[-1]).startswith(prefix)):
+                raise TokenizerError(
+                    f"{path}: the merge {str(merge)[:40]} goes on without the continuing_subword_prefix {prefix!r}"
+                )
 
 
 def join_added_tokens(
@@ -94,7 +104,8 @@ def read_affixes(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     # A vocabulary need not hold any one letter; without a text BOS and EOS look alike.
     probes = ("a", " ", *(backend.decode([token_id]) for token_id in range(300)))
     probe = next((text for text in probes if encode_raw(backend, text).ids), "")
-    encoding = backend.encode(probe, add_special_tokens=True)
+    with _explained("the post_processor of the tokenizer.json is damaged"):
+        encoding = backend.encode(probe, add_special_tokens=True)
     num_before = 0
     while num_before < len(encoding.ids) and encoding.special_tokens_mask[num_before]:
         num_before += 1
@@ -107,13 +118,8 @@ def encode_raw(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     Raises:
         TokenizerError: it fails, as models without an unknown token do on characters that they do not know.
     """
-    try:
+    with _explained(f"the tokenizer cannot encode {text[:40]!r}"):
         return backend.encode(text, add_special_tokens=False)
-    # The library raises nothing more precise.
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise TokenizerError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from error
 
 
 def without_prefix(definition: Definition) -> Definition:
@@ -203,12 +209,17 @@ def _splitter_without_prefix(step: Any) -> Any:
 def _parse(text: str, path: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
-    try:
+    library = f"the tokenizers library {tokenizers.__version__}"
+    with _explained(f"{path} is no tokenizer.json that {library} can read"):
         return tokenizers.Tokenizer.from_str(text)
-    # The library raises nothing more precise.
-    except Exception as error:
-        if type(error) is not Exception:
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns the library's errors into ours: it raises nothing more precise than Exception, and panics of Rust."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise TokenizerError(
-            f"{path} is no tokenizer.json that the tokenizers library {tokenizers.__version__} can read: {error}"
-        ) from error
+        raise TokenizerError(f"{what}: {error}") from error

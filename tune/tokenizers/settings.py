@@ -161,7 +161,12 @@ def _of_the_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             if found:
                 ids[role] = found[0]
                 stops = found if role == "eos_token_id" else stops
-    lengths = [config.get("model_max_length"), model.get("max_position_embeddings")]
+    longest = config.get("model_max_length")
+    if longest is not None and not _is_number(longest):
+        raise TokenizerError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length is {str(longest)[:40]!r}, expected a number"
+        )
+    lengths = [longest, model.get("max_position_embeddings")]
     known = [int(n) for n in lengths if _is_number(n) and 2 <= n <= _LARGEST_LENGTH]
     model_type = model.get("model_type")
     return {
