@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 import tune.models
-from tune.checkpoints import load_into, open_weights
+from tune.checkpoints import load_into, open_weights, save_model
 from tune.errors import CheckpointError
 from tune.models.loading import read_model_config
 from tune.modules import DecoderConfig, LongRopeScaling, TransformerDecoder
@@ -186,6 +187,38 @@ def test_long_scaling_of_phi_under_its_names_and_with_its_own_magnitude(kind: st
     written = family.write_hf_config(config)
     assert set(written["rope_scaling"]) == {"type", "short_factor", "long_factor", "attention_factor"}
     assert family.read_hf_config(written) == config
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "said"),
+    [
+        ("gemma", {"norm_offset": 0.0}, "norm_offset 0.0, which would be read as 1.0"),
+        ("gemma2", {"embed_scale": 1.0}, "embed_scale 1.0"),
+        ("gemma3", {"rope_scaling": None, "local_rope_base": None}, "local_rope_base None"),
+        ("phi3-window", {"sliding_layers": (0, 2)}, "sliding_layers (0, 2)"),
+        ("olmo2", {"norm_placement": "both"}, "norm_placement 'both'"),
+        ("mixtral", {"moe": None}, "moe None"),
+        ("qwen3-moe", {"nope_layers": (1,)}, "nope_layers (1,)"),
+    ],
+)
+def test_what_a_familys_file_cannot_say_is_not_saved(
+    case: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = model_of(tmp_path, case)
+    odd = TransformerDecoder(replace(model.config, **change), model.family)
+    with pytest.raises(CheckpointError) as error:
+        save_model(odd, tmp_path / "saved")
+    assert said in str(error.value)
+    assert not list((tmp_path / "saved").iterdir())
+
+
+def test_constants_that_lose_their_last_digits_are_saved(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "gemma2")
+    for scale in (0.1, 0.123456789, 250.5**-0.5):
+        odd = TransformerDecoder(replace(model.config, attn_scale=scale), model.family)
+        save_model(odd, tmp_path / f"saved{scale}")
+        found = tune.models.from_checkpoint(tmp_path / f"saved{scale}").config.attn_scale
+        assert found == pytest.approx(scale, rel=1e-9)
 
 
 NESTED_NAMES = [

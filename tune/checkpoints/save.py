@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,16 +119,50 @@ def describe_model(family: Family, config: DecoderConfig, tensors: list[LayoutTe
         family: the model's.
         config: its sizes.
         tensors: as they are written; the type of most of their bytes is the one that is named.
+
+    Raises:
+        CheckpointError: the family's config.json has no words for a constant of the model.
     """
+    content = family.write_hf_config(config)
+    _check_expressed(family, config, content)
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
     return {
         "architectures": [family.architectures[0]],
         "model_type": family.name,
-        **family.write_hf_config(config),
+        **content,
         "torch_dtype": _HF_DTYPES[max(sizes, key=lambda dtype: sizes[dtype])],
     }
+
+
+def _check_expressed(family: Family, config: DecoderConfig, content: dict[str, Any]) -> None:
+    """Read what is to be written: a model built by hand may have what its family's files cannot say."""
+    try:
+        again = family.read_hf_config(content)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"no config.json of the {family.name} family says what this model is: {error}"
+        ) from error
+    lost = [
+        f"{field.name} {getattr(config, field.name)!r}, which would be read as {getattr(again, field.name)!r}"
+        for field in fields(config)
+        if not _is_same(getattr(config, field.name), getattr(again, field.name))
+    ]
+    if lost:
+        raise CheckpointError(
+            f"config.json of the {family.name} family cannot express this model; nothing was written.\n  "
+            + "\n  ".join(lost)
+        )
+
+
+def _is_same(left: object, right: object) -> bool:
+    """Whether two constants are the same but for the last digits, which a way there and back may cost."""
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-9)
+    if is_dataclass(left) and type(left) is type(right):
+        return all(_is_same(value, getattr(right, name)) for name, value in vars(left).items())
+    return left == right
 
 
 def _prepare(directory: Path | str) -> Path:
