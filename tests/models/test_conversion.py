@@ -5,61 +5,27 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import shutil
-import signal
-import stat
-import subprocess
-import sys
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from cases_llama import CASES as LLAMA_CASES
+from conversion_checkpoints import VOCAB, assert_same, build, save_sharded, tensors_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tune.models
 from tune.checkpoints import open_weights, same_bits, save_meta, save_model
-from tune.errors import CheckpointError, ConfigError
-from tune.models import conversion
+from tune.errors import CheckpointError
 from tune.models.conversion import convert_checkpoint
-from tune.models.llama2 import llama2
-from tune.modules import TransformerDecoder
-
-VOCAB, LAYERS, HEADS, KV_HEADS, WIDTH, HIDDEN = 29, 3, 4, 2, 24, 20
-
-
-def build(**changes: Any) -> TransformerDecoder:
-    return llama2(VOCAB, LAYERS, HEADS, WIDTH, 33, num_kv_heads=KV_HEADS, intermediate_dim=HIDDEN, **changes)
-
-
-def tensors_of(directory: Path) -> dict[str, Tensor]:
-    source = open_weights(directory)
-    return {name: source.read(name).clone() for name in source}
-
-
-def assert_same(first: Path, second: Path) -> None:
-    left, right = tensors_of(first), tensors_of(second)
-    assert left.keys() == right.keys()
-    assert all(same_bits(left[name], right[name]) for name in left)
-
-
-def assert_untouched(directory: Path) -> None:
-    """Nothing stands there, or nothing was made."""
-    assert not directory.exists() or not list(directory.iterdir())
 
 
 @pytest.fixture
 def hf(tmp_path: Path) -> Path:
-    torch.manual_seed(3)
-    save_model(build().to(torch.bfloat16), tmp_path / "hf", max_shard_bytes=6000)
-    return tmp_path / "hf"
+    return save_sharded(tmp_path / "hf")
 
 
 def write_bins(hf: Path, directory: Path) -> Path:
@@ -269,272 +235,6 @@ def test_metas_downloads_keep_the_tokenizer_one_folder_above(
     (tmp_path / "llama" / "LICENSE").write_text("terms")
     report = convert_checkpoint(tmp_path / "llama" / "7b", tmp_path / "out")
     assert report.companions == ("LICENSE", "tokenizer.model")
-
-
-# ---- Refused before anything is written --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("words", "error", "said"),
-    [
-        ({"to": "gguf"}, ConfigError, "no layout 'gguf': only hf, meta, tune"),
-        ({"dtype": "int8"}, ConfigError, "no dtype 'int8'"),
-        ({"dest": "hf"}, CheckpointError, "is the source itself"),
-        ({"dest": "hf/inside"}, CheckpointError, "lie in one another"),
-        ({"dest": "."}, CheckpointError, "lie in one another"),
-        ({"dest": "full"}, CheckpointError, r"full holds model\.safetensors already.*--force"),
-        ({"dest": "notes"}, CheckpointError, r"notes holds n0, n1, n2, n3 and 3 more already"),
-        ({"dest": "file"}, CheckpointError, "file is a file"),
-        ({"dest": "file/below"}, CheckpointError, r"cannot be written: Not a directory"),
-        ({"src": "nowhere"}, CheckpointError, "no folder"),
-        ({"src": "notes"}, CheckpointError, "no model was found"),
-    ],
-)
-def test_what_cannot_be_meant(
-    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: dict[str, str], error: type, said: str
-) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "model.safetensors").touch()
-    (tmp_path / "notes").mkdir()
-    for number in range(7):
-        (tmp_path / "notes" / f"n{number}").touch()
-    (tmp_path / "file").touch()
-    before = sorted(tmp_path.rglob("*"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=said):
-        convert_checkpoint(**{"src": "hf", "dest": "out", **words})
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_family_without_that_layout_says_which_it_has(hf: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from dataclasses import replace
-
-    from tune.models.llama2.family import LLAMA
-
-    monkeypatch.setattr(
-        conversion,
-        "read_model_config",
-        lambda folder: (
-            replace(LLAMA, meta=None, torchtune=None),
-            tune.models.loading.read_model_config(folder)[1],
-        ),
-    )
-    for to, name in (("meta", "Meta"), ("tune", "torchtune")):
-        with pytest.raises(CheckpointError, match=rf"llama family has no {name} layout.*converted to hf$"):
-            convert_checkpoint(hf, tmp_path / "out", to)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_model_that_a_layout_cannot_describe_is_refused(tmp_path: Path) -> None:
-    reference = AutoModelForCausalLM.from_config(LLAMA_CASES["llama-biases"]())
-    reference.save_pretrained(tmp_path / "biased")
-    with pytest.raises(CheckpointError, match=r"no place for layers\.N\.attn\.q_proj\.bias"):
-        convert_checkpoint(tmp_path / "biased", tmp_path / "out", "meta")
-    assert not (tmp_path / "out").exists()
-    save_model(build(), tmp_path / "stretched")
-    config = json.loads((tmp_path / "stretched" / "config.json").read_text())
-    scaling = {"rope_type": "linear", "factor": 2.0}
-    (tmp_path / "stretched" / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
-    with pytest.raises(CheckpointError):
-        convert_checkpoint(tmp_path / "stretched", tmp_path / "out", "meta")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_configuration_that_lies_about_sizes_is_caught_at_once(hf: Path, tmp_path: Path) -> None:
-    config = json.loads((hf / "config.json").read_text())
-    for change, said in (
-        ({"num_hidden_layers": 10**9}, "num_layers is 1000000000"),
-        ({"num_hidden_layers": 900}, "speaks of 900 layers"),
-        ({"vocab_size": 10**12}, "do not fit the model"),
-        ({"num_hidden_layers": 0}, "num_layers is 0"),
-        ({"num_hidden_layers": 2}, "unknown to the model"),
-    ):
-        (hf / "config.json").write_text(json.dumps({**config, **change}))
-        started = time.monotonic()
-        with pytest.raises(CheckpointError, match=said):
-            convert_checkpoint(hf, tmp_path / "out")
-        assert time.monotonic() - started < 5
-    assert not (tmp_path / "out").exists()
-
-
-def test_room_on_the_disk_is_looked_at_first(
-    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"need 2\.21e-05 GB and .*/out has 1e-06 GB free"):
-        convert_checkpoint(hf, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-# ---- Ended on the way --------------------------------------------------------------------------------------
-
-
-class Stopping:
-    """Raises when the conversion has come to some place."""
-
-    def __init__(self, phase: str, error: BaseException) -> None:
-        self.phase, self.error, self.now = phase, error, ""
-
-    def start(self, phase: str, num_bytes: int) -> None:
-        self.now = phase
-
-    def advance(self, num_bytes: int) -> None:
-        if self.now == self.phase:
-            raise self.error
-
-
-@pytest.mark.parametrize("phase", ["write", "verify"])
-@pytest.mark.parametrize("to", ["hf", "meta", "tune"])
-@pytest.mark.parametrize("exists", [False, True])
-def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
-    hf: Path, tmp_path: Path, to: str, phase: str, exists: bool
-) -> None:
-    if exists:
-        (tmp_path / "out").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(hf, tmp_path / "out", to, progress=Stopping(phase, KeyboardInterrupt()))
-    assert (tmp_path / "out").exists() is exists
-    assert_untouched(tmp_path / "out")
-    convert_checkpoint(hf, tmp_path / "out", to)
-    tune.models.from_checkpoint(tmp_path / "out")
-
-
-def test_a_full_disk_is_said_and_leaves_nothing(hf: Path, tmp_path: Path) -> None:
-    # Files may not grow beyond a limit, which fails like a full disk: at once, or after some tensors.
-    code = (
-        "import resource, sys; from tune.models.conversion import convert_checkpoint; "
-        "from tune.errors import CheckpointError\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
-        f"try: convert_checkpoint({str(hf)!r}, {str(tmp_path / 'out')!r}, sys.argv[1])\n"
-        "except CheckpointError as error: print(error)"
-    )
-    for to, limit in (("hf", "9000"), ("meta", "9000")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, to, limit], capture_output=True, text=True, check=False
-        )
-        assert "cannot be written" in done.stdout, done.stderr
-        assert ("File too large" if to == "hf" else "is the disk full?") in done.stdout
-        assert not (tmp_path / "out").exists()
-
-
-def test_a_conversion_killed_midway_is_no_model_and_can_be_repeated(hf: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from tune.models.conversion import convert_checkpoint\n"
-        "class Killer:\n"
-        "    def start(self, phase, num_bytes): self.phase = phase\n"
-        "    def advance(self, num_bytes):\n"
-        f"        if self.phase == 'verify': os.kill(os.getpid(), {signal.SIGKILL:d})\n"
-        f"convert_checkpoint({str(hf)!r}, {str(tmp_path / 'out')!r}, progress=Killer())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".converting"]
-    with pytest.raises(CheckpointError, match="no model was found"):
-        tune.models.from_checkpoint(tmp_path / "out")
-    convert_checkpoint(hf, tmp_path / "out")
-    assert_same(hf, tmp_path / "out")
-    assert not (tmp_path / "out" / ".converting").exists()
-
-
-def test_killed_while_files_get_their_places_it_is_no_model_either(
-    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace: Callable[..., None] = os.replace
-    moved = []
-
-    def stop_after_three(source: Path, target: Path) -> None:
-        if Path(target).parent == tmp_path / "out":
-            moved.append(target)
-            if len(moved) > 3:
-                raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(hf, tmp_path / "out", max_shard_bytes=6000)
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError):
-        tune.models.from_checkpoint(tmp_path / "out")
-    convert_checkpoint(hf, tmp_path / "out")
-    assert_same(hf, tmp_path / "out")
-
-
-def test_two_conversions_into_one_folder_do_not_mix(hf: Path, tmp_path: Path) -> None:
-    class Second:
-        def start(self, phase: str, num_bytes: int) -> None:
-            with pytest.raises(CheckpointError, match="another conversion is writing"):
-                convert_checkpoint(hf, tmp_path / "out", "meta")
-
-        def advance(self, num_bytes: int) -> None: ...
-
-    convert_checkpoint(hf, tmp_path / "out", progress=Second())
-    assert_same(hf, tmp_path / "out")
-
-
-def test_force_replaces_a_model_and_nothing_else(hf: Path, tmp_path: Path) -> None:
-    save_model(build(), tmp_path / "out", max_shard_bytes=3000)
-    (tmp_path / "out" / "diary.txt").write_text("mine")
-    with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(
-            hf, tmp_path / "out", "meta", force=True, progress=Stopping("verify", KeyboardInterrupt())
-        )
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3  # the old one is still whole
-    tune.models.from_checkpoint(tmp_path / "out")
-    convert_checkpoint(hf, tmp_path / "out", "meta", force=True)
-    held = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert held == ["consolidated.00.pth", "diary.txt", "params.json"]
-
-
-def test_what_does_not_read_back_the_same_is_not_kept(
-    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = conversion.write_shards
-
-    def write_badly(folder: Path, *rest: Any) -> None:
-        write(folder, *rest)
-        file = folder / "model.safetensors"
-        content = bytearray(file.read_bytes())
-        content[-5] ^= 1
-        file.write_bytes(content)
-
-    monkeypatch.setattr(conversion, "write_shards", write_badly)
-    with pytest.raises(CheckpointError, match="reads back with other values"):
-        convert_checkpoint(hf, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-# ---- Odd surroundings --------------------------------------------------------------------------------------
-
-
-def test_a_source_that_may_only_be_read_is_enough(hf: Path, tmp_path: Path) -> None:
-    for path in [*hf.iterdir(), hf]:
-        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
-    try:
-        convert_checkpoint(hf, tmp_path / "out", "meta")
-        assert sorted(path.name for path in hf.iterdir()) == sorted(
-            ["config.json", "model.safetensors.index.json", *(file.name for file in hf.glob("*.safetensors"))]
-        )
-    finally:
-        hf.chmod(0o755)
-
-
-@pytest.mark.parametrize("name", ["a b'c\"", "ünï 模型", "-dash", "new\nline", "*?[x]"])
-def test_names_of_folders_may_be_anything(hf: Path, tmp_path: Path, name: str) -> None:
-    shutil.copytree(hf, tmp_path / name / "in")
-    convert_checkpoint(tmp_path / name / "in", tmp_path / name / "out", "meta")
-    convert_checkpoint(tmp_path / name / "out", tmp_path / "back")
-    assert_same(hf, tmp_path / "back")
-
-
-def test_links_into_a_cache_are_followed(hf: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "snapshot"
-    linked.mkdir()
-    for path in hf.iterdir():
-        (linked / path.name).symlink_to(path)
-    convert_checkpoint(linked, tmp_path / "out")
-    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
-    assert_same(hf, tmp_path / "out")
 
 
 # ---- Every family ------------------------------------------------------------------------------------------
