@@ -496,7 +496,8 @@ def test_the_first_failure_ends_the_others(hub: HubServer, tmp_path: Path) -> No
 def test_the_record_survives_nonsense(tmp_path: Path) -> None:
     assert read_origin(tmp_path) is None
     (tmp_path / ".tune_download").mkdir()
-    for text in ("", "[]", "{}", '{"repo": 1}', json.dumps({"repo": "a/b", "commit": "c", "files": 3})):
+    for text in ("", "[]", "{}", '{"repo": 1}', json.dumps({"repo": "a/b", "commit": "c", "files": 3}),
+                 json.dumps({"repo": "a/b](http://x)", "commit": "c", "files": {}})):  # fmt: skip
         (tmp_path / ".tune_download" / "origin.json").write_text(text)
         assert read_origin(tmp_path) is None
 

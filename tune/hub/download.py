@@ -20,6 +20,7 @@ from tune.errors import HubError
 from tune.hub.connection import Hub
 from tune.hub.listing import RemoteFile, Repository
 from tune.hub.selection import Selection
+from tune.hub.short_names import is_repository
 from tune.hub.transfer import WORK_FOLDER, Stopped, fetch_file, holds, partial_file
 from tune.utils import get_logger
 
@@ -67,9 +68,10 @@ def read_origin(folder: Path) -> Origin | None:
     """Return where the model in `folder` was downloaded from, or None if nobody noted it."""
     try:
         content = json.loads((folder / WORK_FOLDER / RECORD).read_text(encoding="utf-8"))
-        return Origin(str(content["repo"]), str(content["commit"]), dict(content["files"]))
+        origin = Origin(str(content["repo"]), str(content["commit"]), dict(content["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return origin if is_repository(origin.repo) else None
 
 
 def download(hub: Hub, repository: Repository, selection: Selection, folder: Path, progress: Progress) -> int:
