@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Definition = dict[str, Any]
 
+# More ids than this without a token, and the library takes minutes and gigabytes.
+_LARGEST_GAP = 100_000
+
 
 def build_backend(definition: Definition | str, path: Path) -> tokenizers.Tokenizer:
     """Returns the library's tokenizer for the content of a tokenizer.json, without truncation or padding.
@@ -47,6 +50,12 @@ def check_definition(definition: Definition, path: Path, content: bytes) -> None
     entries = definition.get("added_tokens")
     if entries is not None and not isinstance(entries, list):
         raise TokenizerError(f"{path}: added_tokens is a {type(entries).__name__}, expected a list")
+    ids = model["vocab"].values() if isinstance(model["vocab"], dict) else ()
+    largest = max((token_id for token_id in ids if isinstance(token_id, int)), default=0)
+    if largest > len(ids) + _LARGEST_GAP:
+        raise TokenizerError(
+            f"{path}: {len(ids)} tokens have ids up to {largest}; no model has a vocabulary with so many left out"
+        )
     prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
     # The library cuts the prefix off unseen, and takes the process down where it is not there.
     if prefix and isinstance(prefix, str) and isinstance(merges, list):

@@ -12,7 +12,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tune.errors import TokenizerError
 from tune.tokenizers.hf_backend import encode_raw
 from tune.tokenizers.settings import AddedToken
 
@@ -23,7 +22,6 @@ Span = tuple[int, int]
 
 # Supplementary Private Use Area-A: no character there has a meaning, and no normalisation changes it.
 _FIRST, _LAST, _BLOCK = 0xF0000, 0xFFFF0, 16
-_LARGEST_GAP = 100_000
 
 
 def unused_block(texts: Iterable[str]) -> int:
@@ -112,11 +110,6 @@ def _fill_gaps(backend: tokenizers.Tokenizer, vocab_size: int, block: int) -> No
     first = _marker(0, block) + chr(block)
     backend.add_tokens([first])
     num_missing = vocab_size - 1 - int(backend.token_to_id(first) or 0)
-    if num_missing > _LARGEST_GAP:
-        raise TokenizerError(
-            f"the vocabulary's {backend.get_vocab_size()} tokens have ids up to {vocab_size - 1}: "
-            f"{num_missing} are left out, which is no vocabulary that a model was trained with"
-        )
     if num_missing > 0:
         backend.add_tokens([_marker(index, block) + chr(block) for index in range(1, num_missing + 1)])
 
