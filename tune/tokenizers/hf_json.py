@@ -78,15 +78,14 @@ class HFTokenizer(BaseTokenizer):
         if settings is None:
             settings = read_settings(self.path.parent)
         super().__init__(settings.max_seq_len if max_seq_len is None else max_seq_len, prompt_template)
-        text: str | Definition
+        content = b""
+        text: str | Definition = definition or ""
         if definition is None:
             content = read_tokenizer_file(self.path)
             definition = parse_json(self.path, content, "tokenizer.json")
-            check_definition(definition, self.path, content)
             # As it stands: writing it anew takes as long as reading it.
             text = content.decode("utf-8-sig", errors="replace")
-        else:
-            text = definition
+        check_definition(definition, self.path, content)
         backend = build_backend(text, self.path)
         join_added_tokens(backend, settings, definition, self.path)
         self._backend = drop_tokens_without_row(backend, settings, self.path)
