@@ -15,10 +15,11 @@ from cases_llama import CASES as LLAMA_CASES
 from conversion_checkpoints import VOCAB, assert_same, build, save_sharded, tensors_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tune.models
 from tune.checkpoints import open_weights, same_bits, save_meta, save_model
+from tune.cli.main import main
 from tune.errors import CheckpointError
 from tune.models.conversion import convert_checkpoint
 
@@ -235,6 +236,43 @@ def test_metas_downloads_keep_the_tokenizer_one_folder_above(
     (tmp_path / "llama" / "LICENSE").write_text("terms")
     report = convert_checkpoint(tmp_path / "llama" / "7b", tmp_path / "out")
     assert report.companions == ("LICENSE", "tokenizer.model")
+
+
+def test_what_was_converted_goes_on_from_a_prompt_exactly_as_the_reference(
+    tmp_path: Path, spm_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(4)
+    config = LLAMA_CASES["llama"]()
+    config.vocab_size, config.max_position_embeddings = 600, 512
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    reference.save_pretrained(tmp_path / "made")
+    shutil.copy(spm_file, tmp_path / "made" / "tokenizer.model")
+    convert_checkpoint(tmp_path / "made", tmp_path / "meta", "meta")
+    convert_checkpoint(tmp_path / "meta", tmp_path / "tune", "tune")
+    convert_checkpoint(tmp_path / "tune", tmp_path / "hf", "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = tokenizer("seven green apples", return_tensors="pt").input_ids
+    reference.generation_config.eos_token_id = None
+    with torch.no_grad():
+        tokens = reference.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0)[
+            0, ids.shape[1] :
+        ]
+    expected = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    words = [
+        "prompt=seven green apples",
+        "max_new_tokens=200",
+        "ignore_eos=true",
+        "temperature=0",
+        "device=cpu",
+    ]
+    for layout in ("meta", "tune", "hf"):
+        capsys.readouterr()
+        told = [*words, f"model_checkpoint={tmp_path / layout}", "log_level=WARNING"]
+        assert main(["run", "generate", *told]) == 0
+        assert capsys.readouterr().out == expected + "\n", layout
 
 
 # ---- Every family ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tune.checkpoints.file_formats import TensorInfo
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
 from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout
-from tune.checkpoints.save import MAX_SHARD_BYTES, describe_model, save_meta, save_model
+from tune.checkpoints.save import MAX_SHARD_BYTES, describe_model, save_meta, save_model, token_ids
 from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import write_json, write_pickle, write_shards
 
@@ -36,6 +36,7 @@ __all__ = [
     "save_model",
     "staged_directory",
     "tensors_in_layout",
+    "token_ids",
     "write_json",
     "write_pickle",
     "write_shards",

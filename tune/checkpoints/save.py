@@ -66,7 +66,7 @@ def save_model(
     family = require_family(model)
     folder = _prepare(directory)
     tensors = tensors_in_layout(ModelWeights(model), family.hf, model.config, dtype=dtype)
-    config = describe_model(family, model.config, tensors) | _token_ids(tokenizer)
+    config = describe_model(family, model.config, tensors) | token_ids(tokenizer)
     try:
         write_shards(folder, tensors, max_shard_bytes)
         write_json(folder / "config.json", config)
@@ -188,10 +188,11 @@ def _write_tokenizer(folder: Path, tokenizer: TokenizerFiles) -> None:
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
     tokenizer.write_settings(folder)
     if not (folder / "generation_config.json").exists():
-        write_json(folder / "generation_config.json", _token_ids(tokenizer))
+        write_json(folder / "generation_config.json", token_ids(tokenizer))
 
 
-def _token_ids(tokenizer: TokenizerFiles | None) -> dict[str, Any]:
+def token_ids(tokenizer: TokenizerFiles | None) -> dict[str, Any]:
+    """Return what config.json says of a tokenizer."""
     if tokenizer is None:
         return {}
     stops = list(tokenizer.stop_ids)

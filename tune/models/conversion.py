@@ -25,6 +25,7 @@ from tune.checkpoints import (
     same_bits,
     staged_directory,
     tensors_in_layout,
+    token_ids,
     write_json,
     write_pickle,
     write_shards,
@@ -277,8 +278,8 @@ def _write_description(plan: _Plan, staging: Path, to: str) -> list[str]:
         reason = str(error).splitlines()[0].partition(";")[0].replace(str(staging), str(plan.folder))
         return [f"no tokenizer was carried over: {reason}"]
     tokenizer.write_settings(staging)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    write_json(staging / "config.json", {**plan.description, **ids, **plan.description})
+    # What the source says itself counts more.
+    write_json(staging / "config.json", {**plan.description, **token_ids(tokenizer), **plan.description})
     return []
 
 

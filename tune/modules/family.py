@@ -91,7 +91,7 @@ class Family:
         hf: layout of Hugging Face checkpoints.
         hf_variants: other names that such checkpoints have had; they are read, never written.
         meta: layout of Meta's consolidated files, for families that have one.
-        torchtune: layout of torchtune's own files; they are read, never written.
+        torchtune: layout of torchtune's own files, for families it had; they are written by conversion alone.
         read_hf_config: config.json's content to sizes; raises CheckpointError on what it does not understand.
         write_hf_config: sizes to config.json's content.
         read_meta_config: params.json's content and the shapes of the weights to sizes.
