@@ -36,6 +36,11 @@ def test_older_and_newer_files_say_the_same(tmp_path: Path) -> None:
     newer |= {"rope_parameters": scaling, "dtype": "bfloat16", "head_dim": 128}
     assert described(tmp_path, newer) == older
     assert older.rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    both = LLAMA | LONG | {"rope_parameters": scaling}
+    assert described(tmp_path, both) == older
+    for change in ({"factor": 9.0}, {"rope_theta": 1e4}):
+        with pytest.raises(CheckpointError, match="`rope_scaling` and `rope_parameters` say different"):
+            described(tmp_path, both | {"rope_parameters": scaling | change})
     # The first files with scaled positions called its kind `type`.
     spelt = LONG["rope_scaling"] | {"type": "llama3"}
     del spelt["rope_type"]

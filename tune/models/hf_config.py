@@ -93,15 +93,24 @@ def read_rope(
     base = fields.number("rope_theta", base)
     fraction = _fraction(fields, 1.0, partial)
     scaling: RopeScaling | None = None
+    found = []
     for name in ("rope_scaling", "rope_parameters"):
-        inner = ConfigFields(fields.mapping(name), name)
+        content = fields.mapping(name)
+        if not content:
+            continue
+        inner = ConfigFields(content, name)
         base = inner.number("rope_theta", base)
         fraction = _fraction(inner, fraction, partial)
-        scaling = read_scaling(inner, fields, sizes["max_seq_len"]) or scaling
+        scaling = read_scaling(inner, fields, sizes["max_seq_len"])
+        found.append((base, fraction, scaling))
         try:
             inner.finish()
         except CheckpointError as error:
             fields.problem(str(error).replace("\n  ", "\n    "))
+    if len(set(found)) > 1:
+        fields.problem(
+            "`rope_scaling` and `rope_parameters` say different things of the rotary positions; keep the right one"
+        )
     rotary_dim = int(sizes["head_dim"] * fraction)
     return {
         "rope_base": base,
