@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
             "GatedRepo",
             ["the dataset some/data is gated", "accept them at {url}/datasets/some/data", "HF_TOKEN"],
         ),
-        (500, "", ["problem of its own (HTTP 500)", "Without network, give a local json"]),
+        (418, "", ["refused the request (HTTP 418)", "Without network, give a local json"]),
     ],
 )
 def test_what_is_said_when_the_hub_refuses(

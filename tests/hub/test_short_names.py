@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tune.cli.catalogue import list_configs
 from tune.errors import HubError
 from tune.hub.short_names import SHORT_NAMES, is_repository, nearest_names, repository_of
 
@@ -33,6 +34,16 @@ def test_a_size_in_the_name_stands_in_the_repository(short: str, repo: str) -> N
     for sign, words in {"-instruct": ("instruct", "-it"), "-chat": ("chat",), "-base": ("base",)}.items():
         if sign in short:
             assert any(word in repo.casefold() for word in words)
+
+
+def test_configs_look_where_a_download_lands() -> None:
+    folders = {repo.partition("/")[2] for repo in ALL.values()}
+    for config in list_configs():
+        for line in config.file.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model_checkpoint: checkpoints/"):
+                assert line.split("/", 1)[1].strip() in folders, (
+                    f"{config.name}: no short name lands in {line}"
+                )
 
 
 @pytest.mark.parametrize(
