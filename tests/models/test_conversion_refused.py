@@ -236,6 +236,7 @@ def test_two_conversions_into_one_folder_do_not_mix(hf: Path, tmp_path: Path) ->
 def test_force_replaces_a_model_and_nothing_else(hf: Path, tmp_path: Path) -> None:
     save_model(build(), tmp_path / "out", max_shard_bytes=3000)
     (tmp_path / "out" / "diary.txt").write_text("mine")
+    (tmp_path / "out" / "tokenizer.json").write_text("the old model's")
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(
             hf, tmp_path / "out", "meta", force=True, progress=Stopping("verify", KeyboardInterrupt())

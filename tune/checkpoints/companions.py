@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tune.errors import CheckpointError
 
-_PATTERNS = (
-    # tokenizers of every kind, and their chat templates
+# Tokenizers of every kind with their chat templates, and how to generate.
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer.model.v*", "tokenizer_config.json"),
     *(
         "special_tokens_map.json",
@@ -20,7 +20,10 @@ _PATTERNS = (
         "tekken.json",
     ),
     *("chat_template.json", "chat_template.jinja", "generation_config.json"),
-    # terms and description, in any case of letters
+)
+# Terms and description, in any case of letters.
+_PATTERNS = (
+    *TOKENIZER_FILES,
     *("license*", "licence*", "notice*", "copying*", "use_policy*", "readme*", "model_card*"),
 )
 _FOLDERS = {"additional_chat_templates": "*.jinja"}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tune.checkpoints.companions import TOKENIZER_FILES
 from tune.checkpoints.save import WEIGHT_FILES
 from tune.errors import CheckpointError
 
@@ -27,7 +28,8 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         directory: made if needed; it must be empty.
-        force: it may hold things: a model's weights and configuration are replaced when the new ones are whole.
+        force: it may hold things: a model's weights, configuration and tokenizer are removed when the new ones are
+            whole, and files of the same names are replaced.
 
     Raises:
         CheckpointError: there is something in `directory`, another conversion writes to it, or it cannot be written.
@@ -98,7 +100,11 @@ def _move_in(directory: Path, staging: Path) -> None:
     (staging / _MOVED).write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
     _flush(staging / _MOVED)
     _flush(staging)
-    for pattern in (*_CONFIGURATIONS, *WEIGHT_FILES):  # the configuration first: from here on it is no model
+    for pattern in (
+        *_CONFIGURATIONS,
+        *WEIGHT_FILES,
+        *TOKENIZER_FILES,
+    ):  # the configuration first: from here on it is no model
         for old in directory.glob(pattern):
             old.unlink()
     for file in sorted(files, key=lambda file: file.name in _CONFIGURATIONS):

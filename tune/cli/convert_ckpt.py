@@ -131,6 +131,9 @@ COMMAND = Command(
         Option(
             ("--dtype",), "What the weights become: fp32, fp16 or bf16; as they are if left out.", "DTYPE"
         ),
-        Option(("--force", "-f"), "Replace a model that DEST holds; its other files are left alone."),
+        Option(
+            ("--force", "-f"),
+            "Replace a model that DEST holds, with its tokenizer; other files are left alone.",
+        ),
     ),
 )

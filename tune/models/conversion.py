@@ -125,7 +125,7 @@ def convert_checkpoint(
         to: "hf" (safetensors, with an index where there are several), "meta" (consolidated.00.pth with params.json)
             or "tune" (torchtune's names in one file, with a config.json beside it).
         dtype: what the weights become, "fp32", "fp16" or "bf16"; None: what they are, tensor by tensor.
-        force: replace a model that `dest` holds; other files in it are left alone.
+        force: replace a model that `dest` holds, its tokenizer and terms included; other files are left alone.
         max_shard_bytes: size of one safetensors file.
         progress: is told of every few megabytes.
 
