@@ -129,11 +129,6 @@ def test_each_kind_is_told_from_its_content(make_folder, spm_file, tmp_path):
     (folder / "tokenizer.model").unlink()
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json or tokenizer\.model"):
         from_checkpoint(folder)
-    (folder / "tekken.json").write_text(json.dumps({"config": {}, "vocab": []}))
-    with pytest.raises(TokenizerError, match=r"tekken\.json.*tokenizer\.json: copy it in"):
-        from_checkpoint(folder)
-    with pytest.raises(TokenizerError, match=r"it is a tekken\.json of Mistral"):
-        from_checkpoint(folder / "tekken.json")
 
 
 def test_a_saved_step_holds_any_kind(make_folder, tmp_path):

@@ -16,6 +16,7 @@ from tune.tokenizers.protocol import Tokenizer
 from tune.tokenizers.segments import Segment, tokenize_segments
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.stream import StreamDecoder
+from tune.tokenizers.tekken import tekken_tokenizer
 from tune.tokenizers.templates import PromptTemplate, get_prompt_template
 from tune.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tune.tokenizers.vocab_merges import vocab_merges_tokenizer
@@ -35,6 +36,7 @@ __all__ = [
     "auto",
     "from_checkpoint",
     "get_prompt_template",
+    "tekken_tokenizer",
     "tokenize_conversation",
     "tokenize_examples",
     "tokenize_segments",

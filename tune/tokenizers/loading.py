@@ -11,13 +11,14 @@ from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.recognise import kind_of, read_tokenizer_file, why_not
 from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
 from tune.tokenizers.spm import SentencePieceTokenizer
+from tune.tokenizers.tekken import tekken_tokenizer
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tune.tokenizers.vocab_merges import vocab_merges_tokenizer
 from tune.utils.paths import expand_path
 
 # In this order: tokenizer.json is what other tools read first, too.
-_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken", "vocab.json")
+_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken", "tekken.json", "vocab.json")
 # Under these names a file belongs to the settings that stand beside it.
 _OWN_NAMES = (*_FILE_NAMES, "tiktoken.model")
 
@@ -28,9 +29,9 @@ def from_checkpoint(
     """Returns the tokenizer that stands in a model's directory.
 
     Files are tried in this order: `tokenizer.json`; `tokenizer.model`, which may be SentencePiece's or tiktoken's;
-    `qwen.tiktoken`; `vocab.json` with `merges.txt`. What `tokenizer_config.json`, `generation_config.json` and
-    `config.json` say beside it is honoured: special tokens, whether a BOS is used, what ends a generation, the
-    longest sequence, and the chat template.
+    `qwen.tiktoken`; `tekken.json`; `vocab.json` with `merges.txt`. What `tokenizer_config.json`,
+    `generation_config.json` and `config.json` say beside it is honoured: special tokens, whether a BOS is used,
+    what ends a generation, the longest sequence, and the chat template.
 
     Args:
         directory: holds one of these files (or, as Meta ships it, its parent directory does); or the file itself;
@@ -96,7 +97,9 @@ def _read(
         return HFTokenizer(file, limit, prompt_template, settings=settings)
     if kind == "vocab.json" and (file.parent / "merges.txt").is_file():
         return vocab_merges_tokenizer(str(file), max_seq_len=limit, prompt_template=prompt_template)
-    if kind == "tekken" or file.suffix == ".json":
+    if kind == "tekken":
+        return tekken_tokenizer(str(file), limit, prompt_template, settings)
+    if file.suffix == ".json":
         raise TokenizerError(why_not("tokenizer", file, content))
     return SentencePieceTokenizer(file, limit, prompt_template, settings=settings)
 
@@ -121,11 +124,6 @@ def _find(place: Path) -> tuple[Path, Path | None]:
 def _what_is_missing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    if "tekken.json" in names:
-        return (
-            f"{folder} holds a tekken.json, which is Mistral's own form; the Hugging Face download of the same "
-            "model has a tokenizer.json: copy it in"
-        )
     if "vocab.json" in names:
         return f"{folder} holds a vocab.json without its merges.txt; copy in that, or the tokenizer.json"
     return (

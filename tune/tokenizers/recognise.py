@@ -66,7 +66,7 @@ _SEEMS: dict[Kind, str] = {
     "tiktoken": "it is a tiktoken vocabulary (as of Llama 3)",
     "tokenizer.json": "it is a tokenizer.json of Hugging Face",
     "vocab.json": "it is JSON of another kind, such as settings or a bare vocabulary",
-    "tekken": "it is a tekken.json of Mistral; the Hugging Face download of the model has a tokenizer.json",
+    "tekken": "it is a tekken.json of Mistral",
     "unknown": "its content cannot be parsed; it may be cut short or damaged",
 }
 
