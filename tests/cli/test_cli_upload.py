@@ -102,6 +102,24 @@ def test_an_adapter(tune, ann: HubServer, tmp_path: Path) -> None:
     assert ann.repos["ann/lora"].log[0]["summary"] == "my adapter"
 
 
+def test_a_step_with_both_says_so(tune, ann: HubServer, tmp_path: Path) -> None:
+    with write_step(tmp_path / "out", 5) as staged:
+        shutil.copytree(TINY, staged / "model")
+        (staged / "adapter").mkdir()
+        (staged / "adapter" / "adapter_config.json").write_text("{}")
+        shutil.copy(TINY / "model.safetensors", staged / "adapter" / "adapter_model.safetensors")
+    outcome = tune("upload", "out", "ann/both")
+    assert outcome.code == 0, outcome.err
+    assert "adapter_config.json" not in files_on(ann, "ann/both")
+    assert f"give {tmp_path}/out/step_000005/adapter" in outcome.err
+    assert tune("upload", "out/step_000005/adapter", "ann/adapter").code == 0
+    assert set(files_on(ann, "ann/adapter")) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+
+
 def test_a_folder_of_no_run_keeps_its_own_card(tune, ann: HubServer, tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "m")
     (tmp_path / "m" / "README.md").write_text("# mine\n")

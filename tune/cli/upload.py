@@ -99,6 +99,11 @@ def _overview(plan: UploadPlan, parcel: Parcel, lineage: Lineage) -> str:
     ]
     total = sum(file.size for file in plan.files)
     lines.append(f"  {len(rows)} files, {format_size(total)}; nothing else of the folder is sent")
+    adapter = parcel.folder.resolve().parent / "adapter"
+    if parcel.kind == "model" and adapter.is_dir():
+        lines.append(
+            f"  the step holds an adapter, too; to send that instead, give {printable(str(adapter))}"
+        )
     if lineage.base is None or lineage.base.repo is None:
         lines.append("  the card names no base model on the hub; --base-model owner/name states it")
     return "\n".join(lines) + "\n"
