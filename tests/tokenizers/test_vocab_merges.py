@@ -83,6 +83,22 @@ def test_families_are_told_apart_by_the_models_configuration(folder, model):
         vocab_merges_tokenizer(str(folder), family="bert")
 
 
+def test_the_two_files_alone_are_enough(folder, model):
+    (folder / "tokenizer_config.json").unlink()
+    files = [str(folder / "vocab.json"), str(folder / "merges.txt")]
+    ours, size = vocab_merges_tokenizer(*files, family="qwen2"), len(model["vocab"])
+    same_ids(ours, transformers.Qwen2Tokenizer(*files))
+    assert ours.special_tokens == {text: size + place for place, text in enumerate(SPECIAL)}
+    assert (ours.eos_id, ours.pad_id, ours.bos_ids) == (size, size, ())
+    with pytest.raises(TokenizerError, match="ends a text"):
+        vocab_merges_tokenizer(*files)
+    (folder / "vocab.json").write_text(json.dumps({**model["vocab"], "<|endoftext|>": size}))
+    ours = vocab_merges_tokenizer(*files)
+    same_ids(ours, transformers.GPT2Tokenizer(*files))
+    assert ours.eos_id == size
+    assert size not in ours.encode("a <|endoftext|>", add_eos=False)
+
+
 def test_a_tokenizer_json_beside_them_is_read_instead(folder):
     content = train("llama3")
     (folder / "tokenizer.json").write_text(json.dumps(content))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.recognise import parse_json, read_tokenizer_file
-from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
+from tune.tokenizers.settings import AddedToken, TokenizerSettings, read_json, read_settings
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.tokenizers.tiktoken_families import LLAMA3_PATTERN, QWEN_PATTERN
 from tune.utils.paths import expand_path
@@ -23,6 +24,9 @@ def _cut(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, _BYTES]}
 
 
+_END = "<|endoftext|>"
+# They follow the vocabulary, which does not hold them.
+_QWEN2_SPECIAL = (_END, "<|im_start|>", "<|im_end|>")
 # How each family cuts words, and whether it composes characters first.
 _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "gpt2": (_GPT2, None),
@@ -72,7 +76,12 @@ def vocab_merges_tokenizer(
             f"{file} is no vocab.json: it should hold tokens with their ids, such as {{'the': 262}}"
         )
     merges = _read_merges(expand_path(merges_file) if merges_file else folder / "merges.txt", vocab)
-    splitter, normalizer = _steps(family, settings, folder)
+    family = family or _family_of(settings, folder)
+    if family not in _FAMILIES:
+        raise TokenizerError(f"there is no family {family!r} of vocab.json; known are {', '.join(_FAMILIES)}")
+    splitter, normalizer = _FAMILIES[family]
+    if not settings.names and not settings.added:
+        settings = _with_usual_tokens(settings, family, vocab)
     definition: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
@@ -88,18 +97,22 @@ def vocab_merges_tokenizer(
     )
 
 
-def _steps(
-    family: str | None, settings: TokenizerSettings, folder: Path
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if family is None:
-        config = read_json(folder / "tokenizer_config.json")
-        kind = f"{settings.model_type} {config.get('tokenizer_class')}".lower()
-        # Phi-4 calls itself phi3, as does the Phi-3 that has a SentencePiece model.
-        known = {"qwen": "qwen2", "phi": "phi4", "llama": "smollm", "smollm": "smollm"}
-        family = next((name for key, name in known.items() if key in kind), "gpt2")
-    if family not in _FAMILIES:
-        raise TokenizerError(f"there is no family {family!r} of vocab.json; known are {', '.join(_FAMILIES)}")
-    return _FAMILIES[family]
+def _family_of(settings: TokenizerSettings, folder: Path) -> str:
+    config = read_json(folder / "tokenizer_config.json")
+    kind = f"{settings.model_type} {config.get('tokenizer_class')}".lower()
+    # Phi-4 calls itself phi3, as does the Phi-3 that has a SentencePiece model.
+    known = {"qwen": "qwen2", "phi": "phi4", "llama": "smollm", "smollm": "smollm"}
+    return next((name for key, name in known.items() if key in kind), "gpt2")
+
+
+def _with_usual_tokens(settings: TokenizerSettings, family: str, vocab: dict[str, int]) -> TokenizerSettings:
+    """Returns the settings that the reference's classes have where no file says anything."""
+    end = AddedToken(_END, special=True, normalized=False)
+    if family == "qwen2":
+        first = max(vocab.values()) + 1
+        added = {first + place: replace(end, content=text) for place, text in enumerate(_QWEN2_SPECIAL)}
+        return replace(settings, names={"eos_token": end, "pad_token": end}, added=added)
+    return replace(settings, names={"eos_token": end}) if _END in vocab else settings
 
 
 def _read_merges(file: Path, vocab: dict[str, int]) -> list[list[str]]:
