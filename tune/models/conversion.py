@@ -274,10 +274,10 @@ def _write_description(plan: _Plan, staging: Path, to: str) -> list[str]:
 
     try:
         tokenizer = from_checkpoint(staging)
+        tokenizer.write_settings(staging)
     except TokenizerError as error:
         reason = str(error).splitlines()[0].partition(";")[0].replace(str(staging), str(plan.folder))
-        return [f"no tokenizer was carried over: {reason}"]
-    tokenizer.write_settings(staging)
+        return [f"other tools may find no tokenizer: {reason}"]
     # What the source says itself counts more.
     write_json(staging / "config.json", {**plan.description, **token_ids(tokenizer), **plan.description})
     return []
