@@ -162,8 +162,8 @@ class TiktokenTokenizer(BaseTokenizer):
         bos = self.token(self.bos_id) if self.bos_ids else None
         if bos is not None and bos not in self.special_tokens:
             raise TokenizerError(
-                f"bos_token_id {self.bos_id} is {bos!r} in {self.path}, which is no special token: the ids in config.json "
-                "or generation_config.json belong to another tokenizer"
+                f"bos_token_id {self.bos_id} is {bos!r} in {self.path}, which is no special token: the ids in "
+                "config.json or generation_config.json belong to another tokenizer"
             )
         return tokenizer_json(
             self._ranks, self.special_tokens, self._family.pattern, self._family.composes, bos
