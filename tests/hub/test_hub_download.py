@@ -372,6 +372,10 @@ def test_a_link_that_leads_out_is_refused(hub: HubServer, tmp_path: Path) -> Non
     (folder / "sub").symlink_to(outside)
     with pytest.raises(HubError, match=r"sub/notes.md of a/b would be written outside"):
         fetch(hub, folder)
+    shutil.rmtree(folder / ".tune_download")
+    (folder / ".tune_download").symlink_to(outside)
+    with pytest.raises(HubError, match=r"would be written outside"):
+        fetch(hub, folder)
     assert list(outside.iterdir()) == []
 
 

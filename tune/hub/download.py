@@ -109,10 +109,10 @@ def _prepare(folder: Path, files: Sequence[RemoteFile], repository: Repository) 
     try:
         (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
         inside = folder.resolve()
-        for file in files:
-            if not (folder / file.name).parent.resolve().is_relative_to(inside):
+        for name in (f"{WORK_FOLDER}/{RECORD}", *(file.name for file in files)):
+            if not (folder / name).parent.resolve().is_relative_to(inside):
                 raise HubError(
-                    f"{file.name} of {repository.name} would be written outside {folder}, through a link that stands "
+                    f"{name} of {repository.name} would be written outside {folder}, through a link that stands "
                     "there; remove the link or give another --output-dir"
                 )
     except OSError as error:
