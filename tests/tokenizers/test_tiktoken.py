@@ -208,6 +208,20 @@ def test_settings_beside_it_go_before_the_family(files, tmp_path):
     assert from_checkpoint(tmp_path).vocab_size == first + 256
 
 
+def test_ids_of_another_tokenizer_in_the_configuration_say_nothing(files, tmp_path):
+    shutil.copyfile(files["llama3"], tmp_path / "tokenizer.model")
+    first = len(read_ranks(files["llama3"]))
+    config = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = from_checkpoint(tmp_path)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (first, first + 1, first + 4)
+    assert ours.stop_ids == (first + 1, first + 8, first + 9)
+    config["eos_token_id"] = [first + 9, first + 8]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = from_checkpoint(tmp_path)
+    assert (ours.eos_id, ours.stop_ids) == (first + 9, (first + 9, first + 8))
+
+
 def test_meta_keeps_it_one_folder_up(files, tmp_path):
     (tmp_path / "8B").mkdir()
     (tmp_path / "8B" / "params.json").write_text(json.dumps({"vocab_size": -1}))

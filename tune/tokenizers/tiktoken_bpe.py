@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -62,7 +62,8 @@ class TiktokenTokenizer(BaseTokenizer):
         self.special_tokens = self._special(settings)
         self._special_text = {token_id: text for text, token_id in self.special_tokens.items()}
         self.vocab_size = max(len(self._ranks), *(token_id + 1 for token_id in self._special_text))
-        roles = settle_roles(self, _with_defaults(settings, self._family), None)
+        settings = _with_defaults(settings, self._family, self._special_text)
+        roles = settle_roles(self, settings, None)
         self.bos_id, self.eos_id, self.pad_id = roles.bos_id, roles.eos_id, roles.pad_id
         self.special_token_names = roles.names
         usual = (self.special_tokens.get(text) for text in self._family.stops)
@@ -253,14 +254,22 @@ def _find_file(path: Path) -> Path:
     return path
 
 
-def _with_defaults(settings: TokenizerSettings, family: TiktokenFamily) -> TokenizerSettings:
-    """Returns settings in which the family says what the files do not."""
+def _with_defaults(
+    settings: TokenizerSettings, family: TiktokenFamily, special: Container[int]
+) -> TokenizerSettings:
+    """Returns settings in which the family says what the files do not.
+
+    A model's configuration may keep the ids of its class's defaults, which are words of this vocabulary: they say
+    nothing.
+    """
+    ids = {role: token_id for role, token_id in settings.ids.items() if token_id in special}
     names: dict[str, AddedToken | None] = {
         f"{role}_token": AddedToken(text, special=True)
         for role, text in (("bos", family.bos), ("eos", family.eos), ("pad", family.pad))
-        if text is not None and f"{role}_token_id" not in settings.ids
+        if text is not None and f"{role}_token_id" not in ids
     }
-    return replace(settings, names={**names, **settings.names})
+    stops = tuple(token_id for token_id in settings.stop_ids if token_id in special)
+    return replace(settings, names={**names, **settings.names}, ids=ids, stop_ids=stops)
 
 
 def _split_long(text: str, longest_text: int | None, longest_run: int) -> Iterator[str]:
