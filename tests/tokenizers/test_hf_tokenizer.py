@@ -475,3 +475,16 @@ def test_what_the_library_would_crash_on_is_explained(trained, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(TokenizerError, match="post_processor"):
         from_checkpoint(tmp_path)
+
+
+def test_ids_of_another_tokenizer_in_the_configuration_say_nothing(make_folder):
+    folder = make_folder("llama3")
+    (folder / "tokenizer_config.json").unlink()
+    config = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    ours = from_checkpoint(folder)
+    assert (ours.token(ours.bos_id), ours.token(ours.eos_id)) == ("<|begin_of_text|>", "<|end_of_text|>")
+    assert ours.pad_id == ours.eos_id
+    config["eos_token_id"] = ours.special_tokens["<|eot_id|>"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert from_checkpoint(folder).token(from_checkpoint(folder).eos_id) == "<|eot_id|>"

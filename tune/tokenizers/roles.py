@@ -43,11 +43,12 @@ def settle_roles(tokenizer: BaseTokenizer, settings: TokenizerSettings, bos_id: 
         found = None if token is None else tokenizer.token_id(token.content)
         if found is not None and settings.fits(found):
             ids[role] = found
-    size = tokenizer.vocab_size
+    size, special = tokenizer.vocab_size, set(tokenizer.special_tokens.values())
     for role in ("bos", "eos", "pad"):
         stated = settings.ids.get(f"{role}_token_id")
-        # `null` beside the tokenizer says that there is none, whatever the model's configuration keeps.
-        if f"{role}_token" not in settings.names and stated is not None and stated < size:
+        # `null` beside the tokenizer says that there is none, whatever the model's configuration keeps; and that
+        # may keep the ids of its class's defaults, which are words of this vocabulary.
+        if f"{role}_token" not in settings.names and stated in special:
             ids.setdefault(f"{role}_token", stated)
     if "eos_token" not in ids:
         ids["eos_token"] = _usual_eos(tokenizer, settings)
@@ -70,11 +71,11 @@ def settle_roles(tokenizer: BaseTokenizer, settings: TokenizerSettings, bos_id: 
 
 
 def _usual_eos(tokenizer: BaseTokenizer, settings: TokenizerSettings) -> int:
-    if settings.stop_ids and settings.stop_ids[0] < tokenizer.vocab_size:
-        return settings.stop_ids[0]
     found = [tokenizer.special_tokens[text] for text in _USUAL_EOS if text in tokenizer.special_tokens]
     if len(found) == 1:
         return found[0]
+    if settings.stop_ids and settings.stop_ids[0] < tokenizer.vocab_size:
+        return settings.stop_ids[0]
     raise TokenizerError(
         f"nothing says which token of {tokenizer.path} ends a text ({len(found)} of the usual ones are in it); "
         "put the model's tokenizer_config.json beside it, with its eos_token"
