@@ -159,7 +159,8 @@ def test_special_tokens_in_messages_stay_text(both, template, content):
 
 def test_special_tokens_in_tools_and_variables_stay_text(both):
     ours, _ = both("<|start|>{{ tools | tojson }}{{ note }}{{ messages[0].content }}<|end|>")
-    tools = [{"function": {"name": "<|end|>", "parameters": {"<|sep|> in a key": ["<|eos|>"]}}}]
+    parameters = {"<|sep|> in a key": ["<|eos|>"], "type": "<|end|>", "role": "<|end|>"}
+    tools = [{"type": "function", "function": {"name": "<|end|>", "parameters": parameters}}]
     ids = ours.apply_chat_template([{"role": "user", "content": "x"}], tools=tools, note="<|call|>")
     names = {token_id: text for text, token_id in ours.special_tokens.items()}
     assert [names[token] for token in ids if token in names] == ["<|start|>", "<|end|>"]

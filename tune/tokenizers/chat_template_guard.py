@@ -19,8 +19,8 @@ from tune.tokenizers.chat_template_render import ChatTemplate
 
 # Private use characters, of which two are taken that the data does not hold.
 _MARKS = tuple(map(chr, range(0xE000, 0xF8FF)))
-# Values that templates compare and build tokens of.
-_UNMARKED_KEYS = ("role", "type")
+# Keys of values that templates compare and build tokens of.
+_COMPARED_KEYS = ("role", "type")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Guard:
             return self._mark_text(value, marks)
         if isinstance(value, dict):
             return {
-                self.mark(key, marks): item
-                if key in _UNMARKED_KEYS and isinstance(item, str)
-                else self.mark(item, marks)
+                self.mark(key, marks): item if self._is_compared(key, item) else self.mark(item, marks)
                 for key, item in value.items()
             }
         if isinstance(value, list):
@@ -106,6 +104,10 @@ class Guard:
                 raise DataError(
                     f"message {number} has the role {message['role'][:40]!r}, which holds a special token"
                 )
+
+    def _is_compared(self, key: Any, item: Any) -> bool:
+        """Returns whether a value is a word that templates compare, which a seam would spoil."""
+        return key in _COMPARED_KEYS and isinstance(item, str) and not self._token.search(item)
 
     def _mark_text(self, text: str, marks: Marks) -> str:
         marked = self._start.sub(marks.mark, text)
