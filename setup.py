@@ -18,7 +18,7 @@ CORE = [
     "tokenizers>=0.20",
     "tiktoken>=0.7",
     "jinja2>=3.1",
-    "huggingface_hub>=0.25",
+    "huggingface_hub>=1.31",
     "datasets>=3",
     "pyarrow",
     "tqdm",
