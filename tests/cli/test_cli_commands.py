@@ -135,7 +135,9 @@ def test_cat_prints_recipes_and_files(tune, tmp_path: Path) -> None:
 
 def test_unknown_configs_suggest_the_nearest(tune) -> None:
     assert "did you mean llama2/7B_full?" in tune("cat", "llama2/7B_ful").err
-    assert "did you mean code_llama2/7B_full, gemma/7B_full, llama2/7B_full" in tune("validate", "7B_full").err
+    assert (
+        "did you mean code_llama2/7B_full, gemma/7B_full, llama2/7B_full" in tune("validate", "7B_full").err
+    )
     assert "did you mean qwen3/0.6B_full?" in tune("validate", "0.6B_full").err
     assert "is a folder" in tune("validate", ".").err
     assert "pipe or a device" in tune("validate", "/dev/null").err
