@@ -17,7 +17,7 @@ CORE = [
     "sentencepiece>=0.2",
     "tokenizers>=0.20",
     "tiktoken>=0.7",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",
     "huggingface_hub>=1.31",
     "datasets>=3",
     "pyarrow",
