@@ -1,29 +1,17 @@
-"""Every parameter of the full fine-tuning recipe: declared once, checked before anything starts."""
+"""The parameters of the full fine-tuning recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from tune.config.component import Component
-from tune.config.params import Problem, check_params, param
-from tune.config.slots import (
-    CHECKPOINTER,
-    COLLATE_FN,
-    DATASET,
-    LOSS,
-    LR_SCHEDULER,
-    METRIC_LOGGER,
-    MODEL,
-    OPTIMIZER,
-    PROFILER,
-    TOKENIZER,
-)
+from recipes.params.finetune import FinetuneParams
+from tune.config.params import Problem, param
 
 
 @dataclass(frozen=True)
-class FullFinetuneParams:
+class FullFinetuneParams(FinetuneParams):
     """Parameters of `full_finetune`: every weight of the model is trained."""
 
     recipe_names: ClassVar[tuple[str, ...]] = (
@@ -33,261 +21,15 @@ class FullFinetuneParams:
         "full_finetune_distributed",
     )
 
-    # --- Model: what is trained, and from which weights -------------------------------------------------
-    model: Component = param(
-        "auto",
-        slot=MODEL,
-        group="Model",
-        help="Architecture: a builder such as llama2_7b, or auto to build what the checkpoint describes.",
-    )
-    model_checkpoint: str | None = param(
-        None,
-        short_for="checkpointer.checkpoint_dir",
-        group="Model",
-        help="Folder with the weights to start from (Hugging Face or Meta layout).",
-    )
-    checkpointer: Component = param(
-        "tune.training.FullModelCheckpointer",
-        slot=CHECKPOINTER,
-        group="Model",
-        help="Reads the starting weights and writes the trained ones.",
-    )
     train_from_scratch: bool = param(
         False,
         group="Model",
         help="Start from random weights instead of a checkpoint (pre-training). Needs a model other than auto.",
     )
-    tokenizer: Component = param(
-        "auto",
-        slot=TOKENIZER,
-        group="Model",
-        help="Tokenizer: a builder such as llama2_tokenizer, or auto to read the one in the checkpoint folder.",
-    )
-    tokenizer_checkpoint: str | None = param(
-        None,
-        short_for="tokenizer.path",
-        group="Model",
-        help="The tokenizer's file, for example tokenizer.model.",
-    )
-
-    # --- Data: what it learns from ----------------------------------------------------------------------
-    dataset: Component | tuple[Component, ...] = param(
-        "",
-        slot=DATASET,
-        required=True,
-        group="Data",
-        help="Training data: a builder such as alpaca or instruct. A list of them is joined into one.",
-    )
-    train_on_input: bool | None = param(
-        None,
-        short_for="dataset.train_on_input",
-        group="Data",
-        help="Whether the prompt is trained on too, or only the response.",
-    )
-    dataset_val: Component | None = param(
-        None, slot=DATASET, group="Data", help="Validation data; its loss is reported, never trained on."
-    )
-    shuffle: bool = param(True, group="Data", help="Take the examples in a new random order every epoch.")
-    batch_size: int = param(2, minimum=1, group="Data", help="Sequences per device and micro-step.")
-    batch_size_val: int | None = param(
-        None, minimum=1, group="Data", help="Sequences per device in validation; null means batch_size."
-    )
-    collate_fn: Component = param(
-        "tune.data.padded_collate_sft",
-        slot=COLLATE_FN,
-        group="Data",
-        help="Function that turns a list of examples into one padded batch.",
-    )
-
-    # --- Optimization: how it learns --------------------------------------------------------------------
-    epochs: int = param(1, minimum=1, group="Optimization", help="Passes over the training data.")
-    max_steps_per_epoch: int | None = param(
-        None, minimum=1, group="Optimization", help="End each epoch after this many optimizer steps."
-    )
-    gradient_accumulation_steps: int = param(
-        1, minimum=1, group="Optimization", help="Micro-steps whose gradients make one optimizer step."
-    )
-    optimizer: Component = param(
-        "torch.optim.AdamW",
-        slot=OPTIMIZER,
-        group="Optimization",
-        help="Optimizer class, such as AdamW or SGD.",
-    )
-    lr: float | None = param(
-        None, short_for="optimizer.lr", minimum=0.0, group="Optimization", help="Learning rate at its peak."
-    )
-    lr_scheduler: Component | None = param(
-        None,
-        slot=LR_SCHEDULER,
-        group="Optimization",
-        help="Learning-rate schedule over optimizer steps, such as cosine; null keeps the rate constant.",
-    )
-    loss: Component = param(
-        "tune.modules.loss.LinearCrossEntropyLoss",
-        slot=LOSS,
-        group="Optimization",
-        help="Loss over the target tokens.",
-    )
-    clip_grad_norm: float | None = param(
-        None,
-        above=0.0,
-        group="Optimization",
-        help="Scale the gradient down to this 2-norm when it is larger.",
-    )
-    optimizer_in_bwd: bool = param(
-        False,
-        group="Optimization",
-        help="Step each weight as soon as its gradient is there, which saves the memory of all gradients.",
-    )
-    on_non_finite: Literal["stop", "skip"] = param(
-        "stop",
-        group="Optimization",
-        help="What to do before a step whose loss or gradient is NaN or infinite.",
-    )
-    seed: int | None = param(
-        None,
-        minimum=0,
-        maximum=2**32 - 1,
-        group="Optimization",
-        help="Seed of everything random; null draws one and writes it down.",
-    )
-
-    # --- Precision and memory ---------------------------------------------------------------------------
-    device: str | None = param(
-        None,
-        pattern=r"cpu|mps|cuda(:\d+)?",
-        pattern_help="cpu, cuda, cuda:N or mps",
-        group="Device",
-        help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
-    )
-    dtype: Literal["bf16", "fp32", "fp16"] = param(
-        "bf16", group="Device", help="Precision of the forward and backward pass."
-    )
-    param_dtype: Literal["bf16", "fp32"] | None = param(
-        None,
-        group="Device",
-        help="Precision the weights and the optimizer are kept in; null means dtype (fp32 for fp16).",
-    )
-    compile: bool = param(
-        False, group="Device", help="Compile each block with torch.compile: slower start, faster steps."
-    )
-    enable_activation_checkpointing: bool = param(
-        False,
-        group="Device",
-        help="Recompute each block in the backward pass: less memory, about a third more work.",
-    )
-    enable_activation_offloading: bool = param(
-        False, group="Device", help="Keep saved activations in host memory. Needs a GPU."
-    )
-
-    # --- Many processes ---------------------------------------------------------------------------------
-    enable_fsdp: bool = param(
-        True, group="Distributed", help="Shard weights over the processes; without effect on one process."
-    )
-    data_parallel_replicate_dim: int = param(
-        1, minimum=1, group="Distributed", help="Groups of processes that each hold a full copy."
-    )
-    data_parallel_shard_dim: int = param(
-        -1,
-        minimum=-1,
-        group="Distributed",
-        help="Processes one copy is sharded over; -1 means all that are left.",
-    )
-    fsdp_cpu_offload: bool = param(
-        False, group="Distributed", help="Keep sharded weights and optimizer in host memory."
-    )
-    custom_sharded_layers: list[str] | None = param(
-        None,
-        group="Distributed",
-        help="Further layers sharded on their own, such as tok_embeddings and output.",
-    )
-    low_cpu_ram: bool = param(
-        False,
-        group="Distributed",
-        help="Accepted from older configs. Loading holds at most one copy of the weights either way.",
-    )
-
-    # --- Saving -----------------------------------------------------------------------------------------
-    output_dir: str = param(
-        "",
-        required=True,
-        group="Output",
-        help="Folder for saved steps, metrics, logs and the resolved config.",
-    )
-    resume_from_checkpoint: bool = param(
-        False, group="Output", help="Go on from the newest complete saved step in output_dir."
-    )
-    save_every_n_steps: int | None = param(
-        None, minimum=1, group="Output", help="Also save every so many optimizer steps."
-    )
-    save_every_epoch: bool = param(
-        True, group="Output", help="Save at the end of each epoch. The last step is always saved."
-    )
-    keep_last_n_checkpoints: int | None = param(
-        None, minimum=1, group="Output", help="Delete older saved steps beyond this many; null keeps all."
-    )
-
-    # --- Looking on -------------------------------------------------------------------------------------
-    run_val_every_n_steps: int | None = param(
-        None,
-        minimum=1,
-        group="Logging",
-        help="Validate every so many optimizer steps; null validates at each epoch's end.",
-    )
-    generate_every_n_steps: int | None = param(
-        None, minimum=1, group="Logging", help="Answer sample_prompts every so many optimizer steps."
-    )
-    sample_prompts: list[str] | None = param(
-        None, group="Logging", help="Prompts to answer as training goes on, put into the dataset's template."
-    )
-    sample_max_new_tokens: int = param(
-        64, minimum=1, group="Logging", help="Longest sample answer, in tokens."
-    )
-    metric_logger: Component = param(
-        "disk",
-        slot=METRIC_LOGGER,
-        group="Logging",
-        help="Where metrics go besides metrics.jsonl: disk, stdout, tensorboard, wandb.",
-    )
-    log_every_n_steps: int | None = param(
-        1, minimum=1, group="Logging", help="Log every so many optimizer steps; null logs each."
-    )
-    log_peak_memory_stats: bool = param(
-        True, group="Logging", help="Log the peak memory of the process or GPU."
-    )
-    log_level: Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"] = param(
-        "INFO", group="Logging", help="How much is printed."
-    )
-    profiler: Component | None = param(
-        None, slot=PROFILER, group="Logging", help="Profiler, such as tune.training.setup_torch_profiler."
-    )
-
-    def __post_init__(self) -> None:
-        check_params(self)
 
     def cross_checks(self) -> Iterator[Problem]:
         """Yield what is wrong between fields that are each right on their own."""
-        yield from self._check_weights()
-        yield from self._check_optimization()
-        yield from self._check_precision_and_device()
-        if self.run_val_every_n_steps and self.dataset_val is None:
-            yield Problem(
-                "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
-            )
-        if self.batch_size_val and self.dataset_val is None:
-            yield Problem("has no effect without dataset_val", ("batch_size_val", "dataset_val"))
-        if self.generate_every_n_steps and not self.sample_prompts:
-            yield Problem(
-                "needs sample_prompts: there is nothing to answer",
-                ("generate_every_n_steps", "sample_prompts"),
-            )
-        if self.sample_prompts and not self.generate_every_n_steps:
-            yield Problem(
-                "needs generate_every_n_steps, or they are never answered",
-                ("sample_prompts", "generate_every_n_steps"),
-            )
-
-    def _check_weights(self) -> Iterator[Problem]:
+        yield from super().cross_checks()
         has_checkpoint = bool(self.checkpointer.kwargs.get("checkpoint_dir"))
         if self.train_from_scratch and has_checkpoint:
             yield Problem(
@@ -313,52 +55,3 @@ class FullFinetuneParams:
                 "needs tokenizer_checkpoint: there is no checkpoint folder to find the tokenizer in",
                 ("train_from_scratch", "tokenizer_checkpoint"),
             )
-
-    def _check_optimization(self) -> Iterator[Problem]:
-        if self.optimizer_in_bwd and self.gradient_accumulation_steps > 1:
-            yield Problem(
-                f"steps within one backward pass, but {self.gradient_accumulation_steps} are accumulated; use 1",
-                ("optimizer_in_bwd", "gradient_accumulation_steps"),
-            )
-        if self.optimizer_in_bwd and self.clip_grad_norm is not None:
-            yield Problem(
-                "never holds all gradients at once, so their norm cannot be clipped; set clip_grad_norm to null",
-                ("optimizer_in_bwd", "clip_grad_norm"),
-            )
-        if self.optimizer_in_bwd and self.dtype == "fp16":
-            yield Problem(
-                "cannot unscale fp16 gradients before its steps; use bf16", ("optimizer_in_bwd", "dtype")
-            )
-        if self.optimizer_in_bwd and self.on_non_finite == "skip":
-            yield Problem(
-                "has stepped before all gradients are known, so no step can be skipped; use stop",
-                ("optimizer_in_bwd", "on_non_finite"),
-            )
-        if self.optimizer.kwargs.get("fused") and self.optimizer.kwargs.get("foreach"):
-            yield Problem(
-                "excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach")
-            )
-        reduction = self.loss.kwargs.get("reduction", "sum")
-        if reduction != "sum":
-            yield Problem(
-                f"must be sum, not {reduction}: the recipe divides by the count of all target tokens of a step itself",
-                ("loss.reduction",),
-            )
-
-    def _check_precision_and_device(self) -> Iterator[Problem]:
-        if self.dtype == "fp32" and self.param_dtype == "bf16":
-            yield Problem("is less precise than dtype fp32; use fp32 or null", ("param_dtype", "dtype"))
-        if self.dtype == "fp16" and self.param_dtype == "bf16":
-            yield Problem("must be fp32 (or null) when dtype is fp16", ("param_dtype", "dtype"))
-        if self.device == "cpu" and self.dtype == "fp16":
-            yield Problem("fp16 has no useful speed on a CPU; use bf16 or fp32", ("dtype", "device"))
-        if self.device == "cpu" and self.enable_activation_offloading:
-            yield Problem(
-                "moves activations off a GPU, but device is cpu", ("enable_activation_offloading", "device")
-            )
-        if self.device == "cpu" and self.fsdp_cpu_offload:
-            yield Problem("moves weights off a GPU, but device is cpu", ("fsdp_cpu_offload", "device"))
-        if self.fsdp_cpu_offload and not self.enable_fsdp:
-            yield Problem("needs enable_fsdp", ("fsdp_cpu_offload", "enable_fsdp"))
-        if self.data_parallel_shard_dim == 0:
-            yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))

@@ -46,7 +46,8 @@ def hidden_defaults(tree: ast.AST) -> list[int]:
 
 
 def test_every_recipe_with_params_is_covered() -> None:
-    declared = {path.stem for path in (RECIPES / "params").glob("*.py")} - {"__init__"}
+    # finetune.py holds what several recipes share: each of them has to read it.
+    declared = {path.stem for path in (RECIPES / "params").glob("*.py")} - {"__init__", "finetune"}
     assert declared == set(PARAMS)
 
 
