@@ -10,6 +10,7 @@ import pytest
 
 from tune.config.component import Component
 from tune.config.component_check import list_components, resolve_component
+from tune.config.lookup import NotFound
 from tune.config.signatures import Signature, read_argument_help, read_doc, read_signature
 from tune.config.slots import (
     LOSS,
@@ -254,6 +255,41 @@ def test_inheritance_aliases_and_reexports_are_followed(package: str) -> None:
     assert signature(f"{package}.Loose").takes_any_keyword
     assert list(signature(f"{package}.many").parameters) == ["a", "b"]
     assert list(signature(f"{package}.MySGD").parameters) == ["params", "lr"]  # text at the margin inside
+
+
+def test_what_a_maker_returns_has_the_signature_it_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "making_pkg.py").write_text(
+        """
+from typing import Protocol
+import torch
+
+class Builder(Protocol):
+    def __call__(self, rank: int, *, alpha: float = 16.0) -> torch.nn.Module:
+        '''A model, adapted.'''
+
+def adapted(base, **anything) -> Builder: ...
+def unsaid(base): ...
+def number(base) -> int: ...
+
+small = adapted(print, alpha=2)
+counted = number(1)
+unknown = unsaid(1)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with trusting("making_pkg"):
+        small = signature("making_pkg.small")
+        assert {name: parameter.required for name, parameter in small.parameters.items()} == {
+            "rank": True,
+            "alpha": False,
+        }
+        assert not small.takes_any_keyword
+        assert "torch.nn.modules.module.Module" in small.kinds
+        assert read_doc("making_pkg.small") == "A model, adapted."
+        for name in ("unknown", "counted"):
+            assert isinstance(read_signature(f"making_pkg.{name}"), NotFound)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -61,7 +62,7 @@ def find_definition(path: str) -> Definition | NotFound:
 
 
 def find_in_module(module: Module, name: str, hops: int = 0) -> Definition | NotFound:
-    """Return the class or function that `name` is bound to in `module`, following imports and plain aliases."""
+    """Return the class or function that `name` is bound to in `module`, following imports, aliases and makers."""
     if hops > _MAX_HOPS:
         return _dead_end(module, name)
     binding = read_binding(module, name)
@@ -191,7 +192,41 @@ def _follow_alias(module: Module, name: str, expression: ast.expr, hops: int) ->
         found = find_in_module(module, expression.id, hops + 1)
     elif isinstance(expression, ast.Attribute):
         found = resolve_expression(module, expression)
+    elif isinstance(expression, ast.Call):
+        found = _made_by(module, name, expression.func)
     return found if isinstance(found, Definition) else NotFound("value", module.name, name)
+
+
+def _made_by(module: Module, name: str, maker: ast.expr) -> Definition | None:
+    """Return what ``name = maker(...)`` defines, where the function `maker` is annotated to return a class with
+    a ``__call__``: a function of that signature."""
+    function = resolve_expression(module, maker)
+    node = function.node if isinstance(function, Definition) and not function.is_class else None
+    returned = getattr(node, "returns", None)
+    made = (
+        resolve_expression(function.module, returned)
+        if isinstance(function, Definition) and returned
+        else None
+    )
+    body = made.node.body if isinstance(made, Definition) and isinstance(made.node, ast.ClassDef) else []
+    for statement in body:
+        if (
+            isinstance(statement, ast.FunctionDef)
+            and statement.name == "__call__"
+            and isinstance(made, Definition)
+        ):
+            arguments = copy(statement.args)
+            arguments.args = arguments.args[1:]  # without self
+            called = ast.FunctionDef(
+                name=name,
+                args=arguments,
+                body=statement.body,
+                decorator_list=[],
+                returns=statement.returns,
+                type_comment=None,
+            )
+            return Definition(made.module, name, ast.unparse(ast.fix_missing_locations(called)))
+    return None
 
 
 def _exports(module: Module, name: str) -> bool:
