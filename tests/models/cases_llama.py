@@ -43,6 +43,19 @@ CASES: dict[str, Callable[[], PreTrainedConfig]] = {
             "original_max_position_embeddings": 16,
         },
     ),
+    "llama-yarn-fractional": lambda: LlamaConfig(
+        **SIZES,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 3.0,
+            "beta_slow": 0.3,
+            "attention_factor": 1.3,
+            "truncate": False,
+        },
+    ),
     "llama3.1": lambda: LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
     "llama3.2-tied": lambda: LlamaConfig(
         **SIZES, rope_parameters={**LLAMA3_ROPE, "factor": 32.0}, tie_word_embeddings=True

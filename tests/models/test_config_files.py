@@ -41,6 +41,10 @@ def test_older_and_newer_files_say_the_same(tmp_path: Path) -> None:
     for change in ({"factor": 9.0}, {"rope_theta": 1e4}):
         with pytest.raises(CheckpointError, match="`rope_scaling` and `rope_parameters` say different"):
             described(tmp_path, both | {"rope_parameters": scaling | change})
+    beside = LLAMA | LONG | {"original_max_position_embeddings": 8192}
+    assert described(tmp_path, beside) == older
+    with pytest.raises(CheckpointError, match="`original_max_position_embeddings` is 4096, and 8192 inside"):
+        described(tmp_path, beside | {"original_max_position_embeddings": 4096})
     # The first files with scaled positions called its kind `type`.
     spelt = LONG["rope_scaling"] | {"type": "llama3"}
     del spelt["rope_type"]

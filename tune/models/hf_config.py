@@ -132,10 +132,13 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
         return None
     if kind == "linear":
         return LinearScaling(factor=inner.number("factor"))
-    original = inner.integer(
-        "original_max_position_embeddings",
-        fields.integer("original_max_position_embeddings", max_seq_len),
-    )
+    beside = fields.integer("original_max_position_embeddings", max_seq_len)
+    original = inner.integer("original_max_position_embeddings", beside)
+    if fields.has("original_max_position_embeddings") and original != beside:
+        # transformers takes the outer one, other tools the inner one.
+        fields.problem(
+            f"`original_max_position_embeddings` is {beside}, and {original} inside the scaling; keep the right one"
+        )
     if kind == "llama3":
         return Llama3Scaling(
             factor=inner.number("factor"),

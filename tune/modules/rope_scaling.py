@@ -41,7 +41,8 @@ class RopeScaling(ABC):
         """Yield what is wrong with the settings for heads in which this many channels turn."""
         del turning_dim
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and not 0 < value < math.inf:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and not 0 < value < math.inf:
                 yield f"rope_scaling.{name} is {value}; it must be above 0 and finite"
 
 
