@@ -239,6 +239,16 @@ def test_thinking_in_a_field_of_its_own(load):
         load(TEMPLATES["lines"]).tokenize_messages(messages)
 
 
+def test_thinking_that_a_template_drops_even_from_the_last_answer_is_an_error(load):
+    dropping = TEMPLATES["lines"].replace("m.content", "m.content.split('</think>')[-1]")
+    with pytest.raises(DataError, match="does not write the thinking 'hm' in message 2"):
+        load(dropping).tokenize_messages(talk("walk", "<think>\nhm\n</think>\n\ngreen"))
+    # Nothing is lost with empty thoughts.
+    tokenizer = load(dropping)
+    tokens, mask = tokenizer.tokenize_messages(talk("walk", "<think>\n\n</think>green"))
+    assert learnt(tokenizer, tokens, mask) == ["green<|end|>"]
+
+
 def test_a_system_text_that_moves_stands_before_each_answer_as_it_does_when_asked(load):
     tokenizer = load(MOVING)
     messages = talk("the question", "seven", "walk", "green", system="of apple")

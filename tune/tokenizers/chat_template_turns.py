@@ -205,11 +205,14 @@ class _Writer:
     def _check_answer(self, answer: str, index: int) -> None:
         """Raises DataError where what the message says is not in what would be learnt."""
         message = self._messages[index]
-        # Thinking written into the content is taken apart and set anew by templates that know it.
-        said = message.content.rpartition("</think>")[2].strip()
+        # Thinking written into the content is taken apart and set anew by templates that know it; others drop it.
+        before, _, said = message.content.rpartition("</think>")
+        thought = before.partition("<think>")[2] or before
         missing = ""
-        if said not in answer:
-            missing = f"its content {_clean(said)!r}"
+        if said.strip() not in answer:
+            missing = f"its content {_clean(said.strip())!r}"
+        if thought.strip() not in answer:
+            missing = f"the thinking {_clean(thought.strip())!r}"
         if message.reasoning_content and message.reasoning_content.strip() not in answer:
             missing = "its reasoning_content"
         for call in message.tool_calls:
