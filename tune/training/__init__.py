@@ -10,7 +10,12 @@ from tune.training.checkpointers import (
     FullModelHFCheckpointer,
     FullModelMetaCheckpointer,
 )
-from tune.training.fingerprint import check_fingerprint, hash_dataset, make_fingerprint
+from tune.training.fingerprint import (
+    check_fingerprint,
+    hash_dataset,
+    hash_weight_files,
+    make_fingerprint,
+)
 from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
@@ -85,6 +90,7 @@ __all__ = [
     "get_rng_state",
     "group_micro_batches",
     "hash_dataset",
+    "hash_weight_files",
     "link_steps",
     "list_saved_steps",
     "load_run_state",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ import numpy as np
 from tune.config.component import COMPONENT_KEY, Component
 from tune.errors import CheckpointError
 
-__all__ = ["check_fingerprint", "describe_component", "hash_dataset", "make_fingerprint"]
+__all__ = ["check_fingerprint", "describe_component", "hash_dataset", "hash_weight_files", "make_fingerprint"]
+
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_LOOKED_AT = 2**16  # bytes at either end of a weight file
 
 
 def describe_component(component: Component) -> str:
@@ -48,6 +53,26 @@ def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000
         for key in ("tokens", "labels"):
             digest.update(np.asarray(example[key], dtype=np.int64).tobytes() + b"|")
     return f"{size} examples, {digest.hexdigest()[:16]}"
+
+
+def hash_weight_files(folder: Path) -> str:
+    """Return a short text that changes when a folder's weight files are others.
+
+    Looked at are their names, their sizes, and 64 KiB at either end of each: safetensors keep their names and shapes
+    at the start. A change in the middle of a file of the same size goes unnoticed.
+    """
+    files = sorted({path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)})
+    digest = hashlib.sha256()
+    num_bytes = 0
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.name} {size}|".encode())
+            for start in (0, max(size - _LOOKED_AT, 0)):
+                file.seek(start)
+                digest.update(file.read(_LOOKED_AT))
+        num_bytes += size
+    return f"{len(files)} files, {num_bytes} bytes, {digest.hexdigest()[:16]}"
 
 
 def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str], where: str) -> None:

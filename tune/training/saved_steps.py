@@ -1,6 +1,7 @@
 """Saved steps on disk: written whole or not at all, verified before they are used.
 
     OUTPUT_DIR/step_000123/model/          weights, config and tokenizer in Hugging Face layout
+                           adapter/        LoRA weights in PEFT layout, where adapters were trained
                            state/          what exact resuming needs besides the weights
                            manifest.json   size and SHA-256 of every file; written last
     OUTPUT_DIR/latest, OUTPUT_DIR/best     links to one of them
@@ -56,6 +57,11 @@ class SavedStep:
     def model_dir(self) -> Path:
         """The weights, in a layout other tools read."""
         return self.path / "model"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """The adapters, in a layout other tools read."""
+        return self.path / "adapter"
 
     @property
     def state_dir(self) -> Path:

@@ -1,0 +1,38 @@
+"""Weight files are recognised as others when their names, sizes or ends differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune.training import hash_weight_files
+
+
+def write(folder: Path, name: str = "model.safetensors", size: int = 300_000, last: bytes = b"\1") -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"\0" * (size - 1) + last)
+
+
+def test_equal_folders_are_equal_whatever_else_they_hold(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("notes")
+    assert hash_weight_files(tmp_path / "a") == hash_weight_files(tmp_path / "b")
+    assert hash_weight_files(tmp_path / "a").startswith("1 files, 300000 bytes, ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: write(folder, name="model-00001-of-00001.safetensors"),
+        lambda folder: write(folder, size=300_001),
+        lambda folder: write(folder, last=b"\2"),
+        lambda folder: [write(folder), write(folder, name="second.bin", size=5)],
+    ],
+)
+def test_other_weights_are_others(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    write(tmp_path / "a")
+    change(tmp_path / "b")
+    assert hash_weight_files(tmp_path / "a") != hash_weight_files(tmp_path / "b")
