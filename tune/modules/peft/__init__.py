@@ -1,0 +1,30 @@
+"""Adapters: few trained parameters beside a frozen model."""
+
+from __future__ import annotations
+
+from tune.modules.peft.apply import (
+    adapted_modules,
+    adapter_parameters,
+    apply_lora,
+    is_adapter,
+    merge_adapters,
+    reset_adapters,
+)
+from tune.modules.peft.config import LoRAConfig, LoRAModule
+from tune.modules.peft.lora import LoRALinear
+from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
+
+__all__ = [
+    "LoRAConfig",
+    "LoRALinear",
+    "LoRAModule",
+    "NF4Weight",
+    "adapted_modules",
+    "adapter_parameters",
+    "apply_lora",
+    "is_adapter",
+    "merge_adapters",
+    "nf4_linear",
+    "quantize_nf4",
+    "reset_adapters",
+]
