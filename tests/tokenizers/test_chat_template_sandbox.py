@@ -106,6 +106,15 @@ def test_the_conversation_is_not_changed(change):
         "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
         "{% for i in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}",
         "{{ lipsum(n=99999) }}",
+        "{% set tick = ''.format %}{% set _tick = tick %}"
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "".join(
+            f"{{% block b{i} %}}{{{{ self.b{i + 1}() }}}}{{{{ self.b{i + 1}() }}}}{{% endblock %}}"
+            for i in range(40)
+        )
+        + "{% block b40 %}{% endblock %}",
+        "{{ ([[1]] * 999999) | sum(start=[]) | length }}",
+        "{{ ([{'a': [1]}] * 999999) | sum('a', []) | length }}",
     ],
 )
 def test_time_and_memory_have_bounds(template, monkeypatch):

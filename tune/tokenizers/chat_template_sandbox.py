@@ -32,7 +32,7 @@ MAX_SECONDS = 20.0
 _MAX_NUMBER = 1_000_000
 _MAX_BITS = 4096
 _MAX_SOURCE = 1_000_000
-_TICK, _SIZED = "_tick", "_sized"
+_SIZED = "_sized"
 # What fills or shuffles text and has no place in a chat template.
 _REFUSED_FILTERS = ("urlize", "wordwrap", "pprint", "xmlattr", "random")
 _REFUSED_GLOBALS = ("lipsum", "cycler", "joiner")
@@ -111,6 +111,10 @@ class _Counted(NodeTransformer):
     def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
         return self._with_tick(node)
 
+    def visit_Block(self, node: nodes.Block) -> nodes.Node:
+        # A block may be written many times over, by `self.name()`.
+        return self._with_tick(node)
+
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
         self.generic_visit(node)
         node.filter = nodes.Filter(node.filter, _SIZED, [], [], None, None, lineno=node.lineno)
@@ -125,7 +129,8 @@ class _Counted(NodeTransformer):
     def _with_tick(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         num_chars = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
-        call = nodes.Call(nodes.Name(_TICK, "load"), [nodes.Const(num_chars)], [], None, None)
+        # An attribute of the environment: a name is something that a template could set anew.
+        call = nodes.Call(nodes.EnvironmentAttribute("tick"), [nodes.Const(num_chars)], [], None, None)
         node.body = [nodes.ExprStmt(call).set_lineno(node.lineno), *node.body]
         return node  # type: ignore[no-any-return]
 
@@ -159,6 +164,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             optimized=False,
         )
         self.budget = budget
+        self.tick = budget.tick
         self.filters.update({"tojson": _to_json, _SIZED: budget.sized})
         for name in _REFUSED_FILTERS:
             del self.filters[name]
@@ -172,7 +178,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 "strftime_now": _strftime_now,
                 "namespace": _TemplateNamespace,
                 "dict": _make_dict,
-                _TICK: budget.tick,
             }
         )
 
@@ -236,6 +241,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateLimitError(f"it calls {name} with a number above {_MAX_NUMBER:,}")
         if name in ("tojson", "string", "format", "join"):
             self.budget.written([owner, *args])
+        if name == "sum" and any(isinstance(value, list | tuple) for value in args):
+            raise TemplateLimitError("it adds up lists, each time making all anew")
         if name == "tojson" and max(numbers, default=0) > 100:
             raise TemplateLimitError("it indents JSON by more than 100")
         if name == "join":
