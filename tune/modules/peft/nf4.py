@@ -11,40 +11,14 @@ Shapes: o output and i input features, n_b blocks, n_g groups of blocks.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune.errors import CheckpointError, ConfigError, TrainingError
-
-# The code book, arXiv:2305.14314, appendix E: quantiles of a normal distribution, scaled to [-1, 1], and zero itself.
-NF4_CODES = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-
-# Numbers that pass through the fp32 workspace at a time. A CPU's fits its cache; a GPU wants few, large launches.
-_CHUNK_ON_CPU = 1 << 18
-_CHUNK_ELSEWHERE = 1 << 24
-# Blocks of zeros, or of subnormal numbers, must not be multiplied by an infinite reciprocal.
-_SMALLEST_SCALE = 1e-38
+from tune.errors import ConfigError, TrainingError
+from tune.modules.peft.nf4_codes import dequantize_buffers, quantize_blocks, quantize_scales
 
 
 class NF4Weight(nn.Module):
@@ -128,7 +102,7 @@ class NF4Weight(nn.Module):
             tensor: [o, i] of this weight's shape, fp32, bf16 or fp16.
 
         Raises:
-            TrainingError: another shape, or a dtype that is not one of these.
+            TrainingError: another shape, a dtype that is not one of these, or a tensor on the meta device.
             CheckpointError: not every number is finite.
         """
         if tensor.shape != self.shape:
@@ -137,9 +111,13 @@ class NF4Weight(nn.Module):
             )
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise TrainingError(f"NF4 quantises fp32, bf16 or fp16, not {tensor.dtype}: convert it first")
-        codes, scales = _quantize_blocks(tensor.detach(), self.block_size)
+        if tensor.is_meta:
+            raise TrainingError(
+                "a tensor on the meta device has no numbers to quantise: load its values first"
+            )
+        codes, scales = quantize_blocks(tensor.detach(), self.block_size)
         self.codes = codes
-        self.scale_codes, self.range_bits, self.mean_bits = _quantize_scales(scales, self.double_block_size)
+        self.scale_codes, self.range_bits, self.mean_bits = quantize_scales(scales, self.double_block_size)
         self._like = torch.empty(0, dtype=self.dtype, device=tensor.device)
         return self
 
@@ -209,7 +187,8 @@ def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tens
             f"{weight.shape[1]}; this input is {list(x.shape)}, {x.dtype}"
         )
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    # Some devices (meta) know no autocast and refuse to be asked for it; fp64 is never cast.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(kind))
     if bias is not None:
         bias = bias.to(x.dtype)
@@ -267,38 +246,11 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _matmul(grad, None, *ctx.weight, not ctx.transposed) if ctx.needs_input_grad[0] else None
-    grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
     return grad_x, grad_bias, *(None,) * 8
 
 
 _matmul.register_autograd(_matmul_backward, setup_context=_remember)
-
-
-def dequantize_buffers(
-    codes: Tensor,
-    scale_codes: Tensor,
-    range_bits: Tensor,
-    mean_bits: Tensor,
-    num_rows: int,
-    num_columns: int,
-    double_block_size: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the matrix [o, i] that the buffers of an `NF4Weight` stand for."""
-    scales = _dequantize_scales(scale_codes, range_bits, mean_bits, double_block_size)[:, None]  # [n_b, 1]
-    num_blocks, half = codes.shape
-    pairs = _pair_table(codes.device)
-    out = torch.empty(num_blocks, 2 * half, dtype=dtype, device=codes.device)
-    step = max(1, (_CHUNK_ON_CPU if codes.device.type == "cpu" else _CHUNK_ELSEWHERE) // (2 * half))
-    for start in range(0, num_blocks, step):
-        part = slice(start, start + step)
-        values = pairs.index_select(0, codes[part].reshape(-1).int())
-        values = values.view(torch.float32).view(-1, 2 * half)  # [blocks, block_size]
-        torch.mul(values, scales[part], out=out[part])
-    numel = num_rows * num_columns
-    # The padding of a last block is cut off by a copy: a view would keep it and could not be an operator's output.
-    flat = out.view(-1) if out.numel() == numel else out.view(-1)[:numel].clone()
-    return flat.view(num_rows, num_columns)
 
 
 @torch.library.custom_op("tune::nf4_dequantize", mutates_args=())
@@ -329,80 +281,3 @@ def _dequantize_shape(
     dtype: torch.dtype,
 ) -> Tensor:
     return codes.new_empty(num_rows, num_columns, dtype=dtype)
-
-
-def _quantize_blocks(tensor: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Return packed codes [n_b, block_size / 2] and each block's largest magnitude [n_b], fp32."""
-    flat = tensor.reshape(-1)
-    num_blocks = -(-flat.numel() // block_size)
-    codes = torch.empty(num_blocks, block_size // 2, dtype=torch.uint8, device=tensor.device)
-    scales = torch.empty(num_blocks, dtype=torch.float32, device=tensor.device)
-    bounds = _midpoints(torch.tensor(NF4_CODES, device=tensor.device))
-    step = max(1, (_CHUNK_ON_CPU if tensor.device.type == "cpu" else _CHUNK_ELSEWHERE) // block_size)
-    for start in range(0, num_blocks, step):
-        part = flat[start * block_size : (start + step) * block_size].float()
-        part = F.pad(part, (0, -part.numel() % block_size)).view(-1, block_size)  # [blocks, block_size]
-        largest = part.abs().amax(1)
-        nearest = _nearest(part, largest, bounds)
-        codes[start : start + step] = nearest[:, ::2] << 4 | nearest[:, 1::2]
-        scales[start : start + step] = largest
-    return codes, scales
-
-
-def _quantize_scales(scales: Tensor, double_block_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return 8-bit codes [n_b], the bits of their ranges [n_g] and the bits of the scales' mean [1]."""
-    mean = scales.mean()
-    if not mean.isfinite():
-        num_bad = int((~scales.isfinite()).sum())
-        raise CheckpointError(
-            f"{num_bad} of {scales.numel()} NF4 blocks hold a number that is infinite or not a number; "
-            "only finite weights can be quantised: check the checkpoint"
-            if num_bad
-            else "the weights are finite, but too large for the fp32 mean of their blocks' scales: check the checkpoint"
-        )
-    centred = F.pad(scales - mean, (0, -scales.numel() % double_block_size)).view(-1, double_block_size)
-    ranges = centred.abs().amax(1)  # [n_g]
-    codes = _nearest(centred, ranges, _midpoints(_scale_table(scales.device)))
-    return codes.view(-1)[: scales.numel()].clone(), ranges.view(torch.int32), mean[None].view(torch.int32)
-
-
-def _dequantize_scales(
-    scale_codes: Tensor, range_bits: Tensor, mean_bits: Tensor, double_block_size: int
-) -> Tensor:
-    """Return the scales [n_b], fp32."""
-    ranges = range_bits.view(torch.float32).repeat_interleave(double_block_size)[: scale_codes.numel()]
-    scales = _scale_table(scale_codes.device).index_select(0, scale_codes.int()) * ranges
-    # A block far smaller than its neighbours may round to below zero, which would turn its signs: it is zero then.
-    return scales.add_(mean_bits.view(torch.float32)).clamp_(min=0.0)
-
-
-def _nearest(values: Tensor, largest: Tensor, bounds: Tensor) -> Tensor:
-    """Return the codes, uint8, nearest to each row over its largest magnitude; between two, the lower."""
-    reciprocal = 1.0 / largest.clamp(min=_SMALLEST_SCALE)
-    return torch.bucketize(values * reciprocal[:, None], bounds, out_int32=True).to(torch.uint8)
-
-
-def _midpoints(codes: Tensor) -> Tensor:
-    return (codes[:-1] + codes[1:]) / 2
-
-
-@lru_cache(maxsize=16)
-def _pair_table(device: torch.device) -> Tensor:
-    """Return the two fp32 codes of each byte, [256], as one int64 each: torch gathers those in half the time."""
-    codes = torch.tensor(NF4_CODES, device=device)
-    return torch.cartesian_prod(codes, codes).contiguous().view(torch.int64).view(-1)
-
-
-@lru_cache(maxsize=16)
-def _scale_table(device: torch.device) -> Tensor:
-    """Return the 256 numbers of 8-bit dynamic quantisation, ascending, fp32.  # arXiv:2110.02861, 2.1 and figure 2
-
-    A sign, a decimal exponent written as a run of zeros, and what bits are left for a fraction: 2^k fractions between
-    0.1 and 1 for the exponent k - 6, each the middle of its interval. Zero and one are added.
-    """
-    values = [torch.tensor([0.0, 1.0])]
-    for k in range(7):
-        edges = torch.linspace(0.1, 1, 2**k + 1, dtype=torch.float32, device="cpu")
-        middles = 10 ** (k - 6) * ((edges[:-1] + edges[1:]) / 2.0)
-        values += [middles, -middles]
-    return torch.cat(values).sort().values.to(device)
