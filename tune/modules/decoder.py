@@ -19,6 +19,7 @@ from tune.modules.feed_forward import FeedForward
 from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
+from tune.modules.peft.lora import LoRALinear
 from tune.modules.rope import RotaryEmbedding
 
 
@@ -89,7 +90,7 @@ class TransformerDecoder(nn.Module):
         )
         self.layers = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
         self.norm = _norm(config)
-        self.output = (
+        self.output: nn.Linear | LoRALinear | None = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
         self.rope = RotaryEmbedding(config.turning_dim, config.rope_base, config.rope_scaling)
@@ -103,7 +104,13 @@ class TransformerDecoder(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix [v, d] that turns hidden states into logits: the embedding where they are tied."""
+        """The matrix [v, d] that turns hidden states into logits: the embedding where they are tied.
+
+        With an adapter beside the output matrix it is the sum of both, made anew each time, without the adapter's
+        dropout: what is dropped differs from token to token, and no one matrix does that.
+        """
+        if isinstance(self.output, LoRALinear):
+            return self.output.merged_weight()
         weight: Tensor = self.tok_embeddings.weight if self.output is None else self.output.weight
         return weight
 
@@ -162,7 +169,10 @@ class TransformerDecoder(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits [..., v] for hidden states [..., d]."""
-        logits = F.linear(hidden, self.output_weight)
+        if isinstance(self.output, LoRALinear):
+            logits: Tensor = self.output(hidden)
+        else:
+            logits = F.linear(hidden, self.output_weight)
         cap = self.config.final_softcap
         return logits if cap is None else (logits / cap).tanh() * cap
 

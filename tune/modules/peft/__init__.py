@@ -11,10 +11,12 @@ from tune.modules.peft.apply import (
     reset_adapters,
 )
 from tune.modules.peft.config import LoRAConfig, LoRAModule
+from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
 
 __all__ = [
+    "FrozenLinear",
     "LoRAConfig",
     "LoRALinear",
     "LoRAModule",

@@ -1,0 +1,182 @@
+"""Adapters put into a model, found in it, and taken out again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tune.errors import ConfigError
+from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES, LoRAConfig, LoRAModule
+from tune.modules.peft.frozen import FrozenLinear
+from tune.modules.peft.lora import LoRALinear
+
+if TYPE_CHECKING:  # the decoder's output may be adapted, so it knows this package
+    from tune.modules.decoder import TransformerDecoder
+
+_ADAPTER_ENDINGS = (".lora_a.weight", ".lora_b.weight", ".magnitude")
+
+
+def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
+    """Put adapters beside a model's matrices, and freeze everything else, in place.
+
+    What the model computes stays the same to the bit, unless its base is quantised here. The adapters are of their
+    matrix's dtype and where it is. On the meta device they get their memory by `reset_adapters` or `load_adapter`,
+    after the base has been loaded.
+
+    Args:
+        model: a decoder without adapters, before it is wrapped, compiled or given to an optimizer.
+        config: which matrices, and how.
+
+    Raises:
+        ConfigError: the model has no such matrices, or cannot have adapters there.
+    """
+    chosen = _chosen_modules(model, config)
+    in_blocks = [
+        f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
+    ]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for module in chosen:
+        linear = model.get_submodule(module.path)
+        assert isinstance(linear, nn.Linear)
+        # The output is read as one matrix by the loss: quantised, it would be made anew for each batch.
+        quantize_base = config.quantize_base and module.path in in_blocks
+        _replace(model, module.path, _adapted(linear, module, config, quantize_base))
+    for path in in_blocks if config.quantize_base else ():
+        linear = model.get_submodule(path)
+        # A router is small, and rounding it sends tokens to other experts.
+        if isinstance(linear, nn.Linear) and not path.endswith(".router"):
+            _replace(model, path, _quantized(linear))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is that of an adapter's."""
+    return name.endswith(_ADAPTER_ENDINGS)
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model's adapters by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
+
+
+def adapted_modules(model: nn.Module) -> dict[str, LoRALinear]:
+    """Return the modules of a model that have adapters, by path, in the model's order."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def reset_adapters(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Begin every adapter of a model anew, and give memory to those on the meta device.
+
+    Args:
+        model: its base is loaded.
+        dtype: what the adapters become; None: what they are, or their matrix's where they had no memory.
+
+    Raises:
+        ConfigError: the model has no adapters, or a matrix that is still without memory.
+    """
+    modules = adapted_modules(model)
+    if not modules:
+        raise ConfigError("the model has no adapters: apply_lora puts them in")
+    if empty := [path for path, module in modules.items() if module.base_device.type == "meta"]:
+        raise ConfigError(f"load the base first: {empty[0]} and {len(empty) - 1} more have no memory yet")
+    for module in modules.values():
+        module.reset_adapter(dtype)
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module) -> None:
+    """Replace each matrix and its adapter by the one matrix that does the same, in place; a plain model remains.
+
+    A quantised base is merged in the dtype it stands for and stays unquantised. Merged one at a time: the peak is one
+    matrix more than the model. All parameters stay frozen.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, FrozenLinear):
+            # At least fp32 until the sum is made: an adapter is small beside its matrix.
+            wide = torch.promote_types(module.base_dtype, torch.float32)
+            merged = module.merged_weight(wide).to(module.base_dtype)
+            linear = nn.Linear(module.in_dim, module.out_dim, bias=False, device="meta")
+            linear.weight = nn.Parameter(merged, requires_grad=False)
+            linear.register_parameter("bias", module.bias)
+            _replace(model, path, linear.train(module.training))
+
+
+def _chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAModule, ...]:
+    if adapted_modules(model):
+        raise ConfigError("the model has adapters already: merge_adapters makes them part of its matrices")
+    if config.apply_to_output and not config.modules and model.output is None:
+        raise ConfigError(
+            "apply_to_output: the model's output matrix is its embedding (tie_word_embeddings), and an adapter would "
+            "have to change both: set apply_to_output to false"
+        )
+    known = _adaptable(model)
+    if config.modules:
+        for module in config.modules:
+            _check_path(model, module.path, known)
+        order = {path: place for place, path in enumerate(known)}
+        return tuple(sorted(config.modules, key=lambda module: order[module.path]))
+    if config.apply_to_mlp and (experts := [path for path in known if ".mlp.experts." in path]):
+        raise ConfigError(
+            f"apply_to_mlp: the feed-forward of this model is a mixture of experts ({experts[0]}, ...), which gets no "
+            "adapters: set apply_to_mlp to false, the attention's matrices can have them"
+        )
+    leaves = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
+    chosen = [path for path in known if path.rpartition(".")[2] in leaves]
+    if config.apply_to_output:
+        chosen.append("output")
+    return tuple(LoRAModule(path, config.rank, config.alpha) for path in chosen)
+
+
+def _adaptable(model: TransformerDecoder) -> list[str]:
+    """Return the paths of the matrices in blocks and of the output; experts and routers among them."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [path for path in paths if path.rpartition(".")[2] in (*ATTN_MODULES, *MLP_MODULES, "output")]
+
+
+def _check_path(model: TransformerDecoder, path: str, known: list[str]) -> None:
+    if ".mlp.experts." in path:
+        raise ConfigError(f"{path} is of a mixture of experts, which gets no adapters")
+    if path == "output" and model.output is None:
+        raise ConfigError("output is the embedding (tie_word_embeddings), and gets no adapter")
+    if path not in known:
+        raise ConfigError(f"the model has no matrix {path}; it has {', '.join(known[:8])}, ...")
+
+
+def _adapted(linear: nn.Linear, module: LoRAModule, config: LoRAConfig, quantize_base: bool) -> LoRALinear:
+    with torch.device("meta"):  # the adapter gets its memory beside the matrix, once that is there
+        adapted = LoRALinear(
+            linear.in_features,
+            linear.out_features,
+            module.rank,
+            module.alpha,
+            config.dropout,
+            quantize_base=quantize_base,
+            use_dora=config.use_dora,
+            use_rslora=config.use_rslora,
+        )
+    _take_over(linear, adapted)
+    adapted.reset_adapter()
+    return adapted
+
+
+def _quantized(linear: nn.Linear) -> FrozenLinear:
+    with torch.device("meta"):
+        frozen = FrozenLinear(linear.in_features, linear.out_features, quantize_base=True)
+    _take_over(linear, frozen)
+    return frozen
+
+
+def _take_over(linear: nn.Linear, frozen: FrozenLinear) -> None:
+    """Give the frozen module what the plain one had: the same tensors, or their codes."""
+    held = dict(linear.named_parameters())
+    frozen.weight, frozen.bias = held["weight"], held.get("bias")
+    if frozen.quantize_base and not linear.weight.is_meta:
+        frozen.fill_weight(linear.weight.detach())
+    frozen.train(linear.training)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)
