@@ -45,6 +45,9 @@ _OTHER_FORMS = ("vocab.json", "merges.txt", "tokenizer.model")
 class HFTokenizer(BaseTokenizer):
     """A tokenizer read from a tokenizer.json, with the ids of transformers' AutoTokenizer.
 
+    But for Llama 2: transformers 5 builds its tokenizer anew and leaves out the space before a text that starts with
+    one or follows a special token. The file has it, sentencepiece has it, and so the model was trained.
+
     The settings beside the file (tokenizer_config.json and its kin) are honoured; nothing but them and the file
     decides about special tokens.
 
