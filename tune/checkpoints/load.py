@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tune.checkpoints.compare import match_weights
-from tune.checkpoints.mapping import parameters_by_name
+from tune.checkpoints.mapping import Place, places_by_name
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
@@ -19,7 +19,7 @@ def load_into(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Fill every parameter of a model from a checkpoint, converting to the parameters' dtype.
+    """Fill every parameter of a model from a checkpoint, converting to the parameters' dtype. Adapters are left alone.
 
     Names, shapes and dtypes are all compared before the first value is read. Parameters on the meta device get
     their memory one at a time, so the peak is one copy of the weights and one tensor.
@@ -34,13 +34,13 @@ def load_into(
         CheckpointError: tensors are missing, unknown, misshapen or of an unsupported type (all are listed), the
             checkpoint is of another family, or a file cannot be read to its end.
     """
-    parameters = parameters_by_name(model)
-    shapes = {name: tuple(parameter.shape) for name, (_, parameter) in parameters.items()}
+    places = places_by_name(model)
+    shapes = {name: place.shape for name, place in places.items()}
     layout, stored = match_weights(source, require_family(model), model.config, shapes)
     target = torch.device("cpu" if device is None else device)
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
         for rule in rules:
-            _fill(model, parameters[rule.ours], stored.read(rule.ours), target, dtype)
+            _fill(rule.ours, places[rule.ours], stored.read(rule.ours), target, dtype)
 
 
 def require_family(model: TransformerDecoder) -> Family:
@@ -53,22 +53,21 @@ def require_family(model: TransformerDecoder) -> Family:
     return model.family
 
 
-def _fill(
-    model: nn.Module,
-    place: tuple[str, nn.Parameter],
-    tensor: Tensor,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> None:
-    path, parameter = place
-    if tensor.shape != parameter.shape:
-        raise CheckpointError(f"{path} became {list(tensor.shape)} where {list(parameter.shape)} is needed")
+def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> None:
+    if tensor.shape != place.shape:
+        raise CheckpointError(f"{name} became {list(tensor.shape)} where {list(place.shape)} is needed")
+    is_new = place.device.type == "meta"
+    held: nn.Parameter | None = getattr(place.owner, place.leaf)
     with torch.no_grad():
-        if not parameter.is_meta:
-            parameter.copy_(tensor)
+        if held is not None and not is_new and place.frozen is None:
+            held.copy_(tensor)
             return
         # A copy in every case: a view of the mapped file would change or vanish with the file.
-        filled = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device=device).copy_(tensor)
-    owner, _, leaf = path.rpartition(".")
-    fresh = nn.Parameter(filled, requires_grad=parameter.requires_grad)
-    setattr(model.get_submodule(owner), leaf, fresh)
+        wanted = (dtype or place.dtype) if is_new else place.dtype
+        where = device if is_new else place.device
+        filled = torch.empty(place.shape, dtype=wanted, device=where).copy_(tensor)
+    if place.frozen is not None:
+        place.frozen.fill_weight(filled)
+    else:
+        fresh = nn.Parameter(filled, requires_grad=held is not None and held.requires_grad)
+        setattr(place.owner, place.leaf, fresh)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import DecoderConfig, Layout, WeightRule
+from tune.modules.peft import FrozenLinear, is_adapter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,26 +30,62 @@ class NamedWeights(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
-def parameters_by_name(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
-    """Return each parameter with its path in the module, by its name without the marks of wrappers."""
-    return {
-        path.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", ""): (path, parameter)
-        for path, parameter in model.named_parameters()
-    }
+@dataclass(frozen=True)
+class Place:
+    """Where a model keeps one of the weights that checkpoints hold.
+
+    Args:
+        owner, leaf: the module, and the attribute it keeps the weight in.
+        shape: of the weight.
+        dtype: of the weight; of a quantised one, what it stands for.
+        device: where it is; meta until it is filled.
+    """
+
+    owner: nn.Module
+    leaf: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def frozen(self) -> FrozenLinear | None:
+        """The owner, where it keeps its matrix in a form of its own: quantised, or with an adapter beside it."""
+        return self.owner if isinstance(self.owner, FrozenLinear) and self.leaf == "weight" else None
+
+
+def places_by_name(model: nn.Module) -> dict[str, Place]:
+    """Return where each weight of a model is, by its name without the marks of wrappers; adapters have none."""
+    places = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}.".replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "").lstrip(".")
+        if isinstance(module, FrozenLinear):
+            shape = (module.out_dim, module.in_dim)
+            places[f"{prefix}weight"] = Place(module, "weight", shape, module.base_dtype, module.base_device)
+        for leaf, parameter in module.named_parameters(recurse=False):
+            name = f"{prefix}{leaf}"
+            if not is_adapter(name) and name not in places:
+                places[name] = Place(module, leaf, tuple(parameter.shape), parameter.dtype, parameter.device)
+    return places
 
 
 class ModelWeights:
-    """The weights of a model in memory."""
+    """The weights of a model in memory, adapters merged into their matrices one at a time."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = {name: parameter for name, (_, parameter) in parameters_by_name(model).items()}
-        self.shapes: Shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        self._places = places_by_name(model)
+        self.shapes: Shapes = {name: place.shape for name, place in self._places.items()}
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._parameters[name].dtype
+        return self._places[name].dtype
 
+    @torch.no_grad()
     def read(self, name: str) -> Tensor:
-        return self._parameters[name].detach()
+        """Return a weight; a merged or a quantised one at least in fp32, whatever its dtype, to be rounded once."""
+        place = self._places[name]
+        if place.frozen is not None:
+            return place.frozen.merged_weight(torch.promote_types(place.dtype, torch.float32))
+        tensor: Tensor = getattr(place.owner, place.leaf)
+        return tensor.detach()
 
 
 class StoredWeights:
