@@ -48,13 +48,17 @@ def quantize_blocks(tensor: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     num_blocks = -(-flat.numel() // block_size)
     codes = torch.empty(num_blocks, block_size // 2, dtype=torch.uint8, device=tensor.device)
     scales = torch.empty(num_blocks, dtype=torch.float32, device=tensor.device)
-    bounds = _midpoints(torch.tensor(NF4_CODES, device=tensor.device))
+    bounds = _midpoints(torch.tensor(NF4_CODES, device="cpu")).tolist()
     step = max(1, (_CHUNK_ON_CPU if tensor.device.type == "cpu" else _CHUNK_ELSEWHERE) // block_size)
     for start in range(0, num_blocks, step):
         part = flat[start * block_size : (start + step) * block_size].float()
         part = F.pad(part, (0, -part.numel() % block_size)).view(-1, block_size)  # [blocks, block_size]
         largest = part.abs().amax(1)
-        nearest = _nearest(part, largest, bounds)
+        scaled = _over_largest(part, largest)
+        # Between two codes, the lower. Fifteen comparisons take a third of the time of a search (`torch.bucketize`).
+        nearest = (scaled > bounds[0]).view(torch.uint8)
+        for bound in bounds[1:]:
+            nearest += (scaled > bound).view(torch.uint8)
         codes[start : start + step] = nearest[:, ::2] << 4 | nearest[:, 1::2]
         scales[start : start + step] = largest
     return codes, scales
@@ -73,8 +77,11 @@ def quantize_scales(scales: Tensor, double_block_size: int) -> tuple[Tensor, Ten
         )
     centred = F.pad(scales - mean, (0, -scales.numel() % double_block_size)).view(-1, double_block_size)
     ranges = centred.abs().amax(1)  # [n_g]
-    codes = _nearest(centred, ranges, _midpoints(_scale_table(scales.device)))
-    return codes.view(-1)[: scales.numel()].clone(), ranges.view(torch.int32), mean[None].view(torch.int32)
+    codes = torch.bucketize(
+        _over_largest(centred, ranges), _midpoints(_scale_table(scales.device)), out_int32=True
+    )
+    codes = codes.view(-1)[: scales.numel()].to(torch.uint8)
+    return codes, ranges.view(torch.int32), mean[None].view(torch.int32)
 
 
 def dequantize_buffers(
@@ -114,10 +121,9 @@ def _dequantize_scales(
     return scales.add_(mean_bits.view(torch.float32)).clamp_(min=0.0)
 
 
-def _nearest(values: Tensor, largest: Tensor, bounds: Tensor) -> Tensor:
-    """Return the codes, uint8, nearest to each row over its largest magnitude; between two, the lower."""
-    reciprocal = 1.0 / largest.clamp(min=_SMALLEST_SCALE)
-    return torch.bucketize(values * reciprocal[:, None], bounds, out_int32=True).to(torch.uint8)
+def _over_largest(values: Tensor, largest: Tensor) -> Tensor:
+    """Return each row over its largest magnitude, as the reference does it: times the reciprocal."""
+    return values * (1.0 / largest.clamp(min=_SMALLEST_SCALE))[:, None]
 
 
 def _midpoints(codes: Tensor) -> Tensor:
