@@ -31,6 +31,13 @@ class FullFinetuneParams(FinetuneParams):
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
         has_checkpoint = bool(self.checkpointer.kwargs.get("checkpoint_dir"))
+        builder = self.model.path.rpartition(".")[2]
+        if builder.startswith(("lora_", "qlora_")):
+            yield Problem(
+                f"freezes the weights and adds adapters ({builder}), but this recipe trains every weight: use the "
+                f"recipe lora_finetune, or the model {builder.split('lora_', 1)[1]}",
+                ("model",),
+            )
         if self.train_from_scratch and has_checkpoint:
             yield Problem(
                 "starts from random weights, but a checkpoint to start from is set too; remove one of the two",

@@ -269,26 +269,35 @@ class Builder(Protocol):
     def __call__(self, rank: int, *, alpha: float = 16.0) -> torch.nn.Module:
         '''A model, adapted.'''
 
+class Direct:
+    def __init__(self, base): ...
+    def __call__(self, rank: int, *, alpha: float = 16.0) -> torch.nn.Module:
+        '''A model, adapted.'''
+
+class Silent:
+    pass
+
 def adapted(base, **anything) -> Builder: ...
 def unsaid(base): ...
 def number(base) -> int: ...
 
 small = adapted(print, alpha=2)
+direct = Direct(print)
 counted = number(1)
 unknown = unsaid(1)
+silent = Silent()
 """
     )
     monkeypatch.syspath_prepend(tmp_path)
     with trusting("making_pkg"):
-        small = signature("making_pkg.small")
-        assert {name: parameter.required for name, parameter in small.parameters.items()} == {
-            "rank": True,
-            "alpha": False,
-        }
-        assert not small.takes_any_keyword
-        assert "torch.nn.modules.module.Module" in small.kinds
-        assert read_doc("making_pkg.small") == "A model, adapted."
-        for name in ("unknown", "counted"):
+        for name in ("small", "direct"):
+            made = signature(f"making_pkg.{name}")
+            required = {parameter.name: parameter.required for parameter in made.parameters.values()}
+            assert required == {"rank": True, "alpha": False}
+            assert not made.takes_any_keyword
+            assert "torch.nn.modules.module.Module" in made.kinds
+            assert read_doc(f"making_pkg.{name}") == "A model, adapted."
+        for name in ("unknown", "counted", "silent"):
             assert isinstance(read_signature(f"making_pkg.{name}"), NotFound)
 
 

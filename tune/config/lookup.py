@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -198,34 +198,22 @@ def _follow_alias(module: Module, name: str, expression: ast.expr, hops: int) ->
 
 
 def _made_by(module: Module, name: str, maker: ast.expr) -> Definition | None:
-    """Return what ``name = maker(...)`` defines, where the function `maker` is annotated to return a class with
-    a ``__call__``: a function of that signature."""
-    function = resolve_expression(module, maker)
-    node = function.node if isinstance(function, Definition) and not function.is_class else None
-    returned = getattr(node, "returns", None)
-    made = (
-        resolve_expression(function.module, returned)
-        if isinstance(function, Definition) and returned
-        else None
-    )
-    body = made.node.body if isinstance(made, Definition) and isinstance(made.node, ast.ClassDef) else []
-    for statement in body:
-        if (
-            isinstance(statement, ast.FunctionDef)
-            and statement.name == "__call__"
-            and isinstance(made, Definition)
-        ):
-            arguments = copy(statement.args)
-            arguments.args = arguments.args[1:]  # without self
-            called = ast.FunctionDef(
-                name=name,
-                args=arguments,
-                body=statement.body,
-                decorator_list=[],
-                returns=statement.returns,
-                type_comment=None,
-            )
-            return Definition(made.module, name, ast.unparse(ast.fix_missing_locations(called)))
+    """Return what ``name = maker(...)`` defines, as a function: the ``__call__`` of the class that `maker` is, or is
+    annotated to return."""
+    made = resolve_expression(module, maker)
+    if isinstance(made, Definition) and not made.is_class:
+        returned = getattr(made.node, "returns", None)
+        if returned is None:
+            return None
+        made = resolve_expression(made.module, returned)
+    if not isinstance(made, Definition) or not isinstance(made.node, ast.ClassDef):
+        return None
+    for statement in made.node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__call__":
+            function = deepcopy(statement)
+            function.name, function.decorator_list = name, []
+            function.args.args = function.args.args[1:]  # without self
+            return Definition(made.module, name, ast.unparse(function))
     return None
 
 

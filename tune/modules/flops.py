@@ -5,8 +5,10 @@ from __future__ import annotations
 from tune.modules.config import DecoderConfig
 
 
-def flops_per_token(config: DecoderConfig, seq_len: float, *, causal: bool = True) -> float:
-    """Floating-point operations per token of one forward and backward pass with every weight trained.
+def flops_per_token(
+    config: DecoderConfig, seq_len: float, *, causal: bool = True, num_adapter_parameters: int | None = None
+) -> float:
+    """Floating-point operations per token of one forward and backward pass.
 
     Six per parameter that multiplies the token (arXiv:2204.02311, appendix B), of experts those it is sent to, and
     12 Hq h per layer and key that a query sees: scores and sums are two products of 2 h operations, and the backward
@@ -19,13 +21,19 @@ def flops_per_token(config: DecoderConfig, seq_len: float, *, causal: bool = Tru
         seq_len: S, tokens per document; with several documents in a row, sum of squares over sum. Beyond a window that
             mean is an upper bound of the work, exact where the documents are equally long.
         causal: count only what is needed of the attention square.
+        num_adapter_parameters: of adapters beside frozen matrices: no gradient of those matrices is formed, which
+            leaves four operations per parameter of theirs, and six per parameter of the adapters'. None: every
+            weight is trained.
     """
     head = config.vocab_size * config.embed_dim
     num_sliding = len(config.sliding_layers)
     keys = (config.num_layers - num_sliding) * _keys_seen(seq_len, None, causal)
     keys += num_sliding * _keys_seen(seq_len, config.sliding_window, causal)
     attention = 12 * config.num_heads * config.head_dim * keys
-    return 6 * (config.num_block_parameters() + head) + attention
+    matrices = config.num_block_parameters() + head
+    if num_adapter_parameters is None:
+        return 6 * matrices + attention
+    return 4 * matrices + 6 * num_adapter_parameters + attention
 
 
 def _keys_seen(seq_len: float, window: int | None, causal: bool) -> float:
