@@ -38,6 +38,12 @@ class FullFinetuneParams(FinetuneParams):
                 f"recipe lora_finetune, or the model {builder.split('lora_', 1)[1]}",
                 ("model",),
             )
+        if self.checkpointer.kwargs.get("adapter_checkpoint"):
+            yield Problem(
+                "names an adapter, but this recipe trains every weight: use the recipe lora_finetune, or merge the "
+                "adapter into the weights first",
+                ("checkpointer.adapter_checkpoint",),
+            )
         if self.train_from_scratch and has_checkpoint:
             yield Problem(
                 "starts from random weights, but a checkpoint to start from is set too; remove one of the two",

@@ -37,6 +37,7 @@ class FullModelCheckpointer:
         recipe_checkpoint: a saved step to resume from, such as "step_000100"; None takes the newest complete one.
         resume_from_checkpoint: same as the recipe's parameter of that name, as older configs have it here.
         safe_serialization: weights are written as safetensors; anything else is refused.
+        adapter_checkpoint: folder of a LoRA adapter in PEFT layout to go on from; None begins new ones.
 
     Raises:
         ConfigError: `safe_serialization` is false.
@@ -53,6 +54,7 @@ class FullModelCheckpointer:
         recipe_checkpoint: str | None = None,
         resume_from_checkpoint: bool = False,
         safe_serialization: bool = True,
+        adapter_checkpoint: str | None = None,
     ) -> None:
         if not safe_serialization:
             raise ConfigError(
@@ -65,6 +67,7 @@ class FullModelCheckpointer:
         self.output_dir = expand_path(output_dir)
         self.recipe_checkpoint = recipe_checkpoint
         self.resume_from_checkpoint = resume_from_checkpoint
+        self.adapter_checkpoint = None if adapter_checkpoint is None else expand_path(adapter_checkpoint)
         self._start_dir: Path | None = None
 
     def find_model_dir(self) -> Path | None:
