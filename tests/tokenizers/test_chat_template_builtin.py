@@ -185,3 +185,14 @@ def test_text_templates_know_no_tools():
         )
     with pytest.raises(DataError, match="no role 'tool' in a text template"):
         get_prompt_template("alpaca").segments([Message("user", "x"), Message("tool", "y")])
+
+
+def test_tools_that_a_chat_template_does_not_write_are_not_dropped_unseen(with_tokens):
+    tools = [{"type": "function", "function": {"name": "walk", "parameters": {}}}]
+    for name in ("phi3", "qwen2"):
+        template = builtin_template(name)
+        with pytest.raises(DataError, match=f"the template {name} does not write the 1 tools"):
+            tokenize_examples(with_tokens(*template.needs), template, CHAT, tools=tools)
+    knowing = ChatTemplate("{{ tools | tojson }}" + template.source)
+    assert tokenize_examples(with_tokens(*template.needs), knowing, CHAT, tools=tools)
+    assert ChatTemplate("", for_tools="{{ tools }}").reads_tools()

@@ -132,6 +132,9 @@ def tokenize_examples(
     """Returns what `tokenize_conversation` does, as several examples where one text cannot teach all answers.
 
     Each answer is learnt once, after exactly the ids a model reads that is asked for it.
+
+    Raises:
+        DataError: the template refuses the conversation, changes answers, or does not read the tools.
     """
     chosen = template_for(template, tokenizer)
     if isinstance(chosen, PromptTemplate):
@@ -142,6 +145,11 @@ def tokenize_examples(
         return [tokenize_segments(tokenizer, chosen.segments(messages), add_eos=add_eos)]
     if not messages:
         raise DataError("a conversation of 0 messages cannot be written")
+    if tools and not chosen.reads_tools():
+        raise DataError(
+            f"{chosen} does not write the {len(tools)} tools that the assistant is given, so it would learn calls that "
+            "nobody offered. Leave the tools out of the data, or choose a prompt_template that knows them"
+        )
     conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
     written = write_examples(conversation, messages, tokenizer.stop_ids)
     return [example for text in written for example in encode_written(tokenizer, conversation, text, add_eos)]

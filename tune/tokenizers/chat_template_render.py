@@ -63,6 +63,7 @@ class ChatTemplate:
         # Found once for each set of special tokens: the ids by which the template ends an answer.
         self.ends_of_turn: dict[Any, frozenset[int]] = {}
         self._compiled: dict[str, tuple[Template, Budget]] = {}
+        self._names: dict[str, frozenset[str]] = {}
 
     @classmethod
     def of_checkpoint(cls) -> ChatTemplate:
@@ -128,13 +129,16 @@ class ChatTemplate:
         Raises:
             TokenizerError: the source is no template.
         """
-        from jinja2 import meta
+        names = self._names_in(self.source) | self._names_in(self.for_tools or "")
+        return names - {"messages", "tools", "documents", "add_generation_prompt"}
 
-        names: set[str] = set()
-        for source in (self.source, self.for_tools or ""):
-            environment = self._compile(source)[0].environment
-            names |= meta.find_undeclared_variables(environment.parse(source))
-        return frozenset(names) - {"messages", "tools", "documents", "add_generation_prompt"}
+    def reads_tools(self) -> bool:
+        """Returns whether the template looks at the tools that it is given.
+
+        Raises:
+            TokenizerError: the source is no template.
+        """
+        return "tools" in self._names_in(self.source if self.for_tools is None else self.for_tools)
 
     def render(
         self,
@@ -185,6 +189,14 @@ class ChatTemplate:
             raise DataError(
                 f"{self} cannot write a conversation of {len(messages)} messages: {reason}"
             ) from error
+
+    def _names_in(self, source: str) -> frozenset[str]:
+        from jinja2 import meta
+
+        if source not in self._names:
+            environment = self._compile(source)[0].environment
+            self._names[source] = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+        return self._names[source]
 
     def _compile(self, source: str) -> tuple[Template, Budget]:
         if source not in self._compiled:
