@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tune.errors import CheckpointError, ConfigError, TrainingError
-from tune.modules.peft import NF4Weight, nf4_linear, quantize_nf4
+from tune.modules.peft import NF4Weight, nf4_codes, nf4_linear, quantize_nf4
 from tune.modules.peft.nf4_codes import NF4_CODES
 
 OUT, IN = 96, 160
@@ -270,12 +270,24 @@ def test_wrong_shapes_sizes_and_dtypes_are_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["triton", "torch"])
 @pytest.mark.parametrize(("rows", "columns"), [(OUT, IN), (33, 71), (613, 859)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_gives_the_same_numbers(rows: int, columns: int, dtype: torch.dtype) -> None:
-    weight = quantize_nf4(matrix(rows, columns))
+def test_a_gpu_gives_the_same_numbers(
+    rows: int, columns: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setattr(nf4_codes, "_has_triton", lambda: kernel == "triton")
+    weight = quantize_nf4(matrix(rows, columns), double_block_size=7)
     there = copy.deepcopy(weight).cuda()
-    assert torch.equal(there.dequantize(dtype).cpu(), weight.dequantize(dtype))
-    quantised = quantize_nf4(matrix(rows, columns).cuda())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        assert torch.equal(there.dequantize(dtype).cpu(), weight.dequantize(dtype))
+
+
+@pytest.mark.gpu
+def test_a_gpu_quantises_to_the_same_codes() -> None:
+    tensor = matrix(613, 859)
+    there, here = quantize_nf4(tensor.cuda()), quantize_nf4(tensor)
     # A GPU's reciprocal may differ in the last bit, and so a number in the middle of two codes.
-    assert (quantised.codes.cpu() != weight.codes).float().mean() < 1e-3
+    assert (there.codes.cpu() != here.codes).float().mean() < 1e-3
+    assert (there.scale_codes.cpu() != here.scale_codes).float().mean() < 1e-2

@@ -7,6 +7,7 @@ Shapes: o output and i input features, n_b blocks, n_g groups of blocks.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
 
 import torch
@@ -95,6 +96,13 @@ def dequantize_buffers(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the matrix [o, i] that the buffers of an `NF4Weight` stand for."""
+    if codes.is_cuda and _has_triton():
+        from tune.modules.kernels.nf4_triton import dequantize
+
+        ranges, mean = range_bits.view(torch.float32), mean_bits.view(torch.float32)
+        tables = _code_table(codes.device), _scale_table(codes.device)
+        shape = (num_rows, num_columns)
+        return dequantize(codes, scale_codes, ranges, mean, *tables, shape, double_block_size, dtype)
     scales = _dequantize_scales(scale_codes, range_bits, mean_bits, double_block_size)[:, None]  # [n_b, 1]
     num_blocks, half = codes.shape
     pairs = _pair_table(codes.device)
@@ -130,10 +138,20 @@ def _midpoints(codes: Tensor) -> Tensor:
     return (codes[:-1] + codes[1:]) / 2
 
 
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@lru_cache(maxsize=16)
+def _code_table(device: torch.device) -> Tensor:
+    return torch.tensor(NF4_CODES, device=device)
+
+
 @lru_cache(maxsize=16)
 def _pair_table(device: torch.device) -> Tensor:
     """Return the two fp32 codes of each byte, [256], as one int64 each: torch gathers those in half the time."""
-    codes = torch.tensor(NF4_CODES, device=device)
+    codes = _code_table(device)
     return torch.cartesian_prod(codes, codes).contiguous().view(torch.int64).view(-1)
 
 

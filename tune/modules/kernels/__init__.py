@@ -1,0 +1,1 @@
+"""Kernels for devices that torch alone does not use fully; imported where such a device is at hand, never before."""
