@@ -194,8 +194,9 @@ class TransformerDecoder(nn.Module):
             full = mask
         sliding = mask if is_narrow else full
         if is_narrow and mask is not None and self.config.sliding_window is not None:
-            distance = slots[..., None] - torch.arange(num_keys, device=slots.device)
-            sliding = mask & (distance < self.config.sliding_window)
+            # No table of distances: of whole numbers it would take eight times the mask's memory.
+            first_seen = slots[..., None] - self.config.sliding_window + 1  # [b or 1, s, 1]
+            sliding = mask & (torch.arange(num_keys, device=slots.device) >= first_seen)
         return (None if full is None else full[:, None]), (None if sliding is None else sliding[:, None])
 
     def setup_caches(
