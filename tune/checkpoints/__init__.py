@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tune.checkpoints.adapters import load_adapter, read_adapter_base, read_adapter_config, save_adapter
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.companions import copy_companions
 from tune.checkpoints.compare import match_weights, same_bits
@@ -26,12 +27,16 @@ __all__ = [
     "copy_companions",
     "describe_model",
     "find_model_dir",
+    "load_adapter",
     "load_into",
     "match_weights",
     "open_weights",
+    "read_adapter_base",
+    "read_adapter_config",
     "read_json",
     "require_space",
     "same_bits",
+    "save_adapter",
     "save_meta",
     "save_model",
     "staged_directory",

@@ -64,14 +64,14 @@ def save_model(
         CheckpointError: the model has no family, the directory holds weights, or a file cannot be written.
     """
     family = require_family(model)
-    folder = _prepare(directory)
+    folder = prepare_folder(directory)
     tensors = tensors_in_layout(ModelWeights(model), family.hf, model.config, dtype=dtype)
     config = describe_model(family, model.config, tensors) | token_ids(tokenizer)
     try:
         write_shards(folder, tensors, max_shard_bytes)
         write_json(folder / "config.json", config)
         if tokenizer is not None:
-            _write_tokenizer(folder, tokenizer)
+            write_tokenizer(folder, tokenizer)
     except OSError as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
@@ -97,7 +97,7 @@ def save_meta(
     family = require_family(model)
     if family.meta is None or family.write_meta_config is None:
         raise CheckpointError(f"the {family.name} family has no Meta layout; save it in Hugging Face layout")
-    folder = _prepare(directory)
+    folder = prepare_folder(directory)
     tensors = tensors_in_layout(ModelWeights(model), family.meta, model.config, dtype=dtype, repeat_tied=True)
     params = family.write_meta_config(model.config)
     try:
@@ -165,7 +165,7 @@ def _is_same(left: object, right: object) -> bool:
     return left == right
 
 
-def _prepare(directory: Path | str) -> Path:
+def prepare_folder(directory: Path | str) -> Path:
     folder = expand_path(directory)
     try:
         if folder.exists() and not folder.is_dir():
@@ -182,7 +182,7 @@ def _prepare(directory: Path | str) -> Path:
     return folder
 
 
-def _write_tokenizer(folder: Path, tokenizer: TokenizerFiles) -> None:
+def write_tokenizer(folder: Path, tokenizer: TokenizerFiles) -> None:
     for file in tokenizer.files():
         # Other tools look for a SentencePiece model under this name only.
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))

@@ -1,0 +1,216 @@
+"""adapter_config.json, as peft writes and reads it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune.checkpoints.config_fields import ConfigFields, read_json
+from tune.errors import CheckpointError
+
+CONFIG_FILE = "adapter_config.json"
+# What does not change what an adapter computes, or only how it was begun.
+_HARMLESS = (
+    *("auto_mapping", "peft_version", "inference_mode", "revision", "task_type", "megatron_core"),
+    *("layers_pattern", "ensure_weight_tying", "qalora_group_size"),
+)
+_MAX_PATTERN = 300
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What adapter_config.json says of an adapter.
+
+    Args:
+        base: name or path of the model it was trained on; "" if it does not say.
+        rank, alpha, dropout, use_dora, use_rslora: as in `LoRAConfig`.
+        rank_pattern, alpha_pattern: other values for modules whose names end as a pattern says; the first one counts.
+        targets: names, or ends of names, of the modules with adapters; None where they are given in some other form,
+            and the weights alone say which they are.
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    dropout: float
+    use_dora: bool
+    use_rslora: bool
+    rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
+    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
+    targets: tuple[str, ...] | None
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank of a module's adapter."""
+        return next((rank for pattern, rank in self.rank_pattern if pattern.match(module)), self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """Return the alpha of a module's adapter."""
+        return next((alpha for pattern, alpha in self.alpha_pattern if pattern.match(module)), self.alpha)
+
+    def is_target(self, module: str) -> bool:
+        """Whether a module is named among `targets`."""
+        return any(
+            module == target
+            or module.endswith(f".{target}")
+            or (target == "all-linear" and module != "lm_head")
+            for target in self.targets or ()
+        )
+
+
+def read_settings(folder: Path) -> AdapterSettings:
+    """Return what a folder's adapter_config.json says.
+
+    Raises:
+        CheckpointError: it is missing or no JSON, or some field asks for what is not supported; all are named.
+    """
+    path = folder / CONFIG_FILE
+    content = read_json(path)
+    fields = ConfigFields(content, str(path))
+    fields.ignore(_HARMLESS)
+    fields.expect("peft_type", "LORA")
+    if content.get("task_type") is not None:
+        fields.expect("task_type", "CAUSAL_LM")
+    fields.expect("bias", "none")
+    # Others begin from a changed base ("pissa", "olora", "loftq", ...), which is not there any more.
+    fields.expect("init_lora_weights", True, False, "gaussian")
+    for name in ("fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora"):
+        fields.expect(name, False)
+    for name in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):
+        fields.expect(name, [])
+    for name in ("loftq_config", "eva_config", "corda_config"):
+        fields.expect(name, {})
+    settings = AdapterSettings(
+        base=fields.text("base_model_name_or_path", ""),
+        rank=fields.integer("r"),
+        alpha=fields.number("lora_alpha"),
+        dropout=fields.number("lora_dropout", 0.0),
+        use_dora=fields.flag("use_dora", False),
+        use_rslora=fields.flag("use_rslora", False),
+        rank_pattern=_read_patterns(fields, "rank_pattern", int),
+        alpha_pattern=_read_patterns(fields, "alpha_pattern", float),
+        targets=_read_targets(fields, content),
+    )
+    ranks = (settings.rank, *(rank for _, rank in settings.rank_pattern))
+    alphas = (settings.alpha, *(alpha for _, alpha in settings.alpha_pattern))
+    if min(ranks) < 1:
+        fields.problem(f"a rank (`r`, `rank_pattern`) is {min(ranks)}; it must be at least 1")
+    if not all(0 < alpha < math.inf for alpha in alphas):
+        fields.problem(f"an alpha (`lora_alpha`, `alpha_pattern`) is {min(alphas)}; it must be above 0")
+    if not 0 <= settings.dropout < 1:
+        fields.problem(f"`lora_dropout` is {settings.dropout}; it must be at least 0 and below 1")
+    fields.finish()
+    return settings
+
+
+def _read_targets(fields: ConfigFields, content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    narrowing = [
+        name for name in ("layers_to_transform", "exclude_modules") if content.get(name) not in (None, [])
+    ]
+    fields.ignore(("target_modules", "layers_to_transform", "exclude_modules"))
+    targets = content.get("target_modules")
+    if targets == "all-linear":
+        targets = [targets]
+    if isinstance(targets, list) and not all(isinstance(target, str) for target in targets):
+        fields.problem("`target_modules` is a list of other things than names")
+    elif not isinstance(targets, list | str | None):
+        fields.problem(f"`target_modules` is {targets!r}; it must be a list of names")
+    # A regular expression chooses modules as well, and so do layers; then the weights themselves are asked.
+    return tuple(targets) if isinstance(targets, list) and not narrowing else None
+
+
+def _read_patterns(fields: ConfigFields, name: str, kind: type) -> tuple[tuple[re.Pattern[str], Any], ...]:
+    patterns = []
+    for text, value in fields.mapping(name).items():
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+            fields.problem(f"`{name}` has {value!r} for {text!r}; it must be a number")
+            continue
+        # A file may come from a stranger, and some patterns take for ever: what repeats may stand there twice, no group
+        # may repeat.
+        repeats = re.findall(r"[*+{]", text)
+        if len(text) > _MAX_PATTERN or len(repeats) > 2 or re.search(r"\)[*+{]|\\\d", text):
+            fields.problem(f"`{name}` has a pattern that is too complicated: {text[:80]!r}")
+            continue
+        try:
+            patterns.append((re.compile(rf"(?:.*\.)?(?:{text})$"), value))
+        except (re.error, OverflowError):
+            fields.problem(f"`{name}` has a pattern that is no regular expression: {text[:80]!r}")
+    return tuple(patterns)
+
+
+def describe_adapter(
+    sizes: Mapping[str, tuple[int, float]],
+    all_modules: Iterable[str],
+    *,
+    base: str,
+    dropout: float,
+    use_dora: bool,
+    use_rslora: bool,
+) -> dict[str, Any]:
+    """Return the content of adapter_config.json.
+
+    Args:
+        sizes: rank and alpha of each adapted module, by its name in the other tools' model.
+        all_modules: names of all the modules there that could have adapters.
+        base, dropout, use_dora, use_rslora: as in `AdapterSettings`.
+    """
+    siblings = Counter(_leaf(module) for module in all_modules)
+    leaves = Counter(_leaf(module) for module in sizes)
+    (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    others: dict[str, tuple[int, float]] = {}
+    for leaf in leaves:
+        own = {module: size for module, size in sizes.items() if _leaf(module) == leaf}
+        if len(set(own.values())) == 1:
+            own = {leaf: next(iter(own.values()))}
+        others.update({name: size for name, size in own.items() if size != (rank, alpha)})
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base or None,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "lora_dropout": dropout,
+        "target_modules": sorted(
+            {
+                _leaf(module) if leaves[_leaf(module)] == siblings[_leaf(module)] else module
+                for module in sizes
+            }
+        ),
+        "rank_pattern": {name: size[0] for name, size in others.items() if size[0] != rank},
+        "alpha_pattern": {name: _plain(size[1]) for name, size in others.items() if size[1] != alpha},
+        "use_dora": use_dora,
+        "use_rslora": use_rslora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _plain(alpha: float) -> float | int:
+    """Return a whole number as such: other tools expect alpha to be one."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def find_adapter_dir(path: Path) -> Path:
+    """Return the folder with adapter_config.json: this one, `adapter/` of a saved step, or of an output's latest step.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder in (path, path / "adapter", path / "latest" / "adapter"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise CheckpointError(
+        f"no adapter was found in {path}: expected {CONFIG_FILE} with adapter_model.safetensors, as peft writes them, "
+        "or a saved step with adapter/"
+    )

@@ -1,0 +1,244 @@
+"""Between a model's adapted matrices and the modules that peft would adapt: names, and projections that are fused.
+
+Where a file's tensor holds several of our matrices one under the other, one adapter stands for theirs: their A's one
+under the other, and their B's along the diagonal of one B. Its rank is the sum of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tune.checkpoints.adapter_config import AdapterSettings
+from tune.checkpoints.mapping import Shapes
+from tune.checkpoints.weights import WeightSource
+from tune.errors import CheckpointError
+from tune.modules import DecoderConfig, Layout
+
+PREFIX = "base_model.model."
+PARTS = "parts"  # the file's metadata: ranks of our matrices inside a fused adapter
+_KINDS = {
+    "lora_A.weight": "a",
+    "lora_B.weight": "b",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",  # peft before 0.12
+}
+_WORDS = {"a": "lora_A", "b": "lora_B", "magnitude": "lora_magnitude_vector"}
+_MATRICES = re.compile(r"(layers\.\d+\.(attn\.\w+_proj|mlp\.w[123])|output)\.weight")
+
+
+@dataclass(frozen=True)
+class TheirModule:
+    """A module of the other tools' model that may have an adapter.
+
+    Args:
+        name: theirs.
+        paths: of our modules whose matrices it holds, from top to bottom.
+        rows: of each.
+        width: of all.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    rows: tuple[int, ...]
+    width: int
+
+    def row_slice(self, path: str) -> slice:
+        """Return the rows of one of ours."""
+        place = self.paths.index(path)
+        start = sum(self.rows[:place])
+        return slice(start, start + self.rows[place])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of our adapters, as a part of an adapter in a file.
+
+    Args:
+        path: of our module.
+        rank, alpha: of our adapter.
+        names: of the tensors in the file, by "a", "b" and "magnitude".
+        rows: of B and of the magnitudes.
+        ranks: rows of A and columns of B.
+    """
+
+    path: str
+    rank: int
+    alpha: float
+    names: Mapping[str, str]
+    rows: slice
+    ranks: slice
+
+
+def their_modules(layout: Layout, config: DecoderConfig, shapes: Shapes) -> dict[str, TheirModule]:
+    """Return the modules that may have adapters, by name."""
+    modules = {}
+    for rules in layout.expand(config, list(shapes)):
+        ours = [rule.ours for rule in rules]
+        if all(_MATRICES.fullmatch(name) for name in ours):
+            name = rules[0].theirs.removesuffix(".weight")
+            modules[name] = TheirModule(
+                name,
+                tuple(path.removesuffix(".weight") for path in ours),
+                tuple(shapes[path][0] for path in ours),
+                shapes[ours[0]][1],
+            )
+    return modules
+
+
+def plan_pieces(
+    source: WeightSource,
+    settings: AdapterSettings,
+    parts: str | None,
+    modules: Mapping[str, TheirModule],
+) -> list[Piece]:
+    """Return our adapters as parts of a file's tensors, all of which are accounted for.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or misshapen; all are listed.
+    """
+    tensors, problems = _sort_tensors(source)
+    pieces = []
+    missing_targets = [
+        name
+        for name in modules
+        if settings.targets is not None and settings.is_target(name) and name not in tensors
+    ]
+    problems += [
+        f"{PREFIX}{name}: `target_modules` names it, and it has no weights" for name in missing_targets
+    ]
+    ranks_of_parts = _read_parts(parts)
+    for name, names in tensors.items():
+        if name not in modules:
+            problems.append(
+                f"{next(iter(names.values()))}: the model has no matrix of this name that takes adapters"
+            )
+        elif settings.targets is not None and not settings.is_target(name):
+            problems.append(f"{next(iter(names.values()))}: `target_modules` does not name it")
+        elif misfits := _misfits(modules[name], names, source, settings):
+            problems += misfits
+        else:
+            ranks = ranks_of_parts.get(name)
+            if ranks is not None and not _is_in_blocks(source.read(names["b"]), modules[name], ranks):
+                ranks = None  # another tool has trained it since
+            pieces += _split(modules[name], names, settings, ranks)
+    if not tensors:
+        problems.append(f"no tensor is named {PREFIX}....lora_A.weight")
+    if problems:
+        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise CheckpointError(
+            f"the adapter in {source.path} does not fit the model; nothing was loaded.\n  "
+            + "\n  ".join(shown)
+        )
+    return pieces
+
+
+def _sort_tensors(source: WeightSource) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return the tensors' names by module and kind, and a problem for each that belongs to no adapter."""
+    tensors: dict[str, dict[str, str]] = {}
+    problems = []
+    for name in sorted(source):
+        kind = next((kind for kind in _KINDS if name.endswith(f".{kind}")), None)
+        if kind is None or not name.startswith(PREFIX):
+            problems.append(
+                f"{name}: no part of a linear adapter (trained embeddings and heads are not supported)"
+            )
+        elif isinstance(source.infos[name].dtype, str):
+            problems.append(
+                f"{name}: stored as {source.infos[name].dtype}; only fp64, fp32, fp16 and bf16 are read"
+            )
+        else:
+            module = name.removeprefix(PREFIX).removesuffix(f".{kind}")
+            tensors.setdefault(module, {})[_KINDS[kind]] = name
+    return tensors, problems
+
+
+def _misfits(
+    module: TheirModule, names: Mapping[str, str], source: WeightSource, settings: AdapterSettings
+) -> list[str]:
+    rank, height = settings.rank_of(module.name), sum(module.rows)
+    wanted: dict[str, tuple[int, ...]] = {"a": (rank, module.width), "b": (height, rank)}
+    if settings.use_dora:
+        wanted["magnitude"] = (height,)
+    problems = []
+    for kind, word in _WORDS.items():
+        if kind not in names:
+            if kind in wanted:
+                problems.append(f"{PREFIX}{module.name}: its {word} is missing")
+        elif kind not in wanted:
+            problems.append(f"{names[kind]}: a magnitude, where `use_dora` is false")
+        elif source.infos[names[kind]].shape != wanted[kind]:
+            problems.append(
+                f"{names[kind]}: {list(source.infos[names[kind]].shape)} in the file, where the model and "
+                f"adapter_config.json need {list(wanted[kind])}"
+            )
+    return problems
+
+
+def _split(
+    module: TheirModule,
+    names: Mapping[str, str],
+    settings: AdapterSettings,
+    ranks: Mapping[str, int] | None,
+) -> list[Piece]:
+    """Return our adapters inside one of theirs.
+
+    Written here, a fused adapter is a block for each of ours. One made elsewhere has one A for all: each of ours then
+    gets a copy of it and its own rows of B, which is the same function.
+    """
+    rank = settings.rank_of(module.name)
+    scaling = scaling_of(settings.alpha_of(module.name), rank, settings.use_rslora)
+    if ranks is None:
+        whole = slice(0, rank)
+        alpha = settings.alpha_of(module.name)
+        return [Piece(path, rank, alpha, names, module.row_slice(path), whole) for path in module.paths]
+    pieces, start = [], 0
+    for path, own in ranks.items():
+        alpha = alpha_for(scaling, own, settings.use_rslora)
+        pieces.append(Piece(path, own, alpha, names, module.row_slice(path), slice(start, start + own)))
+        start += own
+    return pieces
+
+
+def _is_in_blocks(b: Tensor, module: TheirModule, ranks: Mapping[str, int]) -> bool:
+    """Whether a B [o, r] is zero outside a block for each of our matrices, of the ranks that are said."""
+    if not set(ranks) <= set(module.paths) or sum(ranks.values()) != b.shape[1]:
+        return False
+    outside = b.clone()
+    start = 0
+    for path, rank in ranks.items():
+        outside[module.row_slice(path), start : start + rank] = 0.0
+        start += rank
+    return not outside.any()
+
+
+def scaling_of(alpha: float, rank: int, use_rslora: bool) -> float:
+    """Return what an adapter's result is multiplied by."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
+
+
+def alpha_for(scaling: float, rank: int, use_rslora: bool) -> float:
+    """Return the alpha that gives an adapter this scaling, without the dust of a way there and back."""
+    alpha = scaling * (math.sqrt(rank) if use_rslora else rank)
+    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
+
+
+def _read_parts(text: str | None) -> dict[str, dict[str, int]]:
+    """Return the ranks of our matrices inside fused adapters, by their module and our path."""
+    if text is None:
+        return {}
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the metadata of the adapter's file is broken: {error}") from error
+    if not isinstance(parts, dict) or not all(
+        isinstance(ranks, dict) and all(type(rank) is int and rank > 0 for rank in ranks.values())
+        for ranks in parts.values()
+    ):
+        raise CheckpointError("the metadata of the adapter's file is broken: `parts` gives no ranks")
+    return parts

@@ -1,0 +1,293 @@
+"""Adapters in files, in the layout of peft: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tune.checkpoints.adapter_config import (
+    CONFIG_FILE,
+    AdapterSettings,
+    describe_adapter,
+    find_adapter_dir,
+    read_settings,
+)
+from tune.checkpoints.adapter_layout import (
+    PARTS,
+    PREFIX,
+    Piece,
+    TheirModule,
+    alpha_for,
+    plan_pieces,
+    scaling_of,
+    their_modules,
+)
+from tune.checkpoints.load import require_family
+from tune.checkpoints.mapping import places_by_name
+from tune.checkpoints.save import TokenizerFiles, prepare_folder, write_tokenizer
+from tune.checkpoints.weights import WeightSource, open_weights
+from tune.checkpoints.writers import replacing, write_json
+from tune.errors import CheckpointError
+from tune.modules import TransformerDecoder
+from tune.modules.peft import LoRAConfig, LoRALinear, LoRAModule, adapted_modules, apply_lora
+from tune.modules.peft.config import ATTN_MODULES
+from tune.utils.paths import expand_path
+
+_WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def save_adapter(
+    model: TransformerDecoder, directory: Path | str, base: str, tokenizer: TokenizerFiles | None = None
+) -> None:
+    """Write a model's adapters, and nothing of its base, as peft does: its PeftModel.from_pretrained loads them.
+
+    Args:
+        model: one with a family and adapters.
+        directory: made if needed; it must not hold weights yet.
+        base: name or path of the model without the adapters, for tools that look for it.
+        tokenizer: its files are copied beside them.
+
+    Raises:
+        CheckpointError: the model has no adapters or no family, the directory holds weights, or a file cannot be
+            written.
+    """
+    family = require_family(model)
+    adapted = adapted_modules(model)
+    if not adapted:
+        raise CheckpointError("the model has no adapters to save: apply_lora puts them in")
+    if any(module.lora_a.weight.is_meta for module in adapted.values()):
+        raise CheckpointError("the model's adapters have no memory yet: reset_adapters gives it to them")
+    folder = prepare_folder(directory)
+    places = places_by_name(model)
+    modules = their_modules(family.hf, model.config, {name: place.shape for name, place in places.items()})
+    tensors: dict[str, Tensor] = {}
+    sizes: dict[str, tuple[int, float]] = {}
+    parts: dict[str, dict[str, int]] = {}
+    for module in modules.values():
+        own = {path: adapted[path] for path in module.paths if path in adapted}
+        if own:
+            tensors.update(_fused_tensors(model, module, own))
+            sizes[module.name] = _fused_size(module.name, own)
+            if len(module.paths) > 1:
+                parts[module.name] = {path: adapter.rank for path, adapter in own.items()}
+    first = next(iter(adapted.values()))
+    content = describe_adapter(
+        sizes,
+        modules,
+        base=base,
+        dropout=first.dropout,
+        use_dora=first.use_dora,
+        use_rslora=first.use_rslora,
+    )
+    metadata = {"format": "pt"} | ({PARTS: json.dumps(parts)} if parts else {})
+    try:
+        with replacing(folder / _WEIGHTS_FILES[0]) as partial:
+            save_file(tensors, partial, metadata)
+        write_json(folder / CONFIG_FILE, content)
+        if tokenizer is not None:
+            write_tokenizer(folder, tokenizer)
+    except OSError as error:
+        raise CheckpointError(f"the adapter cannot be written to {folder}: {error}") from error
+
+
+def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Give a model the adapters in a directory, made here or by peft; everything is compared before anything changes.
+
+    Args:
+        model: its base is loaded. If it has adapters, they must be of the form of those in the files, whose values they
+            get (their dropout stays what it is); if it has none, they are put in, and everything else is frozen.
+        directory: with adapter_config.json, or a saved step or output directory of a run that has adapters.
+        dtype: what adapters without memory, or put in here, become; None: what their matrix is.
+
+    Raises:
+        CheckpointError: there is no adapter, or it uses what is not supported, or does not fit the model; all misfits
+            are listed.
+    """
+    adapter = _open_adapter(model, directory)
+    present = adapted_modules(model)
+    if present:
+        _compare(adapter, present)
+        if any(module.base_device.type == "meta" for module in present.values()):
+            raise CheckpointError("the base has no memory yet: load it before its adapter")
+    else:
+        apply_lora(model, adapter.config)
+        present = adapted_modules(model)
+    for piece in adapter.pieces:
+        module = present[piece.path]
+        a, b = (adapter.source.read(piece.names[kind]) for kind in ("a", "b"))
+        _fill(module.lora_a, "weight", a[piece.ranks], module, dtype)
+        _fill(module.lora_b, "weight", b[piece.rows, piece.ranks], module, dtype)
+        if "magnitude" in piece.names:
+            _fill(
+                module, "magnitude", adapter.source.read(piece.names["magnitude"])[piece.rows], module, dtype
+            )
+
+
+def read_adapter_config(directory: Path | str, model: TransformerDecoder) -> LoRAConfig:
+    """Return what `apply_lora` needs to make a model fit for `load_adapter`, with every matrix in `modules`.
+
+    Args:
+        directory: as in `load_adapter`.
+        model: of the adapter's family and sizes, without adapters; it may be on the meta device.
+
+    Raises:
+        CheckpointError: as `load_adapter`.
+    """
+    return _open_adapter(model, directory).config
+
+
+def read_adapter_base(directory: Path | str) -> str:
+    """Return the name or path of the model that an adapter was trained on; "" where its configuration is silent.
+
+    Raises:
+        CheckpointError: there is no adapter, or it uses what is not supported.
+    """
+    return read_settings(_find(directory)).base
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter in files, compared with the model."""
+
+    source: WeightSource
+    settings: AdapterSettings
+    pieces: list[Piece]
+    config: LoRAConfig
+
+
+def _find(directory: Path | str) -> Path:
+    try:
+        return find_adapter_dir(expand_path(directory))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
+
+
+def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
+    family = require_family(model)
+    folder = _find(directory)
+    settings = read_settings(folder)
+    file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(
+            f"{folder} has {CONFIG_FILE}, but no {' or '.join(_WEIGHTS_FILES)}: copy it as well"
+        )
+    source = open_weights(file)
+    parts = None
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as handle:
+            parts = (handle.metadata() or {}).get(PARTS)
+    shapes = {name: place.shape for name, place in places_by_name(model).items()}
+    layouts = (family.hf, *family.hf_variants)
+    known = [their_modules(layout, model.config, shapes) for layout in layouts]
+    # A model may go by other names where it is a part of a larger one.
+    modules = next(
+        (names for names in known if any(f"{PREFIX}{name}.lora_A.weight" in source for name in names)),
+        known[0],
+    )
+    pieces = plan_pieces(source, settings, parts, modules)
+    leaves = {piece.path.rpartition(".")[2] for piece in pieces}
+    config = LoRAConfig(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        attn_modules=tuple(name for name in ATTN_MODULES if name in leaves),
+        apply_to_mlp=any(".mlp." in piece.path for piece in pieces),
+        apply_to_output="output" in leaves,
+        use_dora=settings.use_dora,
+        use_rslora=settings.use_rslora,
+        modules=tuple(LoRAModule(piece.path, piece.rank, piece.alpha) for piece in pieces),
+    )
+    return _Adapter(source, settings, pieces, config)
+
+
+def _compare(adapter: _Adapter, present: Mapping[str, LoRALinear]) -> None:
+    pieces = {piece.path: piece for piece in adapter.pieces}
+    problems = [
+        f"{path}: an adapter in the file, none in the model" for path in pieces if path not in present
+    ]
+    for path, module in present.items():
+        if path not in pieces:
+            problems.append(f"{path}: an adapter in the model, none in the file")
+            continue
+        rank, alpha = pieces[path].rank, pieces[path].alpha
+        scaling = scaling_of(alpha, rank, adapter.settings.use_rslora)
+        if module.rank != rank:
+            problems.append(f"{path}: rank {rank} in the file, {module.rank} in the model")
+        elif not math.isclose(module.scaling, scaling, rel_tol=1e-9):
+            problems.append(
+                f"{path}: scaled by {scaling:.6g} in the file, by {module.scaling:.6g} in the model"
+            )
+        if module.use_dora != adapter.settings.use_dora:
+            problems.append(
+                f"{path}: use_dora is {adapter.settings.use_dora} in the file, {module.use_dora} in the model"
+            )
+    if problems:
+        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise CheckpointError(
+            f"the adapter in {adapter.source.path} is of another form than the model's; nothing was loaded.\n  "
+            + "\n  ".join(shown)
+        )
+
+
+@torch.no_grad()
+def _fill(owner: nn.Module, leaf: str, values: Tensor, module: LoRALinear, dtype: torch.dtype | None) -> None:
+    held: nn.Parameter = getattr(owner, leaf)
+    if not held.is_meta and dtype in (None, held.dtype):
+        held.copy_(values)
+        return
+    fresh = torch.empty(held.shape, dtype=dtype or module.base_dtype, device=module.base_device).copy_(values)
+    setattr(owner, leaf, nn.Parameter(fresh, requires_grad=held.requires_grad))
+
+
+def _fused_size(name: str, own: Mapping[str, LoRALinear]) -> tuple[int, float]:
+    """Return the rank and alpha of the adapter that stands for ours."""
+    rank = sum(module.rank for module in own.values())
+    scalings = [module.scaling for module in own.values()]
+    if not all(math.isclose(scaling, scalings[0], rel_tol=1e-9) for scaling in scalings):
+        raise CheckpointError(
+            f"{name} holds {' and '.join(own)}, whose adapters are scaled by {' and '.join(map(str, scalings))}; one "
+            "adapter for all has one scaling: give them equal alpha and rank"
+        )
+    first = next(iter(own.values()))
+    return rank, first.alpha if len(own) == 1 else alpha_for(scalings[0], rank, first.use_rslora)
+
+
+def _fused_tensors(
+    model: TransformerDecoder, module: TheirModule, own: Mapping[str, LoRALinear]
+) -> dict[str, Tensor]:
+    """Return the tensors of the adapter that stands for ours, on the CPU."""
+    name = f"{PREFIX}{module.name}"
+    stacked = torch.cat([adapter.lora_a.weight.detach().cpu() for adapter in own.values()])  # [sum of r, i]
+    first = next(iter(own.values()))
+    spread = torch.zeros(
+        sum(module.rows), stacked.shape[0], dtype=first.lora_b.weight.dtype
+    )  # [sum of o, sum of r]
+    start = 0
+    for path, adapter in own.items():
+        spread[module.row_slice(path), start : start + adapter.rank] = adapter.lora_b.weight.detach().cpu()
+        start += adapter.rank
+    tensors = {f"{name}.lora_A.weight": stacked, f"{name}.lora_B.weight": spread}
+    if first.magnitude is not None:
+        lengths = [_magnitude(model, path, first.magnitude.dtype) for path in module.paths]
+        tensors[f"{name}.lora_magnitude_vector"] = torch.cat(lengths)
+    return tensors
+
+
+def _magnitude(model: TransformerDecoder, path: str, dtype: torch.dtype) -> Tensor:
+    """Return the magnitudes of a matrix; of one without an adapter, the lengths of its rows, which change nothing."""
+    module = model.get_submodule(path)
+    if isinstance(module, LoRALinear) and module.magnitude is not None:
+        return module.magnitude.detach().cpu()
+    place = places_by_name(module)["weight"]
+    weight = module.weight if place.frozen is None else place.frozen.merged_weight()
+    assert isinstance(weight, Tensor)
+    lengths: Tensor = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float32)
+    return lengths.to("cpu", dtype)
