@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def activation_offloading(
             f"{device}. Set it to false."
         )
     # A saved weight may be a transposed view: views share the storage, so that is what is compared.
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    # A quantised base is buffers, which a compiled block saves as it saves weights.
+    kept = chain(model.parameters(), model.buffers())
+    weights = {tensor.untyped_storage().data_ptr() for tensor in kept}
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         small = tensor.numel() * tensor.element_size() < MIN_OFFLOAD_BYTES
