@@ -131,6 +131,14 @@ def test_with_caches_their_size_decides_so_that_every_step_agrees(capacity: int)
         torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_texts_that_are_counted_from_0_wait_for_no_device() -> None:
+    scaling = LongRopeScaling(SHORT, LONG, ORIGINAL)
+    config = DecoderConfig(31, 2, 2, 1, 20, HEAD_DIM, 22, 96, rope_base=BASE, rope_scaling=scaling)
+    with torch.device("meta"):  # no value of a tensor can be asked for there
+        logits = TransformerDecoder(config)(torch.zeros(2, 3 * ORIGINAL, dtype=torch.long))
+    assert logits.shape == (2, 3 * ORIGINAL, 31)
+
+
 @pytest.mark.parametrize(
     ("scaling", "said"),
     [

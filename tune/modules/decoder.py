@@ -134,21 +134,23 @@ class TransformerDecoder(nn.Module):
     ) -> Tensor:
         """Return the hidden states [b, s, d] that `unembed` turns into logits; arguments as in `forward`."""
         cache = self._cache
+        text_len = None  # known to the positions alone
         if cache is not None:
             input_pos, causal = cache.place(tokens, input_pos)
             num_keys = cache.end
             slots = input_pos
             mask = causal if mask is None else mask[..., :num_keys]
+            # With caches the texts may grow to their size, and a key that was turned once stays as it is.
+            text_len = cache.max_seq_len
         else:
             num_keys = tokens.shape[1]
             slots = torch.arange(num_keys, device=tokens.device)[None]  # [1, s]
             if input_pos is None:
-                input_pos = slots
+                input_pos, text_len = slots, num_keys
         if mask is not None:
             _check_mask(mask, tokens.shape[1], num_keys)
         full_mask, sliding_mask = self._masks(mask, slots, num_keys)
-        # With caches the texts may grow to their size, and a key that was turned once stays as it is.
-        rope = self.rope(input_pos, None if cache is None else cache.max_seq_len)
+        rope = self.rope(input_pos, text_len)
         local_rope = rope if self.local_rope is None else self.local_rope(input_pos)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
