@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, full_finetune, generate
+from benchmarks import checkpoints, full_finetune, generate, nf4
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,3 +60,12 @@ def test_checkpoints_ask_for_room_first(tmp_path: Path) -> None:
         checkpoints.main(["--gigabytes", "1e6", "--folder", str(tmp_path)])
     with pytest.raises(SystemExit, match="no contestant has 'gguf'"):
         checkpoints.main(["--only", "gguf"])
+
+
+def test_nf4_compares_the_same_matrix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nf4.main(["--rows", "96", "--columns", "160", "--rounds", "2", "--tokens", "7"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["bytes_per_parameter"] <= 0.57
+    assert 0.05 < figures["relative_error"] < 0.1
+    assert {"tune", "plain torch", "copy"} <= set(figures["results"])
+    assert all(figure > 0 for result in figures["results"].values() for figure in result.values())

@@ -103,7 +103,7 @@ def dequantize_buffers(
         tables = _code_table(codes.device), _scale_table(codes.device)
         shape = (num_rows, num_columns)
         return dequantize(codes, scale_codes, ranges, mean, *tables, shape, double_block_size, dtype)
-    scales = _dequantize_scales(scale_codes, range_bits, mean_bits, double_block_size)[:, None]  # [n_b, 1]
+    scales = dequantize_scales(scale_codes, range_bits, mean_bits, double_block_size)[:, None]  # [n_b, 1]
     num_blocks, half = codes.shape
     pairs = _pair_table(codes.device)
     out = torch.empty(num_blocks, 2 * half, dtype=dtype, device=codes.device)
@@ -119,7 +119,7 @@ def dequantize_buffers(
     return flat.view(num_rows, num_columns)
 
 
-def _dequantize_scales(
+def dequantize_scales(
     scale_codes: Tensor, range_bits: Tensor, mean_bits: Tensor, double_block_size: int
 ) -> Tensor:
     """Return the scales [n_b], fp32."""
