@@ -146,7 +146,9 @@ class NF4Weight(nn.Module):
 
 
 def quantize_nf4(tensor: Tensor, block_size: int = 64, double_block_size: int = 256) -> NF4Weight:
-    """Return `tensor` in NF4, on its device; dequantises to its dtype. A few MiB are needed beside the result.
+    """Return `tensor` in NF4, on its device; dequantises to its dtype.
+
+    Beside the result it needs a workspace of some 20 MiB, on a GPU of some 200.
 
     Args:
         tensor: [o, i], fp32, bf16 or fp16; any number of numbers, the last block is padded.
