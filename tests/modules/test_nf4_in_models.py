@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tune.errors import CheckpointError
 from tune.modules.peft import NF4Weight, nf4_codes, nf4_linear, quantize_nf4
 
 B, S, OUT, IN = 2, 5, 96, 160
@@ -184,6 +185,7 @@ def test_a_state_dict_goes_through_a_file(tmp_path: Path) -> None:
     assert torch.equal(other.dequantize(), weight.dequantize())
     meta = NF4Weight((OUT, IN), device="meta")
     meta.load_state_dict(weight.state_dict(), assign=True)
+    meta.to("cpu", torch.bfloat16)
     assert torch.equal(copy.deepcopy(meta).dequantize(torch.float32), weight.dequantize())
 
 
@@ -196,6 +198,11 @@ def test_a_meta_weight_is_filled_where_the_tensor_is() -> None:
     assert weight.dtype == torch.bfloat16
     assert torch.equal(weight.dequantize(torch.float32), quantize_nf4(matrix()).dequantize())
     assert all(buffer.device.type == "cpu" for buffer in weight.buffers())
+    broken = matrix(seed=7)
+    broken[3, 5] = torch.nan
+    with pytest.raises(CheckpointError):
+        weight.fill_(broken)
+    assert torch.equal(weight.dequantize(torch.float32), quantize_nf4(matrix()).dequantize())
 
 
 def test_a_parameter_is_quantised_without_its_graph() -> None:

@@ -3,8 +3,9 @@
 Each run of `block_size` numbers (rows one after the other) is divided by its largest magnitude and rounded to the
 nearest of 16 codes; those magnitudes, less their mean, are in turn kept in 8 bits, with one fp32 range per
 `double_block_size` of them. That is 4 + 8/64 + 32/(64 * 256) = 4.127 bits, 0.516 bytes, per number.
-Codes and scales agree bit for bit with bitsandbytes' `nf4` with compressed statistics, so an adapter meets the same
-base there and here.
+Everything stored is what bitsandbytes' `nf4` with compressed statistics stores, to the bit, except that where its CPU
+kernel takes the second nearest code for a scale (1 in 500) the nearest is taken here: an adapter meets the same base
+there and here.
 
 Shapes: o output and i input features, n_b blocks, n_g groups of blocks.
 """
@@ -77,7 +78,9 @@ class NF4Weight(nn.Module):
         self.register_buffer("range_bits", torch.empty(range_bits, dtype=torch.int32, device=device))
         self.register_buffer("mean_bits", torch.empty(1, dtype=torch.int32, device=device))
         # Empty, and there for its dtype alone: what `.to(dtype)` does to the other weights, it does to this one.
-        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
+        # Never on the meta device: loading with `assign=True` would leave it there, and nothing could move it away.
+        beside = "cpu" if self.codes.is_meta else self.codes.device
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=beside), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,8 +119,9 @@ class NF4Weight(nn.Module):
                 "a tensor on the meta device has no numbers to quantise: load its values first"
             )
         codes, scales = quantize_blocks(tensor.detach(), self.block_size)
-        self.codes = codes
+        # All or nothing: this raises for numbers that are not finite.
         self.scale_codes, self.range_bits, self.mean_bits = quantize_scales(scales, self.double_block_size)
+        self.codes = codes
         self._like = torch.empty(0, dtype=self.dtype, device=tensor.device)
         return self
 
