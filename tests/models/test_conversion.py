@@ -260,8 +260,6 @@ def test_what_was_converted_goes_on_from_a_prompt_exactly_as_the_reference(
         tokens = reference.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0)[
             0, ids.shape[1] :
         ]
-    # A random model writes bytes that are no text: sentencepiece says what they look like.
-    expected = tune.tokenizers.from_checkpoint(tmp_path / "hf").decode(tokens.tolist())
     words = [
         "prompt=seven green apples",
         "max_new_tokens=200",
@@ -273,6 +271,8 @@ def test_what_was_converted_goes_on_from_a_prompt_exactly_as_the_reference(
         capsys.readouterr()
         told = [*words, f"model_checkpoint={tmp_path / layout}", "log_level=WARNING"]
         assert main(["run", "generate", *told]) == 0
+        # A random model writes bytes that are no text: each tokenizer's file says what they look like.
+        expected = tune.tokenizers.from_checkpoint(tmp_path / layout).decode(tokens.tolist())
         assert capsys.readouterr().out == expected + "\n", layout
 
 

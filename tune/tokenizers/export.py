@@ -8,16 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune.tokenizers.settings import read_json
+
 if TYPE_CHECKING:
     from tune.tokenizers.base import BaseTokenizer
     from tune.tokenizers.spm import SentencePieceTokenizer
 
 _UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # int(1e30), as Hugging Face writes it
+# In tokenizer_config.json: the file beside it that tune reads, where tokenizer.json was made of that for others.
+MADE_FROM = "made_from"
 _TEMPLATES = "additional_chat_templates"
 
 
 def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str | Path) -> list[Path]:
-    """Writes the settings that `transformers.AutoTokenizer` needs beside a bare `tokenizer.model`.
+    """Writes what `transformers.AutoTokenizer` needs beside a bare `tokenizer.model`.
+
+    That is an equal tokenizer.json where there can be one: of the model file alone, transformers 5 leaves the space
+    before the first word out for most families, and with it gives other ids than the model was trained with.
 
     Files that already stand in `directory` are left alone. The tokenizer's own files are not copied here.
 
@@ -46,7 +53,21 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
     }
     folder = Path(directory)
     copy_templates(tokenizer, folder)
-    return _write_missing(folder, {"tokenizer_config.json": config, "special_tokens_map.json": names})
+    written = []
+    settings = folder / "tokenizer_config.json"
+    # Settings that came with the model name a class, which may make something else of a tokenizer.json.
+    is_ours = not settings.exists() or MADE_FROM in read_json(settings)
+    definition = (
+        tokenizer.as_tokenizer_json() if is_ours and not (folder / "tokenizer.json").exists() else None
+    )
+    if definition is not None:
+        (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
+        written.append(folder / "tokenizer.json")
+        # The class of Llama would make another tokenizer of the vocabulary in it.
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", MADE_FROM: "tokenizer.model"}
+    return written + _write_missing(
+        folder, {"tokenizer_config.json": config, "special_tokens_map.json": names}
+    )
 
 
 def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definition: str) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer
+from tune.tokenizers.export import MADE_FROM
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.recognise import kind_of, read_tokenizer_file, why_not
 from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
@@ -112,13 +113,19 @@ def _find(place: Path) -> tuple[Path, Path | None]:
     if not place.is_dir():
         raise TokenizerError(f"there is no file or directory {place} to read a tokenizer from")
     for folder in (place, place / "model", place / "latest" / "model"):
-        for name in _FILE_NAMES:
+        for name in (_original(folder), *_FILE_NAMES):
             if (folder / name).is_file() and (name != "vocab.json" or (folder / "merges.txt").is_file()):
                 return folder / name, folder
     # Meta's download keeps one tokenizer.model beside the directories of its models.
     if (place / "params.json").is_file() and (place.parent / "tokenizer.model").is_file():
         return place.parent / "tokenizer.model", place
     raise TokenizerError(_what_is_missing(place))
+
+
+def _original(folder: Path) -> str:
+    """Returns the name of the file that a tokenizer.json of ours was made of; without one, that of tokenizer.json."""
+    name = read_json(folder / "tokenizer_config.json").get(MADE_FROM)
+    return name if name == "tokenizer.model" else "tokenizer.json"
 
 
 def _what_is_missing(folder: Path) -> str:

@@ -16,6 +16,7 @@ from tune.tokenizers.base import BaseTokenizer, Span
 from tune.tokenizers.export import write_hf_tokenizer_config
 from tune.tokenizers.recognise import read_tokenizer_file, why_not
 from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings
+from tune.tokenizers.spm_export import tokenizer_json
 from tune.tokenizers.spm_proto import NO_DUMMY_PREFIX, SPACES_AS_THEY_ARE, read_spans, with_control_pieces
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.utils.paths import expand_path
@@ -87,6 +88,12 @@ class SentencePieceTokenizer(BaseTokenizer):
     def write_settings(self, directory: Path) -> None:
         """Writes what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_tokenizer_config(self, directory)
+
+    def as_tokenizer_json(self) -> str | None:
+        """Returns the content of a tokenizer.json with the same ids, None where there is no such file."""
+        if not self.prefix_each:
+            return None
+        return tokenizer_json(self._proto, self.token(self.bos_id) if self.add_bos else None, self._entries)
 
     def token(self, token_id: int) -> str:
         """Returns the piece as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""

@@ -50,7 +50,7 @@ def tokenizer_json(
         "added_tokens": [{"id": i, "content": text, **flags} for text, i in special_tokens.items()],
         "normalizer": {"type": "NFC"} if composes else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": byte_level if bos is None else _bos_before(bos, special_tokens[bos]),
+        "post_processor": byte_level if bos is None else bos_before(bos, special_tokens[bos]),
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -77,7 +77,8 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _bos_before(bos: str, bos_id: int) -> dict[str, object]:
+def bos_before(bos: str, bos_id: int) -> dict[str, object]:
+    """Returns the post-processor that puts a BOS before each text."""
     first = {"SpecialToken": {"id": bos, "type_id": 0}}
     return {
         "type": "TemplateProcessing",
