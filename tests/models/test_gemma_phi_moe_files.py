@@ -114,6 +114,7 @@ def test_torchtunes_own_files_are_read(case: str, tmp_path: Path) -> None:
         ("gemma2", {"final_logit_softcapping": "30"}, "`final_logit_softcapping` is"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "`query_pre_attn_scalar` is 0"),
         ("gemma2", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, '`rope_type` is "dynamic"'),
+        ("gemma2", {"sliding_window": None}, "sliding_layers needs a sliding_window"),
         ("gemma3", {"sliding_window_pattern": 0}, "`sliding_window_pattern` is 0"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` is 50.0"),
         ("gemma3", {"rope_parameters": {"rope_type": "default"}}, "`rope_type` is"),

@@ -46,7 +46,7 @@ def read_gemma2(fields: ConfigFields, sizes: Mapping[str, Any], *, pattern: int)
         **read_gemma(fields, sizes),
         "norm_placement": "both",
         "attn_scale": scalar**-0.5 if scalar > 0 else None,
-        "sliding_window": fields.integer("sliding_window", 4096),
+        "sliding_window": fields.optional_integer("sliding_window", 4096),
         "sliding_layers": tuple(layer for layer, kind in enumerate(kinds) if kind == _SLIDING),
     }
 
