@@ -62,6 +62,9 @@ def test_nothing_left_and_nothing_readable_are_said() -> None:
         select_files(repository(*HF), ["*"])
     with pytest.raises(HubError, match=r"no weights that tune reads, only \.gguf, \.h5"):
         select_files(repository("config.json", "model.gguf", "tf_model.h5"), None)
+    for names in ([], [".gitattributes"]):  # an empty repository, and all that a new one holds
+        with pytest.raises(HubError, match=rf"no weights at all \({len(names)} files\)"):
+            select_files(repository(*names), None)
     with pytest.raises(HubError, match=r"no weights at all \(1 files\)"):
         select_files(repository("README.md"), None)
 

@@ -291,6 +291,7 @@ UNSPEAKABLE = {
     ("llama-biases", "meta"): r"no place for layers\.N\.attn\.q_proj\.bias",
     ("llama-linear-rope", "meta"): "cannot express rope_scaling LinearScaling",
     ("llama-yarn-rope", "meta"): "cannot express rope_scaling YarnScaling",
+    ("llama-yarn-fractional", "meta"): "cannot express rope_scaling YarnScaling",
 }
 
 

@@ -83,12 +83,12 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
     own = LAYOUT_PATTERNS.get(layout or "", ())
     if layout is not None:
         wanted = [f for f in wanted if not _matches(f.name, copies) or _matches(f.name, own)]
+    if layout is None and ignored is None:
+        raise HubError(_no_weights(repository))
     if not wanted:
         raise HubError(
             f"--ignore-patterns leaves nothing of the {len(repository.files)} files of {repository.name}"
         )
-    if layout is None and ignored is None:
-        raise HubError(_no_weights(repository))
     kept = {file.name for file in wanted}
     skipped = tuple(file for file in repository.files if file.name not in kept)
     return Selection(tuple(wanted), skipped, layout)
