@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,8 +37,8 @@ from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import replacing, write_json
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
-from tune.modules.peft import LoRAConfig, LoRALinear, LoRAModule, adapted_modules, apply_lora
-from tune.modules.peft.config import ATTN_MODULES
+from tune.modules.peft import LoRAConfig, LoRALinear, LoRAModule, adapted_modules, apply_lora, chosen_modules
+from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
 from tune.utils.paths import expand_path
 
 _WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -132,11 +132,13 @@ def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.
 
 
 def read_adapter_config(directory: Path | str, model: TransformerDecoder) -> LoRAConfig:
-    """Return what `apply_lora` needs to make a model fit for `load_adapter`, with every matrix in `modules`.
+    """Return what `apply_lora` needs to make a model fit for `load_adapter`.
+
+    Its `modules` are empty where all chosen matrices are adapted alike; else they are given one by one.
 
     Args:
         directory: as in `load_adapter`.
-        model: of the adapter's family and sizes, without adapters; it may be on the meta device.
+        model: of the adapter's family and sizes; it may be on the meta device.
 
     Raises:
         CheckpointError: as `load_adapter`.
@@ -193,19 +195,27 @@ def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
         known[0],
     )
     pieces = plan_pieces(source, settings, parts, modules)
+    return _Adapter(source, settings, pieces, _describe(model, settings, pieces))
+
+
+def _describe(model: TransformerDecoder, settings: AdapterSettings, pieces: list[Piece]) -> LoRAConfig:
+    """Return the configuration that makes these adapters, matrix by matrix only where it cannot be said shorter."""
     leaves = {piece.path.rpartition(".")[2] for piece in pieces}
+    modules = tuple(LoRAModule(piece.path, piece.rank, piece.alpha) for piece in pieces)
     config = LoRAConfig(
-        rank=settings.rank,
-        alpha=settings.alpha,
+        rank=pieces[0].rank,
+        alpha=pieces[0].alpha,
         dropout=settings.dropout,
         attn_modules=tuple(name for name in ATTN_MODULES if name in leaves),
-        apply_to_mlp=any(".mlp." in piece.path for piece in pieces),
+        apply_to_mlp=not leaves.isdisjoint(MLP_MODULES),
         apply_to_output="output" in leaves,
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
-        modules=tuple(LoRAModule(piece.path, piece.rank, piece.alpha) for piece in pieces),
     )
-    return _Adapter(source, settings, pieces, config)
+    # Of a mixture of experts the feed-forwards that are none can have adapters, but not be named together.
+    is_partial = model.config.moe is not None and config.apply_to_mlp
+    says_all = not is_partial and set(chosen_modules(model, config)) == set(modules)
+    return config if says_all else replace(config, modules=modules)
 
 
 def _compare(adapter: _Adapter, present: Mapping[str, LoRALinear]) -> None:

@@ -32,7 +32,9 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
     Raises:
         ConfigError: the model has no such matrices, or cannot have adapters there.
     """
-    chosen = _chosen_modules(model, config)
+    if adapted_modules(model):
+        raise ConfigError("the model has adapters already: merge_adapters makes them part of its matrices")
+    chosen = chosen_modules(model, config)
     in_blocks = [
         f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
     ]
@@ -103,9 +105,12 @@ def merge_adapters(model: nn.Module) -> None:
             _replace(model, path, linear.train(module.training))
 
 
-def _chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAModule, ...]:
-    if adapted_modules(model):
-        raise ConfigError("the model has adapters already: merge_adapters makes them part of its matrices")
+def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAModule, ...]:
+    """Return the matrices of a model that a configuration gives adapters to, in the model's order.
+
+    Raises:
+        ConfigError: the model has no such matrices, or cannot have adapters there.
+    """
     if config.apply_to_output and not config.modules and model.output is None:
         raise ConfigError(
             "apply_to_output: the model's output matrix is its embedding (tie_word_embeddings), and an adapter would "
@@ -131,7 +136,7 @@ def _chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRA
 
 def _adaptable(model: TransformerDecoder) -> list[str]:
     """Return the paths of the matrices in blocks and of the output; experts and routers among them."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | FrozenLinear)]
     return [path for path in paths if path.rpartition(".")[2] in (*ATTN_MODULES, *MLP_MODULES, "output")]
 
 
