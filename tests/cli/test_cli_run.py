@@ -90,7 +90,7 @@ def test_a_config_that_names_no_recipe_is_judged_all_the_same(tune, tmp_path: Pa
     faults = "output_dir: out\nmodel_checkpoint: x\ndataset: alpaca\nepochs: two\nbatch_sze: 2\n"
     for head, code, severity in (
         ("# nothing\n", "no-recipe", "warnings"),
-        ("recipe: lora_finetune\n", "unknown-recipe", "errors"),
+        ("recipe: dpo_finetune\n", "unknown-recipe", "errors"),
     ):
         (tmp_path / "my.yaml").write_text(head + faults)
         outcome = tune("validate", "my.yaml", "--json")

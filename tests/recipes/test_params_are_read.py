@@ -13,6 +13,7 @@ from tune.config import fields_of
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PARAMS = {
     "full_finetune": "FullFinetuneParams",
+    "lora_finetune": "LoraFinetuneParams",
     "generate": "GenerateParams",
 }
 

@@ -52,6 +52,12 @@ RECIPES: tuple[Recipe, ...] = (
         aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
     ),
     Recipe(
+        "lora_finetune",
+        "Train LoRA adapters beside a frozen model, in 4 bits if asked.",
+        "recipes.params.lora_finetune.LoraFinetuneParams",
+        aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
+    ),
+    Recipe(
         "generate",
         "Continue prompts with a model.",
         "recipes.params.generate.GenerateParams",

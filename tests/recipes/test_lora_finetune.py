@@ -1,0 +1,231 @@
+"""The LoRA recipe: what it trains, saves and resumes, and that its loop is the full recipe's."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import tune.models
+from recipes.full_finetune import FullFinetuneRecipe
+from recipes.lora_finetune import LoraFinetuneRecipe, recipe_main
+from recipes.params.full_finetune import FullFinetuneParams
+from recipes.params.lora_finetune import LoraFinetuneParams
+from tune.checkpoints import save_model
+from tune.config import ParamsError
+from tune.errors import CheckpointError
+from tune.models.llama2 import llama2
+from tune.tokenizers import SentencePieceTokenizer
+from tune.training import list_saved_steps, read_run
+
+LORA_BUILDER = {"_component_": "lora_llama2_7b", "lora_attn_modules": ["q_proj"]}
+TOKENS = torch.randint(3, 500, (2, 23), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
+    """A random model whose parts all have sizes of their own, with its tokenizer."""
+    torch.manual_seed(7)
+    model = llama2(600, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    directory = tmp_path_factory.mktemp("base")
+    save_model(model, directory, tokenizer=SentencePieceTokenizer(spm_file))
+    return directory
+
+
+@pytest.fixture
+def make_lora(run_values: dict[str, Any], base_dir: Path):
+    """Returns the params of a short run with some of them changed."""
+    values = {name: value for name, value in run_values.items() if name != "train_from_scratch"}
+    values |= {
+        "model": "auto",
+        "tokenizer": "auto",
+        "model_checkpoint": str(base_dir),
+        "lora_rank": 3,
+        "lora_alpha": 12.0,
+        "lora_dropout": 0.2,
+        "lora_attn_modules": ["q_proj", "v_proj", "output_proj"],
+        "apply_lora_to_mlp": True,
+        "save_every_n_steps": 1,
+    }
+    return lambda **changes: LoraFinetuneParams(**{**values, **changes})
+
+
+def rows_of(output_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def logits_of(reference: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = reference.eval()(TOKENS).logits
+    return logits
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "apply_lora_to_output": True},
+    "qlora": {"quantize_base": True},
+    "checkpointed": {"enable_activation_checkpointing": True, "optimizer_in_bwd": True},
+    "bf16": {"dtype": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_learns_and_other_tools_load_what_it_saves(
+    make_lora, base_dir: Path, tmp_path: Path, name: str
+) -> None:
+    changes = VARIANTS[name]
+    if changes.get("optimizer_in_bwd"):
+        changes = {**changes, "gradient_accumulation_steps": 1}
+    assert recipe_main(make_lora(**changes)) == 0
+    rows = rows_of(tmp_path / "out")
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    step = tmp_path / "out" / "latest"
+    adapter = load_file(step / "adapter" / "adapter_model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in adapter.values())
+    base = AutoModelForCausalLM.from_pretrained(base_dir)
+    before = logits_of(base)
+    merged = logits_of(AutoModelForCausalLM.from_pretrained(step / "model", dtype=torch.float32))
+    adapted = logits_of(PeftModel.from_pretrained(base, step / "adapter"))
+    assert (adapted - before).abs().max() > 0.1
+    if (
+        name != "qlora"
+    ):  # whose adapter was trained beside the 4-bit base, and is merged into what that stands for
+        # bf16 weights are rounded once more when they are merged.
+        torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=0.15 if name == "bf16" else 2e-4)
+    with torch.no_grad():
+        ours = tune.models.from_checkpoint(step)(TOKENS)
+    torch.testing.assert_close(ours, merged, rtol=1e-4, atol=2e-4)
+
+
+def test_only_the_adapter_is_saved_when_asked(make_lora, base_dir: Path, tmp_path: Path) -> None:
+    recipe_main(make_lora(save_adapter_weights_only=True, save_every_n_steps=None))
+    step = tmp_path / "out" / "latest"
+    assert not (step / "model").exists()
+    base_bytes = (base_dir / "model.safetensors").stat().st_size
+    adapter_bytes = (step / "adapter" / "adapter_model.safetensors").stat().st_size
+    state_bytes = sum(path.stat().st_size for path in (step / "state").rglob("*") if path.is_file())
+    num_adapter = sum(t.numel() for t in load_file(step / "adapter" / "adapter_model.safetensors").values())
+    assert adapter_bytes < 4 * num_adapter + 8_000 < base_bytes
+    # Two moments per trained number; what is noted of each tensor takes more here, but does not grow with the base.
+    num_tensors = len(load_file(step / "adapter" / "adapter_model.safetensors"))
+    assert state_bytes < 2 * 4 * num_adapter + 3 * num_tensors * 2_048 + 30_000
+
+
+@pytest.mark.parametrize("only", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True, "quantize_base": True}], ids=["lora", "qdora"])
+def test_resumed_it_is_the_same_run(make_lora, tmp_path: Path, changes: dict[str, Any], only: bool) -> None:
+    changes = {**changes, "save_adapter_weights_only": only}
+    whole = tmp_path / "whole"
+    recipe_main(make_lora(output_dir=str(whole), **changes))
+    steps = [saved.step for saved in list_saved_steps(whole)]
+    middle = steps[len(steps) // 2]
+    part = tmp_path / "part"
+    part.mkdir()
+    shutil.copytree(whole / f"step_{middle:06d}", part / f"step_{middle:06d}")
+    shutil.copy(whole / "metrics.jsonl", part)
+    recipe_main(make_lora(output_dir=str(part), resume_from_checkpoint=True, **changes))
+    for name in ("adapter/adapter_model.safetensors", *(() if only else ("model/model.safetensors",))):
+        assert (whole / "latest" / name).read_bytes() == (part / "latest" / name).read_bytes()
+    assert read_run(whole / "latest" / "state") == read_run(part / "latest" / "state")
+    assert [row["loss"] for row in rows_of(whole)] == [row["loss"] for row in rows_of(part)]
+
+
+def test_a_run_resumes_beside_the_same_base_only(make_lora, base_dir: Path, tmp_path: Path) -> None:
+    recipe_main(make_lora(epochs=1))
+    other = tmp_path / "other"
+    model = tune.models.from_checkpoint(base_dir)
+    with torch.no_grad():
+        model.norm.scale.mul_(1.5)
+    save_model(model, other, tokenizer=tune.tokenizers.from_checkpoint(base_dir))
+    for changes, named in (
+        ({"model_checkpoint": str(other)}, "base: was"),
+        ({"lora_rank": 5}, "rank 3 in the file, 5 in the"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            recipe_main(make_lora(resume_from_checkpoint=True, epochs=2, **changes))
+
+
+def test_an_adapter_can_be_gone_on_from(make_lora, tmp_path: Path) -> None:
+    recipe_main(make_lora(epochs=1))
+    first = tmp_path / "out" / "latest" / "adapter"
+    settings = {
+        "lora_rank": None,
+        "lora_alpha": None,
+        "lora_attn_modules": None,
+        "apply_lora_to_mlp": None,
+        "adapter_checkpoint": str(first),
+        "optimizer": {"_component_": "torch.optim.SGD", "lr": 0.0},
+        "output_dir": str(tmp_path / "second"),
+    }
+    recipe_main(make_lora(**settings))
+    # With a learning rate of zero it stays what it was, settings included.
+    second = tmp_path / "second" / "latest" / "adapter"
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for folder in (first, second):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["r"], config["lora_alpha"]) == (3, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_checkpoint": None}, "model_checkpoint"),
+        ({"lora_rank": 0}, "lora_rank"),
+        ({"lora_alpha": 0.0}, "lora_alpha"),
+        ({"lora_dropout": 1.0}, "lora_dropout"),
+        ({"lora_attn_modules": ["q_proj", "w1"]}, "w1"),
+        ({"lora_attn_modules": ["q_proj", "q_proj"]}, "names a matrix twice"),
+        ({"lora_attn_modules": [], "apply_lora_to_mlp": False}, "nothing to train"),
+        ({"model": LORA_BUILDER}, "set model.lora_rank"),
+        ({"adapter_checkpoint": "some/adapter"}, "is said by the adapter"),
+        ({"train_from_scratch": True}, "train_from_scratch"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(
+    make_lora, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises((ParamsError, TypeError), match=named):
+        make_lora(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": LORA_BUILDER}, "lora_finetune"),
+        ({"checkpointer": {"checkpoint_dir": "x", "adapter_checkpoint": "y"}}, "trains every weight"),
+    ],
+)
+def test_full_fine_tuning_takes_no_adapters(
+    run_values: dict[str, Any], changes: dict[str, Any], named: str
+) -> None:
+    values = {name: value for name, value in run_values.items() if name != "train_from_scratch"}
+    if "checkpointer" in changes:
+        changes["checkpointer"]["_component_"] = "tune.training.FullModelCheckpointer"
+    else:
+        changes = {**changes, "model_checkpoint": "x"}
+    with pytest.raises(ParamsError, match=named):
+        FullFinetuneParams(**{**values, **changes})
+
+
+def test_the_loops_are_one_text() -> None:
+    """What happens in a step is the same in both recipes, to the letter."""
+    for name in ("train", "_loss_sum", "_is_due", "validate", "_measure", "_log", "_generate_samples"):
+        full, lora = (inspect.getsource(getattr(r, name)) for r in (FullFinetuneRecipe, LoraFinetuneRecipe))
+        assert full == lora, "\n".join(
+            difflib.unified_diff(full.splitlines(), lora.splitlines(), lineterm="")
+        )
