@@ -9,7 +9,6 @@ from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.load import require_family
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
-from tune.utils import get_logger
 
 # What loading compares tensor by tensor, and what may differ from run to run.
 _SEEN_IN_SHAPES = {
@@ -30,7 +29,8 @@ def check_against_config(model: TransformerDecoder, folder: Path) -> None:
         folder: the checkpoint's.
 
     Raises:
-        CheckpointError: config.json is of another family, or says another constant; all are listed.
+        CheckpointError: config.json is of another family, says another constant (all are listed), or cannot be
+            followed, so that nobody knows.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -45,9 +45,9 @@ def check_against_config(model: TransformerDecoder, folder: Path) -> None:
     try:
         described = family.read_hf_config(content)
     except CheckpointError as error:
-        # Who names a builder says what the model is; only what the file says clearly can contradict.
-        get_logger().warning(f"the model was not compared with {path}: {error}")
-        return
+        raise CheckpointError(
+            f"the model cannot be compared with its checkpoint: {folder}: {error}"
+        ) from error
     names = [field.name for field in fields(described) if field.name not in _SEEN_IN_SHAPES | _FREE]
     different = [
         f"{name} is {getattr(model.config, name)!r} in the model, {getattr(described, name)!r} in the checkpoint"
