@@ -274,7 +274,7 @@ def test_a_model_that_cannot_have_them() -> None:
     with pytest.raises(ConfigError, match="output matrix is its embedding"):
         apply_lora(decoder(tie_word_embeddings=True), EVERYTHING)
     experts = MoEConfig(num_experts=4, experts_per_token=2, intermediate_dim=20)
-    with pytest.raises(ConfigError, match="mixture of experts"):
+    with pytest.raises(ConfigError, match="mixture of 4 experts"):
         apply_lora(decoder(moe=experts), EVERYTHING)
     for path, fact in (
         ("layers.0.mlp.experts.1.w1", "experts"),

@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tune.checkpoints.adapter_config import AdapterSettings
-from tune.checkpoints.mapping import Shapes
+from tune.checkpoints.mapping import Shapes, places_by_name
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
-from tune.modules import DecoderConfig, Layout
+from tune.modules import DecoderConfig, Layout, TransformerDecoder
 
 PREFIX = "base_model.model."
 PARTS = "parts"  # the file's metadata: ranks of our matrices inside a fused adapter
@@ -80,7 +81,8 @@ def their_modules(layout: Layout, config: DecoderConfig, shapes: Shapes) -> dict
     modules = {}
     for rules in layout.expand(config, list(shapes)):
         ours = [rule.ours for rule in rules]
-        if all(_MATRICES.fullmatch(name) for name in ours):
+        is_refused = config.moe is not None and ".mlp." in ours[0]  # as `apply_lora` does
+        if all(_MATRICES.fullmatch(name) for name in ours) and not is_refused:
             name = rules[0].theirs.removesuffix(".weight")
             modules[name] = TheirModule(
                 name,
@@ -91,18 +93,40 @@ def their_modules(layout: Layout, config: DecoderConfig, shapes: Shapes) -> dict
     return modules
 
 
+def possible_copies(layout: Layout, model: TransformerDecoder) -> dict[str, Tensor]:
+    """Return embedding and output matrix by the names that peft may write them under, beside an adapter."""
+    places = places_by_name(model)
+    copies = {}
+    for rules in layout.expand(model.config, list(places)):
+        if rules[0].ours in ("tok_embeddings.weight", "output.weight"):
+            place = places[rules[0].ours]
+            for theirs in (rules[0].theirs, layout.tied_output if model.output is None else rules[0].theirs):
+                module = f"{PREFIX}{theirs.removesuffix('.weight')}"
+                for name in (f"{module}.weight", f"{module}.base_layer.weight"):
+                    copies[name] = getattr(place.owner, place.leaf)
+    return copies
+
+
 def plan_pieces(
     source: WeightSource,
     settings: AdapterSettings,
     parts: str | None,
     modules: Mapping[str, TheirModule],
+    copies: Mapping[str, Tensor],
 ) -> list[Piece]:
     """Return our adapters as parts of a file's tensors, all of which are accounted for.
+
+    Args:
+        source: the file's tensors.
+        settings: what adapter_config.json says of them.
+        parts: what the file's metadata say of fused adapters.
+        modules: that may have adapters.
+        copies: tensors of the base by the names under which peft may write them, changed or not, beside an adapter.
 
     Raises:
         CheckpointError: tensors are missing, unknown or misshapen; all are listed.
     """
-    tensors, problems = _sort_tensors(source)
+    tensors, problems = _sort_tensors(source, copies)
     pieces = []
     missing_targets = [
         name
@@ -138,13 +162,18 @@ def plan_pieces(
     return pieces
 
 
-def _sort_tensors(source: WeightSource) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _sort_tensors(
+    source: WeightSource, copies: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the tensors' names by module and kind, and a problem for each that belongs to no adapter."""
     tensors: dict[str, dict[str, str]] = {}
     problems = []
     for name in sorted(source):
         kind = next((kind for kind in _KINDS if name.endswith(f".{kind}")), None)
-        if kind is None or not name.startswith(PREFIX):
+        if name in copies:
+            if not _is_copy(source.read(name), copies[name]):
+                problems.append(f"{name}: not the base's own; trained embeddings and heads are not supported")
+        elif kind is None or not name.startswith(PREFIX):
             problems.append(
                 f"{name}: no part of a linear adapter (trained embeddings and heads are not supported)"
             )
@@ -156,6 +185,12 @@ def _sort_tensors(source: WeightSource) -> tuple[dict[str, dict[str, str]], list
             module = name.removeprefix(PREFIX).removesuffix(f".{kind}")
             tensors.setdefault(module, {})[_KINDS[kind]] = name
     return tensors, problems
+
+
+def _is_copy(stored: Tensor, own: Tensor) -> bool:
+    if own.is_meta:  # nothing to compare with yet
+        return stored.shape == own.shape
+    return torch.equal(stored.to(own.dtype), own.detach().cpu())
 
 
 def _misfits(

@@ -27,6 +27,7 @@ from tune.checkpoints.adapter_layout import (
     TheirModule,
     alpha_for,
     plan_pieces,
+    possible_copies,
     scaling_of,
     their_modules,
 )
@@ -187,14 +188,14 @@ def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
         with safe_open(file, framework="pt") as handle:
             parts = (handle.metadata() or {}).get(PARTS)
     shapes = {name: place.shape for name, place in places_by_name(model).items()}
-    layouts = (family.hf, *family.hf_variants)
-    known = [their_modules(layout, model.config, shapes) for layout in layouts]
     # A model may go by other names where it is a part of a larger one.
-    modules = next(
-        (names for names in known if any(f"{PREFIX}{name}.lora_A.weight" in source for name in names)),
-        known[0],
+    layouts = [
+        (layout, their_modules(layout, model.config, shapes)) for layout in (family.hf, *family.hf_variants)
+    ]
+    layout, modules = max(
+        layouts, key=lambda pair: sum(f"{PREFIX}{name}.lora_A.weight" in source for name in pair[1])
     )
-    pieces = plan_pieces(source, settings, parts, modules)
+    pieces = plan_pieces(source, settings, parts, modules, possible_copies(layout, model))
     return _Adapter(source, settings, pieces, _describe(model, settings, pieces))
 
 
@@ -212,9 +213,7 @@ def _describe(model: TransformerDecoder, settings: AdapterSettings, pieces: list
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
     )
-    # Of a mixture of experts the feed-forwards that are none can have adapters, but not be named together.
-    is_partial = model.config.moe is not None and config.apply_to_mlp
-    says_all = not is_partial and set(chosen_modules(model, config)) == set(modules)
+    says_all = set(chosen_modules(model, config)) == set(modules)
     return config if says_all else replace(config, modules=modules)
 
 

@@ -122,10 +122,10 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
             _check_path(model, module.path, known)
         order = {path: place for place, path in enumerate(known)}
         return tuple(sorted(config.modules, key=lambda module: order[module.path]))
-    if config.apply_to_mlp and (experts := [path for path in known if ".mlp.experts." in path]):
+    if config.apply_to_mlp and model.config.moe is not None:
         raise ConfigError(
-            f"apply_to_mlp: the feed-forward of this model is a mixture of experts ({experts[0]}, ...), which gets no "
-            "adapters: set apply_to_mlp to false, the attention's matrices can have them"
+            f"apply_to_mlp: the feed-forwards of this model are a mixture of {model.config.moe.num_experts} experts, "
+            "which gets no adapters: set apply_to_mlp to false, the attention's matrices can have them"
         )
     leaves = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
     chosen = [path for path in known if path.rpartition(".")[2] in leaves]
@@ -141,8 +141,9 @@ def _adaptable(model: TransformerDecoder) -> list[str]:
 
 
 def _check_path(model: TransformerDecoder, path: str, known: list[str]) -> None:
-    if ".mlp.experts." in path:
-        raise ConfigError(f"{path} is of a mixture of experts, which gets no adapters")
+    if model.config.moe is not None and ".mlp." in path:
+        # Layers without experts as well: peft would take such names for those of the experts.
+        raise ConfigError(f"{path}: the feed-forwards of a mixture of experts get no adapters")
     if path == "output" and model.output is None:
         raise ConfigError("output is the embedding (tie_word_embeddings), and gets no adapter")
     if path not in known:
