@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from tune.checkpoints.save import write_tokenizer
 from tune.data import preview_example
 from tune.datasets import PackedDataset, chat_dataset, instruct_dataset
 from tune.errors import ConfigError, DataError, TokenizerError
@@ -86,6 +89,34 @@ def test_which_template_goes_first(chat_folder, write):
         chat_dataset(mine, source=file, prompt_template="llama3")
     with pytest.raises(TokenizerError, match="no Jinja template"):
         chat_dataset(from_checkpoint(chat_folder("{% if %}")), source=file)
+
+
+def test_a_template_that_was_trained_in_is_saved_with_the_tokenizer(chat_folder, write, tmp_path: Path):
+    """A base model came with none: other tools must learn how it is asked now, and what ends an answer."""
+    folder = chat_folder()
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1, "top_p": 0.5}')
+    file = tmp_path / "mine.jinja"
+    file.write_text(LINES)
+    tokenizer = from_checkpoint(folder)
+    chat_dataset(tokenizer, source=write({"messages": TURNS}), prompt_template=str(file))
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    write_tokenizer(saved, tokenizer)
+    end = tokenizer.special_tokens["<|end|>"]
+    assert json.loads((saved / "generation_config.json").read_text()) == {
+        "eos_token_id": [1, end],
+        "top_p": 0.5,
+    }
+    theirs = AutoTokenizer.from_pretrained(saved)
+    plain = [{"role": "user", "content": "the question"}]
+    asked = theirs.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+    again = from_checkpoint(saved)
+    assert again.apply_chat_template(plain, add_generation_prompt=True) == asked
+    assert set(again.stop_ids) == {1, end}
+    # One that came with the checkpoint stays its own.
+    own = from_checkpoint(chat_folder(LINES))
+    chat_dataset(own, source=write({"messages": TURNS}), prompt_template="chatml")
+    assert own.adopted_template is None
 
 
 def test_a_template_that_rewrites_answers_gives_each_its_own_example(chat_folder, write):

@@ -99,6 +99,8 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
                 add_example(self._store, self._report, tokens, mask, limit)
         rows.finish()
         check_learnable(self._report)
+        if isinstance(self._template, ChatTemplate):
+            tokenizer.adopt_chat_template(self._template)
 
     def __len__(self) -> int:
         return len(self._store)

@@ -62,6 +62,20 @@ class BaseTokenizer(ABC):
             None if prompt_template is None else get_prompt_template(prompt_template)
         )
         self.chat_template: ChatTemplate | None = None
+        # One that came with no file of the checkpoint: saved with the tokenizer.
+        self.adopted_template: ChatTemplate | None = None
+
+    def adopt_chat_template(self, template: ChatTemplate) -> None:
+        """Makes a template that the model is trained in its own, where the checkpoint came with none.
+
+        From then on the token that ends its turns ends generations, and both are saved with the tokenizer: other tools
+        would not know how the model is to be asked, nor when it has answered.
+        """
+        from tune.tokenizers.chat_template import stop_ids_of
+
+        if self.chat_template is None:
+            self.stop_ids = stop_ids_of(self, template)
+            self.chat_template = self.adopted_template = template
 
     def encode(
         self,

@@ -52,7 +52,7 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
         "tokenizer_class": "LlamaTokenizer",
     }
     folder = Path(directory)
-    copy_templates(tokenizer, folder)
+    write_templates(tokenizer, folder)
     written = []
     settings = folder / "tokenizer_config.json"
     # Settings that came with the model name a class, which may make something else of a tokenizer.json.
@@ -82,7 +82,7 @@ def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definitio
         The files written.
     """
     folder = Path(directory)
-    copy_templates(tokenizer, folder)
+    write_templates(tokenizer, folder)
     written = []
     if not (folder / "tokenizer.json").exists():
         (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
@@ -97,13 +97,19 @@ def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definitio
     return written + _write_missing(folder, {"tokenizer_config.json": config})
 
 
-def copy_templates(tokenizer: BaseTokenizer, folder: Path) -> None:
-    """Copies chat templates that stand in a folder of their own beside the tokenizer."""
+def write_templates(tokenizer: BaseTokenizer, folder: Path) -> None:
+    """Copies chat templates that stand in a folder of their own beside the tokenizer, and writes an adopted one."""
     source, target = tokenizer.path.parent / _TEMPLATES, folder / _TEMPLATES
     if source.is_dir() and not target.exists():
         target.mkdir()
         for file in sorted(source.glob("*.jinja")):
             shutil.copyfile(file, target / file.name)
+    if tokenizer.adopted_template is not None:
+        (folder / "chat_template.jinja").write_text(tokenizer.adopted_template.source, encoding="utf-8")
+        generation = folder / "generation_config.json"
+        if generation.exists():  # a copy of the base model's, which does not end turns
+            content = read_json(generation) | {"eos_token_id": list(tokenizer.stop_ids)}
+            generation.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_missing(folder: Path, contents: Mapping[str, Mapping[str, Any]]) -> list[Path]:
