@@ -3,6 +3,7 @@
     tune run generate model_checkpoint=DIR prompt="Once upon a time" max_new_tokens=64
     tune run generate model_checkpoint=DIR prompt="Why is the sky blue?" prompt_template=chat
     tune run generate model_checkpoint=OUTPUT_DIR/latest prompt_file=questions.txt prompt_template=alpaca
+    tune run generate model_checkpoint=BASE adapter_checkpoint=OUTPUT_DIR/latest prompt="Once upon a time"
     echo "Once upon a time" | tune run generate model_checkpoint=DIR prompt=- temperature=0.8 seed=1
 
 DIR is a folder in Hugging Face or Meta layout, or a saved step of a run; model and tokenizer are found in it. The
@@ -57,6 +58,9 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
     with torch.device("meta"):
         model = instantiate_offering(params.model, offered).to(dtype)
     checkpointer.load_into(model, model_dir, device=device)
+    if checkpointer.adapter_checkpoint:
+        load_adapter(model, checkpointer.adapter_checkpoint)
+        merge_adapters(model)  # one product instead of three for each matrix
     return model.eval(), tokenizer, questions
 
 

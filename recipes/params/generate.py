@@ -33,6 +33,12 @@ class GenerateParams:
     checkpointer: Component = param(
         "tune.training.FullModelCheckpointer", slot=CHECKPOINTER, group="Model", help="Reads the weights."
     )
+    adapter_checkpoint: str | None = param(
+        None,
+        short_for="checkpointer.adapter_checkpoint",
+        group="Model",
+        help="Folder of a LoRA adapter in PEFT layout (or a saved step that has one), put on the weights.",
+    )
     tokenizer: Component = param(
         "auto",
         slot=TOKENIZER,

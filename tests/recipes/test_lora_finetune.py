@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM
 
 import tune.models
 from recipes.full_finetune import FullFinetuneRecipe
+from recipes.generate import recipe_main as generate
 from recipes.lora_finetune import LoraFinetuneRecipe, recipe_main
 from recipes.params.full_finetune import FullFinetuneParams
+from recipes.params.generate import GenerateParams
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.checkpoints import save_model
 from tune.config import ParamsError
@@ -122,6 +124,32 @@ def test_only_the_adapter_is_saved_when_asked(make_lora, base_dir: Path, tmp_pat
     # Two moments per trained number; what is noted of each tensor takes more here, but does not grow with the base.
     num_tensors = len(load_file(step / "adapter" / "adapter_model.safetensors"))
     assert state_bytes < 2 * 4 * num_adapter + 3 * num_tensors * 2_048 + 30_000
+
+
+def test_generation_from_the_adapter_is_that_of_the_merged_model(
+    make_lora, base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_main(make_lora())
+    step = tmp_path / "out" / "latest"
+    answers = []
+    for settings in (
+        {"model_checkpoint": str(step)},
+        {"model_checkpoint": str(base_dir), "adapter_checkpoint": str(step)},
+        {"model_checkpoint": str(base_dir), "adapter_checkpoint": str(step / "adapter")},
+        {"model_checkpoint": str(base_dir)},
+    ):
+        capsys.readouterr()
+        params = GenerateParams(
+            **settings,
+            prompt="the river",
+            max_new_tokens=20,
+            ignore_eos=True,
+            device="cpu",
+            log_level="ERROR",
+        )
+        assert generate(params) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2] != answers[3]
 
 
 @pytest.mark.parametrize("only", [True, False])
