@@ -221,19 +221,16 @@ class _AdaptedLinear(torch.autograd.Function):
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[4]:
             grad_b = grad.t().mm(inside).mul_(ctx.scaling)  # [o, r]
-        grad_inside = grad.mm(b).mul_(ctx.scaling)  # [t, r]
+        # What is dropped scales the rest up: a factor on the narrow gradient, and not once more on the wide ones.
+        grad_inside = grad.mm(b).mul_(ctx.scaling / (1.0 - ctx.dropout))  # [t, r]
         if ctx.needs_input_grad[3]:
-            seen = _dropped(x.to(ctx.dtype), mask, ctx.dropout).reshape(-1, x.shape[-1])
-            grad_a = grad_inside.t().mm(seen)  # [r, i]
+            seen = x.to(ctx.dtype) if mask is None else x.to(ctx.dtype) * mask
+            grad_a = grad_inside.t().mm(seen.reshape(-1, x.shape[-1]))  # [r, i]
         if ctx.needs_input_grad[0]:
             grad_x = grad.mm(weight.to(ctx.dtype))  # [t, i]
             if mask is None:
                 grad_x.addmm_(grad_inside, a)
             else:
-                grad_x += _dropped(grad_inside.mm(a).view(x.shape), mask, ctx.dropout).view(grad_x.shape)
+                grad_x += grad_inside.mm(a).mul_(mask.view(grad_x.shape))
             grad_x = grad_x.view(x.shape).to(x.dtype)
         return grad_x, None, None, grad_a, grad_b, None, None, None
-
-
-def _dropped(values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    return values if mask is None else values * mask * (1.0 / (1.0 - dropout))
