@@ -24,10 +24,12 @@ import torch
 
 import tune.config
 from recipes.params.generate import GenerateParams
+from tune.checkpoints import load_adapter
 from tune.config import instantiate, instantiate_offering
 from tune.data import get_prompt_template
 from tune.errors import GenerationError
 from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_text
+from tune.modules.peft import merge_adapters
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 
 STOP_REASONS = {
