@@ -255,6 +255,22 @@ def test_training_goes_on_with_the_same_parameters(base: Path, tmp_path: Path) -
     )
 
 
+def test_wrappers_leave_no_mark_on_names(base: Path, tmp_path: Path) -> None:
+    made_here(base, tmp_path / "plain")
+    model = ours_of(base)
+    load_adapter(model, tmp_path / "plain")
+    for index, layer in enumerate(model.layers):
+        model.layers[index] = torch.compile(layer)
+    save_adapter(model, tmp_path / "wrapped", base=str(base))
+    first, second = (tmp_path / name / "adapter_model.safetensors" for name in ("plain", "wrapped"))
+    assert first.read_bytes() == second.read_bytes()
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.zero_()
+    load_adapter(model, tmp_path / "plain")
+    assert all(parameter.abs().sum() > 0 for parameter in adapter_parameters(model).values())
+
+
 # --- Merged ----------------------------------------------------------------------------------------------
 
 
@@ -462,6 +478,12 @@ def test_broken_metadata(parts: str, base: Path, tmp_path: Path) -> None:
         load_adapter(ours_of(base), tmp_path)
 
 
+def test_an_adapter_is_no_model(base: Path, tmp_path: Path) -> None:
+    made_here(base, tmp_path)
+    with pytest.raises(CheckpointError, match="holds an adapter, which is nothing without its base"):
+        tune.models.from_checkpoint(tmp_path)
+
+
 def test_what_cannot_be_saved(base: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no adapters to save"):
         save_adapter(ours_of(base), tmp_path, base="")
@@ -471,7 +493,10 @@ def test_what_cannot_be_saved(base: Path, tmp_path: Path) -> None:
     with torch.device("meta"):
         empty = tune.models.auto(str(base))
         apply_lora(empty, LoRAConfig(rank=4, alpha=9.0))
+        bare = tune.models.auto(str(base))
     with pytest.raises(CheckpointError, match="no memory yet"):
         save_adapter(empty, tmp_path / "b", base="")
-    with pytest.raises(TuneError, match="no memory yet"):
-        load_adapter(empty, tmp_path)
+    for model in (empty, bare):
+        with pytest.raises(CheckpointError, match="no memory yet"):
+            load_adapter(model, tmp_path)
+    assert not adapted_modules(bare)

@@ -20,19 +20,18 @@ from tune.checkpoints.adapter_config import (
     find_adapter_dir,
     read_settings,
 )
+from tune.checkpoints.adapter_fusion import fused_size, fused_tensors
 from tune.checkpoints.adapter_layout import (
     PARTS,
     PREFIX,
     Piece,
-    TheirModule,
-    alpha_for,
     plan_pieces,
     possible_copies,
     scaling_of,
     their_modules,
 )
 from tune.checkpoints.load import require_family
-from tune.checkpoints.mapping import places_by_name
+from tune.checkpoints.mapping import places_by_name, plain_path
 from tune.checkpoints.save import TokenizerFiles, prepare_folder, write_tokenizer
 from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import replacing, write_json
@@ -61,7 +60,7 @@ def save_adapter(
             written.
     """
     family = require_family(model)
-    adapted = adapted_modules(model)
+    adapted = _adapted(model)
     if not adapted:
         raise CheckpointError("the model has no adapters to save: apply_lora puts them in")
     if any(module.lora_a.weight.is_meta for module in adapted.values()):
@@ -75,8 +74,8 @@ def save_adapter(
     for module in modules.values():
         own = {path: adapted[path] for path in module.paths if path in adapted}
         if own:
-            tensors.update(_fused_tensors(model, module, own))
-            sizes[module.name] = _fused_size(module.name, own)
+            tensors.update(fused_tensors(module, own, places))
+            sizes[module.name] = fused_size(module.name, own)
             if len(module.paths) > 1:
                 parts[module.name] = {path: adapter.rank for path, adapter in own.items()}
     first = next(iter(adapted.values()))
@@ -113,14 +112,12 @@ def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.
             are listed.
     """
     adapter = _open_adapter(model, directory)
-    present = adapted_modules(model)
-    if present:
-        _compare(adapter, present)
-        if any(module.base_device.type == "meta" for module in present.values()):
-            raise CheckpointError("the base has no memory yet: load it before its adapter")
-    else:
+    if any(place.device.type == "meta" for place in places_by_name(model).values()):
+        raise CheckpointError("the base has no memory yet: load it before its adapter")
+    if not (present := _adapted(model)):
         apply_lora(model, adapter.config)
-        present = adapted_modules(model)
+        present = _adapted(model)
+    _compare(adapter, present)
     for piece in adapter.pieces:
         module = present[piece.path]
         a, b = (adapter.source.read(piece.names[kind]) for kind in ("a", "b"))
@@ -217,6 +214,10 @@ def _describe(model: TransformerDecoder, settings: AdapterSettings, pieces: list
     return config if says_all else replace(config, modules=modules)
 
 
+def _adapted(model: nn.Module) -> dict[str, LoRALinear]:
+    return {plain_path(path): module for path, module in adapted_modules(model).items()}
+
+
 def _compare(adapter: _Adapter, present: Mapping[str, LoRALinear]) -> None:
     pieces = {piece.path: piece for piece in adapter.pieces}
     problems = [
@@ -254,49 +255,3 @@ def _fill(owner: nn.Module, leaf: str, values: Tensor, module: LoRALinear, dtype
         return
     fresh = torch.empty(held.shape, dtype=dtype or module.base_dtype, device=module.base_device).copy_(values)
     setattr(owner, leaf, nn.Parameter(fresh, requires_grad=held.requires_grad))
-
-
-def _fused_size(name: str, own: Mapping[str, LoRALinear]) -> tuple[int, float]:
-    """Return the rank and alpha of the adapter that stands for ours."""
-    rank = sum(module.rank for module in own.values())
-    scalings = [module.scaling for module in own.values()]
-    if not all(math.isclose(scaling, scalings[0], rel_tol=1e-9) for scaling in scalings):
-        raise CheckpointError(
-            f"{name} holds {' and '.join(own)}, whose adapters are scaled by {' and '.join(map(str, scalings))}; one "
-            "adapter for all has one scaling: give them equal alpha and rank"
-        )
-    first = next(iter(own.values()))
-    return rank, first.alpha if len(own) == 1 else alpha_for(scalings[0], rank, first.use_rslora)
-
-
-def _fused_tensors(
-    model: TransformerDecoder, module: TheirModule, own: Mapping[str, LoRALinear]
-) -> dict[str, Tensor]:
-    """Return the tensors of the adapter that stands for ours, on the CPU."""
-    name = f"{PREFIX}{module.name}"
-    stacked = torch.cat([adapter.lora_a.weight.detach().cpu() for adapter in own.values()])  # [sum of r, i]
-    first = next(iter(own.values()))
-    spread = torch.zeros(
-        sum(module.rows), stacked.shape[0], dtype=first.lora_b.weight.dtype
-    )  # [sum of o, sum of r]
-    start = 0
-    for path, adapter in own.items():
-        spread[module.row_slice(path), start : start + adapter.rank] = adapter.lora_b.weight.detach().cpu()
-        start += adapter.rank
-    tensors = {f"{name}.lora_A.weight": stacked, f"{name}.lora_B.weight": spread}
-    if first.magnitude is not None:
-        lengths = [_magnitude(model, path, first.magnitude.dtype) for path in module.paths]
-        tensors[f"{name}.lora_magnitude_vector"] = torch.cat(lengths)
-    return tensors
-
-
-def _magnitude(model: TransformerDecoder, path: str, dtype: torch.dtype) -> Tensor:
-    """Return the magnitudes of a matrix; of one without an adapter, the lengths of its rows, which change nothing."""
-    module = model.get_submodule(path)
-    if isinstance(module, LoRALinear) and module.magnitude is not None:
-        return module.magnitude.detach().cpu()
-    place = places_by_name(module)["weight"]
-    weight = module.weight if place.frozen is None else place.frozen.merged_weight()
-    assert isinstance(weight, Tensor)
-    lengths: Tensor = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float32)
-    return lengths.to("cpu", dtype)

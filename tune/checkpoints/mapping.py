@@ -17,6 +17,7 @@ from tune.errors import CheckpointError
 from tune.modules import DecoderConfig, Layout, WeightRule
 from tune.modules.peft import FrozenLinear, is_adapter
 
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -53,11 +54,16 @@ class Place:
         return self.owner if isinstance(self.owner, FrozenLinear) and self.leaf == "weight" else None
 
 
+def plain_path(path: str) -> str:
+    """Return a module's path without the marks of wrappers around it or its owners."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
 def places_by_name(model: nn.Module) -> dict[str, Place]:
     """Return where each weight of a model is, by its name without the marks of wrappers; adapters have none."""
     places = {}
     for path, module in model.named_modules():
-        prefix = f"{path}.".replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "").lstrip(".")
+        prefix = f"{plain_path(path)}." if plain_path(path) else ""
         if isinstance(module, FrozenLinear):
             shape = (module.out_dim, module.in_dim)
             places[f"{prefix}weight"] = Place(module, "weight", shape, module.base_dtype, module.base_device)
