@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tune.checkpoints import save_model
-from tune.cli.catalogue import list_configs
+from tune.cli.catalogue import Recipe, find_recipe, list_configs, read_recipe_key
 from tune.cli.main import main
 from tune.config import resolve
 from tune.hub.short_names import repository_of
@@ -41,6 +41,12 @@ def test_the_catalogue_lists_every_file() -> None:
         "alpaca_llama2_full_finetune",
         "alpaca_llama2_finetune",
         "tiny/full_finetune",
+        "tiny/lora_finetune",
+        "llama2/7B_lora",
+        "llama2/7B_lora_single_device",
+        "llama2/7B_qlora_single_device",
+        "llama3_1/8B_lora",
+        "alpaca_llama2_lora_finetune",
     } <= set(NAMES)
 
 
@@ -59,7 +65,7 @@ def test_shipped_config_is_valid(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_what_the_comment_downloads_is_what_the_config_reads(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
     (short_name,) = re.findall(r"^# Weights: tune download (\S+)$", text, re.M)
-    assert f"tune run full_finetune --config {name}\n" in text
+    assert f"tune run {recipe_of(name).name} --config {name}\n" in text
     repository, revision = repository_of(short_name)
     assert revision is None
     folder = resolve_values(name).checkpointer.kwargs["checkpoint_dir"]
@@ -106,18 +112,22 @@ def test_shipped_config_takes_a_step(
         "max_steps_per_epoch=1",
         "enable_activation_offloading=false",
     ]
-    if not values.train_from_scratch:
+    if "train_from_scratch: true" not in (CONFIGS / f"{name}.yaml").read_text():
         overrides.append(f"model_checkpoint={shrunk_checkpoint}")
     if values.optimizer.path.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
         overrides.append("optimizer=torch.optim.AdamW")
-    assert main(["run", "full_finetune", "--config", name, *overrides]) == 0
+    assert main(["run", recipe_of(name).name, "--config", name, *overrides]) == 0
     (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     assert row["step"] == 1
     assert 0 < row["loss"] < 20
     assert (tmp_path / "out" / "latest" / "model" / "model.safetensors").is_file()
 
 
-def resolve_values(name: str):
-    from recipes.params.full_finetune import FullFinetuneParams
+def recipe_of(name: str) -> Recipe:
+    recipe = find_recipe(read_recipe_key(CONFIGS / f"{name}.yaml") or "")
+    assert recipe is not None
+    return recipe
 
-    return resolve(FullFinetuneParams, config=CONFIGS / f"{name}.yaml").params
+
+def resolve_values(name: str):
+    return resolve(recipe_of(name).load_params(), config=CONFIGS / f"{name}.yaml").params
