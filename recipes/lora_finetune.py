@@ -414,9 +414,16 @@ class LoraFinetuneRecipe:
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
         losses = {"loss": self.loss} | ({} if self.val_loss is None else {"val_loss": self.val_loss})
+        base = str(self.checkpointer.checkpoint_dir) if self.params.save_adapter_weights_only else ""
         self.log.info(
             training.format_summary(
-                self.output_dir, self.step, self.num_steps, losses, self.speed, self.dataset.report().template
+                self.output_dir,
+                self.step,
+                self.num_steps,
+                losses,
+                self.speed,
+                self.dataset.report().template,
+                adapted_base=base,
             )
         )
 

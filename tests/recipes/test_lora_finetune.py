@@ -112,8 +112,15 @@ def test_it_learns_and_other_tools_load_what_it_saves(
     torch.testing.assert_close(ours, merged, rtol=1e-4, atol=2e-4)
 
 
-def test_only_the_adapter_is_saved_when_asked(make_lora, base_dir: Path, tmp_path: Path) -> None:
-    recipe_main(make_lora(save_adapter_weights_only=True, save_every_n_steps=None))
+def test_only_the_adapter_is_saved_when_asked(
+    make_lora, base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_main(make_lora(save_adapter_weights_only=True, save_every_n_steps=None, log_level="INFO"))
+    adapter = tmp_path / "out" / "latest" / "adapter"
+    assert (
+        f"tune run generate model_checkpoint={base_dir} adapter_checkpoint={adapter} "
+        in capsys.readouterr().err
+    )
     step = tmp_path / "out" / "latest"
     assert not (step / "model").exists()
     base_bytes = (base_dir / "model.safetensors").stat().st_size

@@ -115,6 +115,7 @@ def format_summary(
     losses: Mapping[str, float],
     speed: SpeedMeter,
     template: str = "",
+    adapted_base: str = "",
 ) -> str:
     """Return what a run says at its end: what it reached, where things are, what to type next.
 
@@ -125,20 +126,26 @@ def format_summary(
         losses: by name, as last measured.
         speed: has counted this process's part of the run.
         template: name of the prompt template the data was written in: asked in another one, a model disappoints.
+        adapted_base: the model that adapters were trained beside, where they alone were saved.
     """
     # A template of one's own has no name that the command line knows, and several datasets may have several.
     written_in = f" prompt_template={template}" if template.isidentifier() and template != "custom" else ""
     rate = speed.total_tokens / max(speed.total_seconds, 1e-9)
-    model_dir = output_dir / "latest" / "model"
+    result = output_dir / "latest" / ("adapter" if adapted_base else "model")
+    loaded = (
+        f"model_checkpoint={adapted_base} adapter_checkpoint={result}"
+        if adapted_base
+        else f"model_checkpoint={result}"
+    )
     lines = [
         f"{'Finished' if step == num_steps else 'Stopped after'} {step} of {num_steps} steps: "
         + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
         f"  time     {format_duration(speed.total_seconds)} in steps, for {speed.total_tokens:,} tokens: "
         f"{rate:,.0f} per second",
         f"  memory   {get_peak_memory_gib(speed.device):.2f} GiB at its peak",
-        f"  model    {model_dir}",
+        f"  {result.name:7}  {result}",
         f"  metrics  {output_dir / 'metrics.jsonl'}",
-        f"Try it:    tune run generate model_checkpoint={model_dir}{written_in} prompt='...'",
+        f"Try it:    tune run generate {loaded}{written_in} prompt='...'",
     ]
     if step < num_steps:
         lines.append("Go on:     the same command with resume_from_checkpoint=true")
