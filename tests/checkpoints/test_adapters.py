@@ -339,6 +339,10 @@ def test_a_merged_weight_is_rounded_once(base: Path, tmp_path: Path) -> None:
         ("alpha_pattern", {"(a*)*b": 4}),
         ("alpha_pattern", {"a" * 1000: 4}),
         ("alpha_pattern", {"(": 4}),
+        ("alpha_pattern", {".?" * 90 + "X": 4}),
+        ("alpha_pattern", {"(.|.)" * 50 + "X": 4}),
+        ("alpha_pattern", {r"(.)\1": 4}),
+        ("rank_pattern", {f"m{number}": 4 for number in range(5000)}),
         ("alpha_pattern", {"q_proj": float("nan")}),
     ],
 )

@@ -19,7 +19,8 @@ _HARMLESS = (
     *("auto_mapping", "peft_version", "inference_mode", "revision", "task_type", "megatron_core"),
     *("layers_pattern", "ensure_weight_tying", "qalora_group_size"),
 )
-_MAX_PATTERN = 300
+_MAX_PATTERN = 300  # characters
+_MAX_PATTERNS = 4000
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,16 @@ def _read_targets(fields: ConfigFields, content: Mapping[str, Any]) -> tuple[str
 
 
 def _read_patterns(fields: ConfigFields, name: str, kind: type) -> tuple[tuple[re.Pattern[str], Any], ...]:
-    patterns = []
-    for text, value in fields.mapping(name).items():
+    patterns: list[tuple[re.Pattern[str], Any]] = []
+    entries = fields.mapping(name)
+    if len(entries) > _MAX_PATTERNS:
+        fields.problem(f"`{name}` has {len(entries)} entries; {_MAX_PATTERNS} are read at most")
+        return ()
+    for text, value in entries.items():
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
             fields.problem(f"`{name}` has {value!r} for {text!r}; it must be a number")
             continue
-        # A file may come from a stranger, and some patterns take for ever: what repeats may stand there twice, no group
-        # may repeat.
-        repeats = re.findall(r"[*+{]", text)
-        if len(text) > _MAX_PATTERN or len(repeats) > 2 or re.search(r"\)[*+{]|\\\d", text):
+        if not _is_bounded(text):
             fields.problem(f"`{name}` has a pattern that is too complicated: {text[:80]!r}")
             continue
         try:
@@ -140,6 +142,18 @@ def _read_patterns(fields: ConfigFields, name: str, kind: type) -> tuple[tuple[r
         except (re.error, OverflowError):
             fields.problem(f"`{name}` has a pattern that is no regular expression: {text[:80]!r}")
     return tuple(patterns)
+
+
+def _is_bounded(pattern: str) -> bool:
+    """Whether matching takes little time whatever the pattern is: a file may come from a stranger.
+
+    Tried again from each place a name has, what repeats costs a factor of its length, and so do the ways to choose
+    between alternatives; a group that repeats may cost every power of two.
+    """
+    num_repeats = len(re.findall(r"[*+{]|(?<!\()\?", pattern))
+    if len(pattern) > _MAX_PATTERN or num_repeats > 2 or pattern.count("(") > 3 or pattern.count("|") > 16:
+        return False
+    return not re.search(r"\)[*+{?]|\\\d", pattern)  # nor what repeats what was matched before
 
 
 def describe_adapter(
