@@ -91,14 +91,18 @@ class SelfAttention(nn.Module):
             # torch's memory-efficient kernel takes masks or grouped heads; with both, the whole score matrix is formed.
             repeats = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)  # [b, n_h, s_kv, h_d]
+        is_causal = False
+        # One query over earlier keys sees them all; is_causal would show it the first key only.
+        # A branch: where the compiler lets lengths vary, a comparison is no bool, which the operator refuses.
+        if mask is None and q.shape[2] == k.shape[2] and q.shape[2] > 1:
+            is_causal = True
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.attn_dropout if self.training else 0.0,
-            # One query over earlier keys sees them all; is_causal would show it the first key only.
-            is_causal=mask is None and q.shape[2] == k.shape[2] and q.shape[2] > 1,
+            is_causal=is_causal,
             scale=self.scale,
             enable_gqa=k.shape[1] != self.num_heads,
         )
