@@ -217,6 +217,17 @@ def test_a_model_without_memory_gets_its_adapters_after_its_base() -> None:
         reset_adapters(model)
 
 
+def test_a_model_from_scratch_has_adapters_that_do_nothing_yet() -> None:
+    model = decoder()
+    apply_lora(model, replace(EVERYTHING, use_dora=True))
+    stirred(model).reset_parameters()
+    assert not any(module.lora_b.weight.any() for module in adapted_modules(model).values())
+    adapted = model(tokens(2, 9))
+    assert math.isclose(model.layers[1].attn.k_proj.weight.std(), 0.02, rel_tol=0.1)
+    merge_adapters(model)
+    assert torch.equal(model(tokens(2, 9)), adapted)
+
+
 def test_beginning_anew_is_decided_by_the_seed() -> None:
     model = decoder()
     apply_lora(model, EVERYTHING)

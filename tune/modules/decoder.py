@@ -258,12 +258,17 @@ class TransformerDecoder(nn.Module):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, LoRALinear) and module.weight is not None:
+                nn.init.normal_(module.weight, std=std)
             elif isinstance(module, RMSNorm):
                 module.reset_parameters()
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("attn.output_proj.weight", ".w2.weight")):
                 nn.init.normal_(parameter, std=residual_std)
+        for module in self.modules():
+            if isinstance(module, LoRALinear):
+                module.reset_adapter()  # after its matrix, whose lengths DoRA begins with
 
 
 def _norm(config: DecoderConfig) -> RMSNorm:
