@@ -215,7 +215,8 @@ class LoraFinetuneRecipe:
         model.to(self.precision.param_dtype)
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
         self.checkpointer.load_into(model, base_dir, device=self.device)
-        reset_adapters(model)
+        # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
+        reset_adapters(model, torch.float32)
         if adapter_dir:
             load_adapter(model, adapter_dir)
         # Recomputation first, so that what is compiled includes it.
