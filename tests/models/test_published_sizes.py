@@ -18,6 +18,7 @@ from published_llamas import PUBLISHED as LLAMAS
 
 import tune.models
 from tune.models.loading import read_model_config
+from tune.models.lora import LoRABuilder
 from tune.modules import TransformerDecoder
 
 PUBLISHED = {**OTHERS, **LLAMAS}
@@ -32,8 +33,10 @@ BUILDERS: dict[str, Callable[[], TransformerDecoder]] = {
     for package in PACKAGES
     for module in [importlib.import_module(f"tune.models.{package}")]
     for name in module.__all__
-    # Those by argument need their sizes.
-    if not name.endswith("_tokenizer") and name not in PACKAGES
+    # Those by argument need their sizes, and those with adapters are of the builders here.
+    if not name.endswith("_tokenizer")
+    and name not in PACKAGES
+    and not isinstance(getattr(module, name), LoRABuilder)
 }
 
 

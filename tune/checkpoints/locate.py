@@ -52,10 +52,11 @@ def _find(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} is a file; give the folder that holds it, with its config and tokenizer."
         )
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    names = {entry.name for entry in folder.iterdir()}
+    if "adapter_config.json" in names and "config.json" not in names:
         raise CheckpointError(
-            f"{folder} holds an adapter, which is nothing without its base: give the base here, and the adapter where "
-            "adapters are taken, or merge the two first (tune merge)"
+            f"{folder} holds an adapter, which is nothing without its base: give the base here, and the adapter as "
+            "adapter_checkpoint"
         )
     if _holds_model(folder):
         return folder
