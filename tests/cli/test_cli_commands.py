@@ -303,6 +303,9 @@ def test_completion_follows_the_shell(tune, monkeypatch: pytest.MonkeyPatch) -> 
         (["completion", "f"], ["fish"]),
         (["run", "./mine.py", "x"], []),
         (["nothing", "x"], []),
+        (["upload", "x"], []),
+        (["merge", "x"], []),
+        (["merge", "--b"], ["--base"]),
     ],
 )
 def test_completion_finds_words(tune, words: list[str], expected: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tune.checkpoints.adapter_config import find_adapter_dir
 from tune.checkpoints.adapters import load_adapter, read_adapter_base, read_adapter_config, save_adapter
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.companions import copy_companions
@@ -26,6 +27,7 @@ __all__ = [
     "check_against_config",
     "copy_companions",
     "describe_model",
+    "find_adapter_dir",
     "find_model_dir",
     "load_adapter",
     "load_into",

@@ -111,6 +111,8 @@ def _after_command(command: str, before: list[str], current: str, recipes: list[
         "cp": [] if words else recipes + configs,
         "cat": recipes + configs,
         "convert-ckpt": ["hf", "meta", "tune"] if before[-1:] == ["--to"] else [],
+        "merge": [],
+        "upload": [],
         "validate": configs if not words else _parameters("full_finetune", "="),
     }[command]
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "cat": "cat",
     "download": "download",
     "convert-ckpt": "convert-ckpt",
+    "merge": "merge",
     "upload": "upload",
     "validate": "validate",
     "describe": "describe",

@@ -1,0 +1,74 @@
+"""`tune merge`: an adapter made part of its base."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.terminal import columns
+from tune.config.diagnostics import printable
+from tune.utils.precision import DTYPE_NAMES
+
+if TYPE_CHECKING:
+    from tune.models.merging import MergeReport
+
+
+def run(given: Given) -> int:
+    """Merge one adapter and say what comparing the result gave."""
+    if len(given.operands) != 1 or not given.operands[0].strip() or "\0" in given.operands[0]:
+        raise UsageError("tune merge takes one adapter: tune merge out/latest --base DIR --to DIR")
+    dtype = given.one("dtype")
+    if dtype is not None and dtype not in DTYPE_NAMES:
+        raise UsageError(f"--dtype {dtype}: there is only {', '.join(DTYPE_NAMES)}")
+
+    from tune.models.merging import merge_adapter
+    from tune.utils import get_dtype
+
+    report = merge_adapter(
+        given.operands[0], given.one("base"), given.one("to"), None if dtype is None else get_dtype(dtype)
+    )
+    sys.stdout.write(_summary(report))
+    return 0
+
+
+def _summary(report: MergeReport) -> str:
+    rows = [
+        ("base", printable(str(report.base))),
+        ("matrices", f"{report.num_moved} of {report.num_matrices} with an adapter have moved"),
+        ("logits", f"the adapter changes them by {report.logits_moved:.2%}"),
+        ("verified", f"merged, they are off by {report.logits_off:.2e} of their length ({report.dtype})"),
+    ]
+    rows += [("note", printable(note)) for note in report.notes]
+    shown = shlex.quote(str(report.directory))
+    return (
+        f"{printable(str(report.adapter))} is merged, in {printable(str(report.directory))}:\n{columns(rows)}\n"
+        f'Next:\n  tune run generate model_checkpoint={shown} prompt="Once upon a time"\n'
+    )
+
+
+COMMAND = Command(
+    name="merge",
+    summary="Make an adapter part of its base.",
+    usage="merge ADAPTER [--base DIR] [--to DIR] [--dtype fp32|fp16|bf16]",
+    description=(
+        "Writes the one model that a base and its LoRA adapter are together, in Hugging Face layout. It is read again "
+        "and asked beside the two: only if matrices have moved and the logits agree does it get its name."
+    ),
+    examples=(
+        ("tune merge out/latest", "the newest adapter of a run, into step_000123-merged"),
+        ("tune merge my_adapter --base checkpoints/Llama-3.2-1B --to merged", "one made elsewhere"),
+    ),
+    run=run,
+    operands=(("ADAPTER", "A folder in PEFT layout, a saved step, or an output directory."),),
+    options=(
+        Option(
+            ("--base",),
+            "Folder of the model it was trained beside; what the adapter names if left out.",
+            "DIR",
+        ),
+        Option(("--to",), "Folder to write to, which must not exist; NAME-merged here if left out.", "DIR"),
+        Option(("--dtype",), "What the weights become: fp32, fp16 or bf16; the base's if left out.", "DTYPE"),
+    ),
+)

@@ -1,0 +1,173 @@
+"""An adapter made part of its base: the model that does both, in files, compared before it gets its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tune.checkpoints import (
+    find_adapter_dir,
+    find_model_dir,
+    load_adapter,
+    open_weights,
+    read_adapter_base,
+    save_model,
+)
+from tune.errors import CheckpointError, TokenizerError
+from tune.models.loading import from_checkpoint
+from tune.modules import TransformerDecoder
+from tune.modules.peft import adapted_modules
+from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
+from tune.utils.paths import expand_path
+
+_NUM_PROBED = 32  # tokens that base, adapted and merged model are asked about
+# Largest part of the logits that merging may change: rounding of one matrix each, in the type they are stored in.
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged, and what comparing it gave.
+
+    Args:
+        adapter: the adapter's folder.
+        base: the folder of the model it was trained beside.
+        directory: the merged model's.
+        dtype: what the merged weights are written in.
+        num_matrices: matrices that had an adapter.
+        num_moved: those of them that changed.
+        logits_moved: length of the change of the logits by the adapter, over the length of the base's.
+        logits_off: length of what merging changed in the adapted model's logits, over the length of these.
+        notes: what else a person should know.
+    """
+
+    adapter: Path
+    base: Path
+    directory: Path
+    dtype: torch.dtype
+    num_matrices: int
+    num_moved: int
+    logits_moved: float
+    logits_off: float
+    notes: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def merge_adapter(
+    adapter: str | Path,
+    base: str | Path | None = None,
+    to: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> MergeReport:
+    """Write the model that a base and its adapter are together, in Hugging Face layout, and compare it with the two.
+
+    The merged model is read again from its files; it gets its name only when its matrices have moved and its logits
+    are those of base and adapter side by side, to rounding.
+
+    Args:
+        adapter: a folder in PEFT layout, a saved step or an output directory of a run that has adapters.
+        base: the model's folder; None: the one that the adapter names.
+        to: folder to write, which must not exist; None: NAME-merged in the working directory.
+        dtype: what the weights become; None: what the base's are.
+
+    Raises:
+        CheckpointError: there is no adapter or no base, they do not belong together, the adapter changes nothing, the
+            merged model is not what the two are, or a file cannot be written.
+    """
+    adapter_dir = find_adapter_dir(expand_path(adapter))
+    base_dir = find_model_dir(_base_of(adapter_dir) if base is None else base)
+    directory = expand_path(to) if to is not None else Path.cwd() / f"{_name_of(adapter_dir)}-merged"
+    if directory.exists() or directory.is_symlink():
+        raise CheckpointError(f"{directory} is there already; choose another folder to write to")
+    stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
+    written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
+
+    model = from_checkpoint(base_dir, dtype=written)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (1, _NUM_PROBED), generator=generator)
+    alone = model(tokens).float()
+    load_adapter(model, adapter_dir)
+    model.eval()
+    adapted = model(tokens).float()
+    paths = list(adapted_modules(model))
+
+    notes: list[str] = []
+    staging = directory.with_name(f".{directory.name}.merging")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        _save(model, staging, base_dir, notes)
+        del model
+        merged = from_checkpoint(staging, dtype=written)
+        off = _part(merged(tokens).float() - adapted, adapted)
+        num_moved = _count_moved(merged, base_dir, paths, written)
+        if num_moved == 0:
+            raise CheckpointError(
+                f"the adapter in {adapter_dir} changes none of the {len(paths)} matrices it is beside (B is zero, or "
+                "too small for their type); nothing was written"
+            )
+        if not off <= _TOLERANCE[written]:
+            raise CheckpointError(
+                f"merged, the logits differ from those of base and adapter side by side by {off:.2%}, where rounding "
+                f"explains {_TOLERANCE[written]:.2%}; nothing was written. With --dtype fp32 less is rounded."
+            )
+        os.rename(staging, directory)
+    except OSError as error:
+        raise CheckpointError(f"the merged model cannot be written to {directory}: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return MergeReport(
+        adapter_dir,
+        base_dir,
+        directory,
+        written,
+        num_matrices=len(paths),
+        num_moved=num_moved,
+        logits_moved=_part(adapted - alone, alone),
+        logits_off=off,
+        notes=tuple(notes),
+    )
+
+
+def _base_of(adapter_dir: Path) -> Path:
+    name = read_adapter_base(adapter_dir)
+    if not name:
+        raise CheckpointError(
+            f"{adapter_dir} does not say what model it was trained beside: give its folder (--base)"
+        )
+    if not expand_path(name).is_dir():
+        raise CheckpointError(
+            f"{adapter_dir} was trained beside {name}, which is no folder here: give the folder of that model "
+            "(--base); `tune download` fetches one from the hub"
+        )
+    return expand_path(name)
+
+
+def _name_of(adapter_dir: Path) -> str:
+    folder = adapter_dir.resolve()
+    return folder.parent.name if folder.name == "adapter" else folder.name
+
+
+def _save(model: TransformerDecoder, staging: Path, base_dir: Path, notes: list[str]) -> None:
+    tokenizer = None
+    try:
+        tokenizer = tokenizer_from_checkpoint(base_dir)
+    except TokenizerError as error:
+        notes.append(f"no tokenizer was copied: {error}")
+    save_model(model, staging, tokenizer=tokenizer)
+
+
+def _count_moved(merged: TransformerDecoder, base_dir: Path, paths: list[str], dtype: torch.dtype) -> int:
+    base = from_checkpoint(base_dir, dtype=dtype)
+    return sum(
+        not torch.equal(merged.get_parameter(f"{path}.weight"), base.get_parameter(f"{path}.weight"))
+        for path in paths
+    )
+
+
+def _part(change: Tensor, whole: Tensor) -> float:
+    return float(change.norm() / whole.norm().clamp(min=1e-30))
