@@ -167,6 +167,9 @@ class LoraFinetuneRecipe:
             params,
             self.SAME_ON_RESUME,
             model=self.model.config,
+            builder=training.describe_component(
+                params.model
+            ),  # a lora_ builder's arguments are not in the sizes
             base=training.hash_weight_files(base_dir),
             dataset=training.hash_dataset(self.dataset),
             seed=self.seed,

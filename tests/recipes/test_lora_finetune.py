@@ -27,9 +27,12 @@ from tune.config import ParamsError
 from tune.errors import CheckpointError
 from tune.models.llama2 import llama2
 from tune.tokenizers import SentencePieceTokenizer
-from tune.training import list_saved_steps, read_run
+from tune.training import check_fingerprint, describe_component, list_saved_steps, read_run
 
 LORA_BUILDER = {"_component_": "lora_llama2_7b", "lora_attn_modules": ["q_proj"]}
+WITHOUT_FLAT = dict.fromkeys(
+    ("lora_rank", "lora_alpha", "lora_dropout", "lora_attn_modules", "apply_lora_to_mlp")
+)
 TOKENS = torch.randint(3, 500, (2, 23), generator=torch.Generator().manual_seed(0))
 
 
@@ -191,6 +194,20 @@ def test_a_run_resumes_beside_the_same_base_only(make_lora, base_dir: Path, tmp_
     ):
         with pytest.raises(CheckpointError, match=named):
             recipe_main(make_lora(resume_from_checkpoint=True, epochs=2, **changes))
+
+
+def test_the_arguments_of_the_models_builder_must_be_as_they_were(make_lora, tmp_path: Path) -> None:
+    """A dropout or a 4-bit base is in no size of the model, and no value of the adapter."""
+    described = LoraFinetuneRecipe(make_lora(epochs=1))
+    described.setup()
+    first = described.fingerprint
+    described.cleanup()
+    changed = {**first, "builder": first["builder"] + " lora_dropout"}
+    with pytest.raises(CheckpointError, match=r"builder: was tune\.models\.auto"):
+        check_fingerprint(first, changed, "step")
+    assert describe_component(make_lora(**WITHOUT_FLAT, model=LORA_BUILDER).model) != describe_component(
+        make_lora(**WITHOUT_FLAT, model={**LORA_BUILDER, "lora_dropout": 0.1}).model
+    )
 
 
 def test_an_adapter_can_be_gone_on_from(make_lora, tmp_path: Path) -> None:

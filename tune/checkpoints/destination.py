@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tune.checkpoints.companions import TOKENIZER_FILES
@@ -44,20 +44,23 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise CheckpointError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
     try:
-        try:
+        with ExitStack() as undo:  # whatever ends the work before it is whole, Ctrl-C as well
+            if is_new:
+                undo.callback(_remove_if_empty, directory)
+            undo.callback(shutil.rmtree, staging, ignore_errors=True)
             _require_empty(directory, force)
             yield staging
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            if is_new:
-                with suppress(OSError):  # somebody else has put something there meanwhile
-                    directory.rmdir()
-            raise
+            undo.pop_all()
         _move_in(directory, staging)
     except OSError as error:
         raise CheckpointError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
     finally:
         os.close(lock)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):  # somebody else has put something there meanwhile
+        directory.rmdir()
 
 
 def _claim(directory: Path, staging: Path) -> int:

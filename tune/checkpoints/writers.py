@@ -37,9 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    finally:
+        partial.unlink(missing_ok=True)  # it has its own name by then, unless something went wrong
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

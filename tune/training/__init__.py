@@ -12,6 +12,7 @@ from tune.training.checkpointers import (
 )
 from tune.training.fingerprint import (
     check_fingerprint,
+    describe_component,
     hash_dataset,
     hash_weight_files,
     make_fingerprint,
@@ -80,6 +81,7 @@ __all__ = [
     "compile_blocks",
     "count_steps_per_epoch",
     "count_tokens",
+    "describe_component",
     "explain_out_of_memory",
     "find_newest_complete_step",
     "format_summary",
