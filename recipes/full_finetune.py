@@ -9,6 +9,7 @@ It is read from top to bottom: `setup` builds everything in an order it explains
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,22 +27,17 @@ from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules import flops_per_token
 from tune.modules.loss import loss_sum
-from tune.training.metric_logging import JSONLLogger
+from tune.training.metric_logging import JSONLLogger, LoggerGroup
 from tune.utils import expand_path, get_device, get_logger, set_seed
 
 
 class FullFinetuneRecipe:
-    """Fine-tunes all weights in one process, on a CPU or a GPU.
+    """Fine-tunes all weights, in one process or many, on CPUs or GPUs.
 
     Each optimizer step divides the summed loss of all its micro-batches by their number of target tokens, so the
     gradient does not depend on how the step was cut up. Saved steps resume bit for bit on the same machine.
     """
 
-    # Where a run stands, beside the objects that keep a state of their own: saved with each step.
-    SAVED = (
-        *("step", "epoch", "step_in_epoch", "num_tokens", "num_targets", "loss", "val_loss", "val_step"),
-        *("best_val_loss", "best_step", "seed", "fingerprint"),
-    )
     # Parameters that must be as they were for a resumed run to be the same run.
     SAME_ON_RESUME = (
         *("shuffle", "batch_size", "collate_fn", "gradient_accumulation_steps", "max_steps_per_epoch"),
@@ -52,18 +48,8 @@ class FullFinetuneRecipe:
         self.params = params
         self.log = get_logger(params.log_level)
         self.exit_code = 0
-        self.step = 0  # optimizer steps taken
-        self.epoch = 0  # passes over the data begun before this one
-        self.step_in_epoch = 0
-        self.num_tokens = 0  # that went through the model, without padding
-        self.num_targets = 0  # those whose next token was trained on
-        self.loss = float("nan")  # as last read
-        self.val_loss: float | None = None
-        self.val_step = -1  # the step that val_loss is of
-        self.best_val_loss = float("inf")  # among saved steps
-        self.best_step: int | None = None
-        self.lock: training.RunLock | None = None
-        self.metric_loggers: list[Any] = []
+        self.run = training.RunCounters()  # where the run stands; saved with each step
+        self.opened = ExitStack()  # what cleanup() closes, the last one first
 
     # ---- Before training -------------------------------------------------------------------------------
 
@@ -76,33 +62,42 @@ class FullFinetuneRecipe:
             self.log.info(
                 f"checkpointer.output_dir is not used: saved steps go to output_dir, {self.output_dir}"
             )
-        self.lock = training.RunLock(self.output_dir)
-        training.remove_unfinished_steps(self.output_dir)
         resume = params.resume_from_checkpoint or self.checkpointer.resume_from_checkpoint
-        return training.choose_step_to_resume(self.output_dir, resume, self.checkpointer.recipe_checkpoint)
+
+        def claim() -> training.SavedStep | None:
+            self.opened.callback(training.RunLock(self.output_dir).release)
+            training.remove_unfinished_steps(self.output_dir)
+            return training.choose_step_to_resume(
+                self.output_dir, resume, self.checkpointer.recipe_checkpoint
+            )
+
+        return training.from_rank_zero(claim)
 
     def setup(self) -> None:
         """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
         params = self.params
-        # 1. The place to write to, before any work is done that could not be written.
-        resumed = self.load_checkpoint()
-
-        # 2. Device, precision and seed: everything after this may draw random numbers or tensors.
-        plan = training.check_parallel_plan(
+        # 1. This process, the others, and the place to write to, before any work that could not be written.
+        self.device = get_device(params.device)
+        training.start_processes(self.device)
+        self.opened.callback(training.end_processes)
+        self.plan = training.plan_parallel(
             enable_fsdp=params.enable_fsdp,
             data_parallel_replicate_dim=params.data_parallel_replicate_dim,
             data_parallel_shard_dim=params.data_parallel_shard_dim,
             fsdp_cpu_offload=params.fsdp_cpu_offload,
             custom_sharded_layers=params.custom_sharded_layers,
+            optimizer_in_bwd=params.optimizer_in_bwd,
+            dtype=params.dtype,
             low_cpu_ram=params.low_cpu_ram,
         )
-        self.device = get_device(params.device)
+        resumed = self.load_checkpoint()
+
+        # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        run = training.read_run(resumed.state_dir) if resumed else {}
-        self.seed = set_seed(run["seed"] if run and params.seed is None else params.seed)
-        self.log.info(
-            f"{self.device}, {plan}, {self.precision}, seed {self.seed}, output in {self.output_dir}"
-        )
+        saved = training.read_run(resumed.state_dir) if resumed else {}
+        seed = saved["seed"] if saved and params.seed is None else params.seed
+        self.seed = set_seed(training.from_rank_zero(lambda: set_seed(seed)))
+        self.log.info(f"{self.device}, {self.precision}, seed {self.seed}, output in {self.output_dir}")
 
         # 3. Tokenizer and data, in seconds: a mistake there shows before gigabytes of weights are read.
         model_dir = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
@@ -125,27 +120,42 @@ class FullFinetuneRecipe:
         self.loss_fn = instantiate_offering(
             params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
         )
+        self.gradients = training.GradientSync(self.model, self.plan)
         self.optimizer = training.build_optimizer(
             params.optimizer, self.model.parameters(), in_backward=params.optimizer_in_bwd
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, self.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
         self.guard = training.NonFiniteGuard(params.on_non_finite, self.scaler)
+        self.saver = training.StepSaver(
+            self.output_dir,
+            self.device,
+            keep_last_n=params.keep_last_n_checkpoints,
+            in_background=params.enable_async_checkpointing,
+        )
+        self.opened.callback(self.saver.close)
 
         # 6. What watches.
-        self.metric_loggers = [
-            JSONLLogger(str(self.output_dir), overwrite=not resumed),
-            instantiate_offering(params.metric_logger, {"log_dir": str(self.output_dir)}),
-        ]
-        self.samples = JSONLLogger(str(self.output_dir), "samples.jsonl", overwrite=not resumed)
+        log_dir = str(self.output_dir)
+        self.metrics = LoggerGroup(
+            lambda: [
+                JSONLLogger(log_dir, overwrite=not resumed),
+                instantiate_offering(params.metric_logger, {"log_dir": log_dir}),
+            ]
+        )
+        self.samples = LoggerGroup(lambda: [JSONLLogger(log_dir, "samples.jsonl", overwrite=not resumed)])
+        self.opened.callback(self.metrics.close)
+        self.opened.callback(self.samples.close)
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
         self.speed = training.SpeedMeter(
             self.device,
             partial(flops_per_token, self.model.config),
             partial(training.measure_matmul_rate, self.device, self.precision.compute_dtype),
+            num_devices=self.plan.world_size,
         )
         self.log.info(
-            f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences. "
+            f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
+            f"{self.plan}. "
             f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
         )
 
@@ -155,7 +165,9 @@ class FullFinetuneRecipe:
             params,
             self.SAME_ON_RESUME,
             model=self.model.config,
-            dataset=training.hash_dataset(self.dataset),
+            dataset=training.from_rank_zero(lambda: training.hash_dataset(self.dataset)),
+            sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
+            code=training.hash_code(__file__),
             seed=self.seed,
             device=self.device.type,
             # Without a schedule, more epochs only add steps at the end.
@@ -164,16 +176,20 @@ class FullFinetuneRecipe:
         self.stateful: dict[str, Any] = {"sampler": self.sampler, "scaler": self.scaler}
         if self.lr_scheduler:
             self.stateful["lr_scheduler"] = self.lr_scheduler
+        training.seed_this_rank(self.seed)
         if resumed:
-            training.check_fingerprint(run["fingerprint"], self.fingerprint, str(resumed.path))
+            training.check_fingerprint(
+                saved["fingerprint"],
+                self.fingerprint,
+                str(resumed.path),
+                allow_changes=params.allow_changes_on_resume,
+            )
             training.load_run_state(resumed.state_dir, self.model, self.optimizer, self.device, self.stateful)
-            for name in self.SAVED:
-                setattr(self, name, run[name])
-            # The run may have ended after this step was saved, before it was linked, or some steps later.
-            training.link_steps(self.output_dir, latest=self.step, best=self.best_step)
-            for metric_logger in (*self.metric_loggers, self.samples):
-                metric_logger.rewind(self.step)
-            self.log.info(f"Resumed from {resumed.path}: step {self.step} of {self.num_steps}")
+            self.run.restore(saved)
+            self.saver.link(latest=self.run.step, best=self.run.best_step)
+            self.metrics.rewind(self.run.step)
+            self.samples.rewind(self.run.step)
+            self.log.info(f"Resumed from {resumed.path}: step {self.run.step} of {self.num_steps}")
         training.write_resolved_config(params, self.output_dir / "config.yaml", {"seed": self.seed})
 
     def _setup_data(
@@ -189,6 +205,7 @@ class FullFinetuneRecipe:
             padding_idx=self.tokenizer.pad_id,
             shuffle=shuffle,
             seed=self.seed,
+            num_workers=self.params.num_workers,
             pin_memory=self.device.type == "cuda",
         )
         return dataset, loader, sampler
@@ -199,16 +216,19 @@ class FullFinetuneRecipe:
             model = instantiate_offering(params.model, {"checkpoint_dir": str(model_dir or "")})
         model.to(self.precision.param_dtype)
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
-        if model_dir:
-            self.checkpointer.load_into(model, model_dir, device=self.device)
-        elif params.train_from_scratch:
-            model.to_empty(device=self.device)
-            model.reset_parameters()
-        # Recomputation first, so that what is compiled includes it.
+        # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
+        if self.plan.shards:
+            training.shard_model(model, self.plan, self.device)
+        if model_dir:
+            self.checkpointer.load_into(model, model_dir, device=self.device)
+        elif params.train_from_scratch:
+            if not self.plan.shards:
+                model.to_empty(device=self.device)
+            model.reset_parameters()
         num_parameters = sum(weight.numel() for weight in model.parameters())
         self.log.info(f"Model: {num_parameters / 1e6:,.1f}M parameters, all trained")
         return model.train()
@@ -221,43 +241,49 @@ class FullFinetuneRecipe:
         offloading = training.activation_offloading(
             self.model, self.device, params.enable_activation_offloading
         )
-        if self.step == 0:
+        run = self.run
+        if run.step == 0:
             self._generate_samples()
         with (
             training.StopRequest() as stop,
-            training.Progress(self.num_steps, self.step) as self.progress,
+            training.Progress(self.num_steps, run.step) as self.progress,
             self.profiler as profiler,
         ):
             self.speed.start()
-            for epoch in range(self.epoch, params.epochs):
-                if epoch != self.epoch:
-                    self.epoch, self.step_in_epoch = epoch, 0
+            for epoch in range(run.epoch, params.epochs):
+                run.begin_epoch(epoch)
                 self.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, self.steps_per_epoch - self.step_in_epoch):
-                    self.step += 1
-                    self.step_in_epoch += 1
+                for micro_batches in islice(windows, self.steps_per_epoch - run.step_in_epoch):
+                    run.step += 1
+                    run.step_in_epoch += 1
 
-                    # 1. Count what the whole step trains on, before its first gradient: the loss is divided by it.
-                    counts = training.count_tokens(micro_batches, self.tokenizer.pad_id)
+                    # 1. Count what the whole step trains on, on all processes, before its first gradient: the loss is
+                    #    divided by it.
+                    counts = training.count_over_ranks(
+                        training.count_tokens(micro_batches, self.tokenizer.pad_id)
+                    )
                     divisor = max(counts.num_targets, 1)
 
-                    # 2. Gradients add up over the micro-batches, and so does the loss, on the device.
+                    # 2. Gradients add up over the micro-batches, and so does the loss, on the device; the last backward
+                    #    pass adds up those of all processes.
                     loss = torch.zeros((), device=self.device)
-                    for batch in micro_batches:
-                        with offloading, self.precision.autocast():
-                            micro_loss = self._loss_sum(batch) / divisor
-                        loss += micro_loss.detach()
-                        if params.optimizer_in_bwd:
-                            self.guard.allows(self.step, loss)  # the next line already steps
-                        self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
+                    for batch, is_last_batch in training.mark_last(micro_batches):
+                        with self.gradients.micro_step(is_last_batch):
+                            with offloading, self.precision.autocast():
+                                micro_loss = self._loss_sum(batch) / divisor
+                            loss += micro_loss.detach()
+                            if params.optimizer_in_bwd:  # the next line already steps
+                                self.guard.allows(run.step, training.add_over_ranks_(loss.clone()))
+                            self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
+                    training.add_over_ranks_(loss)
 
                     # 3. Unscale (fp16), measure, clip; step only if loss and gradient are numbers.
                     grad_norm = None
                     if not params.optimizer_in_bwd:
                         self.scaler.unscale_(self.optimizer)
                         grad_norm = training.clip_gradients(self.model.parameters(), params.clip_grad_norm)
-                        if self.guard.allows(self.step, loss, grad_norm):
+                        if self.guard.allows(run.step, loss, grad_norm):
                             self.scaler.step(self.optimizer)
                         self.scaler.update()
                         self.optimizer.zero_grad(set_to_none=True)
@@ -267,25 +293,25 @@ class FullFinetuneRecipe:
                     if self.lr_scheduler:
                         self.lr_scheduler.step()
                     self.sampler.advance(sum(len(batch["tokens"]) for batch in micro_batches))
-                    self.num_tokens += counts.num_tokens
-                    self.num_targets += counts.num_targets
+                    run.num_tokens += counts.num_tokens
+                    run.num_targets += counts.num_targets
                     self.speed.count(counts)
                     self.progress.advance()
                     profiler.step()
 
                     # 5. What is due. A request to stop makes this step the last one, and so a saved one.
-                    stopping = bool(stop)
-                    is_last = self.step == self.num_steps
-                    epoch_ends = self.step_in_epoch == self.steps_per_epoch
+                    stopping = stop.agreed()
+                    is_last = run.step == self.num_steps
+                    epoch_ends = run.step_in_epoch == self.steps_per_epoch
                     metrics: dict[str, Any] = {}
-                    if is_last or stopping or self._is_due(params.log_every_n_steps, otherwise=True):
+                    if is_last or stopping or run.is_due(params.log_every_n_steps, otherwise=True):
                         metrics = self._measure(loss, lr, grad_norm)
-                    if is_last or self._is_due(params.run_val_every_n_steps, otherwise=epoch_ends):
+                    if is_last or run.is_due(params.run_val_every_n_steps, otherwise=epoch_ends):
                         metrics |= self.validate()
                     self._log(metrics)
-                    if is_last or self._is_due(params.generate_every_n_steps):
+                    if is_last or run.is_due(params.generate_every_n_steps):
                         self._generate_samples()
-                    save_due = self._is_due(params.save_every_n_steps) or (
+                    save_due = run.is_due(params.save_every_n_steps) or (
                         epoch_ends and params.save_every_epoch
                     )
                     if is_last or stopping or save_due:
@@ -301,41 +327,40 @@ class FullFinetuneRecipe:
             self.loss_fn, self.model, batch["tokens"], labels, batch.get("mask"), batch.get("input_pos")
         )
 
-    def _is_due(self, every_n_steps: int | None, otherwise: bool = False) -> bool:
-        return otherwise if every_n_steps is None else self.step % every_n_steps == 0
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the loss per target token over the whole validation set, or nothing where there is none."""
         if not self.params.dataset_val:
             return {}
         self.model.eval()
-        total, num_targets = torch.zeros((), device=self.device), 0
+        total, counts = torch.zeros((), device=self.device), training.TokenCounts()
         with self.speed.paused(), self.precision.autocast():
             for batch in self.loader_val:
                 total += self._loss_sum(batch)
-                num_targets += training.count_tokens([batch], self.tokenizer.pad_id).num_targets
+                counts += training.count_tokens([batch], self.tokenizer.pad_id)
         self.model.train()
-        self.val_loss, self.val_step = float(total) / max(num_targets, 1), self.step
-        return {"val_loss": self.val_loss}
+        num_targets = training.count_over_ranks(counts).num_targets
+        val_loss = float(training.add_over_ranks_(total)) / max(num_targets, 1)
+        self.run.note_validation(val_loss)
+        return {"val_loss": val_loss}
 
     def _measure(self, loss: torch.Tensor, lr: float, grad_norm: torch.Tensor | None) -> dict[str, Any]:
         """Return what is logged of the finished step; the only place where the loss is read from the device."""
-        self.loss = float(loss)
-        metrics = {"epoch": self.epoch, "loss": self.loss, "lr": lr}
+        run = self.run
+        run.loss = float(loss)
+        metrics = {"epoch": run.epoch, "loss": run.loss, "lr": lr}
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
         metrics |= vars(self.speed.read())
-        metrics |= {"num_tokens": self.num_tokens, "num_trained_tokens": self.num_targets}
+        metrics |= {"num_tokens": run.num_tokens, "num_trained_tokens": run.num_targets}
         if self.params.log_peak_memory_stats:
             metrics["peak_memory_gib"] = training.get_peak_memory_gib(self.device)
         return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if metrics:
-            for metric_logger in self.metric_loggers:
-                metric_logger.log_dict(metrics, self.step)
-            self.progress.show(self.step, metrics)
+            self.metrics.log_dict(metrics, self.run.step)
+            self.progress.show(self.run.step, metrics)
 
     def _generate_samples(self) -> None:
         """Answer the sample prompts, greedily, in the template the model is trained in."""
@@ -349,49 +374,48 @@ class FullFinetuneRecipe:
                     self.dataset.render_prompt(prompt),
                     max_new_tokens=self.params.sample_max_new_tokens,
                 )
-                self.samples.log_dict({"prompt": prompt, "answer": answer}, self.step)
-                self.log.info(f"step {self.step}, sample: {prompt!r} -> {answer!r}")
+                self.samples.log_dict({"prompt": prompt, "answer": answer}, self.run.step)
+                self.log.info(f"step {self.run.step}, sample: {prompt!r} -> {answer!r}")
 
     # ---- Saving and resuming ---------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
-        # Only a loss of these very weights counts.
-        if self.val_loss is not None and self.val_step == self.step and self.val_loss < self.best_val_loss:
-            self.best_val_loss, self.best_step = self.val_loss, self.step
-        run = {name: getattr(self, name) for name in self.SAVED}
-        with self.speed.paused(), training.write_step(self.output_dir, self.step) as staged:
-            self.checkpointer.save_model(self.model, staged, self.tokenizer)
-            training.save_run_state(
-                staged / "state", self.model, self.optimizer, self.device, run, self.stateful
+        self.run.note_saving()
+        with self.speed.paused():
+            self.saver.save(
+                self.run.step,
+                self.model,
+                self.optimizer,
+                self.run.state(seed=self.seed, fingerprint=self.fingerprint),
+                self.stateful,
+                self._write_model,
+                best=self.run.best_step,
             )
-        training.link_steps(self.output_dir, latest=self.step, best=self.best_step)
-        if self.params.keep_last_n_checkpoints:
-            training.prune_saved_steps(self.output_dir, self.params.keep_last_n_checkpoints)
-        self.log.info(f"Saved {self.output_dir / training.step_name(self.step)}")
+
+    def _write_model(self, model: Any, directory: Path) -> None:
+        self.checkpointer.save_model(model, directory, self.tokenizer)
 
     # ---- After training --------------------------------------------------------------------------------
 
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
-        losses = {"loss": self.loss} | ({} if self.val_loss is None else {"val_loss": self.val_loss})
+        run = self.run
+        losses = {"loss": run.loss} | ({} if run.val_loss is None else {"val_loss": run.val_loss})
         self.log.info(
             training.format_summary(
-                self.output_dir, self.step, self.num_steps, losses, self.speed, self.dataset.report().template
+                self.output_dir, run.step, self.num_steps, losses, self.speed, self.dataset.report().template
             )
         )
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""
-        for metric_logger in self.metric_loggers:
-            metric_logger.close()
-        if self.lock:
-            self.lock.release()
+        self.opened.close()
 
 
 @tune.config.parse
 def recipe_main(params: FullFinetuneParams) -> int:
-    """Run the recipe; return 0, or 130 or 143 after a request to stop."""
+    """Run the recipe; return 0, or 130, 138 or 143 after a request to stop."""
     recipe = FullFinetuneRecipe(params)
     try:
         with training.explain_out_of_memory():

@@ -77,6 +77,13 @@ class FinetuneParams:
     )
     shuffle: bool = param(True, group="Data", help="Take the examples in a new random order every epoch.")
     batch_size: int = param(2, minimum=1, group="Data", help="Sequences per device and micro-step.")
+    num_workers: int = param(
+        0,
+        minimum=0,
+        maximum=256,
+        group="Data",
+        help="Processes that prepare batches ahead, for each process that trains; 0 prepares them in between.",
+    )
     batch_size_val: int | None = param(
         None, minimum=1, group="Data", help="Sequences per device in validation; null means batch_size."
     )
@@ -187,7 +194,7 @@ class FinetuneParams:
     custom_sharded_layers: list[str] | None = param(
         None,
         group="Distributed",
-        help="Further layers sharded on their own, such as tok_embeddings and output.",
+        help="Further layers gathered on their own, such as tok_embeddings.",
     )
     low_cpu_ram: bool = param(
         False,
@@ -207,6 +214,16 @@ class FinetuneParams:
     )
     save_every_n_steps: int | None = param(
         None, minimum=1, group="Output", help="Also save every so many optimizer steps."
+    )
+    allow_changes_on_resume: bool = param(
+        False,
+        group="Output",
+        help="Resume although data or settings have changed since the step was saved; what changed is logged.",
+    )
+    enable_async_checkpointing: bool = param(
+        False,
+        group="Output",
+        help="Write saved steps while training goes on, from a copy in host memory.",
     )
     save_every_epoch: bool = param(
         True, group="Output", help="Save at the end of each epoch. The last step is always saved."
@@ -320,5 +337,11 @@ class FinetuneParams:
             yield Problem("moves weights off a GPU, but device is cpu", ("fsdp_cpu_offload", "device"))
         if self.fsdp_cpu_offload and not self.enable_fsdp:
             yield Problem("needs enable_fsdp", ("fsdp_cpu_offload", "enable_fsdp"))
+        if not self.enable_fsdp and self.data_parallel_shard_dim > 1:
+            yield Problem(
+                f"shards over {self.data_parallel_shard_dim} processes, but enable_fsdp is false: every process holds "
+                "a whole copy; leave it at -1",
+                ("data_parallel_shard_dim", "enable_fsdp"),
+            )
         if self.data_parallel_shard_dim == 0:
             yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))

@@ -123,5 +123,11 @@ class LoraFinetuneParams(FinetuneParams):
                 "is empty, and no other matrix gets an adapter: there is nothing to train",
                 ("lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output"),
             )
+        if self.quantize_base and (self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload):
+            yield Problem(
+                "keeps weights in 4 bits, which are not sharded: every process holds them whole. Leave "
+                "data_parallel_shard_dim at -1 and fsdp_cpu_offload at false",
+                ("quantize_base", "data_parallel_shard_dim", "fsdp_cpu_offload"),
+            )
         if self.quantize_base and self.dtype == "fp16":
             yield Problem("is dequantised to bf16 or fp32; use bf16", ("quantize_base", "dtype"))

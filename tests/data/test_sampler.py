@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils.data import DataLoader
 
-from tune.data import ResumableSampler
+from tune.data import FilledDataset, ResumableSampler
 from tune.errors import DataError
 
 
@@ -62,12 +62,24 @@ def test_a_loader_that_reads_ahead_moves_nothing():
     assert seen + list(sampler) == list(ResumableSampler(31, seed=2))
 
 
-def test_ranks_share_an_epoch_evenly():
+@pytest.mark.parametrize("world_size", [2, 4, 23, 30])
+def test_ranks_share_an_epoch_evenly(world_size):
     whole = list(ResumableSampler(23, seed=7))
-    ranks = [list(ResumableSampler(23, seed=7, rank=rank, world_size=4)) for rank in range(4)]
-    assert {len(rank) for rank in ranks} == {5}
-    # Taken in turn, the ranks give the order of a single process: only the last few are left out.
-    assert [index for step in zip(*ranks) for index in step] == whole[:20]
+    samplers = [ResumableSampler(23, seed=7, rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [list(sampler) for sampler in samplers]
+    assert {len(rank) for rank in ranks} == {len(sampler) for sampler in samplers} == {-(-23 // world_size)}
+    # Taken in turn, the ranks give the order of a single process; what is missing then is filled up.
+    turns = [index for step in zip(*ranks) for index in step]
+    assert turns[:23] == whole
+    assert all(index < 0 for index in turns[23:])
+
+
+def test_a_filler_has_nothing_to_learn_from():
+    examples = [{"tokens": [5, 6, 7], "labels": [-100, 6, 7], "input_pos": [0, 1, 2]}]
+    filled = FilledDataset(examples, padding_idx=3, ignore_idx=-100)
+    assert filled[0] == examples[0]
+    assert filled[~0] == {"tokens": [3, 3, 3], "labels": [-100] * 3, "input_pos": [0, 1, 2]}
+    assert len(filled) == 1
 
 
 def test_a_run_may_resume_on_another_number_of_ranks():
@@ -95,8 +107,3 @@ def test_a_place_in_other_data_is_refused(other, says):
     state = ResumableSampler(11, seed=3).state_dict()
     with pytest.raises(DataError, match=says):
         ResumableSampler(**{"seed": 3, **other}).load_state_dict(state)
-
-
-def test_more_ranks_than_examples_is_an_error():
-    with pytest.raises(DataError, match="2 examples for 3 processes"):
-        ResumableSampler(2, world_size=3)

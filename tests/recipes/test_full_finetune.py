@@ -116,7 +116,7 @@ def test_one_step_equals_plain_torch(make_params, tmp_path: Path) -> None:
     }
     recipe.train()
     recipe.cleanup()
-    assert recipe.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert recipe.run.loss == pytest.approx(loss.item(), rel=1e-5)
     for name, weight in recipe.model.named_parameters():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-6, msg=name)
 
@@ -133,7 +133,7 @@ def test_cutting_a_step_up_changes_nothing(
     recipe = train(
         make_params(batch_size=batch_size, gradient_accumulation_steps=num_micro_batches, **common)
     )
-    assert recipe.step == 8
+    assert recipe.run.step == 8
     assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "out"), atol=3e-6)
     for ours, theirs in zip(metrics_of(tmp_path / "out"), metrics_of(tmp_path / "whole"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
@@ -270,8 +270,8 @@ def test_pruning_keeps_the_best(make_params, tmp_path: Path) -> None:
 
     def validate_badly() -> dict[str, float]:
         validate()
-        recipe.val_loss = next(losses)
-        return {"val_loss": recipe.val_loss}
+        recipe.run.val_loss = next(losses)
+        return {"val_loss": recipe.run.val_loss}
 
     recipe.validate = validate_badly  # type: ignore[method-assign]
     object.__setattr__(params, "run_val_every_n_steps", 1)

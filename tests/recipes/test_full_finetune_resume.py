@@ -61,7 +61,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     files = [torch.load(path / "latest" / "state" / "run.pt", weights_only=True) for path in (left, right)]
     for name in ("sampler", "scaler"):
         assert files[0]["parts"][name] == files[1]["parts"][name]
-    assert torch.equal(files[0]["rng"]["torch"], files[1]["rng"]["torch"])
+    assert torch.equal(files[0]["rng"][0]["torch"], files[1]["rng"][0]["torch"])
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -126,7 +126,7 @@ def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> 
     recipe.summarize()
     recipe.cleanup()
     assert model_bytes(tmp_path / "out") == before
-    assert recipe.loss == losses_of(tmp_path / "out")[-1][1]
+    assert recipe.run.loss == losses_of(tmp_path / "out")[-1][1]
 
 
 def test_more_epochs_without_a_schedule_go_on(with_dropout, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_damaged_step_is_skipped_and_made_again(with_dropout, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 2}, "batch_size: was 3, is 2"),
+        ({"batch_size": 2}, "sequences_per_step: was 6, is 4"),
         ({"seed": 4}, "seed: was 3, is 4"),
         ({"optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.02}}, '"lr": 0.02'),
         ({"epochs": 4, "lr_scheduler": "constant"}, "lr_scheduler: was"),

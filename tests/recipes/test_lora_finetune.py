@@ -276,7 +276,15 @@ def test_full_fine_tuning_takes_no_adapters(
 
 def test_the_loops_are_one_text() -> None:
     """What happens in a step is the same in both recipes, to the letter."""
-    for name in ("train", "_loss_sum", "_is_due", "validate", "_measure", "_log", "_generate_samples"):
+    for name in (
+        "train",
+        "_loss_sum",
+        "validate",
+        "_measure",
+        "_log",
+        "_generate_samples",
+        "save_checkpoint",
+    ):
         full, lora = (inspect.getsource(getattr(r, name)) for r in (FullFinetuneRecipe, LoraFinetuneRecipe))
         assert full == lora, "\n".join(
             difflib.unified_diff(full.splitlines(), lora.splitlines(), lineterm="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,17 +15,18 @@ import torch
 from tune.config.component import Component
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.training import (
+    ParallelPlan,
     Progress,
     SpeedMeter,
     StopRequest,
     TokenCounts,
     check_fingerprint,
-    check_parallel_plan,
     explain_out_of_memory,
     get_peak_memory_gib,
     hash_dataset,
     make_fingerprint,
     measure_matmul_rate,
+    plan_parallel,
     plan_precision,
     setup_torch_profiler,
 )
@@ -64,38 +66,82 @@ def test_fp16_weights_are_refused() -> None:
 # ---- processes
 
 
-def plan(**changes: object) -> str:
+def plan(**changes: object) -> ParallelPlan:
     arguments: dict[str, object] = {
         "enable_fsdp": True,
         "data_parallel_replicate_dim": 1,
         "data_parallel_shard_dim": -1,
         "fsdp_cpu_offload": False,
         "custom_sharded_layers": None,
+        "optimizer_in_bwd": False,
+        "dtype": "bf16",
         "low_cpu_ram": False,
     }
-    return check_parallel_plan(**{**arguments, **changes})  # type: ignore[arg-type]
+    return plan_parallel(**{**arguments, **changes})  # type: ignore[arg-type]
 
 
 def test_one_process_is_a_plan() -> None:
-    assert plan() == "1 process, nothing to shard"
-    assert plan(enable_fsdp=False, data_parallel_shard_dim=1) == "1 process"
-    assert plan(custom_sharded_layers=["output"]) == "1 process, nothing to shard"
+    for changes in ({}, {"enable_fsdp": False}, {"custom_sharded_layers": ["output"]}, {"low_cpu_ram": True}):
+        assert str(plan(**changes)) == "1 process"
+        assert not plan(**changes).shards
 
 
-def test_plans_for_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="needs 6 processes, but there is 1"):
-        plan(data_parallel_replicate_dim=2, data_parallel_shard_dim=3)
-    with pytest.raises(ConfigError, match="fsdp_cpu_offload"):
-        plan(fsdp_cpu_offload=True)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="4 processes were started"):
-        plan()
+@pytest.mark.parametrize(
+    ("changes", "dims", "says"),
+    [
+        ({}, (1, 6), "6 processes: sharded over 6"),
+        ({"data_parallel_replicate_dim": 2}, (2, 3), "6 processes: 2 copies, each sharded over 3"),
+        (
+            {"data_parallel_replicate_dim": 3, "data_parallel_shard_dim": 2},
+            (3, 2),
+            "3 copies, each sharded over 2",
+        ),
+        ({"enable_fsdp": False}, (6, 1), "6 processes with a whole copy each"),
+        ({"data_parallel_replicate_dim": 6}, (6, 1), "6 processes with a whole copy each"),
+        ({"fsdp_cpu_offload": True}, (1, 6), "sharded over 6, waiting in host memory"),
+        ({"optimizer_in_bwd": True}, (1, 6), "sharded over 6"),
+    ],
+)
+def test_processes_are_spread_over_the_mesh(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], dims: tuple[int, int], says: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    made = plan(**changes)
+    assert (made.replicate_dim, made.shard_dim) == dims
+    assert made.world_size == 6
+    assert says in str(made)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changes", "says"),
+    [
+        (
+            1,
+            {"data_parallel_replicate_dim": 2, "data_parallel_shard_dim": 3},
+            "needs 6 processes, but 1 were",
+        ),
+        (6, {"data_parallel_replicate_dim": 4}, "needs 4 processes, but 6 were"),
+        (6, {"data_parallel_shard_dim": 5}, "needs 5 processes"),
+        (1, {"fsdp_cpu_offload": True}, "with 1 process and .* nothing is sharded"),
+        (6, {"fsdp_cpu_offload": True, "enable_fsdp": False}, "with 6 processes and .* nothing is sharded"),
+        (6, {"optimizer_in_bwd": True, "enable_fsdp": False}, "optimizer_in_bwd=false"),
+        (6, {"dtype": "fp16"}, "dtype=bf16"),
+    ],
+)
+def test_what_the_processes_cannot_carry_out_is_refused(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, changes: dict[str, object], says: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(ConfigError, match=says):
+        plan(**changes)
 
 
 # ---- signals
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_asks_and_the_old_handler_comes_back(signum: signal.Signals, exit_code: int) -> None:
     before = signal.getsignal(signum)
     with StopRequest() as stop:
@@ -202,27 +248,41 @@ def test_a_dataset_is_recognised_and_any_change_seen() -> None:
 
 
 class Params:
-    batch_size = 2
+    sequences = 2
     optimizer = Component("torch.optim.AdamW", {"lr": 0.1, "betas": [0.9, 0.95]})
 
 
 def test_every_difference_is_shown() -> None:
-    saved = make_fingerprint(Params, ("batch_size", "optimizer"), seed=3)
+    saved = make_fingerprint(Params, ("sequences", "optimizer"), seed=3)
     check_fingerprint(saved, dict(saved), "out/step_000001")
 
     class Changed(Params):
-        batch_size = 4
+        sequences = 4
         optimizer = Component("torch.optim.AdamW", {"lr": 0.2, "betas": [0.9, 0.95]})
 
-    current = make_fingerprint(Changed, ("batch_size", "optimizer"), seed=3)
+    current = make_fingerprint(Changed, ("sequences", "optimizer"), seed=3)
     with pytest.raises(CheckpointError) as caught:
         check_fingerprint(saved, current, "out/step_000001")
     text = str(caught.value)
-    assert "batch_size: was 2, is 4" in text
+    assert "sequences: was 2, is 4" in text
     assert '"lr": 0.1' in text
     assert '"lr": 0.2' in text
     assert "seed" not in text
     assert "model_checkpoint=out/step_000001/model" in text
+    assert "allow_changes_on_resume=true" in text
+
+
+def test_changes_may_be_allowed_and_are_told(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
+    saved = make_fingerprint(Params, ("sequences",), code="recipe 1")
+    check_fingerprint(saved, {**saved, "sequences": "4"}, "step_000001", allow_changes=True)
+    assert "sequences: was 2, is 4" in caplog.text
+    caplog.clear()
+    # What only decides how sums are rounded is never refused, and never silent.
+    check_fingerprint(saved, {**saved, "code": "recipe 2", "threads": "64", "processes": "3"}, "step_000001")
+    assert "code: was recipe 1, is recipe 2" in caplog.text
+    assert "threads: was" in caplog.text
+    assert "processes: was 1, is 3" in caplog.text
 
 
 # ---- what is shown

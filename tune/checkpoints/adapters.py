@@ -40,6 +40,7 @@ from tune.modules import TransformerDecoder
 from tune.modules.peft import LoRAConfig, LoRALinear, LoRAModule, adapted_modules, apply_lora, chosen_modules
 from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
 from tune.utils.paths import expand_path
+from tune.utils.sharding import copy_into_
 
 _WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -251,7 +252,7 @@ def _compare(adapter: _Adapter, present: Mapping[str, LoRALinear]) -> None:
 def _fill(owner: nn.Module, leaf: str, values: Tensor, module: LoRALinear, dtype: torch.dtype | None) -> None:
     held: nn.Parameter = getattr(owner, leaf)
     if not held.is_meta and dtype in (None, held.dtype):
-        held.copy_(values)
+        copy_into_(held, values)
         return
     fresh = torch.empty(held.shape, dtype=dtype or module.base_dtype, device=module.base_device).copy_(values)
     setattr(owner, leaf, nn.Parameter(fresh, requires_grad=held.requires_grad))

@@ -10,6 +10,7 @@ from tune.checkpoints.mapping import Place, places_by_name
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
+from tune.utils.sharding import copy_into_, is_sharded
 
 
 def load_into(
@@ -59,8 +60,8 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
     is_new = place.device.type == "meta"
     held: nn.Parameter | None = getattr(place.owner, place.leaf)
     with torch.no_grad():
-        if held is not None and not is_new and place.frozen is None:
-            held.copy_(tensor)
+        if is_sharded(held) or (held is not None and not is_new and place.frozen is None):
+            copy_into_(held, tensor)  # type: ignore[arg-type]  # a sharded weight is there
             return
         # A copy in every case: a view of the mapped file would change or vanish with the file.
         wanted = (dtype or place.dtype) if is_new else place.dtype

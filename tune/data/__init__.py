@@ -15,7 +15,7 @@ from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
 from tune.data.rows import describe
-from tune.data.sampler import ResumableSampler
+from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
 from tune.data.transforms import (
@@ -44,6 +44,7 @@ __all__ = [
     "AlpacaToMessages",
     "ChatMLTemplate",
     "DataReport",
+    "FilledDataset",
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
     "InstructionColumns",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from tune.errors import DataError
 
@@ -19,15 +19,15 @@ class ResumableSampler(Sampler[int]):
     read ahead. The recipe calls `advance` with what was trained on, and `state_dict` then says exactly
     that. The position counts examples over all ranks, so a run may resume on another number of ranks.
 
+    Ranks take turns in the order, and always get equally many indices: where an epoch does not come out even, the
+    last ones get a filler, an index below zero. `~index` is an example of the right form, from which nothing
+    is to be learnt (see `FilledDataset`).
+
     Args:
         num_examples: length of the dataset.
         shuffle: draw a new order each epoch; otherwise keep the dataset's.
         seed: of the shuffle.
-        rank, world_size: this process and how many share the epoch. Ranks always get equally many
-            examples: the last `num_examples % world_size` of an epoch's order are left out.
-
-    Raises:
-        DataError: there are fewer examples than ranks.
+        rank, world_size: this process and how many share the epoch.
     """
 
     def __init__(
@@ -38,10 +38,6 @@ class ResumableSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if num_examples < world_size:
-            raise DataError(
-                f"the dataset has {num_examples} examples for {world_size} processes; each needs at least one"
-            )
         self.num_examples = num_examples
         self.shuffle = shuffle
         self.seed = seed
@@ -52,12 +48,12 @@ class ResumableSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         left = self._order()[self.position :]
-        num_even = len(left) - len(left) % self.world_size
-        return iter(left[self.rank : num_even : self.world_size])
+        missing = -len(left) % self.world_size
+        return iter((left + [~index for index in left[:1] * missing])[self.rank :: self.world_size])
 
     def __len__(self) -> int:
-        """Number of examples left for this rank in the current epoch."""
-        return (self.num_examples - self.position) // self.world_size
+        """Number of indices left for each rank in the current epoch."""
+        return -(-(self.num_examples - self.position) // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of `epoch`; does nothing if that epoch is under way."""
@@ -103,3 +99,33 @@ class ResumableSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         order: list[int] = torch.randperm(self.num_examples, generator=generator).tolist()
         return order
+
+
+class FilledDataset(Dataset[dict[str, Any]]):
+    """A dataset that also answers to the fillers of a `ResumableSampler`: with padding, and nothing to learn from.
+
+    Args:
+        examples: with `tokens` and `labels`.
+        padding_idx: the token that pads.
+        ignore_idx: the label that is not trained on.
+    """
+
+    def __init__(self, examples: Any, padding_idx: int, ignore_idx: int) -> None:
+        self._examples = examples
+        self._padding_idx = padding_idx
+        self._ignore_idx = ignore_idx
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= 0:
+            example: dict[str, Any] = self._examples[index]
+            return example
+        filler = dict(self._examples[~index])
+        for name, value in (("tokens", self._padding_idx), ("labels", self._ignore_idx)):
+            old = filler[name]
+            filler[name] = (
+                torch.full_like(old, value) if isinstance(old, torch.Tensor) else [value] * len(old)
+            )
+        return filler

@@ -6,6 +6,7 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, v vocabulary.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.rope import RotaryEmbedding
+from tune.utils.sharding import draw_
 
 
 class DecoderBlock(nn.Module):
@@ -252,20 +254,20 @@ class TransformerDecoder(nn.Module):
         if self.tok_embeddings.weight.is_meta:
             return
         std = 0.02
-        nn.init.normal_(self.tok_embeddings.weight, std=std)
+        draw_(self.tok_embeddings.weight, partial(nn.init.normal_, std=std))
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std)
+                draw_(module.weight, partial(nn.init.normal_, std=std))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, LoRALinear) and module.weight is not None:
-                nn.init.normal_(module.weight, std=std)
+                draw_(module.weight, partial(nn.init.normal_, std=std))
             elif isinstance(module, RMSNorm):
                 module.reset_parameters()
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("attn.output_proj.weight", ".w2.weight")):
-                nn.init.normal_(parameter, std=residual_std)
+                draw_(parameter, partial(nn.init.normal_, std=residual_std))
         for module in self.modules():
             if isinstance(module, LoRALinear):
                 module.reset_adapter()  # after its matrix, whose lengths DoRA begins with

@@ -13,29 +13,44 @@ from tune.training.checkpointers import (
 from tune.training.fingerprint import (
     check_fingerprint,
     describe_component,
+    hash_code,
     hash_dataset,
     hash_weight_files,
     make_fingerprint,
 )
 from tune.training.getters import get_metric_logger, get_optimizer
+from tune.training.gradient_sync import GradientSync, mark_last
 from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
-from tune.training.parallel import check_parallel_plan
+from tune.training.parallel import ParallelPlan, plan_frozen_base, plan_parallel
 from tune.training.precision import Precision, plan_precision
+from tune.training.processes import (
+    add_over_ranks_,
+    count_over_ranks,
+    end_processes,
+    from_rank_zero,
+    gather_to_all,
+    max_over_ranks,
+    seed_this_rank,
+    start_processes,
+)
 from tune.training.profiler import DummyProfiler, build_profiler, setup_torch_profiler
 from tune.training.progress import Progress, format_summary
 from tune.training.resolved_config import write_resolved_config
+from tune.training.run_counters import RunCounters
 from tune.training.run_lock import RunLock
 from tune.training.run_state import (
+    capture_run_state,
     get_rng_state,
     load_run_state,
     read_run,
     save_run_state,
     set_rng_state,
+    write_run_state,
 )
 from tune.training.saved_steps import (
     SavedStep,
@@ -49,7 +64,9 @@ from tune.training.saved_steps import (
     verify_step,
     write_step,
 )
+from tune.training.sharded_model import copy_to_host, shard_model
 from tune.training.signals import StopRequest
+from tune.training.step_saver import StepSaver
 from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
 
 __all__ = [
@@ -57,40 +74,51 @@ __all__ = [
     "FullModelCheckpointer",
     "FullModelHFCheckpointer",
     "FullModelMetaCheckpointer",
+    "GradientSync",
     "NonFiniteGuard",
     "OptimizerInBackward",
+    "ParallelPlan",
     "Precision",
     "Progress",
+    "RunCounters",
     "RunLock",
     "SavedStep",
     "Speed",
     "SpeedMeter",
+    "StepSaver",
     "StopRequest",
     "TokenCounts",
     "activation_offloading",
+    "add_over_ranks_",
     "build_loader",
     "build_lr_scheduler",
     "build_optimizer",
     "build_profiler",
+    "capture_run_state",
     "check_fingerprint",
-    "check_parallel_plan",
     "check_tokenizer_fits",
     "checkpoint_activations",
     "choose_step_to_resume",
     "clip_gradients",
     "compile_blocks",
+    "copy_to_host",
+    "count_over_ranks",
     "count_steps_per_epoch",
     "count_tokens",
     "describe_component",
+    "end_processes",
     "explain_out_of_memory",
     "find_newest_complete_step",
     "format_summary",
+    "from_rank_zero",
+    "gather_to_all",
     "get_lr",
     "get_metric_logger",
     "get_optimizer",
     "get_peak_memory_gib",
     "get_rng_state",
     "group_micro_batches",
+    "hash_code",
     "hash_dataset",
     "hash_weight_files",
     "link_steps",
@@ -98,19 +126,27 @@ __all__ = [
     "load_run_state",
     "lr_schedulers",
     "make_fingerprint",
+    "mark_last",
+    "max_over_ranks",
     "measure_matmul_rate",
     "metric_logging",
+    "plan_frozen_base",
+    "plan_parallel",
     "plan_precision",
     "prune_saved_steps",
     "read_run",
     "remove_unfinished_steps",
     "reset_peak_memory",
     "save_run_state",
+    "seed_this_rank",
     "set_rng_state",
     "setup_torch_profiler",
+    "shard_model",
+    "start_processes",
     "step_name",
     "to_device",
     "verify_step",
     "write_resolved_config",
+    "write_run_state",
     "write_step",
 ]

@@ -10,13 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import tune
 from tune.config.component import COMPONENT_KEY, Component
 from tune.errors import CheckpointError
+from tune.utils import get_logger, get_world_size
 
-__all__ = ["check_fingerprint", "describe_component", "hash_dataset", "hash_weight_files", "make_fingerprint"]
+__all__ = [
+    "check_fingerprint",
+    "describe_component",
+    "hash_code",
+    "hash_dataset",
+    "hash_weight_files",
+    "make_fingerprint",
+]
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+# Facts of a run that decide nothing but how sums are rounded (and, for the code, what its author knows). How a step is
+# cut up is one of them, as long as it holds the same sequences.
+LAST_DIGITS = frozenset(
+    {"batch_size", "gradient_accumulation_steps", "processes", "threads", "torch", "code"}
+)
 _LOOKED_AT = 2**16  # bytes at either end of a weight file
 
 
@@ -29,8 +44,16 @@ def describe_component(component: Component) -> str:
 
 
 def make_fingerprint(params: Any, names: Sequence[str], **facts: object) -> dict[str, str]:
-    """Return the parameters called `names`, and further facts of a run, as texts that can be compared and shown."""
+    """Return the parameters called `names`, and further facts of a run, as texts that can be compared and shown.
+
+    The number of processes and threads and the version of torch are always among them.
+    """
     fingerprint = {name: str(fact) for name, fact in facts.items()}
+    fingerprint |= {
+        "processes": str(get_world_size()),
+        "threads": str(torch.get_num_threads()),
+        "torch": str(torch.__version__),
+    }
     for name in names:
         value = getattr(params, name)
         fingerprint[name] = describe_component(value) if isinstance(value, Component) else str(value)
@@ -55,6 +78,14 @@ def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000
     return f"{size} examples, {digest.hexdigest()[:16]}"
 
 
+def hash_code(*files: str | Path) -> str:
+    """Return a short text that changes when the source of a recipe, or the version of tune, does."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return f"tune {tune.__version__}, recipe {digest.hexdigest()[:12]}"
+
+
 def hash_weight_files(folder: Path) -> str:
     """Return a short text that changes when a folder's weight files are others.
 
@@ -75,21 +106,40 @@ def hash_weight_files(folder: Path) -> str:
     return f"{len(files)} files, {num_bytes} bytes, {digest.hexdigest()[:16]}"
 
 
-def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str], where: str) -> None:
+def check_fingerprint(
+    saved: Mapping[str, str], current: Mapping[str, str], where: str, *, allow_changes: bool = False
+) -> None:
     """Refuse to go on with other settings or data than the saved step was made with.
+
+    What only decides the last digits (`LAST_DIGITS`: how many processes and threads, the versions of torch and of the
+    code) is mentioned in the log and goes on.
+
+    Args:
+        saved, current: from `make_fingerprint`.
+        where: the saved step, for the message.
+        allow_changes: mention what else has changed in the log, too, and go on.
 
     Raises:
         CheckpointError: something differs; every difference is listed.
     """
-    changed = [
-        f"  {name}: was {saved.get(name, 'not set')}, is {current.get(name, 'not set')}"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    ]
-    if changed:
+    changed = [name for name in sorted(saved.keys() | current.keys()) if saved.get(name) != current.get(name)]
+    lines = {
+        name: f"  {name}: was {saved.get(name, 'not set')}, is {current.get(name, 'not set')}"
+        for name in changed
+    }
+    harmless = [lines[name] for name in changed if name in LAST_DIGITS]
+    harmful = [lines[name] for name in changed if name not in LAST_DIGITS]
+    if harmful and not allow_changes:
         raise CheckpointError(
             f"{where} cannot be continued exactly, because this has changed since it was saved:\n"
-            + "\n".join(changed)
-            + "\nSet it back, or start a new run from the saved weights: model_checkpoint="
-            + f"{where}/model with another output_dir."
+            + "\n".join(harmful)
+            + "\nSet it back; or go on all the same with allow_changes_on_resume=true; or start a new run from the "
+            + f"saved weights: model_checkpoint={where}/model with another output_dir."
+        )
+    if harmful:
+        get_logger().warning(f"Going on from {where} in spite of what has changed:\n" + "\n".join(harmful))
+    if harmless:
+        get_logger().warning(
+            f"{where} was saved elsewhere; the numbers may differ in their last digits:\n"
+            + "\n".join(harmless)
         )

@@ -10,6 +10,7 @@ from torch.amp import GradScaler
 
 from tune.errors import TrainingError
 from tune.utils import get_logger
+from tune.utils.sharding import whole
 
 __all__ = ["NonFiniteGuard", "clip_gradients"]
 
@@ -27,11 +28,11 @@ def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None) -> T
         max_norm: None only measures.
 
     Returns:
-        The norm before scaling, on the gradients' device: reading it would wait for the device.
+        The norm before scaling, over all processes, on the gradients' device: reading it would wait for the device.
     """
     with_gradient = [weight for weight in weights if weight.grad is not None]
     gradients = [weight.grad for weight in with_gradient if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
     return norm

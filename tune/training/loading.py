@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from tune.config.component import Component
 from tune.config.instantiate import import_component
-from tune.data import DataReport, ResumableSampler
+from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, FilledDataset, ResumableSampler
 from tune.errors import ConfigError
 from tune.modules import DecoderConfig
 from tune.tokenizers import Tokenizer
-from tune.utils import get_logger
+from tune.utils import get_logger, get_rank, get_world_size
 
 __all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
 
@@ -27,11 +28,13 @@ def build_loader(
     padding_idx: int,
     shuffle: bool,
     seed: int,
+    num_workers: int = 0,
     pin_memory: bool = False,
 ) -> tuple[DataLoader[Any], ResumableSampler]:
-    """Return a loader of micro-batches and the sampler that knows its place in the data.
+    """Return a loader of this process's micro-batches and the sampler that knows its place in the data.
 
     The last batch of an epoch may be smaller and is not dropped: each token weighs the same whatever batch it is in.
+    All processes get equally many batches, the last one filled up with padding where the data does not come out even.
 
     Args:
         dataset: examples with `tokens` and `labels`.
@@ -40,20 +43,29 @@ def build_loader(
         padding_idx: token to pad with, where `collate_fn` does not say.
         shuffle: a new order each epoch.
         seed: of the order.
+        num_workers: processes that tokenize and pad ahead; 0 does so in this one. The batches are the same.
         pin_memory: for copies to a GPU that nobody waits for.
     """
-    sampler = ResumableSampler(len(dataset), shuffle, seed)  # type: ignore[arg-type]  # ours have a length
+    size = len(dataset)  # type: ignore[arg-type]  # ours have a length
+    sampler = ResumableSampler(size, shuffle, seed, get_rank(), get_world_size())
     arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
     loader = DataLoader(
-        dataset,
+        FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
         batch_size,
         sampler=sampler,
         collate_fn=partial(import_component(collate_fn.path), **arguments),
+        num_workers=num_workers,
+        worker_init_fn=_leave_ctrl_c_to_the_run,
         pin_memory=pin_memory,
         # Its own generator, so that beginning an epoch draws nothing from the global one.
         generator=torch.Generator(),
     )
     return loader, sampler
+
+
+def _leave_ctrl_c_to_the_run(worker: int) -> None:
+    """A terminal sends Ctrl-C to every process; the step that is being finished still needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def count_steps_per_epoch(

@@ -7,16 +7,17 @@ import math
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tune.errors import CheckpointError, ConfigError
-from tune.utils import expand_path
+from tune.utils import expand_path, is_rank_zero
 
 __all__ = [
     "DiskLogger",
     "JSONLLogger",
+    "LoggerGroup",
     "MetricLogger",
     "StdoutLogger",
     "TensorBoardLogger",
@@ -55,6 +56,36 @@ class StdoutLogger:
 
     def close(self) -> None:
         """Do nothing: stdout is not ours to close."""
+
+
+class LoggerGroup:
+    """Several loggers as one; on all processes but the first, none.
+
+    Args:
+        make: makes the loggers; it is called on the first process only.
+    """
+
+    def __init__(self, make: Callable[[], Sequence[MetricLogger]]) -> None:
+        self._loggers = make() if is_rank_zero() else ()
+
+    def log(self, name: str, value: Scalar, step: int) -> None:
+        """Write one metric of optimizer step `step`."""
+        self.log_dict({name: value}, step)
+
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Write the metrics of optimizer step `step`."""
+        for logger in self._loggers:
+            logger.log_dict(payload, step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what is later than `step`."""
+        for logger in self._loggers:
+            logger.rewind(step)
+
+    def close(self) -> None:
+        """Close every logger."""
+        for logger in self._loggers:
+            logger.close()
 
 
 class _FileLogger(ABC):

@@ -1,48 +1,166 @@
-"""The plan for many processes, checked. One process is what this version runs."""
+"""How a run is spread over its processes: what each of them holds.
+
+All dimensions of the mesh are data-parallel so far: `replicate` x `shard`. A tensor-parallel one would come last.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
 from tune.errors import ConfigError
+from tune.modules.peft import FrozenLinear
 from tune.utils import get_logger, get_world_size
 
-__all__ = ["check_parallel_plan"]
+__all__ = ["ParallelPlan", "plan_frozen_base", "plan_parallel"]
+
+# Of a device's memory, what a frozen base may take so that every process holds it whole: the rest is for activations.
+FROZEN_SHARE = 0.5
 
 
-def check_parallel_plan(
+@dataclass(frozen=True)
+class ParallelPlan:
+    """What each process holds of the model.
+
+    Args:
+        replicate_dim: groups of processes that each hold a whole copy.
+        shard_dim: processes that one copy is cut over.
+        cpu_offload: shards wait in host memory.
+        sharded_layers: further modules that are gathered on their own, such as tok_embeddings.
+        chosen: the sizes were asked for, and not found out.
+    """
+
+    replicate_dim: int = 1
+    shard_dim: int = 1
+    cpu_offload: bool = False
+    sharded_layers: tuple[str, ...] = ()
+    chosen: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.replicate_dim * self.shard_dim
+
+    @property
+    def shards(self) -> bool:
+        """Whether a process holds less than the model."""
+        return self.shard_dim > 1
+
+    def replicated(self) -> ParallelPlan:
+        """Return the plan by which each process holds everything."""
+        return replace(self, replicate_dim=self.world_size, shard_dim=1, cpu_offload=False, sharded_layers=())
+
+    def __str__(self) -> str:
+        if self.world_size == 1:
+            return "1 process"
+        if not self.shards:
+            return f"{self.world_size} processes with a whole copy each"
+        copies = f"{self.replicate_dim} copies, each " if self.replicate_dim > 1 else ""
+        where = ", waiting in host memory" if self.cpu_offload else ""
+        return f"{self.world_size} processes: {copies}sharded over {self.shard_dim}{where}"
+
+
+def plan_parallel(
     *,
     enable_fsdp: bool,
     data_parallel_replicate_dim: int,
     data_parallel_shard_dim: int,
     fsdp_cpu_offload: bool,
-    custom_sharded_layers: list[str] | tuple[str, ...] | None,
+    custom_sharded_layers: Sequence[str] | None,
+    optimizer_in_bwd: bool,
+    dtype: str,
     low_cpu_ram: bool,
-) -> str:
-    """Return the plan in words, having refused one that a single process cannot carry out.
+) -> ParallelPlan:
+    """Return the plan for the processes that were started, having refused one that they cannot carry out.
 
     Raises:
-        ConfigError: there are several processes, or the mesh needs several.
+        ConfigError: the mesh needs another number of processes, or what is asked for needs sharding.
     """
     world_size = get_world_size()
-    if world_size != 1:
+    shard_dim = data_parallel_shard_dim
+    if not enable_fsdp:
+        shard_dim = 1
+        replicate_dim = world_size if data_parallel_replicate_dim == 1 else data_parallel_replicate_dim
+    else:
+        replicate_dim = data_parallel_replicate_dim
+        if shard_dim == -1:
+            shard_dim = max(world_size // replicate_dim, 1)
+    if replicate_dim * shard_dim != world_size:
         raise ConfigError(
-            f"{world_size} processes were started, but this version trains in one. Start it without a launcher."
+            f"data_parallel_replicate_dim {replicate_dim} x data_parallel_shard_dim {shard_dim} needs "
+            f"{replicate_dim * shard_dim} processes, but {world_size} were started "
+            f"(tune run --nproc_per_node {replicate_dim * shard_dim} ...). Set the first to 1 and the second to -1 to "
+            "use however many there are."
         )
-    shard_dim = 1 if data_parallel_shard_dim == -1 else data_parallel_shard_dim
-    needed = data_parallel_replicate_dim * shard_dim
-    if needed != world_size:
+    if fsdp_cpu_offload and shard_dim == 1:
         raise ConfigError(
-            f"data_parallel_replicate_dim {data_parallel_replicate_dim} x data_parallel_shard_dim {shard_dim} "
-            f"needs {needed} processes, but there is {world_size}. Set both to 1, or the second to -1."
+            f"fsdp_cpu_offload keeps shards in host memory, but with {world_size} process"
+            f"{'' if world_size == 1 else 'es'} and data_parallel_shard_dim {shard_dim} nothing is sharded. Set it to "
+            "false; enable_activation_checkpointing and optimizer_in_bwd save memory on one GPU."
         )
-    if fsdp_cpu_offload:
+    if optimizer_in_bwd and world_size > 1 and shard_dim == 1:
         raise ConfigError(
-            "fsdp_cpu_offload keeps shards in host memory, but one process shards nothing. Set it to false; "
-            "enable_activation_checkpointing and optimizer_in_bwd save memory on one GPU."
+            "optimizer_in_bwd steps within the backward pass, before the gradients of processes with a whole copy "
+            "each have been added up. Set optimizer_in_bwd=false, or shard (enable_fsdp=true)."
         )
-    if custom_sharded_layers:
+    if dtype == "fp16" and shard_dim > 1:
+        raise ConfigError(
+            "fp16 looks for its loss scale in each process's part of the gradients alone, and sharded processes would "
+            "find different ones. Set dtype=bf16, or enable_fsdp=false."
+        )
+    if custom_sharded_layers and shard_dim == 1:
         get_logger().info(
-            f"One process shards nothing: custom_sharded_layers {list(custom_sharded_layers)} has no effect."
+            f"Nothing is sharded: custom_sharded_layers {list(custom_sharded_layers)} has no effect."
         )
     if low_cpu_ram:
-        get_logger().info("Loading holds at most one copy of the weights, with or without low_cpu_ram.")
-    return "1 process, nothing to shard" if enable_fsdp else "1 process"
+        get_logger().info("Loading holds one tensor beside the model's own, with or without low_cpu_ram.")
+    return ParallelPlan(
+        replicate_dim,
+        shard_dim,
+        fsdp_cpu_offload,
+        tuple(custom_sharded_layers or ()),
+        chosen=data_parallel_shard_dim > 1 or fsdp_cpu_offload,
+    )
+
+
+def plan_frozen_base(plan: ParallelPlan, model: nn.Module, device: torch.device) -> ParallelPlan:
+    """Return the plan for a model of which only adapters are trained.
+
+    Unless sharding was asked for by number, a base that fits is held whole by every process: then nothing but the
+    gradients of the adapters has to be sent. "Fits" is half of the device's memory.
+
+    Args:
+        plan: from `plan_parallel`.
+        model: with its adapters, on the meta device.
+        device: of this process.
+
+    Raises:
+        ConfigError: sharding was asked for, but the base is in 4 bits.
+    """
+    if not plan.shards:
+        return plan
+    if any(isinstance(module, FrozenLinear) and module.quantize_base for module in model.modules()):
+        # A block of 64 numbers shares a scale, and lies across the rows that shards are made of.
+        if plan.chosen:
+            raise ConfigError(
+                "4-bit weights (quantize_base) are not sharded: every process holds them whole, which takes 0.52 "
+                "bytes per parameter. Leave data_parallel_shard_dim at -1 and fsdp_cpu_offload at false, or set "
+                "quantize_base to false."
+            )
+        return plan.replicated()
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    if not plan.chosen and num_bytes <= FROZEN_SHARE * _memory_of(device):
+        return plan.replicated()
+    return plan
+
+
+def _memory_of(device: torch.device) -> float:
+    """Return the bytes that this process may use: of its GPU, or its part of the host's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

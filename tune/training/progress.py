@@ -13,7 +13,7 @@ from typing import Any
 
 from tune.training.memory import get_peak_memory_gib
 from tune.training.throughput import SpeedMeter
-from tune.utils import get_logger
+from tune.utils import get_logger, is_rank_zero
 
 __all__ = ["Progress", "format_duration", "format_summary"]
 
@@ -44,7 +44,7 @@ class Progress:
         self._first_step = first_step
         self._start = time.perf_counter()
         self._bar: Any = None
-        if _has_terminal():
+        if is_rank_zero() and _has_terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(

@@ -9,12 +9,15 @@ from typing import Any
 
 from tune.config.dump import dump_params
 from tune.errors import CheckpointError
+from tune.utils import is_rank_zero
 
 __all__ = ["write_resolved_config"]
 
 
 def write_resolved_config(params: Any, path: Path, drawn: Mapping[str, Any] | None = None) -> None:
     """Write every parameter with its value, and, where the params came from a config, where it was set.
+
+    Of several processes the first one writes.
 
     Args:
         params: a params object; built in Python, it is written without provenance.
@@ -24,6 +27,8 @@ def write_resolved_config(params: Any, path: Path, drawn: Mapping[str, Any] | No
     Raises:
         CheckpointError: the file cannot be written.
     """
+    if not is_rank_zero():
+        return
     text = dump_params(params, drawn=drawn)
     staged = path.with_name(path.name + ".partial")
     try:

@@ -1,16 +1,19 @@
 """What exact resuming needs besides the weights, and how it is kept.
 
-`state/optimizer/` holds the optimizer's tensors, by weight and name, through torch.distributed.checkpoint: the
-format that shards them over processes. `state/run.pt` holds everything else, plain values and random states.
+`state/optimizer/` holds the optimizer's tensors, by weight and name, through torch.distributed.checkpoint: each process
+writes what it holds, and reads what it needs, whatever their number was. `state/run.pt` holds everything else, plain
+values and the random states of every process.
 Neither can execute code when read: the first is read with a list of allowed classes, the second weights-only.
 """
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +23,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
+from tune.training.processes import from_rank_zero, gather_to_all, seed_this_rank
+from tune.utils import get_rank, get_world_size
+from tune.utils.sharding import is_sharded
 
-__all__ = ["Stateful", "get_rng_state", "load_run_state", "read_run", "save_run_state", "set_rng_state"]
+__all__ = [
+    "RunSnapshot",
+    "Stateful",
+    "capture_run_state",
+    "get_rng_state",
+    "load_run_state",
+    "read_run",
+    "save_run_state",
+    "set_rng_state",
+    "write_run_state",
+]
 
 
 class Stateful(Protocol):
@@ -34,7 +50,7 @@ class Stateful(Protocol):
 
 OPTIMIZER_DIR = "optimizer"
 RUN_FILE = "run.pt"
-VERSION = 1
+VERSION = 2
 
 
 def get_rng_state(device: torch.device) -> dict[str, Any]:
@@ -64,28 +80,38 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def save_run_state(
-    directory: Path,
+@dataclass(frozen=True)
+class RunSnapshot:
+    """All that exact resuming needs besides the weights, at one moment.
+
+    Args:
+        tensors: the optimizer's, by weight and name; of sharded ones this process's part.
+        content: everything else, the same on every process.
+    """
+
+    tensors: Mapping[str, Tensor]
+    content: Mapping[str, Any]
+
+
+def capture_run_state(
     model: nn.Module,
     optimizer: Optimizer,
     device: torch.device,
     run: Mapping[str, Any],
     parts: Mapping[str, Stateful],
-) -> None:
-    """Write all that exact resuming needs besides the weights into `directory`.
+    *,
+    copied: bool = False,
+) -> RunSnapshot:
+    """Return the state of a run as it is now; every process must call this.
 
     Args:
-        directory: created if missing.
         model: gives the weights' names, under which their optimizer state is kept.
         optimizer: its state per weight; groups' settings too.
         device: whose random state is saved, beside the host's.
         run: where the run stands: numbers, text, and containers of them.
         parts: further objects with a state: schedule, sampler, scaler.
-
-    Raises:
-        OSError, RuntimeError: a file could not be written.
+        copied: tensors are copied to the host, so that training may go on while they are written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for name, weight in model.named_parameters():
@@ -94,22 +120,56 @@ def save_run_state(
                 tensors[f"{name}/{key}"] = value
             else:
                 plain.setdefault(name, {})[key] = value
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     # Optimizers keep some tensors beside their weight and some on the host; each must come back to its place.
     on_host = sorted(key for key, tensor in tensors.items() if tensor.device.type == "cpu")
-    if tensors:
-        _save_tensors(directory / OPTIMIZER_DIR, tensors)
     content = {
         "version": VERSION,
         "run": dict(run),
         "parts": {name: part.state_dict() for name, part in parts.items()},
-        "rng": get_rng_state(device),
-        "groups": groups,
+        "rng": gather_to_all(get_rng_state(device)),
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "plain": plain,
         "on_host": on_host,
         "has_tensors": bool(tensors),
     }
-    torch.save(content, directory / RUN_FILE)
+    if copied:
+        tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+        content = copy.deepcopy(content)
+    return RunSnapshot(tensors, content)
+
+
+def write_run_state(directory: Path, snapshot: RunSnapshot, group: Any = None) -> None:
+    """Write a snapshot into `directory`, created if missing; every process must call this with its own.
+
+    Args:
+        directory: the same on every process, on a disk that all of them see.
+        snapshot: from `capture_run_state`.
+        group: processes talk through it, see `tune.training.processes.open_host_group`.
+
+    Raises:
+        OSError, RuntimeError: a file could not be written, by whichever process.
+    """
+    if snapshot.content["has_tensors"]:
+        _save_tensors(directory / OPTIMIZER_DIR, snapshot.tensors, group)
+    from_rank_zero(lambda: _write_run_file(directory, snapshot.content), group)
+
+
+def save_run_state(
+    directory: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    device: torch.device,
+    run: Mapping[str, Any],
+    parts: Mapping[str, Stateful],
+) -> None:
+    """Write all that exact resuming needs besides the weights into `directory`, which is created if missing.
+
+    Arguments are those of `capture_run_state`.
+
+    Raises:
+        OSError, RuntimeError: a file could not be written.
+    """
+    write_run_state(directory, capture_run_state(model, optimizer, device, run, parts))
 
 
 def load_run_state(
@@ -132,7 +192,7 @@ def load_run_state(
             f"{directory}: the saved optimizer has {len(groups)} parameter groups, this one has "
             f"{len(optimizer.param_groups)}. optimizer and optimizer_in_bwd must be as they were."
         )
-    tensors = _load_tensors(directory / OPTIMIZER_DIR) if content["has_tensors"] else {}
+    tensors = _load_tensors(directory / OPTIMIZER_DIR, weights) if content["has_tensors"] else {}
     on_host = set(content["on_host"])
     for full_key, tensor in tensors.items():
         name, _, key = full_key.rpartition("/")
@@ -141,14 +201,17 @@ def load_run_state(
                 f"{directory}: the saved optimizer state is of a weight {name!r}, not in this model."
             )
         weight = weights[name]
-        optimizer.state[weight][key] = tensor if full_key in on_host else tensor.to(weight.device)
+        optimizer.state[weight][key] = tensor.cpu() if full_key in on_host else tensor.to(weight.device)
     for name, values in content["plain"].items():
         optimizer.state[weights[name]].update(values)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update(saved)
     for name, part in parts.items():
         part.load_state_dict(content["parts"][name])
-    set_rng_state(content["rng"], device)
+    states = content["rng"]
+    set_rng_state(states[get_rank()] if get_rank() < len(states) else states[0], device)
+    if get_rank() >= len(states):
+        seed_this_rank(torch.initial_seed())  # a process more than there were
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -178,7 +241,12 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _save_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
+def _write_run_file(directory: Path, content: Mapping[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(content), directory / RUN_FILE)
+
+
+def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
     # Half a second of imports, needed only once something is saved.
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -188,9 +256,10 @@ def _save_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
         with warnings.catch_warnings():
             # It warns that there is one process, which is what no_dist says.
             warnings.simplefilter("ignore", UserWarning)
-            # write_step() flushes every file itself.
-            writer = FileSystemWriter(directory, sync_files=False)
-            dcp_save(tensors, storage_writer=writer, no_dist=True)
+            is_alone = get_world_size() == 1
+            # Flushed where they are written: the process that writes the manifest may be on another machine.
+            writer = FileSystemWriter(directory, sync_files=not is_alone)
+            dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
     except CheckpointException as error:  # not an Exception, so nobody else would catch it
         causes = [failure[0] for failure in error.failures.values()]
         raise RuntimeError(
@@ -198,7 +267,8 @@ def _save_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
         ) from error
 
 
-def _load_tensors(directory: Path) -> dict[str, Tensor]:
+def _load_tensors(directory: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the saved tensors by key; those of a sharded weight sharded likewise, this process's part of them."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
@@ -211,7 +281,7 @@ def _load_tensors(directory: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore", UserWarning)
             metadata = reader.read_metadata()
             tensors = {
-                key: torch.empty(stored.size, dtype=stored.properties.dtype)
+                key: _room_for(weights.get(key.rpartition("/")[0]), stored.size, stored.properties.dtype)
                 for key, stored in metadata.state_dict_metadata.items()
                 if isinstance(stored, TensorStorageMetadata)  # we write nothing else
             }
@@ -219,6 +289,12 @@ def _load_tensors(directory: Path) -> dict[str, Tensor]:
     except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{directory} cannot be read: {_first_line(error)}") from error
     return tensors
+
+
+def _room_for(weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    if weight is not None and is_sharded(weight) and weight.shape == shape:
+        return torch.empty_like(weight, dtype=dtype).detach()
+    return torch.empty(shape, dtype=dtype)
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,7 +27,9 @@ from tune.utils import get_logger
 
 __all__ = [
     "SavedStep",
+    "StagedStep",
     "choose_step_to_resume",
+    "explain_failed_save",
     "find_newest_complete_step",
     "link_steps",
     "list_saved_steps",
@@ -188,6 +190,37 @@ def choose_step_to_resume(output_dir: Path, resume: bool, name: str | None = Non
     return newest
 
 
+class StagedStep:
+    """A step that is being written beside its final name.
+
+    Args:
+        output_dir: where the step will be.
+        step: its number.
+    """
+
+    def __init__(self, output_dir: Path, step: int) -> None:
+        self.step = step
+        self.final = output_dir / step_name(step)
+        self.path = output_dir / f"{STAGING_PREFIX}{self.final.name}"
+
+    def begin(self) -> None:
+        """Make an empty directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+
+    def finish(self) -> None:
+        """Flush everything to disk, write the manifest, and rename: from here on the step is complete."""
+        _write_manifest(self.path, self.step)
+        _discard(self.final)
+        os.rename(self.path, self.final)
+        _flush(self.final.parent)
+
+    def discard(self) -> None:
+        """Remove what is left, of this step unless it is complete and of an older one of its name."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self.final.with_name(f"{DISCARD_PREFIX}{self.final.name}"), ignore_errors=True)
+
+
 @contextmanager
 def write_step(output_dir: Path, step: int) -> Iterator[Path]:
     """Give the body an empty directory to fill; on leaving it becomes `output_dir/step_...`, complete.
@@ -197,22 +230,24 @@ def write_step(output_dir: Path, step: int) -> Iterator[Path]:
     Raises:
         CheckpointError: a file could not be written.
     """
-    final = output_dir / step_name(step)
-    staged = output_dir / f"{STAGING_PREFIX}{final.name}"
+    staged = StagedStep(output_dir, step)
+    with explain_failed_save(output_dir, step):
+        try:
+            staged.begin()
+            yield staged.path
+            staged.finish()
+        finally:
+            staged.discard()
+
+
+@contextmanager
+def explain_failed_save(output_dir: Path, step: int) -> Iterator[None]:
+    """Turn what can go wrong while a step is written into a CheckpointError that says what is left and what to do."""
     try:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        yield staged
-        _write_manifest(staged, step)
-        _discard(final)
-        os.rename(staged, final)
-        _flush(output_dir)
+        yield
     except (OSError, RuntimeError, CheckpointError) as error:
         # torch and safetensors report a full disk as a RuntimeError of their own.
-        raise CheckpointError(_explain_failure(output_dir, final.name, error)) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{final.name}", ignore_errors=True)
+        raise CheckpointError(_explain_failure(output_dir, step_name(step), error)) from error
 
 
 def link_steps(output_dir: Path, *, latest: int, best: int | None) -> None:

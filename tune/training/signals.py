@@ -6,22 +6,24 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from tune.training.processes import max_over_ranks
 from tune.utils import get_logger
 
 __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps.
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop reads between steps.
 
-    The first signal asks: the step in progress is finished and saved. A second Ctrl-C stops at once; a saved
-    step is renamed into place only when complete, so that loses nothing that was finished.
+    The first signal asks: the step in progress is finished and saved. A second Ctrl-C stops at once; a saved step is
+    renamed into place only when complete, so that loses nothing that was finished. Schedulers announce the end of a
+    job's time with SIGTERM or, on request, SIGUSR1.
 
     Use it as a context manager; the handlers that were there before come back at its end. Off the main thread,
     where Python allows no handlers, it never fires.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -32,8 +34,13 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """0, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM."""
+        """0, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM, 138 after SIGUSR1."""
         return 0 if self.signum is None else 128 + self.signum
+
+    def agreed(self) -> bool:
+        """Tell whether any process of the run was asked to stop; all must ask together, and get the same answer."""
+        self.signum = max_over_ranks(self.signum or 0) or None
+        return self.signum is not None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

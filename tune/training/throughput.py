@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -38,6 +39,7 @@ class SpeedMeter:
         flops_per_token: work per token as a function of the documents' mean length.
         measure_limit: returns the FLOP/s of matrix products, as `measure_matmul_rate` does. Called at once, and
             again whenever training outruns it: the machine was busy with something else while it was measured.
+        num_devices: how many of them the counted tokens are spread over.
 
     Attributes:
         limit: FLOP/s, the best measured so far.
@@ -49,10 +51,11 @@ class SpeedMeter:
         device: torch.device,
         flops_per_token: Callable[[float], float],
         measure_limit: Callable[[], float],
+        num_devices: int = 1,
     ) -> None:
         self._flops_per_token = flops_per_token
-        self._measure_limit = measure_limit
-        self.limit = measure_limit()
+        self._measure_limit = partial(_times, num_devices, measure_limit)
+        self.limit = self._measure_limit()
         self.device = device
         self.total_seconds = 0.0
         self.total_tokens = 0
@@ -100,6 +103,10 @@ class SpeedMeter:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _times(number: int, measure: Callable[[], float]) -> float:
+    return number * measure()
 
 
 def measure_matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:

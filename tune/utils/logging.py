@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from tune.utils.ranks import is_rank_zero
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -12,14 +14,15 @@ def get_logger(level: str | None = None) -> logging.Logger:
     """Return the logger `tune`; with a level, also set it up to write plain lines to stderr.
 
     Args:
-        level: one of DEBUG, INFO, WARNING, ERROR. None (library code) changes nothing.
+        level: one of DEBUG, INFO, WARNING, ERROR. None (library code) changes nothing. All processes of a run but the
+            first only write errors: they do the same, and one of them tells of it.
 
     Raises:
         ValueError: the level is unknown.
     """
     logger = logging.getLogger("tune")
     if level is not None:
-        logger.setLevel(level.upper())
+        logger.setLevel(level.upper() if is_rank_zero() else "ERROR")
         if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
             handler = _StderrHandler()
             handler.setFormatter(logging.Formatter("%(message)s"))

@@ -68,6 +68,12 @@ def adapted_modules(model: nn.Module) -> dict[str, LoRALinear]:
     return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
+def cast_adapters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a model's adapters to a dtype of their own, in place; they may be on the meta device."""
+    for parameter in adapter_parameters(model).values():
+        parameter.data = parameter.data.to(dtype)
+
+
 def reset_adapters(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Begin every adapter of a model anew, and give memory to those on the meta device.
 

@@ -6,6 +6,7 @@ Shapes: t tokens, i width in, o width out, r rank.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from tune.errors import ConfigError
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
+from tune.utils.sharding import draw_, is_sharded, local_part
 
 
 class LoRALinear(FrozenLinear):
@@ -116,8 +118,10 @@ class LoRALinear(FrozenLinear):
                 if old.is_meta or old.dtype != wanted:
                     fresh = torch.empty(old.shape, dtype=wanted, device=self.base_device)
                     setattr(owner, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
-        nn.init.kaiming_uniform_(self.lora_a.weight, a=math.sqrt(5))  # uniform within 1 / sqrt(i)
-        nn.init.zeros_(self.lora_b.weight)
+        draw_(
+            self.lora_a.weight, partial(nn.init.kaiming_uniform_, a=math.sqrt(5))
+        )  # uniform within 1 / sqrt(i)
+        local_part(self.lora_b.weight).zero_()
         self._reset_magnitude()
 
     def extra_repr(self) -> str:
@@ -179,7 +183,15 @@ class LoRALinear(FrozenLinear):
 
     @torch.no_grad()
     def _reset_magnitude(self) -> None:
-        if self.magnitude is not None and self.base_device.type != "meta":
+        if self.magnitude is None or self.base_device.type == "meta":
+            return
+        if is_sharded(self.magnitude):
+            # B is zero here, and rows are cut as magnitudes are: each process has all it needs.
+            rows = local_part(self._base_matrix())
+            dtype = torch.promote_types(self.base_dtype, torch.float32)
+            squares = torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()
+            local_part(self.magnitude).copy_(squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt())
+        else:
             self.magnitude.copy_(self._row_lengths())
 
 

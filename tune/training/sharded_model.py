@@ -1,0 +1,137 @@
+"""A model cut over processes with FSDP2, and what every process needs of it whole."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tune.errors import ConfigError
+from tune.training.parallel import ParallelPlan
+from tune.utils import get_logger, is_rank_zero
+from tune.utils.sharding import whole
+
+__all__ = ["copy_to_host", "is_cut", "reshard", "shard_model"]
+
+# What sharded models were before: without memory, and whole.
+_skeletons: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
+
+
+def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
+    """Cut every weight of a model over the processes of its copy, in place; each block is gathered when it runs.
+
+    Call it while the model is on the meta device, after blocks were set up to be recomputed or compiled: each process
+    then gets memory for its own part only, to be filled by `load_into`. Weights keep their names.
+
+    Args:
+        model: a decoder.
+        plan: one that shards.
+        device: where the parts go (the host, with `cpu_offload`).
+
+    Raises:
+        ConfigError: a layer to be sharded on its own does not exist.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    skeleton = copy.deepcopy(model)
+    mesh = init_device_mesh(
+        device.type, (plan.replicate_dim, plan.shard_dim), mesh_dim_names=("replicate", "shard")
+    )
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if plan.cpu_offload else OffloadPolicy()
+    options: dict[str, Any] = {
+        "mesh": mesh if plan.replicate_dim > 1 else mesh["shard"],
+        # Weights are gathered as they are kept: matrix products cast them themselves, as they do in one process.
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+        "offload_policy": offload,
+    }
+    for path in _own_layers(model, plan.sharded_layers):
+        fully_shard(model.get_submodule(path), **options)
+    for block in model.layers:
+        fully_shard(block, **options)
+    # What is left (embeddings, norm, output) stays gathered between forward and backward: the loss reads the output
+    # matrix after the model has returned.
+    fully_shard(model, reshard_after_forward=False, **options)
+    register_fsdp_forward_method(model, "hidden")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss was divided by the target tokens of all processes already: gradients are added, not averaged.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    model.to_empty(device="cpu" if plan.cpu_offload else device)
+    _skeletons[model] = skeleton
+
+
+def is_cut(model: nn.Module) -> bool:
+    """Tell whether `shard_model` has cut this model."""
+    return model in _skeletons
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what was gathered of a sharded model, as a backward pass does: its parameters are the shards again."""
+    if model in _skeletons:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+@torch.no_grad()
+def copy_to_host(model: Any) -> Any:
+    """Return a copy of a model in host memory that training leaves alone; on all processes but the first, None.
+
+    Every process must call this. Of a sharded model the copy is whole.
+    """
+    skeleton = _skeletons.get(model)
+    if skeleton is None:
+        return _copy(model) if is_rank_zero() else None
+    reshard(model)
+    copied: Any = copy.deepcopy(skeleton) if is_rank_zero() else None
+    for name, weight in model.named_parameters():
+        full = whole(weight.detach())  # every rank must enter: the gather is a collective
+        if copied is not None:
+            owner, _, leaf = name.rpartition(".")
+            setattr(
+                copied.get_submodule(owner),
+                leaf,
+                nn.Parameter(full.cpu(), requires_grad=weight.requires_grad),
+            )
+    return copied
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for weight in model.parameters():
+        host = weight.detach().to("cpu", copy=True)
+        memo[id(weight)] = nn.Parameter(host, requires_grad=weight.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.to("cpu", copy=True)
+    return copy.deepcopy(model, memo)
+
+
+def _own_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
+    paths = []
+    for name in names:
+        if name == "output" or (name == "tok_embeddings" and getattr(model, "output", None) is None):
+            get_logger().info(f"custom_sharded_layers: {name} is sharded with the model's root in any case.")
+            continue
+        found = [path for path, _ in model.named_modules() if path == name or path.endswith(f".{name}")]
+        if not found:
+            raise ConfigError(
+                f"custom_sharded_layers names {name}, but the model has no such layer; tok_embeddings and output are "
+                "two of those it has."
+            )
+        paths += found
+    return paths

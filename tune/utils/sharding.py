@@ -1,0 +1,84 @@
+"""Tensors of which each process holds a part: read whole, and filled from a whole.
+
+A sharded tensor is a `DTensor`, cut along its first dimension. Where a run shards nothing, these functions do what
+their names say to plain tensors, and torch's distributed package is not imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["copy_into_", "draw_", "is_sharded", "local_part", "whole"]
+
+
+def is_sharded(tensor: object) -> bool:
+    """Tell whether this process holds only a part of `tensor`."""
+    # Half a second of imports, and nobody can have made one without them.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; of a sharded one a new tensor, for which every process must call this."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    if sharded.device.type != sharded.device_mesh.device_type:
+        # Shards that wait in host memory: the gather runs where the processes talk to each other.
+        sharded = sharded.to(sharded.device_mesh.device_type)
+    gathered: Tensor = sharded.full_tensor()
+    return gathered
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, as a view."""
+    sharded: Any = tensor
+    part: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
+    return part
+
+
+@torch.no_grad()
+def copy_into_(target: Tensor, full: Tensor) -> None:
+    """Copy into `target`, in its dtype and on its device, what this process holds of it. Nothing is sent.
+
+    Args:
+        target: a tensor, sharded or not.
+        full: all values, of the same shape; the same on every process.
+    """
+    # `full` may be a view of a mapped file: only the part that is copied is then read.
+    local_part(target).copy_(_cut(full, target) if is_sharded(target) else full)
+
+
+def draw_(target: Tensor, initialise: Callable[[Tensor], Any]) -> None:
+    """Fill `target` with random numbers, the same whether and how it is sharded.
+
+    Args:
+        target: a tensor, sharded or not.
+        initialise: fills a plain tensor in place, as the functions of torch.nn.init do; random generators must stand
+            at the same place on every process.
+    """
+    if not is_sharded(target):
+        initialise(target)
+        return
+    full = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+    initialise(full)
+    copy_into_(target, full)
+
+
+def _cut(full: Tensor, like: Any) -> Tensor:
+    """Return this process's part of `full`, as a view, cut as `like` is: along the first dimension at most."""
+    mesh = like.device_mesh
+    part = full
+    for dim, placement in enumerate(like.placements):
+        if placement.is_shard():
+            assert placement.dim == 0, "weights are cut along their first dimension"
+            # As torch.chunk: equal parts, rounded up; the last ones may be smaller or empty.
+            size = -(-part.shape[0] // mesh.size(dim))
+            start = min(mesh.get_local_rank(dim) * size, part.shape[0])
+            part = part[start : min(start + size, part.shape[0])]
+    return part
