@@ -246,6 +246,7 @@ class FullFinetuneRecipe:
             self._generate_samples()
         with (
             training.StopRequest() as stop,
+            self.saver,
             training.Progress(self.num_steps, run.step) as self.progress,
             self.profiler as profiler,
         ):

@@ -15,6 +15,7 @@ from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, FilledDataset, Resum
 from tune.errors import ConfigError
 from tune.modules import DecoderConfig
 from tune.tokenizers import Tokenizer
+from tune.training.signals import StopRequest
 from tune.utils import get_logger, get_rank, get_world_size
 
 __all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
@@ -55,7 +56,7 @@ def build_loader(
         sampler=sampler,
         collate_fn=partial(import_component(collate_fn.path), **arguments),
         num_workers=num_workers,
-        worker_init_fn=_leave_ctrl_c_to_the_run,
+        worker_init_fn=_leave_signals_to_the_run,
         pin_memory=pin_memory,
         # Its own generator, so that beginning an epoch draws nothing from the global one.
         generator=torch.Generator(),
@@ -63,9 +64,10 @@ def build_loader(
     return loader, sampler
 
 
-def _leave_ctrl_c_to_the_run(worker: int) -> None:
-    """A terminal sends Ctrl-C to every process; the step that is being finished still needs its batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Terminals and schedulers signal every process; the step that is being finished still needs its batches."""
+    for signum in StopRequest.SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def count_steps_per_epoch(

@@ -12,11 +12,14 @@ from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
 from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
+from tune.utils.sharding import is_sharded
 
 __all__ = ["build_lr_scheduler", "build_optimizer"]
 
 # Optimizers whose fused form exists on CPU and CUDA alike: one kernel in place of a dozen passes over memory.
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
+# Those of them whose fused form also takes sharded weights (torch 2.13).
+FUSED_WHEN_SHARDED = ("Adam", "AdamW")
 # Optimizers that cannot take a plain step on dense gradients, and why.
 UNSUITABLE_OPTIMIZERS = {
     "LBFGS": "it runs the whole batch several times per step",
@@ -42,14 +45,17 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         raise ConfigError(
             f"optimizer {name} does not fit this recipe: {UNSUITABLE_OPTIMIZERS[name]}. Use AdamW."
         )
-    is_open = component.path.startswith("torch.optim") and name in FUSED_OPTIMIZERS
+    trained = [weight for weight in weights if weight.requires_grad]
+    fusible = FUSED_WHEN_SHARDED if any(map(is_sharded, trained)) else FUSED_OPTIMIZERS
+    if component.kwargs.get("fused") and name in FUSED_OPTIMIZERS and name not in fusible:
+        raise ConfigError(f"optimizer {name} has no fused form for sharded weights: remove optimizer.fused.")
+    is_open = component.path.startswith("torch.optim") and name in fusible
     offered = {"fused": True} if is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys() else {}
 
     def make(params: list[Tensor]) -> Optimizer:
         optimizer: Optimizer = instantiate_offering(component, offered, params)
         return optimizer
 
-    trained = [weight for weight in weights if weight.requires_grad]
     try:
         return OptimizerInBackward(trained, make) if in_backward else make(trained)
     except (ValueError, RuntimeError) as error:

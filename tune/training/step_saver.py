@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ class StepSaver:
     then flushes everything, writes the manifest and renames. What fails on one of them is raised on all.
 
     Saved in the background, a step costs training the time of a copy to host memory. There is room for one such copy:
-    the next step waits for the one before.
+    the next step waits for the one before. As a context, it is left when the last step is written.
 
     Args:
         output_dir: where the steps go.
@@ -84,12 +86,11 @@ class StepSaver:
         reshard(model)
         whole_model = copy_to_host(model) if self._in_background or is_cut(model) else model
         snapshot = capture_run_state(model, optimizer, self._device, run, parts, copied=self._in_background)
-        write = partial(self._write, step, whole_model, snapshot, write_model, best, start)
+        held_up = time.perf_counter() - start if self._in_background else None
+        write = partial(self._write, step, whole_model, snapshot, write_model, best, held_up)
         if not self._in_background:
             write()
             return
-        held_up = time.perf_counter() - start
-        get_logger().debug(f"step {step}: training was held up for {held_up:.2f} s by a copy to the host")
         self._thread = threading.Thread(target=self._note_failure, args=(write,), name="saving", daemon=True)
         self._thread.start()
 
@@ -111,8 +112,22 @@ class StepSaver:
             failure, self._failure = self._failure, None
             raise failure
 
+    def __enter__(self) -> StepSaver:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self.wait()  # a step that could not be saved is a failure of the run
+
     def close(self) -> None:
         """Let what is being written be finished; for the end of a run that may have failed already."""
+        if sys.exc_info()[0] is KeyboardInterrupt:
+            return  # whoever asks a second time does not want to wait; what was complete is complete
         try:
             self.wait()
         except CheckpointError as error:
@@ -131,8 +146,9 @@ class StepSaver:
         snapshot: RunSnapshot,
         write_model: WriteModel,
         best: int | None,
-        start: float,
+        held_up: float | None,
     ) -> None:
+        start = time.perf_counter()
         staged = StagedStep(self._output_dir, step)
 
         def begin() -> None:
@@ -153,4 +169,5 @@ class StepSaver:
             finally:
                 if is_rank_zero():
                     staged.discard()
-        get_logger().info(f"Saved {staged.final} in {time.perf_counter() - start:.1f} s")
+        meanwhile = "" if held_up is None else f" in the background; training waited {held_up:.2f} s"
+        get_logger().info(f"Saved {staged.final} in {time.perf_counter() - start:.2f} s{meanwhile}")

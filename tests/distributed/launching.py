@@ -1,0 +1,39 @@
+"""Commands on many processes, as a user types them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300  # seconds; nothing here takes a tenth of it on a quiet machine
+
+
+def start(num_processes: int, recipe: Path | str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a recipe on so many processes, in a session of its own so that all of it can be killed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+    if isinstance(recipe, str):
+        recipe, arguments = ROOT / "recipes" / f"{recipe}.py", tuple(a.replace("tiny/full", f"{ROOT}/recipes/configs/tiny/full") + ".yaml" * (a == "tiny/full_finetune") for a in arguments)
+    return subprocess.Popen(
+        [*command, str(recipe), *arguments],
+        # One thread per process: two cores are shared by all of them.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def launch(num_processes: int, recipe: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe on so many processes to its end."""
+    process = start(num_processes, recipe, *arguments)
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,194 @@
+"""Many processes train as one: losses, gradients and weights are those of one process on the same global batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.full_finetune import recipe_main as full_finetune
+from recipes.lora_finetune import recipe_main as lora_finetune
+from recipes.params.full_finetune import FullFinetuneParams
+from recipes.params.lora_finetune import LoraFinetuneParams
+from tests.distributed.launching import launch
+from tune.checkpoints import save_model
+from tune.models.llama2 import llama2
+from tune.models.mixtral.family import MIXTRAL
+from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
+from tune.tokenizers import SentencePieceTokenizer
+
+# With plain SGD the weights are the starting weights less the sum of the gradients: they differ where gradients do.
+SGD = {"_component_": "torch.optim.SGD", "lr": 0.05}
+GLOBAL_BATCH = 4
+EXPERTS = DecoderConfig(
+    vocab_size=600,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    embed_dim=24,
+    head_dim=6,
+    intermediate_dim=40,
+    max_seq_len=64,
+    moe=MoEConfig(num_experts=5, experts_per_token=2, intermediate_dim=40),
+)
+FULL: dict[str, dict[str, Any]] = {
+    "tied": {"base": "tied", "sample_prompts": ["river seven"], "generate_every_n_steps": 4},
+    "accumulated": {"base": "tied", "gradient_accumulation_steps": 3, "clip_grad_norm": 0.5},
+    "untied": {"base": "untied", "custom_sharded_layers": ["tok_embeddings"], "num_workers": 2},
+    "whole_copies": {"base": "untied", "enable_fsdp": False, "gradient_accumulation_steps": 3},
+    "experts": {"base": "experts"},
+    "packed": {"base": "tied", "packed": True},
+    "recomputed": {"base": "untied", "enable_activation_checkpointing": True, "optimizer_in_bwd": True},
+    "adamw": {"base": "tied", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.003}},
+    "from_scratch": {"base": "scratch"},
+    "bf16": {"base": "untied", "dtype": "bf16", "param_dtype": "fp32", "optimizer": {**SGD, "lr": 0.005}},
+}
+LORA: dict[str, dict[str, Any]] = {
+    "lora": {"base": "tied", "apply_lora_to_mlp": True},
+    "lora_output": {"base": "untied", "apply_lora_to_output": True, "gradient_accumulation_steps": 3},
+    "dora": {"base": "untied", "use_dora": True},
+    "qlora": {"base": "untied", "quantize_base": True},
+}
+SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora")}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> dict[str, Path]:
+    """Random models, tied, untied and with experts, with their tokenizer."""
+    made = {
+        "tied": lambda: llama2(600, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=41, tie_word_embeddings=True),
+        "untied": lambda: llama2(601, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40),
+        "experts": lambda: TransformerDecoder(EXPERTS, MIXTRAL),
+    }
+    folders = {}
+    for seed, (name, make) in enumerate(made.items()):
+        torch.manual_seed(seed)
+        model = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        folders[name] = tmp_path_factory.mktemp(name)
+        save_model(model, folders[name], tokenizer=SentencePieceTokenizer(spm_file))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 questions with answers of 1 to 9 words: four processes at one each end with two that have nothing."""
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    words = "apple river seven twelve green walk".split()
+    rows = [
+        {"question": " ".join(words[: 1 + i % 5]), "answer": " ".join((words * 2)[: 1 + 4 * i % 9])}
+        for i in range(18)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Runs:
+    """Every run, described once, for any number of processes."""
+
+    def __init__(self, bases: dict[str, Path], data_file: Path, spm_file: Path, out: Path) -> None:
+        self._bases, self._data_file, self._spm_file, self._out = bases, data_file, spm_file, out
+
+    def values(self, case: dict[str, Any], name: str, world_size: int) -> dict[str, Any]:
+        changes = dict(case)
+        base, packed = changes.pop("base"), changes.pop("packed", False)
+        dataset = {"_component_": "tune.datasets.instruct_dataset", "source": str(self._data_file)}
+        values: dict[str, Any] = {
+            "output_dir": str(self._out / f"{name}_{world_size}"),
+            "dataset": dataset | ({"packed": True, "max_seq_len": 50} if packed else {}),
+            # Fewer packs than examples: more of them are fillers.
+            "batch_size": GLOBAL_BATCH // world_size,
+            # Nine steps or more, over both ends of epochs.
+            "epochs": 2 + 4 * packed + 3 * (changes.get("gradient_accumulation_steps", 1) > 1),
+            "optimizer": SGD,
+            "dtype": "fp32",
+            "device": "cpu",
+            "seed": 3,
+            "log_level": "WARNING",
+            "dataset_val": dataset,
+        }
+        if base == "scratch":
+            sizes = {"vocab_size": 602, "num_layers": 2, "num_heads": 4, "embed_dim": 24, "max_seq_len": 64}
+            values |= {
+                "model": {"_component_": "tune.models.llama2.llama2", **sizes},
+                "train_from_scratch": True,
+                "tokenizer": {"_component_": "tune.models.llama2.llama2_tokenizer", "path": str(self._spm_file)},
+            }
+        else:
+            values["model_checkpoint"] = str(self._bases[base])
+        return values | changes
+
+    def output(self, name: str, world_size: int) -> Path:
+        return self._out / f"{name}_{world_size}"
+
+
+@pytest.fixture(scope="module")
+def runs(
+    bases: dict[str, Path], data_file: Path, spm_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
+    made = Runs(bases, data_file, spm_file, tmp_path_factory.mktemp("runs"))
+    for name, case in FULL.items():
+        assert full_finetune(FullFinetuneParams(**made.values(case, name, 1))) == 0
+    for name, case in LORA.items():
+        values = made.values(case, name, 1) | {"lora_rank": 3, "save_adapter_weights_only": True}
+        assert lora_finetune(LoraFinetuneParams(**values)) == 0
+    return made
+
+
+def rows_of(output_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(one: Path, many: Path, rel: float, atol: float) -> None:
+    ours, theirs = rows_of(many), rows_of(one)
+    assert len(ours) == len(theirs) >= 9
+    for our, their in zip(ours, theirs, strict=True):
+        for key in ("step", "epoch", "num_tokens", "num_trained_tokens"):
+            assert our[key] == their[key]
+        assert our.keys() == their.keys()
+        for key in {"loss", "val_loss", "grad_norm"} & our.keys():
+            assert our[key] == pytest.approx(their[key], rel=10 * rel if key == "grad_norm" else rel), key
+    assert "val_loss" in ours[-1]
+    if (one / "samples.jsonl").exists():
+        assert (one / "samples.jsonl").read_text() == (many / "samples.jsonl").read_text()
+    files = [path.relative_to(one) for path in one.glob("latest/*/*.safetensors")]
+    assert files
+    for file in files:
+        mine, reference = load_file(many / file), load_file(one / file)
+        assert mine.keys() == reference.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], reference[name], rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_many_processes_train_as_one(runs: Runs, tmp_path: Path, world_size: int) -> None:
+    listed = []
+    for name, case in FULL.items():
+        values = runs.values(case, name, world_size)
+        if world_size == 4 and values.get("enable_fsdp", True):
+            values["data_parallel_replicate_dim"] = 2  # both dimensions of the mesh
+        listed.append({"recipe": "full_finetune", "values": values})
+    for name, case in LORA.items():
+        values = runs.values(case, name, world_size) | {"lora_rank": 3, "save_adapter_weights_only": True}
+        listed.append({"recipe": "lora_finetune", "values": values})
+    for name, case in SHARDED_LORA.items():
+        values = runs.values(case, f"sharded_{name}", world_size) | {"lora_rank": 3}
+        values |= {"data_parallel_shard_dim": 2, "data_parallel_replicate_dim": world_size // 2}
+        values |= {"save_adapter_weights_only": True}
+        listed.append({"recipe": "lora_finetune", "values": values})
+    (tmp_path / "runs.json").write_text(json.dumps(listed))
+    done = launch(world_size, Path(__file__).with_name("many_runs.py"), str(tmp_path / "runs.json"))
+    assert done.returncode == 0, done.stderr
+    for name in (*FULL, *LORA):
+        # Sums in another order: fp32 rounds at 6e-8, AdamW divides small gradients by their size, and bf16's products
+        # round at 4e-3 wherever a sum falls on the other side of a step.
+        rel, atol = {"bf16": (2e-3, 4e-3), "adamw": (2e-5, 2e-4)}.get(name, (1e-5, 3e-6))
+        assert_same_training(runs.output(name, 1), runs.output(name, world_size), rel, atol)
+    for name in SHARDED_LORA:
+        assert_same_training(runs.output(name, 1), runs.output(f"sharded_{name}", world_size), 1e-5, 3e-6)
