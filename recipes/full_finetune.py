@@ -355,7 +355,7 @@ class FullFinetuneRecipe:
         metrics |= vars(self.speed.read())
         metrics |= {"num_tokens": run.num_tokens, "num_trained_tokens": run.num_targets}
         if self.params.log_peak_memory_stats:
-            metrics["peak_memory_gib"] = training.get_peak_memory_gib(self.device)
+            metrics["peak_memory_gib"] = training.max_over_ranks(training.get_peak_memory_gib(self.device))
         return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:

@@ -157,11 +157,11 @@ def count_over_ranks(counts: TokenCounts) -> TokenCounts:
     return TokenCounts(*_reduce(numbers, "SUM").tolist())
 
 
-def max_over_ranks(number: int) -> int:
+def max_over_ranks(number: float) -> float:
     """Return the largest number that a process gave."""
     if get_world_size() == 1:
         return number
-    return int(_reduce(torch.tensor([number]), "MAX"))
+    return float(_reduce(torch.tensor([number], dtype=torch.float64), "MAX"))
 
 
 def add_over_ranks_(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from tune.errors import ConfigError
 from tune.training.parallel import ParallelPlan
 from tune.utils import get_logger, is_rank_zero
+from tune.utils.host_memory import return_freed_memory
 from tune.utils.sharding import whole
 
 __all__ = ["copy_to_host", "is_cut", "reshard", "shard_model"]
@@ -45,6 +46,8 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
         register_fsdp_forward_method,
     )
 
+    if device.type == "cpu":
+        return_freed_memory()
     skeleton = copy.deepcopy(model)
     mesh = init_device_mesh(
         device.type, (plan.replicate_dim, plan.shard_dim), mesh_dim_names=("replicate", "shard")

@@ -39,7 +39,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Tell whether any process of the run was asked to stop; all must ask together, and get the same answer."""
-        self.signum = max_over_ranks(self.signum or 0) or None
+        self.signum = int(max_over_ranks(self.signum or 0)) or None
         return self.signum is not None
 
     def __enter__(self) -> StopRequest:
