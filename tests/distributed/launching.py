@@ -28,6 +28,18 @@ def start(num_processes: int, recipe: Path | str, *arguments: str) -> subprocess
     )
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes below this one, from the kernel."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in task.read_text().split()]
+            except OSError:  # it has ended meanwhile
+                continue
+    return found[1:]
+
+
 def launch(num_processes: int, recipe: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a recipe on so many processes to its end."""
     process = start(num_processes, recipe, *arguments)

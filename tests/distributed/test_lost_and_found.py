@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launching import launch, start
+from tests.distributed.launching import children_of, launch, start
 from tune.training import find_newest_complete_step, list_saved_steps
 
 NUM_STEPS = 12
@@ -67,15 +67,6 @@ def wait_for(path: Path, process: Any) -> None:
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes below this one, from the kernel."""
-    found = [pid]
-    for parent in found:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += [int(child) for child in task.read_text().split()]
-    return found[1:]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
