@@ -46,6 +46,12 @@ def read_hub(
     except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
         # Unknown splits and configurations come as ValueError, and the text lists those there are.
         raise DataError(f"the dataset {source!r} cannot be loaded: {_first_lines(error)}") from error
+    except RuntimeError as error:
+        # `datasets` runs no scripts since 4.0, and says so with a RuntimeError.
+        raise DataError(
+            f"the dataset {source!r} cannot be loaded: {_first_lines(error)}. Where a dataset is a script, name one "
+            "that holds data files (dataset.source), or a local copy of its rows"
+        ) from error
     return _rows(source, split, loaded)
 
 

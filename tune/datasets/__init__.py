@@ -12,6 +12,13 @@ from tune.datasets.concat import ConcatDataset, build_datasets
 from tune.datasets.getters import get_dataset
 from tune.datasets.instruct import instruct_dataset
 from tune.datasets.packed import PackedDataset
+from tune.datasets.published import (
+    cnn_dailymail_articles_dataset,
+    grammar_dataset,
+    samsum_dataset,
+    slimorca_dataset,
+    wikitext_dataset,
+)
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
 
@@ -24,7 +31,12 @@ __all__ = [
     "alpaca_dataset",
     "build_datasets",
     "chat_dataset",
+    "cnn_dailymail_articles_dataset",
     "get_dataset",
+    "grammar_dataset",
     "instruct_dataset",
+    "samsum_dataset",
+    "slimorca_dataset",
     "text_completion_dataset",
+    "wikitext_dataset",
 ]

@@ -1,0 +1,93 @@
+"""The commands that people type for LoRA, as they type them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tune.checkpoints import save_model
+from tune.cli.main import main
+from tune.models.llama2 import llama2
+
+QUESTIONS = ["the river", "seven apples", "walk green", "twelve", "the answer of seven"]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
+    """A small Llama 2 as it comes from the hub: two weight files, config.json, tokenizer.model."""
+    torch.manual_seed(2)
+    directory = tmp_path_factory.mktemp("llama")
+    save_model(llama2(600, 2, 4, 24, 192, num_kv_heads=2, intermediate_dim=40), directory)
+    whole = directory / "model.safetensors"
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    for name, part in (("a", names[:7]), ("b", names[7:])):
+        save_file({key: tensors[key] for key in part}, directory / f"{name}.safetensors", {"format": "pt"})
+    whole.unlink()
+    shutil.copy(spm_file, directory / "tokenizer.model")
+    return directory
+
+
+@pytest.fixture
+def single_device(sharded: Path, tmp_path: Path) -> list[str]:
+    """The command of torchtune's tutorials, and what makes it end soon."""
+    return [
+        *("run", "lora_finetune_single_device", "--config", "llama2/7B_lora_single_device"),
+        f"checkpointer.checkpoint_dir={sharded}",
+        "checkpointer.checkpoint_files=[a.safetensors,b.safetensors]",
+        f"tokenizer.path={sharded / 'tokenizer.model'}",
+        *(f"output_dir={tmp_path / 'out'}", "device=cpu", "max_steps_per_epoch=1"),
+        *("gradient_accumulation_steps=1", "dtype=fp32"),
+    ]
+
+
+def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"dataset.source={file}"
+
+
+def test_the_single_device_config_on_shards_and_a_tokenizer_of_ones_own(
+    single_device: list[str], tmp_path: Path
+) -> None:
+    rows: list[dict[str, object]] = [{"instruction": text, "input": "", "output": text} for text in QUESTIONS]
+    assert main([*single_device, write_rows(tmp_path / "rows.jsonl", rows)]) == 0
+    step = tmp_path / "out" / "latest"
+    assert (step / "model" / "model.safetensors").is_file()
+    settings = json.loads((step / "adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == 8
+    assert settings["target_modules"] == sorted(
+        f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
+    )
+
+
+def test_another_dataset_in_its_place_with_an_argument(
+    single_device: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "green"}]}
+        for text in QUESTIONS
+    ]
+    command = [*single_device, write_rows(tmp_path / "rows.jsonl", rows)]
+    command += ["dataset=tune.datasets.slimorca_dataset", "dataset.train_on_input=True"]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "sharegpt style, template llama2_chat" in said
+    share = float(said.split("% of them trained on")[0].rpartition(" ")[2])
+    assert share > 90  # all but each BOS
+    # The name of torchtune's own package stands for this one.
+    other = [f"output_dir={tmp_path / 'second'}", "dataset=torchtune.datasets.slimorca_dataset"]
+    assert main([*command, *other]) == 0
+
+
+def test_a_builder_of_other_sizes_is_refused_with_both(
+    single_device: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"instruction": text, "output": text} for text in QUESTIONS]
+    command = [*single_device, write_rows(tmp_path / "rows.jsonl", rows), "model=llama2_7b"]
+    assert main(command) == 1
+    assert "num_heads is 32 in the model, 4 in the checkpoint" in capsys.readouterr().err
