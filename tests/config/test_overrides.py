@@ -103,6 +103,61 @@ def test_the_last_of_two_counts_and_says_so() -> None:
     ]
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("text", "overrides", "kwargs", "said"),
+    [
+        # as torchtune's pages have it: what goes was in the file
+        (FILE, ("optimizer=SGD", "~optimizer.fused"), {}, ["dropped-arguments"]),
+        (FILE, ("optimizer=SGD", "~optimizer.fused", "optimizer.lr=2"), {"lr": 2.0}, ["dropped-arguments"]),
+        (FILE, ("optimizer=SGD", "~optimizer.fused", "~optimizer.lr"), {}, []),
+        (FILE, ("optimizer._component_=SGD", "~optimizer.fused"), {"lr": 1e-3}, []),
+        # it was there all the same: at the default of the component that is replaced
+        (FILE, ("optimizer=SGD", "~optimizer.foreach"), {}, ["dropped-arguments", "nothing-to-remove"]),
+        ("optimizer: AdamW\nlr: 0.1\n", ("optimizer=SGD", "~optimizer.foreach"), None, ["nothing-to-remove"]),
+        ("optimizer: AdamW\nlr: 0.1\n", ("optimizer=SGD", "~optimizer.lr"), {}, []),
+        ("text: x\n", ("optimizer=AdamW", "~optimizer.momentum"), {}, ["nothing-to-remove"]),
+        ("text: x\n", ("optimizer=Adam", "~optimizer.foreach", "lr=2"), {"lr": 2.0}, ["nothing-to-remove"]),
+        (FILE, ("~optimizer.fused", "~optimizer.fused"), {"lr": 1e-3}, ["repeated-override"]),
+    ],
+)
+def test_an_argument_is_removed_beside_its_component(
+    text: str, overrides: tuple[str, ...], kwargs: dict[str, Any] | None, said: list[str], backwards: bool
+) -> None:
+    resolution = run(*(overrides[::-1] if backwards else overrides), text=text)
+    assert resolution.params is not None, resolution.report()
+    assert resolution.params.optimizer.kwargs == ({"lr": 0.1} if kwargs is None else kwargs)
+    assert sorted(item.code for item in resolution.warnings) == said
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("text", "overrides", "suggestion"),
+    [
+        (FILE, ("optimizer=SGD", "~optimizer.fusedd"), "~optimizer.fused"),
+        (FILE, ("optimizer=SGD", "~optimizer.nothing"), None),
+        # nothing is replaced, so a default stays a default
+        (FILE, ("optimizer._component_=SGD", "~optimizer.foreach"), None),
+        (FILE, ("optimizer.lr=1", "~optimizer.foreach"), None),
+        # momentum is of the new one, and was never there
+        (FILE, ("optimizer=SGD", "~optimizer.momentum"), None),
+        (FILE.replace("AdamW", "nobody.knows"), ("optimizer=SGD", "~optimizer.foreach"), None),
+    ],
+)
+def test_what_never_was_cannot_be_removed(
+    text: str, overrides: tuple[str, ...], suggestion: str | None, backwards: bool
+) -> None:
+    resolution = run(*(overrides[::-1] if backwards else overrides), text=text)
+    assert [(item.code, item.suggestion) for item in resolution.errors] == [("nothing-to-remove", suggestion)]
+
+
+def test_list_items_are_counted_as_the_file_has_them() -> None:
+    resolution = run("~items.0", "~items.0")
+    assert resolution.params is not None
+    assert resolution.params.items == ["b", "c"]
+    assert [item.code for item in resolution.warnings] == ["repeated-override"]
+
+
 def test_removals() -> None:
     assert good("~table.y").table == {"x": 1}
     assert good(removals=("items.1",)).items == ["a", "c"]

@@ -91,3 +91,15 @@ def test_a_builder_of_other_sizes_is_refused_with_both(
     command = [*single_device, write_rows(tmp_path / "rows.jsonl", rows), "model=llama2_7b"]
     assert main(command) == 1
     assert "num_heads is 32 in the model, 4 in the checkpoint" in capsys.readouterr().err
+
+
+def test_an_optimizer_in_its_place_without_an_argument_of_the_old_one(
+    single_device: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"instruction": text, "output": text} for text in QUESTIONS]
+    command = [*single_device, write_rows(tmp_path / "rows.jsonl", rows)]
+    assert main([*command, "optimizer=torch.optim.SGD", "~optimizer.foreach", "optimizer.lr=0.25"]) == 0
+    said = capsys.readouterr().err
+    assert "drops weight_decay, fused" in said or "drops lr, weight_decay, fused" in said
+    assert "torch.optim.SGD" in (tmp_path / "out" / "config.yaml").read_text()
+    assert main([*command, "optimizer=torch.optim.SGD", "~optimizer.forech"]) == 2

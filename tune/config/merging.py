@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tune.config.component import COMPONENT_KEY
@@ -36,10 +36,13 @@ class Merged:
 class _Refusal(Exception):
     """An edit that cannot be made."""
 
-    def __init__(self, code: str, message: str, suggestion: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, suggestion: str | None = None, severity: str = "error"
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.suggestion = suggestion
+        self.severity = severity
 
 
 def name_component(node: Node) -> Mapped | None:
@@ -70,30 +73,45 @@ def apply_edits(root: Mapped, edits: Sequence[Edit], infos: Mapping[str, ParamIn
     merged = Merged(root)
     removals = [edit for edit in edits if edit.node is None]
     values = sorted((edit for edit in edits if edit.node is not None), key=lambda edit: len(edit.path))
+    replaced = {edit.path for edit in values if _slot_of(edit.path, infos)}
     seen: dict[tuple[str, ...], Edit] = {}
     # deepest and last first, so that removing list items does not move those still to be removed
     for edit in sorted(removals, key=_removal_order, reverse=True):
-        _attempt(merged, edit, infos)
+        if edit.path in seen:
+            _warn_of_repeated(merged, edit, "is removed twice on the command line; once is enough")
+        else:
+            _attempt(merged, edit, infos, replaced)
+        seen[edit.path] = edit
+    seen.clear()
     for edit in values:
         earlier = seen.get(edit.path)
         if earlier is not None:
-            message = f"{edit.dotted} is set twice on the command line; the last value counts"
-            merged.problems.append(
-                Diagnostic("repeated-override", edit.dotted, message, earlier.source, severity="warning")
-            )
+            _warn_of_repeated(merged, earlier, "is set twice on the command line; the last value counts")
         seen[edit.path] = edit
         _attempt(merged, edit, infos, quiet=earlier is not None)
     return merged
+
+
+def _warn_of_repeated(merged: Merged, edit: Edit, fact: str) -> None:
+    merged.problems.append(
+        Diagnostic("repeated-override", edit.dotted, f"{edit.dotted} {fact}", edit.source, severity="warning")
+    )
 
 
 def _removal_order(edit: Edit) -> tuple[int, tuple[tuple[int, str], ...]]:
     return len(edit.path), tuple((int(part) if part.isdecimal() else -1, part) for part in edit.path)
 
 
-def _attempt(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo], quiet: bool = False) -> None:
+def _attempt(
+    merged: Merged,
+    edit: Edit,
+    infos: Mapping[str, ParamInfo],
+    replaced: Collection[tuple[str, ...]] = (),
+    quiet: bool = False,
+) -> None:
     try:
         if edit.node is None:
-            merged.root = _remove(merged.root, edit, infos)
+            merged.root = _remove(merged.root, edit, infos, replaced)
         else:
             if not quiet:
                 _warn_of_dropped(merged, edit, infos)
@@ -103,7 +121,14 @@ def _attempt(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo], quiet: 
         if not refusal.code:
             return
         merged.problems.append(
-            Diagnostic(refusal.code, edit.dotted, str(refusal), edit.key_source(), refusal.suggestion)
+            Diagnostic(
+                refusal.code,
+                edit.dotted,
+                str(refusal),
+                edit.key_source(),
+                refusal.suggestion,
+                severity=refusal.severity,
+            )
         )
 
 
@@ -218,7 +243,9 @@ def _index(node: Listing, part: str, path: str) -> int:
     return int(part)
 
 
-def _remove(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> Mapped:
+def _remove(
+    root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo], replaced: Collection[tuple[str, ...]]
+) -> Mapped:
     path = edit.path
     if _at(root, path) is None:
         # the same value may stand in its other spelling
@@ -232,7 +259,7 @@ def _remove(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> Mapped:
                 break
     node = _at(root, path)
     if node is None:
-        _refuse_removal(root, edit, infos)
+        _refuse_removal(root, edit, infos, replaced)
     made = _cut(root, path)
     return made if isinstance(made, Mapped) else root
 
@@ -253,7 +280,14 @@ def _cut(node: Node, path: Sequence[str]) -> Node:
     return node
 
 
-def _refuse_removal(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
+def _refuse_removal(
+    root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo], replaced: Collection[tuple[str, ...]]
+) -> None:
+    slot = edit.path[:-1]
+    if slot in replaced and _takes(root, slot, edit.path[-1], infos):
+        # `optimizer=X ~optimizer.foreach` beside an AdamW whose foreach was never written down: it goes with AdamW
+        message = f"{edit.dotted} is not set in the file, and {'.'.join(slot)} is replaced as a whole"
+        raise _Refusal("nothing-to-remove", message, severity="warning")
     parent = _at(root, edit.path[:-1])
     present = list(parent.entries) if isinstance(parent, Mapped) else []
     from tune.config.naming import nearest  # only on the way to an error
@@ -264,3 +298,15 @@ def _refuse_removal(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) ->
         message += ", it has its default already"
     suggestion = "~" + ".".join([*edit.path[:-1], close]) if close else None
     raise _Refusal("nothing-to-remove", message, suggestion)
+
+
+def _takes(root: Mapped, slot: tuple[str, ...], argument: str, infos: Mapping[str, ParamInfo]) -> bool:
+    """Whether the component at `slot`, before the command line, has this argument, at its default."""
+    info = infos[slot[0]]
+    component = name_component(_at(root, slot) or default_node(info.default))
+    name = component.entries.get(COMPONENT_KEY) if component else None
+    text = name.text if isinstance(name, Scalar) else name.value if isinstance(name, PythonValue) else None
+    from tune.config.component_check import resolve_component  # only on the way to a warning or an error
+
+    signature = resolve_component(text, info.slot).signature if isinstance(text, str) else None
+    return signature is not None and argument in signature.parameters
