@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import tune.models
+from tune.checkpoints import load_into, open_weights, read_base_quantization, save_adapter
 from tune.cli.main import main
 from tune.errors import CheckpointError
 from tune.models.merging import merge_adapter
+from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora, quantize_nf4, reset_adapters
 
 SIZES = {
     "vocab_size": 61,
@@ -100,3 +105,69 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(base: Path, tmp_pat
         merge_adapter(adapter, None, to)
     assert not to.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def make_beside_4_bits(base: Path, directory: Path, *, quantize_base: bool = True) -> Path:
+    """An adapter as a run leaves it whose base was kept in 4 bits."""
+    with torch.device("meta"):
+        model = tune.models.auto(str(base))
+        apply_lora(model, LoRAConfig(rank=3, alpha=12.0, apply_to_mlp=True, quantize_base=quantize_base))
+    load_into(model, open_weights(base))
+    reset_adapters(model, torch.float32)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    save_adapter(model, directory, base=str(base))
+    return directory
+
+
+def in_4_bits(model: PreTrainedModel) -> PreTrainedModel:
+    """Their model, each matrix of its blocks what 4 bits make of it."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.copy_(quantize_nf4(parameter.detach()).dequantize())
+    return model
+
+
+def test_how_far_a_merge_drifts_from_a_4_bit_base(base: Path, tmp_path: Path) -> None:
+    adapter = make_beside_4_bits(base, tmp_path / "adapter")
+    report = merge_adapter(adapter, base, tmp_path / "merged")
+    assert report.drift is not None
+    # What training saw, and the merged model, both as other tools have them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # what peft says of an adapter that does not fit
+        saw = PeftModel.from_pretrained(in_4_bits(AutoModelForCausalLM.from_pretrained(base)), adapter).eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokens = torch.randint(0, 61, (1, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs, ours = saw(tokens).logits, merged(tokens).logits
+    off = (theirs - ours).abs()
+    assert report.drift.logits_max == pytest.approx(float(off.max()), rel=1e-3)
+    assert report.drift.logits_mean == pytest.approx(float(off.mean()), rel=1e-3)
+    assert off.mean() > 1e-3  # far above rounding
+    num_same = int((theirs.argmax(-1) == ours.argmax(-1)).sum())
+    assert (report.drift.num_same, report.drift.num_positions) == (num_same, 32)
+    assert 0 < num_same <= 32
+
+
+def test_the_drift_is_shown_where_the_adapter_speaks_of_4_bits(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantized = make_beside_4_bits(base, tmp_path / "quantized")
+    plain = make_beside_4_bits(base, tmp_path / "plain", quantize_base=False)
+    foreign = make_adapter(base, tmp_path / "foreign")
+    said = [read_base_quantization(folder) for folder in (quantized, plain, foreign)]
+    assert said == ["nf4", "", ""]
+    for folder, shown in ((quantized, True), (plain, False), (foreign, False)):
+        assert main(["merge", str(folder), "--base", str(base), "--to", f"{folder}-merged"]) == 0
+        out = capsys.readouterr().out
+        assert ("trained beside a base in 4 bits (nf4)" in out) == shown
+        assert "with an adapter have moved" in out
+    # In something we do not know, nothing is claimed.
+    file = quantized / "adapter_model.safetensors"
+    save_file(load_file(file), file, {"format": "pt", "base_quantization": "hqq"})
+    report = merge_adapter(quantized, base, tmp_path / "other")
+    assert report.drift is None
+    assert any("a base in hqq" in note for note in report.notes)

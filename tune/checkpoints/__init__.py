@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from tune.checkpoints.adapter_config import find_adapter_dir
-from tune.checkpoints.adapters import load_adapter, read_adapter_base, read_adapter_config, save_adapter
+from tune.checkpoints.adapters import (
+    load_adapter,
+    read_adapter_base,
+    read_adapter_config,
+    read_base_quantization,
+    save_adapter,
+)
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.companions import copy_companions
 from tune.checkpoints.compare import match_weights, same_bits
@@ -35,6 +41,7 @@ __all__ = [
     "open_weights",
     "read_adapter_base",
     "read_adapter_config",
+    "read_base_quantization",
     "read_json",
     "require_space",
     "same_bits",

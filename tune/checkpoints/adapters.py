@@ -37,12 +37,21 @@ from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import replacing, write_json
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
-from tune.modules.peft import LoRAConfig, LoRALinear, LoRAModule, adapted_modules, apply_lora, chosen_modules
+from tune.modules.peft import (
+    FrozenLinear,
+    LoRAConfig,
+    LoRALinear,
+    LoRAModule,
+    adapted_modules,
+    apply_lora,
+    chosen_modules,
+)
 from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
 from tune.utils.paths import expand_path
 from tune.utils.sharding import copy_into_
 
 _WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_QUANTIZATION = "base_quantization"  # the file's metadata: what the base was kept in; peft reads past it
 
 
 def save_adapter(
@@ -89,6 +98,8 @@ def save_adapter(
         use_rslora=first.use_rslora,
     )
     metadata = {"format": "pt"} | ({PARTS: json.dumps(parts)} if parts else {})
+    if any(isinstance(module, FrozenLinear) and module.nf4 is not None for module in model.modules()):
+        metadata[_QUANTIZATION] = "nf4"
     try:
         with replacing(folder / _WEIGHTS_FILES[0]) as partial:
             save_file(tensors, partial, metadata)
@@ -154,6 +165,15 @@ def read_adapter_base(directory: Path | str) -> str:
     return read_settings(_find(directory)).base
 
 
+def read_base_quantization(directory: Path | str) -> str:
+    """Return what an adapter's base was kept in while it was trained: "nf4", or "" where the adapter does not say.
+
+    Raises:
+        CheckpointError: there is no adapter, or its file cannot be read.
+    """
+    return _read_metadata(_find_weights(_find(directory))).get(_QUANTIZATION, "")
+
+
 @dataclass(frozen=True)
 class _Adapter:
     """An adapter in files, compared with the model."""
@@ -171,20 +191,30 @@ def _find(directory: Path | str) -> Path:
         raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
 
 
-def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
-    family = require_family(model)
-    folder = _find(directory)
-    settings = read_settings(folder)
+def _find_weights(folder: Path) -> Path:
     file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
     if file is None:
         raise CheckpointError(
             f"{folder} has {CONFIG_FILE}, but no {' or '.join(_WEIGHTS_FILES)}: copy it as well"
         )
+    return file
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {}
+    open_weights(file)  # which says what is wrong with a file that cannot be read
+    with safe_open(file, framework="pt") as handle:
+        return dict(handle.metadata() or {})
+
+
+def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
+    family = require_family(model)
+    folder = _find(directory)
+    settings = read_settings(folder)
+    file = _find_weights(folder)
     source = open_weights(file)
-    parts = None
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as handle:
-            parts = (handle.metadata() or {}).get(PARTS)
+    parts = _read_metadata(file).get(PARTS)
     shapes = {name: place.shape for name, place in places_by_name(model).items()}
     # A model may go by other names where it is a part of a larger one.
     layouts = [

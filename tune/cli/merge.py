@@ -40,6 +40,15 @@ def _summary(report: MergeReport) -> str:
         ("logits", f"the adapter changes them by {report.logits_moved:.2%}"),
         ("verified", f"merged, they are off by {report.logits_off:.2e} of their length ({report.dtype})"),
     ]
+    if drift := report.drift:
+        rows.append(
+            (
+                "drift",
+                f"trained beside a base in 4 bits ({drift.quantization}): from what training saw, logits are off by "
+                f"{drift.logits_max:.3g} at most, {drift.logits_mean:.3g} on average; the likeliest token is the same "
+                f"for {drift.num_same} of {drift.num_positions}",
+            )
+        )
     rows += [("note", printable(note)) for note in report.notes]
     shown = shlex.quote(str(report.directory))
     return (
@@ -54,7 +63,9 @@ COMMAND = Command(
     usage="merge ADAPTER [--base DIR] [--to DIR] [--dtype fp32|fp16|bf16]",
     description=(
         "Writes the one model that a base and its LoRA adapter are together, in Hugging Face layout. It is read again "
-        "and asked beside the two: only if matrices have moved and the logits agree does it get its name."
+        "and asked beside the two: only if matrices have moved and the logits agree does it get its name. An adapter "
+        "that was trained beside a base in 4 bits is merged into the full one, and how far that drifts from what "
+        "training saw is measured and shown. It takes the memory of two copies of the model, and disk for one."
     ),
     examples=(
         ("tune merge out/latest", "the newest adapter of a run, into step_000123-merged"),

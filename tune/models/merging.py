@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,20 +14,41 @@ from tune.checkpoints import (
     find_adapter_dir,
     find_model_dir,
     load_adapter,
+    load_into,
     open_weights,
     read_adapter_base,
+    read_adapter_config,
+    read_base_quantization,
     save_model,
 )
 from tune.errors import CheckpointError, TokenizerError
-from tune.models.loading import from_checkpoint
+from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
-from tune.modules.peft import adapted_modules
+from tune.modules.peft import adapted_modules, apply_lora
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
 from tune.utils.paths import expand_path
 
 _NUM_PROBED = 32  # tokens that base, adapted and merged model are asked about
 # Largest part of the logits that merging may change: rounding of one matrix each, in the type they are stored in.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a merged model is from what its adapter was trained beside: the base in 4 bits.
+
+    Args:
+        quantization: what the base was kept in, "nf4".
+        logits_max, logits_mean: largest and mean absolute difference of a logit.
+        num_same: positions whose likeliest token is the same.
+        num_positions: positions asked about, of tokens drawn at random.
+    """
+
+    quantization: str
+    logits_max: float
+    logits_mean: float
+    num_same: int
+    num_positions: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,7 @@ class MergeReport:
         num_moved: those of them that changed.
         logits_moved: length of the change of the logits by the adapter, over the length of the base's.
         logits_off: length of what merging changed in the adapted model's logits, over the length of these.
+        drift: from what training saw; None where the adapter does not say that its base was in 4 bits.
         notes: what else a person should know.
     """
 
@@ -54,6 +76,7 @@ class MergeReport:
     num_moved: int
     logits_moved: float
     logits_off: float
+    drift: Drift | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -67,7 +90,8 @@ def merge_adapter(
     """Write the model that a base and its adapter are together, in Hugging Face layout, and compare it with the two.
 
     The merged model is read again from its files; it gets its name only when its matrices have moved and its logits
-    are those of base and adapter side by side, to rounding.
+    are those of base and adapter side by side, to rounding. Where the adapter was trained beside a 4-bit base, how far
+    the two are from that is measured as well. At most two copies of the model are in memory at a time.
 
     Args:
         adapter: a folder in PEFT layout, a saved step or an output directory of a run that has adapters.
@@ -103,7 +127,8 @@ def merge_adapter(
         _save(model, staging, base_dir, notes)
         del model
         merged = from_checkpoint(staging, dtype=written)
-        off = _part(merged(tokens).float() - adapted, adapted)
+        logits = merged(tokens).float()
+        off = _part(logits - adapted, adapted)
         num_moved = _count_moved(merged, base_dir, paths, written)
         if num_moved == 0:
             raise CheckpointError(
@@ -115,6 +140,8 @@ def merge_adapter(
                 f"merged, the logits differ from those of base and adapter side by side by {off:.2%}, where rounding "
                 f"explains {_TOLERANCE[written]:.2%}; nothing was written. With --dtype fp32 less is rounded."
             )
+        del merged
+        drift = _measure_drift(logits, adapter_dir, base_dir, written, tokens, notes)
         os.rename(staging, directory)
     except OSError as error:
         raise CheckpointError(f"the merged model cannot be written to {directory}: {error}") from error
@@ -129,6 +156,7 @@ def merge_adapter(
         num_moved=num_moved,
         logits_moved=_part(adapted - alone, alone),
         logits_off=off,
+        drift=drift,
         notes=tuple(notes),
     )
 
@@ -167,6 +195,34 @@ def _count_moved(merged: TransformerDecoder, base_dir: Path, paths: list[str], d
         not torch.equal(merged.get_parameter(f"{path}.weight"), base.get_parameter(f"{path}.weight"))
         for path in paths
     )
+
+
+def _measure_drift(
+    logits: Tensor,
+    adapter_dir: Path,
+    base_dir: Path,
+    dtype: torch.dtype,
+    tokens: Tensor,
+    notes: list[str],
+) -> Drift | None:
+    """Compare the merged model's logits with those of the adapter beside the base that its training saw."""
+    quantization = read_base_quantization(adapter_dir)
+    if not quantization:
+        return None
+    if quantization != "nf4":
+        notes.append(
+            f"trained beside a base in {quantization}, which is not known here: no drift was measured"
+        )
+        return None
+    with torch.device("meta"):
+        model = auto(str(base_dir))
+        apply_lora(model, replace(read_adapter_config(adapter_dir, model), quantize_base=True))
+    load_into(model, open_weights(base_dir), dtype=dtype)
+    load_adapter(model, adapter_dir)
+    seen = model.eval()(tokens).float()  # [1, s, v]
+    off = (logits - seen).abs()
+    same = logits.argmax(-1) == seen.argmax(-1)  # [1, s]
+    return Drift(quantization, float(off.max()), float(off.mean()), int(same.sum()), same.numel())
 
 
 def _part(change: Tensor, whole: Tensor) -> float:
