@@ -128,6 +128,17 @@ def test_every_tensor_starts_at_a_multiple_of_its_numbers_size(
     assert all(entry["data_offsets"][0] % sizes[entry["dtype"]] == 0 for entry in entries)
 
 
+def test_metadata_is_written_in_its_order(tmp_path: Path, contents: dict[str, Tensor]) -> None:
+    """Equal runs leave equal files, whatever order the keys would have in a hash table."""
+    metadata = {"zebra": "1", "apple": "2", "mango": "3"}
+    write_safetensors(tmp_path / "x", make_tensors(Counted(contents)), metadata=metadata)
+    with safe_open(tmp_path / "x", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", **metadata}
+    raw = (tmp_path / "x").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert list(header["__metadata__"]) == ["format", *metadata]
+
+
 def test_a_narrower_type_that_loses_a_value_is_an_error_and_infinity_is_not() -> None:
     def cast(value: float, dtype: torch.dtype) -> Tensor:
         weights = Counted({"a": torch.tensor([1.0, value])})

@@ -35,7 +35,7 @@ BUILDERS: dict[str, Callable[[], TransformerDecoder]] = {
     for name in module.__all__
     # Those by argument need their sizes, and those with adapters are of the builders here.
     if not name.endswith("_tokenizer")
-    and name not in PACKAGES
+    and name.removeprefix("lora_") not in PACKAGES
     and not isinstance(getattr(module, name), LoRABuilder)
 }
 

@@ -103,3 +103,43 @@ def test_an_optimizer_in_its_place_without_an_argument_of_the_old_one(
     assert "drops lr, weight_decay, fused" in said
     assert "torch.optim.SGD" in (tmp_path / "out" / "config.yaml").read_text()
     assert main([*command, "optimizer=torch.optim.SGD", "~optimizer.forech"]) == 2
+
+
+def test_a_run_with_a_builder_of_ones_own_sizes_resumes_as_it_was_and_not_otherwise(
+    sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dropout is in no size of the model and in no value of the adapter: only the builder's arguments tell."""
+    rows: list[dict[str, object]] = [{"instruction": text, "output": text} for text in QUESTIONS]
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "recipe: lora_finetune\n"
+        "model:\n"
+        "  _component_: torchtune.models.llama2.lora_llama2\n"
+        "  lora_attn_modules: [q_proj, v_proj]\n"
+        "  vocab_size: 600\n  num_layers: 2\n  num_heads: 4\n  num_kv_heads: 2\n  embed_dim: 24\n"
+        "  intermediate_dim: 40\n  max_seq_len: 192\n"
+        "  lora_rank: 3\n  lora_alpha: 6\n  lora_dropout: 0.25\n"
+        f"checkpointer: {{_component_: tune.training.FullModelHFCheckpointer, checkpoint_dir: {sharded}, "
+        "checkpoint_files: [a.safetensors, b.safetensors]}\n"
+        "dataset: alpaca\nbatch_size: 2\noptimizer: {_component_: torch.optim.SGD, lr: 0.5}\n"
+        "epochs: 1\nseed: 4\ndevice: cpu\ndtype: fp32\nsave_every_n_steps: 1\n"
+    )
+    command = ["run", "lora_finetune", "--config", str(config), write_rows(tmp_path / "rows.jsonl", rows)]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert main([*command, f"output_dir={whole}"]) == 0
+    part.mkdir()
+    shutil.copytree(whole / "step_000002", part / "step_000002")
+    resumed = [*command, f"output_dir={part}", "resume_from_checkpoint=true"]
+    capsys.readouterr()
+    assert main([*resumed, "model.lora_dropout=0.5"]) == 1
+    said = capsys.readouterr().err
+    assert "builder.lora_dropout: was 0.25, is 0.5 (tune.models.llama2.lora_llama2)" in said
+    assert "lora_rank" not in said
+    assert [path.name for path in part.glob("step_*")] == ["step_000002"]
+    # As it was it goes on, and is the run that was never interrupted.
+    assert main(resumed) == 0
+    file = Path("latest", "adapter", "adapter_model.safetensors")
+    assert (whole / file).read_bytes() == (part / file).read_bytes()
+    assert (whole / file).read_bytes() != (
+        part / "step_000002" / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tune.training import hash_weight_files
+from tune.config import Component
+from tune.errors import CheckpointError
+from tune.training import check_fingerprint, describe_component, hash_weight_files
 
 
 def write(folder: Path, name: str = "model.safetensors", size: int = 300_000, last: bytes = b"\1") -> None:
@@ -36,3 +38,22 @@ def test_other_weights_are_others(tmp_path: Path, change: Callable[[Path], objec
     write(tmp_path / "a")
     change(tmp_path / "b")
     assert hash_weight_files(tmp_path / "a") != hash_weight_files(tmp_path / "b")
+
+
+def test_of_a_component_the_arguments_that_changed_are_named() -> None:
+    saved, current = (
+        {"builder": describe_component(Component("tune.models.x", arguments)), "seed": "3"}
+        for arguments in ({"a": 1, "b": [2, "c"], "d": None}, {"a": 1, "b": [2], "e": True})
+    )
+    with pytest.raises(CheckpointError) as error:
+        check_fingerprint(saved, current, "step")
+    assert str(error.value).splitlines()[1:-1] == [
+        '  builder.b: was [2, "c"], is [2] (tune.models.x)',
+        "  builder.d: was null, is not set (tune.models.x)",
+        "  builder.e: was not set, is true (tune.models.x)",
+    ]
+    other = {**saved, "builder": describe_component(Component("tune.models.y", {"a": 1}))}
+    with pytest.raises(
+        CheckpointError, match=r'builder: was tune\.models\.x \{"a": 1.*, is tune\.models\.y \{'
+    ):
+        check_fingerprint(saved, other, "step")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tune.checkpoints.adapter_config import (
@@ -34,7 +33,7 @@ from tune.checkpoints.load import require_family
 from tune.checkpoints.mapping import places_by_name, plain_path
 from tune.checkpoints.save import TokenizerFiles, prepare_folder, write_tokenizer
 from tune.checkpoints.weights import WeightSource, open_weights
-from tune.checkpoints.writers import replacing, write_json
+from tune.checkpoints.writers import write_json, write_safetensors
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import (
@@ -97,12 +96,12 @@ def save_adapter(
         use_dora=first.use_dora,
         use_rslora=first.use_rslora,
     )
-    metadata = {"format": "pt"} | ({PARTS: json.dumps(parts)} if parts else {})
+    metadata = {PARTS: json.dumps(parts)} if parts else {}
     if any(isinstance(module, FrozenLinear) and module.nf4 is not None for module in model.modules()):
         metadata[_QUANTIZATION] = "nf4"
     try:
-        with replacing(folder / _WEIGHTS_FILES[0]) as partial:
-            save_file(tensors, partial, metadata)
+        held = [_Held(name, tensor.contiguous()) for name, tensor in tensors.items()]
+        write_safetensors(folder / _WEIGHTS_FILES[0], held, metadata=metadata)
         write_json(folder / CONFIG_FILE, content)
         if tokenizer is not None:
             write_tokenizer(folder, tokenizer)
@@ -172,6 +171,29 @@ def read_base_quantization(directory: Path | str) -> str:
         CheckpointError: there is no adapter, or its file cannot be read.
     """
     return _read_metadata(_find_weights(_find(directory))).get(_QUANTIZATION, "")
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A tensor in memory, to be written."""
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def read(self) -> Tensor:
+        return self.tensor
 
 
 @dataclass(frozen=True)

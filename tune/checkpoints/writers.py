@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,20 @@ _SAFETENSORS_NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
+
+
+class FileTensor(Protocol):
+    """What is written of a tensor: what the header says of it, and its values once they are asked for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self) -> Tensor: ...
 
 
 @contextmanager
@@ -85,15 +99,20 @@ def plan_shards(tensors: Sequence[LayoutTensor], max_bytes: int) -> list[list[La
     return plan
 
 
-def write_safetensors(path: Path, tensors: Sequence[LayoutTensor], advance: Advance | None = None) -> None:
-    """Write one safetensors file.
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[FileTensor],
+    advance: Advance | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one safetensors file; the same tensors and metadata give the same bytes.
 
     A number of 8 bytes (the header's length, little-endian), the header as JSON, then the tensors' bytes without gaps.
     # https://github.com/huggingface/safetensors, README, "Format"
     """
     # Wider numbers first, so that every tensor starts at a multiple of its own number's size.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for tensor in ordered:
         start, end = end, end + tensor.nbytes
@@ -182,7 +201,7 @@ def _write_directory_checksums(
         place += 46 + name_length + extra_length + comment_length
 
 
-def _write_values(file: BinaryIO, tensor: LayoutTensor, advance: Advance | None) -> memoryview:
+def _write_values(file: BinaryIO, tensor: FileTensor, advance: Advance | None) -> memoryview:
     """Write a tensor's bytes where the file stands, and return them."""
     values = tensor.read()
     if tuple(values.shape) != tensor.shape or values.dtype != tensor.dtype:

@@ -124,7 +124,9 @@ def check_fingerprint(
     """
     changed = [name for name in sorted(saved.keys() | current.keys()) if saved.get(name) != current.get(name)]
     lines = {
-        name: f"  {name}: was {saved.get(name, 'not set')}, is {current.get(name, 'not set')}"
+        name: "\n".join(
+            f"  {line}" for line in _tell(name, saved.get(name, "not set"), current.get(name, "not set"))
+        )
         for name in changed
     }
     harmless = [lines[name] for name in changed if name in LAST_DIGITS]
@@ -143,3 +145,30 @@ def check_fingerprint(
             f"{where} was saved elsewhere; the numbers may differ in their last digits:\n"
             + "\n".join(harmless)
         )
+
+
+def _tell(name: str, was: str, now: str) -> list[str]:
+    """Return what has changed; of a component that has kept its name, the arguments alone."""
+    (old_path, old), (new_path, new) = (_split_component(text) for text in (was, now))
+    if old is None or new is None or old_path != new_path:
+        return [f"{name}: was {was}, is {now}"]
+    texts = {argument: (_shown(old, argument), _shown(new, argument)) for argument in sorted(old | new)}
+    return [
+        f"{name}.{argument}: was {before}, is {after} ({old_path})"
+        for argument, (before, after) in texts.items()
+        if before != after
+    ]
+
+
+def _shown(arguments: Mapping[str, Any], name: str) -> str:
+    return json.dumps(arguments[name], sort_keys=True) if name in arguments else "not set"
+
+
+def _split_component(text: str) -> tuple[str, dict[str, Any] | None]:
+    """Return path and arguments of what `describe_component` wrote; None for the arguments of another text."""
+    path, _, arguments = text.partition(" ")
+    try:
+        content = json.loads(arguments)
+    except ValueError:
+        return path, None
+    return path, content if isinstance(content, dict) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tune.models.llama2.builders import llama2, llama2_7b, llama2_13b, llama2_70b
 from tune.models.llama2.lora import (
+    lora_llama2,
     lora_llama2_7b,
     lora_llama2_13b,
     lora_llama2_70b,
@@ -19,6 +20,7 @@ __all__ = [
     "llama2_13b",
     "llama2_70b",
     "llama2_tokenizer",
+    "lora_llama2",
     "lora_llama2_7b",
     "lora_llama2_13b",
     "lora_llama2_70b",
