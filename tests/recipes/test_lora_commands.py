@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
+import tune.models
 from tune.checkpoints import save_model
 from tune.cli.main import main
+from tune.datasets import alpaca_dataset
 from tune.models.llama2 import llama2
+from tune.tokenizers import SentencePieceTokenizer
 
 QUESTIONS = ["the river", "seven apples", "walk green", "twelve", "the answer of seven"]
 
@@ -30,6 +36,19 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
         save_file({key: tensors[key] for key in part}, directory / f"{name}.safetensors", {"format": "pt"})
     whole.unlink()
     shutil.copy(spm_file, directory / "tokenizer.model")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def published(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as `transformers` writes it."""
+    directory = tmp_path_factory.mktemp("published")
+    tensors = load_file(sharded / "a.safetensors") | load_file(sharded / "b.safetensors")
+    shutil.copy(sharded / "config.json", directory)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    model.save_pretrained(directory)
+    shutil.copy(sharded / "tokenizer.model", directory)
     return directory
 
 
@@ -143,3 +162,68 @@ def test_a_run_with_a_builder_of_ones_own_sizes_resumes_as_it_was_and_not_otherw
     assert (whole / file).read_bytes() != (
         part / "step_000002" / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["lora", "dora", "rslora"]
+)
+def test_an_adapter_of_peft_goes_through_every_command_and_back(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, bool]
+) -> None:
+    torch.manual_seed(9)
+    theirs = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(published),
+        LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "o_proj", "down_proj"], **settings),
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    theirs.save_pretrained(tmp_path / "theirs")
+    weights = [f"model_checkpoint={published}", f"adapter_checkpoint={tmp_path / 'theirs'}", "device=cpu"]
+
+    # It generates what it generates there.
+    tokenizer = SentencePieceTokenizer(published / "tokenizer.model")
+    prompt = torch.tensor([tokenizer.encode("the river", add_eos=False)])
+    greedy = {"input_ids": prompt, "do_sample": False, "max_new_tokens": 9, "eos_token_id": None}
+    answer = theirs.generate(**greedy)[0]
+    with theirs.disable_adapter():
+        assert not torch.equal(theirs.generate(**greedy)[0], answer)
+    plain = [*weights, "prompt=the river", "max_new_tokens=9", "temperature=0", "ignore_eos=true"]
+    capsys.readouterr()
+    assert main(["run", "generate", *plain, "dtype=fp32"]) == 0
+    said = capsys.readouterr().out
+    whole = tokenizer.decode(answer.tolist())
+    assert whole.removeprefix("the river").strip() == said.removeprefix("the river").strip() != ""
+
+    # It is trained on from where it stands: the loss of the first step is the one it has there.
+    rows: list[dict[str, object]] = [{"instruction": text, "output": text} for text in QUESTIONS]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["run", "lora_finetune", *weights, source, "dataset=alpaca", f"output_dir={tmp_path / 'out'}"]
+    command += ["optimizer=SGD", "lr=0.5", f"batch_size={len(QUESTIONS)}", "epochs=2", "dtype=fp32"]
+    assert main(command) == 0
+    first, last = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    total, num_targets = 0.0, 0
+    for item in alpaca_dataset(tokenizer, source=str(tmp_path / "rows.jsonl")):
+        labels = torch.tensor(item["labels"])[1:]
+        with torch.no_grad():
+            logits = theirs(torch.tensor([item["tokens"]])).logits[0, :-1]
+        total += float(F.cross_entropy(logits, labels, reduction="sum"))
+        num_targets += int((labels != -100).sum())
+    assert first["loss"] == pytest.approx(total / num_targets, rel=1e-5)
+    assert last["loss"] < first["loss"]
+
+    # What is saved, peft reads beside the untouched base.
+    step = tmp_path / "out" / "latest"
+    back = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(published), step / "adapter").eval()
+    tokens = torch.randint(3, 600, (2, 23))
+    with torch.no_grad():
+        logits = back(tokens).logits
+        torch.testing.assert_close(tune.models.from_checkpoint(step)(tokens), logits, rtol=1e-4, atol=1e-4)
+        assert (logits - theirs(tokens).logits).abs().max() > 1e-3
+    before, after = (
+        load_file(d / "adapter_model.safetensors") for d in (tmp_path / "theirs", step / "adapter")
+    )
+    assert before.keys() == after.keys()
+    moved = {name.rpartition("lora_")[2] for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"A.weight", "B.weight"} | ({"magnitude_vector"} if settings.get("use_dora") else set())
