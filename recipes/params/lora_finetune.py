@@ -25,7 +25,7 @@ class LoraFinetuneParams(FinetuneParams):
 
     # --- LoRA: what is trained. null leaves it to a lora_ builder of the model, else to the value named -----
     lora_rank: int | None = param(
-        None, minimum=1, group="LoRA", help="Inner width r of each adapter; null means 8."
+        None, minimum=1, maximum=2**16, group="LoRA", help="Inner width r of each adapter; null means 8."
     )
     lora_alpha: float | None = param(
         None,

@@ -84,6 +84,11 @@ def test_replacing_a_component_says_what_it_drops() -> None:
     assert kept.params is not None
     assert kept.params.optimizer == Component("torch.optim.Adam", {"lr": 1e-3, "fused": True})
     assert not kept.warnings
+    # null keeps nothing, so nothing of the kind is offered
+    (warning,) = run(
+        "lr_scheduler=null", text="lr_scheduler: {_component_: cosine, num_warmup_steps: 1}\n"
+    ).warnings
+    assert (warning.code, warning.suggestion) == ("dropped-arguments", None)
     # nothing is lost where everything is given anew
     assert not run("optimizer={_component_: Adam, lr: 1, fused: false}").warnings
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +26,7 @@ from tune.errors import CheckpointError
 from tune.models.merging import merge_adapter
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora, quantize_nf4, reset_adapters
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 48,
@@ -171,3 +180,69 @@ def test_the_drift_is_shown_where_the_adapter_speaks_of_4_bits(
     report = merge_adapter(quantized, base, tmp_path / "other")
     assert report.drift is None
     assert any("a base in hqq" in note for note in report.notes)
+
+
+def start(before: Callable[[], object], adapter: Path, base: Path, to: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "tune", "merge", str(adapter), "--base", str(base), "--to", str(to)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=before)
+
+
+def test_a_full_disk_and_ctrl_c_leave_nothing(tmp_path: Path) -> None:
+    """A model large enough that there is a moment to interrupt it in."""
+    base = tmp_path / "base"
+    sizes = {**SIZES, "vocab_size": 9000, "hidden_size": 384, "intermediate_size": 700}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    full = start(
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)), adapter, base, tmp_path / "full"
+    )
+    assert "cannot be written" in full.communicate(timeout=60)[1]
+    assert full.returncode == 1
+    # A shell that starts it in the background has it ignore Ctrl-C.
+    stopped = start(
+        lambda: signal.signal(signal.SIGINT, signal.default_int_handler), adapter, base, tmp_path / "stopped"
+    )
+    while not list(tmp_path.glob(".stopped.merging/*")):
+        assert stopped.poll() is None
+        time.sleep(0.001)
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.communicate(timeout=60)[1].strip() == "Interrupted."
+    assert stopped.returncode == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_two_merges_do_not_meet_and_what_was_killed_is_cleared(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    staging = tmp_path / ".merged.merging"
+    staging.mkdir()
+    (staging / "model.safetensors").write_bytes(b"half")
+    other = os.open(staging, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(CheckpointError, match="another merge is writing"):
+        merge_adapter(adapter, base, tmp_path / "merged")
+    assert (staging / "model.safetensors").read_bytes() == b"half"
+    os.close(other)
+    merge_adapter(adapter, base, tmp_path / "merged")
+    assert not staging.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["a" * 300], 1),
+        (["ADAPTER", "--base", "b" * 300], 1),
+        (["ADAPTER", "--to", "c" * 300], 1),
+        (["ADAPTER", "--to", "/proc/nobody/there"], 1),
+        (["ADAPTER", "--base", ""], 2),
+        (["ADAPTER", "--to", " "], 2),
+    ],
+)
+def test_names_that_cannot_be_are_errors_of_their_own(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int
+) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    assert main(["merge", *(str(adapter) if word == "ADAPTER" else word for word in words)]) == code
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -253,6 +253,7 @@ def test_beginning_anew_is_decided_by_the_seed() -> None:
     [
         ({"rank": 0}, "rank is 0"),
         ({"rank": 2.0}, "rank is 2.0"),
+        ({"rank": 10**20}, "at most 65536"),
         ({"rank": True}, "rank is True"),
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"alpha": math.nan}, "alpha is nan"),

@@ -227,3 +227,14 @@ def test_an_adapter_of_peft_goes_through_every_command_and_back(
     assert before.keys() == after.keys()
     moved = {name.rpartition("lora_")[2] for name in after if not torch.equal(before[name], after[name])}
     assert moved == {"A.weight", "B.weight"} | ({"magnitude_vector"} if settings.get("use_dora") else set())
+
+
+def test_an_adapter_that_is_named_by_nothing_is_refused(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not taken for the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    command = ["run", "generate", f"model_checkpoint={published}", "prompt=x", "adapter_checkpoint="]
+    assert main(command) == 2
+    assert "checkpointer.adapter_checkpoint is empty" in capsys.readouterr().err

@@ -238,6 +238,7 @@ def test_an_adapter_can_be_gone_on_from(make_lora, tmp_path: Path) -> None:
     [
         ({"model_checkpoint": None}, "model_checkpoint"),
         ({"lora_rank": 0}, "lora_rank"),
+        ({"lora_rank": 10**20}, "lora_rank"),
         ({"lora_alpha": 0.0}, "lora_alpha"),
         ({"lora_dropout": 1.0}, "lora_dropout"),
         ({"lora_attn_modules": ["q_proj", "w1"]}, "w1"),

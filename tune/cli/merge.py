@@ -19,6 +19,9 @@ def run(given: Given) -> int:
     """Merge one adapter and say what comparing the result gave."""
     if len(given.operands) != 1 or not given.operands[0].strip() or "\0" in given.operands[0]:
         raise UsageError("tune merge takes one adapter: tune merge out/latest --base DIR --to DIR")
+    for name in ("base", "to"):
+        if (value := given.one(name)) is not None and (not value.strip() or "\0" in value):
+            raise UsageError(f"--{name} is empty: give a folder, or leave it out")
     dtype = given.one("dtype")
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise UsageError(f"--dtype {dtype}: there is only {', '.join(DTYPE_NAMES)}")

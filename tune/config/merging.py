@@ -168,7 +168,7 @@ def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo])
         name = edit.dotted
         message = f"{name} is replaced as a whole, which drops {', '.join(dropped)}"
         suggestion = None
-        if isinstance(edit.node, Scalar) and isinstance(old, Mapped):
+        if isinstance(edit.node, Scalar) and isinstance(old, Mapped) and not is_null(edit.node):
             message += f"; {name}.{COMPONENT_KEY}=... would keep what the file sets"
             suggestion = f"{name}.{COMPONENT_KEY}={edit.node.text}"
         merged.problems.append(

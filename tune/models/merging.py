@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,27 +106,27 @@ def merge_adapter(
         CheckpointError: there is no adapter or no base, they do not belong together, the adapter changes nothing, the
             merged model is not what the two are, or a file cannot be written.
     """
-    adapter_dir = find_adapter_dir(expand_path(adapter))
-    base_dir = find_model_dir(_base_of(adapter_dir) if base is None else base)
-    directory = expand_path(to) if to is not None else Path.cwd() / f"{_name_of(adapter_dir)}-merged"
-    if directory.exists() or directory.is_symlink():
-        raise CheckpointError(f"{directory} is there already; choose another folder to write to")
+    try:
+        adapter_dir = find_adapter_dir(expand_path(adapter))
+        base_dir = find_model_dir(_base_of(adapter_dir) if base is None else base)
+        directory = expand_path(to) if to is not None else Path.cwd() / f"{_name_of(adapter_dir)}-merged"
+        if directory.exists() or directory.is_symlink():
+            raise CheckpointError(f"{directory} is there already; choose another folder to write to")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror}") from error
     stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
     written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
-
-    model = from_checkpoint(base_dir, dtype=written)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (1, _NUM_PROBED), generator=generator)
-    alone = model(tokens).float()
-    load_adapter(model, adapter_dir)
-    model.eval()
-    adapted = model(tokens).float()
-    paths = list(adapted_modules(model))
-
     notes: list[str] = []
-    staging = directory.with_name(f".{directory.name}.merging")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _staging_for(directory) as staging:
+        model = from_checkpoint(base_dir, dtype=written)
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, model.config.vocab_size, (1, _NUM_PROBED), generator=generator)
+        alone = model(tokens).float()
+        load_adapter(model, adapter_dir)
+        model.eval()
+        adapted = model(tokens).float()
+        paths = list(adapted_modules(model))
+
         _save(model, staging, base_dir, notes)
         del model
         merged = from_checkpoint(staging, dtype=written)
@@ -143,10 +146,6 @@ def merge_adapter(
         del merged
         drift = _measure_drift(logits, adapter_dir, base_dir, written, tokens, notes)
         os.rename(staging, directory)
-    except OSError as error:
-        raise CheckpointError(f"the merged model cannot be written to {directory}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return MergeReport(
         adapter_dir,
         base_dir,
@@ -159,6 +158,31 @@ def merge_adapter(
         drift=drift,
         notes=tuple(notes),
     )
+
+
+@contextmanager
+def _staging_for(directory: Path) -> Iterator[Path]:
+    """Yield a folder beside `directory` to write in, ours alone; it is gone at the end, unless it was renamed."""
+    staging = directory.with_name(f".{directory.name}.merging")
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        lock = os.open(staging, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or staging} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise CheckpointError(f"another merge is writing to {directory}") from error
+    try:
+        for leftover in staging.iterdir():  # of an attempt that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield staging
+    except OSError as error:
+        raise CheckpointError(f"the merged model cannot be written to {directory}: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
 
 
 def _base_of(adapter_dir: Path) -> Path:

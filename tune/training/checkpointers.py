@@ -40,7 +40,7 @@ class FullModelCheckpointer:
         adapter_checkpoint: folder of a LoRA adapter in PEFT layout to go on from; None begins new ones.
 
     Raises:
-        ConfigError: `safe_serialization` is false.
+        ConfigError: `safe_serialization` is false, or `adapter_checkpoint` is empty.
     """
 
     WRITES_META = False
@@ -60,6 +60,10 @@ class FullModelCheckpointer:
             raise ConfigError(
                 "checkpointer.safe_serialization is false, but weights are only written as safetensors: pickled "
                 "files can run code when loaded. Remove the setting."
+            )
+        if adapter_checkpoint == "":
+            raise ConfigError(
+                "checkpointer.adapter_checkpoint is empty: give the adapter's folder, or remove it."
             )
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_files = checkpoint_files

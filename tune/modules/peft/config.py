@@ -12,6 +12,8 @@ from tune.errors import ConfigError
 AttnModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 ATTN_MODULES: tuple[AttnModule, ...] = ("q_proj", "k_proj", "v_proj", "output_proj")
 MLP_MODULES = ("w1", "w2", "w3")
+# No matrix of a model here has a higher rank than this; beyond, sizes leave what torch can count.
+MAX_RANK = 2**16
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class LoRAConfig:
 
 
 def _problems_of_size(where: str, rank: object, alpha: object) -> Iterator[str]:
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        yield f"{where}rank is {rank!r}; it must be a whole number, at least 1"
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        yield f"{where}rank is {rank!r}; it must be a whole number, at least 1 and at most {MAX_RANK}"
     if not _is_number(alpha) or not 0 < alpha < math.inf:  # type: ignore[operator]  # it is a number by then
         yield f"{where}alpha is {alpha!r}; it must be above 0 and finite"
 
