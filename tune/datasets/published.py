@@ -99,7 +99,8 @@ def grammar_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
-        prompt_template=prompt_template or tokenizer.prompt_template or "grammar_error_correction",
+        prompt_template=prompt_template
+        or (None if tokenizer.prompt_template else "grammar_error_correction"),
         new_system_prompt=new_system_prompt,
         packed=packed,
         max_seq_len=max_seq_len,
@@ -139,7 +140,7 @@ def samsum_dataset(
         source=source,
         column_map={"input": "dialogue", "output": "summary"} | (column_map or {}),
         train_on_input=train_on_input,
-        prompt_template=prompt_template or tokenizer.prompt_template or "summarize",
+        prompt_template=prompt_template or (None if tokenizer.prompt_template else "summarize"),
         new_system_prompt=new_system_prompt,
         packed=packed,
         max_seq_len=max_seq_len,
