@@ -22,7 +22,7 @@ from recipes.lora_finetune import LoraFinetuneRecipe, recipe_main
 from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.generate import GenerateParams
 from recipes.params.lora_finetune import LoraFinetuneParams
-from tune.checkpoints import save_model
+from tune.checkpoints import read_base_quantization, save_model
 from tune.config import ParamsError
 from tune.errors import CheckpointError
 from tune.models.llama2 import llama2
@@ -100,6 +100,7 @@ def test_it_learns_and_other_tools_load_what_it_saves(
     step = tmp_path / "out" / "latest"
     adapter = load_file(step / "adapter" / "adapter_model.safetensors")
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in adapter.values())
+    assert read_base_quantization(step) == ("nf4" if name == "qlora" else "")
     base = AutoModelForCausalLM.from_pretrained(base_dir)
     before = logits_of(base)
     merged = logits_of(AutoModelForCausalLM.from_pretrained(step / "model", dtype=torch.float32))

@@ -265,8 +265,8 @@ def test_every_difference_is_shown() -> None:
         check_fingerprint(saved, current, "out/step_000001")
     text = str(caught.value)
     assert "sequences: was 2, is 4" in text
-    assert '"lr": 0.1' in text
-    assert '"lr": 0.2' in text
+    assert "optimizer.lr: was 0.1, is 0.2" in text
+    assert "betas" not in text
     assert "seed" not in text
     assert "model_checkpoint=out/step_000001/model" in text
     assert "allow_changes_on_resume=true" in text
