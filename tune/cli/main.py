@@ -12,6 +12,7 @@ import tune
 from tune.cli.arguments import Command, UsageError, format_help, nearest, read_arguments
 from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.failures import exit_code_of
+from tune.cli.launch_options import LAUNCH_FLAGS
 from tune.cli.terminal import columns, paint
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `tune` with `argv` (``sys.argv[1:]`` by default) and return its exit code.
 
     0: fine. 1: the run failed for a reason that was printed. 2: bad configuration or usage. 70: a bug of ours.
-    130, 141, 143: ended by Ctrl-C, a closed pipe, SIGTERM.
+    130, 138, 141, 143: ended by Ctrl-C, SIGUSR1, a closed pipe, SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -88,10 +89,23 @@ def _dispatch(arguments: list[str]) -> int:
             sys.stdout.write(format_help(command))
             return 0
         return command.run(read_arguments(command, others))
-    if find_recipe(first) is not None or os.path.isfile(first):
-        command = load_command("run")
-        return command.run(read_arguments(command, arguments))
+    if first.partition("=")[0] in LAUNCH_FLAGS or find_recipe(first) is not None or os.path.isfile(first):
+        return _run_recipe(arguments)
     raise UsageError(_unknown(first))
+
+
+def _run_recipe(arguments: list[str]) -> int:
+    """Run a recipe without the word `run`, with the options for many processes before its name or after it."""
+    command = load_command("run")
+    given = read_arguments(command, arguments)
+    word = given.operands[0] if given.operands else ""
+    if COMMANDS.get(word) == "run":
+        del given.operands[0]
+        if given.operands:
+            given.tokens.remove((given.operands[0], None))
+    elif word in COMMANDS:
+        raise UsageError(f"{arguments[0]} goes with a recipe, not with `tune {word}`")
+    return command.run(given)
 
 
 def _unknown(word: str) -> str:

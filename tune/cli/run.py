@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -23,16 +22,19 @@ from tune.cli.arguments import (
     unknown_option,
 )
 from tune.cli.catalogue import find_config, find_recipe, list_configs
-from tune.cli.failures import EXIT_BAD_USAGE, exit_code_of
-from tune.cli.target import Target, add_to_path, find_target
+from tune.cli.execute import execute
+from tune.cli.failures import EXIT_BAD_USAGE
+from tune.cli.gpus import count_gpus
+from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
+from tune.cli.target import Target, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
+from tune.utils.paths import expand_path
 
 if TYPE_CHECKING:
     from tune.config.resolve import Resolution
 
-# How many processes are asked for, under the names that torchrun and torchtune gave this.
-_PROCESS_COUNTS = ("nproc_per_node", "num_gpus", "nnodes")
+RESUME = "resume_from_checkpoint"  # set when a failed run is started again
 
 
 def run(given: Given) -> int:
@@ -54,7 +56,8 @@ def run(given: Given) -> int:
     if asks_help:
         return _show_help(target, config, given)
     _refuse_what_is_not_understood(target, given)
-    _refuse_many_processes(given)
+    plan = read_plan(given)
+    log_dir: Path | None = None
     if target.params is not None:
         resolution = resolve_for(target, config, given)
         if not resolution.ok:
@@ -62,32 +65,27 @@ def run(given: Given) -> int:
             _report(resolution)
             _hint_at_configs(target, config)
             return EXIT_BAD_USAGE
-        if "dry_run" in given.switches:
+        is_dry = "dry_run" in given.switches
+        plan = settle(plan, getattr(resolution.params, "device", None), count_gpus, is_run=not is_dry)
+        if is_dry:
             _report(resolution)
-            sys.stdout.write(_plan(target, config, given, resolution))
+            sys.stdout.write(_plan(target, config, given, resolution, plan))
             return 0
+        output_dir = getattr(resolution.params, "output_dir", None)
+        log_dir = expand_path(output_dir) / "logs" if output_dir else None
     elif "dry_run" in given.switches:
         raise UsageError(
             f"{target.name} declares no params class, so there is nothing to resolve without running it"
         )
-    return _execute(target, _forwarded(given, config))
+    else:
+        plan = settle(plan, None, count_gpus, is_run=False)  # which device it uses only the file knows
+    arguments = _forwarded(given, config)
+    if not plan.needs_launcher:
+        return execute(target.file, arguments, is_own=target.is_own)
+    from tune.cli.launch import Job, launch  # imports torch
 
-
-def _execute(target: Target, arguments: list[str]) -> int:
-    """Run the recipe's file as `python FILE ARGUMENTS` does, and return its exit code."""
-    own_file = target.file.resolve() if target.is_own else None
-    if own_file is not None:
-        add_to_path(own_file)
-    path = str(own_file or target.file)
-    before = sys.argv
-    sys.argv = [path, *arguments]
-    try:
-        runpy.run_path(path, run_name="__main__")
-        return 0
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - whatever a recipe ends with
-        return exit_code_of(error, own_file)
-    finally:
-        sys.argv = before
+    again = _resuming(target, given, config)
+    return launch(Job(target.file, target.is_own, arguments, again, log_dir), plan)
 
 
 def _find_config(name: str) -> Path:
@@ -134,27 +132,30 @@ def _refuse_another_recipes_config(
         )
 
 
-def _refuse_many_processes(given: Given) -> None:
-    for name in _PROCESS_COUNTS:
-        count = given.one(name)
-        if count is not None and count != "1":
-            flag = "--" + name
-            raise UsageError(
-                f"{flag} {count}: this release trains with one process; leave it out, or give {flag} 1"
-            )
+def _forwarded(given: Given, config: Path | None, without: str = "") -> list[str]:
+    """Return the arguments for the recipe itself: all but ours, and the config as a path it can open.
 
-
-def _forwarded(given: Given, config: Path | None) -> list[str]:
-    """Return the arguments for the recipe itself: all but ours, and the config as a path it can open."""
+    Args:
+        without: a parameter whose overrides are left out as well.
+    """
     arguments: list[str] = []
     for token, value in given.tokens:
-        if token.startswith("--") and token[2:] in _PROCESS_COUNTS:
+        if token in LAUNCH_FLAGS or (without and (value or token).startswith(f"{without}=")):
             continue
         if token == CONFIG.flags[0]:
             arguments += [token, str(config)]
         else:
             arguments += [token] if value is None else [token, value]
     return arguments
+
+
+def _resuming(target: Target, given: Given, config: Path | None) -> list[str]:
+    """Return the arguments for a run that goes on after a failure, as far as the recipe can."""
+    from tune.config.params import fields_of
+
+    if target.params is None or RESUME not in fields_of(target.params):
+        return _forwarded(given, config)
+    return [*_forwarded(given, config, without=RESUME), f"{RESUME}=true"]
 
 
 def _report(resolution: Resolution[Any]) -> None:
@@ -175,16 +176,19 @@ def _hint_at_configs(target: Target, config: Path | None) -> None:
         )
 
 
-def _plan(target: Target, config: Path | None, given: Given, resolution: Resolution[Any]) -> str:
+def _plan(
+    target: Target, config: Path | None, given: Given, resolution: Resolution[Any], plan: LaunchPlan
+) -> str:
     arguments = [argument for argument in _forwarded(given, config) if argument != "--dry-run"]
-    command = shlex.join(["python", str(target.file), *arguments])
+    starter = plan.torchrun() if plan.needs_launcher else ["python"]
+    command = shlex.join([*starter, str(target.file), *arguments])
     lines = [
         resolution.dump().rstrip("\n"),
         "",
         paint("# plan", "bold"),
         f"#   recipe:    {target.file}",
         f"#   config:    {config or '(none)'}",
-        "#   processes: 1",
+        f"#   processes: {plan.describe()}",
         f"#   the same:  {command}",
         "# Nothing was run: --dry-run.",
     ]
@@ -195,7 +199,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     """Print every parameter of a recipe; with a config or overrides also its value and where that came from."""
     if target.params is None:
         # Only the recipe itself can say: its own parser prints the help.
-        return _execute(target, [*_forwarded(given, config), "--help"])
+        return execute(target.file, [*_forwarded(given, config), "--help"], is_own=target.is_own)
     from tune.cli.show import format_parameters
     from tune.config.params import fields_of
 
@@ -225,7 +229,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
 COMMAND = Command(
     name="run",
     summary="Run a recipe (also `tune RECIPE ...` and `tune launch`).",
-    usage="run RECIPE [--config CONFIG] [KEY=VALUE ...] [--remove KEY] [--dry-run]",
+    usage="run [--nproc_per_node N] RECIPE [--config CONFIG] [KEY=VALUE ...] [--remove KEY] [--dry-run]",
     description=(
         "Checks the config and the overrides, then runs the recipe. RECIPE is a name from `tune ls` or the path of "
         "your own copy. Options and overrides may come in any order; what is set on the command line beats the "
@@ -241,6 +245,11 @@ COMMAND = Command(
         ("tune run full_finetune --config llama2/7B_full ~clip_grad_norm --dry-run", "look without running"),
         ('tune run generate model_checkpoint=DIR prompt="Once upon a time"', "no config needed"),
         ("tune run ./mine.py --config my.yaml", "your copy of a recipe"),
+        ("tune run --nproc_per_node 4 full_finetune --config llama2/7B_full", "four processes, a GPU each"),
+        (
+            "tune run --nnodes 2 --nproc_per_node 8 --rdzv_endpoint node0:29400 full_finetune --config my.yaml",
+            "two machines: the same command on both",
+        ),
     ),
     run=run,
     operands=(
@@ -253,11 +262,7 @@ COMMAND = Command(
         REMOVE,
         TRUST,
         Option(("--dry-run",), "Print the resolved parameters and what would run, then stop."),
-        Option(
-            ("--nproc_per_node", "--nproc-per-node"), "Processes on this machine; this release takes 1.", "N"
-        ),
-        Option(("--num_gpus", "--num-gpus"), "The same, by another name.", "N"),
-        Option(("--nnodes",), "Machines; this release takes 1.", "N"),
+        *LAUNCH_OPTIONS,
     ),
     takes_overrides=True,
     passes_on=True,

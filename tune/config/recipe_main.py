@@ -14,6 +14,13 @@ from tune.errors import TuneError
 R = TypeVar("R")
 
 _EXIT_INTERRUPTED = 130
+_errors_are_for_caller = False
+
+
+def leave_errors_to_caller() -> None:
+    """Let programs made by `parse` end with the error itself from now on: of many ranks only one is to report it."""
+    global _errors_are_for_caller
+    _errors_are_for_caller = True
 
 
 class PlainParams(Namespace):
@@ -40,6 +47,8 @@ def parse(function: Callable[[Any], R]) -> Callable[..., R]:
         if args or kwargs:
             return function(*args, **kwargs)
         params = _read_params(function)
+        if _errors_are_for_caller:
+            return function(params)
         try:
             return function(params)
         except TuneError as error:

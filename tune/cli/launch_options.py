@@ -1,0 +1,269 @@
+"""How many processes are asked for, on how many machines: the options, and the plan they make.
+
+The names are torchrun's, since scripts and cluster templates are full of them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tune.cli.arguments import Given, Option, UsageError
+
+_MAX_PROCESSES = 1024  # on one machine; more is a slip of the finger, and would take it down
+_MAX_MACHINES = 100_000
+_PORTS = {"c10d": 29400, "static": 29500}  # torchrun's, where an endpoint names none
+_WORDS = ("auto", "gpu", "cpu")
+
+LAUNCH_OPTIONS = (
+    Option(
+        ("--nproc_per_node", "--nproc-per-node"),
+        "Processes on this machine: a number, or gpu (one for each GPU), cpu (for each core), auto (what there is).",
+        "N",
+    ),
+    Option(("--num_gpus", "--num-gpus"), "The same, by another name.", "N"),
+    Option(("--nnodes",), "Machines. On each of them the same command is started.", "N"),
+    Option(("--node_rank", "--node-rank"), "This machine's number from 0; for the backend static.", "N"),
+    Option(
+        ("--rdzv_endpoint", "--rdzv-endpoint"),
+        "Where the machines meet: one of them, a free port.",
+        "HOST:PORT",
+    ),
+    Option(
+        ("--rdzv_backend", "--rdzv-backend"), "How they meet: c10d, or static with --node_rank.", "BACKEND"
+    ),
+    Option(("--rdzv_id", "--rdzv-id"), "Name of the run, the same on all machines.", "ID"),
+    Option(
+        ("--rdzv_conf", "--rdzv-conf"), "More about the meeting, such as join_timeout=1800.", "KEY=VALUE,..."
+    ),
+    Option(("--master_addr", "--master-addr"), "The HOST of --rdzv_endpoint, by its older name.", "HOST"),
+    Option(("--master_port", "--master-port"), "The PORT of --rdzv_endpoint, by its older name.", "PORT"),
+    Option(
+        ("--local_addr", "--local-addr"), "Address at which the other machines reach this one.", "ADDRESS"
+    ),
+    Option(
+        ("--max_restarts", "--max-restarts"),
+        "After a failure start all processes again, from the newest saved step, up to N times.",
+        "N",
+    ),
+    Option(("--standalone",), "One machine only (which is what happens without --nnodes)."),
+)
+LAUNCH_FLAGS = frozenset(flag for option in LAUNCH_OPTIONS for flag in option.flags)
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Which processes are to run, and how they find each other.
+
+    Args:
+        nproc_per_node: processes on this machine; 0 until `settle` has counted what `count` names.
+        count: what to start one process for each of: gpu, cpu, auto; empty where a number was given.
+        nnodes: machines.
+        node_rank: this machine's number, where the backend does not find it out.
+        backend: how the machines meet: c10d or static.
+        endpoint: where they meet, as host:port.
+        run_id: what this meeting is called; empty makes one up.
+        conf: further settings of the meeting.
+        local_addr: this machine's address for the others; None finds it out.
+        max_restarts: how often all processes are started again after a failure.
+    """
+
+    nproc_per_node: int = 1
+    count: str = ""
+    nnodes: int = 1
+    node_rank: int | None = None
+    backend: str = "c10d"
+    endpoint: str = "localhost:0"
+    run_id: str = ""
+    conf: dict[str, str] = field(default_factory=dict)
+    local_addr: str | None = None
+    max_restarts: int = 0
+
+    @property
+    def needs_launcher(self) -> bool:
+        """Whether there is more to do than to run the recipe in this process."""
+        return self.nproc_per_node * self.nnodes > 1 or self.max_restarts > 0
+
+    def describe(self) -> str:
+        """Return the number of processes, and how they come together, in words."""
+        text = str(self.nproc_per_node * self.nnodes)
+        if self.nnodes > 1:
+            text += f" ({self.nnodes} machines x {self.nproc_per_node}), meeting at {self.endpoint} ({self.backend})"
+        if self.max_restarts:
+            text += f"; started again after a failure up to {self.max_restarts} times"
+        return text
+
+    def torchrun(self) -> list[str]:
+        """Return the beginning of a command line that starts the same processes without tune."""
+        words = ["torchrun", "--nnodes", str(self.nnodes), "--nproc_per_node", str(self.nproc_per_node)]
+        if self.nnodes > 1:
+            words += ["--rdzv_backend", self.backend, "--rdzv_endpoint", self.endpoint]
+            words += ["--rdzv_id", self.run_id] if self.run_id else []
+            words += ["--node_rank", str(self.node_rank)] if self.backend == "static" else []
+        return [*words, "--max_restarts", str(self.max_restarts)] if self.max_restarts else words
+
+
+def read_plan(given: Given) -> LaunchPlan:
+    """Return the plan that the options make.
+
+    Raises:
+        UsageError: a value is none, or the machines are not told how to meet.
+    """
+    nproc_per_node, count = _read_processes(given)
+    nnodes = _read_nnodes(given)
+    plan = LaunchPlan(
+        nproc_per_node,
+        count,
+        nnodes,
+        local_addr=given.one("local_addr"),
+        conf=_read_conf(given.one("rdzv_conf")),
+        max_restarts=_number(given, "max_restarts", 0, 0, 1000) or 0,
+    )
+    meeting = _read_meeting(given, nnodes)  # judged also where one machine needs none
+    if nnodes == 1:
+        return plan
+    if "standalone" in given.switches:
+        raise UsageError(
+            f"--standalone is for one machine, but there is --nnodes {nnodes}; leave one of them out"
+        )
+    if meeting["backend"] == "static" and plan.max_restarts:
+        raise UsageError(
+            "--max_restarts needs --rdzv_backend c10d: with static, which --node_rank chooses, the ranks meet once"
+        )
+    return replace(plan, **meeting)
+
+
+def settle(
+    plan: LaunchPlan, device: str | None, count_gpus: Callable[[], int], *, is_run: bool
+) -> LaunchPlan:
+    """Return the plan with its processes counted, having checked that each finds the device it is to use.
+
+    Args:
+        device: the device that was asked for; None takes a GPU where there is one.
+        count_gpus: returns how many there are here.
+        is_run: whether it is carried out here; a dry run may speak of another machine.
+
+    Raises:
+        UsageError: there are fewer GPUs than processes, or none to count.
+    """
+    on_gpu = device is None or device.partition(":")[0] == "cuda"
+    if plan.count == "gpu" or (plan.count == "auto" and on_gpu):
+        found = count_gpus()
+        if found:
+            return replace(plan, nproc_per_node=found)
+        if plan.count == "gpu":
+            raise UsageError("--nproc_per_node gpu: there is no GPU here; give a number, with device=cpu")
+    if plan.count:
+        return replace(plan, nproc_per_node=count_cores())
+    if is_run and on_gpu and plan.nproc_per_node > 1:
+        found = count_gpus()
+        if found < plan.nproc_per_node and (found or device is not None):
+            raise UsageError(
+                f"{plan.nproc_per_node} processes need a GPU each, but there are {found} here; "
+                + (f"give --nproc_per_node {found}" if found else "train on the processor with device=cpu")
+                + (", or device=cpu" if found else "")
+            )
+    return plan
+
+
+def count_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_processes(given: Given) -> tuple[int, str]:
+    """Return the number of processes on this machine, or 0 and what to count."""
+    both = {name: given.one(name) for name in ("nproc_per_node", "num_gpus")}
+    asked = {name: value for name, value in both.items() if value is not None}
+    if len(set(asked.values())) > 1:
+        raise UsageError(
+            f"--nproc_per_node {both['nproc_per_node']} and --num_gpus {both['num_gpus']} say the same thing "
+            "in two ways; keep one"
+        )
+    for name, value in asked.items():
+        if value in _WORDS:
+            return 0, value
+        return _number(given, name, 1, 1, _MAX_PROCESSES, f", or one of {', '.join(_WORDS)}") or 1, ""
+    return 1, ""
+
+
+def _read_nnodes(given: Given) -> int:
+    text = given.one("nnodes")
+    if text is not None and re.fullmatch(r"\d+:\d+", text):
+        raise UsageError(
+            f"--nnodes {text}: a run has a fixed number of machines, since its batches are shared out among them; "
+            f"give one number, such as --nnodes {text.partition(':')[2]}"
+        )
+    return _number(given, "nnodes", 1, 1, _MAX_MACHINES) or 1
+
+
+def _number(
+    given: Given, name: str, default: int | None, minimum: int, maximum: int, others: str = ""
+) -> int | None:
+    text = given.one(name)
+    if text is None:
+        return default
+    # isdecimal alone takes digits of other scripts
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and minimum <= int(text) <= maximum):
+        raise UsageError(f"--{name} takes a whole number from {minimum} to {maximum}{others}, not {text!r}")
+    return int(text)
+
+
+def _read_meeting(given: Given, nnodes: int) -> dict[str, Any]:
+    """Return how several machines meet; raises where they are not told."""
+    endpoint, backend = given.one("rdzv_endpoint"), given.one("rdzv_backend")
+    master_addr, master_port = given.one("master_addr"), _number(given, "master_port", None, 1, 65535)
+    node_rank = _number(given, "node_rank", None, 0, nnodes - 1)
+    if backend is not None and backend not in _PORTS:
+        raise UsageError(f"--rdzv_backend takes {' or '.join(_PORTS)}, not {backend!r}")
+    # Who numbers the machines by hand means the backend that reads these numbers.
+    backend = backend or ("static" if node_rank is not None else "c10d")
+    if endpoint is not None and master_addr is not None:
+        raise UsageError("--rdzv_endpoint and --master_addr both say where the machines meet; keep one")
+    if endpoint is None and master_addr is not None:
+        endpoint = f"[{master_addr}]" if master_addr.count(":") > 1 else master_addr
+        endpoint += f":{master_port}" if master_port is not None else ""
+    if endpoint is None:
+        if nnodes == 1:
+            return {}
+        raise UsageError(
+            f"--nnodes {nnodes}: the machines need a place to meet; give all of them the same "
+            "--rdzv_endpoint HOST:PORT, where HOST is one of them"
+        )
+    if nnodes > 1 and backend == "static" and node_rank is None:
+        raise UsageError(
+            f"--rdzv_backend static needs --node_rank, from 0 to {nnodes - 1} and different on each machine; "
+            "--rdzv_backend c10d finds it out"
+        )
+    return {
+        "backend": backend,
+        "endpoint": _with_port(endpoint, _PORTS[backend]),
+        "node_rank": node_rank,
+        "run_id": given.one("rdzv_id") or "tune",
+    }
+
+
+def _with_port(endpoint: str, default: int) -> str:
+    """Return `endpoint` as host:port."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(\d{1,5}))?", endpoint)
+    if match is None or not 0 < int(match[2] or default) < 65536:
+        raise UsageError(
+            f"--rdzv_endpoint takes HOST:PORT, such as node0:{default} or [fd00::1]:{default}, not {endpoint!r}"
+        )
+    return f"{match[1]}:{match[2] or default}"
+
+
+def _read_conf(text: str | None) -> dict[str, str]:
+    conf: dict[str, str] = {}
+    for item in (text or "").split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if item.strip() and not (key and equals and value):
+            raise UsageError(
+                f"--rdzv_conf takes KEY=VALUE,KEY=VALUE, such as join_timeout=1800, not {text!r}"
+            )
+        if key:
+            conf[key] = value
+    return conf

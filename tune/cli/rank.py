@@ -1,0 +1,171 @@
+"""One rank of a run: the process that the launcher starts, in which the recipe's file runs.
+
+It sees to it that the rank never outlives the launcher, that only rank 0 writes to the terminal, and that the launcher
+learns when and how the rank ended. The recipe notices nothing of it: it runs as `python FILE ARGUMENTS` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from tune.cli.execute import run_file
+from tune.cli.failures import EXIT_INTERRUPTED, exit_code_of
+from tune.cli.rank_report import (
+    STOP_CODES,
+    STOP_SIGNALS,
+    RankEnd,
+    RankStart,
+    is_lost_connection,
+    write_record,
+)
+from tune.config.recipe_main import leave_errors_to_caller
+from tune.errors import TuneError
+
+# The variable that tells a rank what it is to do, as JSON.
+RANK_VARIABLE = "TUNE_RANK"
+_PR_SET_PDEATHSIG = 1
+_STUCK_AFTER_S = 5.0
+_LEAVE_WITHIN_S = 30  # a failed rank, whose libraries may wait for peers on the way out
+
+
+class _StoppedEarly(SystemExit):
+    """A request to stop that came before the recipe was ready to finish a step, or after its last one."""
+
+
+def main() -> int:
+    """Run one rank and return the exit code for the launcher: 0 also after a stop on request, in order."""
+    task = json.loads(os.environ.pop(RANK_VARIABLE))
+    _die_with(task["launcher"])
+    offset = _redirect(task["log"])
+    for signum in STOP_SIGNALS:
+        if signum != signal.SIGINT:  # that one is a KeyboardInterrupt, as everywhere in Python
+            signal.signal(signum, _stop_early)
+    faulthandler.enable()
+    rank = int(os.environ["RANK"])
+    records = Path(task["records"])
+    _end_when_stuck(records, rank)
+    start = RankStart(rank, int(os.environ["WORLD_SIZE"]), os.getpid(), task["log"], offset)
+    write_record(records / f"{rank}.started", start)
+    end = _run(rank, Path(task["file"]), task["arguments"], task["is_own"])
+    # A signal that comes from here on must not turn a finished rank into one that was stopped.
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    if task["log"] is not None and end.text:
+        sys.stderr.write(end.text)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    write_record(records / f"{rank}.ended", end)
+    if end.kind in ("done", "stopped"):
+        return 0
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_LEAVE_WITHIN_S)
+    return end.code
+
+
+def _run(rank: int, file: Path, arguments: list[str], is_own: bool) -> RankEnd:
+    """Run the recipe and return how it ended."""
+    leave_errors_to_caller()
+    try:
+        run_file(file, arguments, is_own=is_own)
+        return RankEnd(rank, time.time(), "done", 0)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - whatever a recipe ends with
+        ended = time.time()
+        # Only the launcher knows whether this error is the one to show: it is kept, not printed.
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            code = exit_code_of(error, file.resolve() if is_own else None) & 0xFF
+        return RankEnd(rank, ended, _kind_of(error, code), code, said.getvalue())
+
+
+def _kind_of(error: BaseException, code: int) -> str:
+    if code == 0:
+        return "done"
+    if isinstance(error, (KeyboardInterrupt, _StoppedEarly)):
+        return "aborted"
+    if isinstance(error, SystemExit) and code in STOP_CODES:
+        by_hand = code == EXIT_INTERRUPTED and isinstance(error.__context__, KeyboardInterrupt)
+        return "aborted" if by_hand else "stopped"
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(error, TuneError):  # what is explained is no such thing
+        if is_lost_connection(str(chain)):
+            return "lost"
+        chain = chain.__cause__ or chain.__context__
+    return "failed"
+
+
+def _stop_early(signum: int, frame: FrameType | None) -> NoReturn:
+    raise _StoppedEarly(128 + signum)
+
+
+def _end_when_stuck(records: Path, rank: int) -> None:
+    """See to it that a request to stop is heeded while the main thread waits for a peer, deep in a library.
+
+    Python calls handlers between two of its instructions, which may be many minutes away. Once the recipe has taken
+    the signals over there may be a step to save, and nothing is cut short.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    ours = (_stop_early, signal.default_int_handler)
+
+    def watch() -> None:
+        while signums := os.read(reader, 64):
+            asked = [signum for signum in signums if signum in STOP_SIGNALS]
+            if asked and signal.getsignal(asked[0]) in ours:
+                time.sleep(_STUCK_AFTER_S)
+                if signal.getsignal(asked[0]) in ours:  # and not ignored: then the rank is on its way out
+                    write_record(
+                        records / f"{rank}.ended", RankEnd(rank, time.time(), "aborted", 128 + asked[0])
+                    )
+                    os._exit(128 + asked[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _die_with(launcher: int) -> None:
+    """End this process with the launcher's, however that one ends: nobody else would ever end it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
+    if os.getppid() != launcher:  # it was gone before it could be watched
+        os._exit(128 + signal.SIGKILL)
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _redirect(log: str | None) -> int:
+    """Take the terminal away from all ranks but the first; return where in the log this rank begins."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    if log is None:
+        return 0
+    # Appending: an earlier run's output stays, and so does that of another run which holds the directory now.
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    offset = os.fstat(file).st_size
+    os.close(file)
+    print(
+        f"--- rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    )
+    return offset
