@@ -237,8 +237,6 @@ def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
         (["run", "full_finetune", "--dry-run=yes"], "takes no value"),
         (["run", "full_finetune", "--config", "tiny/full_finetune", "--config", "b"], "2 times"),
         (["run", "full_finetune", "--config", "nothing"], "no config nothing"),
-        (["run", "full_finetune", "--config", "llama2/7B_full", "--nproc_per_node", "2"], "one process"),
-        (["run", "full_finetune", "--config", "llama2/7B_full", "--num-gpus=8"], "one process"),
         (["run", "generate", "--config", "llama2/7B_full"], "tune run full_finetune --config llama2/7B_full"),
         (["run", "full_finetune", "--config", "llama2/7B_full", "batchsize=4"], "batch_size"),
         (["run", "full_finetune", "lr=1e-4"], "No --config was given"),

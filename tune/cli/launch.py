@@ -7,6 +7,7 @@ thread of its own, where it gets no signals, and the main thread passes them on 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from tune.cli.supervisor import Supervisor
 from tune.errors import TrainingError
 
 _POLL_S = 0.05
+_JOIN_TIMEOUT_S = 600  # torch's
+_RESOLVE_S = 60
 # tune may stand in a clone that is not installed, and must come from the place this one came from. The place is on
 # the path for that import alone, so that nothing in it can take another package's name.
 _RANK_CODE = (
@@ -171,15 +175,16 @@ def _configure(plan: LaunchPlan, specs: LogsSpecs) -> LaunchConfig:
         conf["timeout"] = int(conf["timeout"])
     local_addr = plan.local_addr
     if plan.nnodes > 1:
+        sys.stderr.write(f"Waiting for {plan.nnodes} machines at {plan.endpoint}.\n")
+        sys.stderr.flush()
         host, _, port = plan.endpoint.rpartition(":")
         local_addr = local_addr or _address_towards(host.strip("[]"), int(port))
         if plan.backend == "static":
             conf["rank"] = plan.node_rank
-        elif "is_host" not in conf and _can_listen(host.strip("[]"), int(port)):
-            # torch compares names; an address of a second network card would not be known as ours.
-            conf["is_host"] = "true"
-        sys.stderr.write(f"Waiting for {plan.nnodes} machines at {plan.endpoint}.\n")
-        sys.stderr.flush()
+        elif "is_host" not in conf:
+            # torch compares names: it would not know the address of a second network card as ours.
+            is_host = _is_here(host.strip("[]"), int(port))
+            conf |= {} if is_host is None else {"is_host": str(is_host).lower()}
     return LaunchConfig(
         min_nodes=plan.nnodes,
         max_nodes=plan.nnodes,
@@ -189,7 +194,6 @@ def _configure(plan: LaunchPlan, specs: LogsSpecs) -> LaunchConfig:
         rdzv_endpoint=plan.endpoint,
         rdzv_configs=conf,
         max_restarts=plan.max_restarts,
-        monitor_interval=5 * _POLL_S,  # we look more often, to see how a rank ends before it is cleared away
         logs_specs=specs,
         local_addr=local_addr or "localhost",  # a machine's own name is not always one that it can resolve
     )
@@ -199,6 +203,7 @@ def _run_agent(config: LaunchConfig, job: Job, problems: list[Exception]) -> Non
     code = _RANK_CODE.format(home=str(Path(tune.__file__).resolve().parent.parent))
     try:
         # The agent replaces $-words in arguments.
+        _wait_for_host(config)
         words = [word.replace("$", "$$") for word in ("-P", "-c", code, str(job.file))]
         elastic_launch(config, sys.executable)(*words)
     except Exception as error:  # noqa: BLE001 - it belongs to the main thread
@@ -251,24 +256,48 @@ def _silence_elastic() -> None:
 
 def _address_towards(host: str, port: int) -> str:
     """Return this machine's address as `host` sees it; nothing is sent for that."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise TrainingError(
-            f"--rdzv_endpoint: there is no way to {host}: {error.strerror or error}"
-        ) from error
+    until = time.monotonic() + _RESOLVE_S
+    while True:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            # In a cluster that is just starting, names come into being with the machines.
+            if not isinstance(error, socket.gaierror) or time.monotonic() > until:
+                raise TrainingError(f"there is no way to {host}: {error.strerror or error}") from error
+            time.sleep(1.0)
 
 
-def _can_listen(host: str, port: int) -> bool:
-    """Tell whether `host` is this machine and the port is free."""
+def _is_here(host: str, port: int) -> bool | None:
+    """Tell whether `host` is this machine; None where the port is taken, perhaps by another launcher here."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return True
-    except OSError:  # the address is another machine's; or another launcher here is the one that listens
-        return False
+    except OSError as error:
+        return False if error.errno == errno.EADDRNOTAVAIL else None
+
+
+def _wait_for_host(config: LaunchConfig) -> None:
+    """Wait until the machine that the others meet at listens: torch itself would give up after a minute."""
+    if config.rdzv_configs.get("is_host") != "false":
+        return
+    host, _, port = config.rdzv_endpoint.rpartition(":")
+    seconds = int(config.rdzv_configs.get("join_timeout", _JOIN_TIMEOUT_S))
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise TrainingError(
+                    f"nothing answers at {config.rdzv_endpoint}, the --rdzv_endpoint, after {seconds} s: "
+                    f"{error.strerror or error}. The same command has to run on that machine, and the port has to be "
+                    "reachable. --rdzv_conf join_timeout=SECONDS waits longer."
+                ) from error
+            time.sleep(0.5)

@@ -27,7 +27,9 @@ from tune.cli.rank_report import (
     STOP_SIGNALS,
     RankEnd,
     RankStart,
+    end_of_process,
     is_lost_connection,
+    read_end,
     write_record,
 )
 from tune.config.recipe_main import leave_errors_to_caller
@@ -37,6 +39,7 @@ from tune.errors import TuneError
 RANK_VARIABLE = "TUNE_RANK"
 _PR_SET_PDEATHSIG = 1
 _STUCK_AFTER_S = 5.0
+_NOTICED_WITHIN_S = 0.2
 _LEAVE_WITHIN_S = 30  # a failed rank, whose libraries may wait for peers on the way out
 
 
@@ -45,19 +48,26 @@ class _StoppedEarly(SystemExit):
 
 
 def main() -> int:
-    """Run one rank and return the exit code for the launcher: 0 also after a stop on request, in order."""
+    """Run one rank and return the exit code for the launcher's agent: 0 also after a stop on request.
+
+    The rank is a child of this process, which does nothing but wait for it: a rank that is killed cannot say so.
+    """
     task = json.loads(os.environ.pop(RANK_VARIABLE))
-    _die_with(task["launcher"])
     offset = _redirect(task["log"])
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    record = Path(task["records"]) / f"{rank}.ended"
+    own_id = os.getpid()
+    child = os.fork()
+    if child:
+        return _wait_for(RankStart(rank, world_size, child, task["log"], offset), record, task["launcher"])
+    _die_with(own_id)
     for signum in STOP_SIGNALS:
         if signum != signal.SIGINT:  # that one is a KeyboardInterrupt, as everywhere in Python
             signal.signal(signum, _stop_early)
     faulthandler.enable()
-    rank = int(os.environ["RANK"])
-    records = Path(task["records"])
-    _end_when_stuck(records, rank)
-    start = RankStart(rank, int(os.environ["WORLD_SIZE"]), os.getpid(), task["log"], offset)
-    write_record(records / f"{rank}.started", start)
+    _end_when_stuck(record, rank)
+    start = RankStart(rank, world_size, os.getpid(), task["log"], offset)
+    write_record(record.with_suffix(".started"), start)
     end = _run(rank, Path(task["file"]), task["arguments"], task["is_own"])
     # A signal that comes from here on must not turn a finished rank into one that was stopped.
     for signum in STOP_SIGNALS:
@@ -67,12 +77,26 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    write_record(records / f"{rank}.ended", end)
-    if end.kind in ("done", "stopped"):
-        return 0
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_LEAVE_WITHIN_S)
+    write_record(record, end)
+    if end.kind in ("failed", "lost"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LEAVE_WITHIN_S)
     return end.code
+
+
+def _wait_for(start: RankStart, record: Path, launcher: int) -> int:
+    """Wait for the rank's process, write down its end where it could not, and return the code for the agent."""
+    for signum in STOP_SIGNALS:  # the rank gets them itself
+        signal.signal(signum, signal.SIG_IGN)
+    _die_with(launcher)
+    _, status = os.waitpid(start.pid, 0)
+    if not record.exists():
+        # What other ranks say of this end, they noticed a moment after it, but perhaps before this line.
+        before = time.time() - _NOTICED_WITHIN_S
+        write_record(record, end_of_process(start, before, os.waitstatus_to_exitcode(status)))
+    end = read_end(record)
+    # For any code but 0 the agent ends the other ranks, and after a request to stop one of them may be saving.
+    return 0 if end.kind in ("done", "stopped", "aborted") else end.code
 
 
 def _run(rank: int, file: Path, arguments: list[str], is_own: bool) -> RankEnd:
@@ -109,7 +133,7 @@ def _stop_early(signum: int, frame: FrameType | None) -> NoReturn:
     raise _StoppedEarly(128 + signum)
 
 
-def _end_when_stuck(records: Path, rank: int) -> None:
+def _end_when_stuck(record: Path, rank: int) -> None:
     """See to it that a request to stop is heeded while the main thread waits for a peer, deep in a library.
 
     Python calls handlers between two of its instructions, which may be many minutes away. Once the recipe has taken
@@ -126,26 +150,33 @@ def _end_when_stuck(records: Path, rank: int) -> None:
             if asked and signal.getsignal(asked[0]) in ours:
                 time.sleep(_STUCK_AFTER_S)
                 if signal.getsignal(asked[0]) in ours:  # and not ignored: then the rank is on its way out
-                    write_record(
-                        records / f"{rank}.ended", RankEnd(rank, time.time(), "aborted", 128 + asked[0])
-                    )
-                    os._exit(128 + asked[0])
+                    write_record(record, RankEnd(rank, time.time(), "aborted", 128 + asked[0]))
+                    os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
+    # A helper process that the recipe forks must not speak for the rank.
+    os.register_at_fork(after_in_child=_forget_signals)
 
 
-def _die_with(launcher: int) -> None:
-    """End this process with the launcher's, however that one ends: nobody else would ever end it."""
+def _forget_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is _stop_early:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def _die_with(parent: int) -> None:
+    """End this process with its parent, however that one ends: nobody else would ever end it."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
-    if os.getppid() != launcher:  # it was gone before it could be watched
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it was gone before it could be watched
         os._exit(128 + signal.SIGKILL)
 
 
-def _watch(launcher: int) -> None:
-    while os.getppid() == launcher:
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -154,6 +185,7 @@ def _redirect(log: str | None) -> int:
     """Take the terminal away from all ranks but the first; return where in the log this rank begins."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
+    os.close(nothing)
     if log is None:
         return 0
     # Appending: an earlier run's output stays, and so does that of another run which holds the directory now.
@@ -163,9 +195,8 @@ def _redirect(log: str | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"--- rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, {now}")
     offset = os.fstat(file).st_size
     os.close(file)
-    print(
-        f"--- rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    )
     return offset

@@ -40,7 +40,7 @@ class RankEnd:
         rank: its number among all.
         time: seconds since the epoch.
         kind: "done"; "stopped" on request, in order; "aborted" on request, at once; "lost": another rank was gone;
-            "failed"; "killed" by a signal that nobody here sent; "gone" without leaving any trace.
+            "failed"; "killed" by a signal that nobody here sent.
         code: its exit code, 128 plus the signal's number where that ended it.
         text: what it has to say: the `error:` block, after a traceback where that helps.
     """
@@ -85,16 +85,8 @@ def read_end(path: Path) -> RankEnd:
     return RankEnd(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def end_of_process(start: RankStart, time: float, status: int | None) -> RankEnd:
-    """Return the end of a rank that left no record.
-
-    Args:
-        start: that rank's start.
-        time: when it ended.
-        status: its exit code, negative for a signal, as in `subprocess`; None where nobody knows.
-    """
-    if status is None:
-        return RankEnd(start.rank, time, "gone", 1)
+def end_of_process(start: RankStart, time: float, status: int) -> RankEnd:
+    """Return the end of a rank that left no record; `status` is negative for a signal, as in `subprocess`."""
     if status >= 0:
         return RankEnd(start.rank, time, "failed" if status else "done", status)
     if -status == signal.SIGABRT and is_lost_connection(read_tail(start)):
@@ -116,7 +108,7 @@ def find_first(ends: Sequence[RankEnd]) -> RankEnd | None:
 def _is_killed_from_outside(end: RankEnd, in_order: Sequence[RankEnd]) -> bool:
     """Tell whether a signal that ended a rank is news, and not the end of what another rank began."""
     earlier = [other for other in in_order if other.kind != "done" and other.time < end.time]
-    if end.kind not in ("killed", "gone"):
+    if end.kind != "killed":
         return False
     if end.code == 128 + signal.SIGTERM:
         return not earlier
@@ -163,8 +155,7 @@ def explain(first: RankEnd, ends: Sequence[RankEnd], start: RankStart | None, ho
         if first.code == 128 + signal.SIGKILL:
             text += ": often the kernel's out-of-memory killer (`dmesg` names its victims)"
     else:
-        how = "without a word" if first.kind == "gone" else f"with exit code {first.code}"
-        text = f"error: {rank} ended {how}"
+        text = f"error: {rank} ended with exit code {first.code}"
     tail = read_tail(start) if start else ""
     if tail:
         text += "\nits last lines:\n" + "\n".join(f"  {line}" for line in tail.split("\n"))

@@ -27,14 +27,15 @@ from tune.cli.rank_report import (
 from tune.cli.terminal import paint
 
 _KILL_AFTER_S = 10.0  # from the second Ctrl-C, which asks to stop at once
-_KILL_AFTER_ABORT_S = 5.0  # from the end of a rank that stopped at once: without it the others get nowhere
+_KILL_AFTER_ABORT_S = (
+    30.0  # from the end of a rank that somebody stopped alone: without it the others get nowhere
+)
 _SETTLE_S = 1.0  # until an error that came first, but was written down later, is sure to be known
 
 
 @dataclass
 class _Rank:
     start: RankStart
-    seen_alive: float
     end: RankEnd | None = None
     num_delivered: int = 0  # of the requests
 
@@ -100,27 +101,28 @@ class Supervisor:
             if len(attempt.ranks) < attempt.num_ranks:
                 for path in attempt.records.glob("[!.]*.started"):
                     start = read_start(path)
-                    attempt.ranks.setdefault(start.rank, _Rank(start, time.time()))
+                    attempt.ranks.setdefault(start.rank, _Rank(start))
             for rank in attempt.alive:
-                self._look(attempt, rank)
+                record = attempt.records / f"{rank.start.rank}.ended"
+                if record.exists():
+                    rank.end = read_end(record)
             must_kill = self._must_kill(attempt)
             for rank in attempt.alive:
                 if must_kill:
                     self.has_killed = True
-                    _send(rank.start.pid, signal.SIGKILL, to_group=True)
+                    _send(rank.start.pid, signal.SIGKILL)
                 for signum, _ in self.requests[rank.num_delivered :]:
                     _send(rank.start.pid, signum)
                     rank.num_delivered += 1
 
     def note_exit_codes(self, statuses: dict[int, int]) -> None:
-        """Take over, for ranks whose end was missed here, what the agent saw of them."""
+        """Take over, for ranks that nobody could write a record of, what the agent saw of them."""
         with self._lock:
             attempt = self.attempts[-1]
             for number, status in statuses.items():
-                start = RankStart(number, attempt.num_ranks, 0, None)
-                rank = attempt.ranks.setdefault(number, _Rank(start, time.time()))
-                if rank.end is None or rank.end.kind == "gone":
-                    rank.end = end_of_process(rank.start, rank.seen_alive, status)
+                rank = attempt.ranks.setdefault(number, _Rank(RankStart(number, attempt.num_ranks, 0, None)))
+                if rank.end is None:
+                    rank.end = end_of_process(rank.start, time.time(), status)
 
     @property
     def must_leave(self) -> bool:
@@ -183,7 +185,6 @@ class Supervisor:
         return f"rank {first.rank} " + {
             "killed": f"was killed by signal {first.code - 128}",
             "lost": "lost the connection to another machine",
-            "gone": "ended without a word",
         }.get(first.kind, f"ended with exit code {first.code}")
 
     def _show(self, attempt: _Attempt, first: RankEnd) -> None:
@@ -197,43 +198,17 @@ class Supervisor:
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
 
-    def _look(self, attempt: _Attempt, rank: _Rank) -> None:
-        """Note whether a rank has ended, and how."""
-        record = attempt.records / f"{rank.start.rank}.ended"
-        now = time.time()
-        status: int | None = None
-        if not record.exists():
-            try:
-                # A look only: the agent, whose child it is, is still to find it.
-                found = os.waitid(os.P_PID, rank.start.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                pass  # the agent was faster; perhaps it tells later
-            except AttributeError:  # macOS cannot look; the agent tells in the end
-                return
-            else:
-                if found is None:
-                    rank.seen_alive = now
-                    return
-                status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-        # The record may have been written after the first look for it. Without one, what the others say of this
-        # end came later than it, so it is dated back to when the rank was last seen alive.
-        if record.exists():
-            rank.end = read_end(record)
-        else:
-            rank.end = end_of_process(rank.start, rank.seen_alive, status)
-
     def _must_kill(self, attempt: _Attempt) -> bool:
         interrupts = [when for signum, when in self.requests if signum == signal.SIGINT]
         if len(interrupts) >= 3 or (
             len(interrupts) == 2 and time.monotonic() - interrupts[1] > _KILL_AFTER_S
         ):
             return True
-        return any(
+        return not self.requests and any(
             end.kind == "aborted" and time.time() - end.time > _KILL_AFTER_ABORT_S for end in attempt.ends
         )
 
 
-def _send(pid: int, signum: int, *, to_group: bool = False) -> None:
+def _send(pid: int, signum: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it may have ended just now
-        # A rank leads a session of its own. Its helpers (data loading) are its own business, unless it is to die.
-        os.killpg(pid, signum) if to_group else os.kill(pid, signum)
+        os.kill(pid, signum)
