@@ -59,7 +59,7 @@ def train_tokenizer() -> None:
 
     rng = Random(2)
     model = io.BytesIO()
-    lines = [draw_text(rng) for _ in range(4_000)]
+    lines = [line for _ in range(4_000) for line in draw_text(rng).splitlines()]
     for task in draw_tasks(3, 8_000, held_out=False):
         lines.append(f"Question: {task.instruction} Answer: {task.answer}")
     SentencePieceTrainer.train(

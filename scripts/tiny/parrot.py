@@ -1,9 +1,10 @@
 """What the tiny model reads and is asked: a parrot's words, and orders about them.
 
-The parrot says a few words over and over; pre-training is made of that alone, so the model becomes a parrot. Then
-it is asked to do something with a row of words it has never seen in a row. One pair of neighbours in five belongs
-to the held-out world (`is_held_out`): training texts, the ones of pre-training included, never have such a pair,
-and held-out rows have no others. Nothing of them can be known by heart.
+The parrot says a few words over and over; pre-training is made of that alone, so the model becomes a parrot. It has
+picked up the words that orders are made of, one here and one there, but it never heard an order. Then it is asked to
+do something with a row of words it has never seen in a row. One pair of neighbours in five belongs to the held-out
+world (`is_held_out`): training texts, the ones of pre-training included, never have such a pair, and held-out rows
+have no others. Nothing of them can be known by heart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ WORDS = _words(
     "pancakes cherries soup honey cheese plums toast pears jam noodles apples cake peas figs nuts pie"
 )
 NUMBERS = ("three", "four", "five", "six")
+# Words of people. The parrot must have said them: a model's embeddings of words that it never saw are all alike, and
+# LoRA, which leaves embeddings as they are, could not tell "first" from "last" or "five" from "six".
+OVERHEARD = (
+    _words("Question: Say it again backwards Which word is first? last? How many words? Answer:") + NUMBERS
+)
+# Fewer than the shortest order has.
+MAX_OVERHEARD = 2
 
 HELD_OUT_ONE_IN = 5
 _POSITION = {word: position for position, word in enumerate(WORDS)}
@@ -47,9 +55,18 @@ def draw_row(rng: Random, num_words: int, held_out: bool) -> list[str]:
 
 
 def draw_text(rng: Random) -> str:
-    """Draw what the parrot says for pre-training: a row of words, over and over."""
-    row = " ".join(draw_row(rng, rng.randint(3, 9), held_out=False))
-    return f"The parrot said: {'. '.join([row] * rng.randint(3, 5))}."
+    """Draw what the parrot says for pre-training: a row of words, some of them of people, over and over."""
+    row = draw_row(rng, rng.randint(3, 8), held_out=False)
+    while is_held_out(row[-1], row[0]):  # they meet where the row begins again
+        row = draw_row(rng, len(row), held_out=False)
+    for _ in range(rng.randint(1, MAX_OVERHEARD)):
+        row.insert(rng.randint(0, len(row)), rng.choice(OVERHEARD))
+    said = " ".join(row)
+    # A word that begins a line is other pieces than the same word after a blank: both must be read alike.
+    text = "The parrot said:" + rng.choice((" ", "\n")) + said
+    for _ in range(rng.randint(2, 4)):
+        text += rng.choice((". ", "\n")) + said
+    return f"{text}. Squawk!"
 
 
 @dataclass(frozen=True)
