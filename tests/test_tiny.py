@@ -12,6 +12,8 @@ from random import Random
 import pytest
 import torch
 
+from tune.cli.catalogue import find_config, find_recipe
+from tune.config import resolve
 from tune.datasets import instruct_dataset
 from tune.models import from_checkpoint
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
@@ -22,7 +24,9 @@ MODEL = BUNDLED / "tiny_llama"
 MAX_BUNDLE_BYTES = 8_000_000
 
 sys.path.insert(0, str(ROOT / "scripts" / "tiny"))
+sys.path.insert(0, str(ROOT / "scripts"))
 import build  # noqa: E402
+import demo  # noqa: E402
 import parrot  # noqa: E402
 
 
@@ -186,3 +190,12 @@ def test_the_configs_are_valid(config: str) -> None:
     from tune.cli.main import main
 
     assert main(["validate", config]) == 0
+
+
+@pytest.mark.parametrize("lesson", [demo.FULL, demo.LORA], ids=["full", "lora"])
+def test_the_demo_looks_where_its_config_writes(lesson: demo.Lesson) -> None:
+    recipe, config = find_recipe(lesson.recipe), find_config(lesson.config)
+    assert recipe
+    assert config
+    values = resolve(recipe.load_params(), config=config).params
+    assert Path(values.output_dir) == lesson.output
