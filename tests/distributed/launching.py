@@ -12,17 +12,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds; nothing here takes a tenth of it on a quiet machine
 
 
-def start(num_processes: int, recipe: Path | str, *arguments: str) -> subprocess.Popen[str]:
+def start(
+    num_processes: int, recipe: Path | str, *arguments: str, quiet: bool = False
+) -> subprocess.Popen[str]:
     """Start a recipe on so many processes, in a session of its own so that all of it can be killed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-    if isinstance(recipe, str):
-        recipe, arguments = ROOT / "recipes" / f"{recipe}.py", tuple(a.replace("tiny/full", f"{ROOT}/recipes/configs/tiny/full") + ".yaml" * (a == "tiny/full_finetune") for a in arguments)
+    count = ["--nproc_per_node", str(num_processes)]
+    stream = subprocess.DEVNULL if quiet else subprocess.PIPE
     return subprocess.Popen(
-        [*command, str(recipe), *arguments],
+        [sys.executable, "-m", "tune", "run", *count, str(recipe), *arguments],
         # One thread per process: two cores are shared by all of them.
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stream,
+        stderr=stream,
         text=True,
         start_new_session=True,
     )

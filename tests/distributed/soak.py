@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.distributed.launching import PATIENCE, children_of, start
 
-WORDS = "mill basket goose crab forest".split()
+WORDS = ["mill", "basket", "goose", "crab", "forest"]
 
 
 def main() -> int:
@@ -48,10 +48,15 @@ def main() -> int:
 
 
 def soak(folder: Path, data: Path, processes: int, kills: int, rng: random.Random) -> int:
-    """Kill runs of so many processes until there were `kills` of them; return the number of runs that ended otherwise."""
+    """Kill runs of so many processes until there were `kills`; return how many runs ended otherwise."""
     common = [
         *("--config", "tiny/full_finetune", f"dataset.source={data}", "batch_size=3", "epochs=3"),
-        *("log_every_n_steps=1", "lr_scheduler.num_warmup_steps=2", "save_every_n_steps=1", "log_level=WARNING"),
+        *(
+            "log_every_n_steps=1",
+            "lr_scheduler.num_warmup_steps=2",
+            "save_every_n_steps=1",
+            "log_level=WARNING",
+        ),
         *("keep_last_n_checkpoints=3", "gradient_accumulation_steps=2"),
     ]
     whole = folder / f"whole_{processes}"
@@ -60,12 +65,17 @@ def soak(folder: Path, data: Path, processes: int, kills: int, rng: random.Rando
     num_kills = num_runs = bad = 0
     while num_kills < kills:
         out = folder / f"run_{processes}_{num_runs}"
-        extra = [f"enable_async_checkpointing={'true' if num_runs % 2 else 'false'}", f"num_workers={num_runs % 3}"]
+        extra = [
+            f"enable_async_checkpointing={'true' if num_runs % 2 else 'false'}",
+            f"num_workers={num_runs % 3}",
+        ]
         times = []
         while True:
             # A kill that may come after the end, or else no run would ever come through.
             after = rng.uniform(0.0, 2.0) if len(times) < 6 else None
-            killed, took = attempt(processes, [*common, *extra], out, (rng, after) if after is not None else None)
+            killed, took = attempt(
+                processes, [*common, *extra], out, (rng, after) if after is not None else None
+            )
             if not killed:
                 break
             num_kills += 1

@@ -24,9 +24,13 @@ NUM_STEPS = 12
 def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run of 12 steps of 6 sequences on two processes, each step saved; its epochs do not come out even."""
     path = tmp_path_factory.mktemp("data") / "orders.jsonl"
-    words = "mill basket goose crab forest".split()
+    words = ["mill", "basket", "goose", "crab", "forest"]
     rows = [
-        {"instruction": "Say it.", "input": " ".join(words[: 1 + i % 5]), "output": " ".join(words[: 1 + i % 3])}
+        {
+            "instruction": "Say it.",
+            "input": " ".join(words[: 1 + i % 5]),
+            "output": " ".join(words[: 1 + i % 3]),
+        }
         for i in range(34)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -65,7 +69,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 def wait_for(path: Path, process: Any) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} does not come"
         time.sleep(0.01)
 
 
@@ -113,7 +118,10 @@ def test_asked_to_stop_all_stop_after_the_same_step(common: list[str], whole: Pa
     done = launch(1, "full_finetune", *common, *go_on, "batch_size=6")
     assert done.returncode == 0, done.stderr
     assert "processes: was 2, is 1" in done.stderr
-    ours, theirs = load_file(out / "latest/model/model.safetensors"), load_file(whole / "latest/model/model.safetensors")
+    ours, theirs = (
+        load_file(out / "latest/model/model.safetensors"),
+        load_file(whole / "latest/model/model.safetensors"),
+    )
     for name in ours:
         # AdamW divides by the root of squared gradients: where these are small, rounding shows.
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-4)

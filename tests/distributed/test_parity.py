@@ -60,7 +60,9 @@ SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora")}
 def bases(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> dict[str, Path]:
     """Random models, tied, untied and with experts, with their tokenizer."""
     made = {
-        "tied": lambda: llama2(600, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=41, tie_word_embeddings=True),
+        "tied": lambda: llama2(
+            600, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=41, tie_word_embeddings=True
+        ),
         "untied": lambda: llama2(601, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40),
         "experts": lambda: TransformerDecoder(EXPERTS, MIXTRAL),
     }
@@ -80,7 +82,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> dict[str,
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 questions with answers of 1 to 9 words: four processes at one each end with two that have nothing."""
     path = tmp_path_factory.mktemp("data") / "questions.jsonl"
-    words = "apple river seven twelve green walk".split()
+    words = ["apple", "river", "seven", "twelve", "green", "walk"]
     rows = [
         {"question": " ".join(words[: 1 + i % 5]), "answer": " ".join((words * 2)[: 1 + 4 * i % 9])}
         for i in range(18)
@@ -118,7 +120,10 @@ class Runs:
             values |= {
                 "model": {"_component_": "tune.models.llama2.llama2", **sizes},
                 "train_from_scratch": True,
-                "tokenizer": {"_component_": "tune.models.llama2.llama2_tokenizer", "path": str(self._spm_file)},
+                "tokenizer": {
+                    "_component_": "tune.models.llama2.llama2_tokenizer",
+                    "path": str(self._spm_file),
+                },
             }
         else:
             values["model_checkpoint"] = str(self._bases[base])
@@ -163,7 +168,7 @@ def assert_same_training(one: Path, many: Path, rel: float, atol: float) -> None
         mine, reference = load_file(many / file), load_file(one / file)
         assert mine.keys() == reference.keys()
         for name in mine:
-            torch.testing.assert_close(mine[name], reference[name], rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(mine[name], reference[name], rtol=0, atol=atol, msg=f"{file}: {name}")
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
