@@ -35,6 +35,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
     "bf16": {"dtype": "bf16"},
     "cut_epochs": {"max_steps_per_epoch": 3, "epochs": 3},
+    # Some matrices are large enough for 8 bits, some are not.
+    "eight_bits": {"optimizer": {"_component_": "bitsandbytes.optim.AdamW8bit", "lr": 0.01}},
+    "eight_bits_paged_in_backward": {
+        "optimizer": {"_component_": "bitsandbytes.optim.PagedAdamW8bit", "lr": 0.01, "min_8bit_size": 900},
+        "optimizer_in_bwd": True,
+        "gradient_accumulation_steps": 1,
+        "enable_activation_checkpointing": True,
+        "max_steps_per_epoch": 3,
+    },
 }
 
 
@@ -67,6 +76,8 @@ def assert_same_run(left: Path, right: Path) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_resumed_anywhere_it_is_the_same_run(with_dropout, tmp_path: Path, name: str) -> None:
     changes = CHANGES[name]
+    if "eight_bits" in name:
+        pytest.importorskip("bitsandbytes")
     whole = tmp_path / "whole"
     recipe_main(with_dropout(output_dir=str(whole), **changes))
     steps = [saved.step for saved in list_saved_steps(whole)]

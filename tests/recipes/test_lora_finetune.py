@@ -71,12 +71,31 @@ def rows_of(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def need_package_of(changes: dict[str, Any]) -> None:
+    if "bitsandbytes" in str(changes):
+        pytest.importorskip("bitsandbytes")
+
+
 def logits_of(reference: Any) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = reference.eval()(TOKENS).logits
     return logits
 
 
+# Matrices of every size in 8 bits, and not from 4096 numbers on.
+EIGHT_BIT = {"_component_": "bitsandbytes.optim.AdamW8bit", "lr": 0.01, "min_8bit_size": 16}
+IN_BACKWARD = {"optimizer_in_bwd": True, "gradient_accumulation_steps": 1}
+RESUMED: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "qdora": {"use_dora": True, "quantize_base": True},
+    "in backward": {**IN_BACKWARD, "enable_activation_checkpointing": True, "max_steps_per_epoch": 3},
+    "eight bits": {"optimizer": EIGHT_BIT},
+    "paged in backward": {
+        **IN_BACKWARD,
+        "max_steps_per_epoch": 3,
+        "optimizer": {**EIGHT_BIT, "_component_": "bitsandbytes.optim.PagedAdamW8bit"},
+    },
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {"use_dora": True},
@@ -84,6 +103,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qlora": {"quantize_base": True},
     "checkpointed": {"enable_activation_checkpointing": True, "optimizer_in_bwd": True},
     "bf16": {"dtype": "bf16"},
+    "eight bits": {"optimizer": EIGHT_BIT},
 }
 
 
@@ -92,6 +112,7 @@ def test_it_learns_and_other_tools_load_what_it_saves(
     make_lora, base_dir: Path, tmp_path: Path, name: str
 ) -> None:
     changes = VARIANTS[name]
+    need_package_of(changes)
     if changes.get("optimizer_in_bwd"):
         changes = {**changes, "gradient_accumulation_steps": 1}
     assert recipe_main(make_lora(**changes)) == 0
@@ -164,9 +185,10 @@ def test_generation_from_the_adapter_is_that_of_the_merged_model(
 
 
 @pytest.mark.parametrize("only", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"use_dora": True, "quantize_base": True}], ids=["lora", "qdora"])
-def test_resumed_it_is_the_same_run(make_lora, tmp_path: Path, changes: dict[str, Any], only: bool) -> None:
-    changes = {**changes, "save_adapter_weights_only": only}
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_it_is_the_same_run(make_lora, tmp_path: Path, name: str, only: bool) -> None:
+    need_package_of(RESUMED[name])
+    changes = {**RESUMED[name], "save_adapter_weights_only": only}
     whole = tmp_path / "whole"
     recipe_main(make_lora(output_dir=str(whole), **changes))
     steps = [saved.step for saved in list_saved_steps(whole)]
@@ -180,6 +202,21 @@ def test_resumed_it_is_the_same_run(make_lora, tmp_path: Path, changes: dict[str
         assert (whole / "latest" / name).read_bytes() == (part / "latest" / name).read_bytes()
     assert read_run(whole / "latest" / "state") == read_run(part / "latest" / "state")
     assert [row["loss"] for row in rows_of(whole)] == [row["loss"] for row in rows_of(part)]
+
+
+def test_recomputing_and_stepping_in_the_backward_pass_change_nothing(make_lora, tmp_path: Path) -> None:
+    """With dropout, which a recomputed block must draw again as it was."""
+    adapters = []
+    for changes in (
+        {},
+        {"enable_activation_checkpointing": True},
+        {"optimizer_in_bwd": True},
+        {"enable_activation_checkpointing": True, "optimizer_in_bwd": True},
+    ):
+        output_dir = tmp_path / str(len(adapters))
+        recipe_main(make_lora(gradient_accumulation_steps=1, epochs=1, output_dir=str(output_dir), **changes))
+        adapters.append((output_dir / "latest" / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert adapters[1:] == adapters[:1] * 3
 
 
 def test_a_run_resumes_beside_the_same_base_only(make_lora, base_dir: Path, tmp_path: Path) -> None:

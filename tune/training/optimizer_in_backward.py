@@ -34,6 +34,11 @@ class OptimizerInBackward(Optimizer):
             for weight, optimizer in zip(weights, self._optimizers, strict=True)
         ]
 
+    @property
+    def parts(self) -> tuple[Optimizer, ...]:
+        """The optimizers, one per weight."""
+        return tuple(self._optimizers)
+
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure, no loss
         """Do nothing: the backward pass has stepped."""
 

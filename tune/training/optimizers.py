@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -14,7 +16,7 @@ from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.utils.sharding import is_sharded
 
-__all__ = ["build_lr_scheduler", "build_optimizer"]
+__all__ = ["build_lr_scheduler", "build_optimizer", "check_step", "restore_paged_state"]
 
 # Optimizers whose fused form exists on CPU and CUDA alike: one kernel in place of a dozen passes over memory.
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
@@ -27,6 +29,8 @@ UNSUITABLE_OPTIMIZERS = {
 }
 # Choosing one of these is choosing an implementation, and excludes fused.
 IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differentiable"})
+# More numbers than bitsandbytes keeps in 32 bits (4096), fewer than it pages (100 000).
+_SCRATCH_SHAPE = (64, 1024)
 
 
 def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backward: bool) -> Optimizer:
@@ -38,7 +42,7 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         in_backward: make one optimizer per weight, stepping inside the backward pass.
 
     Raises:
-        ConfigError: the optimizer cannot train these weights, or refuses its arguments.
+        ConfigError: the optimizer cannot train these weights, or not on their device, or refuses its arguments.
     """
     name = component.path.rpartition(".")[2]
     if name in UNSUITABLE_OPTIMIZERS:
@@ -57,9 +61,65 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         return optimizer
 
     try:
-        return OptimizerInBackward(trained, make) if in_backward else make(trained)
+        optimizer = OptimizerInBackward(trained, make) if in_backward else make(trained)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer {component.path} cannot be built: {error}") from error
+    if component.path.startswith("bitsandbytes."):
+        check_step(component.path, make, trained)
+    return optimizer
+
+
+def check_step(path: str, make: Callable[[list[Tensor]], Optimizer], weights: Iterable[Tensor]) -> None:
+    """Take one step on a weight that nobody needs, for each device and dtype of `weights`.
+
+    Releases of bitsandbytes differ in which optimizers work on which device, and tell at the first step only.
+
+    Args:
+        path: the optimizer's class.
+        make: makes the optimizer of some weights.
+        weights: what it is to train; they stay as they are.
+
+    Raises:
+        ConfigError: the step failed.
+    """
+    for device, dtype in dict.fromkeys((weight.device, weight.dtype) for weight in weights):
+        scratch = torch.nn.Parameter(torch.ones(_SCRATCH_SHAPE, dtype=dtype, device=device))
+        scratch.grad = torch.ones_like(scratch)
+        try:
+            make([scratch]).step()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # releases fail in every way: attributes, names, assertions
+            package = path.partition(".")[0]
+            release = getattr(sys.modules.get(package), "__version__", "as installed")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+            raise ConfigError(
+                f"optimizer {path} cannot train on {device.type}: with {package} {release} a step of "
+                f"{dtype} weights fails ({reason}). Use torch.optim.AdamW"
+                + (f", a GPU, or a later {package}." if device.type == "cpu" else f", or a later {package}.")
+            ) from error
+
+
+def restore_paged_state(optimizer: Optimizer) -> None:
+    """Put state that bitsandbytes pages between GPU and host back into such memory, after it was read from a file.
+
+    It comes as plain host memory, all of which the optimizer's next step would move to the GPU for good. Other
+    optimizers are left alone.
+    """
+    parts = optimizer.parts if isinstance(optimizer, OptimizerInBackward) else (optimizer,)
+    for part in parts:
+        if not getattr(part, "is_paged", False):
+            continue
+        for group_index, group in enumerate(part.param_groups):
+            for index, weight in enumerate(group["params"]):
+                if saved := part.state.pop(weight, None):
+                    part.init_state(group, weight, group_index, index)  # type: ignore[attr-defined]
+                    state = part.state[weight]
+                    for key, value in saved.items():
+                        if getattr(state.get(key), "is_paged", False):
+                            state[key].copy_(value)
+                        else:
+                            state[key] = value
 
 
 def build_lr_scheduler(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
+from tune.training.optimizers import restore_paged_state
 from tune.training.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.utils import get_rank, get_world_size
 from tune.utils.sharding import is_sharded
@@ -206,6 +207,7 @@ def load_run_state(
         optimizer.state[weights[name]].update(values)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update(saved)
+    restore_paged_state(optimizer)
     for name, part in parts.items():
         part.load_state_dict(content["parts"][name])
     states = content["rng"]
