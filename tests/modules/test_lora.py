@@ -121,7 +121,14 @@ def test_a_row_of_zeros_stays_one() -> None:
 def test_what_is_kept_for_the_backward_pass() -> None:
     """x, once for all that read it, and products of width r: nothing of the outputs' width, no second matrix."""
     torch.manual_seed(0)
-    modules = [LoRALinear(i, o, r, 5.0), LoRALinear(i, o, r, 5.0, dropout=0.4)]
+    modules = [
+        LoRALinear(i, o, r, 5.0, dropout=dropout, quantize_base=quantize_base)
+        for dropout in (0.0, 0.4)
+        for quantize_base in (False, True)
+    ]
+    for module in modules[1::2]:
+        module.fill_weight(torch.randn(o, i))
+        module.reset_adapter()
     x = torch.randn(b, s, i, requires_grad=True)
     for module in modules:
         saved: list[Tensor] = []
@@ -132,11 +139,34 @@ def test_what_is_kept_for_the_backward_pass() -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             module(x)
-        known = {p.untyped_storage().data_ptr() for p in (*module.parameters(), x)}
+        known = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers(), x)}
         extra = {
             t.untyped_storage().data_ptr(): t for t in saved if t.untyped_storage().data_ptr() not in known
         }
         assert sum(tensor.nbytes for tensor in extra.values()) == b * s * (4 * r + i * (module.dropout > 0))
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_4_bits_it_does_what_the_matrix_they_stand_for_does(kind: str, use_bias: bool) -> None:
+    torch.manual_seed(0)
+    quantized = LoRALinear(i, o, r, 5.0, use_bias=use_bias, quantize_base=True, **KINDS[kind])
+    dense = LoRALinear(i, o, r, 5.0, use_bias=use_bias, **KINDS[kind])
+    quantized.fill_weight(torch.randn(o, i))
+    dense.fill_weight(quantized.nf4.dequantize())
+    found = []
+    for module in (quantized, dense):
+        torch.manual_seed(2)
+        module.reset_adapter()
+        stirred(module)
+        if use_bias:
+            nn.init.normal_(module.bias)
+        x = torch.randn(b, s, i, requires_grad=True)
+        out = module(x)
+        out.square().sum().backward()
+        found.append((out, x.grad, *(p.grad for n, p in module.named_parameters() if is_adapter(f".{n}"))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -138,7 +138,7 @@ def test_compiled_equals_eager() -> None:
 def test_operators_keep_their_contract_with_the_compiler() -> None:
     weight = quantize_nf4(matrix())
     sizes = (OUT, IN, weight.double_block_size)
-    buffers = weight._buffers_in_order()
+    buffers = weight.buffers_in_order()
     bias = torch.zeros(OUT, requires_grad=True)
     torch.library.opcheck(torch.ops.tune.nf4_matmul.default, (batch(), bias, *buffers, *sizes, True))
     torch.library.opcheck(torch.ops.tune.nf4_dequantize.default, (*buffers, *sizes, torch.bfloat16))

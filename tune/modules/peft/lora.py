@@ -6,6 +6,7 @@ Shapes: t tokens, i width in, o width out, r rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from tune.errors import ConfigError
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
+from tune.modules.peft.nf4 import NF4Weight, nf4_matmul
 from tune.utils.sharding import draw_, is_sharded, local_part
 
 
@@ -133,12 +135,14 @@ class LoRALinear(FrozenLinear):
     def _adapted(self, x: Tensor, dtype: torch.dtype, dropout: float) -> Tensor:
         """Return W x + scaling * B A dropout(x) + bias."""
         a, b = self.lora_a.weight.to(dtype), self.lora_b.weight.to(dtype)
-        if self.weight is None:
-            x = x.to(dtype)
-            inside = F.linear(F.dropout(x, dropout), a) * self.scaling  # [..., r]
-            return self._base_linear(x, self.bias) + F.linear(inside, b)
+        base = self._base
+        tensors: tuple[Tensor, ...]
+        if isinstance(base, NF4Weight):
+            tensors, sizes = base.buffers_in_order(), base.sizes
+        else:
+            tensors, sizes = (base,), None
         out: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, a, b, self.scaling, dropout, dtype
+            x, a, b, self.bias, self.scaling, dropout, dtype, sizes, *tensors
         )
         return out
 
@@ -206,43 +210,60 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
         a: Tensor,
         b: Tensor,
+        bias: Tensor | None,
         scaling: float,
         dropout: float,
         dtype: torch.dtype,
+        sizes: tuple[int, int, int] | None,
+        *base: Tensor,
     ) -> Tensor:
+        """W is the one tensor of `base`, or in 4 bits: the buffers and sizes of an `NF4Weight`."""
         seen = x.to(dtype)
-        out = F.linear(seen, weight.to(dtype), None if bias is None else bias.to(dtype))  # [..., o]
+        out = _times_base(seen, None if bias is None else bias.to(dtype), sizes, base)  # [..., o]
         mask = None
         if dropout > 0.0:
             seen, mask = torch.native_dropout(seen, dropout, True)
         inside = seen.reshape(-1, seen.shape[-1]).mm(a.t())  # [t, r]
         out.view(-1, out.shape[-1]).addmm_(inside, b.t(), alpha=scaling)
         # x as it came: its type may be wider, but q, k and v then keep one tensor together and not a copy each.
-        ctx.save_for_backward(x, weight, a, b, inside, mask)
-        ctx.scaling, ctx.dropout, ctx.dtype = scaling, dropout, dtype
+        ctx.save_for_backward(x, a, b, inside, mask, *base)
+        ctx.scaling, ctx.dropout, ctx.dtype, ctx.sizes = scaling, dropout, dtype, sizes
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, inside, mask = ctx.saved_tensors
-        grad = grad_outputs[0].reshape(-1, weight.shape[0])  # [t, o]
+        x, a, b, inside, mask, *base = ctx.saved_tensors
+        grad = grad_outputs[0].reshape(-1, b.shape[0])  # [t, o]
         grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[2]:
             grad_b = grad.t().mm(inside).mul_(ctx.scaling)  # [o, r]
         # What is dropped scales the rest up: a factor on the narrow gradient, and not once more on the wide ones.
         grad_inside = grad.mm(b).mul_(ctx.scaling / (1.0 - ctx.dropout))  # [t, r]
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[1]:
             seen = x.to(ctx.dtype) if mask is None else x.to(ctx.dtype) * mask
             grad_a = grad_inside.t().mm(seen.reshape(-1, x.shape[-1]))  # [r, i]
         if ctx.needs_input_grad[0]:
-            grad_x = grad.mm(weight.to(ctx.dtype))  # [t, i]
+            grad_x = _times_base(grad, None, ctx.sizes, base, transposed=False)  # [t, i]
             if mask is None:
                 grad_x.addmm_(grad_inside, a)
             else:
                 grad_x += grad_inside.mm(a).mul_(mask.view(grad_x.shape))
             grad_x = grad_x.view(x.shape).to(x.dtype)
-        return grad_x, None, None, grad_a, grad_b, None, None, None
+        return grad_x, grad_a, grad_b, *(None,) * (5 + len(base))
+
+
+def _times_base(
+    x: Tensor,
+    bias: Tensor | None,
+    sizes: tuple[int, int, int] | None,
+    base: Sequence[Tensor],
+    transposed: bool = True,
+) -> Tensor:
+    """Return x W^T + bias [..., o], or x W [..., i]; W as `_AdaptedLinear` takes it."""
+    if sizes is None:
+        weight = base[0].to(x.dtype)
+        return F.linear(x, weight if transposed else weight.t(), bias)
+    out: Tensor = nf4_matmul(x, bias, *base, *sizes, transposed)
+    return out

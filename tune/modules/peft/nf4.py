@@ -134,7 +134,7 @@ class NF4Weight(nn.Module):
         dtype = self.dtype if dtype is None else dtype
         if not dtype.is_floating_point:
             raise ConfigError(f"NF4 dequantises to a floating-point dtype, not to {dtype}")
-        matrix: Tensor = _dequantize(*self._buffers_in_order(), *self.shape, self.double_block_size, dtype)
+        matrix: Tensor = _dequantize(*self.buffers_in_order(), *self.sizes, dtype)
         return matrix
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,8 +145,14 @@ class NF4Weight(nn.Module):
         """What torch prints between the brackets."""
         return f"{list(self.shape)}, block_size={self.block_size}, dtype={self.dtype}"
 
-    def _buffers_in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def buffers_in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `nf4_matmul` takes for the matrix."""
         return self.codes, self.scale_codes, self.range_bits, self.mean_bits
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What `nf4_matmul` takes after that: o, i and the double block size."""
+        return self.shape[0], self.shape[1], self.double_block_size
 
 
 def quantize_nf4(tensor: Tensor, block_size: int = 64, double_block_size: int = 256) -> NF4Weight:
@@ -198,15 +204,14 @@ def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tens
         x = x.to(torch.get_autocast_dtype(kind))
     if bias is not None:
         bias = bias.to(x.dtype)
-    buffers = weight._buffers_in_order()
-    out: Tensor = _matmul(x, bias, *buffers, *weight.shape, weight.double_block_size, True)
+    out: Tensor = nf4_matmul(x, bias, *weight.buffers_in_order(), *weight.sizes, True)
     return out
 
 
 # Dequantisation and product are one operator: to torch.compile it is one call, which can neither keep the dequantised
 # matrix for the backward pass nor find that both passes compute the same matrix and share it.
 @torch.library.custom_op("tune::nf4_matmul", mutates_args=())
-def _matmul(
+def nf4_matmul(
     x: Tensor,
     bias: Tensor | None,
     codes: Tensor,
@@ -228,7 +233,7 @@ def _matmul(
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-@_matmul.register_fake
+@nf4_matmul.register_fake
 def _matmul_shape(
     x: Tensor,
     bias: Tensor | None,
@@ -251,12 +256,12 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x = _matmul(grad, None, *ctx.weight, not ctx.transposed) if ctx.needs_input_grad[0] else None
+    grad_x = nf4_matmul(grad, None, *ctx.weight, not ctx.transposed) if ctx.needs_input_grad[0] else None
     grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
     return grad_x, grad_bias, *(None,) * 8
 
 
-_matmul.register_autograd(_matmul_backward, setup_context=_remember)
+nf4_matmul.register_autograd(_matmul_backward, setup_context=_remember)
 
 
 @torch.library.custom_op("tune::nf4_dequantize", mutates_args=())
