@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, full_finetune, generate, nf4
+from benchmarks import checkpoints, full_finetune, generate, lora, nf4, setting
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +44,35 @@ def test_full_finetune_compares_the_same_work(capsys: pytest.CaptureFixture[str]
     assert ours["tokens_per_s"] > 0
 
 
+def test_lora_compares_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--size", "tiny", "--rounds", "2", "--seq-len", "9", "--batch-size", "3"]
+    assert lora.main([*words, "--modules", "all", "--base", "dense", "nf4"]) == 0
+    figures, quantized = json.loads(capsys.readouterr().out)["runs"]
+    ours, theirs = figures["results"]["tune"], figures["results"]["peft"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)
+    assert len(set(ours["losses"])) == 3  # a step was taken each time
+    width, hidden, rank, num_layers = 48, 112, 16, 2
+    in_block = 4 * (width + width) * rank + 3 * (width + hidden) * rank
+    assert figures["work"]["adapter_parameters"] == num_layers * in_block
+    for result in (ours, theirs):
+        assert result["tokens_per_s"] > 0
+        # At least what enters the matrices with adapters: the attention, its last, the feed-forward, its last.
+        entering = 3 * 9 * 4 * (3 * width + hidden) / 2**20
+        assert entering < result["saved_activations_mib_per_block"] < result["saved_activations_mib"]
+    assert ours["saved_activations_mib_per_block"] <= 1.02 * theirs["saved_activations_mib_per_block"]
+    # No row of the tiny model is whole blocks of 4-bit numbers, so that tune is alone, bitsandbytes or not.
+    assert quantized["losses_apart"] is None
+    assert set(quantized["results"]) == {"tune"}
+    assert quantized["results"]["tune"]["losses"] == pytest.approx(ours["losses"], abs=0.05)
+
+
+def test_no_figures_where_the_work_differs() -> None:
+    with pytest.raises(SystemExit, match="did not do the same work"):
+        setting.check_same_work({"a": [1.0, 2.0], "b": [1.0, 2.5]}, 1e-4)
+    with pytest.raises(SystemExit, match="no numbers"):
+        setting.check_same_work({"a": [math.nan], "b": [math.nan]}, 1e-4)
+
+
 def test_checkpoints_are_watched_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--gigabytes", "0.003", "--rounds", "1", "--folder", str(tmp_path)]
     assert checkpoints.main([*words, "--only", "Meta .pth as bf16"]) == 0
@@ -63,7 +93,7 @@ def test_checkpoints_ask_for_room_first(tmp_path: Path) -> None:
 
 
 def test_nf4_compares_the_same_matrix(capsys: pytest.CaptureFixture[str]) -> None:
-    assert nf4.main(["--rows", "96", "--columns", "160", "--rounds", "2", "--tokens", "7"]) == 0
+    assert nf4.main(["--rows", "96", "--columns", "192", "--rounds", "2", "--tokens", "7"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["bytes_per_parameter"] <= 0.57
     assert 0.05 < figures["relative_error"] < 0.1
