@@ -75,7 +75,7 @@ def test_a_trial_leaves_the_weights_and_the_random_numbers_alone() -> None:
 @pytest.mark.parametrize("in_backward", [False, True])
 def test_one_that_this_release_cannot_step_is_refused(in_backward: bool) -> None:
     pytest.importorskip("bitsandbytes")
-    # It is in the package, and its step has never worked without momentum.
+    # It is in the package, and its step fails without momentum in 0.46 as in 0.50.
     with pytest.raises(
         ConfigError, match=r"PytorchLARS cannot train on cpu: with bitsandbytes \d.*AdamW, a GPU"
     ):
