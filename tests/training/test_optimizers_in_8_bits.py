@@ -103,6 +103,24 @@ def test_saved_and_read_it_goes_on_as_it_would_have(tmp_path: Path, name: str, i
     assert all(torch.equal(left, right) for left, right in zip(actual, expected, strict=True))
 
 
+def test_sharded_weights_are_refused() -> None:
+    """A step of theirs would fail: the package's operators know nothing of shards."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight = nn.Parameter(DTensor.from_local(torch.ones(3, 5), mesh, [Shard(0)]))
+        with pytest.raises(ConfigError, match=r"takes no sharded weights\. Use torch\.optim\.AdamW"):
+            check_step(
+                "bitsandbytes.optim.AdamW8bit", lambda params: torch.optim.SGD(params, lr=1.0), [weight]
+            )
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_moments_take_a_byte_a_number() -> None:
     pytest.importorskip("bitsandbytes")
     model = make_model()

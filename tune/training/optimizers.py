@@ -70,9 +70,9 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
 
 
 def check_step(path: str, make: Callable[[list[Tensor]], Optimizer], weights: Iterable[Tensor]) -> None:
-    """Take one step on a weight that nobody needs, for each device and dtype of `weights`.
+    """Take one step of an optimizer of bitsandbytes on a weight that nobody needs, for each device and dtype.
 
-    Releases of bitsandbytes differ in which optimizers work on which device, and tell at the first step only.
+    Its releases differ in which optimizers work on which device, and tell at the first step only.
 
     Args:
         path: the optimizer's class.
@@ -80,8 +80,14 @@ def check_step(path: str, make: Callable[[list[Tensor]], Optimizer], weights: It
         weights: what it is to train; they stay as they are.
 
     Raises:
-        ConfigError: the step failed.
+        ConfigError: the step failed, or would: the weights are sharded.
     """
+    weights = list(weights)
+    if any(map(is_sharded, weights)):
+        raise ConfigError(
+            f"optimizer {path} takes no sharded weights. Use torch.optim.AdamW, or set enable_fsdp=false, by which "
+            "every process holds the whole model."
+        )
     for device, dtype in dict.fromkeys((weight.device, weight.dtype) for weight in weights):
         scratch = torch.nn.Parameter(torch.ones(_SCRATCH_SHAPE, dtype=dtype, device=device))
         scratch.grad = torch.ones_like(scratch)
