@@ -120,6 +120,10 @@ def prepare_peft(arguments: argparse.Namespace, folder: Path) -> tuple[nn.Module
     base = AutoModelForCausalLM.from_pretrained(
         folder / "base", dtype=dtype, device_map=arguments.device, **in_4_bits
     )
+    if arguments.device == "cpu":
+        # Out of the mapped file, all of whose pages would count for as long as one tensor stays in it.
+        for weight in base.parameters():
+            weight.data = weight.data.clone()
     model = PeftModel.from_pretrained(base, str(folder / "adapter"), is_trainable=True)
     if arguments.compile:
         for layer in base.model.layers:
