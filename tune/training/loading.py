@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from functools import partial
 from typing import Any
 
@@ -67,7 +69,18 @@ def build_loader(
 def _leave_signals_to_the_run(worker: int) -> None:
     """Terminals and schedulers signal every process; the step that is being finished still needs its batches."""
     for signum in StopRequest.SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # Not ignored: with this signal the run itself ends workers that it has no more use for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_run_says_so, daemon=True).start()
+
+
+def _end_when_the_run_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def count_steps_per_epoch(
