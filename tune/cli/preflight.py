@@ -25,11 +25,12 @@ _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".tsv")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: `ok` is None where this machine cannot tell."""
+    """One thing looked at: `ok` is None where this machine cannot tell. Details are lines for below the table."""
 
     ok: bool | None
     about: str
     text: str
+    details: tuple[str, ...] = ()
 
 
 def preflight(params: Any, stream: TextIO | None = None) -> int:
@@ -38,6 +39,9 @@ def preflight(params: Any, stream: TextIO | None = None) -> int:
     checks = [*_check_files(params), *_check_output(params), *_check_packages(params), *_check_device(params)]
     marks = {True: "ok", False: paint("missing", "red", out), None: "?"}
     out.write(columns([(marks[check.ok], check.about, check.text) for check in checks], gap=3) + "\n")
+    for check in checks:
+        if check.details:
+            out.write("\n" + "\n".join(check.details) + "\n")
     return EXIT_BAD_USAGE if any(check.ok is False for check in checks) else 0
 
 
@@ -132,29 +136,8 @@ def _check_device(params: Any) -> Iterator[Check]:
         yield Check(False, "device", str(error))
         return
     yield Check(True, "device", str(device))
-    yield from _check_memory(params, device)
+    from tune.cli.preflight_memory import judge_memory
 
-
-def _check_memory(params: Any, device: Any) -> Iterator[Check]:
-    """Compare the memory that weights, gradients and optimizer need with what there is (activations come on top)."""
-    weights = _checkpoint_gib(params)
-    if not weights:
-        return
-    import torch
-
-    if device.type == "cuda":
-        available = torch.cuda.mem_get_info(device)[0] / 2**30
-    elif hasattr(os, "sysconf"):
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    else:
-        return
-    # Weights are usually stored in 16 bits. In training each has a gradient and, with Adam, two moments.
-    bytes_each = 2 if params.dtype == "bf16" and getattr(params, "param_dtype", None) in (None, "bf16") else 4
-    copies = 4 if hasattr(params, "optimizer") else 1
-    if hasattr(params, "optimizer") and params.optimizer.path.endswith(".SGD"):
-        copies = 2 if not params.optimizer.kwargs.get("momentum") else 3
-    needed = weights / 2 * bytes_each * copies
-    text = (
-        f"about {needed:.1f} GiB before activations, {available:.1f} GiB free (taking the files to be 16-bit)"
-    )
-    yield Check(None if needed > available else True, "memory", text)
+    judged = judge_memory(params, device)
+    if judged is not None:
+        yield Check(judged.ok, "memory", judged.text, judged.details)

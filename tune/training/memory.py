@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 
 from tune.errors import TrainingError
+from tune.training.available_memory import available_memory, held_memory
+
+if TYPE_CHECKING:
+    from tune.training.memory_plan import MemoryPlan
 
 __all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib", "reset_peak_memory"]
 
 GIB = 1024**3
+# How a lack of memory reads where it is a plain RuntimeError.
+_TEXTS = (
+    "can't allocate memory",
+    "std::bad_alloc",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+# What is done in a file: the first that fits a frame of the traceback, the innermost frame that fits any.
+_MOMENTS = (
+    ("torch/optim/", "at the optimizer's step"),
+    ("bitsandbytes/optim/", "at the optimizer's step"),
+    ("torch/autograd/", "in the backward pass"),
+    ("tune/checkpoints/", "while weights are read or written"),
+    ("tune/modules/loss/", "in the loss"),
+    ("tune/modules/", "in the forward pass"),
+    ("tune/datasets/", "while the data is read"),
+    ("tune/data/", "while the data is read"),
+)
 
 
 def get_peak_memory_gib(device: torch.device) -> float:
@@ -31,28 +59,81 @@ def get_peak_rss_gib() -> float:
 
 
 @contextmanager
-def explain_out_of_memory() -> Iterator[None]:
-    """Turn the body's running out of memory, of a GPU or the host, into an error that says what helps.
+def explain_out_of_memory(get_plan: Callable[[], MemoryPlan | None] | None = None) -> Iterator[None]:
+    """Turn the body's running out of memory, of a GPU or the host, into an error that says where, and what helps.
+
+    Args:
+        get_plan: returns the run's memory plan, or None where it has not come that far: asked when memory is out.
 
     Raises:
         TrainingError: in place of torch's own error; its first sentence is kept.
     """
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not _is_out_of_memory(error):
             raise
-        # Two sentences tell what was asked for; the rest, and a prefix on the CPU, are for developers of torch.
-        first = ". ".join((text.partition("DefaultCPUAllocator: ")[2] or text).split(". ")[:2])
-        raise TrainingError(
-            f"out of memory: {first}. What helps, in this order: a smaller batch_size with more "
-            "gradient_accumulation_steps; enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; "
-            "dtype=bf16; optimizer_in_bwd=true; on a GPU, enable_activation_offloading=true."
-        ) from error
+        raise TrainingError(_explain(error, get_plan)) from error
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start the GPU's peak anew; the host's peak is the kernel's and cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in _TEXTS)
+
+
+def _explain(error: Exception, get_plan: Callable[[], MemoryPlan | None] | None) -> str:
+    text = str(error) or type(error).__name__
+    # Two sentences tell what was asked for; the rest, and a prefix on the CPU, are for developers of torch.
+    first = ". ".join((text.partition("DefaultCPUAllocator: ")[2] or text).split(". ")[:2]).rstrip(". \n")
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in text or "CUBLAS" in text
+    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+    explained = f"out of memory{_where(error.__traceback__)}: {first}. {_in_use(device)}. "
+    try:
+        plan = get_plan() if get_plan else None
+        if plan is not None:
+            return explained + "\n".join(plan.explanation(held_memory(device)))
+    except (RuntimeError, MemoryError):
+        pass  # there is no memory for the explanation: the short one has to do
+    return (
+        explained + "What helps, in this order: a smaller batch_size with more "
+        "gradient_accumulation_steps; enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; "
+        "dtype=bf16; optimizer_in_bwd=true; on a GPU, enable_activation_offloading=true."
+    )
+
+
+def _where(start: TracebackType | None) -> str:
+    """Return in which part of a step memory ran out, and in which function of ours."""
+    moment, place = "", ""
+    for frame in traceback.extract_tb(start):
+        path = Path(frame.filename).as_posix()
+        if path == Path(__file__).as_posix():
+            continue
+        if not moment and frame.name.startswith(("setup", "_setup")):
+            moment = "while the run is set up"
+        found = next((words for part, words in _MOMENTS if part in path), "")
+        # A block that is recomputed, or a weight that steps, inside the backward pass is still a part of that.
+        if found and not (
+            moment == "in the backward pass" and found in ("in the forward pass", "in the loss")
+        ):
+            moment = found
+        if "/tune/" in path or "/recipes/" in path:
+            place = f"{Path(path).name}, line {frame.lineno}, {frame.name}"
+    return "".join((f" {moment}" if moment else "", f" ({place})" if place else ""))
+
+
+def _in_use(device: torch.device) -> str:
+    left = available_memory(device)
+    device_words = "on the GPU" if device.type == "cuda" else "by this process"
+    text = f"In use {device_words}: {held_memory(device) / GIB:.2f} GiB"
+    if left is None:
+        return text
+    if device.type == "cuda":
+        left -= torch.cuda.memory_reserved(device)
+    return f"{text}; still free: {max(left, 0) / GIB:.2f} GiB"

@@ -73,14 +73,15 @@ class LinearCrossEntropyLoss(LossFromHidden):
         targets = labels.reshape(-1)[rows]  # [t]
         self._check_targets(targets, weight.shape[0])
         dtype = _compute_dtype(flat, weight)
-        num_rows = self._rows_per_piece(rows.shape[0], flat.device)
+        num_rows = self.rows_per_piece(rows.shape[0], flat.device)
         with torch.autocast(flat.device.type, enabled=False):
             if dtype == torch.float16:
                 return _checkpointed_sum(flat.to(dtype), weight.to(dtype), rows, targets, num_rows, softcap)
             loss: Tensor = _LinearCrossEntropy.apply(flat, weight, rows, targets, num_rows, dtype, softcap)  # type: ignore[no-untyped-call]
             return loss
 
-    def _rows_per_piece(self, num_targets: int, device: torch.device) -> int:
+    def rows_per_piece(self, num_targets: int, device: torch.device) -> int:
+        """Return how many targets' logits may stand at once, of `num_targets`."""
         most = _CPU_ROWS if device.type == "cpu" else _MAX_ROWS
         return min(most, max(_CPU_ROWS, -(-num_targets // self.num_output_chunks)))
 

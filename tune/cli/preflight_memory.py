@@ -1,0 +1,128 @@
+"""What `tune validate --preflight` says of memory: the recipe's own plan, made without weights or data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tune.checkpoints import find_model_dir
+from tune.config.instantiate import instantiate_offering
+from tune.errors import TuneError
+from tune.modules import TransformerDecoder
+from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
+from tune.training.available_memory import available_memory
+from tune.training.memory_plan import MemoryPlan, plan_memory
+from tune.training.precision import plan_precision
+from tune.utils.precision import get_dtype
+
+__all__ = ["MemoryJudgement", "judge_memory"]
+
+# Where nothing says how long texts may be: few examples of instruction data are longer.
+_USUAL_LENGTH = 2048
+# Fields of a recipe's params, as `LoRAConfig` calls them.
+_LORA_FIELDS = {
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_attn_modules": "attn_modules",
+    "apply_lora_to_mlp": "apply_to_mlp",
+    "apply_lora_to_output": "apply_to_output",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+    "quantize_base": "quantize_base",
+}
+
+
+@dataclass(frozen=True)
+class MemoryJudgement:
+    """Whether there is enough memory (None: perhaps not, it is a prediction), in a sentence and in a table."""
+
+    ok: bool | None
+    text: str
+    details: tuple[str, ...] = ()
+
+
+def judge_memory(params: Any, device: torch.device) -> MemoryJudgement | None:
+    """Return what a run with `params` will need of `device`; None where its model's sizes are not known here yet."""
+    try:
+        model = _build_model(params)
+        if model is None:
+            return None
+        return (_judge_training if hasattr(params, "optimizer") else _judge_weights)(params, model, device)
+    except TuneError as error:
+        return MemoryJudgement(None, f"cannot be predicted: {error}")
+
+
+def _judge_training(params: Any, model: TransformerDecoder, device: torch.device) -> MemoryJudgement:
+    seq_len, source = _longest(params, model)
+    plan = _plan(params, model, device, seq_len)
+    text = f"{plan.verdict().removeprefix('memory: ')} ({params.batch_size} x {seq_len} tokens, {source})"
+    if not plan.is_tight:
+        return MemoryJudgement(None if plan.available is None else True, text)
+    return MemoryJudgement(None, text, (*plan.table(), *plan.advice_lines()))
+
+
+def _judge_weights(params: Any, model: TransformerDecoder, device: torch.device) -> MemoryJudgement:
+    dtype = get_dtype(params.dtype, device)
+    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    available = available_memory(device)
+    text = f"{needed / 2**30:.2f} GiB of weights"
+    if available is None:
+        return MemoryJudgement(None, text)
+    text += f"; {available / 2**30:.2f} GiB available on {device}"
+    return MemoryJudgement(True if needed < available else None, text)
+
+
+def _build_model(params: Any) -> TransformerDecoder | None:
+    """Return the model without memory, with the adapters it would have; None where it is not known which."""
+    checkpointer = getattr(params, "checkpointer", None)
+    folder = str(checkpointer.kwargs.get("checkpoint_dir") or "") if checkpointer else ""
+    if not folder and hasattr(params, "model_checkpoint"):
+        folder = str(params.model_checkpoint or "")
+    try:
+        model_dir = find_model_dir(folder) if folder else None
+    except TuneError:
+        model_dir = None  # said already, where files are looked for
+    if model_dir is None and params.model.path.endswith(".auto"):
+        return None
+    with torch.device("meta"):
+        model: TransformerDecoder = instantiate_offering(
+            params.model, {"checkpoint_dir": "" if model_dir is None else str(model_dir)}
+        )
+        if hasattr(params, "lora_rank") and not adapter_parameters(model):
+            given = {ours: getattr(params, theirs, None) for theirs, ours in _LORA_FIELDS.items()}
+            apply_lora(model, LoRAConfig(**{k: v for k, v in given.items() if v is not None}))
+    return model
+
+
+def _longest(params: Any, model: TransformerDecoder) -> tuple[int, str]:
+    """Return the tokens of the longest row, and how that is known."""
+    datasets = params.dataset if isinstance(params.dataset, tuple) else (params.dataset,)
+    for name, component in (("tokenizer", params.tokenizer), *(("dataset", dataset) for dataset in datasets)):
+        given = component.kwargs.get("max_seq_len")
+        if isinstance(given, int):
+            return given, f"{name}.max_seq_len"
+    guess = min(_USUAL_LENGTH, model.config.max_seq_len)
+    return guess, "a guess: tokenizer.max_seq_len is not set"
+
+
+def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len: int) -> MemoryPlan:
+    datasets = params.dataset if isinstance(params.dataset, tuple) else (params.dataset,)
+    return plan_memory(
+        model,
+        params.optimizer,
+        precision=plan_precision(params.dtype, params.param_dtype, device),
+        tokens_per_micro_batch=(params.batch_size, seq_len),
+        loss_fn=instantiate_offering(params.loss, {"reduction": "sum"}),
+        device=device,
+        trained_dtype=torch.float32 if adapter_parameters(model) else None,
+        packed=any(bool(dataset.kwargs.get("packed")) for dataset in datasets),
+        gradient_accumulation_steps=params.gradient_accumulation_steps,
+        shard_size=max(params.data_parallel_shard_dim, 1) if params.enable_fsdp else 1,
+        cpu_offload=params.fsdp_cpu_offload,
+        activation_checkpointing=params.enable_activation_checkpointing,
+        activation_offloading=params.enable_activation_offloading,
+        optimizer_in_backward=params.optimizer_in_bwd,
+    )

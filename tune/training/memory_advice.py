@@ -1,0 +1,142 @@
+"""Which settings would make a run need less memory, each with what it saves by the same prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tune.config.lookup import find_module
+from tune.modules.peft import adapter_parameters
+from tune.training.activation_sizes import Adapters
+from tune.training.memory_prediction import PlannedRun, predict
+from tune.training.optimizer_sizes import OptimizerSizes
+
+__all__ = ["Advice", "advise"]
+
+_MIN_SHARE = 0.01  # of the peak: less is not worth a line
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change to the configuration, the bytes it would save at the peak, and what else there is to know."""
+
+    setting: str
+    saved: float
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A setting, what it makes of a run, and what else there is to know; `is_free`: the results stay the same."""
+
+    setting: str
+    changes: dict[str, Any]
+    remark: str
+    is_free: bool = False
+
+
+def advise(run: PlannedRun, peak: float, usable: float) -> tuple[Advice, ...]:
+    """Return what would lower a run's `peak`, the largest saving first.
+
+    Where no one of them brings it within `usable`, the last piece of advice is the fewest that do so together, those
+    that change no result first.
+    """
+    found: list[tuple[float, _Change]] = []
+    for change in _changes(run):
+        saved = peak - _peak_with(run, [change])
+        if saved > _MIN_SHARE * peak:
+            found.append((saved, change))
+    found.sort(key=lambda pair: -pair[0])
+    advice = [Advice(change.setting, saved, change.remark) for saved, change in found]
+    if all(peak - saved > usable for saved, _ in found):
+        together = _together(run, usable, [change for _, change in found])
+        if together is not None:
+            advice.append(Advice(together[0], peak - together[1]))
+    return tuple(advice)
+
+
+def _together(run: PlannedRun, usable: float, changes: list[_Change]) -> tuple[str, float] | None:
+    """Return settings that together fit, and the peak that is left; None where all of them do not."""
+    taken: list[_Change] = []
+    peak = predict(run).peak
+    for change in sorted(changes, key=lambda change: not change.is_free):  # stable: the largest saving first
+        if any(change.changes.keys() & other.changes.keys() for other in taken):
+            continue
+        if (after := _peak_with(run, [*taken, change])) < peak:
+            taken.append(change)
+            peak = after
+        if peak <= usable:
+            break
+    else:
+        return None
+    for change in list(taken):  # what a later one has made needless
+        others = [other for other in taken if other is not change]
+        if (after := _peak_with(run, others)) <= usable:
+            taken, peak = others, after
+    return " and ".join(change.setting for change in taken), peak
+
+
+def _peak_with(run: PlannedRun, changes: list[_Change]) -> float:
+    for change in changes:
+        run = replace(run, **change.changes)
+    return predict(run).peak
+
+
+def _changes(run: PlannedRun) -> Iterator[_Change]:
+    is_cuda = run.device_type == "cuda"
+    if not run.activation_checkpointing:
+        setting = "enable_activation_checkpointing=true"
+        yield _Change(setting, {"activation_checkpointing": True}, "; about a third more work", True)
+    if not run.activation_offloading and is_cuda:
+        setting = "enable_activation_offloading=true"
+        yield _Change(setting, {"activation_offloading": True}, "; moves them to the host and back", True)
+    for size in dict.fromkeys((1, run.batch_size // 2)):
+        if 0 < size < run.batch_size:
+            yield _smaller_batch(run, size)
+    if run.rows_of_logits is None:
+        changes = {"rows_of_logits": lambda tokens: max(256, -(-tokens // 8))}
+        yield _Change("loss=LinearCrossEntropyLoss", changes, "; the same loss without all logits", True)
+    if not run.optimizer_in_backward and not run.accumulates:
+        yield _Change("optimizer_in_bwd=true", {"optimizer_in_backward": True}, "; without clip_grad_norm")
+    if is_cuda and run.optimizer.name in ("Adam", "AdamW"):
+        name = f"{run.optimizer.name}8bit"
+        remark = "" if find_module("bitsandbytes") else "; needs pip install bitsandbytes"
+        setting = f"optimizer=bitsandbytes.optim.{name}"
+        yield _Change(setting, {"optimizer": OptimizerSizes(name)}, remark)
+    ranks = 2 * run.shard_size
+    changes = {"shard_size": ranks, "uses_fsdp": True}
+    yield _Change(f"data_parallel_shard_dim={ranks}", changes, f"; on {ranks} devices")
+    if run.seq_len >= 64:
+        half = run.seq_len // 2
+        yield _Change(f"tokenizer.max_seq_len={half}", {"seq_len": half}, "; cuts longer texts")
+    yield from _changes_of_weights(run)
+
+
+def _smaller_batch(run: PlannedRun, size: int) -> _Change:
+    changes: dict[str, Any] = {"batch_size": size}
+    setting, remark = f"batch_size={size}", ""
+    if not run.optimizer_in_backward:
+        changes["accumulates"] = True
+        times = -(-run.batch_size // size)
+        remark = f"; with {times} times the gradient_accumulation_steps it learns the same"
+    return _Change(setting, changes, remark, not run.optimizer_in_backward)
+
+
+def _changes_of_weights(run: PlannedRun) -> Iterator[_Change]:
+    if torch.float32 in (run.param_dtype, run.compute_dtype):
+        given = {"dtype": run.compute_dtype, "param_dtype": run.param_dtype}
+        setting = " ".join(f"{name}=bf16" for name, dtype in given.items() if dtype != torch.bfloat16)
+        changes = {"param_dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "is_autocast": False}
+        yield _Change(setting, changes, "; rounds weights to three digits")
+    if adapter_parameters(run.model):
+        if not run.quantize_base and not predict(run).weights.quantized:
+            remark = "; keeps the frozen matrices in 4 bits"
+            yield _Change("quantize_base=true", {"quantize_base": True}, remark)
+        return
+    adapters: dict[str, Any] = {"adapters": Adapters()}
+    yield _Change("tune run lora_finetune", adapters, "; trains adapters alone")
+    changes = {**adapters, "quantize_base": True}
+    yield _Change("tune run lora_finetune quantize_base=true", changes, "; on a 4-bit base")

@@ -1,0 +1,220 @@
+"""How much memory a run will need, said before it starts; and afterwards, how near that was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tune.config.component import Component
+from tune.modules import TransformerDecoder
+from tune.modules.loss import LinearCrossEntropyLoss
+from tune.training.available_memory import available_memory, held_memory
+from tune.training.memory import GIB, get_peak_memory_gib
+from tune.training.memory_advice import Advice, advise
+from tune.training.memory_prediction import PlannedRun, Prediction, predict
+from tune.training.optimizer_sizes import optimizer_sizes
+from tune.training.precision import Precision
+from tune.utils import get_logger
+
+__all__ = ["MemoryPlan", "plan_memory"]
+
+# What may be filled by tensors. Allocators give memory out in pieces and lose what lies between them; the C library's,
+# on a host, also keeps much of what was freed: up to 40% more than the tensors was measured there, 10% as a rule.
+_USABLE = {"cuda": 0.9, "cpu": 0.75}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What one rank will need, what its device has, and what could be changed.
+
+    Attributes:
+        prediction: bytes of each part at each moment of a step.
+        available: bytes the device has for this process; None where that is not known.
+        held_before: bytes in use when the plan was made, which is no part of it on a host.
+    """
+
+    run: PlannedRun
+    prediction: Prediction
+    device: torch.device
+    available: int | None
+    held_before: int
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the fullest moment."""
+        return self.prediction.peak
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the device has as much; None where that is not known."""
+        return None if self.available is None else self.peak <= self.available
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether it needs more of the device than tensors can be expected to fill."""
+        return self.available is not None and self.peak > self._usable
+
+    @property
+    def _usable(self) -> float:
+        return (self.available or 0) * _USABLE.get(self.device.type, 0.75)
+
+    def lines(self) -> list[str]:
+        """Return the plan as a table in GiB, with its verdict; and what would help where it does not fit."""
+        return [*self.table(), self.verdict(), *(self.advice_lines() if self.is_tight else ())]
+
+    def table(self) -> list[str]:
+        """Return the parts in GiB, a line each."""
+        head = "GiB on each rank, predicted"
+        rows = {**self.prediction.parts, "together": self.prediction.moments}
+        width = max(len(name) for name in (head, *rows))
+        lines = [f"{head:{width}}{'at the loss':>13}{'in backward':>13}{'at the step':>13}"]
+        for name, sizes in rows.items():
+            lines.append(f"{name:{width}}" + "".join(f"{_gib(size) if size else '-':>13}" for size in sizes))
+        if self.prediction.on_host:
+            there = available_memory(torch.device("cpu"))
+            of = "" if there is None else f" of {_gib(there)} GiB available there"
+            lines.append(f"and on the host, for what is moved there: {_gib(self.prediction.on_host)} GiB{of}")
+        return lines
+
+    def verdict(self) -> str:
+        """Return whether it fits, in a sentence."""
+        text = f"memory: {_gib(self.peak)} GiB predicted at the fullest, {self.prediction.fullest}"
+        if self.available is None:
+            return f"{text}; what {self.device} has is not known"
+        text += f"; {_gib(self.available)} GiB available on {self.device}"
+        if not self.fits:
+            return f"{text}: it will probably run out of memory"
+        return f"{text}: {'tight' if self.is_tight else 'fits'}"
+
+    def advice(self, usable: float | None = None) -> tuple[Advice, ...]:
+        """Return settings that would need less, the ones that help most first; some together to be within `usable`."""
+        return advise(self.run, self.peak, self._usable if usable is None else usable)
+
+    def advice_lines(self, usable: float | None = None) -> list[str]:
+        """Return what would need less, a line each; [] where nothing is known to."""
+        lines = []
+        usable = self._usable if usable is None else usable
+        for advice in self.advice(usable):
+            after = self.peak - advice.saved
+            fits = ", which fits" if after <= usable else ""
+            lines.append(
+                f"  {advice.setting}: {_gib(-advice.saved)} GiB, {_gib(after)} left{fits}{advice.remark}"
+            )
+        return ["What would need less:", *lines] if lines else []
+
+    def explanation(self, in_use: int) -> list[str]:
+        """Return what there is to say after memory has run out with `in_use` bytes taken, a line each."""
+        verdict = self.verdict()
+        if self.fits:
+            verdict += ". It was expected to: a limit may be set (ulimit -v), or other processes take memory."
+        if self.device.type != "cuda":
+            in_use = max(in_use - self.held_before, 0)
+        usable = min(self._usable, in_use) if self.available is not None else in_use
+        return ["This was predicted:", *self.table(), verdict, *self.advice_lines(usable)]
+
+    def compare(self, measured: float | None = None, *, seen: tuple[int, int] | None = None) -> str:
+        """Return a line with what was predicted beside what was measured. Ask after two optimizer steps or more.
+
+        Args:
+            measured: bytes at the peak so far; None looks: what torch allocated on a GPU, on a host what became
+                resident since the plan was made.
+            seen: rows and tokens of the largest micro-batch so far, which need not be the largest of all.
+        """
+        predicted = self.peak
+        if seen is not None:
+            predicted = predict(replace(self.run, batch_size=seen[0], seq_len=seen[1])).peak
+        if measured is None:
+            measured = get_peak_memory_gib(self.device) * GIB
+            if self.device.type != "cuda":
+                measured = max(measured - self.held_before, 0.0)
+        share = f" ({100 * (measured / predicted - 1):+.0f}%)" if predicted else ""
+        return f"memory: {_gib(predicted)} GiB predicted, {_gib(measured)} GiB measured{share}"
+
+    def log(self) -> None:
+        """Say it: a line where there is room, the whole table and what would help where there is not."""
+        logger = get_logger()
+        if self.fits is False:
+            logger.warning("\n".join(self.lines()))
+        elif self.is_tight:
+            logger.info("\n".join(self.lines()))
+        else:
+            logger.info(self.verdict())
+
+
+def plan_memory(
+    model: TransformerDecoder,
+    optimizer: Optimizer | Component,
+    *,
+    precision: Precision,
+    tokens_per_micro_batch: tuple[int, int],
+    loss_fn: nn.Module,
+    device: torch.device,
+    trained_dtype: torch.dtype | None = None,
+    packed: bool = False,
+    gradient_accumulation_steps: int = 1,
+    shard_size: int = 1,
+    uses_fsdp: bool | None = None,
+    cpu_offload: bool = False,
+    activation_checkpointing: bool = False,
+    activation_offloading: bool = False,
+    optimizer_in_backward: bool = False,
+) -> MemoryPlan:
+    """Return what a run will need on one rank.
+
+    Best asked before the weights are read: on a host, what is in use by then counts as taken.
+
+    Args:
+        model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
+        optimizer: built, or the component that will build it.
+        precision: of weights and of products.
+        tokens_per_micro_batch: rows, and tokens of the longest.
+        loss_fn: the loss.
+        device: where the run takes place.
+        trained_dtype: of the trained weights, where it is not the others' (adapters are fp32).
+        packed: rows hold several documents.
+        gradient_accumulation_steps: micro-batches of one optimizer step.
+        shard_size: ranks that one copy of the weights is spread over.
+        uses_fsdp: blocks are gathered before they are used; None: where `shard_size` is above 1.
+        cpu_offload: the shards are kept on the host.
+        activation_checkpointing, activation_offloading, optimizer_in_backward: as in the configuration.
+    """
+    batch_size, seq_len = tokens_per_micro_batch
+    run = PlannedRun(
+        model=model,
+        optimizer=optimizer_sizes(optimizer),
+        param_dtype=precision.param_dtype,
+        trained_dtype=trained_dtype,
+        compute_dtype=precision.compute_dtype,
+        is_autocast=precision.param_dtype != precision.compute_dtype,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        packed=packed,
+        accumulates=gradient_accumulation_steps > 1,
+        shard_size=shard_size,
+        uses_fsdp=shard_size > 1 if uses_fsdp is None else uses_fsdp,
+        cpu_offload=cpu_offload,
+        activation_checkpointing=activation_checkpointing,
+        activation_offloading=activation_offloading,
+        optimizer_in_backward=optimizer_in_backward,
+        rows_of_logits=_rows_of_logits(loss_fn, device),
+        device_type=device.type,
+    )
+    return MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
+
+
+def _rows_of_logits(loss_fn: nn.Module, device: torch.device) -> Callable[[int], int] | None:
+    return (
+        partial(loss_fn.rows_per_piece, device=device)
+        if isinstance(loss_fn, LinearCrossEntropyLoss)
+        else None
+    )
+
+
+def _gib(num_bytes: float) -> str:
+    gib = num_bytes / GIB
+    return f"{gib:.2f}" if abs(gib) >= 0.1 else f"{gib:.3f}"
