@@ -65,7 +65,8 @@ def _judge_training(params: Any, model: TransformerDecoder, device: torch.device
 
 
 def _judge_weights(params: Any, model: TransformerDecoder, device: torch.device) -> MemoryJudgement:
-    dtype = get_dtype(params.dtype, device)
+    # As the recipe chooses it.
+    dtype = get_dtype(params.dtype or ("fp32" if device.type == "cpu" else "bf16"), device)
     needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
     available = available_memory(device)
     text = f"{needed / 2**30:.2f} GiB of weights"

@@ -24,6 +24,7 @@ from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
+from tune.training.memory_plan import MemoryPlan, plan_memory
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.parallel import ParallelPlan, plan_frozen_base, plan_parallel
@@ -75,6 +76,7 @@ __all__ = [
     "FullModelHFCheckpointer",
     "FullModelMetaCheckpointer",
     "GradientSync",
+    "MemoryPlan",
     "NonFiniteGuard",
     "OptimizerInBackward",
     "ParallelPlan",
@@ -131,6 +133,7 @@ __all__ = [
     "measure_matmul_rate",
     "metric_logging",
     "plan_frozen_base",
+    "plan_memory",
     "plan_parallel",
     "plan_precision",
     "prune_saved_steps",

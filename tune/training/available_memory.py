@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["available_memory", "held_memory"]
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -35,14 +35,14 @@ def held_memory(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     try:
         # statm(5): the second number counts resident pages.
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int((_PROC / "self" / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
 
 
 def _host_available() -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (_PROC / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
@@ -63,7 +63,7 @@ def _left_in_cgroups() -> list[int]:
 
 def _cgroup_files() -> list[tuple[Path, str, str, str]]:
     try:
-        rows = [row.split(":", 2) for row in Path("/proc/self/cgroup").read_text().splitlines()]
+        rows = [row.split(":", 2) for row in (_PROC / "self" / "cgroup").read_text().splitlines()]
     except OSError:
         return []
     files = []

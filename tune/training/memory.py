@@ -35,7 +35,7 @@ _TEXTS = (
 _MOMENTS = (
     ("torch/optim/", "at the optimizer's step"),
     ("bitsandbytes/optim/", "at the optimizer's step"),
-    ("torch/autograd/", "in the backward pass"),
+    ("torch/autograd/__init__.py", "in the backward pass"),
     ("tune/checkpoints/", "while weights are read or written"),
     ("tune/modules/loss/", "in the loss"),
     ("tune/modules/", "in the forward pass"),
