@@ -10,6 +10,7 @@ from tune.training.checkpointers import (
     FullModelHFCheckpointer,
     FullModelMetaCheckpointer,
 )
+from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
 from tune.training.fingerprint import (
     check_fingerprint,
     describe_component,
@@ -108,6 +109,7 @@ __all__ = [
     "count_steps_per_epoch",
     "count_tokens",
     "describe_component",
+    "describe_repeatability",
     "end_processes",
     "explain_out_of_memory",
     "find_newest_complete_step",
@@ -127,11 +129,13 @@ __all__ = [
     "list_saved_steps",
     "load_run_state",
     "lr_schedulers",
+    "make_deterministic",
     "make_fingerprint",
     "mark_last",
     "max_over_ranks",
     "measure_matmul_rate",
     "metric_logging",
+    "nondeterminism",
     "plan_frozen_base",
     "plan_memory",
     "plan_parallel",

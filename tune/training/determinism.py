@@ -1,0 +1,97 @@
+"""Whether a run, started again the same way, would give the same weights bit for bit; and how to make it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from tune.modules.moe import MixtureOfExperts
+from tune.utils import get_logger, get_world_size
+
+__all__ = ["describe_repeatability", "make_deterministic", "nondeterminism"]
+
+# cuBLAS takes the same way every time with workspaces of fixed sizes only (its manual, "Results reproducibility").
+_CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+_CUBLAS_FIXED = (":4096:8", ":16:8")
+
+
+class _Params(Protocol):
+    """What is read of a recipe's parameters."""
+
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def optimizer(self) -> Any: ...
+
+
+def make_deterministic() -> None:
+    """Let torch take, for the rest of this process, only ways that give the same result each time.
+
+    Slower on a GPU: attention's backward pass adds up in order. An operation that has no such way raises. Call it
+    before anything runs on a GPU: cuBLAS reads its setting when it starts.
+    """
+    if torch.cuda.is_initialized() and os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
+        get_logger().warning(
+            f"{_CUBLAS_VARIABLE} comes too late, the GPU is in use: set it to {_CUBLAS_FIXED[0]} before starting."
+        )
+    os.environ.setdefault(_CUBLAS_VARIABLE, _CUBLAS_FIXED[0])
+    torch.use_deterministic_algorithms(True)
+    # Filling what is about to be written would cost a pass over memory; nothing here reads before it writes.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def nondeterminism(params: _Params, device: torch.device, model: nn.Module) -> list[str]:
+    """Return what in this very run would break its repetition bit for bit; [] where nothing would.
+
+    Meant is the same command on the same machine and versions, with as many processes and threads.
+
+    Args:
+        params: the recipe's; read are `seed` and `optimizer`.
+        device: where the run takes place.
+        model: what is trained.
+    """
+    return list(_causes(params, device, model))
+
+
+def describe_repeatability(params: _Params, device: torch.device, model: nn.Module) -> str:
+    """Return a line that says whether the run can be repeated, and under which conditions or why not."""
+    causes = nondeterminism(params, device, model)
+    if causes:
+        return f"Would not repeat bit for bit: {'; '.join(causes)}"
+    conditions = ["seed", "machine"]
+    if (world_size := get_world_size()) > 1:
+        conditions.append(f"{world_size} processes")
+    if device.type == "cpu":
+        # Sums are cut up among threads, and rounded where they are cut.
+        threads = torch.get_num_threads()
+        conditions.append(f"{threads} thread{'s' * (threads > 1)} (OMP_NUM_THREADS)")
+    listed = f"{', '.join(conditions[:-1])} and {conditions[-1]}"
+    return f"Repeatable: the same {listed} give the same weights, bit for bit"
+
+
+def _causes(params: _Params, device: torch.device, model: nn.Module) -> Iterator[str]:
+    if params.seed is None:
+        yield "seed is null, so each run draws another (config.yaml in output_dir names it)"
+    is_strict = torch.are_deterministic_algorithms_enabled()
+    is_strict = is_strict and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == "cuda":
+        if not is_strict:
+            yield "torch's deterministic algorithms are off, so attention's backward pass adds up in any order"
+        elif os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
+            yield f"{_CUBLAS_VARIABLE} is not {' or '.join(_CUBLAS_FIXED)}, so cuBLAS may change its ways"
+    elif device.type == "cpu":
+        # The tokens' gradients are gathered from the experts by index, which threads do as they come.
+        has_experts = any(isinstance(module, MixtureOfExperts) for module in model.modules())
+        if has_experts and not is_strict and torch.get_num_threads() > 1:
+            yield (
+                f"{torch.get_num_threads()} threads add up what comes back from the experts in any order "
+                "(OMP_NUM_THREADS=1 would not)"
+            )
+    else:
+        yield f"torch has no deterministic algorithms on {device.type}"
+    if device.type != "cpu" and str(getattr(params.optimizer, "path", "")).startswith("bitsandbytes"):
+        yield "bitsandbytes does not say whether its kernels are deterministic"
