@@ -68,6 +68,7 @@ from tune.training.saved_steps import (
 )
 from tune.training.sharded_model import copy_to_host, shard_model
 from tune.training.signals import StopRequest
+from tune.training.spikes import SpikeWatch
 from tune.training.step_saver import StepSaver
 from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
 
@@ -88,6 +89,7 @@ __all__ = [
     "SavedStep",
     "Speed",
     "SpeedMeter",
+    "SpikeWatch",
     "StepSaver",
     "StopRequest",
     "TokenCounts",
