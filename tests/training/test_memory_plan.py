@@ -13,11 +13,12 @@ from live_bytes import LiveBytes
 from torch import nn
 
 from tune.config.component import Component
+from tune.data import DataReport
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.config import MoEConfig
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
-from tune.training import build_optimizer, checkpoint_activations, plan_memory, plan_precision
+from tune.training import build_optimizer, checkpoint_activations, longest_row, plan_memory, plan_precision
 from tune.training.activation_sizes import block_bytes, trunk_bytes
 from tune.training.available_memory import available_memory, held_memory
 from tune.training.memory_plan import MemoryPlan
@@ -386,6 +387,13 @@ def test_settings_that_fit_only_together_are_named_together() -> None:
     assert plan.peak - together.saved <= usable
     # Where nothing suffices, nothing is promised.
     assert not any(plan.peak - advice.saved <= 1e4 for advice in plan.advice(usable=1e4))
+
+
+def test_the_longest_row() -> None:
+    assert longest_row(DataReport(longest=70)) == 70
+    assert longest_row(DataReport(longest=70, max_seq_len=50)) == 50
+    assert longest_row(DataReport(longest=40, max_seq_len=50)) == 40
+    assert longest_row(DataReport(longest=40, max_seq_len=50, num_packs=3)) == 50
 
 
 def test_predicted_beside_measured() -> None:

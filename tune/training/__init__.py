@@ -11,6 +11,7 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
 )
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
+from tune.training.failed_step import save_failed_step, upcoming_sample_ids
 from tune.training.fingerprint import (
     check_fingerprint,
     describe_component,
@@ -25,7 +26,7 @@ from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
-from tune.training.memory_plan import MemoryPlan, plan_memory
+from tune.training.memory_plan import MemoryPlan, longest_row, plan_memory
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.parallel import ParallelPlan, plan_frozen_base, plan_parallel
@@ -130,6 +131,7 @@ __all__ = [
     "link_steps",
     "list_saved_steps",
     "load_run_state",
+    "longest_row",
     "lr_schedulers",
     "make_deterministic",
     "make_fingerprint",
@@ -146,6 +148,7 @@ __all__ = [
     "read_run",
     "remove_unfinished_steps",
     "reset_peak_memory",
+    "save_failed_step",
     "save_run_state",
     "seed_this_rank",
     "set_rng_state",
@@ -154,6 +157,7 @@ __all__ = [
     "start_processes",
     "step_name",
     "to_device",
+    "upcoming_sample_ids",
     "verify_step",
     "write_resolved_config",
     "write_run_state",

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tune.config.component import Component
+from tune.data import DataReport
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.training.available_memory import available_memory, held_memory
@@ -21,7 +22,7 @@ from tune.training.optimizer_sizes import optimizer_sizes
 from tune.training.precision import Precision
 from tune.utils import get_logger
 
-__all__ = ["MemoryPlan", "plan_memory"]
+__all__ = ["MemoryPlan", "longest_row", "plan_memory"]
 
 # What may be filled by tensors. Allocators give memory out in pieces and lose what lies between them; the C library's,
 # on a host, also keeps much of what was freed: up to 40% more than the tensors was measured there, 10% as a rule.
@@ -205,6 +206,13 @@ def plan_memory(
         device_type=device.type,
     )
     return MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
+
+
+def longest_row(report: DataReport) -> int:
+    """Return the tokens of the longest row that a dataset gives: all of its room where documents are packed."""
+    if report.max_seq_len is None:
+        return report.longest
+    return report.max_seq_len if report.num_packs else min(report.longest, report.max_seq_len)
 
 
 def _rows_of_logits(loss_fn: nn.Module, device: torch.device) -> Callable[[int], int] | None:

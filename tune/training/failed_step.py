@@ -1,0 +1,194 @@
+"""A step that could not be taken, kept for study: what went in, and where the numbers went bad.
+
+OUTPUT_DIR/non_finite_step_000123/report_rank0.json            for people: examples, losses, weights, gradients
+                                  batches_rank0.safetensors    the micro-batches, as they went into the model
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tune.checkpoints.writers import replacing
+from tune.data import ResumableSampler
+from tune.training.saved_steps import step_name
+from tune.utils import get_logger, get_rank, get_world_size
+
+__all__ = ["save_failed_step", "upcoming_sample_ids"]
+
+# Parameters named in a report, of weights and of gradients each; how many there are is always said.
+_MAX_NAMED = 50
+
+
+def upcoming_sample_ids(
+    sampler: ResumableSampler, micro_batches: Sequence[Mapping[str, Tensor]]
+) -> list[list[int]]:
+    """Return which examples of the dataset each micro-batch holds. Call it before `sampler.advance`."""
+    ids = iter(sampler)
+    return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
+
+
+def save_failed_step(
+    output_dir: Path,
+    step: int,
+    model: nn.Module,
+    micro_batches: Sequence[Mapping[str, Tensor]],
+    *,
+    sample_ids: Sequence[Sequence[int]] | None = None,
+    loss: Tensor | float | None = None,
+    grad_norm: Tensor | float | None = None,
+    loss_of: Callable[[dict[str, Tensor]], Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path | None:
+    """Write what there is to know of a step whose loss or gradient is not finite; return where, None where it failed.
+
+    Called while the error that ends the run is handled, and never in its way: what goes wrong here is a warning. Each
+    rank writes files of its own, whole or not at all. Of sharded weights a rank counts its own shards.
+
+    Args:
+        output_dir: of the run.
+        step: the step that was not taken; the weights are those before it.
+        model: with its gradients, where they are there.
+        micro_batches: of this rank, on any device.
+        sample_ids: the dataset's indices of the examples in each, as `upcoming_sample_ids` gives them.
+        loss, grad_norm: of the whole step.
+        loss_of: returns a micro-batch's loss. Called without gradients, it finds the micro-batch and the module where
+            the numbers first go bad; on many ranks all must pass it, since the forward pass may be a collective.
+        facts: further values for the report, such as seed, epoch and learning rate.
+    """
+    folder = output_dir / f"non_finite_{step_name(step)}"
+    rank = get_rank()
+    try:
+        report = {
+            "step": step,
+            "rank": rank,
+            "world_size": get_world_size(),
+            "loss": _number(loss),
+            "grad_norm": _number(grad_norm),
+            **{
+                name: value if isinstance(value, str | int | bool) else _number(value)
+                for name, value in (facts or {}).items()
+            },
+            "non_finite_weights": _count(
+                {name: weight.detach() for name, weight in model.named_parameters()}
+            ),
+            "non_finite_gradients": _count(
+                {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+            ),
+            **_look(model, micro_batches, sample_ids, loss_of),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{index}.{name}": tensor.detach().cpu().contiguous()
+            for index, batch in enumerate(micro_batches)
+            for name, tensor in batch.items()
+        }
+        batches = folder / f"batches_rank{rank}.safetensors"
+        with replacing(batches) as staged:
+            save_file(tensors, staged)
+        report["batches"] = f"{batches.name}: MICRO_BATCH.FIELD, such as 0.tokens"
+        # Last: where there is a report, the rest is there, too.
+        with replacing(folder / f"report_rank{rank}.json") as staged:
+            staged.write_text(_readable(report), encoding="utf-8")
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        get_logger().warning(f"step {step} could not be written to {folder} for study: {error}")
+        return None
+    get_logger().warning(f"step {step} is kept for study in {folder}: {_summary(report)}")
+    return folder
+
+
+def _number(value: Tensor | float | None) -> float | str | None:
+    """Return a number as JSON knows it; one that it does not know, as text."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _count(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return how many tensors hold numbers that are not finite, and of the first of them how many each."""
+    bad: dict[str, str] = {}
+    num_bad = 0
+    for name, tensor in tensors.items():
+        # Of a sharded tensor this rank's part: the whole would take a collective. (Its class takes seconds to import.)
+        local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        num_wrong = int((~torch.isfinite(local)).sum())
+        if num_wrong:
+            num_bad += 1
+            if len(bad) < _MAX_NAMED:
+                bad[name] = f"{num_wrong} of {local.numel()}"
+    return {"num_tensors": num_bad, "of": len(tensors), "first": bad}
+
+
+def _look(
+    model: nn.Module,
+    micro_batches: Sequence[Mapping[str, Tensor]],
+    sample_ids: Sequence[Sequence[int]] | None,
+    loss_of: Callable[[dict[str, Tensor]], Tensor] | None,
+) -> dict[str, Any]:
+    """Return what each micro-batch held and lost, and the module where the first one went bad."""
+    rows: list[dict[str, Any]] = []
+    first_bad: list[str] = []
+    for index, batch in enumerate(micro_batches):
+        row: dict[str, Any] = {"shape": list(batch["tokens"].shape)}
+        if sample_ids is not None:
+            row["sample_ids"] = list(sample_ids[index])
+        if loss_of is not None:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watch(model, first_bad):
+                row["loss"] = _number(loss_of(dict(batch)))
+        rows.append(row)
+    looked: dict[str, Any] = {"micro_batches": rows}
+    if loss_of is not None:
+        looked["first_non_finite_output"] = first_bad[0] if first_bad else None
+    return looked
+
+
+@contextmanager
+def _watch(model: nn.Module, first_bad: list[str]) -> Iterator[None]:
+    """Note the first module whose output is not finite; inner modules end before those they are in."""
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if first_bad or not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        if not bool(torch.isfinite(output).all()):
+            first_bad.append(name)
+
+    hooks = [
+        module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _readable(report: Mapping[str, Any]) -> str:
+    """Return a report as JSON, its lists of numbers on one line each."""
+    text = json.dumps(report, indent=2)
+    return re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    parts = []
+    for kind in ("weights", "gradients"):
+        count = report[f"non_finite_{kind}"]
+        parts.append(f"{count['num_tensors']} of {count['of']} {kind} are not finite")
+    bad = [str(i) for i, row in enumerate(report["micro_batches"]) if isinstance(row.get("loss"), str)]
+    if bad:
+        parts.append(f"nor is the loss of micro-batch {', '.join(bad)}")
+    if where := report.get("first_non_finite_output"):
+        parts.append(f"the first bad number came out of {where}")
+    return "; ".join(parts)
