@@ -34,14 +34,15 @@ def make_deterministic() -> None:
     Slower on a GPU: attention's backward pass adds up in order. An operation that has no such way raises. Call it
     before anything runs on a GPU: cuBLAS reads its setting when it starts.
     """
-    if torch.cuda.is_initialized() and os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
+    is_late = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if is_late and os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
         get_logger().warning(
             f"{_CUBLAS_VARIABLE} comes too late, the GPU is in use: set it to {_CUBLAS_FIXED[0]} before starting."
         )
     os.environ.setdefault(_CUBLAS_VARIABLE, _CUBLAS_FIXED[0])
     torch.use_deterministic_algorithms(True)
     # Filling what is about to be written would cost a pass over memory; nothing here reads before it writes.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
 
 
 def nondeterminism(params: _Params, device: torch.device, model: nn.Module) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from tune.config.lookup import find_module
+from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.peft import adapter_parameters
 from tune.training.activation_sizes import Adapters
 from tune.training.memory_prediction import PlannedRun, predict
@@ -41,8 +43,8 @@ class _Change:
 def advise(run: PlannedRun, peak: float, usable: float) -> tuple[Advice, ...]:
     """Return what would lower a run's `peak`, the largest saving first.
 
-    Where no one of them brings it within `usable`, the last piece of advice is the fewest that do so together, those
-    that change no result first.
+    Where no one of them brings it within `usable`, the last piece of advice is some that do so together, none of
+    them needless; those that change no result are tried first.
     """
     found: list[tuple[float, _Change]] = []
     for change in _changes(run):
@@ -97,8 +99,13 @@ def _changes(run: PlannedRun) -> Iterator[_Change]:
         if 0 < size < run.batch_size:
             yield _smaller_batch(run, size)
     if run.rows_of_logits is None:
-        changes = {"rows_of_logits": lambda tokens: max(256, -(-tokens // 8))}
-        yield _Change("loss=LinearCrossEntropyLoss", changes, "; the same loss without all logits", True)
+        rows = partial(LinearCrossEntropyLoss().rows_per_piece, device=torch.device(run.device_type))
+        yield _Change(
+            "loss=LinearCrossEntropyLoss",
+            {"rows_of_logits": rows},
+            "; the same loss without all logits",
+            True,
+        )
     if not run.optimizer_in_backward and not run.accumulates:
         yield _Change("optimizer_in_bwd=true", {"optimizer_in_backward": True}, "; without clip_grad_norm")
     if is_cuda and run.optimizer.name in ("Adam", "AdamW"):
@@ -107,8 +114,8 @@ def _changes(run: PlannedRun) -> Iterator[_Change]:
         setting = f"optimizer=bitsandbytes.optim.{name}"
         yield _Change(setting, {"optimizer": OptimizerSizes(name)}, remark)
     ranks = 2 * run.shard_size
-    changes = {"shard_size": ranks, "uses_fsdp": True}
-    yield _Change(f"data_parallel_shard_dim={ranks}", changes, f"; on {ranks} devices")
+    sharded: dict[str, Any] = {"shard_size": ranks, "uses_fsdp": True}
+    yield _Change(f"data_parallel_shard_dim={ranks}", sharded, f"; on {ranks} devices")
     if run.seq_len >= 64:
         half = run.seq_len // 2
         yield _Change(f"tokenizer.max_seq_len={half}", {"seq_len": half}, "; cuts longer texts")

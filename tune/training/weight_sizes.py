@@ -149,8 +149,9 @@ def _weights(model: TransformerDecoder, adapters: Adapters | None, quantize_base
     modules = dict(model.named_modules())
     for path, module in modules.items():
         if isinstance(module, FrozenLinear) and module.quantize_base:
-            shape = (module.out_dim, module.in_dim)
-            yield _Weight(shape, torch.uint8, False, _block_of(path), is_quantized=True)
+            yield _Weight(
+                (module.out_dim, module.in_dim), torch.uint8, False, _block_of(path), is_quantized=True
+            )
     head = "tok_embeddings.weight" if model.output is None else "output.weight"
     for name, weight in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
