@@ -144,6 +144,15 @@ def test_each_rank_has_files_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     }
 
 
+def test_rows_that_only_even_out_the_ranks_are_no_examples() -> None:
+    """Five examples over two ranks: the second one's third row is empty."""
+    ids = [
+        upcoming_sample_ids(ResumableSampler(5, shuffle=False, rank=rank, world_size=2), make_batches())
+        for rank in range(2)
+    ]
+    assert ids == [[[0, 2], [4]], [[1, 3], [None]]]
+
+
 def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("tune").propagate = True
     (tmp_path / "file").write_text("")

@@ -34,9 +34,12 @@ _MAX_NAMED = 50
 
 def upcoming_sample_ids(
     sampler: ResumableSampler, micro_batches: Sequence[Mapping[str, Tensor]]
-) -> list[list[int]]:
-    """Return which examples of the dataset each micro-batch holds. Call it before `sampler.advance`."""
-    ids = iter(sampler)
+) -> list[list[int | None]]:
+    """Return which examples of the dataset each micro-batch holds. Call it before `sampler.advance`.
+
+    None stands for a row without content, which evens out the ranks at an epoch's end.
+    """
+    ids = (index if index >= 0 else None for index in sampler)
     return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
 
 
@@ -46,7 +49,7 @@ def save_failed_step(
     model: nn.Module,
     micro_batches: Sequence[Mapping[str, Tensor]],
     *,
-    sample_ids: Sequence[Sequence[int]] | None = None,
+    sample_ids: Sequence[Sequence[int | None]] | None = None,
     loss: Tensor | float | None = None,
     grad_norm: Tensor | float | None = None,
     loss_of: Callable[[dict[str, Tensor]], Tensor] | None = None,
@@ -135,7 +138,7 @@ def _count(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _look(
     model: nn.Module,
     micro_batches: Sequence[Mapping[str, Tensor]],
-    sample_ids: Sequence[Sequence[int]] | None,
+    sample_ids: Sequence[Sequence[int | None]] | None,
     loss_of: Callable[[dict[str, Tensor]], Tensor] | None,
 ) -> dict[str, Any]:
     """Return what each micro-batch held and lost, and the module where the first one went bad."""
@@ -178,7 +181,7 @@ def _watch(model: nn.Module, first_bad: list[str]) -> Iterator[None]:
 def _readable(report: Mapping[str, Any]) -> str:
     """Return a report as JSON, its lists of numbers on one line each."""
     text = json.dumps(report, indent=2)
-    return re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\[(?:\d|null|,|\s)+\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def _summary(report: Mapping[str, Any]) -> str:
