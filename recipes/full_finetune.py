@@ -25,9 +25,7 @@ from tune.config import Component, instantiate_offering
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, ResumableSampler, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
-from tune.modules import flops_per_token
 from tune.modules.loss import loss_sum
-from tune.training.metric_logging import JSONLLogger, LoggerGroup
 from tune.utils import expand_path, get_device, get_logger, set_seed
 
 
@@ -49,6 +47,7 @@ class FullFinetuneRecipe:
         self.log = get_logger(params.log_level)
         self.exit_code = 0
         self.run = training.RunCounters()  # where the run stands; saved with each step
+        self.memory = training.MemoryCheck()
         self.opened = ExitStack()  # what cleanup() closes, the last one first
 
     # ---- Before training -------------------------------------------------------------------------------
@@ -62,21 +61,19 @@ class FullFinetuneRecipe:
             self.log.info(
                 f"checkpointer.output_dir is not used: saved steps go to output_dir, {self.output_dir}"
             )
-        resume = params.resume_from_checkpoint or self.checkpointer.resume_from_checkpoint
-
-        def claim() -> training.SavedStep | None:
-            self.opened.callback(training.RunLock(self.output_dir).release)
-            training.remove_unfinished_steps(self.output_dir)
-            return training.choose_step_to_resume(
-                self.output_dir, resume, self.checkpointer.recipe_checkpoint
-            )
-
-        return training.from_rank_zero(claim)
+        return training.claim_output_dir(
+            self.output_dir,
+            self.opened,
+            resume=params.resume_from_checkpoint or self.checkpointer.resume_from_checkpoint,
+            name=self.checkpointer.recipe_checkpoint,
+        )
 
     def setup(self) -> None:
         """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
         params = self.params
         # 1. This process, the others, and the place to write to, before any work that could not be written.
+        if params.deterministic:
+            training.make_deterministic()
         self.device = get_device(params.device)
         training.start_processes(self.device)
         self.opened.callback(training.end_processes)
@@ -99,7 +96,7 @@ class FullFinetuneRecipe:
         self.seed = set_seed(training.from_rank_zero(lambda: set_seed(seed)))
         self.log.info(f"{self.device}, {self.precision}, seed {self.seed}, output in {self.output_dir}")
 
-        # 3. Tokenizer and data, in seconds: a mistake there shows before gigabytes of weights are read.
+        # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         model_dir = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
         self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(model_dir or "")})
         self.dataset, self.loader, self.sampler = self._setup_data(
@@ -113,13 +110,14 @@ class FullFinetuneRecipe:
         )
         self.num_steps = params.epochs * self.steps_per_epoch
 
-        # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
-        self.model = self._setup_model(model_dir)
-
-        # 5. Loss, then what changes the weights. The schedule needs the number of steps, which the data gave.
         self.loss_fn = instantiate_offering(
             params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
         )
+
+        # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
+        self.model = self._setup_model(model_dir)
+
+        # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.plan)
         self.optimizer = training.build_optimizer(
             params.optimizer, self.model.parameters(), in_backward=params.optimizer_in_bwd
@@ -136,27 +134,18 @@ class FullFinetuneRecipe:
         self.opened.callback(self.saver.close)
 
         # 6. What watches.
-        log_dir = str(self.output_dir)
-        self.metrics = LoggerGroup(
-            lambda: [
-                JSONLLogger(log_dir, overwrite=not resumed),
-                instantiate_offering(params.metric_logger, {"log_dir": log_dir}),
-            ]
-        )
-        self.samples = LoggerGroup(lambda: [JSONLLogger(log_dir, "samples.jsonl", overwrite=not resumed)])
+        self.metrics = training.open_metric_logs(params.metric_logger, self.output_dir, overwrite=not resumed)
+        self.samples = training.open_samples_log(self.output_dir, overwrite=not resumed)
+        self.spikes = training.SpikeWatch()
         self.opened.callback(self.metrics.close)
         self.opened.callback(self.samples.close)
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
-        self.speed = training.SpeedMeter(
-            self.device,
-            partial(flops_per_token, self.model.config),
-            partial(training.measure_matmul_rate, self.device, self.precision.compute_dtype),
-            num_devices=self.plan.world_size,
-        )
+        self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.plan.world_size)
         self.log.info(
             f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
             f"{self.plan}. "
-            f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
+            f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device\n"
+            + training.describe_repeatability(params, self.device, self.model)
         )
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
@@ -173,7 +162,11 @@ class FullFinetuneRecipe:
             # Without a schedule, more epochs only add steps at the end.
             num_steps=self.num_steps if self.lr_scheduler else "any",
         )
-        self.stateful: dict[str, Any] = {"sampler": self.sampler, "scaler": self.scaler}
+        self.stateful: dict[str, Any] = {
+            "sampler": self.sampler,
+            "scaler": self.scaler,
+            "spikes": self.spikes,
+        }
         if self.lr_scheduler:
             self.stateful["lr_scheduler"] = self.lr_scheduler
         training.seed_this_rank(self.seed)
@@ -215,7 +208,24 @@ class FullFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate_offering(params.model, {"checkpoint_dir": str(model_dir or "")})
         model.to(self.precision.param_dtype)
-        training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
+        report = self.dataset.report()
+        training.check_tokenizer_fits(self.tokenizer, model.config, report)
+        self.memory.plan = training.plan_memory(
+            model,
+            params.optimizer,
+            precision=self.precision,
+            tokens_per_micro_batch=(params.batch_size, training.longest_row(report)),
+            loss_fn=self.loss_fn,
+            device=self.device,
+            packed=bool(report.num_packs),
+            gradient_accumulation_steps=params.gradient_accumulation_steps,
+            shard_size=self.plan.shard_dim,
+            cpu_offload=self.plan.cpu_offload,
+            activation_checkpointing=params.enable_activation_checkpointing,
+            activation_offloading=params.enable_activation_offloading,
+            optimizer_in_backward=params.optimizer_in_bwd,
+        )
+        self.memory.plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
@@ -258,6 +268,9 @@ class FullFinetuneRecipe:
                 for micro_batches in islice(windows, self.steps_per_epoch - run.step_in_epoch):
                     run.step += 1
                     run.step_in_epoch += 1
+                    keep_for_study = partial(
+                        self._keep_for_study, micro_batches, training.get_rng_state(self.device)
+                    )
 
                     # 1. Count what the whole step trains on, on all processes, before its first gradient: the loss is
                     #    divided by it.
@@ -275,7 +288,8 @@ class FullFinetuneRecipe:
                                 micro_loss = self._loss_sum(batch) / divisor
                             loss += micro_loss.detach()
                             if params.optimizer_in_bwd:  # the next line already steps
-                                self.guard.allows(run.step, training.add_over_ranks_(loss.clone()))
+                                total = training.add_over_ranks_(loss.clone())
+                                self.guard.allows(run.step, total, before_stopping=keep_for_study)
                             self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
                     training.add_over_ranks_(loss)
 
@@ -284,7 +298,7 @@ class FullFinetuneRecipe:
                     if not params.optimizer_in_bwd:
                         self.scaler.unscale_(self.optimizer)
                         grad_norm = training.clip_gradients(self.model.parameters(), params.clip_grad_norm)
-                        if self.guard.allows(run.step, loss, grad_norm):
+                        if self.guard.allows(run.step, loss, grad_norm, keep_for_study):
                             self.scaler.step(self.optimizer)
                         self.scaler.update()
                         self.optimizer.zero_grad(set_to_none=True)
@@ -298,6 +312,7 @@ class FullFinetuneRecipe:
                     run.num_targets += counts.num_targets
                     self.speed.count(counts)
                     self.progress.advance()
+                    self.memory.after_step(micro_batches)
                     profiler.step()
 
                     # 5. What is due. A request to stop makes this step the last one, and so a saved one.
@@ -349,6 +364,7 @@ class FullFinetuneRecipe:
         """Return what is logged of the finished step; the only place where the loss is read from the device."""
         run = self.run
         run.loss = float(loss)
+        self.spikes.observe(run.step, run.loss)
         metrics = {"epoch": run.epoch, "loss": run.loss, "lr": lr}
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
@@ -394,6 +410,23 @@ class FullFinetuneRecipe:
                 best=self.run.best_step,
             )
 
+    def _keep_for_study(self, micro_batches: list[dict[str, torch.Tensor]], rng: dict[str, Any]) -> None:
+        """Write what is known of a step that cannot be taken, and save the finished one before it."""
+        with self.precision.autocast():
+            training.save_failed_step(
+                self.output_dir,
+                self.run.step,
+                self.model,
+                micro_batches,
+                sample_ids=training.upcoming_sample_ids(self.sampler, micro_batches),
+                loss_of=self._loss_sum,
+            )
+        self.run.undo_step()
+        training.set_rng_state(rng, self.device)
+        if self.run.step > self.saver.last_step:
+            self.save_checkpoint()
+            self.saver.wait()
+
     def _write_model(self, model: Any, directory: Path) -> None:
         self.checkpointer.save_model(model, directory, self.tokenizer)
 
@@ -419,7 +452,7 @@ def recipe_main(params: FullFinetuneParams) -> int:
     """Run the recipe; return 0, or 130, 138 or 143 after a request to stop."""
     recipe = FullFinetuneRecipe(params)
     try:
-        with training.explain_out_of_memory():
+        with training.explain_out_of_memory(lambda: recipe.memory.plan):
             recipe.setup()
             recipe.train()
         recipe.summarize()

@@ -139,6 +139,11 @@ class FinetuneParams:
         group="Optimization",
         help="What to do before a step whose loss or gradient is NaN or infinite.",
     )
+    deterministic: bool = param(
+        False,
+        group="Optimization",
+        help="Take only ways that give the same result each time, which a GPU otherwise does not: slower there.",
+    )
     seed: int | None = param(
         None,
         minimum=0,

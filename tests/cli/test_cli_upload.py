@@ -16,7 +16,7 @@ import pytest
 import yaml
 from hub_server import HubServer
 
-from tune.training.saved_steps import link_steps, write_step
+from tune.training.saving.saved_steps import link_steps, write_step
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "bundled" / "tiny_llama"

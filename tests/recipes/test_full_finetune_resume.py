@@ -171,7 +171,7 @@ def test_a_damaged_step_is_skipped_and_made_again(with_dropout, tmp_path: Path, 
     [
         ({"batch_size": 2}, "sequences_per_step: was 6, is 4"),
         ({"seed": 4}, "seed: was 3, is 4"),
-        ({"optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.02}}, '"lr": 0.02'),
+        ({"optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.02}}, "optimizer.lr: was 0.01, is 0.02"),
         ({"epochs": 4, "lr_scheduler": "constant"}, "lr_scheduler: was"),
         ({"dtype": "bf16"}, "dtype: was fp32, is bf16"),
     ],

@@ -19,11 +19,11 @@ from tune.modules.config import MoEConfig
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
 from tune.training import build_optimizer, checkpoint_activations, longest_row, plan_memory, plan_precision
-from tune.training.activation_sizes import block_bytes, trunk_bytes
-from tune.training.available_memory import available_memory, held_memory
-from tune.training.memory_plan import MemoryPlan
-from tune.training.memory_prediction import _micro_batch, predict
-from tune.training.optimizer_sizes import optimizer_sizes
+from tune.training.memory.activation_sizes import block_bytes, trunk_bytes
+from tune.training.memory.available import available_memory, held_memory
+from tune.training.memory.optimizer_sizes import optimizer_sizes
+from tune.training.memory.plan import MemoryPlan
+from tune.training.memory.prediction import _micro_batch, predict
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -438,8 +438,8 @@ def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (root / "jobs/memory.stat").write_text(f"{'total_' if version == 1 else ''}inactive_file 300000000\n")
     (root / "jobs/a" / limit).write_text("9223372036854771712\n" if version == 1 else "max\n")
     (root / "jobs/a" / usage).write_text("900000000\n")
-    monkeypatch.setattr("tune.training.available_memory._PROC", proc)
-    monkeypatch.setattr("tune.training.available_memory._CGROUPS", groups)
+    monkeypatch.setattr("tune.training.memory.available._PROC", proc)
+    monkeypatch.setattr("tune.training.memory.available._CGROUPS", groups)
     assert available_memory(CPU) == 2_300_000_000
     (root / "jobs" / limit).write_text("90000000000\n")
     assert available_memory(CPU) == 8_192_000_000

@@ -209,7 +209,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 SAVE_FOR_EVER = """
     import sys
     from pathlib import Path
-    from tune.training.saved_steps import write_step
+    from tune.training.saving.saved_steps import write_step
     output_dir, step = Path(sys.argv[1]), 0
     while True:
         step += 1

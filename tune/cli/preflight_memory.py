@@ -12,8 +12,8 @@ from tune.config.instantiate import instantiate_offering
 from tune.errors import TuneError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
-from tune.training.available_memory import available_memory
-from tune.training.memory_plan import MemoryPlan, plan_memory
+from tune.training.memory.available import available_memory
+from tune.training.memory.plan import MemoryPlan, plan_memory
 from tune.training.precision import plan_precision
 from tune.utils.precision import get_dtype
 

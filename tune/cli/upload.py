@@ -67,7 +67,7 @@ def _pack(parcel: Parcel, repo: str, base_model: str | None) -> tuple[Lineage, l
     from tune.hub.card import write_card
     from tune.hub.lineage import read_lineage
     from tune.hub.parcel import Outgoing, outgoing_files
-    from tune.training.saved_steps import saved_step_of, verify_step
+    from tune.training.saving.saved_steps import saved_step_of, verify_step
 
     saved = saved_step_of(parcel.folder)
     if saved is not None:

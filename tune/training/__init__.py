@@ -11,27 +11,9 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
 )
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
-from tune.training.failed_step import save_failed_step, upcoming_sample_ids
-from tune.training.fingerprint import (
-    check_fingerprint,
-    describe_component,
-    hash_code,
-    hash_dataset,
-    hash_weight_files,
-    make_fingerprint,
-)
-from tune.training.getters import get_metric_logger, get_optimizer
-from tune.training.gradient_sync import GradientSync, mark_last
-from tune.training.gradients import NonFiniteGuard, clip_gradients
-from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
-from tune.training.lr_schedulers import get_lr
-from tune.training.memory import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
-from tune.training.memory_plan import MemoryPlan, longest_row, plan_memory
-from tune.training.optimizer_in_backward import OptimizerInBackward
-from tune.training.optimizers import build_lr_scheduler, build_optimizer
-from tune.training.parallel import ParallelPlan, plan_frozen_base, plan_parallel
-from tune.training.precision import Precision, plan_precision
-from tune.training.processes import (
+from tune.training.distributed.gradient_sync import GradientSync, mark_last
+from tune.training.distributed.parallel import ParallelPlan, plan_frozen_base, plan_parallel
+from tune.training.distributed.processes import (
     add_over_ranks_,
     count_over_ranks,
     end_processes,
@@ -41,12 +23,33 @@ from tune.training.processes import (
     seed_this_rank,
     start_processes,
 )
+from tune.training.distributed.sharded_model import copy_to_host, shard_model
+from tune.training.getters import get_metric_logger, get_optimizer
+from tune.training.gradients import NonFiniteGuard, clip_gradients
+from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
+from tune.training.lr_schedulers import get_lr
+from tune.training.memory.check import MemoryCheck
+from tune.training.memory.plan import MemoryPlan, longest_row, plan_memory
+from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
+from tune.training.metric_logging import open_metric_logs, open_samples_log
+from tune.training.optimizer_in_backward import OptimizerInBackward
+from tune.training.optimizers import build_lr_scheduler, build_optimizer
+from tune.training.precision import Precision, plan_precision
 from tune.training.profiler import DummyProfiler, build_profiler, setup_torch_profiler
 from tune.training.progress import Progress, format_summary
-from tune.training.resolved_config import write_resolved_config
-from tune.training.run_counters import RunCounters
-from tune.training.run_lock import RunLock
-from tune.training.run_state import (
+from tune.training.saving.failed_step import save_failed_step, upcoming_sample_ids
+from tune.training.saving.fingerprint import (
+    check_fingerprint,
+    describe_component,
+    hash_code,
+    hash_dataset,
+    hash_weight_files,
+    make_fingerprint,
+)
+from tune.training.saving.resolved_config import write_resolved_config
+from tune.training.saving.run_counters import RunCounters
+from tune.training.saving.run_lock import RunLock, claim_output_dir
+from tune.training.saving.run_state import (
     capture_run_state,
     get_rng_state,
     load_run_state,
@@ -55,7 +58,7 @@ from tune.training.run_state import (
     set_rng_state,
     write_run_state,
 )
-from tune.training.saved_steps import (
+from tune.training.saving.saved_steps import (
     SavedStep,
     choose_step_to_resume,
     find_newest_complete_step,
@@ -67,11 +70,10 @@ from tune.training.saved_steps import (
     verify_step,
     write_step,
 )
-from tune.training.sharded_model import copy_to_host, shard_model
+from tune.training.saving.step_saver import StepSaver
 from tune.training.signals import StopRequest
 from tune.training.spikes import SpikeWatch
-from tune.training.step_saver import StepSaver
-from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
+from tune.training.throughput import Speed, SpeedMeter, build_speed_meter, measure_matmul_rate
 
 __all__ = [
     "DummyProfiler",
@@ -79,6 +81,7 @@ __all__ = [
     "FullModelHFCheckpointer",
     "FullModelMetaCheckpointer",
     "GradientSync",
+    "MemoryCheck",
     "MemoryPlan",
     "NonFiniteGuard",
     "OptimizerInBackward",
@@ -100,11 +103,13 @@ __all__ = [
     "build_lr_scheduler",
     "build_optimizer",
     "build_profiler",
+    "build_speed_meter",
     "capture_run_state",
     "check_fingerprint",
     "check_tokenizer_fits",
     "checkpoint_activations",
     "choose_step_to_resume",
+    "claim_output_dir",
     "clip_gradients",
     "compile_blocks",
     "copy_to_host",
@@ -140,6 +145,8 @@ __all__ = [
     "measure_matmul_rate",
     "metric_logging",
     "nondeterminism",
+    "open_metric_logs",
+    "open_samples_log",
     "plan_frozen_base",
     "plan_memory",
     "plan_parallel",

@@ -1,7 +1,7 @@
 """Where a run's starting weights come from, and how its trained weights are written.
 
 The format is recognised from the files, so one class reads everything; the others are that class under torchtune's
-names. Which saved step to resume from is `tune.training.saved_steps`' business.
+names. Which saved step to resume from is `tune.training.saving.saved_steps`' business.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,9 @@ def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None) -> T
     gradients = [weight.grad for weight in with_gradient if weight.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))
     if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
+        # A norm that is no number scales nothing: whoever looks for where it went bad finds the gradients as they were.
+        known = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
+        torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, known)
     return norm
 
 
@@ -52,8 +54,17 @@ class NonFiniteGuard:
         self._in_a_row = 0
         self.num_skipped = 0
 
-    def allows(self, step: int, loss: Tensor, grad_norm: Tensor | None = None) -> bool:
+    def allows(
+        self,
+        step: int,
+        loss: Tensor,
+        grad_norm: Tensor | None = None,
+        before_stopping: Callable[[], object] | None = None,
+    ) -> bool:
         """Tell whether step `step` may be taken.
+
+        With many processes, loss and norm are those of all of them: so they decide alike. `before_stopping` is called
+        before the run is ended by the policy to stop.
 
         One flag is read from the device, which waits for the backward pass: the price of deciding before the
         weights are touched, paid once per optimizer step.
@@ -75,6 +86,8 @@ class NonFiniteGuard:
         value = float(loss) if not loss_is_finite or grad_norm is None else float(grad_norm)
         self._in_a_row += 1
         if self._policy == "stop":
+            if before_stopping is not None:
+                before_stopping()
             raise TrainingError(
                 f"step {step}: the {what} is {value}, so the step was not taken; the weights are those after step "
                 f"{step - 1}. Usual causes: lr too high (try a tenth), no clip_grad_norm, fp16. "

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tune.config.component import Component
+from tune.config.instantiate import instantiate_offering
 from tune.errors import CheckpointError, ConfigError
 from tune.utils import expand_path, is_rank_zero
 
@@ -22,6 +24,8 @@ __all__ = [
     "StdoutLogger",
     "TensorBoardLogger",
     "WandBLogger",
+    "open_metric_logs",
+    "open_samples_log",
 ]
 
 Scalar = float | int | str | None
@@ -86,6 +90,27 @@ class LoggerGroup:
         """Close every logger."""
         for logger in self._loggers:
             logger.close()
+
+
+def open_metric_logs(component: Component, output_dir: Path, *, overwrite: bool) -> LoggerGroup:
+    """Return metrics.jsonl and the logger that a config describes, as one.
+
+    Args:
+        component: the logger's class and arguments.
+        output_dir: where both write, unless the component says otherwise.
+        overwrite: forget what an earlier run left in metrics.jsonl.
+    """
+    return LoggerGroup(
+        lambda: [
+            JSONLLogger(str(output_dir), overwrite=overwrite),
+            instantiate_offering(component, {"log_dir": str(output_dir)}),
+        ]
+    )
+
+
+def open_samples_log(output_dir: Path, *, overwrite: bool) -> LoggerGroup:
+    """Return samples.jsonl, where answers to sample prompts go; `overwrite` forgets those of an earlier run."""
+    return LoggerGroup(lambda: [JSONLLogger(str(output_dir), "samples.jsonl", overwrite)])
 
 
 class _FileLogger(ABC):

@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from tune.training.processes import max_over_ranks
+from tune.training.distributed.processes import max_over_ranks
 from tune.utils import get_logger
 
 __all__ = ["StopRequest"]

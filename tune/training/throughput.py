@@ -10,9 +10,12 @@ from functools import partial
 
 import torch
 
+from tune.modules import TransformerDecoder, flops_per_token
+from tune.modules.peft import adapter_parameters
 from tune.training.batches import TokenCounts
+from tune.training.precision import Precision
 
-__all__ = ["Speed", "SpeedMeter", "measure_matmul_rate"]
+__all__ = ["Speed", "SpeedMeter", "build_speed_meter", "measure_matmul_rate"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,26 @@ class Speed:
     tokens_per_second: float
     trained_tokens_per_second: float
     fraction_of_limit: float
+
+
+def build_speed_meter(
+    model: TransformerDecoder, device: torch.device, precision: Precision, num_devices: int = 1
+) -> SpeedMeter:
+    """Return a meter for training a model, having measured what this device can do.
+
+    Args:
+        model: work is counted for what of it is trained: everything, or adapters.
+        device: of this process.
+        precision: products run in its compute type.
+        num_devices: how many the work is spread over.
+    """
+    adapters = sum(weight.numel() for weight in adapter_parameters(model).values())
+    return SpeedMeter(
+        device,
+        partial(flops_per_token, model.config, num_adapter_parameters=adapters or None),
+        partial(measure_matmul_rate, device, precision.compute_dtype),
+        num_devices,
+    )
 
 
 class SpeedMeter:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
+from tune.training.distributed.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.training.optimizers import restore_paged_state
-from tune.training.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.utils import get_rank, get_world_size
 from tune.utils.sharding import is_sharded
 
@@ -145,7 +145,7 @@ def write_run_state(directory: Path, snapshot: RunSnapshot, group: Any = None) -
     Args:
         directory: the same on every process, on a disk that all of them see.
         snapshot: from `capture_run_state`.
-        group: processes talk through it, see `tune.training.processes.open_host_group`.
+        group: processes talk through it, see `tune.training.distributed.processes.open_host_group`.
 
     Raises:
         OSError, RuntimeError: a file could not be written, by whichever process.
@@ -275,7 +275,7 @@ def _load_tensors(directory: Path, weights: Mapping[str, Tensor]) -> dict[str, T
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-    from tune.training.state_reader import make_safe_reader
+    from tune.training.saving.state_reader import make_safe_reader
 
     reader = make_safe_reader(directory)
     try:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tune.errors import TrainingError
-from tune.training.available_memory import available_memory, held_memory
+from tune.training.memory.available import available_memory, held_memory
 
 if TYPE_CHECKING:
-    from tune.training.memory_plan import MemoryPlan
+    from tune.training.memory.plan import MemoryPlan
 
 __all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib", "reset_peak_memory"]
 

@@ -13,9 +13,9 @@ import torch
 
 from tune.modules import TransformerDecoder
 from tune.modules.peft.lora import LoRALinear
-from tune.training.activation_sizes import Adapters, MicroBatch, block_bytes, trunk_bytes
-from tune.training.optimizer_sizes import OptimizerSizes
-from tune.training.weight_sizes import WeightSizes, weigh
+from tune.training.memory.activation_sizes import Adapters, MicroBatch, block_bytes, trunk_bytes
+from tune.training.memory.optimizer_sizes import OptimizerSizes
+from tune.training.memory.weight_sizes import WeightSizes, weigh
 
 __all__ = ["MOMENTS", "PlannedRun", "Prediction", "predict"]
 

@@ -12,9 +12,9 @@ import torch
 from tune.config.lookup import find_module
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.peft import adapter_parameters
-from tune.training.activation_sizes import Adapters
-from tune.training.memory_prediction import PlannedRun, predict
-from tune.training.optimizer_sizes import OptimizerSizes
+from tune.training.memory.activation_sizes import Adapters
+from tune.training.memory.optimizer_sizes import OptimizerSizes
+from tune.training.memory.prediction import PlannedRun, predict
 
 __all__ = ["Advice", "advise"]
 

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from tune.errors import CheckpointError, TrainingError
+from tune.training.distributed.processes import from_rank_zero
+from tune.training.saving.saved_steps import SavedStep, choose_step_to_resume, remove_unfinished_steps
 
-__all__ = ["RunLock"]
+__all__ = ["RunLock", "claim_output_dir"]
+
+
+def claim_output_dir(
+    output_dir: Path, opened: ExitStack, *, resume: bool, name: str | None = None
+) -> SavedStep | None:
+    """Hold an output directory for this run, clear away what a killed one left, and return the step to go on from.
+
+    Every process must call this; the first one does it.
+
+    Args:
+        output_dir: where the run writes.
+        opened: lets go of the directory when it is closed.
+        resume, name: as in `choose_step_to_resume`.
+
+    Raises:
+        TrainingError: another run holds it.
+        CheckpointError: it cannot be written, or there is no such step.
+    """
+
+    def claim() -> SavedStep | None:
+        opened.callback(RunLock(output_dir).release)
+        remove_unfinished_steps(output_dir)
+        return choose_step_to_resume(output_dir, resume, name)
+
+    return from_rank_zero(claim)
 
 
 class RunLock:

@@ -14,11 +14,11 @@ from tune.config.component import Component
 from tune.data import DataReport
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
-from tune.training.available_memory import available_memory, held_memory
-from tune.training.memory import GIB, get_peak_memory_gib
-from tune.training.memory_advice import Advice, advise
-from tune.training.memory_prediction import PlannedRun, Prediction, predict
-from tune.training.optimizer_sizes import optimizer_sizes
+from tune.training.memory.advice import Advice, advise
+from tune.training.memory.available import available_memory, held_memory
+from tune.training.memory.optimizer_sizes import optimizer_sizes
+from tune.training.memory.prediction import PlannedRun, Prediction, predict
+from tune.training.memory.running_out import GIB, get_peak_memory_gib
 from tune.training.precision import Precision
 from tune.utils import get_logger
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tune.training.parallel import ParallelPlan
+from tune.training.distributed.parallel import ParallelPlan
 
 __all__ = ["GradientSync", "mark_last"]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tune.checkpoints.writers import replacing
 from tune.data import ResumableSampler
-from tune.training.saved_steps import step_name
+from tune.training.saving.saved_steps import step_name
 from tune.utils import get_logger, get_rank, get_world_size
 
 __all__ = ["save_failed_step", "upcoming_sample_ids"]

@@ -16,15 +16,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
-from tune.training.processes import from_rank_zero, open_host_group
-from tune.training.run_state import RunSnapshot, Stateful, capture_run_state, write_run_state
-from tune.training.saved_steps import (
+from tune.training.distributed.processes import from_rank_zero, open_host_group
+from tune.training.distributed.sharded_model import copy_to_host, is_cut, reshard
+from tune.training.saving.run_state import RunSnapshot, Stateful, capture_run_state, write_run_state
+from tune.training.saving.saved_steps import (
     StagedStep,
     explain_failed_save,
     link_steps,
     prune_saved_steps,
 )
-from tune.training.sharded_model import copy_to_host, is_cut, reshard
 from tune.utils import get_logger, is_rank_zero
 
 __all__ = ["StepSaver"]
@@ -58,6 +58,7 @@ class StepSaver:
         self._group = open_host_group()
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
+        self.last_step = 0  # saved, or being saved
 
     def save(
         self,
@@ -82,6 +83,7 @@ class StepSaver:
             CheckpointError: this step, or the one before that was written in the background, could not be written.
         """
         self.wait()
+        self.last_step = step
         start = time.perf_counter()
         reshard(model)
         whole_model = copy_to_host(model) if self._in_background or is_cut(model) else model
@@ -96,6 +98,7 @@ class StepSaver:
 
     def link(self, *, latest: int, best: int | None) -> None:
         """Point `latest` and `best` at saved steps, as a run that was killed may not have come to do."""
+        self.last_step = latest
         if is_rank_zero():
             link_steps(self._output_dir, latest=latest, best=best)
 

@@ -40,6 +40,11 @@ class RunCounters:
         if epoch != self.epoch:
             self.epoch, self.step_in_epoch = epoch, 0
 
+    def undo_step(self) -> None:
+        """Take back the step that was begun and could not be taken."""
+        self.step -= 1
+        self.step_in_epoch -= 1
+
     def is_due(self, every_n_steps: int | None, otherwise: bool = False) -> bool:
         """Tell whether something that happens every so many steps happens after this one; `otherwise` for None."""
         return otherwise if every_n_steps is None else self.step % every_n_steps == 0

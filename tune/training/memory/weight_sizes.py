@@ -12,7 +12,7 @@ from torch import nn
 from tune.modules import TransformerDecoder
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
-from tune.training.activation_sizes import Adapters
+from tune.training.memory.activation_sizes import Adapters
 
 __all__ = ["WeightSizes", "weigh"]
 

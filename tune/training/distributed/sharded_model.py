@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tune.errors import ConfigError
-from tune.training.parallel import ParallelPlan
+from tune.training.distributed.parallel import ParallelPlan
 from tune.utils import get_logger, is_rank_zero
 from tune.utils.host_memory import return_freed_memory
 from tune.utils.sharding import whole

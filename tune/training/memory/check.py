@@ -1,0 +1,40 @@
+"""What was predicted of a run's memory, beside what its first steps took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from tune.training.memory.plan import MemoryPlan
+from tune.utils import get_logger
+
+__all__ = ["MemoryCheck"]
+
+# The optimizer's state is made in the first step; the second one has everything.
+NUM_STEPS = 3
+
+
+class MemoryCheck:
+    """Says once, after a few steps, how near the plan was, for micro-batches as large as there have been.
+
+    Attributes:
+        plan: made before the weights are read; None until then.
+    """
+
+    def __init__(self) -> None:
+        self.plan: MemoryPlan | None = None
+        self._num_steps = 0
+        self._rows = self._tokens = 0
+
+    def after_step(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take note of the micro-batches `tokens` [b, s] of an optimizer step that has been taken."""
+        self._num_steps += 1
+        if self._num_steps > NUM_STEPS or self.plan is None:
+            return
+        for batch in micro_batches:
+            rows, tokens = batch["tokens"].shape
+            if rows * tokens > self._rows * self._tokens:
+                self._rows, self._tokens = rows, tokens
+        if self._num_steps == NUM_STEPS:
+            get_logger().info(self.plan.compare(seen=(self._rows, self._tokens)))

@@ -1,0 +1,1 @@
+"""Saved steps: written whole, found again, gone on from."""
