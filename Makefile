@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 TORCH_ARGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check format clean
+KILLS ?= 100
+
+.PHONY: help demo test soak check format clean
 
 help:
 	@echo "make demo    fine-tune the bundled tiny Llama on this machine and look at the result"
 	@echo "make test    run every test: no network, no GPU"
+	@echo "make soak    kill runs at random moments, KILLS=100 times each, and compare how they end"
 	@echo "make check   ruff, ruff format, mypy --strict"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   remove the environment and the demo's output"
@@ -37,6 +40,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.distributed.soak --kills $(KILLS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

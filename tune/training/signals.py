@@ -26,7 +26,8 @@ class StopRequest:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.signum: int | None = None  # received by this process
+        self._agreed: int | None = None
         self._previous: dict[int, object] = {}
 
     def __bool__(self) -> bool:
@@ -35,12 +36,14 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """0, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM, 138 after SIGUSR1."""
-        return 0 if self.signum is None else 128 + self.signum
+        signum = self._agreed or self.signum
+        return 0 if signum is None else 128 + signum
 
     def agreed(self) -> bool:
         """Tell whether any process of the run was asked to stop; all must ask together, and get the same answer."""
-        self.signum = int(max_over_ranks(self.signum or 0)) or None
-        return self.signum is not None
+        # Apart from what was received here: this process's own first signal, coming later, is no second one.
+        self._agreed = int(max_over_ranks(self.signum or 0)) or None
+        return self._agreed is not None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

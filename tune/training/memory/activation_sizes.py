@@ -115,10 +115,10 @@ class _Kept:
         drops = module.dropout > 0.0
         if drops:
             self.add(i)  # which were dropped, a byte each
-        if drops and (module.quantize_base or module.use_dora):
+        if drops and module.use_dora:
             self.add(e * i)  # the input with the dropped ones gone
         else:
-            self.share(input_name, (e if module.quantize_base else input_bytes) * i)
+            self.share(input_name, input_bytes * i)
         if module.use_dora:
             self.add(e * o)
 
