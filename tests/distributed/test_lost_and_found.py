@@ -145,3 +145,35 @@ def test_a_process_that_cannot_write_fails_the_save_on_all(common: list[str], tm
     assert "could not save step_000001" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(out.glob("*step_*"))
+
+
+def test_a_loss_that_is_no_number_on_one_process_stops_all(
+    common: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """The step before is saved, the bad one kept for study, and without the cause the run goes on as if nothing was."""
+    copy = tmp_path / "breaking.py"
+    copy.write_text(
+        "import os, sys\n"
+        "from recipes import full_finetune as original\n"
+        "from recipes.full_finetune import recipe_main\n"
+        "plain = original.FullFinetuneRecipe._loss_sum\n"
+        "def broken(self, batch):\n"
+        "    loss = plain(self, batch)\n"
+        "    return loss * float('nan') if self.run.step == 4 and os.environ['RANK'] == '1' else loss\n"
+        "original.FullFinetuneRecipe._loss_sum = broken\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(recipe_main())\n"
+    )
+    out = tmp_path / "out"
+    rare = [*common, f"output_dir={out}", "save_every_n_steps=2"]
+    done = launch(2, copy, *rare)
+    assert done.returncode == 1, done.stderr
+    assert "step 4: the loss is nan" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [saved.step for saved in list_saved_steps(out)] == [2, 3]
+    study = out / "non_finite_step_000004"
+    reports = [json.loads((study / f"report_rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(report["micro_batches"]) for report in reports] == [1, 1]
+    go_on = launch(2, "full_finetune", *rare, "resume_from_checkpoint=true")
+    assert go_on.returncode == 0, go_on.stderr
+    assert_same_run(whole, out)

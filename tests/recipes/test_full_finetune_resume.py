@@ -34,6 +34,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "in_backward": {"optimizer_in_bwd": True, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 4},
     "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
     "bf16": {"dtype": "bf16"},
+    "packed": {"dataset": "packed", "batch_size": 1, "epochs": 3},
+    "workers": {"num_workers": 2},
+    "background": {"enable_async_checkpointing": True},
     "cut_epochs": {"max_steps_per_epoch": 3, "epochs": 3},
     # Some matrices are large enough for 8 bits, some are not.
     "eight_bits": {"optimizer": {"_component_": "bitsandbytes.optim.AdamW8bit", "lr": 0.01}},
@@ -75,7 +78,9 @@ def assert_same_run(left: Path, right: Path) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_resumed_anywhere_it_is_the_same_run(with_dropout, tmp_path: Path, name: str) -> None:
-    changes = CHANGES[name]
+    changes = dict(CHANGES[name])
+    if name == "packed":
+        changes["dataset"] = with_dropout().dataset.with_kwargs(packed=True, max_seq_len=50)
     if "eight_bits" in name:
         pytest.importorskip("bitsandbytes")
     whole = tmp_path / "whole"
