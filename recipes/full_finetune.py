@@ -98,7 +98,8 @@ class FullFinetuneRecipe:
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         model_dir = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
-        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(model_dir or "")})
+        tokenizer_dir = training.keep_tokenizer(resumed) if resumed else model_dir
+        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(tokenizer_dir or "")})
         self.dataset, self.loader, self.sampler = self._setup_data(
             params.dataset, params.batch_size, params.shuffle
         )

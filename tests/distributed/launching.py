@@ -13,20 +13,24 @@ PATIENCE = 300  # seconds; nothing here takes a tenth of it on a quiet machine
 
 
 def start(
-    num_processes: int, recipe: Path | str, *arguments: str, quiet: bool = False
+    num_processes: int, recipe: Path | str, *arguments: str, log: Path | None = None
 ) -> subprocess.Popen[str]:
-    """Start a recipe on so many processes, in a session of its own so that all of it can be killed."""
+    """Start a recipe on so many processes, in a session of its own so that all of it can be killed.
+
+    Its output goes to `log`; without one, to pipes.
+    """
     count = ["--nproc_per_node", str(num_processes)]
-    stream = subprocess.DEVNULL if quiet else subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-m", "tune", "run", *count, str(recipe), *arguments],
-        # One thread per process: two cores are shared by all of them.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=stream,
-        stderr=stream,
-        text=True,
-        start_new_session=True,
-    )
+    with open(log or os.devnull, "w") as file:
+        stream = file if log else subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, "-m", "tune", "run", *count, str(recipe), *arguments],
+            # One thread per process: two cores are shared by all of them.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=stream,
+            stderr=stream,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def children_of(pid: int) -> list[int]:

@@ -97,18 +97,21 @@ def attempt(
     """Start or resume a run; return whether it was killed, and the seconds it had trained."""
     begun = out / "config.yaml"
     begun.unlink(missing_ok=True)
+    log = out.with_name(f"{out.name}.log")
     process = start(
-        processes, "full_finetune", *common, f"output_dir={out}", "resume_from_checkpoint=true", quiet=True
+        processes, "full_finetune", *common, f"output_dir={out}", "resume_from_checkpoint=true", log=log
     )
     deadline = time.monotonic() + PATIENCE
     while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     began = time.monotonic()
+    was_killed = False
     if kill is not None:
         rng, after = kill
         while time.monotonic() < began + after and process.poll() is None:
             time.sleep(0.002)
         if process.poll() is None:
+            was_killed = True
             below = children_of(process.pid)
             if processes > 1 and below and rng.random() < 0.5:
                 os.kill(rng.choice(below), signal.SIGKILL)
@@ -116,10 +119,9 @@ def attempt(
                 for pid in [process.pid, *below]:
                     _kill(pid)
     code = process.wait(timeout=PATIENCE)
-    took = time.monotonic() - began
-    if code != 0 and kill is None:
-        raise SystemExit(f"a run that nobody killed ended with {code}")
-    return code != 0, took
+    if code != 0 and not was_killed:
+        raise SystemExit(f"a run that nobody killed ended with {code}:\n{log.read_text()}")
+    return was_killed, time.monotonic() - began
 
 
 def _kill(pid: int) -> None:

@@ -133,6 +133,25 @@ def test_resuming_needs_nothing_but_the_saved_step(with_dropout, tmp_path: Path)
     assert_same_run(whole, tmp_path / "out")
 
 
+def test_the_step_it_resumed_from_may_be_deleted(with_dropout, tmp_path: Path) -> None:
+    """Its tokenizer was read from there, and belongs into every later step."""
+    recipe_main(with_dropout(epochs=1, output_dir=str(tmp_path / "base")))
+    tuning = {
+        "train_from_scratch": False,
+        "model": "auto",
+        "tokenizer": "auto",
+        "model_checkpoint": str(tmp_path / "base"),
+        "keep_last_n_checkpoints": 1,
+    }
+    recipe_main(with_dropout(**tuning, epochs=1))
+    recipe_main(with_dropout(**tuning, epochs=2, resume_from_checkpoint=True))
+    (last,) = list_saved_steps(tmp_path / "out")
+    assert last.step == 8
+    assert (last.model_dir / "tokenizer.model").read_bytes() == (
+        tmp_path / "base" / "latest" / "model" / "tokenizer.model"
+    ).read_bytes()
+
+
 def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> None:
     recipe_main(with_dropout())
     before = model_bytes(tmp_path / "out")

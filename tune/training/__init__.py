@@ -71,6 +71,7 @@ from tune.training.saving.saved_steps import (
     write_step,
 )
 from tune.training.saving.step_saver import StepSaver
+from tune.training.saving.tokenizer_copy import keep_tokenizer
 from tune.training.signals import StopRequest
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import Speed, SpeedMeter, build_speed_meter, measure_matmul_rate
@@ -133,6 +134,7 @@ __all__ = [
     "hash_code",
     "hash_dataset",
     "hash_weight_files",
+    "keep_tokenizer",
     "link_steps",
     "list_saved_steps",
     "load_run_state",

@@ -1,0 +1,44 @@
+"""The tokenizer of a resumed run: it must outlive the saved step that it is found in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tune.checkpoints.save import WEIGHT_FILES
+from tune.errors import CheckpointError
+from tune.training.distributed.processes import from_rank_zero
+from tune.training.saving.saved_steps import SavedStep
+
+__all__ = ["keep_tokenizer"]
+
+FOLDER = ".tokenizer"
+
+
+def keep_tokenizer(saved: SavedStep) -> Path:
+    """Return a folder beside the saved steps with all files of `saved`'s model but the weights, made anew.
+
+    A tokenizer's files are copied into each step that the run saves; the step it resumed from may have been deleted by
+    then (`keep_last_n_checkpoints`). Every process must call this; the first one copies.
+
+    Raises:
+        CheckpointError: the files cannot be copied.
+    """
+    kept = saved.path.with_name(FOLDER)
+    staged = saved.path.with_name(f"{FOLDER}.new")
+
+    def copy() -> None:
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(saved.model_dir, staged, ignore=shutil.ignore_patterns(*WEIGHT_FILES))
+            shutil.rmtree(kept, ignore_errors=True)
+            os.rename(staged, kept)
+        except (OSError, shutil.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise CheckpointError(
+                f"the tokenizer of {saved.path} cannot be copied to {kept}: {reason}."
+            ) from error
+
+    from_rank_zero(copy)
+    return kept
