@@ -152,6 +152,17 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".discarded*"))
 
 
+def test_pruning_never_deletes_the_step_just_saved(tmp_path: Path) -> None:
+    """Step 3 is damaged, so the run went on from step 1; a stop saved step 2, which is all there is to go on from."""
+    for step in (1, 3, 2):
+        save(tmp_path, step)
+    (tmp_path / "step_000003" / "manifest.json").unlink()
+    deleted = prune_saved_steps(tmp_path, 1, newest=2)
+    assert [saved.step for saved in deleted] == [1]
+    found = choose_step_to_resume(tmp_path, resume=True)
+    assert found is not None and found.step == 2
+
+
 def test_choosing_where_to_go_on(tmp_path: Path) -> None:
     assert choose_step_to_resume(tmp_path, resume=False) is None
     assert choose_step_to_resume(tmp_path, resume=True) is None

@@ -14,6 +14,7 @@ from torch import nn
 
 from tune.errors import ConfigError
 from tune.modules.peft import FrozenLinear
+from tune.training.distributed.processes import max_over_ranks
 from tune.utils import get_logger, get_world_size
 
 __all__ = ["ParallelPlan", "plan_frozen_base", "plan_parallel"]
@@ -131,7 +132,8 @@ def plan_frozen_base(plan: ParallelPlan, model: nn.Module, device: torch.device)
     """Return the plan for a model of which only adapters are trained.
 
     Unless sharding was asked for by number, a base that fits is held whole by every process: then nothing but the
-    gradients of the adapters has to be sent. "Fits" is half of the device's memory.
+    gradients of the adapters has to be sent. "Fits" is half of the memory of the smallest device. Every process must
+    call this.
 
     Args:
         plan: from `plan_parallel`.
@@ -153,7 +155,9 @@ def plan_frozen_base(plan: ParallelPlan, model: nn.Module, device: torch.device)
             )
         return plan.replicated()
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    if not plan.chosen and num_bytes <= FROZEN_SHARE * _memory_of(device):
+    # The machines of a run may differ; what they do may not.
+    least = -max_over_ranks(-_memory_of(device))
+    if not plan.chosen and num_bytes <= FROZEN_SHARE * least:
         return plan.replicated()
     return plan
 

@@ -115,25 +115,28 @@ def from_rank_zero(make: Callable[[], T], group: Any = None) -> T:
         group: from `open_host_group`; None: the main one.
 
     Raises:
-        TuneError, OSError, RuntimeError: as `make` raises.
+        Exception: as `make` raises, or because its result cannot be pickled.
     """
     if get_world_size() == 1:
         return make()
     import torch.distributed as dist
 
-    outcome: list[Any] = [None, None]
-    original: Exception | None = None
+    outcome: list[Any] = [None, None]  # the result, pickled; or an error
     if is_rank_zero():
         try:
-            outcome = [make(), None]
-        except (TuneError, OSError, RuntimeError, ValueError) as error:
-            original, outcome = error, [None, _as_sent(error)]
+            made = make()
+            outcome[0] = pickle.dumps(made)
+        except Exception as error:
+            # Whatever it is: the others wait for word, and the process may live on where this is a thread of it.
+            outcome[1] = _as_sent(error)
+            dist.broadcast_object_list(outcome, src=0, group=group or _host_group)
+            raise
+        dist.broadcast_object_list(outcome, src=0, group=group or _host_group)
+        return made
     dist.broadcast_object_list(outcome, src=0, group=group or _host_group)
-    if original is not None:
-        raise original
     if outcome[1] is not None:
         raise outcome[1]
-    result: T = outcome[0]
+    result: T = pickle.loads(outcome[0])
     return result
 
 
@@ -188,11 +191,13 @@ def _reduce(numbers: Tensor, operation: str) -> Tensor:
 
 def _as_sent(error: Exception) -> Exception:
     """Return the error as another process can raise it."""
-    try:
-        pickle.loads(pickle.dumps(error))
-        return error
-    except (pickle.PickleError, TypeError, AttributeError):
-        return TrainingError(str(error))
+    if isinstance(error, (TuneError, OSError, RuntimeError, ValueError)):
+        try:
+            pickle.loads(pickle.dumps(error))
+            return error
+        except Exception:  # noqa: BLE001 - errors of libraries fail to be pickled, or to come back, in every way
+            return TrainingError(str(error))
+    return TrainingError(f"the first process ended with {type(error).__name__}: {error}")
 
 
 def _require_own_devices(device: torch.device) -> None:

@@ -257,12 +257,20 @@ def link_steps(output_dir: Path, *, latest: int, best: int | None) -> None:
         _link_step(output_dir, "best", best)
 
 
-def prune_saved_steps(output_dir: Path, keep_last_n: int) -> list[SavedStep]:
-    """Delete all but the newest `keep_last_n` saved steps and the one `best` points at; return those deleted."""
+def prune_saved_steps(output_dir: Path, keep_last_n: int, *, newest: int | None = None) -> list[SavedStep]:
+    """Delete all but the newest `keep_last_n` saved steps and the one `best` points at; return those deleted.
+
+    Args:
+        output_dir: where they are.
+        keep_last_n: how many to keep.
+        newest: the step just saved. Later ones are a damaged one that was skipped, or of a run that was taken back:
+            they are left alone, and none counts as one that is kept.
+    """
     best = output_dir / "best"
     kept_name = os.readlink(best) if best.is_symlink() else None
+    steps = [saved for saved in list_saved_steps(output_dir) if newest is None or saved.step <= newest]
     deleted = []
-    for saved in list_saved_steps(output_dir)[:-keep_last_n]:
+    for saved in steps[:-keep_last_n]:
         if saved.path.name != kept_name:
             _discard(saved.path)
             shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{saved.path.name}", ignore_errors=True)

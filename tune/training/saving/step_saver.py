@@ -57,7 +57,7 @@ class StepSaver:
         self._in_background = in_background
         self._group = open_host_group()
         self._thread: threading.Thread | None = None
-        self._failure: CheckpointError | None = None
+        self._failure: BaseException | None = None
         self.last_step = 0  # saved, or being saved
 
     def save(
@@ -135,11 +135,13 @@ class StepSaver:
             self.wait()
         except CheckpointError as error:
             get_logger().error(str(error))
+        except Exception as error:  # noqa: BLE001 - it must not hide what has ended the run
+            get_logger().error(f"the last step was not saved: {type(error).__name__}: {error}")
 
     def _note_failure(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except CheckpointError as error:
+        except BaseException as error:  # noqa: BLE001 - raised by wait(): a thread's own end is noticed by nobody
             self._failure = error
 
     def _write(
@@ -162,7 +164,7 @@ class StepSaver:
             staged.finish()
             link_steps(self._output_dir, latest=step, best=best)
             if self._keep_last_n:
-                prune_saved_steps(self._output_dir, self._keep_last_n)
+                prune_saved_steps(self._output_dir, self._keep_last_n, newest=step)
 
         with explain_failed_save(self._output_dir, step):
             try:
