@@ -10,6 +10,7 @@ from pathlib import Path
 from tune.errors import CheckpointError, TrainingError
 from tune.training.distributed.processes import from_rank_zero
 from tune.training.saving.saved_steps import SavedStep, choose_step_to_resume, remove_unfinished_steps
+from tune.training.saving.shared_folder import require_shared_folder
 
 __all__ = ["RunLock", "claim_output_dir"]
 
@@ -28,7 +29,7 @@ def claim_output_dir(
 
     Raises:
         TrainingError: another run holds it.
-        CheckpointError: it cannot be written, or there is no such step.
+        CheckpointError: it cannot be written, some process does not see it, or there is no such step.
     """
 
     def claim() -> SavedStep | None:
@@ -36,7 +37,9 @@ def claim_output_dir(
         remove_unfinished_steps(output_dir)
         return choose_step_to_resume(output_dir, resume, name)
 
-    return from_rank_zero(claim)
+    step = from_rank_zero(claim)
+    require_shared_folder(output_dir)
+    return step
 
 
 class RunLock:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from tune.errors import CheckpointError
 from tune.training.distributed.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.training.optimizers import restore_paged_state
+from tune.training.saving.shared_folder import require_all_written
 from tune.utils import get_rank, get_world_size
 from tune.utils.sharding import is_sharded
 
@@ -149,9 +150,11 @@ def write_run_state(directory: Path, snapshot: RunSnapshot, group: Any = None) -
 
     Raises:
         OSError, RuntimeError: a file could not be written, by whichever process.
+        CheckpointError: the first process does not see what another one wrote.
     """
     if snapshot.content["has_tensors"]:
         _save_tensors(directory / OPTIMIZER_DIR, snapshot.tensors, group)
+        require_all_written(directory / OPTIMIZER_DIR, f"__{get_rank()}_*", group)
     from_rank_zero(lambda: _write_run_file(directory, snapshot.content), group)
 
 
