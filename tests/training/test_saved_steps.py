@@ -160,7 +160,8 @@ def test_pruning_never_deletes_the_step_just_saved(tmp_path: Path) -> None:
     deleted = prune_saved_steps(tmp_path, 1, newest=2)
     assert [saved.step for saved in deleted] == [1]
     found = choose_step_to_resume(tmp_path, resume=True)
-    assert found is not None and found.step == 2
+    assert found is not None
+    assert found.step == 2
 
 
 def test_choosing_where_to_go_on(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -75,10 +76,18 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
 
 
 class ModelWeights:
-    """The weights of a model in memory, adapters merged into their matrices one at a time."""
+    """The weights of a model in memory, adapters merged into their matrices one at a time.
+
+    Args:
+        model: where it has a method `lending(module)`, its modules have their weights only within the context that this
+            returns: weights that are fetched one module at a time need never be there all at once.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._places = places_by_name(model)
+        self._lending: Callable[[nn.Module], AbstractContextManager[object]] = getattr(
+            model, "lending", nullcontext
+        )
         self.shapes: Shapes = {name: place.shape for name, place in self._places.items()}
 
     def dtype(self, name: str) -> torch.dtype:
@@ -88,10 +97,11 @@ class ModelWeights:
     def read(self, name: str) -> Tensor:
         """Return a weight; a merged or a quantised one at least in fp32, whatever its dtype, to be rounded once."""
         place = self._places[name]
-        if place.frozen is not None:
-            return place.frozen.merged_weight(torch.promote_types(place.dtype, torch.float32))
-        tensor: Tensor = getattr(place.owner, place.leaf)
-        return tensor.detach()
+        with self._lending(place.owner):
+            if place.frozen is not None:
+                return place.frozen.merged_weight(torch.promote_types(place.dtype, torch.float32))
+            tensor: Tensor = getattr(place.owner, place.leaf)
+            return tensor.detach()
 
 
 class StoredWeights:

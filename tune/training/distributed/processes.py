@@ -29,6 +29,7 @@ __all__ = [
     "max_over_ranks",
     "open_host_group",
     "seed_this_rank",
+    "share_from_rank_zero",
     "start_processes",
 ]
 
@@ -138,6 +139,17 @@ def from_rank_zero(make: Callable[[], T], group: Any = None) -> T:
         raise outcome[1]
     result: T = pickle.loads(outcome[0])
     return result
+
+
+def share_from_rank_zero(value: T, group: Any = None) -> T:
+    """Return on every process the value that the first one gave; every process must call this."""
+    if get_world_size() == 1:
+        return value
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=group or _host_group)
+    return values[0]
 
 
 def gather_to_all(value: T, group: Any = None) -> list[T]:

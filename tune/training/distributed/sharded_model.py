@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tune.errors import ConfigError
 from tune.training.distributed.parallel import ParallelPlan
+from tune.training.distributed.processes import from_rank_zero, share_from_rank_zero
 from tune.utils import get_logger, is_rank_zero
 from tune.utils.host_memory import return_freed_memory
 from tune.utils.sharding import whole
 
-__all__ = ["copy_to_host", "is_cut", "reshard", "shard_model"]
+__all__ = ["copy_to_host", "is_cut", "reshard", "shard_model", "write_whole"]
 
 # What sharded models were before: without memory, and whole.
 _skeletons: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
@@ -76,9 +79,9 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
     _skeletons[model] = skeleton
 
 
-def is_cut(model: nn.Module) -> bool:
-    """Tell whether `shard_model` has cut this model."""
-    return model in _skeletons
+def is_cut(model: object) -> bool:
+    """Tell whether this is a model that `shard_model` has cut."""
+    return isinstance(model, nn.Module) and model in _skeletons
 
 
 def reshard(model: nn.Module) -> None:
@@ -112,6 +115,56 @@ def copy_to_host(model: Any) -> Any:
                 nn.Parameter(full.cpu(), requires_grad=weight.requires_grad),
             )
     return copied
+
+
+def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> None:
+    """Call `write` on the first process with all of a sharded model, of which no more is there than is being written.
+
+    Every process must call this: while the first one writes, the others send what it asks for. The model that `write`
+    is given is for `tune.checkpoints` to save; its weights are fetched module by module, as they are read.
+
+    Args:
+        model: one that `shard_model` has cut, without adapters.
+        write: what it raises, all processes raise.
+        group: from `open_host_group`; None: the main one.
+    """
+    reshard(model)
+    weights = dict(model.named_parameters())
+
+    def fetch(names: list[str]) -> list[Tensor]:
+        share_from_rank_zero(names, group)
+        return [whole(weights[name].detach()).cpu() for name in names]
+
+    def write_fetched() -> None:
+        lent: Any = copy.deepcopy(_skeletons[model])
+        lent.lending = partial(_lending, {id(module): path for path, module in lent.named_modules()}, fetch)
+        try:
+            write(lent)
+        finally:
+            share_from_rank_zero(None, group)
+
+    if not is_rank_zero():
+        unknown: Any = None
+        while (names := share_from_rank_zero(unknown, group)) is not None:
+            for name in names:
+                whole(weights[name].detach())
+    from_rank_zero(write_fetched, group)
+
+
+@contextmanager
+def _lending(
+    paths: dict[int, str], fetch: Callable[[list[str]], list[Tensor]], module: nn.Module
+) -> Iterator[None]:
+    """Let a module have its weights for as long as the body runs."""
+    empty = dict(module.named_parameters(recurse=False))
+    prefix = f"{paths[id(module)]}." if paths[id(module)] else ""
+    for leaf, values in zip(empty, fetch([prefix + leaf for leaf in empty]), strict=True):
+        setattr(module, leaf, nn.Parameter(values, requires_grad=False))
+    try:
+        yield
+    finally:
+        for leaf, parameter in empty.items():
+            setattr(module, leaf, parameter)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -16,8 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
+from tune.modules.peft import adapter_parameters
 from tune.training.distributed.processes import from_rank_zero, open_host_group
-from tune.training.distributed.sharded_model import copy_to_host, is_cut, reshard
+from tune.training.distributed.sharded_model import copy_to_host, is_cut, reshard, write_whole
 from tune.training.saving.run_state import RunSnapshot, Stateful, capture_run_state, write_run_state
 from tune.training.saving.saved_steps import (
     StagedStep,
@@ -86,10 +87,12 @@ class StepSaver:
         self.last_step = step
         start = time.perf_counter()
         reshard(model)
-        whole_model = copy_to_host(model) if self._in_background or is_cut(model) else model
+        # Adapters are fused and merged from several modules at once: with them a sharded model is copied whole.
+        copies = self._in_background or (is_cut(model) and adapter_parameters(model))
+        written = copy_to_host(model) if copies else model
         snapshot = capture_run_state(model, optimizer, self._device, run, parts, copied=self._in_background)
         held_up = time.perf_counter() - start if self._in_background else None
-        write = partial(self._write, step, whole_model, snapshot, write_model, best, held_up)
+        write = partial(self._write, step, written, snapshot, write_model, best, held_up)
         if not self._in_background:
             write()
             return
@@ -156,9 +159,9 @@ class StepSaver:
         start = time.perf_counter()
         staged = StagedStep(self._output_dir, step)
 
-        def begin() -> None:
+        def begin(whole_model: Any) -> None:
             staged.begin()
-            write_model(model, staged.path)
+            write_model(whole_model, staged.path)
 
         def finish() -> None:
             staged.finish()
@@ -168,7 +171,10 @@ class StepSaver:
 
         with explain_failed_save(self._output_dir, step):
             try:
-                from_rank_zero(begin, self._group)
+                if is_cut(model):
+                    write_whole(model, begin, self._group)
+                else:
+                    from_rank_zero(partial(begin, model), self._group)
                 write_run_state(staged.path / "state", snapshot, self._group)
                 from_rank_zero(finish, self._group)
             finally:
