@@ -182,13 +182,20 @@ class LoraFinetuneRecipe:
             self.stateful["lr_scheduler"] = self.lr_scheduler
         training.seed_this_rank(self.seed)
         if resumed:
-            training.check_fingerprint(
+            changed = training.check_fingerprint(
                 saved["fingerprint"],
                 self.fingerprint,
                 str(resumed.path),
                 allow_changes=params.allow_changes_on_resume,
             )
-            training.load_run_state(resumed.state_dir, self.model, self.optimizer, self.device, self.stateful)
+            training.load_run_state(
+                resumed.state_dir,
+                self.model,
+                self.optimizer,
+                self.device,
+                self.stateful,
+                settings_changed=bool(changed),
+            )
             self.run.restore(saved)
             self.saver.link(latest=self.run.step, best=self.run.best_step)
             self.metrics.rewind(self.run.step)

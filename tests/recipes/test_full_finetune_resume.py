@@ -211,6 +211,34 @@ def test_another_config_is_refused_with_the_difference(with_dropout, tmp_path, c
     assert model_bytes(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("schedule", [None, {"_component_": "cosine", "num_warmup_steps": 2}])
+def test_an_allowed_change_takes_effect(
+    with_dropout, tmp_path: Path, schedule: dict[str, Any] | None
+) -> None:
+    """From the step it is made at, the rate is that of a run that always had the new settings."""
+    rates = {}
+    for lr, out in ((0.01, "out"), (0.002, "other")):
+        optimizer = {"_component_": "torch.optim.AdamW", "lr": lr, "weight_decay": lr}
+        changes = {"optimizer": optimizer, "lr_scheduler": schedule, "log_every_n_steps": 1}
+        recipe_main(with_dropout(output_dir=str(tmp_path / out), **changes))
+        rates[out] = rates_of(tmp_path / out)
+    for saved in list_saved_steps(tmp_path / "out")[6:]:
+        shutil.rmtree(saved.path)
+    resumed = FullFinetuneRecipe(
+        with_dropout(resume_from_checkpoint=True, allow_changes_on_resume=True, **changes)
+    )
+    resumed.setup()
+    resumed.train()
+    resumed.cleanup()
+    assert resumed.run.step == 8
+    assert resumed.optimizer.param_groups[0]["weight_decay"] == 0.002
+    assert rates_of(tmp_path / "out") == pytest.approx(rates["out"][:6] + rates["other"][6:])
+
+
+def rates_of(output_dir: Path) -> list[float]:
+    return [json.loads(line)["lr"] for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_other_data_is_refused(with_dropout, data_file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     shutil.copy(data_file, copy)

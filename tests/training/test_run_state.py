@@ -155,3 +155,22 @@ def test_an_unreadable_state_is_a_clear_error(tmp_path: Path, content: bytes | N
         (tmp_path / "run.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"run\.pt"):
         read_run(tmp_path)
+
+
+def test_changed_settings_stay_and_the_schedule_goes_on(tmp_path: Path) -> None:
+    """Also where there was no schedule before, and where the optimizer is another one, which then begins anew."""
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    take_steps(model, optimizer, 3, seed=0)
+    save_run_state(tmp_path, model, optimizer, CPU, {"step": 3}, {})
+    again = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.7)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(again, gamma=0.1)
+    with pytest.raises(CheckpointError, match="nothing was saved of schedule"):
+        load_run_state(tmp_path, model, again, CPU, {"schedule": schedule})
+    again = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.7)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(again, gamma=0.1)
+    load_run_state(tmp_path, model, again, CPU, {"schedule": schedule}, settings_changed=True)
+    assert again.param_groups[0]["lr"] == pytest.approx(0.5 * 0.1**3)
+    assert again.param_groups[0]["momentum"] == 0.7
+    assert not again.state
+    take_steps(model, again, 1, seed=1)

@@ -46,16 +46,15 @@ from tune.training.saving.fingerprint import (
     hash_weight_files,
     make_fingerprint,
 )
+from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.resolved_config import write_resolved_config
 from tune.training.saving.run_counters import RunCounters
 from tune.training.saving.run_lock import RunLock, claim_output_dir
 from tune.training.saving.run_state import (
     capture_run_state,
-    get_rng_state,
     load_run_state,
     read_run,
     save_run_state,
-    set_rng_state,
     write_run_state,
 )
 from tune.training.saving.saved_steps import (

@@ -108,8 +108,8 @@ def hash_weight_files(folder: Path) -> str:
 
 def check_fingerprint(
     saved: Mapping[str, str], current: Mapping[str, str], where: str, *, allow_changes: bool = False
-) -> None:
-    """Refuse to go on with other settings or data than the saved step was made with.
+) -> list[str]:
+    """Refuse to go on with other settings or data than the saved step was made with; return what was let pass.
 
     What only decides the last digits (`LAST_DIGITS`: how many processes and threads, the versions of torch and of the
     code) is mentioned in the log and goes on.
@@ -145,6 +145,7 @@ def check_fingerprint(
             f"{where} was saved elsewhere; the numbers may differ in their last digits:\n"
             + "\n".join(harmless)
         )
+    return [name for name in changed if name not in LAST_DIGITS]
 
 
 def _tell(name: str, was: str, now: str) -> list[str]:

@@ -10,34 +10,32 @@ from __future__ import annotations
 
 import copy
 import pickle
-import random
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from tune.errors import CheckpointError
 from tune.training.distributed.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.training.optimizers import restore_paged_state
+from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.shared_folder import require_all_written
-from tune.utils import get_rank, get_world_size
+from tune.utils import get_logger, get_rank, get_world_size
 from tune.utils.sharding import is_sharded
 
 __all__ = [
     "RunSnapshot",
     "Stateful",
     "capture_run_state",
-    "get_rng_state",
     "load_run_state",
     "read_run",
     "save_run_state",
-    "set_rng_state",
     "write_run_state",
 ]
 
@@ -53,33 +51,6 @@ class Stateful(Protocol):
 OPTIMIZER_DIR = "optimizer"
 RUN_FILE = "run.pt"
 VERSION = 2
-
-
-def get_rng_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of every random generator a run may draw from: Python, numpy, torch, the GPU."""
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "python": random.getstate(),
-        "numpy_key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-        "numpy_rest": (
-            int(numpy_state["state"]["pos"]),
-            int(numpy_state["has_gauss"]),
-            float(numpy_state["gauss"]),
-        ),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put every random generator where `get_rng_state` found it."""
-    random.setstate(state["python"])
-    position, has_gauss, gauss = state["numpy_rest"]
-    key = state["numpy_key"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @dataclass(frozen=True)
@@ -130,6 +101,7 @@ def capture_run_state(
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "rng": gather_to_all(get_rng_state(device)),
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        "kind": type(optimizer).__name__,
         "plain": plain,
         "on_host": on_host,
         "has_tensors": bool(tensors),
@@ -182,8 +154,15 @@ def load_run_state(
     optimizer: Optimizer,
     device: torch.device,
     parts: Mapping[str, Stateful],
+    *,
+    settings_changed: bool = False,
 ) -> None:
-    """Put the saved state into optimizer, parts and, last, the random generators; arguments as for saving.
+    """Put the saved state into optimizer, parts and, last, the random generators.
+
+    Args:
+        directory, model, optimizer, device, parts: as for saving.
+        settings_changed: what optimizer and schedule are set to now is meant, and stays: only what they have
+            gathered, and how far the schedule has come, is taken over.
 
     Raises:
         CheckpointError: the state cannot be read, or is of other weights or another optimizer.
@@ -196,7 +175,13 @@ def load_run_state(
             f"{directory}: the saved optimizer has {len(groups)} parameter groups, this one has "
             f"{len(optimizer.param_groups)}. optimizer and optimizer_in_bwd must be as they were."
         )
-    tensors = _load_tensors(directory / OPTIMIZER_DIR, weights) if content["has_tensors"] else {}
+    is_other = settings_changed and content["kind"] != type(optimizer).__name__
+    if is_other:
+        get_logger().warning(
+            f"{type(optimizer).__name__} begins anew: what was saved are averages of {content['kind']}."
+        )
+    has_tensors = content["has_tensors"] and not is_other
+    tensors = _load_tensors(directory / OPTIMIZER_DIR, weights) if has_tensors else {}
     on_host = set(content["on_host"])
     for full_key, tensor in tensors.items():
         name, _, key = full_key.rpartition("/")
@@ -206,17 +191,33 @@ def load_run_state(
             )
         weight = weights[name]
         optimizer.state[weight][key] = tensor.cpu() if full_key in on_host else tensor.to(weight.device)
-    for name, values in content["plain"].items():
+    for name, values in content["plain"].items() if not is_other else ():
         optimizer.state[weights[name]].update(values)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.update(saved)
+        if not settings_changed:
+            group.update(saved)
     restore_paged_state(optimizer)
     for name, part in parts.items():
-        part.load_state_dict(content["parts"][name])
+        state = content["parts"].get(name)
+        if settings_changed and isinstance(part, LRScheduler):
+            _advance(part, state["last_epoch"] if state else content["run"]["step"])
+        elif state is None:
+            raise CheckpointError(f"{directory}: nothing was saved of {name}.")
+        else:
+            part.load_state_dict(state)
     states = content["rng"]
     set_rng_state(states[get_rank()] if get_rank() < len(states) else states[0], device)
     if get_rank() >= len(states):
         seed_this_rank(torch.initial_seed())  # a process more than there were
+
+
+def _advance(schedule: LRScheduler, num_steps: int) -> None:
+    """Bring a new schedule to where `num_steps` optimizer steps would have brought it."""
+    with warnings.catch_warnings():
+        # It misses the optimizer's steps, which were taken before.
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(num_steps):
+            schedule.step()
 
 
 def read_run(directory: Path) -> dict[str, Any]:
