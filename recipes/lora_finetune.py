@@ -466,7 +466,8 @@ class LoraFinetuneRecipe:
             )
         self.run.undo_step()
         training.set_rng_state(rng, self.device)
-        if self.run.step > self.saver.last_step:
+        # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
+        if self.run.step > self.saver.last_step and training.weights_are_finite(self.model):
             self.save_checkpoint()
             self.saver.wait()
 

@@ -241,6 +241,14 @@ def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
         (["run", "full_finetune", "--config", "llama2/7B_full", "batchsize=4"], "batch_size"),
         (["run", "full_finetune", "lr=1e-4"], "No --config was given"),
         (["run", "generate"], "model_checkpoint is required"),
+        (
+            ["run", "--nproc_per_node", "2", "generate", "model_checkpoint=x", "prompt=x"],
+            "works in one process",
+        ),
+        (
+            ["run", "--nnodes", "2", "--rdzv_endpoint=a:1", "generate", "model_checkpoint=x", "prompt=x"],
+            "one process",
+        ),
         (["run", "full_finetune", "--config", "llama2/7B_full", "--trust", "../x"], "--trust takes the name"),
     ],
 )

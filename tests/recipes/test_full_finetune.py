@@ -19,6 +19,7 @@ from tune.data import shift_labels
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.models import from_checkpoint
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
+from tune.training import list_saved_steps
 
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.3, "momentum": 0.9}
 
@@ -334,6 +335,20 @@ def test_optimizer_in_backward_looks_at_the_loss_before_it_steps(make_params) ->
         recipe.train()
     recipe.cleanup()
     assert all(torch.isfinite(weight).all() for weight in recipe.model.parameters())
+
+
+def test_weights_that_have_gone_bad_replace_no_good_ones(make_params, tmp_path: Path) -> None:
+    """In the backward pass a bad gradient is stepped with; the next loss tells, when the only good step is saved."""
+    optimizer = {"_component_": "torch.optim.SGD", "lr": 0.1}
+    params = make_params(optimizer=optimizer, optimizer_in_bwd=True, gradient_accumulation_steps=1)
+    recipe = FullFinetuneRecipe(params)
+    recipe.setup()
+    weight = next(recipe.model.parameters())
+    weight.register_hook(lambda grad: grad * (float("nan") if recipe.run.step == 9 else 1.0))
+    with pytest.raises(TrainingError, match="step 10: the loss is nan"):
+        recipe.train()
+    recipe.cleanup()
+    assert [saved.step for saved in list_saved_steps(tmp_path / "out")] == [8]
 
 
 # ---- what is refused

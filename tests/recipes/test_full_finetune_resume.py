@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
-from tune.errors import CheckpointError
+from tune.errors import CheckpointError, TrainingError
 from tune.training import list_saved_steps, read_run, verify_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,6 +209,21 @@ def test_another_config_is_refused_with_the_difference(with_dropout, tmp_path, c
     recipe.cleanup()
     assert words in str(caught.value)
     assert model_bytes(tmp_path / "out") == before
+
+
+def test_stopped_by_a_bad_step_it_goes_on_as_if_there_had_been_none(with_dropout, tmp_path: Path) -> None:
+    """The step before is saved with the random states from before the bad one, whose dropout was drawn twice."""
+    recipe_main(with_dropout(output_dir=str(tmp_path / "whole")))
+    recipe = FullFinetuneRecipe(with_dropout(save_every_n_steps=None, on_non_finite="stop"))
+    recipe.setup()
+    loss_sum = recipe._loss_sum
+    recipe._loss_sum = lambda batch: loss_sum(batch) * (float("nan") if recipe.run.step == 6 else 1.0)
+    with pytest.raises(TrainingError, match="step 6: the loss is nan"):
+        recipe.train()
+    recipe.cleanup()
+    assert list_saved_steps(tmp_path / "out")[-1].step == 5
+    recipe_main(with_dropout(resume_from_checkpoint=True, save_every_n_steps=None))
+    assert_same_run(tmp_path / "whole", tmp_path / "out")
 
 
 @pytest.mark.parametrize("schedule", [None, {"_component_": "cosine", "num_warmup_steps": 2}])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tune.config.resolve import Resolution
 
 RESUME = "resume_from_checkpoint"  # set when a failed run is started again
+SHARED_WORK = "data_parallel_shard_dim"  # a parameter of the recipes that many processes work on together
 
 
 def run(given: Given) -> int:
@@ -66,7 +67,9 @@ def run(given: Given) -> int:
             _hint_at_configs(target, config)
             return EXIT_BAD_USAGE
         is_dry = "dry_run" in given.switches
+        _refuse_many_processes(target, plan)
         plan = settle(plan, getattr(resolution.params, "device", None), count_gpus, is_run=not is_dry)
+        _refuse_many_processes(target, plan)  # now that they are counted
         if is_dry:
             _report(resolution)
             sys.stdout.write(_plan(target, config, given, resolution, plan))
@@ -108,6 +111,19 @@ def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
             f"; a config is given with --config {word}" if _is_config(word) else " (quoted if it has spaces)"
         )
         raise UsageError(f"{word!r} is not an override: write key=value{hint}")
+
+
+def _refuse_many_processes(target: Target, plan: LaunchPlan) -> None:
+    """Refuse to start a recipe of ours, or a copy, many times that would do the same thing in each process."""
+    from tune.config.params import fields_of
+
+    if not plan.needs_launcher or target.recipe is None or target.params is None:
+        return  # what processes of one's own do together, only the recipe knows
+    if SHARED_WORK not in fields_of(target.params):
+        raise UsageError(
+            f"{target.name} works in one process: several would each do all of it. Leave out --nproc_per_node, "
+            "--num_gpus and --nnodes; CUDA_VISIBLE_DEVICES chooses the GPU"
+        )
 
 
 def _is_config(word: str) -> bool:

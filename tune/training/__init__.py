@@ -37,7 +37,11 @@ from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import Precision, plan_precision
 from tune.training.profiler import DummyProfiler, build_profiler, setup_torch_profiler
 from tune.training.progress import Progress, format_summary
-from tune.training.saving.failed_step import save_failed_step, upcoming_sample_ids
+from tune.training.saving.failed_step import (
+    save_failed_step,
+    upcoming_sample_ids,
+    weights_are_finite,
+)
 from tune.training.saving.fingerprint import (
     check_fingerprint,
     describe_component,
@@ -167,6 +171,7 @@ __all__ = [
     "to_device",
     "upcoming_sample_ids",
     "verify_step",
+    "weights_are_finite",
     "write_resolved_config",
     "write_run_state",
     "write_step",

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from tune.checkpoints.writers import replacing
 from tune.data import ResumableSampler
+from tune.training.distributed.processes import max_over_ranks
 from tune.training.saving.saved_steps import step_name
 from tune.utils import get_logger, get_rank, get_world_size
+from tune.utils.sharding import local_part
 
-__all__ = ["save_failed_step", "upcoming_sample_ids"]
+__all__ = ["save_failed_step", "upcoming_sample_ids", "weights_are_finite"]
 
 # Parameters named in a report, of weights and of gradients each; how many there are is always said.
 _MAX_NAMED = 50
@@ -41,6 +43,13 @@ def upcoming_sample_ids(
     """
     ids = (index if index >= 0 else None for index in sampler)
     return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
+
+
+@torch.no_grad()
+def weights_are_finite(model: nn.Module) -> bool:
+    """Tell whether every weight is a number, on all processes; each of them must call this."""
+    bad = any(not bool(torch.isfinite(local_part(weight)).all()) for weight in model.parameters())
+    return max_over_ranks(bad) == 0
 
 
 def save_failed_step(
