@@ -73,6 +73,14 @@ def test_a_failing_body_leaves_earlier_steps_and_nothing_else(tmp_path: Path) ->
     verify_step(earlier)
 
 
+def test_another_process_that_has_gone_is_no_matter_of_the_disk(tmp_path: Path) -> None:
+    words = "[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:10409"
+    with pytest.raises(RuntimeError, match="closed by peer") as caught, write_step(tmp_path, 1):
+        raise RuntimeError(words)
+    assert not isinstance(caught.value, CheckpointError)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupt_while_saving_is_passed_on_and_cleaned_up(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), write_step(tmp_path, 2):
         raise KeyboardInterrupt

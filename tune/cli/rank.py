@@ -28,12 +28,12 @@ from tune.cli.rank_report import (
     RankEnd,
     RankStart,
     end_of_process,
-    is_lost_connection,
     read_end,
     write_record,
 )
 from tune.config.recipe_main import leave_errors_to_caller
 from tune.errors import TuneError
+from tune.utils.lost_connection import is_lost_connection
 
 # The variable that tells a rank what it is to do, as JSON.
 RANK_VARIABLE = "TUNE_RANK"

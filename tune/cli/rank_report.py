@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tune.utils.lost_connection import is_lost_connection
+
 # A finished step, saved because it was asked for by a signal: no failure, and nothing to start again after.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_CODES = frozenset(128 + signum for signum in STOP_SIGNALS)
 
-# What gloo, NCCL and the store say when it is another process that has gone.
-_LOST = re.compile(
-    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket (closed|timeout)|recvValue failed"
-    r"|remote process exited|communicator was aborted|ncclRemoteError|ncclSystemError|failed to recv"
-    r"|peer may have (died|exited)|application timeout caused pair closure|unhandled system error"
-    r"|no longer (alive|reachable)|heartbeat monitor",
-    re.IGNORECASE,
-)
 _TAIL_LINES = 15
 _TAIL_BYTES = 20_000
 # torch.distributed.elastic ends the others of a failed rank with SIGTERM, and after 30 s with SIGKILL.
@@ -61,11 +54,6 @@ class RankStart:
     pid: int
     log: str | None
     log_offset: int = 0
-
-
-def is_lost_connection(text: str) -> bool:
-    """Tell whether an error says no more than that another process has gone."""
-    return _LOST.search(text) is not None
 
 
 def write_record(path: Path, record: RankEnd | RankStart) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tune.errors import CheckpointError
 from tune.utils import get_logger
+from tune.utils.lost_connection import is_lost_connection
 
 __all__ = [
     "SavedStep",
@@ -242,10 +243,15 @@ def write_step(output_dir: Path, step: int) -> Iterator[Path]:
 
 @contextmanager
 def explain_failed_save(output_dir: Path, step: int) -> Iterator[None]:
-    """Turn what can go wrong while a step is written into a CheckpointError that says what is left and what to do."""
+    """Turn what can go wrong while a step is written into a CheckpointError that says what is left and what to do.
+
+    That another process has gone is passed on as it is: the reason is to be found there.
+    """
     try:
         yield
     except (OSError, RuntimeError, CheckpointError) as error:
+        if isinstance(error, RuntimeError) and is_lost_connection(str(error)):
+            raise
         # torch and safetensors report a full disk as a RuntimeError of their own.
         raise CheckpointError(_explain_failure(output_dir, step_name(step), error)) from error
 
