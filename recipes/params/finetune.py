@@ -199,7 +199,7 @@ class FinetuneParams:
     custom_sharded_layers: list[str] | None = param(
         None,
         group="Distributed",
-        help="Further layers gathered on their own, such as tok_embeddings.",
+        help="Further layers gathered on their own; blocks and untied embeddings are in any case.",
     )
     low_cpu_ram: bool = param(
         False,

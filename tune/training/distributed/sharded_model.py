@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tune.errors import ConfigError
 from tune.training.distributed.parallel import ParallelPlan
 from tune.training.distributed.processes import from_rank_zero, share_from_rank_zero
-from tune.utils import get_logger, is_rank_zero
+from tune.utils import is_rank_zero
 from tune.utils.host_memory import return_freed_memory
 from tune.utils.sharding import whole
 
@@ -66,7 +66,7 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
         fully_shard(model.get_submodule(path), **options)
     for block in model.layers:
         fully_shard(block, **options)
-    # What is left (embeddings, norm, output) stays gathered between forward and backward: the loss reads the output
+    # What is left (norm, output, tied embeddings) stays gathered between forward and backward: the loss reads the output
     # matrix after the model has returned.
     fully_shard(model, reshard_after_forward=False, **options)
     register_fsdp_forward_method(model, "hidden")
@@ -177,12 +177,13 @@ def _copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _own_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
-    paths = []
+def _own_layers(model: Any, names: Iterable[str]) -> list[str]:
+    """Return the paths of modules, besides the blocks, that are gathered on their own."""
+    # A tied embedding is the output matrix, too, which is wanted until the backward pass.
+    paths = ["tok_embeddings"] if model.output is not None else []
     for name in names:
-        if name == "output" or (name == "tok_embeddings" and getattr(model, "output", None) is None):
-            get_logger().info(f"custom_sharded_layers: {name} is sharded with the model's root in any case.")
-            continue
+        if name in ("tok_embeddings", "output"):
+            continue  # the one as above, the other with what is left
         found = [path for path, _ in model.named_modules() if path == name or path.endswith(f".{name}")]
         if not found:
             raise ConfigError(
