@@ -63,9 +63,7 @@ class LoraFinetuneRecipe:
         self.output_dir = expand_path(params.output_dir)
         self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
         if self.checkpointer.output_dir != self.output_dir:
-            self.log.info(
-                f"checkpointer.output_dir is not used: saved steps go to output_dir, {self.output_dir}"
-            )
+            self.log.info(f"checkpointer.output_dir is not used: steps go to output_dir, {self.output_dir}")
         return training.claim_output_dir(
             self.output_dir,
             self.opened,
@@ -161,9 +159,8 @@ class LoraFinetuneRecipe:
             params,
             self.SAME_ON_RESUME,
             model=self.model.config,
-            builder=training.describe_component(
-                params.model
-            ),  # a lora_ builder's arguments are not in the sizes
+            # A lora_ builder's arguments are not in the sizes.
+            builder=training.describe_component(params.model),
             base=training.hash_weight_files(base_dir),
             dataset=training.from_rank_zero(lambda: training.hash_dataset(self.dataset)),
             sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
@@ -173,11 +170,7 @@ class LoraFinetuneRecipe:
             # Without a schedule, more epochs only add steps at the end.
             num_steps=self.num_steps if self.lr_scheduler else "any",
         )
-        self.stateful: dict[str, Any] = {
-            "sampler": self.sampler,
-            "scaler": self.scaler,
-            "spikes": self.spikes,
-        }
+        self.stateful: Any = {"sampler": self.sampler, "scaler": self.scaler, "spikes": self.spikes}
         if self.lr_scheduler:
             self.stateful["lr_scheduler"] = self.lr_scheduler
         training.seed_this_rank(self.seed)
@@ -315,11 +308,9 @@ class LoraFinetuneRecipe:
                         self._keep_for_study, micro_batches, training.get_rng_state(self.device)
                     )
 
-                    # 1. Count what the whole step trains on, on all processes, before its first gradient: the loss is
-                    #    divided by it.
-                    counts = training.count_over_ranks(
-                        training.count_tokens(micro_batches, self.tokenizer.pad_id)
-                    )
+                    # 1. Count what the step trains on, on all processes, before its first gradient: the loss's divisor.
+                    counts = training.count_tokens(micro_batches, self.tokenizer.pad_id)
+                    counts = training.count_over_ranks(counts)
                     divisor = max(counts.num_targets, 1)
 
                     # 2. Gradients add up over the micro-batches, and so does the loss, on the device; the last backward
