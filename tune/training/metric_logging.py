@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from tune.checkpoints.writers import replacing
 from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
 from tune.errors import CheckpointError, ConfigError
@@ -126,36 +127,47 @@ class _FileLogger(ABC):
 
     def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
         """Write the metrics of optimizer step `step` on one line; it is in the file when this returns."""
-        try:
+        with self._explained():
+            if self._file is not None and not self.path.exists():
+                self.close()  # somebody removed it: what else is written would be seen by nobody
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
             self._file.write(self.format(payload, step) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise CheckpointError(f"cannot write metrics to {self.path}: {error.strerror}.") from error
 
     def rewind(self, step: int) -> None:
         """Cut the lines at the end that are later than `step`, or half written: the resumed run writes them again."""
         self.close()
-        if not self.path.exists():
+        if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        # From the end only: a file that several runs share keeps what the others wrote before.
-        while lines:
-            last = self.read_step(lines[-1])
-            if last is not None and last <= step and lines[-1].endswith("\n"):
-                break
-            lines.pop()
-        staged = self.path.with_name(self.path.name + ".partial")
-        staged.write_text("".join(lines), encoding="utf-8")
-        os.replace(staged, self.path)
+        with self._explained():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            # From the end only: a file that several runs share keeps what the others wrote before.
+            while lines:
+                last = self.read_step(lines[-1])
+                if last is not None and last <= step and lines[-1].endswith("\n"):
+                    break
+                lines.pop()
+            with replacing(self.path) as staged:
+                staged.write_text("".join(lines), encoding="utf-8")
 
     def close(self) -> None:
         """Close the file; a later line opens it again."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a line that could not be written was an error then
+                self._file.close()
             self._file = None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write metrics to {self.path}: {error.strerror}. Saved steps are intact. Make room or choose "
+                "another output_dir, then go on with resume_from_checkpoint=true."
+            ) from error
 
     @abstractmethod
     def format(self, payload: Mapping[str, Scalar], step: int) -> str:
@@ -178,7 +190,8 @@ class JSONLLogger(_FileLogger):
     def __init__(self, log_dir: str, filename: str = "metrics.jsonl", overwrite: bool = False) -> None:
         super().__init__(expand_path(log_dir) / filename)
         if overwrite:
-            self.path.unlink(missing_ok=True)
+            with self._explained():
+                self.path.unlink(missing_ok=True)
 
     def format(self, payload: Mapping[str, Scalar], step: int) -> str:
         """Return `payload` as strict JSON, which has no NaN."""

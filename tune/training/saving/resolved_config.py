@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tune.checkpoints.writers import replacing
 from tune.config.dump import dump_params
 from tune.errors import CheckpointError
 from tune.utils import is_rank_zero
@@ -30,9 +30,10 @@ def write_resolved_config(params: Any, path: Path, drawn: Mapping[str, Any] | No
     if not is_rank_zero():
         return
     text = dump_params(params, drawn=drawn)
-    staged = path.with_name(path.name + ".partial")
     try:
-        staged.write_text(text, encoding="utf-8")
-        os.replace(staged, path)
+        with replacing(path) as staged:
+            staged.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}.") from error
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror}. Make room there, or choose another output_dir."
+        ) from error

@@ -34,8 +34,13 @@ def claim_output_dir(
 
     def claim() -> SavedStep | None:
         opened.callback(RunLock(output_dir).release)
-        remove_unfinished_steps(output_dir)
-        return choose_step_to_resume(output_dir, resume, name)
+        try:
+            remove_unfinished_steps(output_dir)
+            return choose_step_to_resume(output_dir, resume, name)
+        except OSError as error:
+            raise CheckpointError(
+                f"output_dir {output_dir} cannot be read: {error.strerror}. Mend it or choose another output_dir."
+            ) from error
 
     step = from_rank_zero(claim)
     require_shared_folder(output_dir)
@@ -70,10 +75,15 @@ class RunLock:
             ) from error
         except OSError:
             # Some network file systems have no locks; the run is no worse off than without this class.
-            return
+            pass
+        # A process that loads data would hold the lock on, for seconds after the run was killed.
+        os.register_at_fork(after_in_child=self._close)
 
     def release(self) -> None:
         """Let another run have the directory."""
+        self._close()
+
+    def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

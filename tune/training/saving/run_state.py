@@ -9,6 +9,7 @@ Neither can execute code when read: the first is read with a list of allowed cla
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -249,7 +250,10 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
 
 def _write_run_file(directory: Path, content: Mapping[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(content), directory / RUN_FILE)
+    # A few kilobytes, through memory: of a file that cannot be written torch says only that it cannot.
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    (directory / RUN_FILE).write_bytes(buffer.getbuffer())
 
 
 def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
@@ -267,10 +271,7 @@ def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) ->
             writer = FileSystemWriter(directory, sync_files=not is_alone)
             dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
     except CheckpointException as error:  # not an Exception, so nobody else would catch it
-        causes = [failure[0] for failure in error.failures.values()]
-        raise RuntimeError(
-            f"the optimizer state cannot be written: {causes[0] if causes else error}"
-        ) from error
+        raise RuntimeError(f"the optimizer state cannot be written: {_first_line(error)}") from error
 
 
 def _load_tensors(directory: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -305,4 +306,8 @@ def _room_for(weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> T
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind where it has none."""
+    if failures := getattr(
+        error, "failures", None
+    ):  # a CheckpointException, made of what failed on each process
+        error = next(iter(failures.values()))[0]
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

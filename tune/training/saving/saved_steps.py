@@ -12,17 +12,16 @@ complete once. The manifest tells when it no longer is.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tune.errors import CheckpointError
+from tune.training.saving.manifest import MANIFEST_NAME, check_files, flush, write_manifest
 from tune.utils import get_logger
 from tune.utils.lost_connection import is_lost_connection
 
@@ -42,7 +41,6 @@ __all__ = [
     "write_step",
 ]
 
-MANIFEST_NAME = "manifest.json"
 STEP_NAME = re.compile(r"step_(\d{6,})")
 # Both start with a dot: a listing shows finished steps only.
 STAGING_PREFIX = ".unfinished_"
@@ -106,32 +104,7 @@ def verify_step(saved: SavedStep, part: str = "") -> None:
     Raises:
         CheckpointError: one is not; the message names the first file that differs and how.
     """
-    manifest = saved.path / MANIFEST_NAME
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in content["files"].items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{saved.path.name}: there is no {MANIFEST_NAME}; it was not finished."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{saved.path.name}: {MANIFEST_NAME} cannot be read ({error}).") from error
-    for name, (num_bytes, digest) in files.items():
-        if part and not name.startswith(f"{part}/"):
-            continue
-        path = saved.path / name
-        try:
-            actual = path.stat().st_size
-            if actual != num_bytes:
-                raise CheckpointError(
-                    f"{saved.path.name}: {name} has {actual} bytes, {num_bytes} were written."
-                )
-            if _hash_file(path) != digest:
-                raise CheckpointError(
-                    f"{saved.path.name}: the content of {name} has changed since it was written."
-                )
-        except OSError as error:
-            raise CheckpointError(f"{saved.path.name}: {name} cannot be read: {error.strerror}.") from error
+    check_files(saved.path, saved.step, part)
 
 
 def find_newest_complete_step(output_dir: Path) -> SavedStep | None:
@@ -206,20 +179,21 @@ class StagedStep:
 
     def begin(self) -> None:
         """Make an empty directory."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         self.path.mkdir(parents=True)
 
     def finish(self) -> None:
         """Flush everything to disk, write the manifest, and rename: from here on the step is complete."""
-        _write_manifest(self.path, self.step)
+        write_manifest(self.path, self.step)
         _discard(self.final)
         os.rename(self.path, self.final)
-        _flush(self.final.parent)
+        flush(self.final.parent)
 
     def discard(self) -> None:
         """Remove what is left, of this step unless it is complete and of an older one of its name."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        shutil.rmtree(self.final.with_name(f"{DISCARD_PREFIX}{self.final.name}"), ignore_errors=True)
+        for path in (self.path, self.final.with_name(f"{DISCARD_PREFIX}{self.final.name}")):
+            with suppress(OSError):
+                _remove(path)
 
 
 @contextmanager
@@ -263,24 +237,28 @@ def link_steps(output_dir: Path, *, latest: int, best: int | None) -> None:
         _link_step(output_dir, "best", best)
 
 
-def prune_saved_steps(output_dir: Path, keep_last_n: int, *, newest: int | None = None) -> list[SavedStep]:
-    """Delete all but the newest `keep_last_n` saved steps and the one `best` points at; return those deleted.
+def prune_saved_steps(
+    output_dir: Path, keep_last_n: int, *, newest: int | None = None, best: int | None = None
+) -> list[SavedStep]:
+    """Delete all but the newest `keep_last_n` saved steps and the best one; return those deleted.
 
     Args:
         output_dir: where they are.
-        keep_last_n: how many to keep.
-        newest: the step just saved. Later ones are a damaged one that was skipped, or of a run that was taken back:
-            they are left alone, and none counts as one that is kept.
+        keep_last_n: at least 1.
+        newest: the step that was saved last. Later ones were skipped as damaged when this run was resumed: they are
+            left alone, and do not count, or they would push out those that are whole. None: they all count.
+        best: the best step, beside the one that the link `best` points at.
     """
-    best = output_dir / "best"
-    kept_name = os.readlink(best) if best.is_symlink() else None
+    kept_names = set() if best is None else {step_name(best)}
+    link = output_dir / "best"
+    if link.is_symlink():
+        kept_names.add(os.readlink(link))
     steps = [saved for saved in list_saved_steps(output_dir) if newest is None or saved.step <= newest]
-    deleted = []
-    for saved in steps[:-keep_last_n]:
-        if saved.path.name != kept_name:
-            _discard(saved.path)
-            shutil.rmtree(output_dir / f"{DISCARD_PREFIX}{saved.path.name}", ignore_errors=True)
-            deleted.append(saved)
+    deleted = [saved for saved in steps[:-keep_last_n] if saved.path.name not in kept_names]
+    for saved in deleted:
+        _discard(saved.path)
+        with suppress(OSError):  # what is left of it goes when the next run starts
+            _remove(output_dir / f"{DISCARD_PREFIX}{saved.path.name}")
     return deleted
 
 
@@ -290,9 +268,13 @@ def remove_unfinished_steps(output_dir: Path) -> None:
         get_logger().warning(
             f"Removing {path.name.removeprefix(STAGING_PREFIX)}, which an earlier run began but did not finish saving."
         )
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            _remove(path)
+        except OSError as error:  # in the way only once that very step is saved
+            get_logger().warning(f"{path} could not be removed: {error.strerror}.")
     for path in output_dir.glob(f"{DISCARD_PREFIX}step_*"):
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            _remove(path)
 
 
 def _link_step(output_dir: Path, link: str, step: int) -> None:
@@ -300,55 +282,35 @@ def _link_step(output_dir: Path, link: str, step: int) -> None:
 
     A step that is not there (any more) is left alone, and so is the older link.
     """
-    staged = output_dir / f".{link}.new"
+    staged, final = output_dir / f".{link}.new", output_dir / link
     if not (output_dir / step_name(step)).is_dir():
         return
     try:
-        staged.unlink(missing_ok=True)
+        _remove(staged)
         staged.symlink_to(step_name(step), target_is_directory=True)
-        os.replace(staged, output_dir / link)
+        os.replace(staged, final)
     except OSError as error:
         # A convenience for people: resuming looks at the steps themselves.
-        get_logger().warning(f"Could not make the link {output_dir / link}: {error.strerror}.")
-
-
-def _write_manifest(directory: Path, step: int) -> None:
-    """Flush every file, then write the manifest, then flush the directories that hold their names."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    files = {}
-    for path in paths:
-        _flush(path)
-        name = path.relative_to(directory).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
-    manifest = directory / MANIFEST_NAME
-    manifest.write_text(
-        json.dumps({"version": 1, "step": step, "files": files}, indent=1) + "\n", encoding="utf-8"
-    )
-    _flush(manifest)
-    for folder in [path for path in directory.rglob("*") if path.is_dir()] + [directory]:
-        _flush(folder)
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Return once a file's bytes, or a directory's names, are on the disk and not only in its cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        reason = "it is a folder, not a link" if final.is_dir() and not final.is_symlink() else error.strerror
+        get_logger().warning(f"Could not make {final} a link to {step_name(step)}: {reason}.")
+        with suppress(OSError):
+            _remove(staged)
 
 
 def _discard(path: Path) -> None:
     """Move a saved step out of sight in one motion: a half-deleted one is never mistaken for a damaged one."""
-    if path.exists():
+    if os.path.lexists(path):  # also a link that leads nowhere
         hidden = path.with_name(f"{DISCARD_PREFIX}{path.name}")
-        shutil.rmtree(hidden, ignore_errors=True)
+        _remove(hidden)
         os.rename(path, hidden)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with all that is in it; of a link the link; and whatever else has this name, if anything."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _explain_failure(output_dir: Path, name: str, error: BaseException) -> str:

@@ -160,6 +160,10 @@ class StepSaver:
         staged = StagedStep(self._output_dir, step)
 
         def begin(whole_model: Any) -> None:
+            if not self._output_dir.is_dir():
+                get_logger().warning(
+                    f"{self._output_dir} was removed during the run, with what was saved there. It is made anew."
+                )
             staged.begin()
             write_model(whole_model, staged.path)
 
@@ -167,7 +171,7 @@ class StepSaver:
             staged.finish()
             link_steps(self._output_dir, latest=step, best=best)
             if self._keep_last_n:
-                prune_saved_steps(self._output_dir, self._keep_last_n, newest=step)
+                prune_saved_steps(self._output_dir, self._keep_last_n, newest=step, best=best)
 
         with explain_failed_save(self._output_dir, step):
             try:

@@ -1,0 +1,122 @@
+"""The list of a saved step's files, by which a step that is no longer whole is known.
+
+    OUTPUT_DIR/step_000123/manifest.json    {"version": 1, "step": 123, "files": {NAME: {"bytes": 7, "sha256": "..."}}}
+
+It may have been cut short, changed, or written by a stranger: whatever it holds, reading it ends with a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path, PurePosixPath
+
+from tune.errors import CheckpointError
+
+__all__ = ["MANIFEST_NAME", "check_files", "flush", "write_manifest"]
+
+MANIFEST_NAME = "manifest.json"
+# The manifest of a step of ten thousand files has a megabyte.
+_MAX_BYTES = 2**28
+
+
+def write_manifest(directory: Path, step: int) -> None:
+    """Flush every file, then write the manifest, then flush the directories that hold their names."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = {}
+    for path in paths:
+        flush(path)
+        name = path.relative_to(directory).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+    manifest = directory / MANIFEST_NAME
+    manifest.write_text(
+        json.dumps({"version": 1, "step": step, "files": files}, indent=1) + "\n", encoding="utf-8"
+    )
+    flush(manifest)
+    for folder in [path for path in directory.rglob("*") if path.is_dir()] + [directory]:
+        flush(folder)
+
+
+def check_files(directory: Path, step: int, part: str = "") -> None:
+    """Check that every file of a saved step is there as it was written.
+
+    Args:
+        directory: of the step, with its manifest.
+        step: its number.
+        part: only the files below this folder of it, such as "model"; all by default.
+
+    Raises:
+        CheckpointError: one is not; the message names the first file that differs and how.
+    """
+    for name, (num_bytes, digest) in _read_manifest(directory, step).items():
+        if part and not name.startswith(f"{part}/"):
+            continue
+        path = directory / name
+        try:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe in its place would be waited for without end
+                raise CheckpointError(f"{directory.name}: {name} is no longer a file.")
+            if found.st_size != num_bytes:
+                raise CheckpointError(
+                    f"{directory.name}: {name} has {found.st_size} bytes, {num_bytes} were written."
+                )
+            if _hash_file(path) != digest:
+                raise CheckpointError(
+                    f"{directory.name}: the content of {name} has changed since it was written."
+                )
+        except OSError as error:
+            raise CheckpointError(f"{directory.name}: {name} cannot be read: {error.strerror}.") from error
+
+
+def flush(path: Path) -> None:
+    """Return once a file's bytes, or a directory's names, are on the disk and not only in its cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(directory: Path, step: int) -> dict[str, tuple[int, str]]:
+    """Return size and checksum of each file by its name in `directory`; each name leads to a place inside."""
+    path = directory / MANIFEST_NAME
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
+            raise CheckpointError(f"{directory.name}: {MANIFEST_NAME} is not one that tune wrote.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in content["files"].items()}
+        of_step = content["step"]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory.name}: there is no {MANIFEST_NAME}; it was not finished."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory.name}: {MANIFEST_NAME} cannot be read: {error.strerror}."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip()[:200]
+        raise CheckpointError(f"{directory.name}: {MANIFEST_NAME} cannot be read ({reason}).") from error
+    if of_step != step:
+        raise CheckpointError(
+            f"{directory.name}: by its {MANIFEST_NAME} it is step {str(of_step)[:50]}; the folder has another name."
+        )
+    outside = [name for name in files if not _is_inside(name)]
+    if outside or not files:
+        wrong = f"names {outside[0][:200]!r}, which is no file of it" if outside else "names no file"
+        raise CheckpointError(f"{directory.name}: {MANIFEST_NAME} {wrong}.")
+    return files
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    is_name = "\0" not in name and not any("\ud800" <= letter <= "\udbff" for letter in name)
+    return is_name and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
