@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
+import io
 import json
 import logging
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -31,6 +34,7 @@ from tune.training import (
     find_newest_complete_step,
     link_steps,
     list_saved_steps,
+    load_run_state,
     prune_saved_steps,
     remove_unfinished_steps,
     save_run_state,
@@ -370,3 +374,39 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(tmp_path: Path) -> None:
             claim_output_dir(tmp_path / "out", opened, resume=True)
     finally:
         (tmp_path / "out").chmod(0o700)
+
+
+class OlderPickler(pickle.Pickler):
+    """Pickles members of enumerations as Python 3.11.2 does, and one thing that no index needs."""
+
+    other: Any = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, enum.Enum):
+            return getattr, self.other or (type(obj), obj.name)
+        return NotImplemented
+
+
+def test_a_state_of_an_older_python_can_be_read(tmp_path: Path) -> None:
+    model = nn.Linear(3, 5)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    save_run_state(tmp_path, model, optimizer, DEVICE, {}, {})
+    index = tmp_path / "optimizer" / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    for other, is_refused in ((None, False), ((pickle.Pickler, "dump"), True), ((torch.Size, "numel"), True)):
+        buffer = io.BytesIO()
+        pickler = OlderPickler(buffer)
+        pickler.other = other
+        pickler.dump(metadata)
+        assert b"getattr" in buffer.getvalue()
+        index.write_bytes(buffer.getvalue())
+        again = torch.optim.AdamW(model.parameters())
+        if is_refused:
+            with pytest.raises(CheckpointError, match=r"the index names"):
+                load_run_state(tmp_path, model, again, DEVICE, {})
+            continue
+        load_run_state(tmp_path, model, again, DEVICE, {})
+        for weight in model.parameters():
+            assert torch.equal(again.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg"])

@@ -238,9 +238,11 @@ def _make_log_dir(wanted: Path | None) -> tuple[Path, bool]:
     if wanted is not None:
         try:
             wanted.mkdir(parents=True, exist_ok=True)
-            return wanted, False
+            if all(os.access(path, os.W_OK) for path in (wanted, *wanted.glob("rank_*.log"))):
+                return wanted, False
         except OSError:
-            pass  # the recipe cannot write there either, and explains it better
+            pass
+        # The recipe can hardly write there either, and explains it better.
     return Path(tempfile.mkdtemp(prefix="tune_logs_")), True
 
 

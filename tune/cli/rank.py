@@ -73,7 +73,8 @@ def main() -> int:
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     if task["log"] is not None and end.text:
-        sys.stderr.write(end.text)
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            sys.stderr.write(end.text)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -189,14 +190,18 @@ def _redirect(log: str | None) -> int:
     if log is None:
         return 0
     # Appending: an earlier run's output stays, and so does that of another run which holds the directory now.
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:  # as on a full disk; how the rank ends is told without a log, too
+        file = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"--- rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, {now}")
+    with contextlib.suppress(OSError):
+        print(f"--- rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, {now}")
     offset = os.fstat(file).st_size
     os.close(file)
     return offset

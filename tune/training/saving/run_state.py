@@ -259,8 +259,9 @@ def _write_run_file(directory: Path, content: Mapping[str, Any]) -> None:
 def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
     # Half a second of imports, needed only once something is saved.
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+    from tune.training.saving.state_writer import make_writer
 
     try:
         with warnings.catch_warnings():
@@ -268,7 +269,7 @@ def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) ->
             warnings.simplefilter("ignore", UserWarning)
             is_alone = get_world_size() == 1
             # Flushed where they are written: the process that writes the manifest may be on another machine.
-            writer = FileSystemWriter(directory, sync_files=not is_alone)
+            writer = make_writer(directory, flushed=not is_alone)
             dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
     except CheckpointException as error:  # not an Exception, so nobody else would catch it
         raise RuntimeError(f"the optimizer state cannot be written: {_first_line(error)}") from error

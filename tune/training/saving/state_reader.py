@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 __all__ = ["make_safe_reader"]
 
@@ -41,7 +41,16 @@ class _IndexUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) in ALLOWED or is_dtype:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _read_member
         raise pickle.UnpicklingError(f"the index names {module}.{name}, which no index of tensors needs")
+
+
+def _read_member(owner: Any, name: str) -> Any:
+    """Return a member of the one enumeration in an index: Python 3.11 up to 3.11.3 pickles members as getattr's."""
+    if owner is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError("the index names builtins.getattr, which no index of tensors needs")
+    return _MEM_FORMAT_ENCODING[name]
 
 
 class _SafeReader(FileSystemReader):
