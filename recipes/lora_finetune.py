@@ -191,9 +191,10 @@ class LoraFinetuneRecipe:
             )
             self.run.restore(saved)
             self.saver.link(latest=self.run.step, best=self.run.best_step)
+            self.log.info(f"Resumed from {resumed.path}: step {self.run.step} of {self.num_steps}")
+        if resumed or params.resume_from_checkpoint:  # a run killed before its first save has left lines, too
             self.metrics.rewind(self.run.step)
             self.samples.rewind(self.run.step)
-            self.log.info(f"Resumed from {resumed.path}: step {self.run.step} of {self.num_steps}")
         training.write_resolved_config(params, self.output_dir / "config.yaml", {"seed": self.seed})
 
     def _setup_data(
@@ -433,6 +434,7 @@ class LoraFinetuneRecipe:
     def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
         self.run.note_saving()
+        self.metrics.flush()
         with self.speed.paused():
             self.saver.save(
                 self.run.step,

@@ -152,6 +152,35 @@ def test_the_step_it_resumed_from_may_be_deleted(with_dropout, tmp_path: Path) -
     ).read_bytes()
 
 
+def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(with_dropout, tmp_path: Path) -> None:
+    """Or the next resume would take one of the run that was taken back."""
+    out = tmp_path / "out"
+    recipe_main(with_dropout())
+    shutil.copytree(out, tmp_path / "whole", symlinks=True)
+    earlier = {
+        "_component_": "FullModelCheckpointer",
+        "recipe_checkpoint": "step_000003",
+    }
+    recipe_main(with_dropout(checkpointer=earlier, resume_from_checkpoint=True))
+    assert_same_run(tmp_path / "whole", out)
+    assert sorted(path.name for path in out.glob("superseded_*")) == [
+        f"superseded_step_{step:06d}" for step in range(4, 9)
+    ]
+    assert [saved.step for saved in list_saved_steps(out)] == list(range(1, 9))
+
+
+def test_a_run_killed_before_its_first_save_leaves_no_lines_behind(with_dropout, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe_main(with_dropout())
+    for saved in list_saved_steps(
+        out
+    ):  # as if it had been killed before: the lines are there, the steps are not
+        shutil.rmtree(saved.path)
+    recipe_main(with_dropout(resume_from_checkpoint=True))
+    for name in ("metrics.jsonl", "log.txt"):
+        assert len((out / name).read_text().splitlines()) == 8, name
+
+
 def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> None:
     recipe_main(with_dropout())
     before = model_bytes(tmp_path / "out")

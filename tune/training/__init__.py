@@ -37,6 +37,7 @@ from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import Precision, plan_precision
 from tune.training.profiler import DummyProfiler, build_profiler, setup_torch_profiler
 from tune.training.progress import Progress, format_summary
+from tune.training.saving.choosing import choose_step_to_resume, find_newest_complete_step
 from tune.training.saving.failed_step import (
     save_failed_step,
     upcoming_sample_ids,
@@ -63,8 +64,6 @@ from tune.training.saving.run_state import (
 )
 from tune.training.saving.saved_steps import (
     SavedStep,
-    choose_step_to_resume,
-    find_newest_complete_step,
     link_steps,
     list_saved_steps,
     prune_saved_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,12 @@ class LoggerGroup:
         for logger in self._loggers:
             logger.rewind(step)
 
+    def flush(self) -> None:
+        """Return once the files' lines are on the disk: a step saved after that never knows more than they do."""
+        for logger in self._loggers:
+            if isinstance(logger, _FileLogger):
+                logger.flush()
+
     def close(self) -> None:
         """Close every logger."""
         for logger in self._loggers:
@@ -135,6 +142,15 @@ class _FileLogger(ABC):
                 self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
             self._file.write(self.format(payload, step) + "\n")
             self._file.flush()
+
+    def flush(self) -> None:
+        """Return once every line is on the disk."""
+        if self._file is None:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CheckpointError(f"cannot write metrics to {self.path}: {error.strerror}.") from error
 
     def rewind(self, step: int) -> None:
         """Cut the lines at the end that are later than `step`, or half written: the resumed run writes them again."""

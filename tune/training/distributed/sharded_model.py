@@ -66,8 +66,8 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
         fully_shard(model.get_submodule(path), **options)
     for block in model.layers:
         fully_shard(block, **options)
-    # What is left (norm, output, tied embeddings) stays gathered between forward and backward: the loss reads the output
-    # matrix after the model has returned.
+    # What is left (norm, output, tied embeddings) stays gathered between forward and backward: the loss reads the
+    # output matrix after the model has returned.
     fully_shard(model, reshard_after_forward=False, **options)
     register_fsdp_forward_method(model, "hidden")
     for module in model.modules():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tune.errors import CheckpointError, TrainingError
 from tune.training.distributed.processes import from_rank_zero
-from tune.training.saving.saved_steps import SavedStep, choose_step_to_resume, remove_unfinished_steps
+from tune.training.saving.choosing import choose_step_to_resume, set_aside_later_steps
+from tune.training.saving.saved_steps import SavedStep, remove_unfinished_steps
 from tune.training.saving.shared_folder import require_shared_folder
 
 __all__ = ["RunLock", "claim_output_dir"]
@@ -36,7 +37,10 @@ def claim_output_dir(
         opened.callback(RunLock(output_dir).release)
         try:
             remove_unfinished_steps(output_dir)
-            return choose_step_to_resume(output_dir, resume, name)
+            chosen = choose_step_to_resume(output_dir, resume, name)
+            if chosen is not None and name is not None:
+                set_aside_later_steps(chosen)
+            return chosen
         except OSError as error:
             raise CheckpointError(
                 f"output_dir {output_dir} cannot be read: {error.strerror}. Mend it or choose another output_dir."

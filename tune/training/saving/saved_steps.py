@@ -28,9 +28,7 @@ from tune.utils.lost_connection import is_lost_connection
 __all__ = [
     "SavedStep",
     "StagedStep",
-    "choose_step_to_resume",
     "explain_failed_save",
-    "find_newest_complete_step",
     "link_steps",
     "list_saved_steps",
     "prune_saved_steps",
@@ -105,63 +103,6 @@ def verify_step(saved: SavedStep, part: str = "") -> None:
         CheckpointError: one is not; the message names the first file that differs and how.
     """
     check_files(saved.path, saved.step, part)
-
-
-def find_newest_complete_step(output_dir: Path) -> SavedStep | None:
-    """Return the newest saved step that is whole, or None; each newer one that is not is named in the log."""
-    for saved in reversed(list_saved_steps(output_dir)):
-        try:
-            verify_step(saved)
-        except CheckpointError as error:
-            get_logger().warning(f"Skipping a damaged saved step: {error}")
-            continue
-        return saved
-    return None
-
-
-def choose_step_to_resume(output_dir: Path, resume: bool, name: str | None = None) -> SavedStep | None:
-    """Return the saved step a run goes on from, or None for a run that starts at the beginning.
-
-    Args:
-        output_dir: where this run's steps go.
-        resume: whether to go on at all.
-        name: a step to go on from in place of the newest complete one: "step_000100".
-
-    Raises:
-        CheckpointError: the directory holds another run's steps and `resume` is false; or the step to go on from
-            is missing or damaged.
-    """
-    steps = list_saved_steps(output_dir)
-    if not resume:
-        if steps:
-            raise CheckpointError(
-                f"{output_dir} already holds {len(steps)} saved steps of an earlier run, the newest "
-                f"{steps[-1].path.name}. Go on from there with resume_from_checkpoint=true, or choose another "
-                "output_dir, or delete this one."
-            )
-        return None
-    if name is not None:
-        named = [saved for saved in steps if saved.path.name == Path(name).name]
-        if not named:
-            there = ", ".join(saved.path.name for saved in steps) or "none"
-            raise CheckpointError(
-                f"recipe_checkpoint {name!r} is not a saved step in {output_dir}; there are: {there}. "
-                "Remove it to go on from the newest."
-            )
-        verify_step(named[0])
-        return named[0]
-    if not steps:
-        get_logger().warning(
-            f"Nothing to resume in {output_dir}: no step was saved there. Starting at the beginning."
-        )
-        return None
-    newest = find_newest_complete_step(output_dir)
-    if newest is None:
-        raise CheckpointError(
-            f"none of the {len(steps)} saved steps in {output_dir} is whole, so there is nothing to resume from. "
-            "Choose another output_dir, or delete this one, to start anew."
-        )
-    return newest
 
 
 class StagedStep:
