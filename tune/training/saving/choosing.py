@@ -41,8 +41,9 @@ def choose_step_to_resume(output_dir: Path, resume: bool, name: str | None = Non
     steps = list_saved_steps(output_dir)
     if not resume:
         if steps:
+            num_steps = f"{len(steps)} saved steps" if len(steps) > 1 else "a saved step"
             raise CheckpointError(
-                f"{output_dir} already holds {len(steps)} saved steps of an earlier run, the newest "
+                f"{output_dir} already holds {num_steps} of an earlier run, the newest "
                 f"{steps[-1].path.name}. Go on from there with resume_from_checkpoint=true, or choose another "
                 "output_dir, or delete this one."
             )

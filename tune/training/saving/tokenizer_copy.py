@@ -34,10 +34,13 @@ def keep_tokenizer(saved: SavedStep) -> Path:
             shutil.copytree(saved.model_dir, staged, ignore=shutil.ignore_patterns(*WEIGHT_FILES))
             shutil.rmtree(kept, ignore_errors=True)
             os.rename(staged, kept)
-        except (OSError, shutil.Error) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        except OSError as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            # A copied folder's error is a list of (from, to, why).
+            first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
             raise CheckpointError(
-                f"the tokenizer of {saved.path} cannot be copied to {kept}: {reason}."
+                f"the tokenizer of {saved.path} cannot be copied to {kept}: {first}. Saved steps are intact. Make room "
+                "there, then go on with resume_from_checkpoint=true."
             ) from error
 
     from_rank_zero(copy)
