@@ -414,3 +414,13 @@ def test_recipes_are_found_by_every_name() -> None:
         assert recipe.file.is_file()
         for name in (recipe.name, *recipe.aliases):
             assert find_recipe(name) is find_recipe(f"{name}.py") is recipe
+
+
+def test_a_mesh_of_other_than_the_processes_is_refused_before_they_start(tune, tmp_path: Path) -> None:
+    words = ("--config", "tiny/full_finetune", f"output_dir={tmp_path / 'out'}")
+    done = tune("run", "--nproc_per_node", "3", "full_finetune", *words, "data_parallel_replicate_dim=2")
+    assert done.code == 2
+    assert (
+        "data_parallel_replicate_dim 2 x data_parallel_shard_dim 1 needs 2 processes, but 3 were" in done.err
+    )
+    assert not (tmp_path / "out").exists()

@@ -118,7 +118,7 @@ def test_processes_are_spread_over_the_mesh(
         (
             1,
             {"data_parallel_replicate_dim": 2, "data_parallel_shard_dim": 3},
-            "needs 6 processes, but 1 were",
+            "needs 6 processes, but 1 was",
         ),
         (6, {"data_parallel_replicate_dim": 4}, "needs 4 processes, but 6 were"),
         (6, {"data_parallel_shard_dim": 5}, "needs 5 processes"),

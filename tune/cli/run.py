@@ -30,6 +30,7 @@ from tune.cli.target import Target, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
 from tune.utils.paths import expand_path
+from tune.utils.ranks import split_processes
 
 if TYPE_CHECKING:
     from tune.config.resolve import Resolution
@@ -74,6 +75,7 @@ def run(given: Given) -> int:
             _report(resolution)
             sys.stdout.write(_plan(target, config, given, resolution, plan))
             return 0
+        _refuse_another_mesh(plan, resolution.params)
         output_dir = getattr(resolution.params, "output_dir", None)
         log_dir = expand_path(output_dir) / "logs" if output_dir else None
     elif "dry_run" in given.switches:
@@ -123,6 +125,17 @@ def _refuse_many_processes(target: Target, plan: LaunchPlan) -> None:
         raise UsageError(
             f"{target.name} works in one process: several would each do all of it. Leave out --nproc_per_node, "
             "--num_gpus and --nnodes; CUDA_VISIBLE_DEVICES chooses the GPU"
+        )
+
+
+def _refuse_another_mesh(plan: LaunchPlan, params: Any) -> None:
+    """Refuse a mesh that these processes cannot make up: before they start, and once."""
+    if plan.needs_launcher and hasattr(params, SHARED_WORK):
+        split_processes(
+            plan.nnodes * plan.nproc_per_node,
+            params.enable_fsdp,
+            params.data_parallel_replicate_dim,
+            params.data_parallel_shard_dim,
         )
 
 

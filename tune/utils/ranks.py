@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from tune.errors import ConfigError
+
 
 def get_rank() -> int:
     """Return this process's number among all processes of the run; 0 without a launcher."""
@@ -18,3 +20,30 @@ def get_world_size() -> int:
 def is_rank_zero() -> bool:
     """Tell whether this process is the one that logs and writes."""
     return get_rank() == 0
+
+
+def split_processes(
+    world_size: int, enable_fsdp: bool, replicate_dim: int, shard_dim: int
+) -> tuple[int, int]:
+    """Return into how many copies of the model, of how many shards each, the processes of a run are split.
+
+    Args:
+        world_size: processes.
+        enable_fsdp: without it every process holds a whole copy.
+        replicate_dim, shard_dim: as asked for; a `shard_dim` of -1 means all that are left.
+
+    Raises:
+        ConfigError: what is asked for needs another number of processes.
+    """
+    if not enable_fsdp:
+        replicate_dim, shard_dim = world_size if replicate_dim == 1 else replicate_dim, 1
+    elif shard_dim == -1:
+        shard_dim = max(world_size // replicate_dim, 1)
+    needed = replicate_dim * shard_dim
+    if needed != world_size:
+        raise ConfigError(
+            f"data_parallel_replicate_dim {replicate_dim} x data_parallel_shard_dim {shard_dim} needs {needed} "
+            f"processes, but {world_size} {'was' if world_size == 1 else 'were'} started (tune run --nproc_per_node "
+            f"{needed} ...). Set the first to 1 and the second to -1 to use however many there are."
+        )
+    return replicate_dim, shard_dim

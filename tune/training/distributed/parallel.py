@@ -16,6 +16,7 @@ from tune.errors import ConfigError
 from tune.modules.peft import FrozenLinear
 from tune.training.distributed.processes import max_over_ranks
 from tune.utils import get_logger, get_world_size
+from tune.utils.ranks import split_processes
 
 __all__ = ["ParallelPlan", "plan_frozen_base", "plan_parallel"]
 
@@ -82,21 +83,9 @@ def plan_parallel(
         ConfigError: the mesh needs another number of processes, or what is asked for needs sharding.
     """
     world_size = get_world_size()
-    shard_dim = data_parallel_shard_dim
-    if not enable_fsdp:
-        shard_dim = 1
-        replicate_dim = world_size if data_parallel_replicate_dim == 1 else data_parallel_replicate_dim
-    else:
-        replicate_dim = data_parallel_replicate_dim
-        if shard_dim == -1:
-            shard_dim = max(world_size // replicate_dim, 1)
-    if replicate_dim * shard_dim != world_size:
-        raise ConfigError(
-            f"data_parallel_replicate_dim {replicate_dim} x data_parallel_shard_dim {shard_dim} needs "
-            f"{replicate_dim * shard_dim} processes, but {world_size} were started "
-            f"(tune run --nproc_per_node {replicate_dim * shard_dim} ...). Set the first to 1 and the second to -1 to "
-            "use however many there are."
-        )
+    replicate_dim, shard_dim = split_processes(
+        world_size, enable_fsdp, data_parallel_replicate_dim, data_parallel_shard_dim
+    )
     if fsdp_cpu_offload and shard_dim == 1:
         raise ConfigError(
             f"fsdp_cpu_offload keeps shards in host memory, but with {world_size} process"
