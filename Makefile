@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 TORCH_ARGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
+# Test files that run side by side, with a thread each; WORKERS=0 runs them one after the other.
+WORKERS ?= 2
 KILLS ?= 100
 
 .PHONY: help demo test soak check format clean
@@ -39,7 +41,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.distributed.soak --kills $(KILLS)

@@ -27,7 +27,7 @@ TENSORBOARD = ["tensorboard"]
 DEMO = ["matplotlib"]
 # transformers and peft are references in the tests; the program itself never imports them.
 REFERENCES = ["transformers>=5", "peft", "protobuf"]
-TOOLS = ["pytest", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
+TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
 
 setup(
     name="tune",
