@@ -175,27 +175,31 @@ class LoraFinetuneRecipe:
             self.stateful["lr_scheduler"] = self.lr_scheduler
         training.seed_this_rank(self.seed)
         if resumed:
-            changed = training.check_fingerprint(
-                saved["fingerprint"],
-                self.fingerprint,
-                str(resumed.path),
-                allow_changes=params.allow_changes_on_resume,
-            )
-            training.load_run_state(
-                resumed.state_dir,
-                self.model,
-                self.optimizer,
-                self.device,
-                self.stateful,
-                settings_changed=bool(changed),
-            )
-            self.run.restore(saved)
-            self.saver.link(latest=self.run.step, best=self.run.best_step)
-            self.log.info(f"Resumed from {resumed.path}: step {self.run.step} of {self.num_steps}")
+            self._go_on_from(resumed, saved)
         if resumed or params.resume_from_checkpoint:  # a run killed before its first save has left lines, too
             self.metrics.rewind(self.run.step)
             self.samples.rewind(self.run.step)
         training.write_resolved_config(params, self.output_dir / "config.yaml", {"seed": self.seed})
+
+    def _go_on_from(self, resumed: training.SavedStep, saved: dict[str, Any]) -> None:
+        """Put the state of a saved step into what now stands, unless it is another run's."""
+        changed = training.check_fingerprint(
+            saved["fingerprint"],
+            self.fingerprint,
+            str(resumed.path),
+            allow_changes=self.params.allow_changes_on_resume,
+        )
+        training.load_run_state(
+            resumed.state_dir,
+            self.model,
+            self.optimizer,
+            self.device,
+            self.stateful,
+            settings_changed=bool(changed),
+        )
+        self.run.restore(saved)
+        self.saver.link(latest=self.run.step, best=self.run.best_step)
+        self.log.info(f"Resumed from {resumed.path}: step {self.run.step} of {self.num_steps}")
 
     def _setup_data(
         self, components: Component | tuple[Component, ...], batch_size: int, shuffle: bool
