@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from tune.cli.quiet import importing_quietly
+
 
 def count_gpus() -> int:
     """Return how many GPUs torch will see; torch itself is asked only where the system shows none."""
@@ -14,7 +16,8 @@ def count_gpus() -> int:
         installed = 0
     if installed:
         return count_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), installed)
-    import torch  # other makers' GPUs, and systems where they are no files
+    with importing_quietly():  # a launcher's process, as a rule
+        import torch  # other makers' GPUs, and systems where they are no files
 
     return torch.cuda.device_count()
 

@@ -7,17 +7,13 @@ thread of its own, where it gets no signals, and the main thread passes them on 
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,14 +28,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import tune
 from tune.cli.launch_options import LaunchPlan, count_cores
+from tune.cli.meeting import address_towards, is_here, wait_for_host
+from tune.cli.quiet import silence_elastic
 from tune.cli.rank import RANK_VARIABLE
 from tune.cli.rank_report import STOP_SIGNALS
 from tune.cli.supervisor import Supervisor
 from tune.errors import TrainingError
 
 _POLL_S = 0.05
-_JOIN_TIMEOUT_S = 600  # torch's
-_RESOLVE_S = 60
 # tune may stand in a clone that is not installed, and must come from the place this one came from. The place is on
 # the path for that import alone, so that nothing in it can take another package's name.
 _RANK_CODE = (
@@ -75,7 +71,7 @@ def launch(job: Job, plan: LaunchPlan) -> int:
     Raises:
         TrainingError: the machines did not come together.
     """
-    _silence_elastic()
+    silence_elastic()
     run_dir = Path(tempfile.mkdtemp(prefix="tune_run_"))
     log_dir, is_temporary = _make_log_dir(job.log_dir)
     supervisor = Supervisor(run_dir)
@@ -178,12 +174,12 @@ def _configure(plan: LaunchPlan, specs: LogsSpecs) -> LaunchConfig:
         sys.stderr.write(f"Waiting for {plan.nnodes} machines at {plan.endpoint}.\n")
         sys.stderr.flush()
         host, _, port = plan.endpoint.rpartition(":")
-        local_addr = local_addr or _address_towards(host.strip("[]"), int(port))
+        local_addr = local_addr or address_towards(host.strip("[]"), int(port))
         if plan.backend == "static":
             conf["rank"] = plan.node_rank
         elif "is_host" not in conf:
             # torch compares names: it would not know the address of a second network card as ours.
-            is_host = _is_here(host.strip("[]"), int(port))
+            is_host = is_here(host.strip("[]"), int(port))
             conf |= {} if is_host is None else {"is_host": str(is_host).lower()}
     return LaunchConfig(
         min_nodes=plan.nnodes,
@@ -203,7 +199,7 @@ def _run_agent(config: LaunchConfig, job: Job, problems: list[Exception]) -> Non
     code = _RANK_CODE.format(home=str(Path(tune.__file__).resolve().parent.parent))
     try:
         # The agent replaces $-words in arguments.
-        _wait_for_host(config)
+        wait_for_host(config)
         words = [word.replace("$", "$$") for word in ("-P", "-c", code, str(job.file))]
         elastic_launch(config, sys.executable)(*words)
     except Exception as error:  # noqa: BLE001 - it belongs to the main thread
@@ -244,62 +240,3 @@ def _make_log_dir(wanted: Path | None) -> tuple[Path, bool]:
             pass
         # The recipe can hardly write there either, and explains it better.
     return Path(tempfile.mkdtemp(prefix="tune_logs_")), True
-
-
-def _silence_elastic() -> None:
-    """Keep the agent's log to itself, unless it was asked for: it says in forty lines what we say in one."""
-    if "LOGLEVEL" not in os.environ:
-        logger = logging.getLogger("torch.distributed")
-        for handler in list(logger.handlers):  # torch puts its own here
-            logger.removeHandler(handler)
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False
-
-
-def _address_towards(host: str, port: int) -> str:
-    """Return this machine's address as `host` sees it; nothing is sent for that."""
-    until = time.monotonic() + _RESOLVE_S
-    while True:
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-            with socket.socket(family, kind) as probe:
-                probe.connect(address)
-                return str(probe.getsockname()[0])
-        except OSError as error:
-            # In a cluster that is just starting, names come into being with the machines.
-            if not isinstance(error, socket.gaierror) or time.monotonic() > until:
-                raise TrainingError(f"there is no way to {host}: {error.strerror or error}") from error
-            time.sleep(1.0)
-
-
-def _is_here(host: str, port: int) -> bool | None:
-    """Tell whether `host` is this machine; None where the port is taken, perhaps by another launcher here."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return True
-    except OSError as error:
-        return False if error.errno == errno.EADDRNOTAVAIL else None
-
-
-def _wait_for_host(config: LaunchConfig) -> None:
-    """Wait until the machine that the others meet at listens: torch itself would give up after a minute."""
-    if config.rdzv_configs.get("is_host") != "false":
-        return
-    host, _, port = config.rdzv_endpoint.rpartition(":")
-    seconds = int(config.rdzv_configs.get("join_timeout", _JOIN_TIMEOUT_S))
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise TrainingError(
-                    f"nothing answers at {config.rdzv_endpoint}, the --rdzv_endpoint, after {seconds} s: "
-                    f"{error.strerror or error}. The same command has to run on that machine, and the port has to be "
-                    "reachable. --rdzv_conf join_timeout=SECONDS waits longer."
-                ) from error
-            time.sleep(0.5)

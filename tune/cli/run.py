@@ -26,6 +26,7 @@ from tune.cli.execute import execute
 from tune.cli.failures import EXIT_BAD_USAGE
 from tune.cli.gpus import count_gpus
 from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
+from tune.cli.quiet import importing_quietly
 from tune.cli.target import Target, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
@@ -87,7 +88,8 @@ def run(given: Given) -> int:
     arguments = _forwarded(given, config)
     if not plan.needs_launcher:
         return execute(target.file, arguments, is_own=target.is_own)
-    from tune.cli.launch import Job, launch  # imports torch
+    with importing_quietly():
+        from tune.cli.launch import Job, launch  # imports torch
 
     again = _resuming(target, given, config)
     return launch(Job(target.file, target.is_own, arguments, again, log_dir), plan)
