@@ -57,13 +57,9 @@ class FullFinetuneRecipe:
         params = self.params
         self.output_dir = expand_path(params.output_dir)
         self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
-        if self.checkpointer.output_dir != self.output_dir:
-            self.log.info(f"checkpointer.output_dir is not used: steps go to output_dir, {self.output_dir}")
+        resume = params.resume_from_checkpoint
         return training.claim_output_dir(
-            self.output_dir,
-            self.opened,
-            resume=params.resume_from_checkpoint or self.checkpointer.resume_from_checkpoint,
-            name=self.checkpointer.recipe_checkpoint,
+            self.output_dir, self.opened, resume=resume, checkpointer=self.checkpointer
         )
 
     def setup(self) -> None:
@@ -75,16 +71,7 @@ class FullFinetuneRecipe:
         self.device = get_device(params.device)
         training.start_processes(self.device)
         self.opened.callback(training.end_processes)
-        self.plan = training.plan_parallel(
-            enable_fsdp=params.enable_fsdp,
-            data_parallel_replicate_dim=params.data_parallel_replicate_dim,
-            data_parallel_shard_dim=params.data_parallel_shard_dim,
-            fsdp_cpu_offload=params.fsdp_cpu_offload,
-            custom_sharded_layers=params.custom_sharded_layers,
-            optimizer_in_bwd=params.optimizer_in_bwd,
-            dtype=params.dtype,
-            low_cpu_ram=params.low_cpu_ram,
-        )
+        self.plan = training.plan_parallel(params)
         resumed = self.load_checkpoint()
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
@@ -133,11 +120,9 @@ class FullFinetuneRecipe:
         self.opened.callback(self.saver.close)
 
         # 6. What watches.
-        self.metrics = training.open_metric_logs(params.metric_logger, self.output_dir, overwrite=not resumed)
-        self.samples = training.open_samples_log(self.output_dir, overwrite=not resumed)
+        self.logs = training.RunLogs(params.metric_logger, self.output_dir, overwrite=not resumed)
+        self.opened.callback(self.logs.close)
         self.spikes = training.SpikeWatch()
-        self.opened.callback(self.metrics.close)
-        self.opened.callback(self.samples.close)
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
         self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.plan.world_size)
         self.log.info(
@@ -168,25 +153,20 @@ class FullFinetuneRecipe:
         if resumed:
             self._go_on_from(resumed, saved)
         if resumed or params.resume_from_checkpoint:  # a run killed before its first save has left lines, too
-            self.metrics.rewind(self.run.step)
-            self.samples.rewind(self.run.step)
+            self.logs.rewind(self.run.step)
         training.write_resolved_config(params, self.output_dir / "config.yaml", {"seed": self.seed})
 
     def _go_on_from(self, resumed: training.SavedStep, saved: dict[str, Any]) -> None:
         """Put the state of a saved step into what now stands, unless it is another run's."""
-        changed = training.check_fingerprint(
-            saved["fingerprint"],
+        training.resume_state(
+            resumed,
+            saved,
             self.fingerprint,
-            str(resumed.path),
-            allow_changes=self.params.allow_changes_on_resume,
-        )
-        training.load_run_state(
-            resumed.state_dir,
             self.model,
             self.optimizer,
             self.device,
             self.stateful,
-            settings_changed=bool(changed),
+            allow_changes=self.params.allow_changes_on_resume,
         )
         self.run.restore(saved)
         self.saver.link(latest=self.run.step, best=self.run.best_step)
@@ -200,13 +180,12 @@ class FullFinetuneRecipe:
         self.log.info(f"Data: {dataset.report()}")
         loader, sampler = training.build_loader(
             dataset,
-            batch_size,
-            self.params.collate_fn,
+            self.params,
+            batch_size=batch_size,
             padding_idx=self.tokenizer.pad_id,
             shuffle=shuffle,
             seed=self.seed,
-            num_workers=self.params.num_workers,
-            pin_memory=self.device.type == "cuda",
+            device=self.device,
         )
         return dataset, loader, sampler
 
@@ -219,18 +198,12 @@ class FullFinetuneRecipe:
         training.check_tokenizer_fits(self.tokenizer, model.config, report)
         self.memory.plan = training.plan_memory(
             model,
-            params.optimizer,
-            precision=self.precision,
-            tokens_per_micro_batch=(params.batch_size, training.longest_row(report)),
+            params,
+            training.longest_row(report),
             loss_fn=self.loss_fn,
+            precision=self.precision,
+            parallel=self.plan,
             device=self.device,
-            packed=bool(report.num_packs),
-            gradient_accumulation_steps=params.gradient_accumulation_steps,
-            shard_size=self.plan.shard_dim,
-            cpu_offload=self.plan.cpu_offload,
-            activation_checkpointing=params.enable_activation_checkpointing,
-            activation_offloading=params.enable_activation_offloading,
-            optimizer_in_backward=params.optimizer_in_bwd,
         )
         self.memory.plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
@@ -275,9 +248,8 @@ class FullFinetuneRecipe:
                 for micro_batches in islice(windows, self.steps_per_epoch - run.step_in_epoch):
                     run.step += 1
                     run.step_in_epoch += 1
-                    keep_for_study = partial(
-                        self._keep_for_study, micro_batches, training.get_rng_state(self.device)
-                    )
+                    before = training.get_rng_state(self.device)
+                    keep_for_study = partial(self._keep_for_study, micro_batches, before)
 
                     # 1. Count what the step trains on, on all processes, before its first gradient: the loss's divisor.
                     counts = training.count_tokens(micro_batches, self.tokenizer.pad_id)
@@ -381,22 +353,19 @@ class FullFinetuneRecipe:
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if metrics:
-            self.metrics.log_dict(metrics, self.run.step)
+            self.logs.metrics.log_dict(metrics, self.run.step)
             self.progress.show(self.run.step, metrics)
 
     def _generate_samples(self) -> None:
         """Answer the sample prompts, greedily, in the template the model is trained in."""
         if not self.params.sample_prompts:
             return
+        num_tokens = self.params.sample_max_new_tokens
         with self.speed.paused(), self.precision.autocast():
             for prompt in self.params.sample_prompts:
-                answer = generate_text(
-                    self.model,
-                    self.tokenizer,
-                    self.dataset.render_prompt(prompt),
-                    max_new_tokens=self.params.sample_max_new_tokens,
-                )
-                self.samples.log_dict({"prompt": prompt, "answer": answer}, self.run.step)
+                rendered = self.dataset.render_prompt(prompt)
+                answer = generate_text(self.model, self.tokenizer, rendered, max_new_tokens=num_tokens)
+                self.logs.samples.log_dict({"prompt": prompt, "answer": answer}, self.run.step)
                 self.log.info(f"step {self.run.step}, sample: {prompt!r} -> {answer!r}")
 
     # ---- Saving and resuming ---------------------------------------------------------------------------
@@ -404,7 +373,7 @@ class FullFinetuneRecipe:
     def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
         self.run.note_saving()
-        self.metrics.flush()
+        self.logs.flush()
         with self.speed.paused():
             self.saver.save(
                 self.run.step,
@@ -441,12 +410,9 @@ class FullFinetuneRecipe:
 
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
-        run = self.run
-        losses = {"loss": run.loss} | ({} if run.val_loss is None else {"val_loss": run.val_loss})
+        template = self.dataset.report().template
         self.log.info(
-            training.format_summary(
-                self.output_dir, run.step, self.num_steps, losses, self.speed, self.dataset.report().template
-            )
+            training.format_summary(self.output_dir, self.run, self.num_steps, self.speed, template)
         )
 
     def cleanup(self) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import typing
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,10 @@ PARAMS = {
     "lora_finetune": "LoraFinetuneParams",
     "generate": "GenerateParams",
 }
+
+
+# What a recipe hands to a function that reads several parameters.
+WHOLE = ("params", "self.params")
 
 
 def attributes_of_params(tree: ast.AST) -> set[str]:
@@ -30,6 +38,35 @@ def attributes_of_params(tree: ast.AST) -> set[str]:
         )
         if is_params:
             names.add(node.attr)
+    return names
+
+
+def read_by_the_library(tree: ast.AST, module: ModuleType) -> set[str]:
+    """Names that functions read which are handed `params`: what their parameter's protocol declares.
+
+    Each declared name must be read in the file of that function.
+    """
+    names = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        handed = [place for place, argument in enumerate(node.args) if ast.unparse(argument) in WHOLE]
+        if not handed:
+            continue
+        function: Any = module
+        for part in ast.unparse(node.func).split("."):
+            function = getattr(function, part, None)
+        if not inspect.isfunction(function):
+            continue
+        hints = typing.get_type_hints(function)
+        for place in handed:
+            name = list(inspect.signature(function).parameters)[place]
+            protocol = hints[name]
+            if getattr(protocol, "_is_protocol", False):
+                declared = {attribute for attribute in vars(protocol) if not attribute.startswith("_")}
+                source = ast.parse(Path(inspect.getfile(function)).read_text(encoding="utf-8"))
+                assert declared <= attributes_of_params(source), function
+                names |= declared
     return names
 
 
@@ -59,6 +96,7 @@ def test_every_field_is_read(recipe: str) -> None:
     # A short form is read by the expansion that moves it into its component.
     fields = {name for name, info in fields_of(params_cls).items() if not info.short_for}
     read = attributes_of_params(tree)
+    read |= read_by_the_library(tree, importlib.import_module(f"recipes.{recipe}"))
     assert fields - read == set(), "declared, but the recipe never reads it"
     methods = {name for name in dir(params_cls) if callable(getattr(params_cls, name))}
     assert read - fields - methods == set(), "read, but never declared"
@@ -76,3 +114,12 @@ def test_the_checks_can_fail() -> None:
     )
     assert hidden_defaults(tree) == [1, 2]
     assert attributes_of_params(tree) == {"seed", "lr"}
+
+
+def test_parameters_handed_on_are_followed() -> None:
+    recipe = importlib.import_module("recipes.full_finetune")
+    read = read_by_the_library(ast.parse("training.plan_parallel(params)"), recipe)
+    assert {"enable_fsdp", "low_cpu_ram"} <= read
+    assert "lr" not in read
+    # A function that takes anything vouches for nothing.
+    assert read_by_the_library(ast.parse("training.make_fingerprint(params, [])"), recipe) == set()

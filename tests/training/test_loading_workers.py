@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import os, signal, sys, time
+from types import SimpleNamespace
+import torch
 from tune.config.component import Component
 from tune.training import build_loader
 
@@ -22,10 +24,13 @@ class Examples:
         time.sleep(0.02)
         return {"tokens": [index, 1, 2], "labels": [-100, 1, 2]}
 
+def load(num_workers):
+    params = SimpleNamespace(collate_fn=Component("tune.data.padded_collate_sft"), num_workers=num_workers)
+    return build_loader(Examples(), params, batch_size=2, padding_idx=0, shuffle=True, seed=3,
+                        device=torch.device("cpu"))[0]
+
 def read(num_workers, group):
-    loader, _ = build_loader(Examples(), 2, Component("tune.data.padded_collate_sft"), padding_idx=0, shuffle=True,
-                             seed=3, num_workers=num_workers)
-    batches = iter(loader)
+    batches = iter(load(num_workers))
     rows = [next(batches)["tokens"][:, 0].tolist()]
     if group:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -38,9 +43,7 @@ alone, _ = read(0, False)
 # Kept to the end of the program, with its workers: a loop that was left early does just that.
 many, kept = read(2, True)
 assert many == alone, (many, alone)
-loader, _ = build_loader(Examples(), 2, Component("tune.data.padded_collate_sft"), padding_idx=0, shuffle=True,
-                         seed=3, num_workers=2)
-kept = iter(loader)
+kept = iter(load(2))
 next(kept)
 print("done", flush=True)
 """

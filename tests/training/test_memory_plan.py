@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,15 @@ from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.config import MoEConfig
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
-from tune.training import build_optimizer, checkpoint_activations, longest_row, plan_memory, plan_precision
+from tune.training import (
+    LongestRow,
+    ParallelPlan,
+    build_optimizer,
+    checkpoint_activations,
+    longest_row,
+    plan_memory,
+    plan_precision,
+)
 from tune.training.memory.activation_sizes import block_bytes, trunk_bytes
 from tune.training.memory.available import available_memory, held_memory
 from tune.training.memory.optimizer_sizes import optimizer_sizes
@@ -98,18 +107,22 @@ def make(
     if lora:
         apply_lora(model, lora)
         reset_adapters(model, torch.float32)
+    params: Any = SimpleNamespace(
+        optimizer=Component(f"torch.optim.{optimizer}", {"lr": 1e-3}),
+        batch_size=shape[0],
+        gradient_accumulation_steps=steps,
+        enable_activation_checkpointing=recompute,
+        enable_activation_offloading=False,
+        optimizer_in_bwd=in_backward,
+    )
     plan = plan_memory(
         model,
-        Component(f"torch.optim.{optimizer}", {"lr": 1e-3}),
-        precision=precision,
-        tokens_per_micro_batch=shape,
+        params,
+        LongestRow(shape[1], is_packed=packed),
         loss_fn=loss_fn or LinearCrossEntropyLoss(),
+        precision=precision,
+        parallel=ParallelPlan(),
         device=device,
-        trained_dtype=torch.float32 if lora else None,
-        packed=packed,
-        gradient_accumulation_steps=steps,
-        activation_checkpointing=recompute,
-        optimizer_in_backward=in_backward,
     )
     return model.train(), plan
 
@@ -394,10 +407,10 @@ def test_settings_that_fit_only_together_are_named_together() -> None:
 
 
 def test_the_longest_row() -> None:
-    assert longest_row(DataReport(longest=70)) == 70
-    assert longest_row(DataReport(longest=70, max_seq_len=50)) == 50
-    assert longest_row(DataReport(longest=40, max_seq_len=50)) == 40
-    assert longest_row(DataReport(longest=40, max_seq_len=50, num_packs=3)) == 50
+    assert longest_row(DataReport(longest=70)) == LongestRow(70)
+    assert longest_row(DataReport(longest=70, max_seq_len=50)) == LongestRow(50)
+    assert longest_row(DataReport(longest=40, max_seq_len=50)) == LongestRow(40)
+    assert longest_row(DataReport(longest=40, max_seq_len=50, num_packs=3)) == LongestRow(50, is_packed=True)
 
 
 def test_predicted_beside_measured() -> None:

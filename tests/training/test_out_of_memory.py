@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +17,27 @@ from tune.config.component import Component
 from tune.errors import TrainingError
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
-from tune.training import build_optimizer, explain_out_of_memory, plan_memory, plan_precision
+from tune.training import (
+    LongestRow,
+    ParallelPlan,
+    build_optimizer,
+    explain_out_of_memory,
+    plan_memory,
+    plan_precision,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # A model of 84 MiB that is built, then trained. Each child has so much more address space than it began with:
 # too little for the weights, for the activations, for the moments of the optimizer.
 SCRIPT = """
 import os, resource, sys
+from types import SimpleNamespace
 import torch
 from tune.config.component import Component
 from tune.errors import TrainingError
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
-from tune.training import build_optimizer, explain_out_of_memory, plan_memory, plan_precision
+from tune.training import LongestRow, ParallelPlan, build_optimizer, explain_out_of_memory, plan_memory, plan_precision
 
 cpu = torch.device("cpu")
 sizes = dict(vocab_size=3001, num_layers=6, num_heads=8, num_kv_heads=4, embed_dim=512, head_dim=64)
@@ -37,6 +47,8 @@ with torch.device("meta"):
 component = Component("torch.optim.AdamW", {"lr": 1e-3})
 loss_fn = LinearCrossEntropyLoss()
 precision = plan_precision("fp32", None, cpu)
+params = SimpleNamespace(optimizer=component, batch_size=2, gradient_accumulation_steps=1, optimizer_in_bwd=False,
+                         enable_activation_checkpointing=False, enable_activation_offloading=False)
 # What training loads when it is first used is loaded now, so that the limit is about tensors.
 weight = torch.nn.Parameter(torch.ones(3))
 build_optimizer(component, [weight], in_backward=False)
@@ -49,8 +61,8 @@ def setup():
 def run():
     plan = None
     with explain_out_of_memory(lambda: plan):
-        plan = plan_memory(model, component, precision=precision, tokens_per_micro_batch=(2, 300), loss_fn=loss_fn,
-                           device=cpu)
+        plan = plan_memory(model, params, LongestRow(300), loss_fn=loss_fn, precision=precision,
+                           parallel=ParallelPlan(), device=cpu)
         optimizer = setup()
         tokens = torch.randint(0, 3001, (2, 300))
         loss_sum(loss_fn, model, tokens, tokens).backward()
@@ -142,12 +154,21 @@ def test_memory_that_runs_out_on_a_gpu_is_explained() -> None:
             DecoderConfig(**sizes, head_dim=64, intermediate_dim=1536, max_seq_len=600)
         )
     component, loss_fn = Component("torch.optim.AdamW", {"lr": 1e-3}), LinearCrossEntropyLoss()
+    params: Any = SimpleNamespace(
+        optimizer=component,
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        enable_activation_checkpointing=False,
+        enable_activation_offloading=False,
+        optimizer_in_bwd=False,
+    )
     plan = plan_memory(
         model,
-        component,
-        precision=plan_precision("fp32", None, device),
-        tokens_per_micro_batch=(4, 600),
+        params,
+        LongestRow(600),
         loss_fn=loss_fn,
+        precision=plan_precision("fp32", None, device),
+        parallel=ParallelPlan(),
         device=device,
     )
     total = torch.cuda.get_device_properties(device).total_memory

@@ -8,6 +8,8 @@ import signal
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.training import (
     ParallelPlan,
     Progress,
+    RunCounters,
     SpeedMeter,
     StopRequest,
     TokenCounts,
@@ -77,7 +80,8 @@ def plan(**changes: object) -> ParallelPlan:
         "dtype": "bf16",
         "low_cpu_ram": False,
     }
-    return plan_parallel(**{**arguments, **changes})  # type: ignore[arg-type]
+    params: Any = SimpleNamespace(**{**arguments, **changes})
+    return plan_parallel(params)
 
 
 def test_one_process_is_a_plan() -> None:
@@ -328,7 +332,7 @@ def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
 
 def test_the_summary_names_the_template_to_ask_in(tmp_path: Path) -> None:
     speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, lambda: 1.0)
-    summary = partial(format_summary, tmp_path, 3, 3, {"loss": 1.0}, speed)
+    summary = partial(format_summary, tmp_path, RunCounters(step=3, loss=1.0), 3, speed)
     assert "prompt_template=question_answer prompt=" in summary("question_answer")
     # What the command line could not take is not offered.
     for unknown in ("custom", "", "alpaca; plain"):

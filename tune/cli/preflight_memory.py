@@ -11,9 +11,10 @@ from tune.checkpoints import find_model_dir
 from tune.config.instantiate import instantiate_offering
 from tune.errors import TuneError
 from tune.modules import TransformerDecoder
-from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
+from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
+from tune.training.distributed.parallel import ParallelPlan
 from tune.training.memory.available import available_memory
-from tune.training.memory.plan import MemoryPlan, plan_memory
+from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
 from tune.training.precision import plan_precision
 from tune.utils.precision import get_dtype
 
@@ -21,18 +22,6 @@ __all__ = ["MemoryJudgement", "judge_memory"]
 
 # Where nothing says how long texts may be: few examples of instruction data are longer.
 _USUAL_LENGTH = 2048
-# Fields of a recipe's params, as `LoRAConfig` calls them.
-_LORA_FIELDS = {
-    "lora_rank": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "lora_attn_modules": "attn_modules",
-    "apply_lora_to_mlp": "apply_to_mlp",
-    "apply_lora_to_output": "apply_to_output",
-    "use_dora": "use_dora",
-    "use_rslora": "use_rslora",
-    "quantize_base": "quantize_base",
-}
 
 
 @dataclass(frozen=True)
@@ -93,8 +82,7 @@ def _build_model(params: Any) -> TransformerDecoder | None:
             params.model, {"checkpoint_dir": "" if model_dir is None else str(model_dir)}
         )
         if hasattr(params, "lora_rank") and not adapter_parameters(model):
-            given = {ours: getattr(params, theirs, None) for theirs, ours in _LORA_FIELDS.items()}
-            apply_lora(model, LoRAConfig(**{k: v for k, v in given.items() if v is not None}))
+            apply_lora(model, choose_lora(params))
     return model
 
 
@@ -111,19 +99,13 @@ def _longest(params: Any, model: TransformerDecoder) -> tuple[int, str]:
 
 def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len: int) -> MemoryPlan:
     datasets = params.dataset if isinstance(params.dataset, tuple) else (params.dataset,)
+    shard_dim = max(params.data_parallel_shard_dim, 1) if params.enable_fsdp else 1
     return plan_memory(
         model,
-        params.optimizer,
-        precision=plan_precision(params.dtype, params.param_dtype, device),
-        tokens_per_micro_batch=(params.batch_size, seq_len),
+        params,
+        LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets)),
         loss_fn=instantiate_offering(params.loss, {"reduction": "sum"}),
+        precision=plan_precision(params.dtype, params.param_dtype, device),
+        parallel=ParallelPlan(shard_dim=shard_dim, cpu_offload=params.fsdp_cpu_offload),
         device=device,
-        trained_dtype=torch.float32 if adapter_parameters(model) else None,
-        packed=any(bool(dataset.kwargs.get("packed")) for dataset in datasets),
-        gradient_accumulation_steps=params.gradient_accumulation_steps,
-        shard_size=max(params.data_parallel_shard_dim, 1) if params.enable_fsdp else 1,
-        cpu_offload=params.fsdp_cpu_offload,
-        activation_checkpointing=params.enable_activation_checkpointing,
-        activation_offloading=params.enable_activation_offloading,
-        optimizer_in_backward=params.optimizer_in_bwd,
     )

@@ -29,14 +29,14 @@ from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.check import MemoryCheck
-from tune.training.memory.plan import MemoryPlan, longest_row, plan_memory
+from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
 from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
-from tune.training.metric_logging import open_metric_logs, open_samples_log
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import Precision, plan_precision
 from tune.training.profiler import DummyProfiler, build_profiler, setup_torch_profiler
 from tune.training.progress import Progress, format_summary
+from tune.training.run_logs import RunLogs
 from tune.training.saving.choosing import choose_step_to_resume, find_newest_complete_step
 from tune.training.saving.failed_step import (
     save_failed_step,
@@ -53,6 +53,7 @@ from tune.training.saving.fingerprint import (
 )
 from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.resolved_config import write_resolved_config
+from tune.training.saving.resuming import resume_state
 from tune.training.saving.run_counters import RunCounters
 from tune.training.saving.run_lock import RunLock, claim_output_dir
 from tune.training.saving.run_state import (
@@ -84,6 +85,7 @@ __all__ = [
     "FullModelHFCheckpointer",
     "FullModelMetaCheckpointer",
     "GradientSync",
+    "LongestRow",
     "MemoryCheck",
     "MemoryPlan",
     "NonFiniteGuard",
@@ -93,6 +95,7 @@ __all__ = [
     "Progress",
     "RunCounters",
     "RunLock",
+    "RunLogs",
     "SavedStep",
     "Speed",
     "SpeedMeter",
@@ -149,8 +152,6 @@ __all__ = [
     "measure_matmul_rate",
     "metric_logging",
     "nondeterminism",
-    "open_metric_logs",
-    "open_samples_log",
     "plan_frozen_base",
     "plan_memory",
     "plan_parallel",
@@ -159,6 +160,7 @@ __all__ = [
     "read_run",
     "remove_unfinished_steps",
     "reset_peak_memory",
+    "resume_state",
     "save_failed_step",
     "save_run_state",
     "seed_this_rank",

@@ -7,27 +7,23 @@ import math
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from tune.checkpoints.writers import replacing
-from tune.config.component import Component
-from tune.config.instantiate import instantiate_offering
 from tune.errors import CheckpointError, ConfigError
-from tune.utils import expand_path, is_rank_zero
+from tune.utils import expand_path
 
 __all__ = [
     "DiskLogger",
+    "FileLogger",
     "JSONLLogger",
-    "LoggerGroup",
     "MetricLogger",
     "StdoutLogger",
     "TensorBoardLogger",
     "WandBLogger",
-    "open_metric_logs",
-    "open_samples_log",
 ]
 
 Scalar = float | int | str | None
@@ -64,64 +60,7 @@ class StdoutLogger:
         """Do nothing: stdout is not ours to close."""
 
 
-class LoggerGroup:
-    """Several loggers as one; on all processes but the first, none.
-
-    Args:
-        make: makes the loggers; it is called on the first process only.
-    """
-
-    def __init__(self, make: Callable[[], Sequence[MetricLogger]]) -> None:
-        self._loggers = make() if is_rank_zero() else ()
-
-    def log(self, name: str, value: Scalar, step: int) -> None:
-        """Write one metric of optimizer step `step`."""
-        self.log_dict({name: value}, step)
-
-    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
-        """Write the metrics of optimizer step `step`."""
-        for logger in self._loggers:
-            logger.log_dict(payload, step)
-
-    def rewind(self, step: int) -> None:
-        """Forget what is later than `step`."""
-        for logger in self._loggers:
-            logger.rewind(step)
-
-    def flush(self) -> None:
-        """Return once the files' lines are on the disk: a step saved after that never knows more than they do."""
-        for logger in self._loggers:
-            if isinstance(logger, _FileLogger):
-                logger.flush()
-
-    def close(self) -> None:
-        """Close every logger."""
-        for logger in self._loggers:
-            logger.close()
-
-
-def open_metric_logs(component: Component, output_dir: Path, *, overwrite: bool) -> LoggerGroup:
-    """Return metrics.jsonl and the logger that a config describes, as one.
-
-    Args:
-        component: the logger's class and arguments.
-        output_dir: where both write, unless the component says otherwise.
-        overwrite: forget what an earlier run left in metrics.jsonl.
-    """
-    return LoggerGroup(
-        lambda: [
-            JSONLLogger(str(output_dir), overwrite=overwrite),
-            instantiate_offering(component, {"log_dir": str(output_dir)}),
-        ]
-    )
-
-
-def open_samples_log(output_dir: Path, *, overwrite: bool) -> LoggerGroup:
-    """Return samples.jsonl, where answers to sample prompts go; `overwrite` forgets those of an earlier run."""
-    return LoggerGroup(lambda: [JSONLLogger(str(output_dir), "samples.jsonl", overwrite)])
-
-
-class _FileLogger(ABC):
+class FileLogger(ABC):
     """A text file with one line per call, opened for appending at the first line."""
 
     def __init__(self, path: Path) -> None:
@@ -194,7 +133,7 @@ class _FileLogger(ABC):
         """Return the step a line is of, or None if it is not a whole line of ours."""
 
 
-class JSONLLogger(_FileLogger):
+class JSONLLogger(FileLogger):
     """Writes one JSON object per step: {"step": 3, "loss": 2.1, ...}. NaN and infinities become text.
 
     Args:
@@ -229,7 +168,7 @@ class JSONLLogger(_FileLogger):
         return step if isinstance(step, int) else None
 
 
-class DiskLogger(_FileLogger):
+class DiskLogger(FileLogger):
     """Writes one readable line per step: `Step 3 | loss:2.1 lr:2e-05`.
 
     Args:

@@ -12,7 +12,7 @@ from tune.modules.peft.apply import (
     merge_adapters,
     reset_adapters,
 )
-from tune.modules.peft.config import LoRAConfig, LoRAModule
+from tune.modules.peft.config import LoRAConfig, LoRAModule, choose_lora
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
@@ -27,6 +27,7 @@ __all__ = [
     "adapter_parameters",
     "apply_lora",
     "cast_adapters",
+    "choose_lora",
     "chosen_modules",
     "is_adapter",
     "merge_adapters",

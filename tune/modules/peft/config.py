@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from tune.errors import ConfigError
 
@@ -90,6 +90,54 @@ class LoRAConfig:
                 yield f"{', '.join(twice[:4])} is named twice"
         if not (self.attn_modules or self.apply_to_mlp or self.apply_to_output or self.modules):
             yield "no matrix gets an adapter: name some in attn_modules, or set apply_to_mlp"
+
+
+class LoRAParams(Protocol):
+    """What is read of a recipe's parameters; None leaves what stands."""
+
+    @property
+    def lora_rank(self) -> int | None: ...
+    @property
+    def lora_alpha(self) -> float | None: ...
+    @property
+    def lora_dropout(self) -> float | None: ...
+    @property
+    def lora_attn_modules(self) -> Sequence[AttnModule] | None: ...
+    @property
+    def apply_lora_to_mlp(self) -> bool | None: ...
+    @property
+    def apply_lora_to_output(self) -> bool | None: ...
+    @property
+    def use_dora(self) -> bool | None: ...
+    @property
+    def use_rslora(self) -> bool | None: ...
+    @property
+    def quantize_base(self) -> bool | None: ...
+
+
+def choose_lora(params: LoRAParams, adapter: LoRAConfig | None = None) -> LoRAConfig:
+    """Return what a recipe's parameters say of its adapters.
+
+    Args:
+        params: the recipe's.
+        adapter: what parameters that are not set are taken from, instead of the defaults.
+
+    Raises:
+        ConfigError: values that no adapter can have.
+    """
+    chosen = {
+        "rank": params.lora_rank,
+        "alpha": params.lora_alpha,
+        "dropout": params.lora_dropout,
+        "attn_modules": params.lora_attn_modules,
+        "apply_to_mlp": params.apply_lora_to_mlp,
+        "apply_to_output": params.apply_lora_to_output,
+        "use_dora": params.use_dora,
+        "use_rslora": params.use_rslora,
+        "quantize_base": params.quantize_base,
+    }
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    return replace(adapter or LoRAConfig(), **given)
 
 
 def _problems_of_size(where: str, rank: object, alpha: object) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -66,17 +67,28 @@ class ParallelPlan:
         return f"{self.world_size} processes: {copies}sharded over {self.shard_dim}{where}"
 
 
-def plan_parallel(
-    *,
-    enable_fsdp: bool,
-    data_parallel_replicate_dim: int,
-    data_parallel_shard_dim: int,
-    fsdp_cpu_offload: bool,
-    custom_sharded_layers: Sequence[str] | None,
-    optimizer_in_bwd: bool,
-    dtype: str,
-    low_cpu_ram: bool,
-) -> ParallelPlan:
+class ParallelParams(Protocol):
+    """What is read of a recipe's parameters; `tune describe full_finetune NAME` says what each means."""
+
+    @property
+    def enable_fsdp(self) -> bool: ...
+    @property
+    def data_parallel_replicate_dim(self) -> int: ...
+    @property
+    def data_parallel_shard_dim(self) -> int: ...
+    @property
+    def fsdp_cpu_offload(self) -> bool: ...
+    @property
+    def custom_sharded_layers(self) -> Sequence[str] | None: ...
+    @property
+    def optimizer_in_bwd(self) -> bool: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def low_cpu_ram(self) -> bool: ...
+
+
+def plan_parallel(params: ParallelParams) -> ParallelPlan:
     """Return the plan for the processes that were started, having refused one that they cannot carry out.
 
     Raises:
@@ -84,36 +96,39 @@ def plan_parallel(
     """
     world_size = get_world_size()
     replicate_dim, shard_dim = split_processes(
-        world_size, enable_fsdp, data_parallel_replicate_dim, data_parallel_shard_dim
+        world_size,
+        params.enable_fsdp,
+        params.data_parallel_replicate_dim,
+        params.data_parallel_shard_dim,
     )
-    if fsdp_cpu_offload and shard_dim == 1:
+    if params.fsdp_cpu_offload and shard_dim == 1:
         raise ConfigError(
             f"fsdp_cpu_offload keeps shards in host memory, but with {world_size} process"
             f"{'' if world_size == 1 else 'es'} and data_parallel_shard_dim {shard_dim} nothing is sharded. Set it to "
             "false; enable_activation_checkpointing and optimizer_in_bwd save memory on one GPU."
         )
-    if optimizer_in_bwd and world_size > 1 and shard_dim == 1:
+    if params.optimizer_in_bwd and world_size > 1 and shard_dim == 1:
         raise ConfigError(
             "optimizer_in_bwd steps within the backward pass, before the gradients of processes with a whole copy "
             "each have been added up. Set optimizer_in_bwd=false, or shard (enable_fsdp=true)."
         )
-    if dtype == "fp16" and shard_dim > 1:
+    if params.dtype == "fp16" and shard_dim > 1:
         raise ConfigError(
             "fp16 looks for its loss scale in each process's part of the gradients alone, and sharded processes would "
             "find different ones. Set dtype=bf16, or enable_fsdp=false."
         )
-    if custom_sharded_layers and shard_dim == 1:
+    if params.custom_sharded_layers and shard_dim == 1:
         get_logger().info(
-            f"Nothing is sharded: custom_sharded_layers {list(custom_sharded_layers)} has no effect."
+            f"Nothing is sharded: custom_sharded_layers {list(params.custom_sharded_layers)} has no effect."
         )
-    if low_cpu_ram:
+    if params.low_cpu_ram:
         get_logger().info("Loading holds one tensor beside the model's own, with or without low_cpu_ram.")
     return ParallelPlan(
         replicate_dim,
         shard_dim,
-        fsdp_cpu_offload,
-        tuple(custom_sharded_layers or ()),
-        chosen=data_parallel_shard_dim > 1 or fsdp_cpu_offload,
+        params.fsdp_cpu_offload,
+        tuple(params.custom_sharded_layers or ()),
+        chosen=params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload,
     )
 
 

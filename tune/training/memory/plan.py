@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from tune.config.component import Component
 from tune.data import DataReport
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
+from tune.modules.peft import adapter_parameters
+from tune.training.distributed.parallel import ParallelPlan
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
 from tune.training.memory.optimizer_sizes import optimizer_sizes
@@ -22,7 +25,7 @@ from tune.training.memory.running_out import GIB, get_peak_memory_gib
 from tune.training.precision import Precision
 from tune.utils import get_logger
 
-__all__ = ["MemoryPlan", "longest_row", "plan_memory"]
+__all__ = ["LongestRow", "MemoryPlan", "longest_row", "plan_memory"]
 
 # What may be filled by tensors. Allocators give memory out in pieces and lose what lies between them; the C library's,
 # on a host, also keeps much of what was freed: up to 40% more than the tensors was measured there, 10% as a rule.
@@ -147,23 +150,45 @@ class MemoryPlan:
             logger.info(self.verdict())
 
 
+class MemoryParams(Protocol):
+    """What is read of a recipe's parameters; `tune describe full_finetune NAME` says what each means."""
+
+    @property
+    def optimizer(self) -> Optimizer | Component: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def gradient_accumulation_steps(self) -> int: ...
+    @property
+    def enable_activation_checkpointing(self) -> bool: ...
+    @property
+    def enable_activation_offloading(self) -> bool: ...
+    @property
+    def optimizer_in_bwd(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class LongestRow:
+    """The longest row of a micro-batch.
+
+    Args:
+        num_tokens: its length.
+        is_packed: rows hold several documents.
+    """
+
+    num_tokens: int
+    is_packed: bool = False
+
+
 def plan_memory(
     model: TransformerDecoder,
-    optimizer: Optimizer | Component,
+    params: MemoryParams,
+    row: LongestRow,
     *,
-    precision: Precision,
-    tokens_per_micro_batch: tuple[int, int],
     loss_fn: nn.Module,
+    precision: Precision,
+    parallel: ParallelPlan,
     device: torch.device,
-    trained_dtype: torch.dtype | None = None,
-    packed: bool = False,
-    gradient_accumulation_steps: int = 1,
-    shard_size: int = 1,
-    uses_fsdp: bool | None = None,
-    cpu_offload: bool = False,
-    activation_checkpointing: bool = False,
-    activation_offloading: bool = False,
-    optimizer_in_backward: bool = False,
 ) -> MemoryPlan:
     """Return what a run will need on one rank.
 
@@ -171,48 +196,43 @@ def plan_memory(
 
     Args:
         model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
-        optimizer: built, or the component that will build it.
-        precision: of weights and of products.
-        tokens_per_micro_batch: rows, and tokens of the longest.
+        params: the recipe's; the optimizer may also be built already.
+        row: of the data.
         loss_fn: the loss.
+        precision: of weights and of products; adapters are fp32.
+        parallel: how the weights are spread over the ranks.
         device: where the run takes place.
-        trained_dtype: of the trained weights, where it is not the others' (adapters are fp32).
-        packed: rows hold several documents.
-        gradient_accumulation_steps: micro-batches of one optimizer step.
-        shard_size: ranks that one copy of the weights is spread over.
-        uses_fsdp: blocks are gathered before they are used; None: where `shard_size` is above 1.
-        cpu_offload: the shards are kept on the host.
-        activation_checkpointing, activation_offloading, optimizer_in_backward: as in the configuration.
     """
-    batch_size, seq_len = tokens_per_micro_batch
     run = PlannedRun(
         model=model,
-        optimizer=optimizer_sizes(optimizer),
+        optimizer=optimizer_sizes(params.optimizer),
         param_dtype=precision.param_dtype,
-        trained_dtype=trained_dtype,
+        trained_dtype=torch.float32 if adapter_parameters(model) else None,
         compute_dtype=precision.compute_dtype,
         is_autocast=precision.param_dtype != precision.compute_dtype,
-        batch_size=batch_size,
-        seq_len=seq_len,
-        packed=packed,
-        accumulates=gradient_accumulation_steps > 1,
-        shard_size=shard_size,
-        uses_fsdp=shard_size > 1 if uses_fsdp is None else uses_fsdp,
-        cpu_offload=cpu_offload,
-        activation_checkpointing=activation_checkpointing,
-        activation_offloading=activation_offloading,
-        optimizer_in_backward=optimizer_in_backward,
+        batch_size=params.batch_size,
+        seq_len=row.num_tokens,
+        packed=row.is_packed,
+        accumulates=params.gradient_accumulation_steps > 1,
+        shard_size=parallel.shard_dim,
+        uses_fsdp=parallel.shards,
+        cpu_offload=parallel.cpu_offload,
+        activation_checkpointing=params.enable_activation_checkpointing,
+        activation_offloading=params.enable_activation_offloading,
+        optimizer_in_backward=params.optimizer_in_bwd,
         rows_of_logits=_rows_of_logits(loss_fn, device),
         device_type=device.type,
     )
     return MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
 
 
-def longest_row(report: DataReport) -> int:
-    """Return the tokens of the longest row that a dataset gives: all of its room where documents are packed."""
+def longest_row(report: DataReport) -> LongestRow:
+    """Return the longest row that a dataset gives: all of its room where documents are packed."""
     if report.max_seq_len is None:
-        return report.longest
-    return report.max_seq_len if report.num_packs else min(report.longest, report.max_seq_len)
+        return LongestRow(report.longest)
+    if report.num_packs:
+        return LongestRow(report.max_seq_len, is_packed=True)
+    return LongestRow(min(report.longest, report.max_seq_len))
 
 
 def _rows_of_logits(loss_fn: nn.Module, device: torch.device) -> Callable[[int], int] | None:

@@ -6,18 +6,28 @@ import fcntl
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 from tune.errors import CheckpointError, TrainingError
 from tune.training.distributed.processes import from_rank_zero
 from tune.training.saving.choosing import choose_step_to_resume, set_aside_later_steps
 from tune.training.saving.saved_steps import SavedStep, remove_unfinished_steps
 from tune.training.saving.shared_folder import require_shared_folder
+from tune.utils import get_logger
 
 __all__ = ["RunLock", "claim_output_dir"]
 
 
+class NamesStep(Protocol):
+    """What is read of a checkpointer: which step of which folder a run goes on from."""
+
+    output_dir: Path
+    recipe_checkpoint: str | None
+    resume_from_checkpoint: bool
+
+
 def claim_output_dir(
-    output_dir: Path, opened: ExitStack, *, resume: bool, name: str | None = None
+    output_dir: Path, opened: ExitStack, *, resume: bool, checkpointer: NamesStep | None = None
 ) -> SavedStep | None:
     """Hold an output directory for this run, clear away what a killed one left, and return the step to go on from.
 
@@ -26,12 +36,18 @@ def claim_output_dir(
     Args:
         output_dir: where the run writes.
         opened: lets go of the directory when it is closed.
-        resume, name: as in `choose_step_to_resume`.
+        resume: go on from a saved step, the newest one if none is named.
+        checkpointer: may ask for that too, and name the step; where it would write does not matter.
 
     Raises:
         TrainingError: another run holds it.
         CheckpointError: it cannot be written, some process does not see it, or there is no such step.
     """
+
+    name = checkpointer.recipe_checkpoint if checkpointer else None
+    resume = resume or bool(checkpointer and checkpointer.resume_from_checkpoint)
+    if checkpointer and checkpointer.output_dir != output_dir:
+        get_logger().info(f"checkpointer.output_dir is not used: steps go to output_dir, {output_dir}")
 
     def claim() -> SavedStep | None:
         opened.callback(RunLock(output_dir).release)
