@@ -82,7 +82,7 @@ def launch(machine: str, folder: Path, *words: str) -> subprocess.Popen[str]:
     }
     command = ["ip", "netns", "exec", machine, sys.executable, "-m", "tune", "run", "--nnodes", "2"]
     return subprocess.Popen(
-        [*command, "--nproc_per_node", "1", *words, "./mine.py"],
+        [*command, "--nproc_per_node", "1", *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -104,7 +104,7 @@ def test_two_machines_train_as_one(machines: tuple[str, str], tmp_path: Path) ->
     (tmp_path / "mine.py").write_text(MINE)
     meeting = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"{ADDRESSES[0]}:29411")
     # the one that is to listen comes last
-    results = ends([launch(machine, tmp_path, *meeting) for machine in machines[::-1]])
+    results = ends([launch(machine, tmp_path, *meeting, "./mine.py") for machine in machines[::-1]])
     assert [code for code, _, _ in results] == [0, 0], results
     notes = sorted((tmp_path / f"{side}.txt").read_text().split() for side in "ab")
     assert [note[:4] for note in notes] == [["0", "2", "0", "11.0"], ["1", "2", "0", "11.0"]]
@@ -116,11 +116,32 @@ def test_two_machines_train_as_one(machines: tuple[str, str], tmp_path: Path) ->
         assert "Error" not in err
 
 
+def test_a_recipe_trains_on_two_machines_as_on_one(machines: tuple[str, str], tmp_path: Path) -> None:
+    recipe = ("full_finetune", "--config", "tiny/full_finetune", "epochs=1", "max_steps_per_epoch=3")
+    meeting = ("--rdzv_endpoint", f"{ADDRESSES[0]}:29413")
+    results = ends([launch(name, tmp_path, *meeting, *recipe, "output_dir=two") for name in machines])
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert (tmp_path / "two" / "logs" / "rank_1.log").is_file()
+    alone = subprocess.run(
+        [sys.executable, "-m", "tune", "run", "--nproc_per_node", "2", *recipe, "output_dir=one"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert alone.returncode == 0, alone.stderr
+    files = [tmp_path / run / "latest" / "model" / "model.safetensors" for run in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_numbered_machines_and_a_failure_on_one(machines: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "fail").touch()
     meeting = ("--master_addr", ADDRESSES[0], "--master_port", "29412", "--node_rank")
-    first, second = ends([launch(machine, tmp_path, *meeting, str(i)) for i, machine in enumerate(machines)])
+    first, second = ends(
+        [launch(machine, tmp_path, *meeting, str(i), "./mine.py") for i, machine in enumerate(machines)]
+    )
     assert (tmp_path / "a.txt").read_text() == f"0 2 0 11.0 {ADDRESSES[0]}"
     assert (first[0], second[0]) == (1, 1)
     assert "the failure itself is on another machine" in first[2]
