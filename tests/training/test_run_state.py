@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from tune.errors import CheckpointError
 from tune.training import (
@@ -174,3 +178,46 @@ def test_changed_settings_stay_and_the_schedule_goes_on(tmp_path: Path) -> None:
     assert again.param_groups[0]["momentum"] == 0.7
     assert not again.state
     take_steps(model, again, 1, seed=1)
+
+
+def test_ctrl_c_while_a_state_is_written_or_read_is_no_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    take_steps(model, optimizer, 2, seed=5)
+    save_run_state(tmp_path / "whole", model, optimizer, CPU, {"step": 2}, {})
+    again = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def write() -> None:
+        save_run_state(tmp_path / "part", model, optimizer, CPU, {"step": 2}, {})
+
+    def read() -> None:
+        load_run_state(tmp_path / "whole", model, again, CPU, {})
+
+    for act, cls, name in (
+        (write, FileSystemWriter, "prepare_local_plan"),
+        (write, FileSystemWriter, "write_data"),
+        (read, FileSystemReader, "read_data"),
+    ):
+        with monkeypatch.context() as patch, interrupt_at(patch, cls, name), pytest.raises(KeyboardInterrupt):
+            act()
+    read()
+    assert again.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+@contextmanager
+def interrupt_at(patch: pytest.MonkeyPatch, cls: type, name: str) -> Iterator[None]:
+    """Send this process a real SIGINT as a method is entered, once."""
+    method = getattr(cls, name)
+
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return method(*args, **kwargs)
+
+    patch.setattr(cls, name, entered)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -272,6 +272,7 @@ def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) ->
             writer = make_writer(directory, flushed=not is_alone)
             dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
     except CheckpointException as error:  # not an Exception, so nobody else would catch it
+        _pass_on_interrupt(error)
         raise RuntimeError(f"the optimizer state cannot be written: {_first_line(error)}") from error
 
 
@@ -295,6 +296,7 @@ def _load_tensors(directory: Path, weights: Mapping[str, Tensor]) -> dict[str, T
             }
             dcp_load(tensors, storage_reader=reader, no_dist=True)
     except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        _pass_on_interrupt(error)
         raise CheckpointError(f"{directory} cannot be read: {_first_line(error)}") from error
     return tensors
 
@@ -303,6 +305,13 @@ def _room_for(weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> T
     if weight is not None and is_sharded(weight) and weight.shape == shape:
         return torch.empty_like(weight, dtype=dtype).detach()
     return torch.empty(shape, dtype=dtype)
+
+
+def _pass_on_interrupt(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if it is what torch has wrapped: a Ctrl-C is no failure of a file."""
+    failures = getattr(error, "failures", None) or {}
+    if any(isinstance(failure[0], KeyboardInterrupt) for failure in failures.values()):
+        raise KeyboardInterrupt from None
 
 
 def _first_line(error: BaseException) -> str:
