@@ -15,6 +15,7 @@ from tune.training.lr_schedulers import (
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
 )
+from tune.utils import get_logger
 
 PEAK = 0.5
 
@@ -105,6 +106,25 @@ def test_build_passes_the_number_of_steps_where_it_is_asked_for() -> None:
     step = Component("torch.optim.lr_scheduler.StepLR", {"step_size": 1})
     assert build_lr_scheduler(step, make_optimizer(), 2) is not None
     assert build_lr_scheduler(None, optimizer, 2) is None
+
+
+@pytest.mark.parametrize(("num_steps", "share"), [(4, "6%"), (50, "98%"), (1, "0%")])
+def test_a_run_that_ends_in_its_warmup_is_warned(
+    num_steps: int, share: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundled config on somebody's fifty rows."""
+    monkeypatch.setattr(get_logger(), "propagate", True)
+    cosine = Component(
+        "tune.training.lr_schedulers.get_cosine_schedule_with_warmup", {"num_warmup_steps": 50}
+    )
+    build_lr_scheduler(cosine, make_optimizer(), num_steps)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert f"{num_steps} steps, and lr_scheduler warms up for 50" in said
+    assert f"with {share} of it" in said
+    build_lr_scheduler(cosine, make_optimizer(), 51)  # its last step is taken at the peak
+    build_lr_scheduler(Component(cosine.path, {"num_warmup_steps": 0}), make_optimizer(), 1)
+    assert len(caplog.records) == 1
 
 
 def test_a_schedule_over_validation_losses_is_refused() -> None:

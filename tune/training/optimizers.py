@@ -14,6 +14,7 @@ from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
 from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
+from tune.utils import get_logger
 from tune.utils.sharding import is_sharded
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "check_step", "restore_paged_state"]
@@ -133,6 +134,8 @@ def build_lr_scheduler(
 ) -> LRScheduler | None:
     """Return the schedule of `optimizer`'s learning rate, or None where there is none.
 
+    One that is still warming up when the run ends is warned of: on little data such a run learns next to nothing.
+
     Args:
         component: the schedule's function or class and arguments.
         optimizer: what it sets the rate of.
@@ -157,5 +160,13 @@ def build_lr_scheduler(
             f"lr_scheduler {component.path} is not a schedule over optimizer steps"
             + (": it waits for a validation loss." if isinstance(scheduler, ReduceLROnPlateau) else ".")
             + " Use cosine, linear, constant or another class of torch.optim.lr_scheduler."
+        )
+    num_warmup_steps = component.kwargs.get("num_warmup_steps")
+    if isinstance(num_warmup_steps, int) and num_warmup_steps >= max(num_training_steps, 1):
+        reached = (num_training_steps - 1) / num_warmup_steps
+        get_logger().warning(
+            f"warning: the learning rate does not reach its peak: the run has {num_training_steps} steps, and "
+            f"lr_scheduler warms up for {num_warmup_steps}; the last step is taken with {reached:.0%} of it. Set "
+            f"lr_scheduler.num_warmup_steps={num_training_steps // 10}, say, or more epochs."
         )
     return scheduler
