@@ -32,6 +32,21 @@ def test_every_way_to_name_a_saved_step(tmp_path: Path) -> None:
     assert find_model_dir(tmp_path).samefile(tmp_path / "step_000009" / "model")
 
 
+def test_a_step_that_holds_an_adapter_alone_says_how_it_is_used(tmp_path: Path) -> None:
+    adapter = tmp_path / "step_000009" / "adapter"
+    put_model(adapter, "adapter_config.json")
+    (tmp_path / "latest").symlink_to("step_000009")
+    for place in (tmp_path, tmp_path / "latest", adapter.parent):
+        with pytest.raises(
+            CheckpointError, match=r"an adapter, and no model: .*adapter_checkpoint=.*tune merge"
+        ):
+            find_model_dir(place)
+    with pytest.raises(CheckpointError, match="nothing without its base"):
+        find_model_dir(adapter)
+    whole = put_model(adapter.parent / "model")
+    assert find_model_dir(adapter.parent) == whole
+
+
 def test_latest_as_a_text_file(tmp_path: Path) -> None:
     model = put_model(tmp_path / "step_000007" / "model")
     (tmp_path / "latest").write_text("step_000007\n")

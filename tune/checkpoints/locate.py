@@ -73,6 +73,11 @@ def _find(folder: Path) -> Path:
     if steps:
         # No `latest` to go by (an older copy, or a link that did not survive copying): longer names are later steps.
         return steps[-1] / "model"
+    if (folder / "adapter" / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter, and no model: give the model it was trained beside here, and "
+            f"adapter_checkpoint={folder}; or make the two one model with `tune merge {folder}`"
+        )
     found = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     raise CheckpointError(

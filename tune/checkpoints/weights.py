@@ -17,6 +17,7 @@ from tune.utils.paths import expand_path
 _EXPECTED = (
     "*.safetensors (with or without an index), pytorch_model*.bin, consolidated.*.pth or torchtune_model*.pt"
 )
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _TORCHTUNE_FILE = r"torchtune_model(_\w+)?\.pt"
 
 
@@ -175,7 +176,7 @@ def _open_files(paths: Sequence[Path]) -> list[WeightFile]:
     for path in paths:
         if path.suffix == ".safetensors":
             files.append(SafetensorsFile(path))
-        elif path not in shards and path.suffix in (".bin", ".pth", ".pt"):
+        elif path not in shards and path.suffix in _SUFFIXES:
             files.append(PickleFile(path))
         elif path not in shards:
             raise CheckpointError(f"{path} is no weight file: expected {_EXPECTED}")
@@ -184,7 +185,13 @@ def _open_files(paths: Sequence[Path]) -> list[WeightFile]:
 
 def _require(paths: Sequence[Path], named_by: Path) -> None:
     if missing := [path.name for path in paths if not path.is_file()]:
+        folder = paths[0].parent
+        found = sorted(path.name for path in folder.glob("*") if path.suffix in _SUFFIXES)
         raise CheckpointError(
-            f"{named_by}: {len(missing)} of {len(paths)} weight files are missing: {', '.join(missing)}. "
-            "The download or copy is incomplete."
+            f"{named_by}: {len(missing)} of {len(paths)} weight files are missing: {_shown(missing)}. Of weight files "
+            f"{folder} holds {_shown(found) or 'none'}: the download or copy is incomplete, or the names are others."
         )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
