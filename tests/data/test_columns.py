@@ -36,8 +36,8 @@ def test_known_names_are_recognised(columns, expected):
             "in 2 ways: prompt -> completion; question -> answer",
         ),
         (["instruction", "output", "response"], "in 2 ways"),
-        (["messages"], "use chat_dataset"),
-        (["text"], "use text_completion_dataset"),
+        (["messages"], r"use chat_dataset \(in a config: dataset=chat\)"),
+        (["text"], r"use text_completion_dataset \(in a config: dataset=text_completion\)"),
         (["chosen", "rejected"], "preference pairs"),
     ],
 )

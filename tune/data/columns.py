@@ -199,9 +199,12 @@ def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str)
     text = f"cannot tell which columns of {source} hold prompts and answers: found {_listed(columns)}. "
     chat = [name for name in _CHAT_NAMES if name in columns]
     if chat:
-        return text + f"{chat[0]!r} looks like conversations: use chat_dataset"
+        return text + f"{chat[0]!r} looks like conversations: use chat_dataset (in a config: dataset=chat)"
     if list(columns) == ["text"]:
-        return text + "'text' alone is plain text: use text_completion_dataset"
+        return (
+            text
+            + "'text' alone is plain text: use text_completion_dataset (in a config: dataset=text_completion)"
+        )
     if "chosen" in columns and "rejected" in columns:
         return text + "'chosen' and 'rejected' are preference pairs, which this dataset does not read"
     return text + (
