@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3MoeConfig
@@ -116,6 +116,8 @@ FROM_PEFT: dict[str, dict[str, Any]] = {
     },
     "rslora-dora": {"use_rslora": True, "use_dora": True, "target_modules": "all-linear"},
     "gaussian": {"init_lora_weights": "gaussian", "lora_dropout": 0.25},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "eva": {"init_lora_weights": "eva", "eva_config": EvaConfig()},
 }
 
 
@@ -155,6 +157,45 @@ def test_a_pickled_adapter_and_old_names(base: Path, tmp_path: Path) -> None:
         edit(tmp_path, **{field: None})
     ours = ours_of(base)
     load_adapter(ours, tmp_path)
+    torch.testing.assert_close(logits_of(ours), expected, **TOLERANCE)
+
+
+def test_an_adapter_of_2023(base: Path, tmp_path: Path) -> None:
+    """All that peft 0.2 wrote, and nothing more."""
+    expected = made_by_peft(base, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    now = json.loads(path.read_text())
+    names = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
+             "modules_to_save", "peft_type", "r", "target_modules", "task_type")  # fmt: skip
+    path.write_text(json.dumps({**{n: now[n] for n in names}, "enable_lora": None, "merge_weights": False}))
+    ours = ours_of(base)
+    load_adapter(ours, tmp_path)
+    torch.testing.assert_close(logits_of(ours), expected, **TOLERANCE)
+    edit(tmp_path, enable_lora=[True, False, True])
+    with pytest.raises(CheckpointError, match="`enable_lora`"):
+        load_adapter(ours_of(base), tmp_path)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_adapters_of_a_changed_base_are_refused_until_peft_has_converted_them(
+    init: str, base: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    settings = LoraConfig(r=4, lora_alpha=9, target_modules=["q_proj", "v_proj"], init_lora_weights=init)
+    model = get_peft_model(theirs_of(base), settings).eval()
+    model.peft_config["default"].init_lora_weights = True  # as their documents say
+    model.save_pretrained(tmp_path / "begun")
+    model.peft_config["default"].init_lora_weights = init
+    stir(model)
+    with torch.no_grad():
+        expected = model(tokens()).logits
+    model.save_pretrained(tmp_path / "raw")
+    with pytest.raises(CheckpointError, match=rf'"{init}".*path_initial_model_for_weight_conversion'):
+        load_adapter(ours_of(base), tmp_path / "raw")
+    begun = str(tmp_path / "begun")
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=begun)
+    ours = ours_of(base)
+    load_adapter(ours, tmp_path / "converted")
     torch.testing.assert_close(logits_of(ours), expected, **TOLERANCE)
 
 

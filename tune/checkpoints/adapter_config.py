@@ -18,7 +18,16 @@ CONFIG_FILE = "adapter_config.json"
 _HARMLESS = (
     *("auto_mapping", "peft_version", "inference_mode", "revision", "task_type", "megatron_core"),
     *("layers_pattern", "ensure_weight_tying", "qalora_group_size"),
+    "merge_weights",  # of 2023: whether eval() merged
 )
+# How adapters were begun beside a base that stayed what it was. The others ("pissa", "olora", "corda", "loftq",
+# "lora_ga") took something out of it, and what they left is not in the adapter's files.
+_BEGUN = (True, False, "gaussian", "eva", "orthogonal")
+_ALSO_TRAINED = {
+    "modules_to_save": "whole modules that were trained",
+    "target_parameters": "parameters (of experts, say) that were trained",
+    "trainable_token_indices": "rows of the embedding that were trained",
+}
 _MAX_PATTERN = 300  # characters
 _MAX_PATTERNS = 4000
 
@@ -76,15 +85,25 @@ def read_settings(folder: Path) -> AdapterSettings:
     fields.expect("peft_type", "LORA")
     if content.get("task_type") is not None:
         fields.expect("task_type", "CAUSAL_LM")
-    fields.expect("bias", "none")
-    # Others begin from a changed base ("pissa", "olora", "loftq", ...), which is not there any more.
-    fields.expect("init_lora_weights", True, False, "gaussian")
+    fields.expect("bias", "none", advice="trained biases are no part of the adapters here")
+    fields.expect("enable_lora")  # of 2023: which parts of a fused matrix
+    fields.expect(
+        "init_lora_weights",
+        *_BEGUN,
+        advice="others change the base when they begin, and that base is not here. peft saves an adapter for the "
+        "unchanged one with save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+    )
     for name in ("fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora"):
         fields.expect(name, False)
-    for name in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):
-        fields.expect(name, [])
-    for name in ("loftq_config", "eva_config", "corda_config"):
+    for name, what in _ALSO_TRAINED.items():
+        fields.expect(name, [], advice=f"{what} beside the adapters cannot be taken along")
+    fields.expect("layer_replication", [])
+    for name in ("loftq_config", "corda_config", "lora_ga_config"):
         fields.expect(name, {})
+    if content.get("init_lora_weights") == "eva":
+        fields.ignore(("eva_config",))  # what A was begun from
+    else:
+        fields.expect("eva_config", {})
     settings = AdapterSettings(
         base=fields.text("base_model_name_or_path", ""),
         rank=fields.integer("r"),

@@ -126,15 +126,18 @@ class ConfigFields:
             return self._wrong(name, value, "an object", {})
         return value
 
-    def expect(self, name: str, *understood: Any) -> None:
-        """Note that only these values are understood; absent and null are as well."""
+    def expect(self, name: str, *understood: Any, advice: str = "") -> None:
+        """Note that only these values are understood; absent and null are as well. `advice`: why, or what to do."""
         self._seen.add(name)
         value = self._content.get(name)
         if value is not None and not any(
             value == known and type(value) is type(known) for known in understood
         ):
             allowed = " or ".join(json.dumps(known) for known in understood) or "null"
-            self.problem(f"`{name}` is {_show(value)}, which is not supported: only {allowed} is")
+            self.problem(
+                f"`{name}` is {_show(value)}, which is not supported: only {allowed} is"
+                + (f" ({advice})" if advice else "")
+            )
 
     def ignore(self, names: Iterable[str]) -> None:
         """Note that these fields do not change what the model computes."""
