@@ -96,6 +96,39 @@ def test_from_the_command_line_base_and_name_are_found(
         assert main(words) == 2
 
 
+def test_another_base_than_the_adapters_is_noted(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    other = tmp_path / "other"
+    torch.manual_seed(14)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(other)  # of the same shapes
+    assert main(["merge", str(adapter), "--base", str(other), "--to", str(tmp_path / "one")]) == 0
+    said = " ".join(capsys.readouterr().out.split())  # long lines are broken
+    assert f"trained beside {base}; whether {other} is the same" in said
+    config = adapter / "adapter_config.json"
+    for number, name in enumerate((str(base), "someone/other", "")):
+        config.write_text(config.read_text().replace(str(base), name))
+        given = base if number == 0 else other
+        assert not any(
+            "beside" in note for note in merge_adapter(adapter, given, tmp_path / str(number)).notes
+        )
+
+
+def test_an_adapter_with_bad_numbers_is_refused_as_such(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "layers.1" in name and "lora_B" in name)
+    tensors[name][3, 1] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(
+        CheckpointError, match=rf"not finite, in 1 of 8 tensors \({name}\): the file is damaged"
+    ):
+        merge_adapter(adapter, base, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
     to = tmp_path / "merged"
     still = make_adapter(base, tmp_path / "still", size=0.0)

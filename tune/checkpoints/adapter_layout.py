@@ -252,6 +252,18 @@ def _is_in_blocks(b: Tensor, module: TheirModule, ranks: Mapping[str, int]) -> b
     return not outside.any()
 
 
+def require_finite(source: WeightSource, pieces: list[Piece]) -> None:
+    """Raise CheckpointError if a file's adapters hold NaN or infinity: it would show later, as something else."""
+    names = dict.fromkeys(name for piece in pieces for name in piece.names.values())
+    bad = [name for name in names if not torch.isfinite(source.read(name)).all()]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise CheckpointError(
+            f"the adapter in {source.path} holds numbers that are not finite, in {len(bad)} of {len(names)} tensors "
+            f"({', '.join(bad[:3])}{more}): the file is damaged, or its training diverged"
+        )
+
+
 def scaling_of(alpha: float, rank: int, use_rslora: bool) -> float:
     """Return what an adapter's result is multiplied by."""
     return alpha / (math.sqrt(rank) if use_rslora else rank)

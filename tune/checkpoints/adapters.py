@@ -26,6 +26,7 @@ from tune.checkpoints.adapter_layout import (
     Piece,
     plan_pieces,
     possible_copies,
+    require_finite,
     scaling_of,
     their_modules,
 )
@@ -119,8 +120,8 @@ def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.
         dtype: what adapters without memory, or put in here, become; None: what their matrix is.
 
     Raises:
-        CheckpointError: there is no adapter, or it uses what is not supported, or does not fit the model; all misfits
-            are listed.
+        CheckpointError: there is no adapter, or it uses what is not supported, does not fit the model, or holds numbers
+            that are not finite; all misfits are listed.
     """
     adapter = _open_adapter(model, directory)
     if any(place.device.type == "meta" for place in places_by_name(model).values()):
@@ -129,6 +130,7 @@ def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.
         apply_lora(model, adapter.config)
         present = _adapted(model)
     _compare(adapter, present)
+    require_finite(adapter.source, adapter.pieces)
     for piece in adapter.pieces:
         module = present[piece.path]
         a, b = (adapter.source.read(piece.names[kind]) for kind in ("a", "b"))

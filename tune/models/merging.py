@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def merge_adapter(
         raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror}") from error
     stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
     written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
-    notes: list[str] = []
+    notes = [] if base is None else _doubts_about(base_dir, adapter_dir)
     with _staging_for(directory) as staging:
         model = from_checkpoint(base_dir, dtype=written)
         generator = torch.Generator().manual_seed(0)
@@ -197,6 +197,22 @@ def _base_of(adapter_dir: Path) -> Path:
             "(--base); `tune download` fetches one from the hub"
         )
     return expand_path(name)
+
+
+def _doubts_about(base_dir: Path, adapter_dir: Path) -> list[str]:
+    """Return a note where the adapter names another base: weights of the same shapes fit, whatever they are."""
+    named = read_adapter_base(adapter_dir)
+    with suppress(CheckpointError, OSError):
+        if not named or find_model_dir(expand_path(named)).samefile(base_dir):
+            return []
+    if Path(named).name in (
+        base_dir.name,
+        base_dir.parent.name,
+    ):  # a name of the hub, or a folder that was moved
+        return []
+    return [
+        f"it says that it was trained beside {named}; whether {base_dir} is the same model cannot be told"
+    ]
 
 
 def _name_of(adapter_dir: Path) -> str:
