@@ -13,7 +13,7 @@ from tune.checkpoints.save import write_tokenizer
 from tune.data import preview_example
 from tune.datasets import PackedDataset, chat_dataset, instruct_dataset
 from tune.errors import ConfigError, DataError, TokenizerError
-from tune.tokenizers import from_checkpoint
+from tune.tokenizers import HFTokenizer, SentencePieceTokenizer, from_checkpoint
 
 LINES = """{% if tools %}{{ tools | length }}{% endif %}{% for m in messages %}
 {{ '<|start|>' + m.role + '\n' + m.content }}
@@ -89,6 +89,23 @@ def test_which_template_goes_first(chat_folder, write):
         chat_dataset(mine, source=file, prompt_template="llama3")
     with pytest.raises(TokenizerError, match="no Jinja template"):
         chat_dataset(from_checkpoint(chat_folder("{% if %}")), source=file)
+
+
+def test_a_llama_2_checkpoint_of_either_file_falls_back_alike(spm_file: Path, write, tmp_path: Path):
+    source = write({"messages": TURNS}, {"messages": TURNS[:2]})
+    expected = chat_dataset(SentencePieceTokenizer(spm_file), source=source)
+    SentencePieceTokenizer(spm_file).write_settings(tmp_path)
+    tokenizer = from_checkpoint(tmp_path / "tokenizer.json")
+    assert isinstance(tokenizer, HFTokenizer)
+    dataset = chat_dataset(tokenizer, source=source)
+    assert dataset.report().template == expected.report().template == "llama2_chat"
+    assert [*dataset] == [*expected]
+    # One with a token for turns is another model's.
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 600, "content": "[INST]"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="without a chat template"):
+        chat_dataset(from_checkpoint(tmp_path / "tokenizer.json"), source=source)
 
 
 def test_a_template_that_was_trained_in_is_saved_with_the_tokenizer(chat_folder, write, tmp_path: Path):

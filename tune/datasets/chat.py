@@ -16,6 +16,7 @@ from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
+from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.templates import AnyTemplate, template_names
 
@@ -103,13 +104,24 @@ def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
     template = tokenizer.prompt_template or tokenizer.chat_template
     if template is not None:
         return template
-    # SentencePiece's <s> without a chat template: Llama 2, as Meta ships it, and its kin.
-    if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.token(tokenizer.bos_id) == "<s>":
+    if _is_llama2(tokenizer):
         return "llama2_chat"
     raise ConfigError(
         "this tokenizer comes without a chat template, so it must be said how conversations are written: set "
         f"dataset.prompt_template to one of {', '.join(template_names()[:-1])}, or to a .jinja file. A model that was "
         "never trained on conversations can learn any whose special tokens its tokenizer has"
+    )
+
+
+def _is_llama2(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer without a chat template is that of Llama 2, as Meta ships it, or of its kin."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.token(tokenizer.bos_id) == "<s>"
+    # The same one as tokenizer.json: no tokens to write turns with, and bytes for what it has no piece for.
+    return (
+        isinstance(tokenizer, HFTokenizer)
+        and set(tokenizer.special_tokens) == {"<unk>", "<s>", "</s>"}
+        and tokenizer.token_id("<0x0A>") is not None
     )
 
 
