@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.cli.failures import exit_code_of
+from tune.cli.swallowed import resending_swallowed_signals
 from tune.cli.target import add_to_path
 
 
@@ -19,7 +20,8 @@ def run_file(file: Path, arguments: Sequence[str], *, is_own: bool) -> None:
     before = sys.argv
     sys.argv = [path, *arguments]
     try:
-        runpy.run_path(path, run_name="__main__")
+        with resending_swallowed_signals():
+            runpy.run_path(path, run_name="__main__")
     finally:
         sys.argv = before
 

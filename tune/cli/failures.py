@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import tune
+from tune.cli.rank_report import STOP_CODES
 from tune.cli.terminal import report_error
 from tune.errors import TuneError
 
@@ -48,6 +49,9 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
         return EXIT_FAILED
     if own_file is not None:
         return _report_own(error, own_file)
+    if (code := _stopped_by(error)) is not None:
+        sys.stderr.write("\nInterrupted.\n")
+        return code
     import traceback  # only on the way out
 
     traceback.print_exception(error)
@@ -65,6 +69,21 @@ def _exit_code(error: SystemExit) -> int:
         return error.code
     report_error(str(error.code))  # sys.exit("some text") means: print it and fail
     return EXIT_FAILED
+
+
+def _stopped_by(error: BaseException) -> int | None:
+    """Return the exit code of the request to stop that another exception was made of, if one was.
+
+    A Ctrl-C while a library in C++ is imported comes out as an ImportError.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            return EXIT_INTERRUPTED
+        if isinstance(behind, SystemExit) and isinstance(behind.code, int) and behind.code in STOP_CODES:
+            return behind.code
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -119,6 +119,8 @@ def _kind_of(error: BaseException, code: int) -> str:
         return "done"
     if isinstance(error, (KeyboardInterrupt, _StoppedEarly)):
         return "aborted"
+    if code in STOP_CODES and not isinstance(error, SystemExit):  # what a library made of one of these
+        return "aborted"
     if isinstance(error, SystemExit) and code in STOP_CODES:
         by_hand = code == EXIT_INTERRUPTED and isinstance(error.__context__, KeyboardInterrupt)
         return "aborted" if by_hand else "stopped"
