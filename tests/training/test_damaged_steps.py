@@ -296,6 +296,24 @@ def test_a_state_that_finds_no_room_says_why(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000001", "step_000003"]
 
 
+def test_a_step_in_the_background_when_a_peer_has_gone(tmp_path: Path, warnings_of_tune: Any) -> None:
+    """The run fails for another reason, which is told elsewhere: of this one a line, without gloo's own words."""
+    model = nn.Linear(3, 5)
+    saver = StepSaver(tmp_path, DEVICE, keep_last_n=None, in_background=True)
+
+    def lose_a_peer(model: nn.Module, path: Path) -> None:
+        raise RuntimeError(
+            "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:5803: Connection reset by peer"
+        )
+
+    saver.save(1, model, torch.optim.AdamW(model.parameters()), {"step": 1}, {}, lose_a_peer)
+    saver.close()
+    assert [record.getMessage() for record in warnings_of_tune.records] == [
+        "the last step was not saved: another process of the run is gone"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
 def test_metrics_that_find_no_room_are_one_error(tmp_path: Path) -> None:
     logger = JSONLLogger(str(tmp_path))
     logger.log("loss", 1.0, 1)

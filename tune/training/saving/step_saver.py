@@ -27,6 +27,7 @@ from tune.training.saving.saved_steps import (
     prune_saved_steps,
 )
 from tune.utils import get_logger, is_rank_zero
+from tune.utils.lost_connection import is_lost_connection
 
 __all__ = ["StepSaver"]
 
@@ -139,6 +140,11 @@ class StepSaver:
         except CheckpointError as error:
             get_logger().error(str(error))
         except Exception as error:  # noqa: BLE001 - it must not hide what has ended the run
+            if is_lost_connection(
+                str(error)
+            ):  # whoever has gone has ended the run, and that is told elsewhere
+                get_logger().error("the last step was not saved: another process of the run is gone")
+                return
             get_logger().error(f"the last step was not saved: {type(error).__name__}: {error}")
 
     def _note_failure(self, write: Callable[[], None]) -> None:
