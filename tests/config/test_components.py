@@ -186,6 +186,9 @@ def test_torch_is_not_imported() -> None:
         ("torch.optim.swap_in_optimizer_params_and_state", OPTIMIZER),
         ("torch.optim.AdamW", LR_SCHEDULER),
         ("LRScheduler", LR_SCHEDULER),
+        ("LBFGS", OPTIMIZER),
+        ("torch.optim.SparseAdam", OPTIMIZER),
+        ("ReduceLROnPlateau", LR_SCHEDULER),
     ],
 )
 def test_wrong_kinds_are_refused(name: str, slot: Slot) -> None:
@@ -333,6 +336,7 @@ def test_listing_a_slot_names_what_fits() -> None:
     assert listed["AdamW"] == "torch.optim.AdamW"
     assert "Optimizer" not in listed
     assert "lr_scheduler" not in listed
+    assert "LBFGS" not in listed  # cannot take a plain step
     assert all(not resolve_component(name, OPTIMIZER).errors for name in listed)
 
 

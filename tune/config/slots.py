@@ -25,6 +25,7 @@ class Slot:
             They keep a stranger's config from calling some function that merely lives in the right package.
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
         offers: arguments the recipe passes if the callable takes them and the config does not set them.
+        unsuitable: names of what is of the kind and cannot work here, each with the reason.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Slot:
     names: tuple[str, ...] = ("*",)
     supplies: tuple[str, ...] = ()
     offers: tuple[str, ...] = ()
+    unsuitable: tuple[tuple[str, str], ...] = ()
 
 
 MODEL = Slot(
@@ -61,6 +63,10 @@ OPTIMIZER = Slot(
     namespaces=("torch.optim", "bitsandbytes.optim"),
     accepts="torch.optim.Optimizer",
     supplies=("params",),
+    unsuitable=(
+        ("LBFGS", "it runs the whole batch several times per step; use AdamW"),
+        ("SparseAdam", "it takes sparse gradients only; use AdamW"),
+    ),
 )
 LOSS = Slot(
     kind="loss",
@@ -77,6 +83,7 @@ LR_SCHEDULER = Slot(
     accepts="torch.optim.lr_scheduler.LRScheduler",
     supplies=("optimizer",),
     offers=("num_training_steps", "last_epoch"),
+    unsuitable=(("ReduceLROnPlateau", "it waits for a validation loss; use cosine, linear or constant"),),
 )
 CHECKPOINTER = Slot(
     kind="checkpointer",

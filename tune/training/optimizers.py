@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
+from tune.config.slots import OPTIMIZER
 from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.utils import get_logger
@@ -23,11 +24,6 @@ __all__ = ["build_lr_scheduler", "build_optimizer", "check_step", "restore_paged
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
 # Those of them whose fused form also takes sharded weights (torch 2.13).
 FUSED_WHEN_SHARDED = ("Adam", "AdamW")
-# Optimizers that cannot take a plain step on dense gradients, and why.
-UNSUITABLE_OPTIMIZERS = {
-    "LBFGS": "it runs the whole batch several times per step",
-    "SparseAdam": "it takes sparse gradients only",
-}
 # Choosing one of these is choosing an implementation, and excludes fused.
 IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differentiable"})
 # More numbers than bitsandbytes keeps in 32 bits (4096), fewer than it pages (100 000).
@@ -46,10 +42,8 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         ConfigError: the optimizer cannot train these weights, or not on their device, or refuses its arguments.
     """
     name = component.path.rpartition(".")[2]
-    if name in UNSUITABLE_OPTIMIZERS:
-        raise ConfigError(
-            f"optimizer {name} does not fit this recipe: {UNSUITABLE_OPTIMIZERS[name]}. Use AdamW."
-        )
+    if reason := dict(OPTIMIZER.unsuitable).get(name):  # a config that names it has not come as far as here
+        raise ConfigError(f"optimizer {name} does not fit this recipe: {reason}")
     trained = [weight for weight in weights if weight.requires_grad]
     fusible = FUSED_WHEN_SHARDED if any(map(is_sharded, trained)) else FUSED_OPTIMIZERS
     if component.kwargs.get("fused") and name in FUSED_OPTIMIZERS and name not in fusible:
