@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -107,12 +108,12 @@ def test_another_base_than_the_adapters_is_noted(
     said = " ".join(capsys.readouterr().out.split())  # long lines are broken
     assert f"trained beside {base}; whether {other} is the same" in said
     config = adapter / "adapter_config.json"
-    for number, name in enumerate((str(base), "someone/other", "")):
-        config.write_text(config.read_text().replace(str(base), name))
-        given = base if number == 0 else other
-        assert not any(
-            "beside" in note for note in merge_adapter(adapter, given, tmp_path / str(number)).notes
-        )
+    content = json.loads(config.read_text())
+    named = [(str(base), base), ("someone/other", other), ("", other), ("a\0b", other), ("n" * 5000, other)]
+    for number, (name, given) in enumerate(named):
+        config.write_text(json.dumps(content | {"base_model_name_or_path": name}))
+        notes = merge_adapter(adapter, given, tmp_path / str(number)).notes
+        assert any("beside" in note for note in notes) == (number > 2)
 
 
 def test_an_adapter_with_bad_numbers_is_refused_as_such(base: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tune.checkpoints import (
     read_base_quantization,
     save_model,
 )
-from tune.errors import CheckpointError, TokenizerError
+from tune.errors import CheckpointError, TokenizerError, TuneError
 from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapted_modules, apply_lora
@@ -202,16 +202,14 @@ def _base_of(adapter_dir: Path) -> Path:
 def _doubts_about(base_dir: Path, adapter_dir: Path) -> list[str]:
     """Return a note where the adapter names another base: weights of the same shapes fit, whatever they are."""
     named = read_adapter_base(adapter_dir)
-    with suppress(CheckpointError, OSError):
+    with suppress(TuneError, OSError):  # whatever a stranger's file calls it
         if not named or find_model_dir(expand_path(named)).samefile(base_dir):
             return []
-    if Path(named).name in (
-        base_dir.name,
-        base_dir.parent.name,
-    ):  # a name of the hub, or a folder that was moved
+    own_names = (base_dir.name, base_dir.parent.name)
+    if Path(named).name in own_names:  # a name of the hub, or a folder that was moved
         return []
     return [
-        f"it says that it was trained beside {named}; whether {base_dir} is the same model cannot be told"
+        f"it says that it was trained beside {named[:200]}; whether {base_dir} is the same model cannot be told"
     ]
 
 
