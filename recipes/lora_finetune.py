@@ -86,8 +86,8 @@ class LoraFinetuneRecipe:
         self.log.info(f"{self.device}, {self.precision}, seed {self.seed}, output in {self.output_dir}")
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
-        base_dir = self.checkpointer.find_model_dir()
-        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(base_dir)})
+        self.base_dir = self.checkpointer.find_model_dir()
+        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(self.base_dir)})
         self.dataset, self.loader, self.sampler = self._setup_data(
             params.dataset, params.batch_size, params.shuffle
         )
@@ -106,7 +106,7 @@ class LoraFinetuneRecipe:
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy. The base is
         #    always the checkpoint's; what has been learnt since is in the adapters.
         adapter_dir = resumed.adapter_dir if resumed else self.checkpointer.adapter_checkpoint
-        self.model = self._setup_model(base_dir, adapter_dir)
+        self.model = self._setup_model(adapter_dir)
 
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.plan)
@@ -131,7 +131,7 @@ class LoraFinetuneRecipe:
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
         self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.plan.world_size)
         self.log.info(
-            f"{self.num_steps} steps of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
+            f"{self.num_steps} step{'s' * (self.num_steps > 1)} of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
             f"{self.plan}. "
             f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device\n"
             + training.describe_repeatability(params, self.device, self.model)
@@ -145,7 +145,7 @@ class LoraFinetuneRecipe:
             model=self.model.config,
             # A lora_ builder's arguments are not in the sizes.
             builder=training.describe_component(params.model),
-            base=training.hash_weight_files(base_dir),
+            base=training.hash_weight_files(self.base_dir),
             dataset=training.from_rank_zero(lambda: training.hash_dataset(self.dataset)),
             sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
             code=training.hash_code(__file__),
@@ -197,10 +197,10 @@ class LoraFinetuneRecipe:
         )
         return dataset, loader, sampler
 
-    def _setup_model(self, base_dir: Path, adapter_dir: Path | None) -> Any:
+    def _setup_model(self, adapter_dir: Path | None) -> Any:
         params = self.params
         with torch.device("meta"):
-            model = instantiate_offering(params.model, {"checkpoint_dir": str(base_dir)})
+            model = instantiate_offering(params.model, {"checkpoint_dir": str(self.base_dir)})
             if not adapter_parameters(model):  # a lora_ builder has added them
                 adapter = read_adapter_config(adapter_dir, model) if adapter_dir else None
                 apply_lora(model, choose_lora(params, adapter))
@@ -227,7 +227,7 @@ class LoraFinetuneRecipe:
             training.compile_blocks(model.layers)
         if self.plan.shards:
             training.shard_model(model, self.plan, self.device)
-        self.checkpointer.load_into(model, base_dir, device=self.device)
+        self.checkpointer.load_into(model, self.base_dir, device=self.device)
         reset_adapters(model, torch.float32)
         if adapter_dir:
             load_adapter(model, adapter_dir)
@@ -420,7 +420,7 @@ class LoraFinetuneRecipe:
             self.saver.wait()
 
     def _write_model(self, model: Any, directory: Path) -> None:
-        save_adapter(model, directory / "adapter", str(self.checkpointer.checkpoint_dir), self.tokenizer)
+        save_adapter(model, directory / "adapter", str(self.base_dir), self.tokenizer)
         if not self.params.save_adapter_weights_only:
             self.checkpointer.save_model(model, directory, self.tokenizer)
 
@@ -429,7 +429,7 @@ class LoraFinetuneRecipe:
     def summarize(self) -> None:
         """Say how the run ended, where its model is, and what to type next."""
         template = self.dataset.report().template
-        base = str(self.checkpointer.checkpoint_dir) if self.params.save_adapter_weights_only else ""
+        base = self.checkpointer.checkpoint_dir if self.params.save_adapter_weights_only else ""
         self.log.info(
             training.format_summary(self.output_dir, self.run, self.num_steps, self.speed, template, base)
         )

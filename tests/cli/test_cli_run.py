@@ -225,6 +225,8 @@ def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
     [
         (["run"], "which recipe"),
         (["run", "full_finetun"], "did you mean full_finetune?"),
+        (["run", "lora_dpo_single_device"], "tune has none for preference tuning yet"),
+        (["run", "./my_eval.py"], "no recipe ./my_eval.py: no such file"),
         (["run", "./full_finetun.py"], "no such file"),
         (["run", "."], "is a folder"),
         (["run", "my.yaml"], "recipes are .py files"),

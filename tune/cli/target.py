@@ -14,6 +14,18 @@ from tune.cli.catalogue import RECIPES, Recipe, find_recipe, recipe_names, recip
 from tune.errors import TuneError
 from tune.utils.paths import get_recipes_dir
 
+# Words in the names of torchtune's recipes for what tune does not do.
+_NOT_HERE = {
+    "dpo": "preference tuning",
+    "ppo": "reinforcement learning",
+    "grpo": "reinforcement learning",
+    "qat": "quantisation-aware training",
+    "distillation": "distillation",
+    "early_exit": "early exit",
+    "eval": "evaluation",
+    "quantize": "quantising",
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -78,6 +90,9 @@ def make_recipes_importable() -> None:
 
 def _no_such_recipe(name: str) -> str:
     bare = os.path.basename(name).removesuffix(".py")
+    method = next((text for word, text in _NOT_HERE.items() if word in name), None)
+    if method and bare == name:
+        return f"there is no recipe {name!r}: tune has none for {method} yet; `tune ls` lists those it has"
     close = nearest(bare, recipe_names()) if bare else None
     hint = f"; did you mean {close}?" if close else "; `tune ls` lists them"
     if "/" in name or name.endswith(".py"):
