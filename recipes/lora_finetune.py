@@ -131,7 +131,7 @@ class LoraFinetuneRecipe:
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
         self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.plan.world_size)
         self.log.info(
-            f"{self.num_steps} step{'s' * (self.num_steps > 1)} of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
+            f"Steps: {self.num_steps}, each of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
             f"{self.plan}. "
             f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device\n"
             + training.describe_repeatability(params, self.device, self.model)
