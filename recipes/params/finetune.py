@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from recipes.params.components import check_loss, check_optimizer, check_sizes, check_templates
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
 from tune.config.slots import (
@@ -279,6 +280,10 @@ class FinetuneParams:
         """Yield what is wrong between fields that are each right on their own."""
         yield from self._check_optimization()
         yield from self._check_precision_and_device()
+        yield from self._check_processes()
+        yield from check_sizes(self.model)
+        yield from check_templates("dataset", self.dataset)
+        yield from check_templates("dataset_val", self.dataset_val)
         if self.run_val_every_n_steps and self.dataset_val is None:
             yield Problem(
                 "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
@@ -316,15 +321,12 @@ class FinetuneParams:
                 "has stepped before all gradients are known, so no step can be skipped; use stop",
                 ("optimizer_in_bwd", "on_non_finite"),
             )
-        if self.optimizer.kwargs.get("fused") and self.optimizer.kwargs.get("foreach"):
+        yield from check_optimizer(self.optimizer)
+        yield from check_loss(self.loss)
+        if self.checkpointer.kwargs.get("safe_serialization") is False:
             yield Problem(
-                "excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach")
-            )
-        reduction = self.loss.kwargs.get("reduction", "sum")
-        if reduction != "sum":
-            yield Problem(
-                f"must be sum, not {reduction}: the recipe divides by the count of all target tokens of a step itself",
-                ("loss.reduction",),
+                "must be true: weights are only written as safetensors, since pickled files can run code when loaded",
+                ("checkpointer.safe_serialization",),
             )
 
     def _check_precision_and_device(self) -> Iterator[Problem]:
@@ -334,19 +336,49 @@ class FinetuneParams:
             yield Problem("must be fp32 (or null) when dtype is fp16", ("param_dtype", "dtype"))
         if self.device == "cpu" and self.dtype == "fp16":
             yield Problem("fp16 has no useful speed on a CPU; use bf16 or fp32", ("dtype", "device"))
-        if self.device == "cpu" and self.enable_activation_offloading:
-            yield Problem(
-                "moves activations off a GPU, but device is cpu", ("enable_activation_offloading", "device")
-            )
-        if self.device == "cpu" and self.fsdp_cpu_offload:
-            yield Problem("moves weights off a GPU, but device is cpu", ("fsdp_cpu_offload", "device"))
+        for name, what in (("enable_activation_offloading", "activations"), ("fsdp_cpu_offload", "weights")):
+            if self.device in ("cpu", "mps") and getattr(self, name):
+                yield Problem(f"moves {what} off a GPU, but device is {self.device}", (name, "device"))
+
+    def _check_processes(self) -> Iterator[Problem]:
+        shard_dim = self.data_parallel_shard_dim
         if self.fsdp_cpu_offload and not self.enable_fsdp:
             yield Problem("needs enable_fsdp", ("fsdp_cpu_offload", "enable_fsdp"))
-        if not self.enable_fsdp and self.data_parallel_shard_dim > 1:
+        if self.fsdp_cpu_offload and shard_dim == 1:
             yield Problem(
-                f"shards over {self.data_parallel_shard_dim} processes, but enable_fsdp is false: every process holds "
+                "keeps shards in host memory, but with a data_parallel_shard_dim of 1 nothing is sharded",
+                ("fsdp_cpu_offload", "data_parallel_shard_dim"),
+            )
+        if not self.enable_fsdp and shard_dim > 1:
+            yield Problem(
+                f"shards over {shard_dim} processes, but enable_fsdp is false: every process holds "
                 "a whole copy; leave it at -1",
                 ("data_parallel_shard_dim", "enable_fsdp"),
             )
-        if self.data_parallel_shard_dim == 0:
+        if shard_dim == 0:
             yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
+        if self.dtype == "fp16" and shard_dim > 1:
+            yield Problem(
+                "fp16 finds its loss scale in each process's part of the gradients alone; use bf16 to shard",
+                ("dtype", "data_parallel_shard_dim"),
+            )
+        if self.optimizer_in_bwd and shard_dim == 1 and self.data_parallel_replicate_dim > 1:
+            yield Problem(
+                "steps before the gradients of processes with a whole copy each have been added up; shard, or set it "
+                "to false",
+                ("optimizer_in_bwd", "data_parallel_replicate_dim", "data_parallel_shard_dim"),
+            )
+        is_sharded = shard_dim > 1 or self.fsdp_cpu_offload
+        if self.optimizer.path.startswith("bitsandbytes.") and is_sharded:
+            yield Problem(
+                f"is {self.optimizer.path}, which takes no sharded weights; use torch.optim.AdamW, or set enable_fsdp "
+                "to false, data_parallel_shard_dim to -1 and fsdp_cpu_offload to false",
+                ("optimizer", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
+            )
+        if self.optimizer.path == "torch.optim.SGD" and self.optimizer.kwargs.get("fused") and is_sharded:
+            yield Problem(
+                "has no form for sharded weights in SGD; remove it",
+                ("optimizer.fused", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
+            )
+        if "" in (self.custom_sharded_layers or ()):
+            yield Problem("names a layer by an empty text", ("custom_sharded_layers",))

@@ -38,7 +38,12 @@ class FullFinetuneParams(FinetuneParams):
                 f"recipe lora_finetune, or the model {builder.split('lora_', 1)[1]}",
                 ("model",),
             )
-        if self.checkpointer.kwargs.get("adapter_checkpoint"):
+        if self.optimizer.path == "torch.optim.Muon":
+            yield Problem(
+                "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
+                ("optimizer",),
+            )
+        if self.checkpointer.kwargs.get("adapter_checkpoint") is not None:
             yield Problem(
                 "names an adapter, but this recipe trains every weight: use the recipe lora_finetune, or merge the "
                 "adapter into the weights first",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from recipes.params.components import check_sizes, check_template
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
 from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
@@ -128,6 +129,14 @@ class GenerateParams:
                 "is required: the folder with the weights",
                 ("model_checkpoint", "checkpointer.checkpoint_dir"),
             )
+        if self.checkpointer.kwargs.get("adapter_checkpoint") == "":
+            yield Problem(
+                "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
+            )
+        yield from check_sizes(self.model)
+        yield from check_template("prompt_template", self.prompt_template)
+        if self.stop and "" in self.stop:
+            yield Problem("holds an empty text, which every answer begins with; remove it", ("stop",))
         if self.prompt is None and self.prompt_file is None:
             yield Problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
         if self.prompt is not None and self.prompt_file is not None:

@@ -11,6 +11,8 @@ from tune.config.params import Problem, param
 
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")
+# What chooses the matrices that get an adapter, by the same names in a builder and here.
+_MATRICES = ("lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ class LoraFinetuneParams(FinetuneParams):
             "quantize_base": self.quantize_base,
         }
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
+        if adapter == "":
+            yield Problem(
+                "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
+            )
         given = [name for name, value in settings.items() if value is not None]
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
@@ -114,20 +120,39 @@ class LoraFinetuneParams(FinetuneParams):
                         "is said by the adapter in adapter_checkpoint; remove one of the two",
                         (name, "checkpointer.adapter_checkpoint"),
                     )
-        if self.lora_attn_modules is not None and len(set(self.lora_attn_modules)) < len(
-            self.lora_attn_modules
-        ):
-            yield Problem("names a matrix twice", ("lora_attn_modules",))
-        if self.lora_attn_modules == [] and not self.apply_lora_to_mlp and not self.apply_lora_to_output:
-            yield Problem(
-                "is empty, and no other matrix gets an adapter: there is nothing to train",
-                ("lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output"),
-            )
-        if self.quantize_base and (self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload):
+        yield from self._check_matrices(builder)
+        yield from self._check_quantized(builder)
+
+    def _check_matrices(self, builder: str) -> Iterator[Problem]:
+        """Yield what is wrong with the choice of matrices, whether it is made here or in a lora_ builder."""
+        named = {name: getattr(self, name) for name in _MATRICES}
+        prefix = ""
+        if builder.startswith(_ADAPTING_BUILDERS):
+            named, prefix = {name: self.model.kwargs.get(name) for name in _MATRICES}, "model."
+        modules = named["lora_attn_modules"]
+        fields = tuple(prefix + name for name in _MATRICES)
+        if not isinstance(modules, (list, tuple)):
+            return
+        if len(set(modules)) < len(modules):
+            yield Problem("names a matrix twice", fields[:1])
+        if not modules and not named["apply_lora_to_mlp"] and not named["apply_lora_to_output"]:
+            yield Problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)
+
+    def _check_quantized(self, builder: str) -> Iterator[Problem]:
+        """Yield what 4-bit weights exclude, whoever asks for them."""
+        if self.quantize_base:
+            field = "quantize_base"
+        elif builder.startswith(_ADAPTING_BUILDERS) and self.model.kwargs.get("quantize_base"):
+            field = "model.quantize_base"
+        elif builder.startswith("qlora_"):
+            field = "model"
+        else:
+            return
+        if self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload:
             yield Problem(
                 "keeps weights in 4 bits, which are not sharded: every process holds them whole. Leave "
                 "data_parallel_shard_dim at -1 and fsdp_cpu_offload at false",
-                ("quantize_base", "data_parallel_shard_dim", "fsdp_cpu_offload"),
+                (field, "data_parallel_shard_dim", "fsdp_cpu_offload"),
             )
-        if self.quantize_base and self.dtype == "fp16":
-            yield Problem("is dequantised to bf16 or fp32; use bf16", ("quantize_base", "dtype"))
+        if self.dtype == "fp16":
+            yield Problem("is dequantised to bf16 or fp32; use bf16", (field, "dtype"))

@@ -30,8 +30,8 @@ def judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
     if package == "torch" and not signature.is_class:
         return misfit("it is a function")
     name = path.split(".")[-1]
-    if is_built_in and (reason := dict(slot.unsuitable).get(name)):
-        return Finding("wrong-component-kind", f"{path} does not fit these recipes: {reason}")
+    if is_built_in and name in slot.unsuitable:
+        return Finding("wrong-component-kind", f"{path} does not fit here: {slot.unsuitable[name]}")
     if (
         is_built_in
         and name.startswith(("get_", "from_"))

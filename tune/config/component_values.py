@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tune.config.argument_ranges import find_bounds
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import REFUSED, Converter, shadowed, show
@@ -79,7 +80,7 @@ class ComponentChecker:
         if resolved.errors:
             self._untyped_arguments(component, path)
             return REFUSED
-        kwargs = self._arguments(component, path, resolved)
+        kwargs = self._arguments(component, path, resolved, slot)
         return REFUSED if kwargs is None else Component(resolved.path, kwargs)
 
     def _found(self, finding: Finding, path: str, node: Node, severity: str) -> None:
@@ -118,7 +119,9 @@ class ComponentChecker:
             else:
                 self.converter.convert(node, ANY, f"{path}.{key}")
 
-    def _arguments(self, component: Mapped, path: str, resolved: ResolvedName) -> dict[str, Any] | None:
+    def _arguments(
+        self, component: Mapped, path: str, resolved: ResolvedName, slot: Slot | None
+    ) -> dict[str, Any] | None:
         signature = resolved.signature
         given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
         kwargs: dict[str, Any] = {}
@@ -142,6 +145,8 @@ class ComponentChecker:
                 if key in signature.parameters:
                     spec = signature.parameters[key].type
             value = self._argument(node, spec, f"{path}.{key}")
+            if value is not REFUSED and slot is not None:
+                value = self._within_bounds(value, node, f"{path}.{key}", slot, resolved)
             ok = ok and value is not REFUSED
             kwargs[key] = value
         if signature is not None:
@@ -164,6 +169,15 @@ class ComponentChecker:
             Diagnostic(problem.code, where, f"{where} {problem.message}", node.source, None, shadowed(node))
         )
         return REFUSED
+
+    def _within_bounds(self, value: Any, node: Node, path: str, slot: Slot, resolved: ResolvedName) -> Any:
+        bounds = find_bounds(slot.kind, resolved.path, path.rpartition(".")[2])
+        fault = bounds.find_fault(value) if bounds is not None else None
+        return (
+            value
+            if fault is None
+            else self._refuse("out-of-range", path, f"{node.written or path} {fault}", node)
+        )
 
     def _short_form_of(self, path: str) -> ParamInfo | None:
         """The short form of the argument at `path`; one of a list of components counts as the component."""

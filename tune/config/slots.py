@@ -6,7 +6,8 @@ A slot is a declaration, not a registry: a new model or dataset is found as soon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Slot:
             They keep a stranger's config from calling some function that merely lives in the right package.
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
         offers: arguments the recipe passes if the callable takes them and the config does not set them.
-        unsuitable: names of what is of the kind and cannot work here, each with the reason.
+        unsuitable: names that are of the kind and yet do not fit, each with the reason.
     """
 
     kind: str
@@ -35,7 +36,7 @@ class Slot:
     names: tuple[str, ...] = ("*",)
     supplies: tuple[str, ...] = ()
     offers: tuple[str, ...] = ()
-    unsuitable: tuple[tuple[str, str], ...] = ()
+    unsuitable: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 MODEL = Slot(
@@ -63,10 +64,10 @@ OPTIMIZER = Slot(
     namespaces=("torch.optim", "bitsandbytes.optim"),
     accepts="torch.optim.Optimizer",
     supplies=("params",),
-    unsuitable=(
-        ("LBFGS", "it runs the whole batch several times per step; use AdamW"),
-        ("SparseAdam", "it takes sparse gradients only; use AdamW"),
-    ),
+    unsuitable={
+        "LBFGS": "it runs the whole batch several times per step",
+        "SparseAdam": "it takes sparse gradients only",
+    },
 )
 LOSS = Slot(
     kind="loss",
@@ -83,7 +84,13 @@ LR_SCHEDULER = Slot(
     accepts="torch.optim.lr_scheduler.LRScheduler",
     supplies=("optimizer",),
     offers=("num_training_steps", "last_epoch"),
-    unsuitable=(("ReduceLROnPlateau", "it waits for a validation loss; use cosine, linear or constant"),),
+    unsuitable={
+        "ReduceLROnPlateau": "it waits for a validation loss, and a step has none",
+        "LambdaLR": "it takes a function, which a configuration cannot hold",
+        "MultiplicativeLR": "it takes a function, which a configuration cannot hold",
+        "ChainedScheduler": "it takes schedules that are built already",
+        "SequentialLR": "it takes schedules that are built already",
+    },
 )
 CHECKPOINTER = Slot(
     kind="checkpointer",

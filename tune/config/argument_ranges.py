@@ -1,0 +1,150 @@
+"""What numbers the arguments of components may be: no signature says so, and a run finds out late or never."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Bounds", "find_bounds"]
+
+# The packages whose arguments mean what is written here; elsewhere a name may mean anything.
+_PACKAGES = ("tune", "torch", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The range of an argument, or of each number of one that is a list.
+
+    Args:
+        minimum, maximum: the least and the greatest value.
+        above, below: what a value is greater and less than.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def find_fault(self, value: Any) -> str | None:
+        """Return why `value` cannot be: "must be at least 0, not -1"; None where it can, or is no number."""
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool) and not self._has(number):
+                return f"must be {self.describe()}, not {number}"
+        return None
+
+    def _has(self, number: float) -> bool:
+        return (
+            (self.minimum is None or number >= self.minimum)
+            and (self.maximum is None or number <= self.maximum)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def describe(self) -> str:
+        """Return the range in words: "at least 0 and below 1"."""
+        words = (
+            ("at least", self.minimum),
+            ("above", self.above),
+            ("at most", self.maximum),
+            ("below", self.below),
+        )
+        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+
+
+def find_bounds(kind: str, path: str, argument: str) -> Bounds | None:
+    """Return the range of an argument, where one is known.
+
+    Args:
+        kind: what the component is, as its slot calls it.
+        path: the component's dotted path.
+        argument: the argument's name.
+    """
+    if path.partition(".")[0] not in _PACKAGES:
+        return None
+    return _BOUNDS.get(kind, {}).get(argument)
+
+
+_COUNT = Bounds(minimum=1)
+_NOT_NEGATIVE = Bounds(minimum=0)
+_POSITIVE = Bounds(above=0)
+_SHARE = Bounds(minimum=0, maximum=1)
+_BELOW_ONE = Bounds(minimum=0, below=1)
+_ROW = Bounds(minimum=2)  # one token to read, one to learn
+
+_BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
+    "model": {
+        **dict.fromkeys(
+            (
+                "vocab_size",
+                "num_layers",
+                "num_heads",
+                "num_kv_heads",
+                "embed_dim",
+                "head_dim",
+                "intermediate_dim",
+                "max_seq_len",
+                "sliding_window",
+                "lora_rank",
+            ),
+            _COUNT,
+        ),
+        "attn_dropout": _BELOW_ONE,
+        "lora_dropout": _BELOW_ONE,
+        "norm_eps": _BELOW_ONE,
+        "lora_alpha": _POSITIVE,
+        "rope_base": _POSITIVE,
+    },
+    "tokenizer": {"max_seq_len": _ROW},
+    "dataset": {"max_seq_len": _ROW, "limit": _COUNT},
+    "optimizer": {
+        **dict.fromkeys(
+            (
+                "lr",
+                "weight_decay",
+                "eps",
+                "momentum",
+                "momentum_decay",
+                "alpha",
+                "lr_decay",
+                "initial_accumulator_value",
+            ),
+            _NOT_NEGATIVE,
+        ),
+        "betas": _BELOW_ONE,
+        "rho": _SHARE,
+        "beta2_decay": Bounds(maximum=0),
+        "ns_steps": _COUNT,
+    },
+    "lr_scheduler": {
+        **dict.fromkeys(("num_warmup_steps", "num_cycles", "eta_min", "power", "total_iters"), _NOT_NEGATIVE),
+        **dict.fromkeys(
+            (
+                "num_training_steps",
+                "step_size",
+                "step_size_up",
+                "step_size_down",
+                "T_max",
+                "T_0",
+                "T_mult",
+                "total_steps",
+                "epochs",
+                "steps_per_epoch",
+            ),
+            _COUNT,
+        ),
+        **dict.fromkeys(("gamma", "max_lr", "div_factor", "final_div_factor"), _POSITIVE),
+        "milestones": _COUNT,
+        "base_lr": _NOT_NEGATIVE,
+        "factor": _SHARE,
+        "start_factor": Bounds(above=0, maximum=1),
+        "end_factor": _SHARE,
+        "pct_start": _SHARE,
+    },
+    "loss": {"num_output_chunks": _COUNT, "label_smoothing": _SHARE},
+    "profiler": {
+        **dict.fromkeys(("wait_steps", "warmup_steps", "num_cycles"), _NOT_NEGATIVE),
+        "active_steps": _COUNT,
+    },
+    "collate_fn": {"padding_idx": _NOT_NEGATIVE},
+}
