@@ -150,6 +150,11 @@ def settle(
         UsageError: there are fewer GPUs than processes, or none to count.
     """
     on_gpu = device is None or device.partition(":")[0] == "cuda"
+    if device is not None and (device == "mps" or ":" in device) and plan.nproc_per_node > 1:
+        raise UsageError(
+            f"{plan.nproc_per_node} processes on this machine would share the one device {device}; "
+            + ("use one process" if device == "mps" else "write device=cuda, which gives each its own")
+        )
     if plan.count == "gpu" or (plan.count == "auto" and on_gpu):
         found = count_gpus()
         if found:

@@ -31,7 +31,7 @@ from tune.cli.target import Target, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
 from tune.utils.paths import expand_path
-from tune.utils.ranks import split_processes
+from tune.utils.ranks import check_split, get_world_size, split_processes
 
 if TYPE_CHECKING:
     from tune.config.resolve import Resolution
@@ -70,13 +70,15 @@ def run(given: Given) -> int:
             return EXIT_BAD_USAGE
         is_dry = "dry_run" in given.switches
         _refuse_many_processes(target, plan)
-        plan = settle(plan, getattr(resolution.params, "device", None), count_gpus, is_run=not is_dry)
+        asked = plan
+        plan = settle(asked, getattr(resolution.params, "device", None), count_gpus, is_run=not is_dry)
         _refuse_many_processes(target, plan)  # now that they are counted
+        if not is_dry or not asked.count:  # what is counted here says nothing about another machine
+            _refuse_another_mesh(plan, resolution.params)
         if is_dry:
             _report(resolution)
             sys.stdout.write(_plan(target, config, given, resolution, plan))
             return 0
-        _refuse_another_mesh(plan, resolution.params)
         output_dir = getattr(resolution.params, "output_dir", None)
         log_dir = expand_path(output_dir) / "logs" if output_dir else None
     elif "dry_run" in given.switches:
@@ -131,14 +133,24 @@ def _refuse_many_processes(target: Target, plan: LaunchPlan) -> None:
 
 
 def _refuse_another_mesh(plan: LaunchPlan, params: Any) -> None:
-    """Refuse a mesh that these processes cannot make up: before they start, and once."""
-    if plan.needs_launcher and hasattr(params, SHARED_WORK):
-        split_processes(
-            plan.nnodes * plan.nproc_per_node,
-            params.enable_fsdp,
-            params.data_parallel_replicate_dim,
-            params.data_parallel_shard_dim,
-        )
+    """Refuse a mesh that these processes cannot make up, or carry out: before they start, and once."""
+    if not hasattr(params, SHARED_WORK):
+        return
+    # Where another launcher has started this command, it has said how many there are.
+    world_size = plan.nnodes * plan.nproc_per_node if plan.needs_launcher else get_world_size()
+    _, shard_dim = split_processes(
+        world_size,
+        params.enable_fsdp,
+        params.data_parallel_replicate_dim,
+        params.data_parallel_shard_dim,
+    )
+    check_split(
+        world_size,
+        shard_dim,
+        fsdp_cpu_offload=params.fsdp_cpu_offload,
+        optimizer_in_bwd=params.optimizer_in_bwd,
+        dtype=params.dtype,
+    )
 
 
 def _is_config(word: str) -> bool:

@@ -63,7 +63,7 @@ def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution
     if target.params is None:
         raise ConfigError(f"{target.name} declares no params class that can be read without running it")
     names = target.config_names
-    return resolve(
+    resolution = resolve(
         target.params,
         config=config,
         overrides=given.overrides,
@@ -71,6 +71,29 @@ def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution
         recipe=names[0] if target.recipe is not None else None,
         recipe_aliases=names[1:],
     )
+    resolution.errors[:] = [_name_the_owner(error, target) for error in resolution.errors]
+    return resolution
+
+
+def _name_the_owner(error: Diagnostic, target: Target) -> Diagnostic:
+    """Where a key is unknown because it is a parameter of another recipe, say so; no near name is meant then."""
+    belongs_to_a_component = error.suggestion is not None and "." in error.suggestion
+    if error.code != "unknown-key" or target.recipe is None or belongs_to_a_component:
+        return error
+    from tune.config.other_names import OTHER_NAMES
+    from tune.config.params import fields_of
+
+    key = error.path.partition(".")[0]
+    for name in (key, *OTHER_NAMES.get(key.lower(), ())):
+        owners = [recipe.name for recipe in RECIPES if name in fields_of(recipe.load_params())]
+        if target.recipe.name in owners:
+            return error
+        if owners and (name == key or error.suggestion is None):
+            called = "" if name == key else f" ({name}, as it is called here)"
+            owner = f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
+            message = f"{target.recipe.name} has no parameter {key!r}{called}; {owner}: remove it, or use that recipe"
+            return replace(error, message=message, suggestion=None)
+    return error
 
 
 def _choose_config(given: Given) -> tuple[Path, str]:
@@ -101,15 +124,24 @@ def _choose_target(given: Given, config: Path) -> tuple[Target, str | None]:
     if recipe is not None:
         return find_target(recipe.name), None
     keys = keys or load_tree({}, config=config).root.entries
-    return find_target(_most_like(keys).name), stated or ""
+    return find_target(_most_like(keys, config, given).name), stated or ""
 
 
-def _most_like(keys: Iterable[str]) -> Recipe:
-    """Return the recipe that knows the most of a config's keys; the first of them where several do."""
+def _most_like(keys: Iterable[str], config: Path, given: Given) -> Recipe:
+    """Return the recipe that knows the most of a config's keys; where several do, the one that finds least wrong."""
     from tune.config.params import fields_of
+    from tune.config.resolve import resolve
 
     make_recipes_importable()
-    return max(RECIPES, key=lambda recipe: len(set(keys) & fields_of(recipe.load_params()).keys()))
+
+    def rank(recipe: Recipe) -> tuple[int, int]:
+        params = recipe.load_params()
+        faults = resolve(
+            params, config=config, overrides=given.overrides, removals=given.all("remove")
+        ).errors
+        return len(set(keys) & fields_of(params).keys()), -len(faults)
+
+    return max(RECIPES, key=rank)
 
 
 def _judge_stated(resolution: Resolution[Any], stated: str, config: Path, target: Target) -> None:

@@ -157,11 +157,20 @@ def _report_unknown(
     message = f"there is no parameter {quote(key)}"
     suggestion = None
     if guess is not None:
+        reason = guess.reason
+        if guess.name and guess.name != key:
+            from tune.config.remedy import add, amend, find_there
+
+            there = find_there(root, guess.name, infos)
+            suggestion, addition = amend(guess, root.entries[key], there, components.judge_of(guess.name))
+            section = guess.name.partition(".")[0]
+            if section != guess.name and infos[section].spec.nullable and section not in components.arguments:
+                suggestion, addition = None, f"there is no {section} yet, set that as well"
+            reason = add(reason, addition)
+        message += f"; {reason}"
         components.guessed.add(guess.name)
-        suggestion = guess.entry or (guess.name if guess.name != key else None)
-        message += f"; {guess.reason}"
         target = infos.get(guess.name)
-        if guess.entry is None and target is not None and target.short_for:
+        if target is not None and target.short_for:
             components.guessed.add(target.short_for)
     report(Diagnostic("unknown-key", key, message, root.key_source(key), suggestion))
 

@@ -37,6 +37,7 @@ class ComponentChecker:
         self._guesses = 0
         self._count = 0
         self.arguments: dict[str, set[str]] = {}  # by the path of the component
+        self._types: dict[str, TypeSpec] = {}  # of each argument, by its path
         self.places: dict[str, Node] = {}  # where each argument stands, by its path
         self.guessed: set[str] = set()  # what unknown names probably meant, by path
         self._renamed: list[tuple[Finding, str, Node]] = []
@@ -133,6 +134,7 @@ class ComponentChecker:
                 if parameter.kind != "positional" and name not in resolved.supplied
             }
             self.arguments[path] = usable
+            self._types |= {f"{path}.{name}": signature.parameters[name].type for name in usable}
         for key, node in given.items():
             spec = ANY
             if signature is not None:
@@ -169,6 +171,24 @@ class ComponentChecker:
             Diagnostic(problem.code, where, f"{where} {problem.message}", node.source, None, shadowed(node))
         )
         return REFUSED
+
+    def judge_of(self, path: str) -> Callable[[Node, Callable[[Diagnostic], None]], Any]:
+        """Return what tries a value for a parameter or an argument, without a trace in what has been found so far."""
+        info = self._infos.get(path)
+        if info is None or info.slot is None:
+            from tune.config.remedy import judge_plain
+
+            short = info or self._short_form_of(path)
+            spec = self._types.get(path, ANY if short is None else short.spec)
+            return judge_plain(spec, (lambda value: None) if short is None else short.find_fault, path)
+
+        def judge(node: Node, report: Callable[[Diagnostic], None]) -> Any:
+            checker = ComponentChecker(self._infos, report)
+            value = checker.converter.convert(node, info.spec, path, info.slot)
+            checker.report_missing(frozenset())
+            return value
+
+        return judge
 
     def _within_bounds(self, value: Any, node: Node, path: str, slot: Slot, resolved: ResolvedName) -> Any:
         bounds = find_bounds(slot.kind, resolved.path, path.rpartition(".")[2])
@@ -214,12 +234,15 @@ class ComponentChecker:
         guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
         message = f"{called} takes no argument {shorten(printable(key))}"
         if guess is not None:
-            self.guessed.add(
-                guess.name
-                if guess.name in self._infos and guess.name not in usable
-                else f"{path}.{guess.name}"
-            )
-            return Diagnostic("unknown-argument", where, f"{message}; {guess.reason}", source, guess.name)
+            from tune.config.remedy import add, amend
+
+            is_elsewhere = guess.name in self._infos and guess.name not in usable
+            meant = guess.name if is_elsewhere else f"{path}.{guess.name}"
+            self.guessed.add(meant)
+            there = None if is_elsewhere else component.entries.get(guess.name)
+            suggestion, addition = amend(guess, node, there, self.judge_of(meant))
+            message += f"; {add(guess.reason, addition)}"
+            return Diagnostic("unknown-argument", where, message, source, suggestion)
         if usable:
             listed = sorted(usable)
             shown = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tune.config.component import COMPONENT_KEY
-from tune.config.diagnostics import Diagnostic, printable, quote, shorten
+from tune.config.diagnostics import DEFAULT, Diagnostic, printable, quote, shorten
 from tune.config.nodes import (
     Broken,
     Listing,
@@ -109,7 +109,8 @@ class Converter:
             suggestion = None
             if isinstance(node, Scalar) and "\n" not in node.text:
                 parts = [part.strip() for part in node.text.split(",") if part.strip()]
-                if spec.kind != "tuple" or len(parts) == len(spec.args):
+                inner = spec.args if spec.kind == "tuple" else (spec.args[:1] or (ANY,)) * len(parts)
+                if len(parts) == len(inner) and all(map(_reads_as, parts, inner)):
                     suggestion = f"[{', '.join(parts)}]"
             return self._wrong(node, spec, path, suggestion)
         if spec.kind == "tuple":
@@ -202,6 +203,13 @@ def show(node: Node) -> str:
     return "a component" if isinstance(node, Mapped) and COMPONENT_KEY in node.entries else "a mapping"
 
 
+def _reads_as(text: str, spec: TypeSpec) -> bool:
+    """Whether a plain word is a value of this type, as far as one word can be."""
+    members = spec.args if spec.kind == "union" else (spec,)
+    word = Scalar(DEFAULT, text)
+    return any(member.kind == "any" or _scalar(word, member)[0] is not REFUSED for member in members)
+
+
 def _means_null(node: Node, spec: TypeSpec) -> bool:
     if isinstance(node, Scalar) and node.style == "verbatim":
         # `key=` and `key=~` are a text's own values; for everything else they say null
@@ -251,6 +259,8 @@ def _int(text: str) -> tuple[Any, str | None, str]:
         sign = "-" if text.startswith("-") else ""
         return REFUSED, sign + digits, "a leading zero means octal to some readers"
     value = parse_int(text)
+    if value is not None and abs(value) >= 2**63:
+        return REFUSED, None, "it has more than 64 bits"
     if value is not None:
         return value, None, ""
     if _GROUPED.match(text):

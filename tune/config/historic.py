@@ -1,8 +1,21 @@
-"""A form that torchtune's configs use and ours do not: the numbered parts of a checkpoint by their last number."""
+"""Forms that torchtune's configs use and ours do not."""
 
 from __future__ import annotations
 
-from tune.config.nodes import Listing, Mapped, Scalar, listing, text_weight
+from collections.abc import Callable, Mapping
+
+from tune.config.diagnostics import Diagnostic
+from tune.config.nodes import (
+    Listing,
+    Mapped,
+    Scalar,
+    is_null,
+    listing,
+    text_weight,
+    with_entry,
+    without_entry,
+)
+from tune.config.params import ParamInfo
 
 _MAX_FILES = 1000
 
@@ -29,3 +42,36 @@ def expand_file_names(node: Mapped) -> Listing | None:
     ]
     items = [Scalar(pattern.source, name, "quoted", weight=text_weight(name)) for name in names]
     return listing(node.source, items)
+
+
+def expand_historic(
+    root: Mapped, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
+) -> Mapped:
+    """Take out of a tree what its configs say and ours need not, with a warning for each.
+
+    ``tensor_parallel_dim: 1`` asks for what is so in any case, and the plan beside it is then not followed;
+    ``fsdp: {cpu_offload: ...}`` is what became fsdp_cpu_offload. Anything else stays, to be judged as usual.
+    """
+    if "fsdp_cpu_offload" not in infos:
+        return root
+    degree = root.entries.get("tensor_parallel_dim")
+    if isinstance(degree, Scalar) and degree.text.strip() == "1" and degree.style != "quoted":
+        for name in ("tensor_parallel_dim", "tensor_parallel_plan"):
+            if name in root.entries:
+                message = (
+                    f"{name} has no effect: only data is parallel here, as with a tensor_parallel_dim of 1"
+                )
+                report(Diagnostic("no-effect", name, message, root.key_source(name), severity="warning"))
+                root = without_entry(root, name)
+    section = root.entries.get("fsdp")
+    if isinstance(section, Mapped) and set(section.entries) == {"cpu_offload"}:
+        value = section.entries["cpu_offload"]
+        if is_null(value) or "fsdp_cpu_offload" in root.entries:
+            return root
+        source = root.key_source("fsdp")
+        message = "fsdp.cpu_offload is read as fsdp_cpu_offload"
+        report(Diagnostic("renamed-parameter", "fsdp", message, source, severity="warning"))
+        root = with_entry(
+            without_entry(root, "fsdp"), "fsdp_cpu_offload", value, section.key_source("cpu_offload")
+        )
+    return root

@@ -19,6 +19,7 @@ from tune.config.diagnostics import (
     to_json,
 )
 from tune.config.document import Document, read_document
+from tune.config.historic import expand_historic
 from tune.config.merging import apply_edits
 from tune.config.nodes import Mapped, Node, Scalar, is_null, plain_value, without_entry
 from tune.config.overrides import parse_overrides
@@ -202,7 +203,7 @@ def resolve(
         found.append(fault)
     elif stated is not None and recipe is not None:
         found += _judge_recipe(stated, root, recipe, recipe_aliases)
-    root = expand_short_forms(root, infos, found.append)
+    root = expand_short_forms(expand_historic(root, infos, found.append), infos, found.append)
     lost = frozenset(tree.document.lost) if tree.document is not None else frozenset()
     checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete, lost=lost)
     for problem in cross_check(params_cls, checked, infos):

@@ -47,3 +47,34 @@ def split_processes(
             f"{needed} ...). Set the first to 1 and the second to -1 to use however many there are."
         )
     return replicate_dim, shard_dim
+
+
+def check_split(
+    world_size: int, shard_dim: int, *, fsdp_cpu_offload: bool, optimizer_in_bwd: bool, dtype: str
+) -> None:
+    """Refuse settings that these processes, so split, cannot carry out.
+
+    Args:
+        world_size: processes.
+        shard_dim: how many of them share one copy of the model.
+        fsdp_cpu_offload, optimizer_in_bwd, dtype: as in the configuration.
+
+    Raises:
+        ConfigError: one of them needs another split.
+    """
+    if fsdp_cpu_offload and shard_dim == 1:
+        raise ConfigError(
+            f"fsdp_cpu_offload keeps shards in host memory, but with {world_size} process"
+            f"{'' if world_size == 1 else 'es'} and data_parallel_shard_dim {shard_dim} nothing is sharded. Set it to "
+            "false; enable_activation_checkpointing and optimizer_in_bwd save memory on one GPU."
+        )
+    if optimizer_in_bwd and world_size > 1 and shard_dim == 1:
+        raise ConfigError(
+            "optimizer_in_bwd steps within the backward pass, before the gradients of processes with a whole copy "
+            "each have been added up. Set optimizer_in_bwd=false, or shard (enable_fsdp=true)."
+        )
+    if dtype == "fp16" and shard_dim > 1:
+        raise ConfigError(
+            "fp16 looks for its loss scale in each process's part of the gradients alone, and sharded processes would "
+            "find different ones. Set dtype=bf16, or enable_fsdp=false."
+        )

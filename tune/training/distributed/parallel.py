@@ -17,7 +17,7 @@ from tune.errors import ConfigError
 from tune.modules.peft import FrozenLinear
 from tune.training.distributed.processes import max_over_ranks
 from tune.utils import get_logger, get_world_size
-from tune.utils.ranks import split_processes
+from tune.utils.ranks import check_split, split_processes
 
 __all__ = ["ParallelPlan", "plan_frozen_base", "plan_parallel"]
 
@@ -101,22 +101,13 @@ def plan_parallel(params: ParallelParams) -> ParallelPlan:
         params.data_parallel_replicate_dim,
         params.data_parallel_shard_dim,
     )
-    if params.fsdp_cpu_offload and shard_dim == 1:
-        raise ConfigError(
-            f"fsdp_cpu_offload keeps shards in host memory, but with {world_size} process"
-            f"{'' if world_size == 1 else 'es'} and data_parallel_shard_dim {shard_dim} nothing is sharded. Set it to "
-            "false; enable_activation_checkpointing and optimizer_in_bwd save memory on one GPU."
-        )
-    if params.optimizer_in_bwd and world_size > 1 and shard_dim == 1:
-        raise ConfigError(
-            "optimizer_in_bwd steps within the backward pass, before the gradients of processes with a whole copy "
-            "each have been added up. Set optimizer_in_bwd=false, or shard (enable_fsdp=true)."
-        )
-    if params.dtype == "fp16" and shard_dim > 1:
-        raise ConfigError(
-            "fp16 looks for its loss scale in each process's part of the gradients alone, and sharded processes would "
-            "find different ones. Set dtype=bf16, or enable_fsdp=false."
-        )
+    check_split(
+        world_size,
+        shard_dim,
+        fsdp_cpu_offload=params.fsdp_cpu_offload,
+        optimizer_in_bwd=params.optimizer_in_bwd,
+        dtype=params.dtype,
+    )
     if params.custom_sharded_layers and shard_dim == 1:
         get_logger().info(
             f"Nothing is sharded: custom_sharded_layers {list(params.custom_sharded_layers)} has no effect."
