@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tune.config.component import Component
+from tune.config.diagnostics import shorten
 from tune.config.params import Problem
 from tune.errors import ConfigError
 
@@ -100,7 +101,11 @@ def check_template(name: str, template: Any) -> Iterator[Problem]:
     try:
         get_prompt_template(template)
     except ConfigError as error:
-        yield Problem(f"is no template: {error}", (name,), suggestion=_nearest(template, template_names()))
+        yield Problem(
+            f"is no template: {shorten(str(error), 400)}",
+            (name,),
+            suggestion=_nearest(template, template_names()),
+        )
 
 
 def _nearest(template: Any, names: tuple[str, ...]) -> str | None:

@@ -220,6 +220,9 @@ def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
     assert "= lr: 2e-05 (config, line " in out
 
 
+DRY = ("lora_finetune", "--config", "tiny/lora_finetune", "device=cuda", "clip_grad_norm=null", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -252,6 +255,13 @@ def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
             "one process",
         ),
         (["run", "full_finetune", "--config", "llama2/7B_full", "--trust", "../x"], "--trust takes the name"),
+        (["run", *DRY, "--nproc_per_node", "3", "data_parallel_shard_dim=2"], "needs 2 processes, but 3"),
+        (["run", *DRY, "data_parallel_replicate_dim=2"], "needs 2 processes, but 1"),
+        (["run", *DRY, "fsdp_cpu_offload=true"], "nothing is sharded"),
+        (["run", *DRY, "--nproc_per_node", "2", "dtype=fp16"], "fp16 looks for its loss scale"),
+        (["run", *DRY, "--nproc_per_node", "2", "enable_fsdp=false", "optimizer_in_bwd=true"], "added up"),
+        (["run", *DRY, "--nproc_per_node", "2", "device=cuda:1"], "write device=cuda"),
+        (["run", *DRY, "--nproc_per_node", "2", "device=mps"], "use one process"),
     ],
 )
 def test_mistakes_end_before_anything_starts(tune, tmp_path: Path, words: list[str], hint: str) -> None:
@@ -426,3 +436,24 @@ def test_a_mesh_of_other_than_the_processes_is_refused_before_they_start(tune, t
         "data_parallel_replicate_dim 2 x data_parallel_shard_dim 1 needs 2 processes, but 3 were" in done.err
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "called"), [("lora_rank=8", "'lora_rank'"), ("r=8", "'r' (lora_rank, as it")]
+)
+def test_a_parameter_of_another_recipe_is_called_that(tune, override: str, called: str) -> None:
+    for words in (["validate", "llama2/7B_full"], ["run", "full_finetune", "--config", "llama2/7B_full"]):
+        outcome = tune(*words, override)
+        assert outcome.code == 2
+        assert f"full_finetune has no parameter {called}" in outcome.err
+        assert "lora_finetune has it: remove it, or use that recipe" in outcome.err
+
+
+def test_a_config_without_a_recipe_is_judged_by_the_one_that_finds_least_wrong(tune, tmp_path: Path) -> None:
+    # Every key is one of both recipes, and only one of them trains such a model.
+    model = "{_component_: torchtune.models.qwen2.lora_qwen2_0_5b, lora_attn_modules: [q_proj]}"
+    (tmp_path / "my.yaml").write_text(
+        f"output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\nmodel: {model}\n"
+    )
+    outcome = tune("validate", "my.yaml")
+    assert (outcome.code, outcome.out) == (0, "my.yaml: valid for lora_finetune, with 2 warnings\n")

@@ -119,7 +119,9 @@ def _field(
         report(Diagnostic("missing-required", name, f"{name} is required and cannot be empty", node.source))
         value: Any = REFUSED
     else:
+        components.converter.find_fault = info.find_fault
         value = components.converter.convert(node, info.spec, info.name, info.slot)
+        components.converter.find_fault = None
     if value is not REFUSED:
         fault = info.find_fault(value)
         if fault is not None:

@@ -57,6 +57,9 @@ class Converter:
     def __init__(self, report: Callable[[Diagnostic], None], component: ComponentHook) -> None:
         self._report = report
         self._component = component
+        self.find_fault: Callable[[Any], object] | None = (
+            None  # of the field at hand; its limits hold for advice, too
+        )
 
     def convert(self, node: Node, spec: TypeSpec, path: str, slot: Any = None) -> Any:
         """Return the value of `node` as a `spec`, or `REFUSED` after reporting why there is none."""
@@ -174,6 +177,9 @@ class Converter:
         self, node: Node, spec: TypeSpec, path: str, suggestion: str | None = None, reason: str = ""
     ) -> Any:
         message = f"{node.written or path} takes {spec.describe()}, not {show(node)}"
+        if suggestion is not None and self.find_fault is not None and spec.kind in ("int", "float"):
+            value = _scalar(Scalar(DEFAULT, suggestion), spec)[0]
+            suggestion = suggestion if self.find_fault(value) is None else None
         if reason:
             message += f": {reason}"
         self._say("not-a-choice" if spec.kind == "literal" else "wrong-type", path, message, node, suggestion)

@@ -16,12 +16,12 @@ class Guess:
     Args:
         name: what to write instead; dotted for an argument of a component; empty where there is nothing of the kind.
         reason: why, to go on after the fact: "did you mean lr?".
-        entry: a whole "name: value" where the name carried the value.
+        value: what to set it to, where the mistaken name carried the value.
     """
 
     name: str
     reason: str
-    entry: str | None = None
+    value: str | None = None
 
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.72) -> str | None:
@@ -64,10 +64,10 @@ def guess_parameter(
             continue
         if argument and argument not in arguments.get(section, {argument}):
             continue
-        entry = VALUE_NAMES.get((plain, target))
+        value = VALUE_NAMES.get((plain, target))
         if argument and plain == argument:
             return Guess(target, f"it is an argument of {section}: write it there, as {target}")
-        return Guess(target, f"here that is called {target}" if not entry else f"write {entry}", entry)
+        return Guess(target, f"here that is called {target}", value)
     if plain in NOT_HERE:
         return Guess("", NOT_HERE[plain].format(plain))
     for section, names in arguments.items():

@@ -209,14 +209,14 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 # A few of those names carry their value in them: `bf16: true` means `dtype: bf16`. Said otherwise they mean nothing
 # that could be written in their place.
 VALUE_NAMES = {
-    ("bf16", "dtype"): "dtype: bf16",
-    ("fp16", "dtype"): "dtype: fp16",
-    ("fp32", "dtype"): "dtype: fp32",
-    ("half", "dtype"): "dtype: fp16",
-    ("load_in_16bit", "dtype"): "dtype: bf16",
-    ("use_cpu", "device"): "device: cpu",
-    ("no_cuda", "device"): "device: cpu",
-    ("cuda", "device"): "device: cuda",
+    ("bf16", "dtype"): "bf16",
+    ("fp16", "dtype"): "fp16",
+    ("fp32", "dtype"): "fp32",
+    ("half", "dtype"): "fp16",
+    ("load_in_16bit", "dtype"): "bf16",
+    ("use_cpu", "device"): "cpu",
+    ("no_cuda", "device"): "cpu",
+    ("cuda", "device"): "cuda",
 }
 
 _PARALLEL = (

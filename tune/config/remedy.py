@@ -21,10 +21,10 @@ Judge = Callable[[Node, Callable[[Diagnostic], None]], Any]
 
 
 def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[str | None, str]:
-    """Return what may replace the mistaken key (or its whole entry, as "name: value"), and what to add to the reason.
+    """Return what may replace a mistaken key, or its whole entry, and what to add to the reason.
 
     Nothing may replace it where the result would be wrong again: the name is set already, or the value is not one
-    for it.
+    for it. An entry is written as the place has it, a file or a command line.
 
     Args:
         guess: what the key probably meant.
@@ -34,26 +34,34 @@ def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[s
     """
     if there is not None and there.source.kind == node.source.kind == "file":
         return None, f"it is set already, in line {there.source.line}: keep one of the two"
-    if guess.entry is not None:
+
+    def entry(value: str) -> tuple[str, str]:
+        whole = f"{guess.name}={value}" if node.source.kind == "cli" else f"{guess.name}: {value}"
+        return whole, f"write {shorten(whole)}"
+
+    if guess.value is not None:
         means_it = isinstance(node, Scalar) and core_value(node.text) is True
-        return (guess.entry, "") if means_it else (None, "")
-    found: list[Diagnostic] = []
-    value = judge(node, found.append)
+        return entry(guess.value) if means_it else (None, "")
+    value, found = _try(judge, node)
     if value is not REFUSED and not found:
         return guess.name, ""
     if not isinstance(node, Scalar):
         return None, ""
     better = next((item.suggestion for item in found if item.suggestion is not None), None)
     if better is not None and "\n" not in better and "." not in guess.name:
-        again: list[Diagnostic] = []
-        tried = judge(replace(node, text=better, style="plain"), again.append)
-        if tried is not REFUSED and not again:
-            entry = f"{guess.name}: {better}"
-            return entry, f"write {shorten(entry)}"
+        value, again = _try(judge, replace(node, text=better, style="plain"))
+        if value is not REFUSED and not again:
+            return entry(better)
     if [item.path for item in found] == ["lr_scheduler.num_warmup_steps"] and node.text.isidentifier():
         # other tools warm up over no step unless told; here it is always said
-        return f"{guess.name}: {{{COMPONENT_KEY}: {node.text}, num_warmup_steps: 0}}", ""
+        return entry(f"{{{COMPONENT_KEY}: {node.text}, num_warmup_steps: 0}}")
     return None, ""
+
+
+def _try(judge: Judge, node: Node) -> tuple[Any, list[Diagnostic]]:
+    found: list[Diagnostic] = []
+    value = judge(node, found.append)
+    return value, [item for item in found if item.severity == "error"]
 
 
 def judge_plain(spec: TypeSpec, find_fault: Callable[[Any], Any], path: str) -> Judge:

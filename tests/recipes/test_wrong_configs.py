@@ -1,0 +1,336 @@
+"""Wrong configurations of every kind: refused where they stand, and what is suggested is right when it is done."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from recipes.params.full_finetune import FullFinetuneParams
+from recipes.params.generate import GenerateParams
+from recipes.params.lora_finetune import LoraFinetuneParams
+from tune.config import Diagnostic, resolve
+
+BASE = "output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\n"
+GENERATE = "model_checkpoint: ck\nprompt: hello\n"
+KINDS = {
+    "full": (FullFinetuneParams, BASE),
+    "lora": (LoraFinetuneParams, BASE),
+    "generate": (GenerateParams, GENERATE),
+}
+
+
+def without(text: str, *keys: str) -> str:
+    return "".join(line + "\n" for line in text.splitlines() if line.partition(":")[0] not in keys)
+
+
+def errors_of(kind: str, extra: str, *overrides: str) -> list[Diagnostic]:
+    params, base = KINDS[kind]
+    keys = [line.partition(":")[0] for line in extra.splitlines() if not line.startswith(" ")]
+    return resolve(params, text=without(base, *keys) + extra, overrides=overrides).errors
+
+
+# An entry, the argument that it gives a number to, and that number.
+OUT_OF_RANGE = [
+    ("optimizer", "AdamW", "lr", "-1e-5"),
+    ("optimizer", "AdamW", "weight_decay", "-1"),
+    ("optimizer", "AdamW", "eps", "-1e-8"),
+    ("optimizer", "AdamW", "betas", "[0.9, 1.0]"),
+    ("optimizer", "torch.optim.SGD", "momentum", "-0.9"),
+    ("lr_scheduler", "cosine", "num_warmup_steps", "-1"),
+    ("lr_scheduler", "StepLR", "step_size", "0"),
+    ("lr_scheduler", "CosineAnnealingLR", "T_max", "0"),
+    ("lr_scheduler", "LinearLR", "start_factor", "1.5"),
+    ("dataset", "alpaca", "max_seq_len", "1"),
+    ("dataset", "alpaca", "limit", "0"),
+    ("tokenizer", "{path: t, _component_: llama2_tokenizer}", "max_seq_len", "0"),
+    ("loss", "LinearCrossEntropyLoss", "num_output_chunks", "0"),
+    ("loss", "CrossEntropyLoss", "label_smoothing", "1.1"),
+    ("model", "lora_llama2_7b", "lora_rank", "0"),
+    ("model", "lora_llama2_7b", "lora_alpha", "0"),
+    ("model", "lora_llama2_7b", "lora_dropout", "1"),
+    ("model", "llama2_7b", "attn_dropout", "-0.1"),
+    ("profiler", "setup_torch_profiler", "active_steps", "0"),
+]
+
+
+@pytest.mark.parametrize(("slot", "name", "argument", "value"), OUT_OF_RANGE)
+def test_numbers_that_no_argument_can_be(slot: str, name: str, argument: str, value: str) -> None:
+    fixed = {"path": "t"} if slot == "tokenizer" else {}
+    if name.startswith("lora_"):
+        fixed["lora_attn_modules"] = "[q_proj]"
+    name = re.sub(r".*_component_: (\w+)}", r"\1", name)
+    lines = [f"{slot}:", f"  _component_: {name}", *(f"  {key}: {item}" for key, item in fixed.items())]
+    (error,) = errors_of("lora", "\n".join([*lines, f"  {argument}: {value}"]) + "\n")
+    assert (error.code, error.path) == ("out-of-range", f"{slot}.{argument}")
+    assert error.source.line == len(without(BASE, slot).splitlines()) + len(lines) + 1
+    shown = value if "[" not in value else "1.0"
+    assert float(error.message.rpartition("not ")[2]) == float(shown)
+    (error,) = errors_of("lora", "\n".join(lines) + "\n", f"{slot}.{argument}={value}")
+    assert (error.code, error.source.kind) == ("out-of-range", "cli")
+
+
+@pytest.mark.parametrize(
+    ("slot", "name", "reason"),
+    [
+        ("optimizer", "LBFGS", "several times per step"),
+        ("optimizer", "torch.optim.SparseAdam", "sparse gradients"),
+        ("lr_scheduler", "ReduceLROnPlateau", "validation loss"),
+        ("lr_scheduler", "LambdaLR", "a function"),
+    ],
+)
+def test_components_that_no_recipe_can_use(slot: str, name: str, reason: str) -> None:
+    (error,) = errors_of("full", f"{slot}: {name}\n")
+    assert (error.code, error.path) == ("wrong-component-kind", slot)
+    assert reason in error.message
+
+
+SIZES = "vocab_size: 90, num_layers: 2, max_seq_len: 40"
+# What each recipe is told, and the paths of what is then wrong.
+TOGETHER = [
+    ("full lora", "optimizer: {_component_: SGD, lr: 1e-3, nesterov: true}", ["optimizer.nesterov"]),
+    (
+        "full lora",
+        "optimizer: {_component_: SGD, momentum: 0.9, dampening: 0.1, nesterov: true}",
+        ["optimizer.nesterov"],
+    ),
+    ("full lora", "optimizer: {_component_: AdamW, fused: true, foreach: true}", ["optimizer.fused"]),
+    ("full lora", "optimizer: {_component_: AdamW, maximize: true}", ["optimizer.maximize"]),
+    (
+        "full lora",
+        "loss: {_component_: CrossEntropyLoss, reduction: mean, ignore_index: 0}",
+        ["loss.reduction", "loss.ignore_index"],
+    ),
+    ("full lora", "fsdp_cpu_offload: true\ndata_parallel_shard_dim: 1", ["fsdp_cpu_offload"]),
+    ("full lora", "dtype: fp16\ndata_parallel_shard_dim: 2", ["dtype"]),
+    (
+        "full lora",
+        "optimizer_in_bwd: true\ndata_parallel_replicate_dim: 2\ndata_parallel_shard_dim: 1",
+        ["optimizer_in_bwd"],
+    ),
+    ("full lora", "optimizer: bitsandbytes.optim.AdamW8bit\ndata_parallel_shard_dim: 2", ["optimizer"]),
+    (
+        "full lora",
+        "optimizer: {_component_: SGD, lr: 1e-3, fused: true}\ndata_parallel_shard_dim: 2",
+        ["optimizer.fused"],
+    ),
+    ("full lora", "custom_sharded_layers: ['']", ["custom_sharded_layers"]),
+    (
+        "full lora",
+        "device: mps\nenable_activation_offloading: true\nfsdp_cpu_offload: true",
+        ["enable_activation_offloading", "fsdp_cpu_offload"],
+    ),
+    (
+        "full lora",
+        f"model: {{_component_: llama2, {SIZES}, num_heads: 3, embed_dim: 32}}",
+        ["model.embed_dim"],
+    ),
+    (
+        "full lora",
+        f"model: {{_component_: llama2, {SIZES}, num_heads: 5, embed_dim: 35}}",
+        ["model.embed_dim"],
+    ),
+    (
+        "full lora",
+        f"model: {{_component_: llama2, {SIZES}, num_heads: 4, num_kv_heads: 3, embed_dim: 32}}",
+        ["model.num_heads"],
+    ),
+    (
+        "full lora",
+        "dataset: [alpaca, {_component_: instruct, source: a, prompt_template: alpca}]",
+        ["dataset.1.prompt_template"],
+    ),
+    (
+        "full lora",
+        "dataset_val: {_component_: instruct, source: a, prompt_template: {usr: [a, b]}}",
+        ["dataset_val.prompt_template"],
+    ),
+    ("full", "optimizer: Muon", ["optimizer"]),
+    ("full", "model: {_component_: lora_llama2_7b, lora_attn_modules: [q_proj]}", ["model"]),
+    ("lora", "adapter_checkpoint: ''", ["checkpointer.adapter_checkpoint"]),
+    ("lora", "lora_attn_modules: []", ["lora_attn_modules"]),
+    ("lora", "lora_attn_modules: [q_proj, q_proj]", ["lora_attn_modules"]),
+    ("lora", "model: {_component_: lora_llama2_7b, lora_attn_modules: []}", ["model.lora_attn_modules"]),
+    (
+        "lora",
+        "model: {_component_: lora_llama2_7b, lora_attn_modules: [v_proj, v_proj]}",
+        ["model.lora_attn_modules"],
+    ),
+    ("lora", "model: {_component_: qlora_llama2_7b, lora_attn_modules: [q_proj]}\ndtype: fp16", ["model"]),
+    (
+        "lora",
+        "model: {_component_: lora_phi4_14b, lora_attn_modules: [q_proj], quantize_base: true}\nfsdp_cpu_offload: true",
+        ["model.quantize_base"],
+    ),
+    (
+        "lora",
+        "model: {_component_: lora_llama2_7b, lora_attn_modules: [q_proj]}\nlora_rank: 4\nuse_dora: true",
+        ["lora_rank", "use_dora"],
+    ),
+    (
+        "lora",
+        "quantize_base: true\ndata_parallel_shard_dim: 2\ndtype: fp16",
+        ["quantize_base", "quantize_base", "dtype"],
+    ),
+    ("generate", "prompt_template: lama3", ["prompt_template"]),
+    ("generate", "adapter_checkpoint: ''", ["checkpointer.adapter_checkpoint"]),
+    ("generate", "stop: ['']", ["stop"]),
+]
+
+
+@pytest.mark.parametrize(("kinds", "extra", "paths"), TOGETHER)
+def test_what_does_not_go_together(kinds: str, extra: str, paths: list[str]) -> None:
+    for kind in kinds.split():
+        found = errors_of(kind, extra + "\n")
+        assert {item.code for item in found} == {"inconsistent"}
+        assert sorted(item.path for item in found) == sorted(paths)
+
+
+# Unusual, and right.
+LEGAL = [
+    ("full lora", "optimizer: {_component_: SGD, lr: 0, momentum: 0.9, nesterov: true}"),
+    ("full lora", "optimizer: {_component_: Adafactor, eps: [null, 1e-3], beta2_decay: -0.8}"),
+    ("full lora", "optimizer: bitsandbytes.optim.AdamW8bit\nlr: 1e-5"),
+    (
+        "full lora",
+        "loss: {_component_: CrossEntropyLoss, label_smoothing: 1, ignore_index: -100, reduction: sum}",
+    ),
+    ("full lora", "fsdp_cpu_offload: true\ndata_parallel_shard_dim: 2\ndata_parallel_replicate_dim: 3"),
+    ("full lora", "lr_scheduler: {_component_: OneCycleLR, max_lr: 1e-3, total_steps: 9}"),
+    ("full lora", "dataset: {_component_: instruct, source: a, prompt_template: mine.jinja}"),
+    (
+        "full lora",
+        "dataset: {_component_: instruct, source: a, prompt_template: {user: [a, b], assistant: [c, d]}}",
+    ),
+    (
+        "full",
+        f"model: {{_component_: gemma, {SIZES}, num_heads: 3, num_kv_heads: 1, head_dim: 8, embed_dim: 31, "
+        "intermediate_dim: 7}",
+    ),
+    ("lora", "optimizer: Muon\nlr: 1e-3"),
+    ("lora", "lora_attn_modules: []\napply_lora_to_mlp: true"),
+    ("lora", "adapter_checkpoint: ad\nlora_dropout: 0.1\nquantize_base: true"),
+    ("lora", "model: {_component_: qlora_llama2_7b, lora_attn_modules: [], apply_lora_to_mlp: true}"),
+]
+
+
+@pytest.mark.parametrize(("kinds", "extra"), LEGAL)
+def test_what_is_unusual_and_right(kinds: str, extra: str) -> None:
+    for kind in kinds.split():
+        assert [str(item.message) for item in errors_of(kind, extra + "\n")] == []
+
+
+# What other tools write, and what is to be written instead; None where nothing can be.
+OTHER_TOOLS = [
+    ("full", "learning_rate: 1e-4", "lr"),
+    ("full", "num_train_epochs: 3", "epochs"),
+    ("full", "dataloader_num_workers: 2", "num_workers"),
+    ("full", "full_determinism: true", "deterministic"),
+    ("full", "dp_shard: 2", "data_parallel_shard_dim"),
+    ("full", "async_save: true", "enable_async_checkpointing"),
+    ("full", "model_id: ck", "model_checkpoint"),
+    ("full", "max_seq_length: 512", "dataset.max_seq_len"),
+    ("full", "weight_decay: 0.1", "optimizer.weight_decay"),
+    ("full", "bf16: true", "dtype: bf16"),
+    ("full", "bf16: false", None),
+    ("full", "torch_dtype: bfloat16", "dtype: bf16"),
+    ("full", "gradient_checkpointing: true", "enable_activation_checkpointing"),
+    ("full", "use_gradient_checkpointing: unsloth", None),
+    ("full", "fsdp: full_shard auto_wrap", None),
+    ("full", "optim: adamw_torch", "optimizer: AdamW"),
+    ("full", "optim: paged_adamw_8bit", "optimizer: bitsandbytes.optim.PagedAdamW8bit"),
+    ("full", "lr_scheduler_type: cosine", "lr_scheduler: {_component_: cosine, num_warmup_steps: 0}"),
+    ("full", "adam_beta1: 0.9", None),
+    ("full", "warmup_ratio: 0.03", None),
+    ("full", "warmup_steps: 10", None),  # of no schedule
+    ("full", "val_set_size: 0.05", None),
+    ("full", "deepspeed: ds.json", None),
+    ("full", "tensor_parallel_dim: 2", None),
+    ("full", "nproc_per_node: 2", None),
+    ("full", "datasets: [{path: a, type: alpaca}]", None),
+    ("lora", "r: 8", "lora_rank"),
+    ("lora", "lora_r: 8", "lora_rank"),
+    ("lora", "alpha: 16", "lora_alpha"),
+    ("lora", "target_modules: [q_proj, v_proj]", "lora_attn_modules"),
+    ("lora", "target_modules: all-linear", None),
+    ("lora", "load_in_4bit: true", "quantize_base"),
+    ("lora", "load_in_8bit: true", None),
+    ("lora", "adapter_name_or_path: ad", "adapter_checkpoint"),
+    ("lora", "save_only_adapter: true", "save_adapter_weights_only"),
+    ("generate", "max_tokens: 9", "max_new_tokens"),
+    ("generate", "stop_sequences: [a]", "stop"),
+]
+
+
+@pytest.mark.parametrize(("kind", "line", "suggestion"), OTHER_TOOLS)
+def test_other_tools_names(kind: str, line: str, suggestion: str | None) -> None:
+    key, _, value = line.partition(": ")
+    drop = ["model_checkpoint"] if suggestion == "model_checkpoint" else []
+    params, base = KINDS[kind]
+    text = without(base, *drop) + line + "\n"
+    (error,) = resolve(params, text=text).errors
+    assert (error.code, error.path, error.suggestion) == ("unknown-key", key, suggestion)
+    assert error.source.line == len(text.splitlines())
+    if suggestion is None:
+        assert error.message.count(";") >= 1  # what to do instead is said all the same
+        return
+    whole = suggestion if ": " in suggestion else f"{suggestion}: {value}"
+    if "." in suggestion.partition(":")[0]:  # of a section: the path says where it goes
+        assert resolve(params, text=without(base, *drop), overrides=[f"{suggestion}={value}"]).ok
+    else:
+        assert resolve(params, text=without(base, *drop) + whole + "\n").ok
+
+
+def test_a_name_that_is_set_already_is_not_suggested_again() -> None:
+    (error,) = resolve(FullFinetuneParams, text=BASE + "batch_size: 3\nbatchsize: 4\n").errors
+    assert (error.path, error.suggestion) == ("batchsize", None)
+    assert error.message.endswith(
+        "did you mean batch_size? It is set already, in line 4: keep one of the two"
+    )
+    (error,) = resolve(FullFinetuneParams, text=BASE + "batch_size: 3\n", overrides=["batchsize=4"]).errors
+    assert error.suggestion == "batch_size"  # the command line is there to set it anew
+
+
+@pytest.mark.parametrize(
+    ("line", "suggestion"),
+    [
+        ("  r: 4", "lora_rank"),
+        ("  lora_rnk: 4", "lora_rank"),
+        ("  lora_rnk: much", None),
+        ("  target_modules: [q_proj]", None),  # beside lora_attn_modules
+    ],
+)
+def test_misspelt_arguments_of_a_lora_builder(line: str, suggestion: str | None) -> None:
+    head = "model:\n  _component_: lora_llama2_7b\n  lora_attn_modules: [q_proj]\n"
+    (error,) = errors_of("lora", head + line + "\n")
+    assert (error.code, error.suggestion) == ("unknown-argument", suggestion)
+    if suggestion:
+        assert errors_of("lora", head + re.sub(r"\w+:", f"{suggestion}:", line) + "\n") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "suggestion"),
+    [
+        ("num_workers: 1_000", None),  # 256 are the most
+        ("num_workers: 1_0", "10"),
+        ("lora_dropout: '1.0'", None),
+        ("lora_attn_modules: q_proj, v_proj", "[q_proj, v_proj]"),
+        ("lora_attn_modules: all", None),
+        ("epochs: 99999999999999999999", None),  # more than any machine counts
+    ],
+)
+def test_a_suggested_value_is_one_of_the_field(line: str, suggestion: str | None) -> None:
+    (error,) = errors_of("lora", line + "\n")
+    assert (error.code, error.suggestion) == ("wrong-type", suggestion)
+    if suggestion:
+        assert errors_of("lora", f"{line.partition(':')[0]}: {suggestion}\n") == []
+
+
+def test_torchtunes_idle_settings_are_read_with_a_warning() -> None:
+    plan = "tensor_parallel_dim: 1\ntensor_parallel_plan:\n  _component_: torchtune.models.llama3.base_llama_tp_plan\n"
+    resolution = resolve(FullFinetuneParams, text=BASE + plan + "fsdp:\n  cpu_offload: true\n")
+    assert resolution.params is not None
+    assert resolution.params.fsdp_cpu_offload is True
+    assert [item.code for item in resolution.warnings] == ["no-effect", "no-effect", "renamed-parameter"]
+    two = resolve(FullFinetuneParams, text=BASE + plan.replace("1", "2", 1))
+    assert [item.path for item in two.errors] == ["tensor_parallel_dim", "tensor_parallel_plan"]
