@@ -281,14 +281,14 @@ def test_other_tools_names(kind: str, line: str, suggestion: str | None) -> None
         assert resolve(params, text=without(base, *drop) + whole + "\n").ok
 
 
-def test_a_name_that_is_set_already_is_not_suggested_again() -> None:
+def test_a_name_that_is_set_already_is_said_to_be() -> None:
     (error,) = resolve(FullFinetuneParams, text=BASE + "batch_size: 3\nbatchsize: 4\n").errors
-    assert (error.path, error.suggestion) == ("batchsize", None)
+    assert (error.path, error.suggestion) == ("batchsize", "batch_size")
     assert error.message.endswith(
         "did you mean batch_size? It is set already, in line 4: keep one of the two"
     )
     (error,) = resolve(FullFinetuneParams, text=BASE + "batch_size: 3\n", overrides=["batchsize=4"]).errors
-    assert error.suggestion == "batch_size"  # the command line is there to set it anew
+    assert error.message.endswith("did you mean batch_size?")  # the command line is there to set it anew
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,6 @@ def test_a_name_that_is_set_already_is_not_suggested_again() -> None:
         ("  r: 4", "lora_rank"),
         ("  lora_rnk: 4", "lora_rank"),
         ("  lora_rnk: much", None),
-        ("  target_modules: [q_proj]", None),  # beside lora_attn_modules
     ],
 )
 def test_misspelt_arguments_of_a_lora_builder(line: str, suggestion: str | None) -> None:

@@ -23,8 +23,8 @@ Judge = Callable[[Node, Callable[[Diagnostic], None]], Any]
 def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[str | None, str]:
     """Return what may replace a mistaken key, or its whole entry, and what to add to the reason.
 
-    Nothing may replace it where the result would be wrong again: the name is set already, or the value is not one
-    for it. An entry is written as the place has it, a file or a command line.
+    Nothing may replace it where its value is not one for that name. An entry is written as the place has it, a file or
+    a command line.
 
     Args:
         guess: what the key probably meant.
@@ -32,9 +32,13 @@ def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[s
         there: what stands under the guessed name already.
         judge: tries a value for that name.
     """
+    suggestion, addition = _replace_with(guess, node, judge)
     if there is not None and there.source.kind == node.source.kind == "file":
-        return None, f"it is set already, in line {there.source.line}: keep one of the two"
+        addition = f"it is set already, in line {there.source.line}: keep one of the two"
+    return suggestion, addition
 
+
+def _replace_with(guess: Guess, node: Node, judge: Judge) -> tuple[str | None, str]:
     def entry(value: str) -> tuple[str, str]:
         whole = f"{guess.name}={value}" if node.source.kind == "cli" else f"{guess.name}: {value}"
         return whole, f"write {shorten(whole)}"
