@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from recipes.params.components import check_loss, check_optimizer, check_sizes, check_templates
+from recipes.params.checks import check_datasets, check_loss, check_optimizer, check_processes, check_sizes
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
 from tune.config.slots import (
@@ -280,10 +280,10 @@ class FinetuneParams:
         """Yield what is wrong between fields that are each right on their own."""
         yield from self._check_optimization()
         yield from self._check_precision_and_device()
-        yield from self._check_processes()
+        yield from check_processes(self)
         yield from check_sizes(self.model)
-        yield from check_templates("dataset", self.dataset)
-        yield from check_templates("dataset_val", self.dataset_val)
+        yield from check_datasets("dataset", self.dataset)
+        yield from check_datasets("dataset_val", self.dataset_val)
         if self.run_val_every_n_steps and self.dataset_val is None:
             yield Problem(
                 "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
@@ -339,46 +339,3 @@ class FinetuneParams:
         for name, what in (("enable_activation_offloading", "activations"), ("fsdp_cpu_offload", "weights")):
             if self.device in ("cpu", "mps") and getattr(self, name):
                 yield Problem(f"moves {what} off a GPU, but device is {self.device}", (name, "device"))
-
-    def _check_processes(self) -> Iterator[Problem]:
-        shard_dim = self.data_parallel_shard_dim
-        if self.fsdp_cpu_offload and not self.enable_fsdp:
-            yield Problem("needs enable_fsdp", ("fsdp_cpu_offload", "enable_fsdp"))
-        if self.fsdp_cpu_offload and shard_dim == 1:
-            yield Problem(
-                "keeps shards in host memory, but with a data_parallel_shard_dim of 1 nothing is sharded",
-                ("fsdp_cpu_offload", "data_parallel_shard_dim"),
-            )
-        if not self.enable_fsdp and shard_dim > 1:
-            yield Problem(
-                f"shards over {shard_dim} processes, but enable_fsdp is false: every process holds "
-                "a whole copy; leave it at -1",
-                ("data_parallel_shard_dim", "enable_fsdp"),
-            )
-        if shard_dim == 0:
-            yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
-        if self.dtype == "fp16" and shard_dim > 1:
-            yield Problem(
-                "fp16 finds its loss scale in each process's part of the gradients alone; use bf16 to shard",
-                ("dtype", "data_parallel_shard_dim"),
-            )
-        if self.optimizer_in_bwd and shard_dim == 1 and self.data_parallel_replicate_dim > 1:
-            yield Problem(
-                "steps before the gradients of processes with a whole copy each have been added up; shard, or set it "
-                "to false",
-                ("optimizer_in_bwd", "data_parallel_replicate_dim", "data_parallel_shard_dim"),
-            )
-        is_sharded = shard_dim > 1 or self.fsdp_cpu_offload
-        if self.optimizer.path.startswith("bitsandbytes.") and is_sharded:
-            yield Problem(
-                f"is {self.optimizer.path}, which takes no sharded weights; use torch.optim.AdamW, or set enable_fsdp "
-                "to false, data_parallel_shard_dim to -1 and fsdp_cpu_offload to false",
-                ("optimizer", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
-            )
-        if self.optimizer.path == "torch.optim.SGD" and self.optimizer.kwargs.get("fused") and is_sharded:
-            yield Problem(
-                "has no form for sharded weights in SGD; remove it",
-                ("optimizer.fused", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
-            )
-        if "" in (self.custom_sharded_layers or ()):
-            yield Problem("names a layer by an empty text", ("custom_sharded_layers",))

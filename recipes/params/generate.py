@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from recipes.params.components import check_sizes, check_template
+from recipes.params.checks import check_sizes, check_template
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
 from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER

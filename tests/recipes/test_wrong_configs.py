@@ -145,6 +145,8 @@ TOGETHER = [
         "dataset_val: {_component_: instruct, source: a, prompt_template: {usr: [a, b]}}",
         ["dataset_val.prompt_template"],
     ),
+    ("full lora", "dataset: {_component_: alpaca, split: 'train[5%'}", ["dataset.split"]),
+    ("full lora", "dataset: [alpaca, {_component_: instruct, source: ''}]", ["dataset.1.source"]),
     ("full", "optimizer: Muon", ["optimizer"]),
     ("full", "model: {_component_: lora_llama2_7b, lora_attn_modules: [q_proj]}", ["model"]),
     ("lora", "adapter_checkpoint: ''", ["checkpointer.adapter_checkpoint"]),

@@ -63,7 +63,7 @@ def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution
     if target.params is None:
         raise ConfigError(f"{target.name} declares no params class that can be read without running it")
     names = target.config_names
-    resolution = resolve(
+    resolution: Resolution[Any] = resolve(
         target.params,
         config=config,
         overrides=given.overrides,

@@ -15,11 +15,11 @@ from tune.data.hub import read_hub, read_saved_to_disk
 from tune.data.rows import KINDS, TextUnit, file_kind, read_file
 from tune.errors import ConfigError, DataError
 from tune.utils.paths import expand_path
+from tune.utils.splits import parse_split
 
 DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 # What Hugging Face calls its builders for local files.
 _FILE_KINDS = ("json", "jsonl", "csv", "parquet", "text")
-_SPLIT = re.compile(r"(?P<name>[\w.+-]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Source:
             raise ConfigError("dataset.source is empty: give a local file, a folder, or a name on the hub")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"dataset.limit is {self.limit}, expected at least 1")
-        split, start, stop = _parse_split(self.split)
+        split, start, stop = parse_split(self.split)
         try:
             rows = self._all_rows(split)
         except OSError as error:
@@ -122,16 +122,6 @@ class Source:
             if not file.is_file():
                 raise DataError(_no_file(file))
         return (row for file in files for row in read_file(file, self.field, self.text_unit))
-
-
-def _parse_split(text: str) -> tuple[str, str | None, str | None]:
-    found = _SPLIT.fullmatch(text.strip())
-    if found is None:
-        raise ConfigError(
-            f"dataset.split {text!r} is not understood; write a name, or a name with a range: "
-            "train, train[:500], train[90%:]"
-        )
-    return found["name"], found["start"], found["stop"]
 
 
 def _slice(rows: Iterator[Row], start: str | None, stop: str | None) -> Iterator[Row]:

@@ -1,14 +1,18 @@
-"""What the arguments of components must be to each other, as far as a configuration alone can tell."""
+"""What settings must be to each other, as far as a configuration alone can tell: checks that several recipes share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune.config.component import Component
 from tune.config.diagnostics import shorten
 from tune.config.params import Problem
 from tune.errors import ConfigError
+from tune.utils.splits import parse_split
+
+if TYPE_CHECKING:
+    from recipes.params.finetune import FinetuneParams
 
 # The label of a position without a target, in every batch (`tune.data`, which would import torch).
 _IGNORE_INDEX = -100
@@ -75,10 +79,10 @@ def check_sizes(model: Component) -> Iterator[Problem]:
         )
 
 
-def check_templates(
+def check_datasets(
     name: str, components: Component | tuple[Component, ...] | list[Component] | None
 ) -> Iterator[Problem]:
-    """Yield the prompt templates among the arguments of datasets that there are not.
+    """Yield the prompt templates and splits among the arguments of datasets that there cannot be.
 
     Args:
         name: the field that holds the dataset, or a list of them.
@@ -86,8 +90,25 @@ def check_templates(
     """
     if isinstance(components, Component):
         yield from check_template(f"{name}.prompt_template", components.kwargs.get("prompt_template"))
+        yield from _check_source(name, components)
     for index, component in enumerate(components if isinstance(components, (list, tuple)) else ()):
-        yield from check_templates(f"{name}.{index}", component)
+        yield from check_datasets(f"{name}.{index}", component)
+
+
+def _check_source(name: str, dataset: Component) -> Iterator[Problem]:
+    if not dataset.path.startswith("tune."):
+        return
+    split, source = dataset.kwargs.get("split"), dataset.kwargs.get("source")
+    if isinstance(split, str):
+        try:
+            parse_split(split)
+        except ConfigError:
+            yield Problem(
+                f"is {split!r}; write a name, or a name with a range: train, train[:500], train[90%:]",
+                (f"{name}.split",),
+            )
+    if source == "":
+        yield Problem("is empty: give a local file, a folder, or a name on the hub", (f"{name}.source",))
 
 
 def check_template(name: str, template: Any) -> Iterator[Problem]:
@@ -115,3 +136,48 @@ def _nearest(template: Any, names: tuple[str, ...]) -> str | None:
         return None
     close = difflib.get_close_matches(template.lower(), names, n=1, cutoff=0.7)
     return close[0] if close else None
+
+
+def check_processes(params: FinetuneParams) -> Iterator[Problem]:
+    """Yield what no number of processes can do together."""
+    shard_dim = params.data_parallel_shard_dim
+    if params.fsdp_cpu_offload and not params.enable_fsdp:
+        yield Problem("needs enable_fsdp", ("fsdp_cpu_offload", "enable_fsdp"))
+    if params.fsdp_cpu_offload and shard_dim == 1:
+        yield Problem(
+            "keeps shards in host memory, but with a data_parallel_shard_dim of 1 nothing is sharded",
+            ("fsdp_cpu_offload", "data_parallel_shard_dim"),
+        )
+    if not params.enable_fsdp and shard_dim > 1:
+        yield Problem(
+            f"shards over {shard_dim} processes, but enable_fsdp is false: every process holds "
+            "a whole copy; leave it at -1",
+            ("data_parallel_shard_dim", "enable_fsdp"),
+        )
+    if shard_dim == 0:
+        yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
+    if params.dtype == "fp16" and shard_dim > 1:
+        yield Problem(
+            "fp16 finds its loss scale in each process's part of the gradients alone; use bf16 to shard",
+            ("dtype", "data_parallel_shard_dim"),
+        )
+    if params.optimizer_in_bwd and shard_dim == 1 and params.data_parallel_replicate_dim > 1:
+        yield Problem(
+            "steps before the gradients of processes with a whole copy each have been added up; shard, or set it "
+            "to false",
+            ("optimizer_in_bwd", "data_parallel_replicate_dim", "data_parallel_shard_dim"),
+        )
+    is_sharded = shard_dim > 1 or params.fsdp_cpu_offload
+    if params.optimizer.path.startswith("bitsandbytes.") and is_sharded:
+        yield Problem(
+            f"is {params.optimizer.path}, which takes no sharded weights; use torch.optim.AdamW, or set enable_fsdp "
+            "to false, data_parallel_shard_dim to -1 and fsdp_cpu_offload to false",
+            ("optimizer", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
+        )
+    if params.optimizer.path == "torch.optim.SGD" and params.optimizer.kwargs.get("fused") and is_sharded:
+        yield Problem(
+            "has no form for sharded weights in SGD; remove it",
+            ("optimizer.fused", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
+        )
+    if "" in (params.custom_sharded_layers or ()):
+        yield Problem("names a layer by an empty text", ("custom_sharded_layers",))
