@@ -133,6 +133,13 @@ class GenerateParams:
             yield Problem(
                 "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
             )
+        builder = self.model.path.rpartition(".")[2]
+        if builder.startswith(("lora_", "qlora_")):
+            yield Problem(
+                f"adds adapters ({builder}), which no checkpoint of a model has: name it {builder.split('lora_', 1)[1]}, "
+                "and the folder of the adapter in adapter_checkpoint",
+                ("model",),
+            )
         yield from check_sizes(self.model)
         yield from check_template("prompt_template", self.prompt_template)
         if self.stop and "" in self.stop:

@@ -177,6 +177,7 @@ TOGETHER = [
     ("generate", "prompt_template: lama3", ["prompt_template"]),
     ("generate", "adapter_checkpoint: ''", ["checkpointer.adapter_checkpoint"]),
     ("generate", "stop: ['']", ["stop"]),
+    ("generate", "model: {_component_: lora_llama2_7b, lora_attn_modules: [q_proj]}", ["model"]),
 ]
 
 
