@@ -136,7 +136,7 @@ class GenerateParams:
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(("lora_", "qlora_")):
             yield Problem(
-                f"adds adapters ({builder}), which no checkpoint of a model has: name it {builder.split('lora_', 1)[1]}, "
+                f"adds adapters ({builder}), which no checkpoint has: name it {builder.split('lora_', 1)[1]}, "
                 "and the folder of the adapter in adapter_checkpoint",
                 ("model",),
             )
