@@ -22,14 +22,15 @@ _TEMPLATE_FILES = (".jinja", ".jinja2", ".j2")
 def check_optimizer(optimizer: Component) -> Iterator[Problem]:
     """Yield what an optimizer's arguments have against each other, or against training at all."""
     given = optimizer.kwargs
-    for other, why in (
-        ("foreach", "excludes foreach: choose one implementation"),
-        ("differentiable", "excludes differentiable"),
+    if given.get("fused") and given.get("foreach"):
+        yield Problem("excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach"))
+    for name, why in (
+        ("maximize", "would make the loss greater at each step"),
+        ("capturable", "is for steps recorded as a CUDA graph, which no recipe does"),
+        ("differentiable", "is for gradients of the step itself, which no recipe takes"),
     ):
-        if given.get("fused") and given.get(other):
-            yield Problem(why, ("optimizer.fused", f"optimizer.{other}"))
-    if given.get("maximize"):
-        yield Problem("would make the loss greater at each step; remove it", ("optimizer.maximize",))
+        if given.get(name):
+            yield Problem(f"{why}; remove it", (f"optimizer.{name}",))
     if given.get("nesterov") and optimizer.path == "torch.optim.SGD":
         if not given.get("momentum"):
             yield Problem("needs optimizer.momentum above 0", ("optimizer.nesterov", "optimizer.momentum"))

@@ -96,6 +96,8 @@ TOGETHER = [
     ),
     ("full lora", "optimizer: {_component_: AdamW, fused: true, foreach: true}", ["optimizer.fused"]),
     ("full lora", "optimizer: {_component_: AdamW, maximize: true}", ["optimizer.maximize"]),
+    ("full lora", "optimizer: {_component_: Adam, capturable: true}", ["optimizer.capturable"]),
+    ("full lora", "optimizer: {_component_: SGD, differentiable: true}", ["optimizer.differentiable"]),
     (
         "full lora",
         "loss: {_component_: CrossEntropyLoss, reduction: mean, ignore_index: 0}",
