@@ -38,6 +38,31 @@ def check_optimizer(optimizer: Component) -> Iterator[Problem]:
             yield Problem("needs a dampening of 0", ("optimizer.nesterov", "optimizer.dampening"))
 
 
+def check_lr_scheduler(schedule: Component | None) -> Iterator[Problem]:
+    """Yield what a schedule of a run cannot be told."""
+    given = schedule.kwargs if schedule is not None else {}
+    if given.get("last_epoch", -1) != -1:
+        yield Problem(
+            "must be -1: where a schedule goes on is part of a saved step; remove it",
+            ("lr_scheduler.last_epoch",),
+            suggestion="-1",
+        )
+    is_one_cycle = schedule is not None and schedule.path == "torch.optim.lr_scheduler.OneCycleLR"
+    if is_one_cycle and not given.get("total_steps") and not {"epochs", "steps_per_epoch"} <= given.keys():
+        yield Problem("is required: the optimizer steps of the whole run", ("lr_scheduler.total_steps",))
+
+
+def check_collation(collate_fn: Component) -> Iterator[Problem]:
+    """Yield a label of padding that would be learnt."""
+    label = collate_fn.kwargs.get("ignore_idx", _IGNORE_INDEX)
+    if label != _IGNORE_INDEX and collate_fn.path.startswith("tune."):
+        yield Problem(
+            f"must be {_IGNORE_INDEX}, not {label}: padding would be learnt; remove it",
+            ("collate_fn.ignore_idx",),
+            suggestion=str(_IGNORE_INDEX),
+        )
+
+
 def check_loss(loss: Component) -> Iterator[Problem]:
     """Yield what makes a loss another than the sum over the target tokens."""
     reduction = loss.kwargs.get("reduction", "sum")

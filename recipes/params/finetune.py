@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from recipes.params.checks import check_datasets, check_loss, check_optimizer, check_processes, check_sizes
+from recipes.params.checks import (
+    check_collation,
+    check_datasets,
+    check_loss,
+    check_lr_scheduler,
+    check_optimizer,
+    check_processes,
+    check_sizes,
+)
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
 from tune.config.slots import (
@@ -322,7 +330,9 @@ class FinetuneParams:
                 ("optimizer_in_bwd", "on_non_finite"),
             )
         yield from check_optimizer(self.optimizer)
+        yield from check_lr_scheduler(self.lr_scheduler)
         yield from check_loss(self.loss)
+        yield from check_collation(self.collate_fn)
         if self.checkpointer.kwargs.get("safe_serialization") is False:
             yield Problem(
                 "must be true: weights are only written as safetensors, since pickled files can run code when loaded",

@@ -129,6 +129,11 @@ class LoraFinetuneParams(FinetuneParams):
         prefix = ""
         if builder.startswith(_ADAPTING_BUILDERS):
             named, prefix = {name: self.model.kwargs.get(name) for name in _MATRICES}, "model."
+        if named["apply_lora_to_output"] and self.model.kwargs.get("tie_word_embeddings"):
+            yield Problem(
+                "would change the embedding as well, which is the output matrix (tie_word_embeddings); set it to false",
+                (f"{prefix}apply_lora_to_output", "model.tie_word_embeddings"),
+            )
         modules = named["lora_attn_modules"]
         fields = tuple(prefix + name for name in _MATRICES)
         if not isinstance(modules, (list, tuple)):

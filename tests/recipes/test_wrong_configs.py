@@ -77,6 +77,7 @@ def test_numbers_that_no_argument_can_be(slot: str, name: str, argument: str, va
         ("optimizer", "torch.optim.SparseAdam", "sparse gradients"),
         ("lr_scheduler", "ReduceLROnPlateau", "validation loss"),
         ("lr_scheduler", "LambdaLR", "a function"),
+        ("collate_fn", "tune.data.padded_collate", "one field alone"),
     ],
 )
 def test_components_that_no_recipe_can_use(slot: str, name: str, reason: str) -> None:
@@ -96,6 +97,23 @@ TOGETHER = [
     ),
     ("full lora", "optimizer: {_component_: AdamW, fused: true, foreach: true}", ["optimizer.fused"]),
     ("full lora", "optimizer: {_component_: AdamW, maximize: true}", ["optimizer.maximize"]),
+    (
+        "full lora",
+        "lr_scheduler: {_component_: linear, num_warmup_steps: 2, last_epoch: 5}",
+        ["lr_scheduler.last_epoch"],
+    ),
+    (
+        "full lora",
+        "lr_scheduler: {_component_: OneCycleLR, max_lr: 1e-3, epochs: 2}",
+        ["lr_scheduler.total_steps"],
+    ),
+    ("full lora", "collate_fn: {_component_: padded_collate_sft, ignore_idx: 0}", ["collate_fn.ignore_idx"]),
+    (
+        "lora",
+        f"apply_lora_to_output: true\nmodel: {{_component_: llama2, {SIZES}, num_heads: 3, embed_dim: 30, "
+        "tie_word_embeddings: true}",
+        ["apply_lora_to_output"],
+    ),
     ("full lora", "optimizer: {_component_: Adam, capturable: true}", ["optimizer.capturable"]),
     ("full lora", "optimizer: {_component_: SGD, differentiable: true}", ["optimizer.differentiable"]),
     (

@@ -130,6 +130,7 @@ COLLATE_FN = Slot(
     names=("*collate*",),
     supplies=("batch",),
     offers=("padding_idx", "ignore_idx"),
+    unsuitable={"padded_collate": "it pads one field alone, and a batch has tokens, labels and positions"},
 )
 
 SLOTS: tuple[Slot, ...] = (
