@@ -52,6 +52,20 @@ def check_lr_scheduler(schedule: Component | None) -> Iterator[Problem]:
         yield Problem("is required: the optimizer steps of the whole run", ("lr_scheduler.total_steps",))
 
 
+def check_checkpointer(checkpointer: Component) -> Iterator[Problem]:
+    """Yield what no checkpointer can be told."""
+    if checkpointer.kwargs.get("safe_serialization") is False:
+        yield Problem(
+            "must be true: weights are only written as safetensors, since pickled files can run code when loaded",
+            ("checkpointer.safe_serialization",),
+            suggestion="true",
+        )
+    if checkpointer.kwargs.get("adapter_checkpoint") == "":
+        yield Problem(
+            "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
+        )
+
+
 def check_collation(collate_fn: Component) -> Iterator[Problem]:
     """Yield a label of padding that would be learnt."""
     label = collate_fn.kwargs.get("ignore_idx", _IGNORE_INDEX)

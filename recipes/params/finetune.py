@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.params.checks import (
+    check_checkpointer,
     check_collation,
     check_datasets,
     check_loss,
@@ -333,11 +334,7 @@ class FinetuneParams:
         yield from check_lr_scheduler(self.lr_scheduler)
         yield from check_loss(self.loss)
         yield from check_collation(self.collate_fn)
-        if self.checkpointer.kwargs.get("safe_serialization") is False:
-            yield Problem(
-                "must be true: weights are only written as safetensors, since pickled files can run code when loaded",
-                ("checkpointer.safe_serialization",),
-            )
+        yield from check_checkpointer(self.checkpointer)
 
     def _check_precision_and_device(self) -> Iterator[Problem]:
         if self.dtype == "fp32" and self.param_dtype == "bf16":

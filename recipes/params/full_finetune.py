@@ -43,7 +43,7 @@ class FullFinetuneParams(FinetuneParams):
                 "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
                 ("optimizer",),
             )
-        if self.checkpointer.kwargs.get("adapter_checkpoint") is not None:
+        if self.checkpointer.kwargs.get("adapter_checkpoint"):
             yield Problem(
                 "names an adapter, but this recipe trains every weight: use the recipe lora_finetune, or merge the "
                 "adapter into the weights first",

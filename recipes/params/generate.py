@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from recipes.params.checks import check_sizes, check_template
+from recipes.params.checks import check_checkpointer, check_sizes, check_template
 from tune.config.component import Component
 from tune.config.params import Problem, check_params, param
 from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
@@ -129,10 +129,7 @@ class GenerateParams:
                 "is required: the folder with the weights",
                 ("model_checkpoint", "checkpointer.checkpoint_dir"),
             )
-        if self.checkpointer.kwargs.get("adapter_checkpoint") == "":
-            yield Problem(
-                "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
-            )
+        yield from check_checkpointer(self.checkpointer)
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(("lora_", "qlora_")):
             yield Problem(

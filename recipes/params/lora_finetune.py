@@ -95,10 +95,6 @@ class LoraFinetuneParams(FinetuneParams):
             "quantize_base": self.quantize_base,
         }
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
-        if adapter == "":
-            yield Problem(
-                "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
-            )
         given = [name for name, value in settings.items() if value is not None]
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):

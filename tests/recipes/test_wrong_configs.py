@@ -197,6 +197,11 @@ TOGETHER = [
     ("generate", "prompt_template: lama3", ["prompt_template"]),
     ("generate", "adapter_checkpoint: ''", ["checkpointer.adapter_checkpoint"]),
     ("generate", "stop: ['']", ["stop"]),
+    (
+        "generate",
+        "checkpointer: {_component_: FullModelHFCheckpointer, safe_serialization: false}",
+        ["checkpointer.safe_serialization"],
+    ),
     ("generate", "model: {_component_: lora_llama2_7b, lora_attn_modules: [q_proj]}", ["model"]),
 ]
 

@@ -115,6 +115,7 @@ _BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
         "rho": _SHARE,
         "beta2_decay": Bounds(maximum=0),
         "ns_steps": _COUNT,
+        "d": _COUNT,
     },
     "lr_scheduler": {
         **dict.fromkeys(("num_warmup_steps", "num_cycles", "eta_min", "power", "total_iters"), _NOT_NEGATIVE),
