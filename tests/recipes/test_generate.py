@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_explained(model_dir: Path, tmp_path: Path) -> No
         GenerationError, match=rf"has \d+ tokens, but the model's max_seq_len is {MAX_SEQ_LEN}"
     ):
         run(model_dir, prompt="cat " * 100)
-    with pytest.raises(GenerationError, match="a stop string is empty"):
+    with pytest.raises(ConfigError, match="stop holds an empty text"):
         run(model_dir, prompt="a", stop=[""])
     with pytest.raises(ConfigError, match="there is no prompt template 'nosuch'"):
         run(tmp_path / "nowhere", prompt="a", prompt_template="nosuch")  # before any weights are looked for

@@ -73,7 +73,8 @@ def run(given: Given) -> int:
         asked = plan
         plan = settle(asked, getattr(resolution.params, "device", None), count_gpus, is_run=not is_dry)
         _refuse_many_processes(target, plan)  # now that they are counted
-        if not is_dry or not asked.count:  # what is counted here says nothing about another machine
+        # A dry run that asks for no processes is about the configuration; what is counted here says nothing elsewhere.
+        if not is_dry or (plan.needs_launcher and not asked.count):
             _refuse_another_mesh(plan, resolution.params)
         if is_dry:
             _report(resolution)
