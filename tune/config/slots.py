@@ -67,8 +67,8 @@ OPTIMIZER = Slot(
     accepts="torch.optim.Optimizer",
     supplies=("params",),
     unsuitable={
-        "LBFGS": "it runs the whole batch several times per step",
-        "SparseAdam": "it takes sparse gradients only",
+        "LBFGS": "it runs the whole batch several times per step; use AdamW",
+        "SparseAdam": "it takes sparse gradients only; use AdamW",
     },
     other_names={
         "adamw_8bit": "bitsandbytes.optim.AdamW8bit",
@@ -98,7 +98,7 @@ LR_SCHEDULER = Slot(
     supplies=("optimizer",),
     offers=("num_training_steps", "last_epoch"),
     unsuitable={
-        "ReduceLROnPlateau": "it waits for a validation loss, and a step has none",
+        "ReduceLROnPlateau": "it waits for a validation loss; use cosine, linear or constant",
         "LambdaLR": "it takes a function, which a configuration cannot hold",
         "MultiplicativeLR": "it takes a function, which a configuration cannot hold",
         "ChainedScheduler": "it takes schedules that are built already",

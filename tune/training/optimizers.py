@@ -42,7 +42,7 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
         ConfigError: the optimizer cannot train these weights, or not on their device, or refuses its arguments.
     """
     name = component.path.rpartition(".")[2]
-    if reason := dict(OPTIMIZER.unsuitable).get(name):  # a config that names it has not come as far as here
+    if reason := OPTIMIZER.unsuitable.get(name):  # a config that names it has not come as far as here
         raise ConfigError(f"optimizer {name} does not fit this recipe: {reason}")
     trained = [weight for weight in weights if weight.requires_grad]
     fusible = FUSED_WHEN_SHARDED if any(map(is_sharded, trained)) else FUSED_OPTIMIZERS
