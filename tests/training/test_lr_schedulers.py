@@ -120,7 +120,7 @@ def test_a_run_that_ends_in_its_warmup_is_warned(
     build_lr_scheduler(cosine, make_optimizer(), num_steps)
     (record,) = caplog.records
     said = record.getMessage()
-    assert f"{num_steps} steps, and lr_scheduler warms up for 50" in said
+    assert f"warms up for 50 steps, and the last one of this run, number {num_steps}," in said
     assert f"with {share} of it" in said
     build_lr_scheduler(cosine, make_optimizer(), 51)  # its last step is taken at the peak
     build_lr_scheduler(Component(cosine.path, {"num_warmup_steps": 0}), make_optimizer(), 1)

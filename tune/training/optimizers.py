@@ -159,8 +159,8 @@ def build_lr_scheduler(
     if isinstance(num_warmup_steps, int) and num_warmup_steps >= max(num_training_steps, 1):
         reached = (num_training_steps - 1) / num_warmup_steps
         get_logger().warning(
-            f"warning: the learning rate does not reach its peak: all steps of the run are {num_training_steps}, and "
-            f"lr_scheduler warms up for {num_warmup_steps}; the last step is taken with {reached:.0%} of it. Set "
+            f"The learning rate does not reach its peak: lr_scheduler warms up for {num_warmup_steps} steps, and the "
+            f"last one of this run, number {num_training_steps}, is taken with {reached:.0%} of it. Set "
             f"lr_scheduler.num_warmup_steps={num_training_steps // 10}, say, or more epochs."
         )
     return scheduler
