@@ -8,16 +8,21 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tune import training
 from tune.errors import TuneError
+from tune.modules import DecoderConfig, TransformerDecoder
+from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training.distributed.parallel import ParallelPlan
 from tune.training.saving import shared_folder
 from tune.utils import get_logger, get_rank
+from tune.utils.sharding import is_sharded, local_part
 
 CPU = torch.device("cpu")
 
@@ -70,6 +75,75 @@ def have_different_memory() -> None:
     assert plan.shards
 
 
+def _fail(*_: object, **__: object) -> None:
+    raise RuntimeError("the device is lost")
+
+
+def fail_while_a_bad_step_is_studied() -> None:
+    """At one place after another of a sharded forward pass; each time the weights can be saved as they were."""
+    folder = Path(sys.argv[1])
+    batch = {"tokens": torch.randint(0, 31, (2, 7)), "labels": torch.randint(0, 31, (2, 7))}
+    for number, place in enumerate(
+        ["", "tok_embeddings", "layers.1.mlp", "norm", "loss", "nowhere"], start=1
+    ):
+        model = _make_sharded_model()
+        optimizer = torch.optim.AdamW(model.parameters())
+        loss_of = partial(_loss_of, model, "")
+        for _ in range(2):
+            loss_of(batch).backward()
+            optimizer.step()
+        if get_rank() == 1 and place in ("", "loss"):
+            loss_of = partial(_loss_of, model, place or "start")
+        elif get_rank() == 1 and place != "nowhere":
+            model.get_submodule(place).register_forward_hook(_fail)
+        kept = training.save_failed_step(folder, number, model, [batch], loss_of=loss_of)
+        assert (kept is None) == (place != "nowhere"), place
+        assert training.weights_are_finite(model)
+        saver = training.StepSaver(folder, CPU, keep_last_n=None, in_background=False)
+        saver.save(number, model, optimizer, {}, {}, lambda model, folder: (folder / "model").mkdir())
+        again = torch.optim.AdamW(model.parameters())
+        training.load_run_state(folder / f"step_{number:06d}" / "state", model, again, CPU, {})
+        for name, weight in model.named_parameters():
+            assert is_sharded(weight), name
+            for key, value in optimizer.state[weight].items():
+                assert torch.equal(local_part(again.state[weight][key]), local_part(value)), (place, name)
+
+
+def fail_while_the_weights_are_gathered() -> None:
+    """Nothing but its end can bring the other process back: the last thing that this file does."""
+    model = _make_sharded_model()
+    batch = {"tokens": torch.randint(0, 31, (2, 7)), "labels": torch.randint(0, 31, (2, 7))}
+    if get_rank() == 1:
+        block: Any = model.layers[1]
+        block.set_custom_all_gather(NoRoom())
+    training.save_failed_step(Path(sys.argv[1]), 7, model, [batch], loss_of=partial(_loss_of, model, ""))
+
+
+class NoRoom:
+    """A gather for which there is no memory."""
+
+    allocate = __call__ = _fail
+
+
+def _make_sharded_model() -> TransformerDecoder:
+    torch.manual_seed(2)
+    sizes = {"num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 12, "head_dim": 6}
+    with torch.device("meta"):
+        model = TransformerDecoder(DecoderConfig(vocab_size=31, **sizes, intermediate_dim=20, max_seq_len=16))
+    training.shard_model(model, ParallelPlan(1, 2), CPU)
+    model.reset_parameters()
+    return model
+
+
+def _loss_of(model: TransformerDecoder, failing: str, batch: dict[str, Tensor]) -> Tensor:
+    if failing == "start":
+        _fail()
+    loss = loss_sum(LinearCrossEntropyLoss(), model, batch["tokens"], batch["labels"])
+    if failing == "loss":
+        _fail()
+    return loss
+
+
 MODES: dict[str, Callable[[], None]] = {
     made.__name__: made
     for made in (
@@ -79,6 +153,7 @@ MODES: dict[str, Callable[[], None]] = {
         hold_different_folders,
         break_the_saving_thread,
         have_different_memory,
+        fail_while_a_bad_step_is_studied,
     )
 }
 
@@ -97,6 +172,8 @@ def main() -> None:
             outcome = f"{type(error).__name__}: {error}"
         Path(root, f"{name}.{get_rank()}").write_text(outcome)
     get_logger().info("done")
+    sys.argv[1] = root
+    fail_while_the_weights_are_gathered()
     training.end_processes()
 
 

@@ -85,13 +85,20 @@ def is_cut(model: object) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free what was gathered of a sharded model, as a backward pass does: its parameters are the shards again."""
+    """Free what was gathered of a sharded model, as a backward pass does: its parameters are the shards again.
+
+    Also after a forward pass that was broken off.
+    """
     if model in _skeletons:
         from torch.distributed.fsdp import FSDPModule
 
+        root: Any = model
+        # The root stays gathered between its passes, and takes a forward pass that was broken off for under way.
+        root.set_reshard_after_forward(True, recurse=False)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+        root.set_reshard_after_forward(False, recurse=False)
 
 
 @torch.no_grad()

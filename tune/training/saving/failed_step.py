@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from tune.checkpoints.writers import replacing
 from tune.data import ResumableSampler
+from tune.errors import TrainingError
+from tune.training.distributed.leaving_together import leaving_together
 from tune.training.distributed.processes import max_over_ranks
 from tune.training.saving.saved_steps import step_name
 from tune.utils import get_logger, get_rank, get_world_size
@@ -66,8 +68,9 @@ def save_failed_step(
 ) -> Path | None:
     """Write what there is to know of a step whose loss or gradient is not finite; return where, None where it failed.
 
-    Called while the error that ends the run is handled, and never in its way: what goes wrong here is a warning. Each
-    rank writes files of its own, whole or not at all. Of sharded weights a rank counts its own shards.
+    Called while the error that ends the run is handled, and hardly ever in its way: what goes wrong here is a warning,
+    on all ranks where sharded weights bind them together. Each rank writes files of its own, whole or not at all. Of
+    sharded weights a rank counts its own shards.
 
     Args:
         output_dir: of the run.
@@ -79,46 +82,67 @@ def save_failed_step(
         loss_of: returns a micro-batch's loss. Called without gradients, it finds the micro-batch and the module where
             the numbers first go bad; on many ranks all must pass it, since the forward pass may be a collective.
         facts: further values for the report, such as seed, epoch and learning rate.
+
+    Raises:
+        TrainingError: sharded weights could not be brought together by this process, and the others wait for it: the
+            run has to end here, see `leaving_together`.
     """
     folder = output_dir / f"non_finite_{step_name(step)}"
     rank = get_rank()
     try:
-        report = {
-            "step": step,
-            "rank": rank,
-            "world_size": get_world_size(),
-            "loss": _number(loss),
-            "grad_norm": _number(grad_norm),
-            **{
-                name: value if isinstance(value, str | int | bool) else _number(value)
-                for name, value in (facts or {}).items()
-            },
-            "non_finite_weights": _count(
-                {name: weight.detach() for name, weight in model.named_parameters()}
-            ),
-            "non_finite_gradients": _count(
-                {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-            ),
-            **_look(model, micro_batches, sample_ids, loss_of),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{index}.{name}": tensor.detach().cpu().contiguous()
-            for index, batch in enumerate(micro_batches)
-            for name, tensor in batch.items()
-        }
-        batches = folder / f"batches_rank{rank}.safetensors"
-        with replacing(batches) as staged:
-            save_file(tensors, staged)
+        with leaving_together(model) if loss_of is not None else nullcontext():
+            report = {
+                "step": step,
+                "rank": rank,
+                "world_size": get_world_size(),
+                "loss": _number(loss),
+                "grad_norm": _number(grad_norm),
+                **{
+                    name: value if isinstance(value, str | int | bool) else _number(value)
+                    for name, value in (facts or {}).items()
+                },
+                "non_finite_weights": _count(
+                    {name: weight.detach() for name, weight in model.named_parameters()}
+                ),
+                "non_finite_gradients": _count(
+                    {
+                        name: weight.grad
+                        for name, weight in model.named_parameters()
+                        if weight.grad is not None
+                    }
+                ),
+            }
+            # Before anything is computed, which may fail.
+            batches = _write_batches(folder, rank, micro_batches)
+            report |= _look(model, micro_batches, sample_ids, loss_of)
         report["batches"] = f"{batches.name}: MICRO_BATCH.FIELD, such as 0.tokens"
         # Last: where there is a report, the rest is there, too.
         with replacing(folder / f"report_rank{rank}.json") as staged:
             staged.write_text(_readable(report), encoding="utf-8")
+    except TrainingError as error:
+        raise TrainingError(
+            f"step {step} has a loss or gradient that is no number, and could not be studied: {error}. Steps that "
+            "were saved are intact."
+        ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         get_logger().warning(f"step {step} could not be written to {folder} for study: {error}")
         return None
     get_logger().warning(f"step {step} is kept for study in {folder}: {_summary(report)}")
     return folder
+
+
+def _write_batches(folder: Path, rank: int, micro_batches: Sequence[Mapping[str, Tensor]]) -> Path:
+    """Write what went into the model; return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{index}.{name}": tensor.detach().cpu().contiguous()
+        for index, batch in enumerate(micro_batches)
+        for name, tensor in batch.items()
+    }
+    batches = folder / f"batches_rank{rank}.safetensors"
+    with replacing(batches) as staged:
+        save_file(tensors, staged)
+    return batches
 
 
 def _number(value: Tensor | float | None) -> float | str | None:
