@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tune.models
-from tune.checkpoints import find_model_dir, open_weights, save_model
+from tune.checkpoints import find_model_dir, load_into, open_weights, save_meta, save_model
 from tune.checkpoints.file_formats import PickleFile
 from tune.errors import CheckpointError
 from tune.models.llama2 import llama2
@@ -178,3 +178,33 @@ def test_a_pickle_gives_memory_back_and_keeps_its_word(
     if is_mapped:
         with pytest.raises(CheckpointError, match="changed while it was read; a is not what it was"):
             file.read("a")
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "consolidated"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_shard_that_goes_while_the_others_are_read(
+    model_dir: Path, tmp_path: Path, layout: str, damage: str
+) -> None:
+    """Half of the weights are in the model by then."""
+    model = tune.models.from_checkpoint(model_dir)
+    if layout == "consolidated":
+        model_dir = tmp_path / "meta"
+        save_meta(model, model_dir)
+    source = open_weights(model_dir)
+    names = list(source)
+    files = sorted({info.file for info in source.infos.values()})
+    assert len(files) > 2 or layout == "consolidated"
+    for name in names[: len(names) // 2]:
+        source.read(name)
+    for file in files:
+        if damage == "gone":
+            file.unlink()
+        else:  # a new file under the name, as a copy or a download that has begun again
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content[: len(content) // 2])
+    if layout == "consolidated":
+        source._file_of[names[0]].release()  # as after every 256 MiB
+    reason = "No such file" if damage == "gone" else "cut short"
+    with pytest.raises(CheckpointError, match=rf"({'|'.join(file.name for file in files)}).*{reason}"):
+        load_into(model, source)

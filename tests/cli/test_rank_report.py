@@ -87,6 +87,10 @@ def test_what_the_user_reads(tmp_path: Path) -> None:
         "  100%",
         f"(its whole output: {log})",
     ]
+    cut = end(2, 1.0, "killed", 135)
+    assert "was killed by SIGBUS: a file was cut short while it was being read" in explain(
+        cut, [cut], start, "node7"
+    )
     failed = end(2, 1.0, "failed", 1, "error: no examples\nadd some\n")
     text = explain(failed, [failed, end(3, 1.2, "lost")], start, "node7")
     assert text.startswith("error: no examples\nadd some\n(rank 2 of 4 on node7 failed first; exit code 1; ")

@@ -73,7 +73,8 @@ def test_a_full_disk_is_one_error_and_loses_nothing(disk: Path, common: list[str
     code, said = run(2, common, *go_on, "enable_async_checkpointing=true")
     assert code == 1, said
     assert "could not save step_000002" in said
-    assert "the optimizer state cannot be written: [Errno 28] No space left on device" in said
+    assert "the optimizer state cannot be written: " in said
+    assert "No space left on device" in said
     assert "intact; the newest is step_000001" in said
     assert [saved.step for saved in list_saved_steps(out)] == [1]
     assert not list(out.glob(".unfinished*"))

@@ -26,8 +26,8 @@ _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# What torch.load is known to raise on files that are cut short, corrupt, or not weights.
-_PICKLE_ERRORS = (
+# What reading a pickle is known to raise where the file is cut short, corrupt, or not one of weights.
+PICKLE_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     RuntimeError,
@@ -136,7 +136,7 @@ class PickleFile:
         path = self._path
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
-        except _PICKLE_ERRORS as error:
+        except PICKLE_ERRORS as error:
             raise _unreadable(path, error) from error
         if not isinstance(content, Mapping):
             raise CheckpointError(

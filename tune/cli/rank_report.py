@@ -19,6 +19,10 @@ from tune.utils.lost_connection import is_lost_connection
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_CODES = frozenset(128 + signum for signum in STOP_SIGNALS)
 
+_USUAL_CAUSES: dict[int, str] = {
+    signal.SIGKILL: ": often the kernel's out-of-memory killer (`dmesg` names its victims)",
+    signal.SIGBUS: ": a file was cut short while it was being read, or there is no room in /dev/shm",
+}
 _TAIL_LINES = 15
 _TAIL_BYTES = 20_000
 # torch.distributed.elastic ends the others of a failed rank with SIGTERM, and after 30 s with SIGKILL.
@@ -140,8 +144,7 @@ def explain(first: RankEnd, ends: Sequence[RankEnd], start: RankStart | None, ho
         return f"{first.text.rstrip()}\n({who}; exit code {first.code}{'; ' + log if log else ''})"
     if first.kind == "killed":
         text = f"error: {rank} was killed by {_signal_name(first.code - 128)}"
-        if first.code == 128 + signal.SIGKILL:
-            text += ": often the kernel's out-of-memory killer (`dmesg` names its victims)"
+        text += _USUAL_CAUSES.get(first.code - 128, "")
     else:
         text = f"error: {rank} ended with exit code {first.code}"
     tail = read_tail(start) if start else ""

@@ -11,13 +11,19 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tune.errors import CheckpointError
 
-__all__ = ["MANIFEST_NAME", "check_files", "flush", "write_manifest"]
+__all__ = ["CHANGED_SINCE", "MANIFEST_NAME", "check_files", "flush", "write_manifest"]
 
 MANIFEST_NAME = "manifest.json"
+# What to say of a file that is not there when it is loaded, a moment after all of them were found whole.
+CHANGED_SINCE = (
+    "If the step was whole when it was chosen, something else is changing files there; a run that is started again "
+    "skips a step that is not."
+)
 # The manifest of a step of ten thousand files has a megabyte.
 _MAX_BYTES = 2**28
 
@@ -39,19 +45,22 @@ def write_manifest(directory: Path, step: int) -> None:
         flush(folder)
 
 
-def check_files(directory: Path, step: int, part: str = "") -> None:
+def check_files(directory: Path, step: int, part: str = "", *, without: Sequence[str] = ()) -> None:
     """Check that every file of a saved step is there as it was written.
 
     Args:
         directory: of the step, with its manifest.
         step: its number.
         part: only the files below this folder of it, such as "model"; all by default.
+        without: patterns of names that are left out, such as "*.safetensors".
 
     Raises:
         CheckpointError: one is not; the message names the first file that differs and how.
     """
     for name, (num_bytes, digest) in _read_manifest(directory, step).items():
         if part and not name.startswith(f"{part}/"):
+            continue
+        if any(PurePosixPath(name).match(pattern) for pattern in without):
             continue
         path = directory / name
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tune.checkpoints.file_formats import PICKLE_ERRORS
 from tune.errors import CheckpointError
 from tune.training.distributed.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.training.optimizers import restore_paged_state
+from tune.training.saving.manifest import CHANGED_SINCE
 from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.shared_folder import require_all_written
 from tune.utils import get_logger, get_rank, get_world_size
@@ -239,8 +240,10 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(directory / RUN_FILE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{directory / RUN_FILE} cannot be read: {_first_line(error)}") from error
+    except PICKLE_ERRORS as error:
+        raise CheckpointError(
+            f"{directory / RUN_FILE} cannot be read: {_first_line(error)}. {CHANGED_SINCE}"
+        ) from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise CheckpointError(
             f"{directory / RUN_FILE} is not the state of a run as this version of tune writes it."
@@ -295,9 +298,9 @@ def _load_tensors(directory: Path, weights: Mapping[str, Tensor]) -> dict[str, T
                 if isinstance(stored, TensorStorageMetadata)  # we write nothing else
             }
             dcp_load(tensors, storage_reader=reader, no_dist=True)
-    except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (CheckpointException, *PICKLE_ERRORS) as error:
         _pass_on_interrupt(error)
-        raise CheckpointError(f"{directory} cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"{directory} cannot be read: {_first_line(error)}. {CHANGED_SINCE}") from error
     return tensors
 
 
@@ -315,9 +318,12 @@ def _pass_on_interrupt(error: BaseException) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the first sentence of an error's message, or its kind where it has none."""
     if failures := getattr(
         error, "failures", None
     ):  # a CheckpointException, made of what failed on each process
         error = next(iter(failures.values()))[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0].rstrip(".")

@@ -56,11 +56,12 @@ def require_all_written(folder: Path, pattern: str, group: Any = None) -> None:
     """
     if get_world_size() == 1:
         return
-    mine = {path.name: path.stat().st_size for path in folder.glob(pattern)}
-    written = gather_to_all((get_rank(), platform.node(), mine), group)
+    written = gather_to_all((get_rank(), platform.node(), *_sizes(folder, pattern)), group)
 
     def check() -> None:
-        for rank, node, files in written:
+        for rank, node, files, problem in written:
+            if problem:
+                raise CheckpointError(f"what rank {rank} on {node} has written is gone already: {problem}")
             for name, num_bytes in files.items():
                 if not _comes_true(partial(_has_size, folder / name, num_bytes)):
                     raise CheckpointError(
@@ -81,6 +82,14 @@ def _leave_word(folder: Path) -> str:
             f"cannot write in output_dir {folder}: {error.strerror}. Choose another output_dir."
         ) from error
     return file.name
+
+
+def _sizes(folder: Path, pattern: str) -> tuple[dict[str, int], str]:
+    """Return the size of each file, or what happened to one: the other processes wait for an answer."""
+    try:
+        return {path.name: path.stat().st_size for path in folder.glob(pattern)}, ""
+    except OSError as error:
+        return {}, f"{error.filename}: {error.strerror}"
 
 
 def _has_size(path: Path, num_bytes: int) -> bool:

@@ -25,6 +25,7 @@ from tune.training.saving.saved_steps import (
     explain_failed_save,
     link_steps,
     prune_saved_steps,
+    step_name,
 )
 from tune.utils import get_logger, is_rank_zero
 from tune.utils.lost_connection import is_lost_connection
@@ -61,6 +62,7 @@ class StepSaver:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.last_step = 0  # saved, or being saved
+        self._newest: Path | None = None  # that the first process has seen whole
 
     def save(
         self,
@@ -103,6 +105,7 @@ class StepSaver:
     def link(self, *, latest: int, best: int | None) -> None:
         """Point `latest` and `best` at saved steps, as a run that was killed may not have come to do."""
         self.last_step = latest
+        self._newest = self._output_dir / step_name(latest)
         if is_rank_zero():
             link_steps(self._output_dir, latest=latest, best=best)
 
@@ -166,15 +169,17 @@ class StepSaver:
         staged = StagedStep(self._output_dir, step)
 
         def begin(whole_model: Any) -> None:
-            if not self._output_dir.is_dir():
+            if self._newest is not None and not self._newest.is_dir():
                 get_logger().warning(
-                    f"{self._output_dir} was removed during the run, with what was saved there. It is made anew."
+                    f"{self._newest} was removed during the run, perhaps with all that was saved there; the steps from "
+                    f"{staged.final.name} on are saved in {self._output_dir} as before."
                 )
             staged.begin()
             write_model(whole_model, staged.path)
 
         def finish() -> None:
             staged.finish()
+            self._newest = staged.final
             link_steps(self._output_dir, latest=step, best=best)
             if self._keep_last_n:
                 prune_saved_steps(self._output_dir, self._keep_last_n, newest=step, best=best)

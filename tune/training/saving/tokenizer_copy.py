@@ -9,6 +9,7 @@ from pathlib import Path
 from tune.checkpoints.save import WEIGHT_FILES
 from tune.errors import CheckpointError
 from tune.training.distributed.processes import from_rank_zero
+from tune.training.saving.manifest import CHANGED_SINCE, check_files
 from tune.training.saving.saved_steps import SavedStep
 
 __all__ = ["keep_tokenizer"]
@@ -23,7 +24,7 @@ def keep_tokenizer(saved: SavedStep) -> Path:
     then (`keep_last_n_checkpoints`). Every process must call this; the first one copies.
 
     Raises:
-        CheckpointError: the files cannot be copied.
+        CheckpointError: the files cannot be copied, or are no longer what was saved.
     """
     kept = saved.path.with_name(FOLDER)
     staged = saved.path.with_name(f"{FOLDER}.new")
@@ -32,8 +33,13 @@ def keep_tokenizer(saved: SavedStep) -> Path:
         try:
             shutil.rmtree(staged, ignore_errors=True)
             shutil.copytree(saved.model_dir, staged, ignore=shutil.ignore_patterns(*WEIGHT_FILES))
+            # With one of its files gone since the step was chosen, a tokenizer may still load, as another one.
+            check_files(saved.path, saved.step, "model", without=WEIGHT_FILES)
             shutil.rmtree(kept, ignore_errors=True)
             os.rename(staged, kept)
+        except CheckpointError as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise CheckpointError(f"{error} {CHANGED_SINCE}") from error
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             # A copied folder's error is a list of (from, to, why).
