@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,11 +14,15 @@ PATIENCE = 300  # seconds; nothing here takes a tenth of it on a quiet machine
 
 
 def start(
-    num_processes: int, recipe: Path | str, *arguments: str, log: Path | None = None
+    num_processes: int,
+    recipe: Path | str,
+    *arguments: str,
+    log: Path | None = None,
+    before: Callable[[], None] | None = None,
 ) -> subprocess.Popen[str]:
     """Start a recipe on so many processes, in a session of its own so that all of it can be killed.
 
-    Its output goes to `log`; without one, to pipes.
+    Its output goes to `log`; without one, to pipes. `before` is called in the new process.
     """
     count = ["--nproc_per_node", str(num_processes)]
     with open(log or os.devnull, "w") as file:
@@ -30,6 +35,7 @@ def start(
             stderr=stream,
             text=True,
             start_new_session=True,
+            preexec_fn=before,
         )
 
 
@@ -45,9 +51,11 @@ def children_of(pid: int) -> list[int]:
     return found[1:]
 
 
-def launch(num_processes: int, recipe: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a recipe on so many processes to its end."""
-    process = start(num_processes, recipe, *arguments)
+def launch(
+    num_processes: int, recipe: Path | str, *arguments: str, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a recipe on so many processes to its end; `before` is called in the new process."""
+    process = start(num_processes, recipe, *arguments, before=before)
     try:
         out, err = process.communicate(timeout=PATIENCE)
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import launch
+from tests.permissions import bind_for_good
 from tune.training import find_newest_complete_step, list_saved_steps, verify_step
 
 MOUNT = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs"]
@@ -109,3 +110,63 @@ def test_a_full_disk_is_one_error_and_loses_nothing(disk: Path, common: list[str
     newest = find_newest_complete_step(out)
     assert newest is not None
     assert newest.step == 3
+
+
+# What the first argument says happens on one process, in the middle of a run or before a saved step is loaded.
+MEDDLING = """
+import os, shutil, sys
+from recipes.full_finetune import FullFinetuneRecipe, recipe_main
+
+rank, when, what = os.environ["RANK"], *os.environ["MEDDLING"].split()
+save, choose = FullFinetuneRecipe.save_checkpoint, FullFinetuneRecipe.load_checkpoint
+
+def meddle(folder):
+    folder.chmod(0o500) if what == "lock" else shutil.rmtree(folder)
+
+def save_checkpoint(self):
+    if when == "saving" and rank == "1" and self.run.step == 2:
+        self.saver.wait()
+        meddle(self.output_dir)
+    save(self)
+
+def load_checkpoint(self):
+    chosen = choose(self)
+    if when == "loading" and rank == "1":
+        meddle(chosen.state_dir)
+    return chosen
+
+FullFinetuneRecipe.save_checkpoint, FullFinetuneRecipe.load_checkpoint = save_checkpoint, load_checkpoint
+if __name__ == "__main__":
+    sys.exit(recipe_main())
+"""
+
+
+def test_what_one_process_loses_ends_all(
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output directory is locked while two processes train; the state of a step goes before they load it."""
+    (tmp_path / "meddling.py").write_text(MEDDLING)
+    out = tmp_path / "out"
+    words = [*common, f"output_dir={out}", "batch_size=2", "resume_from_checkpoint=true"]
+    monkeypatch.setenv("MEDDLING", "saving lock")
+    done = launch(
+        2, tmp_path / "meddling.py", *words, "enable_async_checkpointing=true", before=bind_for_good
+    )
+    out.chmod(0o700)
+    assert done.returncode == 1, done.stderr
+    assert "could not save step_000002" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [saved.step for saved in list_saved_steps(out)] == [1]
+
+    shutil.copytree(out / "step_000001", tmp_path / "whole")
+    monkeypatch.setenv("MEDDLING", "loading remove")
+    done = launch(2, tmp_path / "meddling.py", *words)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be read: " in done.stderr
+    assert "No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+    shutil.rmtree(out / "step_000001")
+    shutil.copytree(tmp_path / "whole", out / "step_000001")
+    verify_step(list_saved_steps(out)[-1])

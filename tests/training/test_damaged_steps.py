@@ -24,6 +24,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.permissions import binding
 from tune.errors import CheckpointError
 from tune.training import (
     RunLock,
@@ -383,12 +384,15 @@ def test_a_killed_run_holds_no_lock_through_its_loaders(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_is_a_clear_error(tmp_path: Path) -> None:
     save(tmp_path / "out", 1)
     (tmp_path / "out").chmod(0o300)
     try:
-        with ExitStack() as opened, pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+        with (
+            binding(),
+            ExitStack() as opened,
+            pytest.raises(CheckpointError, match="cannot be read: Permission denied"),
+        ):
             claim_output_dir(tmp_path / "out", opened, resume=True)
     finally:
         (tmp_path / "out").chmod(0o700)

@@ -15,11 +15,21 @@ SUPERSEDED_PREFIX = "superseded_"
 
 
 def find_newest_complete_step(output_dir: Path) -> SavedStep | None:
-    """Return the newest saved step that is whole, or None; each newer one that is not is named in the log."""
+    """Return the newest saved step that is whole, or None; each newer one that is not is named in the log.
+
+    Raises:
+        CheckpointError: this user may not read a newer one, so that nobody knows whether it is whole.
+    """
     for saved in reversed(list_saved_steps(output_dir)):
         try:
             verify_step(saved)
         except CheckpointError as error:
+            if isinstance(error.__cause__, PermissionError):
+                # Going on from an older one, the run would write over it.
+                raise CheckpointError(
+                    f"{error} It may be whole, so no older step takes its place: let this user read all of "
+                    f"{saved.path}, or move it elsewhere."
+                ) from error
             get_logger().warning(f"Skipping a damaged saved step: {error}")
             continue
         return saved
@@ -36,7 +46,7 @@ def choose_step_to_resume(output_dir: Path, resume: bool, name: str | None = Non
 
     Raises:
         CheckpointError: the directory holds another run's steps and `resume` is false; or the step to go on from
-            is missing or damaged.
+            is missing, damaged or may not be read.
     """
     steps = list_saved_steps(output_dir)
     if not resume:
