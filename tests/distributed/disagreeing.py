@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tune import training
 from tune.errors import TuneError
+from tune.generation import generate, generate_batch
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training.distributed.parallel import ParallelPlan
@@ -77,6 +78,28 @@ def have_different_memory() -> None:
 
 def _fail(*_: object, **__: object) -> None:
     raise RuntimeError("the device is lost")
+
+
+def choose_different_tokens() -> None:
+    """Whoever holds one model together says the same, though it computes otherwise and draws otherwise."""
+    model, prompt = _make_sharded_model(), [3, 30, 0, 17, 17]
+    for settings in ({}, {"temperature": 1.0, "seed": 5 + get_rank()}, {"temperature": 1.0, "top_k": 7}):
+        for use_cache in (True, False):
+            expected = generate(model, prompt, max_new_tokens=9, use_cache=use_cache, **settings)
+            assert all(tokens == expected for tokens in training.gather_to_all(expected)), settings
+            # What ends the answer, for the first process alone and for the second one alone.
+            for stop_id in (expected[4], 1):
+                stopped = generate(
+                    model, prompt, max_new_tokens=9, use_cache=use_cache, stop_ids=[stop_id], **settings
+                )
+                assert all(tokens == stopped for tokens in training.gather_to_all(stopped)), settings
+    plain = model.unembed
+    expected = generate(model, prompt, max_new_tokens=9)
+    if get_rank() == 1:
+        model.unembed = lambda hidden: -plain(hidden)
+    rows = generate_batch(model, [prompt, prompt[:3]], max_new_tokens=9)
+    assert rows[0] == expected
+    assert all(other == rows for other in training.gather_to_all(rows))
 
 
 def fail_while_a_bad_step_is_studied() -> None:
@@ -154,6 +177,7 @@ MODES: dict[str, Callable[[], None]] = {
         break_the_saving_thread,
         have_different_memory,
         fail_while_a_bad_step_is_studied,
+        choose_different_tokens,
     )
 }
 

@@ -32,6 +32,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("break_the_saving_thread", "KeyError: 'no such key'", "ended with KeyError: 'no such key'"),
         ("have_different_memory", "fine", "fine"),
         ("fail_while_a_bad_step_is_studied", "fine", "fine"),
+        ("choose_different_tokens", "fine", "fine"),
     ],
 )
 def test_all_learn_of_it(outcomes: Path, mode: str, on_first: str, on_second: str) -> None:

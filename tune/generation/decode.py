@@ -19,6 +19,7 @@ import torch
 from tune.errors import GenerationError
 from tune.generation.sampling import Sampling, check_chosen, choose, make_generator
 from tune.modules import TransformerDecoder
+from tune.utils.sharding import is_sharded, take_from_first_
 
 __all__ = ["StopReason", "TokenStream", "generate", "generate_batch", "stream"]
 
@@ -39,7 +40,8 @@ def generate(
 ) -> list[int]:
     """Return the tokens that continue ``prompt_ids``: without the prompt and without the stop token.
 
-    The model is left as it was: modes of all modules, no KV cache, gradients and global random state untouched.
+    The model is left as it was: modes of all modules, no KV cache, gradients and global random state untouched. Of a
+    sharded model all processes get what the first of them chooses; each must call this, with the same prompt.
 
     Args:
         model: The decoder; it is put into eval mode meanwhile.
@@ -229,6 +231,9 @@ def _steps(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
     tokens = tokens.to(device)
+    # Those who hold one model together compute the same numbers, or nearly; a token that differs would part them for
+    # good, each waiting for a gather that the other never comes to.
+    sharded = next((weight for weight in model.parameters() if is_sharded(weight)), None)
     positions = None  # counted by the model: from 0, then onwards
     last = lengths - 1  # [b], where each row's newest token stands within `tokens`
 
@@ -241,6 +246,8 @@ def _steps(
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 logits = model.unembed(newest)[:, 0]  # [b, v]
                 chosen = choose(logits, sampling, generators)  # [b]
+                if sharded is not None:
+                    take_from_first_(chosen, sharded)
             ids = chosen.tolist()  # the one wait for the device in a step
             check_chosen(ids)
             yield ids

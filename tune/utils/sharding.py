@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into_", "draw_", "is_sharded", "local_part", "whole"]
+__all__ = ["copy_into_", "draw_", "is_sharded", "local_part", "take_from_first_", "whole"]
 
 
 def is_sharded(tensor: object) -> bool:
@@ -68,6 +68,18 @@ def draw_(target: Tensor, initialise: Callable[[Tensor], Any]) -> None:
     full = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     initialise(full)
     copy_into_(target, full)
+
+
+def take_from_first_(tensor: Tensor, sharded: Any) -> None:
+    """Give every process that holds a part of `sharded` what the first of them has in `tensor`, in place.
+
+    Each of them must call this, with a tensor of the same shape where they talk to each other.
+    """
+    import torch.distributed as dist
+
+    for dim, placement in enumerate(sharded.placements):
+        if placement.is_shard():
+            dist.broadcast(tensor, group=sharded.device_mesh.get_group(dim), group_src=0)
 
 
 def _cut(full: Tensor, like: Any) -> Tensor:
