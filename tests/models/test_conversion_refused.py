@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from tune.checkpoints import save_model
 from tune.errors import CheckpointError, ConfigError
 from tune.models import conversion
 from tune.models.conversion import convert_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -198,27 +199,37 @@ def test_a_conversion_killed_midway_is_no_model_and_can_be_repeated(hf: Path, tm
     assert not (tmp_path / "out" / ".converting").exists()
 
 
-def test_killed_while_files_get_their_places_it_is_no_model_either(
-    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace: Callable[..., None] = os.replace
-    moved = []
-
-    def stop_after_three(source: Path, target: Path) -> None:
-        if Path(target).parent == tmp_path / "out":
-            moved.append(target)
-            if len(moved) > 3:
-                raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(hf, tmp_path / "out", max_shard_bytes=6000)
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError):
-        tune.models.from_checkpoint(tmp_path / "out")
-    convert_checkpoint(hf, tmp_path / "out")
-    assert_same(hf, tmp_path / "out")
+def test_killed_anywhere_the_old_model_is_there_or_the_new_one(hf: Path, tmp_path: Path) -> None:
+    """A process is killed before one change of a folder after another, until none is left to come."""
+    save_model(build(), tmp_path / "old", max_shard_bytes=30_000)
+    (tmp_path / "old" / "tokenizer.json").write_text("the old model's")
+    done = subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).with_name("killed_conversions.py"),
+            tmp_path / "old",
+            hf,
+            tmp_path / "out",
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[tuple[str, str]]] = {}
+    for kind, *models in map(json.loads, done.stdout.splitlines()):
+        found.setdefault(kind, []).append((models[0], models[1]))
+    # At each moment there is the old model or the new one, and from some moment on the new one.
+    assert set(found["plain"]) == {("old", "old"), ("new", "new")}
+    assert set(found["empty"]) == {("none", "none"), ("new", "new")}
+    # Where a file cannot have two names, they are hidden while they are moved; the next attempt brings them forth.
+    assert set(found["no links"]) == {("old", "old"), ("new", "new"), ("none", "new")}
+    for pairs in found.values():
+        assert [after for _, after in pairs] == sorted(
+            (after for _, after in pairs), key="none old new".index
+        )
+        assert len(pairs) > 12
 
 
 def test_two_conversions_into_one_folder_do_not_mix(hf: Path, tmp_path: Path) -> None:

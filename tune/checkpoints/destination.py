@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,24 +12,30 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tune.checkpoints.companions import TOKENIZER_FILES
+from tune.checkpoints.locate import STAGING, WHOLE, read_whole
 from tune.checkpoints.save import WEIGHT_FILES
 from tune.errors import CheckpointError
+from tune.utils import get_logger
+from tune.utils.paths import flush
 
-STAGING = ".converting"
-_MOVED = ".moved"
 # Without one of these, weights are not taken for a model.
 _CONFIGURATIONS = ("config.json", "params.json")
+_PLACING = ".placing"
+# What a file system answers that knows no second name for a file.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 @contextmanager
 def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a folder to write a model in; what is there at the end is moved into `directory`, the configuration last.
+    """Yield a folder to write a model in; what is there at the end is brought into `directory`.
 
-    Whatever ends the work early leaves `directory` as it was. Whatever ends the program at once leaves a folder
-    `.converting` in it, which marks it as unfinished and is cleared away by the next attempt.
+    Whatever ends the work early leaves `directory` as it was. What ends the program at once may leave a folder
+    `.converting` in it, which the next attempt deals with: from the moment when the new model is whole and on the disk,
+    its files are brought to their places even so, and until then nothing has been touched. At each moment
+    `find_model_dir` finds the old model or the new one.
 
     Args:
-        directory: made if needed; it must be empty.
+        directory: made if needed; it must be empty, or hold what an attempt that was stopped has brought there.
         force: it may hold things: a model's weights, configuration and tokenizer are removed when the new ones are
             whole, and files of the same names are replaced.
 
@@ -40,20 +48,31 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
         is_new = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         staging = directory / STAGING
-        lock = _claim(directory, staging)
+        lock, is_ours = _claim(directory, staging)
     except OSError as error:
         raise CheckpointError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
     try:
         with ExitStack() as undo:  # whatever ends the work before it is whole, Ctrl-C as well
             if is_new:
                 undo.callback(_remove_if_empty, directory)
-            undo.callback(shutil.rmtree, staging, ignore_errors=True)
-            _require_empty(directory, force)
+            undo.callback(_clear, staging)
+            is_empty = _require_empty(directory, force or is_ours)
             yield staging
+            _declare_whole(staging, is_ours=is_empty or is_ours)
             undo.pop_all()
-        _move_in(directory, staging)
     except OSError as error:
+        os.close(lock)
         raise CheckpointError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    try:
+        _bring_in(directory, staging)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or directory} cannot be written: {error.strerror}. The new model is whole, in {staging}, "
+            "and gets its place when the same is tried again."
+        ) from error
     finally:
         os.close(lock)
 
@@ -63,8 +82,12 @@ def _remove_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def _claim(directory: Path, staging: Path) -> int:
-    """Make an empty staging folder that is ours alone; return what holds the claim."""
+def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
+    """Make an empty staging folder that is ours alone, once an attempt that was stopped has been brought to its end.
+
+    Returns:
+        What holds the claim; and whether all that `directory` holds of a model is from such an attempt.
+    """
     if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
         raise CheckpointError(f"{staging} is in the way: remove it")
     staging.mkdir(exist_ok=True)
@@ -74,17 +97,21 @@ def _claim(directory: Path, staging: Path) -> int:
     except BlockingIOError as error:
         os.close(lock)
         raise CheckpointError(f"another conversion is writing to {directory}") from error
-    moved = staging / _MOVED
-    if moved.is_file():  # an attempt that ended while its files were moved in: they are no model
-        for name in moved.read_text(encoding="utf-8").splitlines():
-            if Path(name).name == name:
-                (directory / name).unlink(missing_ok=True)
+    is_ours = False
+    if declared := read_whole(staging):
+        is_ours = bool(declared.get("is_ours"))
+        get_logger().warning(
+            f"An earlier conversion into {directory} was stopped when it was all but done: its model is there now."
+        )
+        _bring_in(directory, staging, keep_folder=True)
+    (staging / WHOLE).unlink(missing_ok=True)
     for leftover in staging.iterdir():
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    return lock
+    return lock, is_ours
 
 
-def _require_empty(directory: Path, force: bool) -> None:
+def _require_empty(directory: Path, force: bool) -> bool:
+    """Tell whether a folder is empty, having refused one that is not unless with `force`."""
     held = sorted(path.name for path in directory.iterdir() if path.name != STAGING)
     if held and not force:
         more = f" and {len(held) - 4} more" if len(held) > 4 else ""
@@ -92,37 +119,63 @@ def _require_empty(directory: Path, force: bool) -> None:
             f"{directory} holds {', '.join(held[:4])}{more} already; files of two models must not mix. Choose "
             "another folder, or replace the model in it with --force (force=True)."
         )
+    return not held
 
 
-def _move_in(directory: Path, staging: Path) -> None:
-    files = sorted(
-        path.relative_to(staging) for path in staging.rglob("*") if path.is_file() and path.name != _MOVED
-    )
+def _declare_whole(staging: Path, *, is_ours: bool) -> None:
+    """Note that all there is to write is written, once it is on the disk: from here on the new model counts."""
+    files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     for file in files:
-        _flush(staging / file)
-    (staging / _MOVED).write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
-    _flush(staging / _MOVED)
-    _flush(staging)
-    for pattern in (
-        *_CONFIGURATIONS,
-        *WEIGHT_FILES,
-        *TOKENIZER_FILES,
-    ):  # the configuration first: from here on it is no model
+        flush(staging / file)
+    for folder in [path for path in staging.rglob("*") if path.is_dir()]:
+        flush(folder)
+    staged = staging / f"{WHOLE}.new"
+    staged.write_text(json.dumps({"files": files, "is_ours": is_ours}), encoding="utf-8")
+    flush(staged)
+    os.replace(staged, staging / WHOLE)
+    flush(staging)
+
+
+def _bring_in(directory: Path, staging: Path, *, keep_folder: bool = False) -> None:
+    """Give the files of a whole model their places in `directory`; may be stopped anywhere and done again."""
+    declared = read_whole(staging)
+    assert declared is not None
+    left = [file for file in declared["files"] if (staging / file).is_file()]
+    in_place = set(declared["files"]).difference(left)  # where files have one name only
+    # The configuration first, and in the end last: in between it is no model to other programs.
+    for pattern in (*_CONFIGURATIONS, *WEIGHT_FILES, *TOKENIZER_FILES):
         for old in directory.glob(pattern):
-            old.unlink()
-    for file in sorted(files, key=lambda file: file.name in _CONFIGURATIONS):
+            if old.name not in in_place:
+                old.unlink()
+    for file in sorted(left, key=lambda file: file in _CONFIGURATIONS):
         (directory / file).parent.mkdir(exist_ok=True)
-        os.replace(staging / file, directory / file)
-    _flush(directory)
-    shutil.rmtree(staging)
+        _place(staging / file, directory / file)
+    for folder in {(directory / file).parent for file in declared["files"]} | {directory}:
+        flush(folder)
+    if not keep_folder:
+        _clear(staging)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _place(staged: Path, final: Path) -> None:
+    """Give a staged file its place under a second name, so that what is staged stays whole; else under that alone."""
+    second = staged.with_name(_PLACING)
+    second.unlink(missing_ok=True)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.link(staged, second)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(staged, final)
+        return
+    os.replace(second, final)
+
+
+def _clear(staging: Path) -> None:
+    """Remove a staging folder: first the word that it is whole, or what was left of it would be taken for a model."""
+    with suppress(OSError):
+        (staging / WHOLE).unlink(missing_ok=True)
+        flush(staging)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def require_space(folder: Path, num_bytes: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
@@ -20,6 +22,10 @@ _MODEL_FILES = (
     "*.pth",
     "torchtune_model*.pt",
 )
+
+# A model that is converted into a folder is written in this one inside it, and has this file once it is whole.
+STAGING = ".converting"
+WHOLE = ".whole"
 
 
 def find_model_dir(path: str | os.PathLike[str]) -> Path:
@@ -53,6 +59,8 @@ def _find(folder: Path) -> Path:
             f"{folder} is a file; give the folder that holds it, with its config and tokenizer."
         )
     names = {entry.name for entry in folder.iterdir()}
+    if STAGING in names and _is_on_its_way(folder / STAGING):
+        return folder / STAGING
     if "adapter_config.json" in names and "config.json" not in names:
         raise CheckpointError(
             f"{folder} holds an adapter, which is nothing without its base: give the base here, and the adapter as "
@@ -94,6 +102,23 @@ def _pointed_at(pointer: Path) -> str:
             f"{pointer} should name a saved step beside it, such as step_000123, not {name[:80]!r}."
         )
     return name
+
+
+def read_whole(staging: Path) -> dict[str, Any] | None:
+    """Return what stands in the file that declares a staged model whole; None where there is none."""
+    try:
+        declared = json.loads((staging / WHOLE).read_text(encoding="utf-8"))
+        files = [PurePosixPath(file) for file in declared["files"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    is_ours = bool(files) and not any(file.is_absolute() or ".." in file.parts for file in files)
+    return dict(declared) if is_ours else None
+
+
+def _is_on_its_way(staging: Path) -> bool:
+    """Tell whether all of a model is staged, and whoever was bringing its files to their places was stopped."""
+    declared = read_whole(staging)
+    return declared is not None and all((staging / file).is_file() for file in declared["files"])
 
 
 def _holds_model(folder: Path) -> bool:

@@ -29,7 +29,7 @@ from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapted_modules, apply_lora
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
-from tune.utils.paths import expand_path
+from tune.utils.paths import expand_path, flush
 
 _NUM_PROBED = 32  # tokens that base, adapted and merged model are asked about
 # Largest part of the logits that merging may change: rounding of one matrix each, in the type they are stored in.
@@ -145,7 +145,10 @@ def merge_adapter(
             )
         del merged
         drift = _measure_drift(logits, adapter_dir, base_dir, written, tokens, notes)
+        for path in [*staging.rglob("*"), staging]:
+            flush(path)
         os.rename(staging, directory)
+        flush(directory.parent)
     return MergeReport(
         adapter_dir,
         base_dir,

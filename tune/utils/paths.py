@@ -1,4 +1,4 @@
-"""Paths as people write them in configs."""
+"""Paths: as people write them in configs, and as they stand on the disk."""
 
 from __future__ import annotations
 
@@ -31,3 +31,12 @@ def expand_path(text: str | os.PathLike[str]) -> Path:
     if name.startswith(BUNDLED_PREFIX):
         return get_recipes_dir() / "bundled" / name.removeprefix(BUNDLED_PREFIX)
     return Path(os.path.expanduser(name))  # leaves the ~ of an unknown user as it is, where pathlib raises
+
+
+def flush(path: Path) -> None:
+    """Return once a file's bytes, or a folder's names, are on the disk and not only in its cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

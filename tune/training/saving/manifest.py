@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tune.errors import CheckpointError
+from tune.utils.paths import flush
 
-__all__ = ["CHANGED_SINCE", "MANIFEST_NAME", "check_files", "flush", "write_manifest"]
+__all__ = ["CHANGED_SINCE", "MANIFEST_NAME", "check_files", "write_manifest"]
 
 MANIFEST_NAME = "manifest.json"
 # What to say of a file that is not there when it is loaded, a moment after all of them were found whole.
@@ -77,15 +77,6 @@ def check_files(directory: Path, step: int, part: str = "", *, without: Sequence
                 )
         except OSError as error:
             raise CheckpointError(f"{directory.name}: {name} cannot be read: {error.strerror}.") from error
-
-
-def flush(path: Path) -> None:
-    """Return once a file's bytes, or a directory's names, are on the disk and not only in its cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_manifest(directory: Path, step: int) -> dict[str, tuple[int, str]]:

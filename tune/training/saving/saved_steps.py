@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune.errors import CheckpointError
-from tune.training.saving.manifest import MANIFEST_NAME, check_files, flush, write_manifest
+from tune.training.saving.manifest import MANIFEST_NAME, check_files, write_manifest
 from tune.utils import get_logger
 from tune.utils.lost_connection import is_lost_connection
+from tune.utils.paths import flush
 
 __all__ = [
     "SavedStep",
