@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from tune import training
+from tune.checkpoints import save_adapter, save_model
 from tune.errors import TuneError
 from tune.generation import generate, generate_batch
+from tune.models import from_checkpoint
+from tune.models.llama2 import llama2
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
+from tune.modules.peft import LoRAConfig, apply_lora, is_adapter, reset_adapters
 from tune.training.distributed.parallel import ParallelPlan
 from tune.training.saving import shared_folder
 from tune.utils import get_logger, get_rank
-from tune.utils.sharding import is_sharded, local_part
+from tune.utils.sharding import is_sharded, local_part, whole
 
 CPU = torch.device("cpu")
 
@@ -78,6 +83,47 @@ def have_different_memory() -> None:
 
 def _fail(*_: object, **__: object) -> None:
     raise RuntimeError("the device is lost")
+
+
+def save_adapters_of_a_sharded_base() -> None:
+    """The first process never holds more of the base than the largest module."""
+    torch.manual_seed(4)
+    with torch.device("meta"):
+        model = llama2(31, 3, 4, 24, 16, num_kv_heads=2, intermediate_dim=20)
+        lora = LoRAConfig(
+            rank=2, alpha=4, attn_modules=("q_proj", "v_proj"), apply_to_mlp=True, use_dora=True
+        )
+        apply_lora(model, lora)
+    training.shard_model(model, ParallelPlan(1, 2), CPU)
+    model.reset_parameters()
+    reset_adapters(model, torch.float32)
+    base = {path: module for path, module in model.named_modules() if not is_adapter(f"{path}.weight")}
+    largest = max(sum(w.numel() for w in module.parameters(recurse=False)) for module in base.values())
+    held = []
+
+    def write(lent: Any, folder: Path) -> None:
+        lending = lent.lending
+
+        @contextmanager
+        def watch(module: nn.Module) -> Iterator[None]:
+            with lending(module):
+                weights = [weight for name, weight in lent.named_parameters() if not is_adapter(name)]
+                held.append(sum(weight.numel() for weight in weights if not weight.is_meta))
+                yield
+
+        lent.lending = watch
+        save_adapter(lent, folder / "adapter", "base")
+        save_model(lent, folder / "model")
+
+    saver = training.StepSaver(Path(sys.argv[1]), CPU, keep_last_n=None, in_background=False)
+    saver.save(1, model, torch.optim.SGD(model.parameters()), {}, {}, write)
+    assert held == [] or len(held) > 20
+    assert all(number <= largest for number in held), held
+    wholes = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
+    saved = from_checkpoint(Path(sys.argv[1]) / "step_000001" / "model").state_dict()
+    assert torch.equal(saved["tok_embeddings.weight"], wholes["tok_embeddings.weight"])
+    # B is zero and magnitudes are the lengths of the rows: merged, the matrix is itself, to rounding.
+    torch.testing.assert_close(saved["layers.2.mlp.w1.weight"], wholes["layers.2.mlp.w1.weight"])
 
 
 def choose_different_tokens() -> None:
@@ -178,6 +224,7 @@ MODES: dict[str, Callable[[], None]] = {
         have_different_memory,
         fail_while_a_bad_step_is_studied,
         choose_different_tokens,
+        save_adapters_of_a_sharded_base,
     )
 }
 

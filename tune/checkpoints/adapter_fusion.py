@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tune.checkpoints.adapter_layout import PREFIX, TheirModule, alpha_for
-from tune.checkpoints.mapping import Place
+from tune.checkpoints.mapping import Lending, Place
 from tune.errors import CheckpointError
 from tune.modules.peft import LoRALinear
 
@@ -32,7 +32,7 @@ def fused_size(name: str, own: Mapping[str, LoRALinear]) -> tuple[int, float]:
 
 
 def fused_tensors(
-    module: TheirModule, own: Mapping[str, LoRALinear], places: Mapping[str, Place]
+    module: TheirModule, own: Mapping[str, LoRALinear], places: Mapping[str, Place], lending: Lending
 ) -> dict[str, Tensor]:
     """Return the tensors of the adapter that stands for ours, on the CPU.
 
@@ -40,6 +40,7 @@ def fused_tensors(
         module: theirs.
         own: those of our modules inside it that have adapters, by path.
         places: of the model's weights.
+        lending: as in `ModelWeights`.
     """
     name = f"{PREFIX}{module.name}"
     stacked = torch.cat([adapter.lora_a.weight.detach().cpu() for adapter in own.values()])  # [sum of r, i]
@@ -53,17 +54,20 @@ def fused_tensors(
         start += adapter.rank
     tensors = {f"{name}.lora_A.weight": stacked, f"{name}.lora_B.weight": spread}
     if first.magnitude is not None:
-        lengths = [_magnitude(places[f"{path}.weight"], first.magnitude.dtype) for path in module.paths]
+        lengths = [
+            _magnitude(places[f"{path}.weight"], first.magnitude.dtype, lending) for path in module.paths
+        ]
         tensors[f"{name}.lora_magnitude_vector"] = torch.cat(lengths)
     return tensors
 
 
-def _magnitude(place: Place, dtype: torch.dtype) -> Tensor:
+def _magnitude(place: Place, dtype: torch.dtype, lending: Lending) -> Tensor:
     """Return the magnitudes of a matrix; of one without an adapter, the lengths of its rows, which change nothing."""
     if isinstance(place.owner, LoRALinear) and place.owner.magnitude is not None:
         return place.owner.magnitude.detach().cpu()
-    weight: Tensor = (
-        getattr(place.owner, place.leaf) if place.frozen is None else place.frozen.merged_weight()
-    )
-    lengths: Tensor = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float32)
+    with lending(place.owner):
+        weight: Tensor = (
+            getattr(place.owner, place.leaf) if place.frozen is None else place.frozen.merged_weight()
+        )
+        lengths: Tensor = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float32)
     return lengths.to("cpu", dtype)

@@ -31,7 +31,7 @@ from tune.checkpoints.adapter_layout import (
     their_modules,
 )
 from tune.checkpoints.load import require_family
-from tune.checkpoints.mapping import places_by_name, plain_path
+from tune.checkpoints.mapping import lending_of, places_by_name, plain_path
 from tune.checkpoints.save import TokenizerFiles, prepare_folder, write_tokenizer
 from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import write_json, write_safetensors
@@ -84,7 +84,7 @@ def save_adapter(
     for module in modules.values():
         own = {path: adapted[path] for path in module.paths if path in adapted}
         if own:
-            tensors.update(fused_tensors(module, own, places))
+            tensors.update(fused_tensors(module, own, places, lending_of(model)))
             sizes[module.name] = fused_size(module.name, own)
             if len(module.paths) > 1:
                 parts[module.name] = {path: adapter.rank for path, adapter in own.items()}

@@ -20,6 +20,7 @@ from tune.modules.peft import FrozenLinear, is_adapter
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 Shapes = Mapping[str, tuple[int, ...]]
+Lending = Callable[[nn.Module], AbstractContextManager[object]]
 
 
 class NamedWeights(Protocol):
@@ -75,6 +76,12 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
     return places
 
 
+def lending_of(model: nn.Module) -> Lending:
+    """Return what gives a module of this model its weights for a while, see `ModelWeights`."""
+    lending: Lending = getattr(model, "lending", nullcontext)
+    return lending
+
+
 class ModelWeights:
     """The weights of a model in memory, adapters merged into their matrices one at a time.
 
@@ -85,9 +92,7 @@ class ModelWeights:
 
     def __init__(self, model: nn.Module) -> None:
         self._places = places_by_name(model)
-        self._lending: Callable[[nn.Module], AbstractContextManager[object]] = getattr(
-            model, "lending", nullcontext
-        )
+        self._lending: Lending = lending_of(model)
         self.shapes: Shapes = {name: place.shape for name, place in self._places.items()}
 
     def dtype(self, name: str) -> torch.dtype:

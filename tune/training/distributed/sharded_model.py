@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tune.errors import ConfigError
+from tune.modules.peft import is_adapter
 from tune.training.distributed.parallel import ParallelPlan
 from tune.training.distributed.processes import from_rank_zero, share_from_rank_zero
 from tune.utils import is_rank_zero
@@ -128,10 +129,11 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
     """Call `write` on the first process with all of a sharded model, of which no more is there than is being written.
 
     Every process must call this: while the first one writes, the others send what it asks for. The model that `write`
-    is given is for `tune.checkpoints` to save; its weights are fetched module by module, as they are read.
+    is given is for `tune.checkpoints` to save; its weights are fetched module by module, as they are read. Adapters,
+    which are small and are wanted several at a time, are there from the start.
 
     Args:
-        model: one that `shard_model` has cut, without adapters.
+        model: one that `shard_model` has cut.
         write: what it raises, all processes raise.
         group: from `open_host_group`; None: the main one.
     """
@@ -144,8 +146,14 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
 
     def write_fetched() -> None:
         lent: Any = copy.deepcopy(_skeletons[model])
-        lent.lending = partial(_lending, {id(module): path for path, module in lent.named_modules()}, fetch)
         try:
+            adapters = [name for name in weights if is_adapter(name)]
+            for name, values in zip(adapters, fetch(adapters), strict=True):
+                owner, _, leaf = name.rpartition(".")
+                setattr(lent.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
+            lent.lending = partial(
+                _lending, {id(module): path for path, module in lent.named_modules()}, fetch
+            )
             write(lent)
         finally:
             share_from_rank_zero(None, group)
@@ -162,8 +170,8 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
 def _lending(
     paths: dict[int, str], fetch: Callable[[list[str]], list[Tensor]], module: nn.Module
 ) -> Iterator[None]:
-    """Let a module have its weights for as long as the body runs."""
-    empty = dict(module.named_parameters(recurse=False))
+    """Let a module have the weights that it lacks for as long as the body runs."""
+    empty = {leaf: weight for leaf, weight in module.named_parameters(recurse=False) if weight.is_meta}
     prefix = f"{paths[id(module)]}." if paths[id(module)] else ""
     for leaf, values in zip(empty, fetch([prefix + leaf for leaf in empty]), strict=True):
         setattr(module, leaf, nn.Parameter(values, requires_grad=False))

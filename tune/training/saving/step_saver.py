@@ -16,7 +16,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
-from tune.modules.peft import adapter_parameters
 from tune.training.distributed.processes import from_rank_zero, open_host_group
 from tune.training.distributed.sharded_model import copy_to_host, is_cut, reshard, write_whole
 from tune.training.saving.run_state import RunSnapshot, Stateful, capture_run_state, write_run_state
@@ -90,9 +89,7 @@ class StepSaver:
         self.last_step = step
         start = time.perf_counter()
         reshard(model)
-        # Adapters are fused and merged from several modules at once: with them a sharded model is copied whole.
-        copies = self._in_background or (is_cut(model) and adapter_parameters(model))
-        written = copy_to_host(model) if copies else model
+        written = copy_to_host(model) if self._in_background else model
         snapshot = capture_run_state(model, optimizer, self._device, run, parts, copied=self._in_background)
         held_up = time.perf_counter() - start if self._in_background else None
         write = partial(self._write, step, written, snapshot, write_model, best, held_up)
