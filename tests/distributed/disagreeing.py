@@ -86,7 +86,7 @@ def _fail(*_: object, **__: object) -> None:
 
 
 def save_adapters_of_a_sharded_base() -> None:
-    """The first process never holds more of the base than the largest module."""
+    """The first process never holds more of the base than its part and the largest module."""
     torch.manual_seed(4)
     with torch.device("meta"):
         model = llama2(31, 3, 4, 24, 16, num_kv_heads=2, intermediate_dim=20)
@@ -115,15 +115,23 @@ def save_adapters_of_a_sharded_base() -> None:
         save_adapter(lent, folder / "adapter", "base")
         save_model(lent, folder / "model")
 
-    saver = training.StepSaver(Path(sys.argv[1]), CPU, keep_last_n=None, in_background=False)
-    saver.save(1, model, torch.optim.SGD(model.parameters()), {}, {}, write)
-    assert held == [] or len(held) > 20
-    assert all(number <= largest for number in held), held
-    wholes = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
-    saved = from_checkpoint(Path(sys.argv[1]) / "step_000001" / "model").state_dict()
-    assert torch.equal(saved["tok_embeddings.weight"], wholes["tok_embeddings.weight"])
-    # B is zero and magnitudes are the lengths of the rows: merged, the matrix is itself, to rounding.
-    torch.testing.assert_close(saved["layers.2.mlp.w1.weight"], wholes["layers.2.mlp.w1.weight"])
+    optimizer = torch.optim.SGD(model.parameters())
+    wholes = {name: whole(weight.detach()).clone() for name, weight in model.named_parameters()}
+    for step, in_background in ((1, False), (2, True)):
+        saver = training.StepSaver(Path(sys.argv[1]), CPU, keep_last_n=None, in_background=in_background)
+        saver.save(step, model, optimizer, {}, {}, write)
+        if in_background:
+            with torch.no_grad():  # training goes on
+                for weight in model.parameters():
+                    local_part(weight).zero_()
+        saver.wait()
+        assert held == [] or len(held) > 20 * step
+        assert all(number <= largest for number in held), held
+        saved = from_checkpoint(Path(sys.argv[1]) / f"step_{step:06d}" / "model").state_dict()
+        assert torch.equal(saved["tok_embeddings.weight"], wholes["tok_embeddings.weight"])
+        assert torch.equal(saved["norm.scale"], wholes["norm.scale"])
+        # B is zero and magnitudes are the lengths of the rows: merged, the matrix is itself, to rounding.
+        torch.testing.assert_close(saved["layers.2.mlp.w1.weight"], wholes["layers.2.mlp.w1.weight"])
 
 
 def choose_different_tokens() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,11 @@ from tune.errors import ConfigError
 from tune.modules.peft import is_adapter
 from tune.training.distributed.parallel import ParallelPlan
 from tune.training.distributed.processes import from_rank_zero, share_from_rank_zero
-from tune.utils import is_rank_zero
+from tune.utils import get_rank, is_rank_zero
 from tune.utils.host_memory import return_freed_memory
-from tune.utils.sharding import whole
+from tune.utils.sharding import is_sharded, local_part, whole
 
-__all__ = ["copy_to_host", "is_cut", "reshard", "shard_model", "write_whole"]
+__all__ = ["HostShards", "copy_to_host", "is_cut", "reshard", "shard_model", "write_whole"]
 
 # What sharded models were before: without memory, and whole.
 _skeletons: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
@@ -106,23 +107,80 @@ def reshard(model: nn.Module) -> None:
 def copy_to_host(model: Any) -> Any:
     """Return a copy of a model in host memory that training leaves alone; on all processes but the first, None.
 
-    Every process must call this. Of a sharded model the copy is whole.
+    Of a sharded model each process copies what it holds, and nothing is sent: `write_whole` takes that for the model.
     """
-    skeleton = _skeletons.get(model)
-    if skeleton is None:
+    if not is_cut(model):
         return _copy(model) if is_rank_zero() else None
     reshard(model)
-    copied: Any = copy.deepcopy(skeleton) if is_rank_zero() else None
-    for name, weight in model.named_parameters():
-        full = whole(weight.detach())  # every rank must enter: the gather is a collective
-        if copied is not None:
-            owner, _, leaf = name.rpartition(".")
-            setattr(
-                copied.get_submodule(owner),
-                leaf,
-                nn.Parameter(full.cpu(), requires_grad=weight.requires_grad),
-            )
-    return copied
+    return HostShards(
+        _skeletons[model], {name: _HostPart.of(weight) for name, weight in model.named_parameters()}
+    )
+
+
+@dataclass(frozen=True)
+class HostShards:
+    """What this process held of a sharded model at one moment, in host memory.
+
+    Args:
+        skeleton: the model without memory.
+        parts: of its weights, by name.
+    """
+
+    skeleton: nn.Module
+    parts: Mapping[str, _HostPart]
+
+
+@dataclass(frozen=True)
+class _HostPart:
+    """One weight's part in host memory.
+
+    Args:
+        local: this process's; None where others hold the same.
+        shape: of the whole weight.
+        dtype: of it.
+        ranks: the processes whose parts make it whole, the first process first.
+    """
+
+    local: Tensor | None
+    shape: torch.Size
+    dtype: torch.dtype
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, weight: Any) -> _HostPart:
+        """Return the part of a weight, copied."""
+        ranks = (0,)
+        if is_sharded(weight):
+            # One copy of the model is enough: the one that the first process has a part of.
+            first_copy = tuple(slice(None) if placement.is_shard() else 0 for placement in weight.placements)
+            ranks = tuple(weight.device_mesh.mesh[first_copy].flatten().tolist())
+        is_needed = get_rank() in ranks
+        local = local_part(weight.detach()).to("cpu", copy=True).contiguous() if is_needed else None
+        return cls(local, weight.shape, weight.dtype, ranks)
+
+    def gather(self, group: Any) -> Tensor | None:
+        """Return the whole weight on the first process, None on the others; all must call this."""
+        import torch.distributed as dist
+
+        if not is_rank_zero():
+            if self.local is not None and self.local.numel():
+                dist.send(_bytes_of(self.local), dst=0, group=group)
+            return None
+        assert self.local is not None
+        if len(self.ranks) == 1:
+            return self.local
+        full = torch.empty(self.shape, dtype=self.dtype)
+        # As torch.chunk: equal parts, rounded up; the last ones may be smaller or missing.
+        pieces = torch.split(full, max(-(-self.shape[0] // len(self.ranks)), 1))
+        pieces[0].copy_(self.local)
+        for rank, piece in zip(self.ranks[1:], pieces[1:]):
+            dist.recv(_bytes_of(piece), src=rank, group=group)
+        return full
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor's memory: gloo does not send every type of number."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> None:
@@ -133,19 +191,25 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
     which are small and are wanted several at a time, are there from the start.
 
     Args:
-        model: one that `shard_model` has cut.
+        model: one that `shard_model` has cut, or what `copy_to_host` made of it: then nothing is sent but through
+            `group`, and training may go on meanwhile.
         write: what it raises, all processes raise.
         group: from `open_host_group`; None: the main one.
     """
-    reshard(model)
-    weights = dict(model.named_parameters())
+    gather: Callable[[Any], Any]
+    if isinstance(model, HostShards):
+        skeleton, weights, gather = model.skeleton, dict(model.parts), lambda part: part.gather(group)
+    else:
+        reshard(model)
+        skeleton, weights = _skeletons[model], dict(model.named_parameters())
+        gather = lambda weight: whole(weight.detach()).cpu()  # noqa: E731
 
     def fetch(names: list[str]) -> list[Tensor]:
         share_from_rank_zero(names, group)
-        return [whole(weights[name].detach()).cpu() for name in names]
+        return [gather(weights[name]) for name in names]
 
     def write_fetched() -> None:
-        lent: Any = copy.deepcopy(_skeletons[model])
+        lent: Any = copy.deepcopy(skeleton)
         try:
             adapters = [name for name in weights if is_adapter(name)]
             for name, values in zip(adapters, fetch(adapters), strict=True):
@@ -162,7 +226,7 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
         unknown: Any = None
         while (names := share_from_rank_zero(unknown, group)) is not None:
             for name in names:
-                whole(weights[name].detach())
+                gather(weights[name])
     from_rank_zero(write_fetched, group)
 
 

@@ -17,7 +17,13 @@ from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
 from tune.training.distributed.processes import from_rank_zero, open_host_group
-from tune.training.distributed.sharded_model import copy_to_host, is_cut, reshard, write_whole
+from tune.training.distributed.sharded_model import (
+    HostShards,
+    copy_to_host,
+    is_cut,
+    reshard,
+    write_whole,
+)
 from tune.training.saving.run_state import RunSnapshot, Stateful, capture_run_state, write_run_state
 from tune.training.saving.saved_steps import (
     StagedStep,
@@ -183,7 +189,7 @@ class StepSaver:
 
         with explain_failed_save(self._output_dir, step):
             try:
-                if is_cut(model):
+                if isinstance(model, HostShards) or is_cut(model):
                     write_whole(model, begin, self._group)
                 else:
                     from_rank_zero(partial(begin, model), self._group)
