@@ -133,7 +133,7 @@ COMMAND = Command(
         ),
         Option(
             ("--force", "-f"),
-            "Replace a model that DEST holds, with its tokenizer; other files are left alone.",
+            "Replace a model that DEST holds, with its tokenizer, once the new one is whole; other files stay.",
         ),
     ),
 )
