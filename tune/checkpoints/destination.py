@@ -42,39 +42,36 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         CheckpointError: there is something in `directory`, another conversion writes to it, or it cannot be written.
     """
-    try:
-        if directory.exists() and not directory.is_dir():
-            raise CheckpointError(f"{directory} is a file, where a folder for the model is needed")
-        is_new = not directory.exists()
-        directory.mkdir(parents=True, exist_ok=True)
-        staging = directory / STAGING
-        lock, is_ours = _claim(directory, staging)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
-    try:
-        with ExitStack() as undo:  # whatever ends the work before it is whole, Ctrl-C as well
-            if is_new:
-                undo.callback(_remove_if_empty, directory)
-            undo.callback(_clear, staging)
-            is_empty = _require_empty(directory, force or is_ours)
-            yield staging
-            _declare_whole(staging, is_ours=is_empty or is_ours)
-            undo.pop_all()
-    except OSError as error:
-        os.close(lock)
-        raise CheckpointError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
-    except BaseException:
-        os.close(lock)
-        raise
-    try:
-        _bring_in(directory, staging)
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or directory} cannot be written: {error.strerror}. The new model is whole, in {staging}, "
-            "and gets its place when the same is tried again."
-        ) from error
-    finally:
-        os.close(lock)
+    staging = directory / STAGING
+    with ExitStack() as held:
+        try:
+            with (
+                ExitStack() as undo
+            ):  # whatever ends the work before it is whole, Ctrl-C at any moment as well
+                if directory.exists() and not directory.is_dir():
+                    raise CheckpointError(f"{directory} is a file, where a folder for the model is needed")
+                for folder in (directory, staging):
+                    if not folder.exists():
+                        undo.callback(_remove_if_empty, folder)
+                directory.mkdir(parents=True, exist_ok=True)
+                lock, is_ours = _claim(directory, staging)
+                held.callback(os.close, lock)
+                undo.callback(_clear, staging)
+                is_empty = _require_empty(directory, force or is_ours)
+                yield staging
+                _declare_whole(staging, is_ours=is_empty or is_ours)
+                undo.pop_all()
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or directory} cannot be written: {error.strerror}"
+            ) from error
+        try:
+            _bring_in(directory, staging)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or directory} cannot be written: {error.strerror}. The new model is whole, in "
+                f"{staging}, and gets its place when the same is tried again."
+            ) from error
 
 
 def _remove_if_empty(directory: Path) -> None:
@@ -97,16 +94,20 @@ def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
     except BlockingIOError as error:
         os.close(lock)
         raise CheckpointError(f"another conversion is writing to {directory}") from error
-    is_ours = False
-    if declared := read_whole(staging):
-        is_ours = bool(declared.get("is_ours"))
-        get_logger().warning(
-            f"An earlier conversion into {directory} was stopped when it was all but done: its model is there now."
-        )
-        _bring_in(directory, staging, keep_folder=True)
-    (staging / WHOLE).unlink(missing_ok=True)
-    for leftover in staging.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    try:
+        is_ours = False
+        if declared := read_whole(staging):
+            is_ours = bool(declared.get("is_ours"))
+            _bring_in(directory, staging, keep_folder=True)
+            get_logger().warning(
+                f"An earlier conversion into {directory} was stopped when it was all but done: its model is there now."
+            )
+        (staging / WHOLE).unlink(missing_ok=True)
+        for leftover in staging.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    except BaseException:
+        os.close(lock)
+        raise
     return lock, is_ours
 
 
