@@ -18,6 +18,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "step 7 has a loss or gradient that is no number, and could not be studied" in done.stderr
     assert "while the weights of all were brought together: the device is lost" in done.stderr
     assert "failed first; exit code 1" in done.stderr
+    assert "step 3 could not be kept for study" in done.stderr
+    assert ": rank 1: the device is lost\n" in done.stderr
     assert "Traceback" not in done.stderr
     return folder
 

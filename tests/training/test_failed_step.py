@@ -161,7 +161,7 @@ def test_what_cannot_be_written_is_a_warning(
     assert save_failed_step(tmp_path / "file", 2, make_model(), make_batches()) is None
     record = caplog.records[-1]
     assert record.levelname == "WARNING"
-    assert "step 2 could not be written to" in record.message
+    assert "step 2 could not be kept for study in" in record.message
     # No room: no file of this process may be longer than 100 bytes.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tune.errors import TrainingError
-from tune.training.distributed.processes import max_over_ranks
+from tune.training.distributed.processes import gather_to_all, max_over_ranks
 from tune.training.distributed.sharded_model import is_cut, reshard
 
 __all__ = ["PeerFailed", "leaving_together"]
@@ -44,17 +44,20 @@ def leaving_together(model: Any) -> Iterator[None]:
         raise
     except Exception as error:
         if gate.is_gathering:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise TrainingError(
-                f"this process failed while the weights of all were brought together: {reason}"
+                f"this process failed while the weights of all were brought together: {_reason(error)}"
             ) from error
-        gate.tell()
+        gate.tell(_reason(error))
         raise
     else:
         gate.agree()
     finally:
         if not gate.is_gathering:
             reshard(model)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class _Gate:
@@ -67,11 +70,13 @@ class _Gate:
         """Return once every process is here, or has failed before."""
         self.is_gathering = False
         if max_over_ranks(0.0):
-            raise PeerFailed("another process failed")
+            reasons = gather_to_all("")
+            raise PeerFailed("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text))
 
-    def tell(self) -> None:
-        """Let the others know, wherever they agree next, that this process does not go on."""
+    def tell(self, reason: str) -> None:
+        """Let the others know, wherever they agree next, that this process does not go on, and why."""
         max_over_ranks(1.0)
+        gather_to_all(reason)
 
     @contextmanager
     def before_gathers_of(self, model: Any) -> Iterator[None]:

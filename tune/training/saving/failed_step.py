@@ -125,7 +125,7 @@ def save_failed_step(
             "were saved are intact."
         ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        get_logger().warning(f"step {step} could not be written to {folder} for study: {error}")
+        get_logger().warning(f"step {step} could not be kept for study in {folder}: {error}")
         return None
     get_logger().warning(f"step {step} is kept for study in {folder}: {_summary(report)}")
     return folder
