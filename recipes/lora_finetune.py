@@ -402,22 +402,24 @@ class LoraFinetuneRecipe:
             )
 
     def _keep_for_study(self, micro_batches: list[dict[str, torch.Tensor]], rng: dict[str, Any]) -> None:
-        """Write what is known of a step that cannot be taken, and save the finished one before it."""
-        with self.precision.autocast():
-            training.save_failed_step(
-                self.output_dir,
-                self.run.step,
-                self.model,
-                micro_batches,
-                sample_ids=training.upcoming_sample_ids(self.sampler, micro_batches),
-                loss_of=self._loss_sum,
-            )
+        """Save the finished step before one that cannot be taken, and write what is known of that one."""
+        failed_step = self.run.step
+        sample_ids = training.upcoming_sample_ids(self.sampler, micro_batches)
         self.run.undo_step()
         training.set_rng_state(rng, self.device)
         # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
         if self.run.step > self.saver.last_step and training.weights_are_finite(self.model):
             self.save_checkpoint()
             self.saver.wait()
+        with self.precision.autocast():
+            training.save_failed_step(
+                self.output_dir,
+                failed_step,
+                self.model,
+                micro_batches,
+                sample_ids=sample_ids,
+                loss_of=self._loss_sum,
+            )
 
     def _write_model(self, model: Any, directory: Path) -> None:
         save_adapter(model, directory / "adapter", str(self.base_dir), self.tokenizer)
