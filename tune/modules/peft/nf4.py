@@ -199,8 +199,9 @@ def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tens
             f"{weight.shape[1]}; this input is {list(x.shape)}, {x.dtype}"
         )
     kind = x.device.type
-    # Some devices (meta) know no autocast and refuse to be asked for it; fp64 is never cast.
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    # Meta knows no autocast and refuses to be asked for it; fp64 is never cast. The kind is compared by name, since
+    # the compiler of torch 2.11 cuts the graph at torch.amp.is_autocast_available.
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(kind))
     if bias is not None:
         bias = bias.to(x.dtype)
