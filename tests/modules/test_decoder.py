@@ -134,8 +134,11 @@ def test_frequencies_first_formed_under_inference_mode_serve_training() -> None:
     model(tokens).sum().backward()
 
 
-def test_a_norm_of_bf16_values_is_formed_in_fp32() -> None:
-    norm = RMSNorm(64, 1e-5).bfloat16()
+# Under autocast scales stay fp32; torch would warn of two dtypes, and leave its one kernel.
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kept_in", [torch.bfloat16, torch.float32])
+def test_a_norm_of_bf16_values_is_formed_in_fp32(kept_in: torch.dtype) -> None:
+    norm = RMSNorm(64, 1e-5).to(kept_in)
     nn.init.normal_(norm.scale)
     x = (torch.randn(3, 64) * 300).bfloat16()
     wide = x.double()

@@ -27,8 +27,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normed x [..., dim], in x's dtype."""
-        if self.offset:
-            # In half precision the sum of scale and offset would lose the scale's small digits.
+        if self.offset or x.dtype != self.scale.dtype:
+            # In half precision the sum of scale and offset would lose the scale's small digits; and torch has one
+            # kernel for x and a scale of one dtype only, and warns before it takes the slow way.
             return F.rms_norm(
                 x.float(), self.scale.shape, self.scale.float() + self.offset, self.eps
             ).type_as(x)

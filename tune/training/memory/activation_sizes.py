@@ -83,8 +83,9 @@ class _Kept:
         """A norm over `count` vectors per token: its input and their lengths."""
         if norm is None:
             return
-        # With an offset it is fed an fp32 copy; without a fused kernel it makes one, and keeps the normed one, too.
-        wide = bool(norm.offset) or not self.batch.is_cuda
+        # With an offset, or a scale that is wider than its input (autocast), it is fed an fp32 copy; without a fused
+        # kernel it makes one, and keeps the normed one, too.
+        wide = bool(norm.offset) or input_bytes < self.batch.stream_bytes or not self.batch.is_cuda
         self.add(count * (width * (4 if wide else input_bytes) + 4))
         if not self.batch.is_cuda and self.batch.trains(norm):
             self.add(4 * count * width)
