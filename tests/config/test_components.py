@@ -183,7 +183,7 @@ def test_torch_is_not_imported() -> None:
         ("tune.models.get_model", MODEL),
         ("torch.nn.Linear", MODEL),
         ("tune.training.lr_schedulers.get_lr", LR_SCHEDULER),
-        ("torch.optim.swap_in_optimizer_params_and_state", OPTIMIZER),
+        ("torch.optim.swa_utils.update_bn", OPTIMIZER),
         ("torch.optim.AdamW", LR_SCHEDULER),
         ("LRScheduler", LR_SCHEDULER),
         ("LBFGS", OPTIMIZER),
