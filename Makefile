@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches the much smaller CPU build.
 TORCH_INDEX ?=
 TORCH_ARGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+# Another torch than the pinned one: make test TORCH=2.11.0 PYTHON=python3.12 VENV=/tmp/oldest
+TORCH ?=
+PINS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 
 # Test files that run side by side, with a thread each; WORKERS=0 runs them one after the other.
 WORKERS ?= 2
@@ -24,17 +27,20 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tune needs Python 3.11 or newer, this is %d.%d; set PYTHON=..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)/constraints.txt: constraints.txt | $(VENV)/bin/python
+	sed 's/^torch==.*/torch==$(TORCH)/' $< > $@
+
 # torch comes first and by itself, so that nothing else gets to choose another build of it.
-$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q $(TORCH_ARGS) -c constraints.txt torch
+$(VENV)/.torch: $(PINS) | $(VENV)/bin/python
+	$(BIN)/pip install -q $(TORCH_ARGS) -c $(PINS) torch
 	@touch $@
 
-$(VENV)/.demo: setup.py constraints.txt $(VENV)/.torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
+$(VENV)/.demo: setup.py $(PINS) $(VENV)/.torch
+	$(BIN)/pip install -q -c $(PINS) -e '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: setup.py constraints.txt $(VENV)/.torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: setup.py $(PINS) $(VENV)/.torch
+	$(BIN)/pip install -q -c $(PINS) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

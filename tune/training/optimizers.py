@@ -22,7 +22,7 @@ __all__ = ["build_lr_scheduler", "build_optimizer", "check_step", "restore_paged
 
 # Optimizers whose fused form exists on CPU and CUDA alike: one kernel in place of a dozen passes over memory.
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
-# Those of them whose fused form also takes sharded weights (torch 2.13).
+# Those of them whose fused form also takes sharded weights (torch 2.11, 2.13).
 FUSED_WHEN_SHARDED = ("Adam", "AdamW")
 # Choosing one of these is choosing an implementation, and excludes fused.
 IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differentiable"})
