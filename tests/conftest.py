@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,16 @@ import pytest
 from hub_server import HubServer
 
 STEMS = "the answer question of apple river seven twelve green walk Instruction Response INST SYS"
+
+
+@pytest.fixture(autouse=True)
+def library_logger_as_at_first() -> Iterator[None]:
+    """Undo what a recipe set up in this process: pytest would capture a logger of its own handlers twice."""
+    yield
+    logger = logging.getLogger("tune")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

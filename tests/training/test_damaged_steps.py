@@ -63,8 +63,7 @@ def save(output_dir: Path, step: int) -> SavedStep:
 
 
 @pytest.fixture
-def warnings_of_tune(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
+def warnings_of_tune(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level(logging.WARNING, "tune")
     return caplog
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import resource
 from functools import partial
 from pathlib import Path
@@ -153,10 +152,7 @@ def test_rows_that_only_even_out_the_ranks_are_no_examples() -> None:
     assert ids == [[[0, 2], [4]], [[1, 3], [None]]]
 
 
-def test_what_cannot_be_written_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
+def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     assert save_failed_step(tmp_path / "file", 2, make_model(), make_batches()) is None
     record = caplog.records[-1]

@@ -15,7 +15,6 @@ from tune.training.lr_schedulers import (
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
 )
-from tune.utils import get_logger
 
 PEAK = 0.5
 
@@ -110,10 +109,9 @@ def test_build_passes_the_number_of_steps_where_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize(("num_steps", "share"), [(4, "6%"), (50, "98%"), (1, "0%")])
 def test_a_run_that_ends_in_its_warmup_is_warned(
-    num_steps: int, share: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    num_steps: int, share: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The bundled config on somebody's fifty rows."""
-    monkeypatch.setattr(get_logger(), "propagate", True)
     cosine = Component(
         "tune.training.lr_schedulers.get_cosine_schedule_with_warmup", {"num_warmup_steps": 50}
     )

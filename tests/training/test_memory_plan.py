@@ -344,12 +344,9 @@ def with_room(plan: MemoryPlan, share: float | None) -> MemoryPlan:
     return replace(plan, available=None if share is None else int(plan.peak * share))
 
 
-def test_a_plan_that_fits_is_one_line(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_that_fits_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     _, plan = make()
     caplog.set_level(logging.INFO, logger="tune")
-    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
     with_room(plan, 2.0).log()
     record = caplog.records[-1]
     assert record.levelname == "INFO"
@@ -358,11 +355,8 @@ def test_a_plan_that_fits_is_one_line(
     assert with_room(plan, None).verdict().endswith("what cpu has is not known")
 
 
-def test_a_plan_that_does_not_fit_warns_with_what_would(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_that_does_not_fit_warns_with_what_would(caplog: pytest.LogCaptureFixture) -> None:
     _, plan = make(shape=(8, 128))
-    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
     with_room(plan, 0.9).log()
     record = caplog.records[-1]
     assert record.levelname == "WARNING"

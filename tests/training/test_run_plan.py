@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -277,7 +276,6 @@ def test_every_difference_is_shown() -> None:
 
 
 def test_changes_may_be_allowed_and_are_told(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
     saved = make_fingerprint(Params, ("sequences",), code="recipe 1")
     check_fingerprint(saved, {**saved, "sequences": "4"}, "step_000001", allow_changes=True)
     assert "sequences: was 2, is 4" in caplog.text

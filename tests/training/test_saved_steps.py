@@ -111,14 +111,13 @@ def test_saving_the_same_step_again_replaces_it_whole(tmp_path: Path) -> None:
     ],
 )
 def test_damage_is_named_and_skipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, damage, reason
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage, reason
 ) -> None:
     good = save(tmp_path, 4)
     bad = save(tmp_path, 8)
     damage(bad.path)
     with pytest.raises(CheckpointError, match=reason):
         verify_step(bad)
-    monkeypatch.setattr(logging.getLogger("tune"), "propagate", True)
     with caplog.at_level(logging.WARNING, "tune"):
         assert find_newest_complete_step(tmp_path) == good
     assert "step_000008" in caplog.text

@@ -39,7 +39,6 @@ def spikes_of(losses: list[float]) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("tune").propagate = True
     caplog.set_level(logging.ERROR, logger="tune")
 
 
