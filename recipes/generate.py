@@ -61,7 +61,7 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
         model = instantiate_offering(params.model, offered).to(dtype)
     checkpointer.load_into(model, model_dir, device=device)
     if checkpointer.adapter_checkpoint:
-        load_adapter(model, checkpointer.adapter_checkpoint)
+        load_adapter(model, checkpointer.adapter_checkpoint, base=model_dir)
         merge_adapters(model)  # one product instead of three for each matrix
     return model.eval(), tokenizer, questions
 

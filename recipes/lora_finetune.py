@@ -230,7 +230,7 @@ class LoraFinetuneRecipe:
         self.checkpointer.load_into(model, self.base_dir, device=self.device)
         reset_adapters(model, torch.float32)
         if adapter_dir:
-            load_adapter(model, adapter_dir)
+            load_adapter(model, adapter_dir, base=self.base_dir)
         num_parameters = sum(weight.numel() for weight in model.parameters())
         num_trained = sum(weight.numel() for weight in adapter_parameters(model).values())
         self.log.info(

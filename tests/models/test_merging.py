@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import tune.models
-from tune.checkpoints import load_into, open_weights, read_base_quantization, save_adapter
+from tune.checkpoints import load_adapter, load_into, open_weights, read_base_quantization, save_adapter
 from tune.cli.main import main
 from tune.errors import CheckpointError
 from tune.models.merging import merge_adapter
@@ -98,7 +98,7 @@ def test_from_the_command_line_base_and_name_are_found(
 
 
 def test_another_base_than_the_adapters_is_noted(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     adapter = make_adapter(base, tmp_path / "adapter")
     other = tmp_path / "other"
@@ -107,6 +107,12 @@ def test_another_base_than_the_adapters_is_noted(
     assert main(["merge", str(adapter), "--base", str(other), "--to", str(tmp_path / "one")]) == 0
     said = " ".join(capsys.readouterr().out.split())  # long lines are broken
     assert f"trained beside {base}; whether {other} is the same" in said
+    load_adapter(tune.models.from_checkpoint(base), adapter, base=base)
+    assert not caplog.records
+    load_adapter(
+        tune.models.from_checkpoint(other), adapter, base=other
+    )  # to generate, or to train it further
+    assert f"trained beside {base}; whether {other} is the same" in caplog.text
     config = adapter / "adapter_config.json"
     content = json.loads(config.read_text())
     named = [(str(base), base), ("someone/other", other), ("", other), ("a\0b", other), ("n" * 5000, other)]

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from tune.checkpoints.adapter_config import find_adapter_dir
-from tune.checkpoints.adapters import (
-    load_adapter,
-    read_adapter_base,
-    read_adapter_config,
-    read_base_quantization,
-    save_adapter,
-)
+from tune.checkpoints.adapter_files import doubt_base, read_adapter_base, read_base_quantization
+from tune.checkpoints.adapters import load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.companions import copy_companions
 from tune.checkpoints.compare import match_weights, same_bits
@@ -33,6 +28,7 @@ __all__ = [
     "check_against_config",
     "copy_companions",
     "describe_model",
+    "doubt_base",
     "find_adapter_dir",
     "find_model_dir",
     "load_adapter",

@@ -9,15 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from tune.checkpoints.adapter_config import (
     CONFIG_FILE,
     AdapterSettings,
     describe_adapter,
-    find_adapter_dir,
     read_settings,
+)
+from tune.checkpoints.adapter_files import (
+    QUANTIZATION,
+    WEIGHTS_FILES,
+    doubt_base,
+    find_adapter,
+    find_adapter_weights,
+    read_metadata,
 )
 from tune.checkpoints.adapter_fusion import fused_size, fused_tensors
 from tune.checkpoints.adapter_layout import (
@@ -47,11 +53,8 @@ from tune.modules.peft import (
     chosen_modules,
 )
 from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
-from tune.utils.paths import expand_path
+from tune.utils import get_logger
 from tune.utils.sharding import copy_into_
-
-_WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_QUANTIZATION = "base_quantization"  # the file's metadata: what the base was kept in; peft reads past it
 
 
 def save_adapter(
@@ -99,10 +102,10 @@ def save_adapter(
     )
     metadata = {PARTS: json.dumps(parts)} if parts else {}
     if any(isinstance(module, FrozenLinear) and module.nf4 is not None for module in model.modules()):
-        metadata[_QUANTIZATION] = "nf4"
+        metadata[QUANTIZATION] = "nf4"
     try:
         held = [_Held(name, tensor.contiguous()) for name, tensor in tensors.items()]
-        write_safetensors(folder / _WEIGHTS_FILES[0], held, metadata=metadata)
+        write_safetensors(folder / WEIGHTS_FILES[0], held, metadata=metadata)
         write_json(folder / CONFIG_FILE, content)
         if tokenizer is not None:
             write_tokenizer(folder, tokenizer)
@@ -110,7 +113,13 @@ def save_adapter(
         raise CheckpointError(f"the adapter cannot be written to {folder}: {error}") from error
 
 
-def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.dtype | None = None) -> None:
+def load_adapter(
+    model: TransformerDecoder,
+    directory: Path | str,
+    dtype: torch.dtype | None = None,
+    *,
+    base: Path | None = None,
+) -> None:
     """Give a model the adapters in a directory, made here or by peft; everything is compared before anything changes.
 
     Args:
@@ -118,6 +127,7 @@ def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.
             get (their dropout stays what it is); if it has none, they are put in, and everything else is frozen.
         directory: with adapter_config.json, or a saved step or output directory of a run that has adapters.
         dtype: what adapters without memory, or put in here, become; None: what their matrix is.
+        base: where the model was read from; a warning tells where the adapter calls another one its base.
 
     Raises:
         CheckpointError: there is no adapter, or it uses what is not supported, does not fit the model, or holds numbers
@@ -130,6 +140,8 @@ def load_adapter(model: TransformerDecoder, directory: Path | str, dtype: torch.
         apply_lora(model, adapter.config)
         present = _adapted(model)
     _compare(adapter, present)
+    if base is not None and (doubt := doubt_base(base, directory)):
+        get_logger().warning(f"The adapter in {directory}: {doubt}")
     require_finite(adapter.source, adapter.pieces)
     for piece in adapter.pieces:
         module = present[piece.path]
@@ -155,24 +167,6 @@ def read_adapter_config(directory: Path | str, model: TransformerDecoder) -> LoR
         CheckpointError: as `load_adapter`.
     """
     return _open_adapter(model, directory).config
-
-
-def read_adapter_base(directory: Path | str) -> str:
-    """Return the name or path of the model that an adapter was trained on; "" where its configuration is silent.
-
-    Raises:
-        CheckpointError: there is no adapter, or it uses what is not supported.
-    """
-    return read_settings(_find(directory)).base
-
-
-def read_base_quantization(directory: Path | str) -> str:
-    """Return what an adapter's base was kept in while it was trained: "nf4", or "" where the adapter does not say.
-
-    Raises:
-        CheckpointError: there is no adapter, or its file cannot be read.
-    """
-    return _read_metadata(_find_weights(_find(directory))).get(_QUANTIZATION, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,37 +202,13 @@ class _Adapter:
     config: LoRAConfig
 
 
-def _find(directory: Path | str) -> Path:
-    try:
-        return find_adapter_dir(expand_path(directory))
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
-
-
-def _find_weights(folder: Path) -> Path:
-    file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(
-            f"{folder} has {CONFIG_FILE}, but no {' or '.join(_WEIGHTS_FILES)}: copy it as well"
-        )
-    return file
-
-
-def _read_metadata(file: Path) -> dict[str, str]:
-    if file.suffix != ".safetensors":
-        return {}
-    open_weights(file)  # which says what is wrong with a file that cannot be read
-    with safe_open(file, framework="pt") as handle:
-        return dict(handle.metadata() or {})
-
-
 def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
     family = require_family(model)
-    folder = _find(directory)
+    folder = find_adapter(directory)
     settings = read_settings(folder)
-    file = _find_weights(folder)
+    file = find_adapter_weights(folder)
     source = open_weights(file)
-    parts = _read_metadata(file).get(PARTS)
+    parts = read_metadata(file).get(PARTS)
     shapes = {name: place.shape for name, place in places_by_name(model).items()}
     # A model may go by other names where it is a part of a larger one.
     layouts = [

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tune.checkpoints import (
+    doubt_base,
     find_adapter_dir,
     find_model_dir,
     load_adapter,
@@ -24,7 +25,7 @@ from tune.checkpoints import (
     read_base_quantization,
     save_model,
 )
-from tune.errors import CheckpointError, TokenizerError, TuneError
+from tune.errors import CheckpointError, TokenizerError
 from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapted_modules, apply_lora
@@ -116,7 +117,8 @@ def merge_adapter(
         raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror}") from error
     stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
     written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
-    notes = [] if base is None else _doubts_about(base_dir, adapter_dir)
+    doubt = "" if base is None else doubt_base(base_dir, adapter_dir)
+    notes = [doubt] if doubt else []
     with _staging_for(directory) as staging:
         model = from_checkpoint(base_dir, dtype=written)
         generator = torch.Generator().manual_seed(0)
@@ -200,20 +202,6 @@ def _base_of(adapter_dir: Path) -> Path:
             "(--base); `tune download` fetches one from the hub"
         )
     return expand_path(name)
-
-
-def _doubts_about(base_dir: Path, adapter_dir: Path) -> list[str]:
-    """Return a note where the adapter names another base: weights of the same shapes fit, whatever they are."""
-    named = read_adapter_base(adapter_dir)
-    with suppress(TuneError, OSError):  # whatever a stranger's file calls it
-        if not named or find_model_dir(expand_path(named)).samefile(base_dir):
-            return []
-    own_names = (base_dir.name, base_dir.parent.name)
-    if Path(named).name in own_names:  # a name of the hub, or a folder that was moved
-        return []
-    return [
-        f"it says that it was trained beside {named[:200]}; whether {base_dir} is the same model cannot be told"
-    ]
 
 
 def _name_of(adapter_dir: Path) -> str:
