@@ -19,6 +19,7 @@ from tune.errors import ConfigError, TrainingError
 # an accelerator needs thousands of rows to be busy.
 _CPU_ROWS = 256
 _MAX_ROWS = 4096
+_CPU_VOCABULARY = 1024
 
 
 class LossFromHidden(nn.Module, ABC):
@@ -143,6 +144,22 @@ def _plain_sum(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
+def _add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_first: bool) -> None:
+    """Add the product of grad_logits [r, v], transposed, and piece [r, d] to the fp32 sum; the first one fills it."""
+    if grad_logits.dtype == grad_weight.dtype:
+        grad_weight.addmm_(grad_logits.t(), piece, beta=0.0 if is_first else 1.0)
+        return
+    # A CPU widens a whole tensor before it adds it, into fresh pages; small parts stay in its cache.
+    step = _CPU_VOCABULARY if grad_weight.device.type == "cpu" else grad_weight.shape[0]
+    for start in range(0, grad_weight.shape[0], step):
+        part = slice(start, start + step)
+        product = torch.mm(grad_logits[:, part].t(), piece)
+        if is_first:
+            grad_weight[part] = product
+        else:
+            grad_weight[part] += product
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of linear + softmax cross-entropy in one pass over pieces of the rows.
 
@@ -167,8 +184,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         # fp32, since a sum over many pieces would lose the small ones in bf16
         wide = torch.promote_types(dtype, torch.float32)
-        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         num_targets, vocab_size = rows.shape[0], weight.shape[0]
+        make = torch.empty if num_targets else torch.zeros  # the first piece fills it
+        grad_weight = make(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         # One buffer for the logits of every piece, and in half precision a wide one beside it.
         shape = (min(num_rows, num_targets), vocab_size)
         all_logits = torch.empty(shape, dtype=dtype, device=hidden.device)
@@ -202,10 +220,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
             if grad_weight is not None:
-                if dtype == wide:
-                    grad_weight.addmm_(grad_logits.t(), piece)
-                else:
-                    grad_weight += torch.mm(grad_logits.t(), piece)
+                _add_product_(grad_weight, grad_logits, piece, is_first=start == 0)
         ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
