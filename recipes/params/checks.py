@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tune.config.component import Component
 from tune.config.diagnostics import shorten
 from tune.config.params import Problem
+from tune.config.signatures import Signature, read_signature
 from tune.errors import ConfigError
 from tune.utils.splits import parse_split
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 # The label of a position without a target, in every batch (`tune.data`, which would import torch).
 _IGNORE_INDEX = -100
 _TEMPLATE_FILES = (".jinja", ".jinja2", ".j2")
+# Whose arguments mean what is written here; in a component of one's own a name may mean anything.
+_OPTIMIZERS = ("torch.", "bitsandbytes.")
 
 
 def check_optimizer(optimizer: Component) -> Iterator[Problem]:
     """Yield what an optimizer's arguments have against each other, or against training at all."""
-    given = optimizer.kwargs
+    given = optimizer.kwargs if optimizer.path.startswith(_OPTIMIZERS) else {}
     if given.get("fused") and given.get("foreach"):
         yield Problem("excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach"))
     for name, why in (
@@ -53,7 +56,9 @@ def check_lr_scheduler(schedule: Component | None) -> Iterator[Problem]:
 
 
 def check_checkpointer(checkpointer: Component) -> Iterator[Problem]:
-    """Yield what no checkpointer can be told."""
+    """Yield what no checkpointer of ours can be told."""
+    if not checkpointer.path.startswith("tune."):
+        return
     if checkpointer.kwargs.get("safe_serialization") is False:
         yield Problem(
             "must be true: weights are only written as safetensors, since pickled files can run code when loaded",
@@ -102,6 +107,8 @@ def check_sizes(model: Component) -> Iterator[Problem]:
     sizes = {name: value for name, value in model.kwargs.items() if type(value) is int and value > 0}
     heads, kv_heads = sizes.get("num_heads"), sizes.get("num_kv_heads")
     width, head_dim = sizes.get("embed_dim"), sizes.get("head_dim")
+    if heads and width and head_dim is None:
+        head_dim = _default_of(model.path, "head_dim")  # qwen3 has one
     if heads and kv_heads and heads % kv_heads:
         yield Problem(
             f"is {heads}, not a multiple of num_kv_heads {kv_heads}",
@@ -119,16 +126,22 @@ def check_sizes(model: Component) -> Iterator[Problem]:
         )
 
 
+def _default_of(path: str, argument: str) -> Any:
+    signature = read_signature(path)
+    parameter = signature.parameters.get(argument) if isinstance(signature, Signature) else None
+    return None if parameter is None else parameter.default
+
+
 def check_datasets(
     name: str, components: Component | tuple[Component, ...] | list[Component] | None
 ) -> Iterator[Problem]:
-    """Yield the prompt templates and splits among the arguments of datasets that there cannot be.
+    """Yield the prompt templates and splits among the arguments of our datasets that there cannot be.
 
     Args:
         name: the field that holds the dataset, or a list of them.
         components: its value.
     """
-    if isinstance(components, Component):
+    if isinstance(components, Component) and components.path.startswith("tune."):
         yield from check_template(f"{name}.prompt_template", components.kwargs.get("prompt_template"))
         yield from _check_source(name, components)
     for index, component in enumerate(components if isinstance(components, (list, tuple)) else ()):
@@ -136,8 +149,6 @@ def check_datasets(
 
 
 def _check_source(name: str, dataset: Component) -> Iterator[Problem]:
-    if not dataset.path.startswith("tune."):
-        return
     split, source = dataset.kwargs.get("split"), dataset.kwargs.get("source")
     if isinstance(split, str):
         try:

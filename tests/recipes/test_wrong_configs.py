@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.generate import GenerateParams
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import Diagnostic, resolve
+from tune.config.trust import trusting
 
 BASE = "output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\n"
 GENERATE = "model_checkpoint: ck\nprompt: hello\n"
@@ -204,6 +206,68 @@ TOGETHER = [
     ),
     ("generate", "model: {_component_: lora_llama2_7b, lora_attn_modules: [q_proj]}", ["model"]),
 ]
+
+# Unusual, and right.
+RIGHT = [
+    "lr_scheduler: {_component_: MultiStepLR, milestones: [0, 5]}",
+    "optimizer: {_component_: Adafactor, lr: 1e-2, eps: [null, 1e-3], d: 1, beta2_decay: -0.8}",
+    "optimizer: {_component_: AdamW, lr: 1e-3, maximize: false, foreach: true, fused: false}",
+    "optimizer: {_component_: RMSprop, lr: 1e-3, alpha: 1.5, momentum: 0}",
+    "loss: {_component_: CrossEntropyLoss, label_smoothing: 1.0, ignore_index: -100, reduction: sum}",
+    "dataset: {_component_: alpaca, split: 'train+test[-5:]', max_seq_len: 2}",
+    # its heads have 128 channels unless told, whatever the width
+    "model: {_component_: qwen3, vocab_size: 90, num_layers: 2, num_heads: 6, num_kv_heads: 2, embed_dim: 20, "
+    "intermediate_dim: 30, max_seq_len: 40}",
+]
+
+
+@pytest.mark.parametrize("extra", RIGHT)
+def test_what_is_unusual_is_not_refused(extra: str) -> None:
+    assert errors_of("full", extra + "\n") == []
+
+
+OWN = """
+import torch
+
+class Optimizer(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3, betas=(1.0,), maximize=False, capturable=False, fused=False, foreach=False):
+        super().__init__(params, lr=lr)
+
+class Checkpointer:
+    def __init__(self, checkpoint_dir="", safe_serialization=True, adapter_checkpoint=None): ...
+
+def my_dataset(tokenizer, prompt_template="", split="", source="x", max_seq_len=0): ...
+
+def my_model(num_heads=1, num_kv_heads=1, embed_dim=1) -> torch.nn.Module: ...
+"""
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "optimizer: {_component_: MINE.Optimizer, maximize: true, capturable: true, betas: [2.0]}",
+        "optimizer: {_component_: MINE.Optimizer, fused: true, foreach: true}",
+        "checkpointer: {_component_: MINE.Checkpointer, checkpoint_dir: c, safe_serialization: false}",
+        "checkpointer: {_component_: MINE.Checkpointer, checkpoint_dir: c, adapter_checkpoint: ''}",
+        "dataset: {_component_: MINE.my_dataset, prompt_template: 'Q: {q}', split: '80:20', source: ''}",
+        "model: {_component_: MINE.my_model, num_heads: 3, num_kv_heads: 2, embed_dim: 5}",
+    ],
+)
+def test_arguments_of_ones_own_components_mean_what_they_mean_there(
+    extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_components.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    with trusting("own_components"):
+        assert (
+            errors_of(
+                "full",
+                "model_checkpoint: null\n" * ("checkpoint_dir" in extra)
+                + extra.replace("MINE", "own_components")
+                + "\n",
+            )
+            == []
+        )
 
 
 @pytest.mark.parametrize(("kinds", "extra", "paths"), TOGETHER)

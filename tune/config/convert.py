@@ -266,7 +266,7 @@ def _int(text: str) -> tuple[Any, str | None, str]:
         return REFUSED, sign + digits, "a leading zero means octal to some readers"
     value = parse_int(text)
     if value is not None and abs(value) >= 2**63:
-        return REFUSED, None, "it has more than 64 bits"
+        return REFUSED, None, "it does not fit into 64 bits"
     if value is not None:
         return value, None, ""
     if _GROUPED.match(text):
