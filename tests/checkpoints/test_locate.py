@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.checkpoints.locate import find_model_dir
+from tune.checkpoints import find_model_dir, staged_directory
 from tune.errors import CheckpointError, ConfigError
 
 
@@ -45,6 +45,55 @@ def test_a_step_that_holds_an_adapter_alone_says_how_it_is_used(tmp_path: Path) 
         find_model_dir(adapter)
     whole = put_model(adapter.parent / "model")
     assert find_model_dir(adapter.parent) == whole
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "[" * 100_000,
+        '{"files": [""]}',
+        '{"files": ["."]}',
+        '{"files": "abc"}',
+        '{"files": {"config.json": 1}}',
+        '{"files": ["/etc/hostname"]}',
+        '{"files": ["../elsewhere/config.json"]}',
+        '{"files": ["a/b/config.json"]}',
+        '{"files": ["gone.safetensors"]}',
+    ],
+)
+def test_a_strangers_word_that_another_model_is_on_its_way_counts_for_nothing(
+    tmp_path: Path, word: str
+) -> None:
+    folder = put_model(tmp_path / "downloaded")
+    put_model(folder / ".converting")
+    (folder / ".converting" / ".whole").write_text(word)
+    assert find_model_dir(folder) == folder
+    with pytest.raises(CheckpointError, match="files of two models must not mix"), staged_directory(folder):
+        raise AssertionError("it holds a model")
+    assert (folder / "config.json").is_file()
+
+
+def test_a_model_on_its_way_does_not_leave_its_folder(tmp_path: Path) -> None:
+    folder, elsewhere = put_model(tmp_path / "downloaded"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "diary").write_text("mine")
+    (folder / "extra").symlink_to(elsewhere)
+    staging = put_model(folder / ".converting")
+    (staging / "extra").mkdir()
+    (staging / "extra" / "diary").write_text("theirs")
+    (staging / ".whole").write_text('{"files": ["config.json", "extra/diary"]}')
+    with pytest.raises(CheckpointError, match="is a link"), staged_directory(folder, force=True):
+        raise AssertionError("an earlier model is in the way")
+    assert (elsewhere / "diary").read_text() == "mine"
+
+
+def test_a_folder_that_is_called_like_a_file_of_weights_stays(tmp_path: Path) -> None:
+    folder = put_model(tmp_path / "model")
+    (folder / "notes.safetensors").mkdir()
+    with staged_directory(folder, force=True) as staging:
+        (staging / "config.json").write_text("the new one")
+    assert (folder / "config.json").read_text() == "the new one"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.safetensors"]
 
 
 def test_latest_as_a_text_file(tmp_path: Path) -> None:

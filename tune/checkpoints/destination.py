@@ -96,7 +96,8 @@ def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
         raise CheckpointError(f"another conversion is writing to {directory}") from error
     try:
         is_ours = False
-        if declared := read_whole(staging):
+        declared = read_whole(staging)
+        if declared and _is_all_there(directory, staging, declared["files"]):
             is_ours = bool(declared.get("is_ours"))
             _bring_in(directory, staging, keep_folder=True)
             get_logger().warning(
@@ -109,6 +110,14 @@ def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
         os.close(lock)
         raise
     return lock, is_ours
+
+
+def _is_all_there(directory: Path, staging: Path, files: list[str]) -> bool:
+    """Tell whether each file of a model is staged or in its place, as an attempt that was stopped leaves them.
+
+    Where one is neither, the word that a model is whole is not ours, or no longer true: nothing may be removed for it.
+    """
+    return all((staging / file).is_file() or (directory / file).is_file() for file in files)
 
 
 def _require_empty(directory: Path, force: bool) -> bool:
@@ -143,13 +152,16 @@ def _bring_in(directory: Path, staging: Path, *, keep_folder: bool = False) -> N
     assert declared is not None
     left = [file for file in declared["files"] if (staging / file).is_file()]
     in_place = set(declared["files"]).difference(left)  # where files have one name only
+    for folder in {(directory / file).parent for file in left} - {directory}:
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link, where a folder of the model is needed: remove it")
+        folder.mkdir(exist_ok=True)
     # The configuration first, and in the end last: in between it is no model to other programs.
     for pattern in (*_CONFIGURATIONS, *WEIGHT_FILES, *TOKENIZER_FILES):
         for old in directory.glob(pattern):
-            if old.name not in in_place:
+            if old.name not in in_place and (old.is_symlink() or not old.is_dir()):
                 old.unlink()
     for file in sorted(left, key=lambda file: file in _CONFIGURATIONS):
-        (directory / file).parent.mkdir(exist_ok=True)
         _place(staging / file, directory / file)
     for folder in {(directory / file).parent for file in declared["files"]} | {directory}:
         flush(folder)

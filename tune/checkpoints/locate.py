@@ -105,13 +105,19 @@ def _pointed_at(pointer: Path) -> str:
 
 
 def read_whole(staging: Path) -> dict[str, Any] | None:
-    """Return what stands in the file that declares a staged model whole; None where there is none."""
+    """Return what stands in the file that declares a staged model whole; None where there is none that we write.
+
+    A folder from elsewhere may hold one of anybody's: only files right in it, or one folder deeper, can be meant.
+    """
     try:
         declared = json.loads((staging / WHOLE).read_text(encoding="utf-8"))
-        files = [PurePosixPath(file) for file in declared["files"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        files = declared["files"]
+        paths = [PurePosixPath(file) for file in files]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    is_ours = bool(files) and not any(file.is_absolute() or ".." in file.parts for file in files)
+    is_ours = isinstance(files, list) and bool(files)
+    is_ours = is_ours and all(len(path.parts) in (1, 2) for path in paths)
+    is_ours = is_ours and not any(path.is_absolute() or ".." in path.parts for path in paths)
     return dict(declared) if is_ours else None
 
 
