@@ -50,9 +50,20 @@ def check_lr_scheduler(schedule: Component | None) -> Iterator[Problem]:
             ("lr_scheduler.last_epoch",),
             suggestion="-1",
         )
-    is_one_cycle = schedule is not None and schedule.path == "torch.optim.lr_scheduler.OneCycleLR"
-    if is_one_cycle and not given.get("total_steps") and not {"epochs", "steps_per_epoch"} <= given.keys():
+    if schedule is not None and schedule.path == "torch.optim.lr_scheduler.OneCycleLR":
+        yield from _check_one_cycle(given)
+
+
+def _check_one_cycle(given: Mapping[str, Any]) -> Iterator[Problem]:
+    num_steps = given.get("total_steps") or (given.get("epochs") or 0) * (given.get("steps_per_epoch") or 0)
+    share = given.get("pct_start", 0.3)  # torch's
+    if not num_steps:
         yield Problem("is required: the optimizer steps of the whole run", ("lr_scheduler.total_steps",))
+    elif share * num_steps == 1:  # torch rises over one step less, and divides by that
+        yield Problem(
+            f"is {share:g}, one step of {num_steps}, over which nothing can rise: choose a greater one",
+            ("lr_scheduler.pct_start", "lr_scheduler.total_steps"),
+        )
 
 
 def check_checkpointer(checkpointer: Component) -> Iterator[Problem]:

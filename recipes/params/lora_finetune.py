@@ -134,7 +134,7 @@ class LoraFinetuneParams(FinetuneParams):
         fields = tuple(prefix + name for name in _MATRICES)
         if not isinstance(modules, (list, tuple)):
             return
-        if len(set(modules)) < len(modules):
+        if len(set(map(str, modules))) < len(modules):
             yield Problem("names a matrix twice", fields[:1])
         if not modules and not named["apply_lora_to_mlp"] and not named["apply_lora_to_output"]:
             yield Problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)

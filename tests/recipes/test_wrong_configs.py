@@ -43,6 +43,7 @@ OUT_OF_RANGE = [
     ("lr_scheduler", "StepLR", "step_size", "0"),
     ("lr_scheduler", "CosineAnnealingLR", "T_max", "0"),
     ("lr_scheduler", "LinearLR", "start_factor", "1.5"),
+    ("lr_scheduler", "ConstantLR", "factor", "0"),
     ("dataset", "alpaca", "max_seq_len", "1"),
     ("dataset", "alpaca", "limit", "0"),
     ("tokenizer", "{path: t, _component_: llama2_tokenizer}", "max_seq_len", "0"),
@@ -106,8 +107,13 @@ TOGETHER = [
     ),
     (
         "full lora",
-        "lr_scheduler: {_component_: OneCycleLR, max_lr: 1e-3, epochs: 2}",
+        "lr_scheduler: {_component_: OneCycleLR, max_lr: 1e-3, epochs: 2, steps_per_epoch: null}",
         ["lr_scheduler.total_steps"],
+    ),
+    (
+        "full lora",
+        "lr_scheduler: {_component_: OneCycleLR, max_lr: 1e-3, total_steps: 10, pct_start: 0.1}",
+        ["lr_scheduler.pct_start"],
     ),
     ("full lora", "collate_fn: {_component_: padded_collate_sft, ignore_idx: 0}", ["collate_fn.ignore_idx"]),
     (
@@ -210,6 +216,7 @@ TOGETHER = [
 # Unusual, and right.
 RIGHT = [
     "lr_scheduler: {_component_: MultiStepLR, milestones: [0, 5]}",
+    "lr_scheduler: {_component_: OneCycleLR, max_lr: 1e-3, epochs: 2, steps_per_epoch: 5, pct_start: 0.2}",
     "optimizer: {_component_: Adafactor, lr: 1e-2, eps: [null, 1e-3], d: 1, beta2_decay: -0.8}",
     "optimizer: {_component_: AdamW, lr: 1e-3, maximize: false, foreach: true, fused: false}",
     "optimizer: {_component_: RMSprop, lr: 1e-3, alpha: 1.5, momentum: 0}",

@@ -136,8 +136,8 @@ _BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
         ),
         **dict.fromkeys(("gamma", "max_lr", "div_factor", "final_div_factor"), _POSITIVE),
         **dict.fromkeys(("milestones", "base_lr"), _NOT_NEGATIVE),
-        "factor": _SHARE,
-        "start_factor": Bounds(above=0, maximum=1),
+        # torch divides by them
+        **dict.fromkeys(("factor", "start_factor"), Bounds(above=0, maximum=1)),
         "end_factor": _SHARE,
         "pct_start": _SHARE,
     },

@@ -142,7 +142,7 @@ def build_lr_scheduler(
         return None
     try:
         scheduler = instantiate_offering(component, {"num_training_steps": num_training_steps}, optimizer)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # torch divides by some arguments' differences
         raise ConfigError(f"lr_scheduler {component.path} cannot be built: {error}") from error
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < num_training_steps:
         raise ConfigError(
