@@ -160,6 +160,13 @@ def test_a_pickled_adapter_and_old_names(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(ours), expected, **TOLERANCE)
 
 
+def test_a_base_that_is_on_its_way_is_named_by_its_place(base: Path, tmp_path: Path) -> None:
+    ours = ours_of(base)
+    apply_lora(ours, LoRAConfig(rank=2))
+    save_adapter(ours, tmp_path / "adapter", str(tmp_path / "base" / ".converting"))
+    assert read_adapter_base(tmp_path / "adapter") == str(tmp_path / "base")
+
+
 def test_an_adapter_of_2023(base: Path, tmp_path: Path) -> None:
     """All that peft 0.2 wrote, and nothing more."""
     expected = made_by_peft(base, tmp_path)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from tune.errors import TrainingError
+from tune.errors import CheckpointError, TrainingError
 from tune.training import NonFiniteGuard, clip_gradients
 from tune.training.gradients import MAX_SKIPPED_IN_A_ROW
 
@@ -50,6 +50,19 @@ def test_numbers_pass() -> None:
 def test_stop_says_what_and_where(loss: torch.Tensor, norm: torch.Tensor, words: str) -> None:
     with pytest.raises(TrainingError, match=f"step 12: the .*{words}.*after step 11.*on_non_finite=skip"):
         NonFiniteGuard("stop", NO_SCALER).allows(12, loss, norm)
+
+
+def test_what_is_wrong_is_said_even_if_what_comes_before_the_end_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def save() -> None:
+        raise CheckpointError("the disk is full")
+
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        NonFiniteGuard("stop", NO_SCALER).allows(12, NAN, before_stopping=save)
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 12: the loss is nan; the run ends before it"
+    ]
 
 
 def test_skip_goes_on_but_not_for_ever() -> None:

@@ -37,6 +37,7 @@ from tune.checkpoints.adapter_layout import (
     their_modules,
 )
 from tune.checkpoints.load import require_family
+from tune.checkpoints.locate import STAGING
 from tune.checkpoints.mapping import lending_of, places_by_name, plain_path
 from tune.checkpoints.save import TokenizerFiles, prepare_folder, write_tokenizer
 from tune.checkpoints.weights import WeightSource, open_weights
@@ -65,7 +66,8 @@ def save_adapter(
     Args:
         model: one with a family and adapters.
         directory: made if needed; it must not hold weights yet.
-        base: name or path of the model without the adapters, for tools that look for it.
+        base: name or path of the model without the adapters, for tools that look for it. Of one that a conversion
+            has yet to bring to its place, that place is named.
         tokenizer: its files are copied beside them.
 
     Raises:
@@ -95,7 +97,7 @@ def save_adapter(
     content = describe_adapter(
         sizes,
         modules,
-        base=base,
+        base=str(Path(base).parent) if Path(base).name == STAGING else base,
         dropout=first.dropout,
         use_dora=first.use_dora,
         use_rslora=first.use_rslora,

@@ -87,6 +87,8 @@ class NonFiniteGuard:
         self._in_a_row += 1
         if self._policy == "stop":
             if before_stopping is not None:
+                # Said first: where what comes now fails, that will be the error, and this may be why.
+                get_logger().warning(f"step {step}: the {what} is {value}; the run ends before it")
                 before_stopping()
             raise TrainingError(
                 f"step {step}: the {what} is {value}, so the step was not taken; the weights are those after step "
