@@ -51,6 +51,15 @@ def execute(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_an_end_that_no_signal_asked_for_is_left_to_python(tmp_path: Path) -> None:
+    recipe = "class Thing:\n    def __del__(self): raise SystemExit(['lost'])\nThing()\nprint('went on')\n"
+    (tmp_path / "recipe.py").write_text(recipe)
+    done = execute(tmp_path, "")
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+    assert "SystemExit: ['lost']" in done.stderr
+    assert "unhashable" not in done.stderr
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_in_a_callback_stops_the_run_all_the_same(tmp_path: Path, name: str, code: int) -> None:
     (tmp_path / "recipe.py").write_text(STOPPED_IN_A_CALLBACK)

@@ -45,9 +45,8 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
     staging = directory / STAGING
     with ExitStack() as held:
         try:
-            with (
-                ExitStack() as undo
-            ):  # whatever ends the work before it is whole, Ctrl-C at any moment as well
+            # Undone is what was begun whatever ends the work before it is whole, Ctrl-C at any moment as well.
+            with ExitStack() as undo:
                 if directory.exists() and not directory.is_dir():
                     raise CheckpointError(f"{directory} is a file, where a folder for the model is needed")
                 for folder in (directory, staging):

@@ -44,6 +44,7 @@ def resending_swallowed_signals() -> Iterator[None]:
 def _signal_behind(error: BaseException | None) -> int | None:
     if isinstance(error, KeyboardInterrupt):
         return signal.SIGINT
-    if isinstance(error, SystemExit) and error.code in STOP_CODES:  # what a rank's handler raises
-        return int(error.code) - 128
+    # What a rank's handler raises. The code may be anything: sys.exit takes texts and lists, too.
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code in STOP_CODES:
+        return error.code - 128
     return None

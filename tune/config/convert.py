@@ -57,9 +57,8 @@ class Converter:
     def __init__(self, report: Callable[[Diagnostic], None], component: ComponentHook) -> None:
         self._report = report
         self._component = component
-        self.find_fault: Callable[[Any], object] | None = (
-            None  # of the field at hand; its limits hold for advice, too
-        )
+        # Of the field at hand: its limits hold for advice, too.
+        self.find_fault: Callable[[Any], object] | None = None
 
     def convert(self, node: Node, spec: TypeSpec, path: str, slot: Any = None) -> Any:
         """Return the value of `node` as a `spec`, or `REFUSED` after reporting why there is none."""

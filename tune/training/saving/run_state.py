@@ -319,9 +319,8 @@ def _pass_on_interrupt(error: BaseException) -> None:
 
 def _first_line(error: BaseException) -> str:
     """Return the first sentence of an error's message, or its kind where it has none."""
-    if failures := getattr(
-        error, "failures", None
-    ):  # a CheckpointException, made of what failed on each process
+    # A CheckpointException is made of what failed on each process.
+    if failures := getattr(error, "failures", None):
         error = next(iter(failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -146,9 +146,8 @@ class StepSaver:
         except CheckpointError as error:
             get_logger().error(str(error))
         except Exception as error:  # noqa: BLE001 - it must not hide what has ended the run
-            if is_lost_connection(
-                str(error)
-            ):  # whoever has gone has ended the run, and that is told elsewhere
+            # Whoever has gone has ended the run, and that is told elsewhere.
+            if is_lost_connection(str(error)):
                 get_logger().error("the last step was not saved: another process of the run is gone")
                 return
             get_logger().error(f"the last step was not saved: {type(error).__name__}: {error}")
