@@ -6,7 +6,11 @@ import json
 import resource
 import shutil
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import tune.models
 from tune.checkpoints import find_model_dir, load_into, open_weights, save_meta, save_model
-from tune.checkpoints.file_formats import PickleFile
+from tune.checkpoints.file_formats import PickleFile, SafetensorsFile
 from tune.errors import CheckpointError
 from tune.models.llama2 import llama2
 
@@ -178,6 +182,33 @@ def test_a_pickle_gives_memory_back_and_keeps_its_word(
     if is_mapped:
         with pytest.raises(CheckpointError, match="changed while it was read; a is not what it was"):
             file.read("a")
+
+
+def test_a_file_that_comes_and_goes_is_read_or_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(3, 2)}, tmp_path / "kept")
+    code = f"""
+import os
+print(flush=True)
+while True:
+    os.link({str(tmp_path / "kept")!r}, {str(file)!r})
+    os.unlink({str(file)!r})
+"""
+    found: set[str] = set()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        until = time.monotonic() + 0.7
+        try:
+            while time.monotonic() < until:
+                with suppress(CheckpointError):  # and nothing else
+                    SafetensorsFile(file).read("a")
+                    found.add("read")
+                    continue
+                found.add("gone")
+        finally:
+            other.kill()
+    assert "gone" in found
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "consolidated"])

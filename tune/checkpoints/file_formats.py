@@ -5,6 +5,7 @@ Only safetensors and pickles restricted to weights are read, memory-mapped where
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
@@ -90,7 +91,13 @@ class SafetensorsFile:
         pass
 
     def _open(self) -> Any:
-        return safe_open(self._path, framework="pt", device="cpu")
+        try:
+            return safe_open(self._path, framework="pt", device="cpu")
+        except RuntimeError as error:
+            # safetensors reads the header, then torch maps the file by its name, which may be gone by then.
+            if "unable to open file" not in str(error):
+                raise
+            raise OSError(str(error)) from error
 
 
 class PickleFile:
@@ -195,7 +202,8 @@ def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
     except OSError as denied:  # safetensors calls a file missing that may not be read
         return CheckpointError(f"{path} cannot be read: {denied.strerror}")
     # torch's message begins with advice on how to run the pickle anyway; what it met stands behind this mark.
@@ -208,6 +216,6 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     lines = [line for line in found.splitlines() if line and not line.startswith("Weights only load failed")]
     reason = lines[0][:200] if lines else type(error).__name__
     return CheckpointError(
-        f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}. The file is cut short, corrupt "
+        f"{path} ({num_bytes} bytes) cannot be read as weights: {reason}. The file is cut short, corrupt "
         "or of another format; download or copy it again."
     )
