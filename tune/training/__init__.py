@@ -30,7 +30,7 @@ from tune.training.loading import build_loader, check_tokenizer_fits, count_step
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.check import MemoryCheck
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
-from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib, reset_peak_memory
+from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import Precision, plan_precision
@@ -159,7 +159,6 @@ __all__ = [
     "prune_saved_steps",
     "read_run",
     "remove_unfinished_steps",
-    "reset_peak_memory",
     "resume_state",
     "save_failed_step",
     "save_run_state",

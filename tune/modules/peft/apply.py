@@ -119,8 +119,8 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
     """
     if config.apply_to_output and not config.modules and model.output is None:
         raise ConfigError(
-            "apply_to_output: the model's output matrix is its embedding (tie_word_embeddings), and an adapter would "
-            "have to change both: set apply_to_output to false"
+            "the model's output matrix is its embedding (tie_word_embeddings), and an adapter would have to change "
+            "both: set apply_lora_to_output (in a LoRAConfig: apply_to_output) to false"
         )
     known = _adaptable(model)
     if config.modules:

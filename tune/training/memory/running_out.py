@@ -19,7 +19,7 @@ from tune.training.memory.available import available_memory, held_memory
 if TYPE_CHECKING:
     from tune.training.memory.plan import MemoryPlan
 
-__all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib", "reset_peak_memory"]
+__all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib"]
 
 GIB = 1024**3
 # How a lack of memory reads where it is a plain RuntimeError.
@@ -74,12 +74,6 @@ def explain_out_of_memory(get_plan: Callable[[], MemoryPlan | None] | None = Non
         if not _is_out_of_memory(error):
             raise
         raise TrainingError(_explain(error, get_plan)) from error
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start the GPU's peak anew; the host's peak is the kernel's and cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
