@@ -44,7 +44,7 @@ def attributes_of_params(tree: ast.AST) -> set[str]:
 def read_by_the_library(tree: ast.AST, module: ModuleType) -> set[str]:
     """Names that functions read which are handed `params`: what their parameter's protocol declares.
 
-    Each declared name must be read in the file of that function.
+    Each name must be read in the file that declares it.
     """
     names = set()
     for node in ast.walk(tree):
@@ -62,10 +62,12 @@ def read_by_the_library(tree: ast.AST, module: ModuleType) -> set[str]:
         for place in handed:
             name = list(inspect.signature(function).parameters)[place]
             protocol = hints[name]
-            if getattr(protocol, "_is_protocol", False):
-                declared = {attribute for attribute in vars(protocol) if not attribute.startswith("_")}
-                source = ast.parse(Path(inspect.getfile(function)).read_text(encoding="utf-8"))
-                assert declared <= attributes_of_params(source), function
+            for part in getattr(protocol, "__mro__", ()):
+                if part is typing.Protocol or not getattr(part, "_is_protocol", False):
+                    continue
+                declared = {attribute for attribute in vars(part) if not attribute.startswith("_")}
+                source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
+                assert declared <= attributes_of_params(source), part
                 names |= declared
     return names
 

@@ -93,7 +93,8 @@ def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
     except BlockingIOError as error:
         os.close(lock)
         raise CheckpointError(f"another conversion is writing to {directory}") from error
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.close, lock)
         is_ours = False
         declared = read_whole(staging)
         if declared and _is_all_there(directory, staging, declared["files"]):
@@ -105,9 +106,7 @@ def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
         (staging / WHOLE).unlink(missing_ok=True)
         for leftover in staging.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    except BaseException:
-        os.close(lock)
-        raise
+        undo.pop_all()
     return lock, is_ours
 
 

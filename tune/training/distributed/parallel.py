@@ -17,7 +17,7 @@ from tune.errors import ConfigError
 from tune.modules.peft import FrozenLinear
 from tune.training.distributed.processes import max_over_ranks
 from tune.utils import get_logger, get_world_size
-from tune.utils.ranks import check_split, split_processes
+from tune.utils.ranks import SplitParams, split_processes
 
 __all__ = ["ParallelPlan", "plan_frozen_base", "plan_parallel"]
 
@@ -67,23 +67,11 @@ class ParallelPlan:
         return f"{self.world_size} processes: {copies}sharded over {self.shard_dim}{where}"
 
 
-class ParallelParams(Protocol):
-    """What is read of a recipe's parameters; `tune describe full_finetune NAME` says what each means."""
+class ParallelParams(SplitParams, Protocol):
+    """What is read of a recipe's parameters."""
 
     @property
-    def enable_fsdp(self) -> bool: ...
-    @property
-    def data_parallel_replicate_dim(self) -> int: ...
-    @property
-    def data_parallel_shard_dim(self) -> int: ...
-    @property
-    def fsdp_cpu_offload(self) -> bool: ...
-    @property
     def custom_sharded_layers(self) -> Sequence[str] | None: ...
-    @property
-    def optimizer_in_bwd(self) -> bool: ...
-    @property
-    def dtype(self) -> str: ...
     @property
     def low_cpu_ram(self) -> bool: ...
 
@@ -94,20 +82,7 @@ def plan_parallel(params: ParallelParams) -> ParallelPlan:
     Raises:
         ConfigError: the mesh needs another number of processes, or what is asked for needs sharding.
     """
-    world_size = get_world_size()
-    replicate_dim, shard_dim = split_processes(
-        world_size,
-        params.enable_fsdp,
-        params.data_parallel_replicate_dim,
-        params.data_parallel_shard_dim,
-    )
-    check_split(
-        world_size,
-        shard_dim,
-        fsdp_cpu_offload=params.fsdp_cpu_offload,
-        optimizer_in_bwd=params.optimizer_in_bwd,
-        dtype=params.dtype,
-    )
+    replicate_dim, shard_dim = split_processes(get_world_size(), params)
     if params.custom_sharded_layers and shard_dim == 1:
         get_logger().info(
             f"Nothing is sharded: custom_sharded_layers {list(params.custom_sharded_layers)} has no effect."
