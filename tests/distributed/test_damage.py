@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import launch
-from tests.permissions import bind_for_good
+from tests.permissions import bind_for_good, require_binding
 from tune.training import find_newest_complete_step, list_saved_steps, verify_step
 
 MOUNT = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs"]
@@ -145,6 +145,7 @@ def test_what_one_process_loses_ends_all(
     common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The output directory is locked while two processes train; the state of a step goes before they load it."""
+    require_binding()
     (tmp_path / "meddling.py").write_text(MEDDLING)
     out = tmp_path / "out"
     words = [*common, f"output_dir={out}", "batch_size=2", "resume_from_checkpoint=true"]
