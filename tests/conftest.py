@@ -132,7 +132,7 @@ def chat_definition() -> str:
 
 @pytest.fixture
 def chat_folder(tmp_path: Path, chat_definition: str) -> Callable[..., Path]:
-    """Writes a checkpoint's tokenizer with a chat template, and returns its directory."""
+    """Write a checkpoint's tokenizer with a chat template, and returns its directory."""
 
     def write(template: object = None, **config: object) -> Path:
         folder = tmp_path / f"checkpoint{len(list(tmp_path.iterdir()))}"

@@ -61,7 +61,7 @@ def run_values(data_file: Path, spm_file: Path, tmp_path: Path) -> dict[str, Any
 
 @pytest.fixture
 def make_params(run_values: dict[str, Any]) -> MakeParams:
-    """Returns the params of that run with some of them changed."""
+    """Return the params of that run with some of them changed."""
 
     def make(**changes: Any) -> FullFinetuneParams:
         return FullFinetuneParams(**{**run_values, **changes})

@@ -51,7 +51,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
 
 @pytest.fixture
 def make_lora(run_values: dict[str, Any], base_dir: Path):
-    """Returns the params of a short run with some of them changed."""
+    """Return the params of a short run with some of them changed."""
     values = {name: value for name, value in run_values.items() if name != "train_from_scratch"}
     values |= {
         "model": "auto",

@@ -80,7 +80,7 @@ TOOL = {
 
 @pytest.fixture
 def both(chat_folder):
-    """Returns our tokenizer and transformers' for a template."""
+    """Return our tokenizer and transformers' for a template."""
     from transformers import AutoTokenizer
 
     def load(template, **config):

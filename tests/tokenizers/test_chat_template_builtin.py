@@ -62,7 +62,7 @@ FORMATS = {
 
 @pytest.fixture
 def with_tokens(chat_folder, chat_definition):
-    """Returns a tokenizer without a chat template that has further special tokens."""
+    """Return a tokenizer without a chat template that has further special tokens."""
 
     def load(*tokens):
         folder = chat_folder()

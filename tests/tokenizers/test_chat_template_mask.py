@@ -105,13 +105,13 @@ TRICKY = [
 
 @pytest.fixture
 def load(chat_folder):
-    """Returns the tokenizer of a checkpoint with a chat template."""
+    """Return the tokenizer of a checkpoint with a chat template."""
     return lambda template: from_checkpoint(chat_folder(template))
 
 
 @pytest.fixture(scope="module")
 def all_templates(tmp_path_factory, chat_definition):
-    """Returns a tokenizer for each of the templates, for tests that need them many times over."""
+    """Return a tokenizer for each of the templates, for tests that need them many times over."""
     folder = tmp_path_factory.mktemp("all_templates")
     (folder / "tokenizer.json").write_text(chat_definition, encoding="utf-8")
     names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
@@ -131,7 +131,7 @@ def talk(*contents, system=""):
 
 
 def learnt(tokenizer, tokens, mask):
-    """Returns the runs of learnt tokens as text."""
+    """Return the runs of learnt tokens as text."""
     runs, last = [], True
     for token, masked in zip(tokens, mask, strict=True):
         if not masked:
@@ -142,7 +142,7 @@ def learnt(tokenizer, tokens, mask):
 
 
 def check_answers(tokenizer, template, messages, **variables):
-    """Checks every promise about the examples of a conversation; returns what is learnt of each answer."""
+    """Check every promise about the examples of a conversation; returns what is learnt of each answer."""
     examples = tokenize_examples(tokenizer, template, messages, variables=variables)
     found = {}
     for index, message in enumerate(messages):

@@ -52,7 +52,7 @@ def test_ids_and_texts_are_those_of_the_reference(pair):
 
 
 def _unspecial(ours, reference, text):
-    """Returns the reference's ids without its fault: a Unigram model knows "</s>" as a word like any other."""
+    """Return the reference's ids without its fault: a Unigram model knows "</s>" as a word like any other."""
     if type(reference.backend_tokenizer.model).__name__ != "Unigram":
         return reference.encode(text, split_special_tokens=True)
     parts = ours._split_at_special(text)

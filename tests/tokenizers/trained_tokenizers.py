@@ -62,7 +62,7 @@ def corpus() -> list[str]:
 
 
 def train(kind: str) -> dict[str, Any]:
-    """Returns the content of a tokenizer.json."""
+    """Return the content of a tokenizer.json."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -129,7 +129,7 @@ def _train_with_byte_fallback(kind: str) -> Any:
 
 
 def tiktoken_lines(definition: dict[str, Any]) -> bytes:
-    """Returns the vocabulary of a byte-level tokenizer.json in tiktoken's format, ranks in the order of merges."""
+    """Return the vocabulary of a byte-level tokenizer.json in tiktoken's format, ranks in the order of merges."""
     from tokenizers import pre_tokenizers
 
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

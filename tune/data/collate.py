@@ -17,7 +17,7 @@ def padded_collate_sft(
     padding_idx: int = 0,
     ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
 ) -> dict[str, Tensor]:
-    """Returns a batch padded on the right to its longest example.
+    """Return a batch padded on the right to its longest example.
 
     Padding stands after every real token and carries no label, so causal attention needs no mask for it.
     Packed examples (those with `input_pos`) also get the positions and the mask that keep their documents
@@ -48,7 +48,7 @@ def padded_collate_sft(
 
 
 def padded_collate(batch: Sequence[Mapping[str, Any]], key: str, padding: int) -> Tensor:
-    """Returns one field of all examples, padded on the right to the longest. [b, s] int64"""
+    """Return one field of all examples, padded on the right to the longest. [b, s] int64"""
     longest = max(len(example[key]) for example in batch)
     padded = torch.full((len(batch), longest), padding, dtype=torch.int64)  # [b, s]
     for row, example in zip(padded, batch):
@@ -57,7 +57,7 @@ def padded_collate(batch: Sequence[Mapping[str, Any]], key: str, padding: int) -
 
 
 def block_causal_mask(input_pos: Tensor) -> Tensor:
-    """Returns which tokens each token may attend to: itself and the earlier ones of its own document.
+    """Return which tokens each token may attend to: itself and the earlier ones of its own document.
 
     Args:
         input_pos: positions that start at 0 with each document. [b, s]

@@ -36,7 +36,7 @@ class InstructionColumns:
         return f"{self.prompt}{context} -> {self.answer}"
 
     def describe(self, columns: Sequence[str]) -> str:
-        """Returns how the columns of some data are read, those that are not used among them."""
+        """Return how the columns of some data are read, those that are not used among them."""
         unused = [name for name in columns if name not in (self.prompt, self.answer, self.context)]
         return f"{self}{f', unused: {_listed(unused)}' if unused else ''}"
 
@@ -48,7 +48,7 @@ def find_instruction_columns(
     input_is_context: bool = True,
     source: str = "the data",
 ) -> InstructionColumns:
-    """Returns which columns hold prompt and answer.
+    """Return which columns hold prompt and answer.
 
     Args:
         columns: names in the data.
@@ -81,7 +81,7 @@ def find_instruction_columns(
 def find_conversation_column(
     columns: Sequence[str], told: str | None = None, source: str = "the data"
 ) -> str:
-    """Returns the column that holds conversations.
+    """Return the column that holds conversations.
 
     Raises:
         ConfigError: the column told is not there.
@@ -108,7 +108,7 @@ def find_conversation_column(
 
 
 def find_text_column(columns: Sequence[str], told: str | None = None, source: str = "the data") -> str:
-    """Returns the column that holds plain text.
+    """Return the column that holds plain text.
 
     Raises:
         ConfigError: the column told is not there.
@@ -127,7 +127,7 @@ def find_text_column(columns: Sequence[str], told: str | None = None, source: st
 
 
 def _known_formats(columns: Sequence[str]) -> list[tuple[str, str, str | None]]:
-    """Returns every way to read the columns as (prompt, answer, context)."""
+    """Return every way to read the columns as (prompt, answer, context)."""
     found: list[tuple[str, str, str | None]] = []
     for prompt, answers, contexts in _INSTRUCTION_FORMATS:
         # With an instruction beside it, `input` is part of the prompt.

@@ -23,12 +23,12 @@ class Row:
 
 
 def open_file(file: Path) -> io.BufferedIOBase:
-    """Returns a file opened for reading bytes, unpacked if its name ends in .gz."""
+    """Return a file opened for reading bytes, unpacked if its name ends in .gz."""
     return gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb")
 
 
 def check_head(file: Path, head: bytes) -> None:
-    """Raises DataError where a file's first bytes show that it is no UTF-8 text, or not the data at all."""
+    """Raise DataError where a file's first bytes show that it is no UTF-8 text, or not the data at all."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(
             f"{file} is encoded as UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {file.name} > utf8_{file.name}"
@@ -38,7 +38,7 @@ def check_head(file: Path, head: bytes) -> None:
 
 
 def decode(raw: bytes) -> str:
-    """Returns text. Raises ValueError that says which byte is no UTF-8."""
+    """Return text. Raises ValueError that says which byte is no UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

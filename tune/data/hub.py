@@ -25,7 +25,7 @@ from tune.utils.hub_errors import (
 def read_hub(
     source: str, split: str, name: str | None, revision: str | None, data_files: Any = None
 ) -> Iterator[Row]:
-    """Yields the rows of a hub dataset, downloaded once and then read from the cache.
+    """Yield the rows of a hub dataset, downloaded once and then read from the cache.
 
     Raises:
         DataError: it does not exist, is gated, has no such split or configuration, or cannot be reached.
@@ -57,7 +57,7 @@ def read_hub(
 
 @contextmanager
 def _offline_without_network() -> Iterator[None]:
-    """Uses the cache alone where the hub's address does not resolve: retries would take half a minute.
+    """Use the cache alone where the hub's address does not resolve: retries would take half a minute.
 
     Raises:
         ConnectionError: there is no network, and the cache does not hold what was asked for.
@@ -86,7 +86,7 @@ def _offline_without_network() -> Iterator[None]:
 
 
 def read_saved_to_disk(folder: Path, split: str) -> Iterator[Row]:
-    """Yields the rows of a dataset that `datasets` saved with `save_to_disk`."""
+    """Yield the rows of a dataset that `datasets` saved with `save_to_disk`."""
     import datasets
 
     try:

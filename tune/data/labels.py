@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def shift_labels(labels: Tensor, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX) -> Tensor:
-    """Returns the target of each position: the label of the next one.
+    """Return the target of each position: the label of the next one.
 
     Args:
         labels: label of each token itself, `ignore_idx` where it is not learnt. [b, s]
@@ -30,7 +30,7 @@ def shift_labels(labels: Tensor, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX) -> 
 
 
 def truncate(items: Sequence[T], max_seq_len: int, eos_id: T | None = None) -> list[T]:
-    """Returns the first `max_seq_len` items.
+    """Return the first `max_seq_len` items.
 
     A cut sequence ends without EOS, so that a model is never taught to stop in the middle of an answer.
 
@@ -48,5 +48,5 @@ def truncate(items: Sequence[T], max_seq_len: int, eos_id: T | None = None) -> l
 def masked_labels(
     tokens: Sequence[int], mask: Sequence[int], ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX
 ) -> list[int]:
-    """Returns the tokens as labels, `ignore_idx` where `mask` is true."""
+    """Return the tokens as labels, `ignore_idx` where `mask` is true."""
     return [ignore_idx if is_masked else token for token, is_masked in zip(tokens, mask, strict=True)]

@@ -9,7 +9,7 @@ from tune.errors import DataError
 
 
 def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Returns groups of documents, none longer than `capacity` together, by best fit from the longest down.
+    """Return groups of documents, none longer than `capacity` together, by best fit from the longest down.
 
     The result depends on the lengths alone. Best-fit decreasing needs at most 11/9 of the fewest possible
     sequences, plus one (Johnson, 1974); arXiv:2404.10830 uses it for language models.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def preview_example(tokenizer: Tokenizer, example: Mapping[str, Sequence[int]]) -> list[tuple[str, bool]]:
-    """Returns an example as runs of text, each with whether it is learnt.
+    """Return an example as runs of text, each with whether it is learnt.
 
     The runs joined are the whole text, special tokens written out. A character whose bytes are partly
     learnt belongs to the later run.

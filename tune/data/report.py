@@ -56,17 +56,17 @@ class DataReport:
         return self.num_target_tokens / self.num_tokens if self.num_tokens else 0.0
 
     def note_dropped(self, place: str, reason: str) -> None:
-        """Counts a row that is left out, and remembers the first few."""
+        """Count a row that is left out, and remembers the first few."""
         self.num_dropped += 1
         if len(self.dropped) < _MAX_PLACES:
             self.dropped.append(f"{place}: {reason}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all counts, with `share_trained`, as plain values."""
+        """Return all counts, with `share_trained`, as plain values."""
         return asdict(self) | {"share_trained": self.share_trained}
 
     def warnings(self) -> list[str]:
-        """Returns a sentence for each thing that was lost, [] where all is well."""
+        """Return a sentence for each thing that was lost, [] where all is well."""
         found = []
         if self.num_truncated:
             kept = self.num_truncated - self.num_lost
@@ -113,7 +113,7 @@ class DataReport:
 
 
 def merge_reports(reports: Sequence[DataReport]) -> DataReport:
-    """Returns one report over several datasets."""
+    """Return one report over several datasets."""
     counts = {
         name: sum(getattr(report, name) for report in reports)
         for name in DataReport.__dataclass_fields__

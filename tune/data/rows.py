@@ -21,7 +21,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 
 def read_file(file: Path, json_field: str | None = None, text_unit: TextUnit = "document") -> Iterator[Row]:
-    """Yields the rows of a json, jsonl, csv, tsv, parquet or txt file, .gz included.
+    """Yield the rows of a json, jsonl, csv, tsv, parquet or txt file, .gz included.
 
     Args:
         file: its ending says what it is.
@@ -52,14 +52,14 @@ def read_file(file: Path, json_field: str | None = None, text_unit: TextUnit = "
 
 
 def file_kind(file: Path) -> str | None:
-    """Returns the kind that a file's ending names, None if it is no data file."""
+    """Return the kind that a file's ending names, None if it is no data file."""
     name = file.name.lower().removesuffix(".gz")
     kind = _ALIASES.get(name.rpartition(".")[2]) if "." in name else None
     return kind if kind != "parquet" or not file.name.lower().endswith(".gz") else None
 
 
 def _parse(text: str) -> Any:
-    """Returns the value of a JSON text. Raises ValueError with line and column within the text."""
+    """Return the value of a JSON text. Raises ValueError with line and column within the text."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -106,7 +106,7 @@ def _excerpt(raw: bytes, position: int) -> str:
 
 
 def _read_json(file: Path, json_field: str | None) -> Iterator[Row]:
-    """Reads an array of objects, an object that holds one at `json_field`, or JSON lines in a .json file."""
+    """Read an array of objects, an object that holds one at `json_field`, or JSON lines in a .json file."""
     with open_file(file) as stream:
         content = stream.read()
     check_head(file, content[:200])
@@ -256,7 +256,7 @@ def _read_text(file: Path, unit: TextUnit) -> Iterator[Row]:
 
 
 def _text_pieces(text: str, unit: TextUnit) -> Iterator[tuple[int, int, str]]:
-    """Yields paragraphs (between blank lines) or lines, with the numbers of their first and last line."""
+    """Yield paragraphs (between blank lines) or lines, with the numbers of their first and last line."""
     held: list[str] = []
     lines = text.split("\n")
     for number, line in enumerate([*lines, ""], start=1):
@@ -269,7 +269,7 @@ def _text_pieces(text: str, unit: TextUnit) -> Iterator[tuple[int, int, str]]:
 
 
 def describe(value: Any) -> str:
-    """Returns a value in words, shortened: "the number 7", "a list of 3"."""
+    """Return a value in words, shortened: "the number 7", "a list of 3"."""
     if value is None:
         return "null"
     if isinstance(value, bool):

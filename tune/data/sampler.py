@@ -62,11 +62,11 @@ class ResumableSampler(Sampler[int]):
             self.position = 0
 
     def advance(self, num_examples: int) -> None:
-        """Records that every rank has trained on `num_examples` further examples of this epoch."""
+        """Record that every rank has trained on `num_examples` further examples of this epoch."""
         self.position = min(self.position + num_examples * self.world_size, self.num_examples)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the place in the data, to be saved with a step."""
+        """Return the place in the data, to be saved with a step."""
         return {
             "epoch": self.epoch,
             "position": self.position,

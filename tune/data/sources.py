@@ -47,7 +47,7 @@ class Source:
     text_unit: TextUnit = "document"
 
     def __str__(self) -> str:
-        """Returns the source as reports name it."""
+        """Return the source as reports name it."""
         parts = [self.source]
         if self.data_files is not None:
             parts.append(str(self.data_files))
@@ -58,7 +58,7 @@ class Source:
         return " ".join(parts)
 
     def rows(self) -> Iterator[Row]:
-        """Returns an iterator over the rows.
+        """Return an iterator over the rows.
 
         Raises:
             ConfigError: the arguments contradict each other.
@@ -149,7 +149,7 @@ def _has_urls(data_files: DataFiles) -> bool:
 
 
 def _expand_data_files(data_files: DataFiles, split: str, folder: Path) -> list[Path]:
-    """Returns the files that `data_files` names for a split, patterns expanded and sorted."""
+    """Return the files that `data_files` names for a split, patterns expanded and sorted."""
     if isinstance(data_files, Mapping):
         if split not in data_files:
             raise ConfigError(
@@ -183,7 +183,7 @@ def _check_single_file(file: Path, split: str) -> None:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    """Returns the data files of a folder that belong to a split, by their names or their folders' names."""
+    """Return the data files of a folder that belong to a split, by their names or their folders' names."""
     files = [
         file
         for file in sorted(folder.rglob("*"))
@@ -220,7 +220,7 @@ _SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "eval": "
 
 
 def _split_of(relative: Path) -> str:
-    """Returns the split that a file's name, or its folder's, speaks of; "" for none."""
+    """Return the split that a file's name, or its folder's, speaks of; "" for none."""
     for part in (relative.name.split(".")[0], *reversed(relative.parts[:-1])):
         for word in re.split(r"[-_. ]", part.lower()):
             if word in _SPLIT_WORDS:
@@ -240,7 +240,7 @@ def _looks_like_a_path(source: str) -> bool:
 
 
 def _no_file(path: Path, wanted: str = "file") -> str:
-    """Returns what is at a path that leads to no file."""
+    """Return what is at a path that leads to no file."""
     if path.is_symlink() and not path.exists():
         return f"{path} is a link to {path.readlink()}, which leads nowhere"
     if path.exists():

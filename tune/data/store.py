@@ -18,7 +18,7 @@ class TokenStore:
         self._ends = array("q", [0])
 
     def append(self, tokens: Sequence[int], mask: Sequence[bool]) -> None:
-        """Adds an example; `mask` is true where a token is not learnt."""
+        """Add an example; `mask` is true where a token is not learnt."""
         self._tokens.extend(tokens)
         self._mask.extend(mask)
         self._ends.append(len(self._tokens))
@@ -27,17 +27,17 @@ class TokenStore:
         return len(self._ends) - 1
 
     def length(self, index: int) -> int:
-        """Returns the number of tokens of an example."""
+        """Return the number of tokens of an example."""
         start, end = self._bounds(index)
         return end - start
 
     def tokens(self, index: int) -> list[int]:
-        """Returns the tokens of an example."""
+        """Return the tokens of an example."""
         start, end = self._bounds(index)
         return self._tokens[start:end].tolist()
 
     def labels(self, index: int) -> list[int]:
-        """Returns the tokens of an example, ignored ones where it is not learnt."""
+        """Return the tokens of an example, ignored ones where it is not learnt."""
         start, end = self._bounds(index)
         return masked_labels(self._tokens[start:end], self._mask[start:end])
 

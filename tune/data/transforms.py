@@ -205,7 +205,7 @@ def _chat_messages(
 
 
 def _label(turn: Mapping[str, Any], key: str, where: str) -> str | None:
-    """Returns a further text of a message, None where it has none."""
+    """Return a further text of a message, None where it has none."""
     value = turn.get(key)
     if value is None or isinstance(value, str):
         return value
@@ -213,7 +213,7 @@ def _label(turn: Mapping[str, Any], key: str, where: str) -> str | None:
 
 
 def _tool_calls(calls: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """Returns the calls of a message, with arguments that are written as JSON text read."""
+    """Return the calls of a message, with arguments that are written as JSON text read."""
     if not calls:
         return ()
     if not isinstance(calls, list):
@@ -236,7 +236,7 @@ def _tool_calls(calls: Any, where: str) -> tuple[dict[str, Any], ...]:
 
 
 def _tools(row: Mapping[str, Any]) -> list[Any]:
-    """Returns the schemas of a row's tools, a list or its JSON text."""
+    """Return the schemas of a row's tools, a list or its JSON text."""
     tools = row.get("tools")
     if isinstance(tools, str):
         tools = _json(tools, "column 'tools' is") if tools.strip() else None
@@ -280,7 +280,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _optional_text(row: Mapping[str, Any], column: str | None) -> str:
-    """Returns the text of a column, "" where the row leaves it out or has null."""
+    """Return the text of a column, "" where the row leaves it out or has null."""
     if column is None or row.get(column) is None:
         return ""
     return _text(row, column)

@@ -30,7 +30,7 @@ def alpaca_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns instructions with their answers, written as Stanford Alpaca writes them.
+    """Return instructions with their answers, written as Stanford Alpaca writes them.
 
     Columns are recognised by name: instruction/input/output, and those of `instruct_dataset`.
 
@@ -74,7 +74,7 @@ def alpaca_cleaned_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns the cleaned Alpaca instructions; arguments as in `alpaca_dataset`."""
+    """Return the cleaned Alpaca instructions; arguments as in `alpaca_dataset`."""
     return alpaca_dataset(
         tokenizer,
         source=source,
@@ -100,7 +100,7 @@ def alpaca_from_rows(
     packed: bool,
     max_seq_len: int | None,
 ) -> SFTDataset | PackedDataset:
-    """Returns rows whose columns are known as a dataset of Alpaca prompts."""
+    """Return rows whose columns are known as a dataset of Alpaca prompts."""
     rows.report.format = columns.describe(rows.columns)
     column_map = {"instruction": columns.prompt, "output": columns.answer}
     # A name that no row has reads as "no input".

@@ -44,7 +44,7 @@ def chat_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns conversations; every answer of the assistant is learnt.
+    """Return conversations; every answer of the assistant is learnt.
 
     Args:
         tokenizer: gives the ids.
@@ -100,7 +100,7 @@ def chat_dataset(
 
 
 def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
-    """Returns the template that belongs to a tokenizer. Raises ConfigError where none does."""
+    """Return the template that belongs to a tokenizer. Raises ConfigError where none does."""
     template = tokenizer.prompt_template or tokenizer.chat_template
     if template is not None:
         return template
@@ -126,7 +126,7 @@ def _is_llama2(tokenizer: Tokenizer) -> bool:
 
 
 def _find_style(rows: RowReader, column: str) -> str:
-    """Returns the style of the first conversation that shows one; faulty ones are reported when read."""
+    """Return the style of the first conversation that shows one; faulty ones are reported when read."""
     for values in rows.peeked():
         turns = values.get(column)
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):

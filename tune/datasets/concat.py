@@ -71,16 +71,16 @@ class ConcatDataset(Dataset[dict[str, list[int]]]):
         return dataset[inner]
 
     def length(self, index: int) -> int:
-        """Returns the number of tokens of an example without making it."""
+        """Return the number of tokens of an example without making it."""
         dataset, inner = self._find(index)
         return dataset.length(inner)
 
     def report(self) -> DataReport:
-        """Returns the counts of all datasets together."""
+        """Return the counts of all datasets together."""
         return merge_reports([dataset.report() for dataset in self._datasets])
 
     def render_prompt(self, text: str) -> str | list[int]:
-        """Returns what the model reads when a user says `text`, as the first dataset writes it."""
+        """Return what the model reads when a user says `text`, as the first dataset writes it."""
         return self._datasets[0].render_prompt(text)
 
     def _find(self, index: int) -> tuple[ReportingDataset, int]:

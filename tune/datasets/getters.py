@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def get_dataset(name: str, tokenizer: Tokenizer, **arguments: Any) -> ReportingDataset:
-    """Returns the dataset that a short name or dotted path builds, as `dataset:` in a config does.
+    """Return the dataset that a short name or dotted path builds, as `dataset:` in a config does.
 
     Args:
         name: such as "alpaca" or "instruct".

@@ -43,7 +43,7 @@ def instruct_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns prompts with their answers.
+    """Return prompts with their answers.
 
     Columns are recognised by name: instruction/(input)/output, prompt/completion, question/answer, input/output.
 

@@ -53,13 +53,13 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
         return packed
 
     def length(self, index: int) -> int:
-        """Returns the number of tokens of a sequence without making it."""
+        """Return the number of tokens of a sequence without making it."""
         return sum(self._dataset.length(member) for member in self._packs[index])
 
     def report(self) -> DataReport:
-        """Returns what was read, and how full the sequences are."""
+        """Return what was read, and how full the sequences are."""
         return self._report
 
     def render_prompt(self, text: str) -> str | list[int]:
-        """Returns what the model reads when a user says `text`."""
+        """Return what the model reads when a user says `text`."""
         return self._dataset.render_prompt(text)

@@ -38,7 +38,7 @@ def slimorca_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns the conversations of SlimOrca (from, value); other arguments as in `chat_dataset`.
+    """Return the conversations of SlimOrca (from, value); other arguments as in `chat_dataset`.
 
     Args:
         tokenizer: gives the ids.
@@ -91,7 +91,7 @@ def grammar_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns faulty sentences with the corrected ones (input, output); other arguments as in `instruct_dataset`.
+    """Return faulty sentences with the corrected ones (input, output); other arguments as in `instruct_dataset`.
 
     Without a template of the tokenizer's own, prompts are written as `grammar_error_correction`."""
     return instruct_dataset(
@@ -132,7 +132,7 @@ def samsum_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Returns chats with their summaries (dialogue, summary); other arguments as in `instruct_dataset`.
+    """Return chats with their summaries (dialogue, summary); other arguments as in `instruct_dataset`.
 
     Without a template of the tokenizer's own, prompts are written as `summarize`."""
     return instruct_dataset(
@@ -170,7 +170,7 @@ def wikitext_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> TextCompletionDataset | PackedDataset:
-    """Returns the articles of WikiText as plain text; other arguments as in `text_completion_dataset`."""
+    """Return the articles of WikiText as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
         tokenizer,
         source=source,
@@ -204,7 +204,7 @@ def cnn_dailymail_articles_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> TextCompletionDataset | PackedDataset:
-    """Returns the articles of CNN / DailyMail as plain text; other arguments as in `text_completion_dataset`."""
+    """Return the articles of CNN / DailyMail as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
         tokenizer,
         source=source,

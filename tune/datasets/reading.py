@@ -70,15 +70,15 @@ class RowReader:
                 return
 
     def peeked(self) -> Iterator[dict[str, Any]]:
-        """Returns the first rows, which are read again when iterating."""
+        """Return the first rows, which are read again when iterating."""
         return (row.values for row in self._peeked if not row.problem)
 
     def reject(self, place: str, reason: str) -> None:
-        """Records that a row cannot be used."""
+        """Record that a row cannot be used."""
         self.report.note_dropped(place, reason)
 
     def finish(self) -> None:
-        """Raises DataError that lists the rejected rows, unless they shall be dropped."""
+        """Raise DataError that lists the rejected rows, unless they shall be dropped."""
         if self._drop or not self.report.num_dropped:
             return
         listed = "\n".join(f"  {line}" for line in self.report.dropped)
@@ -95,7 +95,7 @@ class RowReader:
 def add_example(
     store: TokenStore, report: DataReport, tokens: list[int], mask: list[bool], limit: int | None
 ) -> None:
-    """Stores an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
+    """Store an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
     report.longest = max(report.longest, len(tokens))
     if limit is not None and len(tokens) > limit:
         report.num_truncated += 1
@@ -113,7 +113,7 @@ def add_example(
 
 
 def check_learnable(report: DataReport) -> None:
-    """Raises DataError where no example is left."""
+    """Raise DataError where no example is left."""
     if report.num_examples:
         return
     if report.num_lost:
@@ -129,7 +129,7 @@ def check_learnable(report: DataReport) -> None:
 
 
 def sequence_limit(tokenizer: Tokenizer, max_seq_len: int | None) -> int | None:
-    """Returns the smaller of the limits given by a dataset and by its tokenizer."""
+    """Return the smaller of the limits given by a dataset and by its tokenizer."""
     if max_seq_len is not None and max_seq_len < 2:
         raise ConfigError(
             f"dataset.max_seq_len is {max_seq_len}, expected at least 2: one token to read, one to learn"

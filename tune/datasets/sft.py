@@ -109,15 +109,15 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         return {"tokens": self._store.tokens(index), "labels": self._store.labels(index)}
 
     def length(self, index: int) -> int:
-        """Returns the number of tokens of an example without making it."""
+        """Return the number of tokens of an example without making it."""
         return self._store.length(index)
 
     def report(self) -> DataReport:
-        """Returns what was read: examples, tokens, the share trained on, what was cut or left out."""
+        """Return what was read: examples, tokens, the share trained on, what was cut or left out."""
         return self._report
 
     def render_prompt(self, text: str) -> str | list[int]:
-        """Returns what the model reads when a user says `text`, as `tune.generation.generate_text` takes it.
+        """Return what the model reads when a user says `text`, as `tune.generation.generate_text` takes it.
 
         A text template gives a text, ready for `encode(..., add_eos=False)`; a chat template gives ids, for its
         special tokens cannot be told from their names in a text.
@@ -136,7 +136,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
 
 
 def _has_answer(messages: Sequence[Message]) -> bool:
-    """Returns whether an answer is learnt. Raises DataError where nothing is."""
+    """Return whether an answer is learnt. Raises DataError where nothing is."""
     if any(m.role == "assistant" and not m.masked and (m.content.strip() or m.tool_calls) for m in messages):
         return True
     # Where prompts are learnt too, an example without an answer still teaches something.

@@ -79,15 +79,15 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         return {"tokens": self._store.tokens(index), "labels": self._store.labels(index)}
 
     def length(self, index: int) -> int:
-        """Returns the number of tokens of a chunk without making it."""
+        """Return the number of tokens of a chunk without making it."""
         return self._store.length(index)
 
     def report(self) -> DataReport:
-        """Returns what was read."""
+        """Return what was read."""
         return self._report
 
     def render_prompt(self, text: str) -> str:
-        """Returns `text` itself: a model of plain text continues what it is given."""
+        """Return `text` itself: a model of plain text continues what it is given."""
         return text
 
 
@@ -108,7 +108,7 @@ def text_completion_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> TextCompletionDataset | PackedDataset:
-    """Returns plain text for pretraining: every token is learnt.
+    """Return plain text for pretraining: every token is learnt.
 
     Documents longer than `max_seq_len` come in several chunks; nothing is cut off.
 

@@ -66,7 +66,7 @@ class BaseTokenizer(ABC):
         self.adopted_template: ChatTemplate | None = None
 
     def adopt_chat_template(self, template: ChatTemplate) -> None:
-        """Makes a template that the model is trained in its own, where the checkpoint came with none.
+        """Make a template that the model is trained in its own, where the checkpoint came with none.
 
         From then on the token that ends its turns ends generations, and both are saved with the tokenizer: other tools
         would not know how the model is to be asked, nor when it has answered.
@@ -86,7 +86,7 @@ class BaseTokenizer(ABC):
         continuation: bool = False,
         parse_special: bool = False,
     ) -> list[int]:
-        """Returns the ids of `text`, exactly those of the reference, between BOS and EOS where asked.
+        """Return the ids of `text`, exactly those of the reference, between BOS and EOS where asked.
 
         Args:
             text: any text; special tokens written out in it stay text unless `parse_special`.
@@ -108,7 +108,7 @@ class BaseTokenizer(ABC):
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Returns the text of `ids`; invalid bytes become U+FFFD.
+        """Return the text of `ids`; invalid bytes become U+FFFD.
 
         Args:
             ids: token ids; the space that `encode` puts before a text is taken off again.
@@ -120,7 +120,7 @@ class BaseTokenizer(ABC):
         return self._decode_ids(self._checked_ids(ids), skip_special)
 
     def encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
-        """Returns the ids of texts with special tokens between them, without BOS or EOS.
+        """Return the ids of texts with special tokens between them, without BOS or EOS.
 
         The ids are those of the whole string in which the special tokens are written out, but nothing inside
         of a text becomes special.
@@ -134,7 +134,7 @@ class BaseTokenizer(ABC):
         return self.encode_pieces_with_spans(pieces)[0]
 
     def encode_pieces_with_spans(self, pieces: Sequence[str | int]) -> tuple[list[int], list[Span]]:
-        """Returns the ids of `encode_pieces`, and for each which characters [start, end) it stands for.
+        """Return the ids of `encode_pieces`, and for each which characters [start, end) it stands for.
 
         Positions count characters of all pieces written one after the other, a special token as its text. A
         token that is a part of a character gets the span of the whole character.
@@ -144,7 +144,7 @@ class BaseTokenizer(ABC):
     def tokenize_messages(
         self, messages: Sequence[Message], add_eos: bool = True
     ) -> tuple[list[int], list[bool]]:
-        """Returns the ids of a conversation and, for each, whether it is masked (not trained on).
+        """Return the ids of a conversation and, for each, whether it is masked (not trained on).
 
         The conversation is written with `prompt_template`; without one, with the model's own chat template;
         without that, plainly, one BOS and one EOS around each pair of turns. At most `max_seq_len` tokens come
@@ -165,7 +165,7 @@ class BaseTokenizer(ABC):
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str | list[int]:
-        """Returns a conversation as the model reads it, as ids or as text.
+        """Return a conversation as the model reads it, as ids or as text.
 
         Args:
             messages: `Message`s, or mappings with `role` and `content`.
@@ -189,24 +189,24 @@ class BaseTokenizer(ABC):
         )
 
     def files(self) -> list[Path]:
-        """Returns the files that make this tokenizer up, to be copied beside a saved model."""
+        """Return the files that make this tokenizer up, to be copied beside a saved model."""
         companions = [self.path.parent / name for name in COMPANION_FILES]
         return [self.path, *(file for file in companions if file.is_file() and file != self.path)]
 
     @abstractmethod
     def write_settings(self, directory: Path) -> None:
-        """Writes what other tools need to know of it beside a saved model, where that does not stand there yet."""
+        """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
 
     @abstractmethod
     def token(self, token_id: int) -> str:
-        """Returns the token as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""
+        """Return the token as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""
 
     @abstractmethod
     def token_id(self, token: str) -> int | None:
-        """Returns the id of a token of the vocabulary or of an added one, None where there is none."""
+        """Return the id of a token of the vocabulary or of an added one, None where there is none."""
 
     def waits_for_next(self, token_id: int) -> bool:
-        """Returns whether the text of a token may still change with the one after it."""
+        """Return whether the text of a token may still change with the one after it."""
         return False
 
     @abstractmethod
@@ -219,7 +219,7 @@ class BaseTokenizer(ABC):
     def _encode_joined(self, pieces: list[str | int]) -> tuple[list[int], list[Span]]: ...
 
     def _split_at_special(self, text: str) -> list[str | int]:
-        """Returns a text as pieces: the special tokens written out in it as their ids."""
+        """Return a text as pieces: the special tokens written out in it as their ids."""
         names = sorted(filter(None, self.special_tokens), key=len, reverse=True)
         if not names:
             return [text]
@@ -237,7 +237,7 @@ class BaseTokenizer(ABC):
         return checked
 
     def _joined(self, pieces: Sequence[str | int]) -> Iterator[str | int]:
-        """Yields the pieces with neighbouring texts joined: their border is none for the reference."""
+        """Yield the pieces with neighbouring texts joined: their border is none for the reference."""
         if isinstance(pieces, str):
             raise TokenizerError("encode_pieces takes a list of texts and ids, and one text came")
         text = ""
@@ -254,7 +254,7 @@ class BaseTokenizer(ABC):
 
 
 def check_text(text: object) -> str:
-    """Returns a text once it is clear that it is one, and that UTF-8 can hold it.
+    """Return a text once it is clear that it is one, and that UTF-8 can hold it.
 
     Raises:
         TokenizerError: it is not.

@@ -41,7 +41,7 @@ def apply_chat_template(
     tools: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
 ) -> str | list[int]:
-    """Returns a conversation as the model reads it, as ids or as text.
+    """Return a conversation as the model reads it, as ids or as text.
 
     The text is that of the reference. So are the ids, but for special tokens written out in a message: they stay
     text. No BOS is added to that of the template.
@@ -93,7 +93,7 @@ def tokenize_conversation(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Returns the ids of a conversation and, for each, whether it is masked (not learnt).
+    """Return the ids of a conversation and, for each, whether it is masked (not learnt).
 
     What is learnt of an answer is what the model has to write when it is asked for it: everything after the
     generation prompt up to and with the token that ends the turn.
@@ -129,7 +129,7 @@ def tokenize_examples(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[tuple[list[int], list[bool]]]:
-    """Returns what `tokenize_conversation` does, as several examples where one text cannot teach all answers.
+    """Return what `tokenize_conversation` does, as several examples where one text cannot teach all answers.
 
     Each answer is learnt once, after exactly the ids a model reads that is asked for it.
 
@@ -156,7 +156,7 @@ def tokenize_examples(
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
-    """Returns the ids that end an answer: the tokenizer's, and the one by which a chat template ends a turn."""
+    """Return the ids that end an answer: the tokenizer's, and the one by which a chat template ends a turn."""
     chosen = template_for(template, tokenizer)
     if isinstance(chosen, PromptTemplate):
         return tokenizer.stop_ids

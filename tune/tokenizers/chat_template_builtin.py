@@ -26,12 +26,12 @@ BUILTIN_CLASS_NAMES = {"MistralChatTemplate": "mistral"}
 
 
 def builtin_template(name: str) -> ChatTemplate:
-    """Returns one of `BUILTIN_NAMES`."""
+    """Return one of `BUILTIN_NAMES`."""
     return _read(name, _NEEDS[name])
 
 
 def chatml_template() -> ChatTemplate:
-    """Returns ChatML for tokenizers that have its special tokens."""
+    """Return ChatML for tokenizers that have its special tokens."""
     return _read("chatml", CHATML_TOKENS)
 
 

@@ -36,11 +36,11 @@ class Marks:
     seam: str
 
     def taken_from(self, text: str) -> str:
-        """Returns a text without them."""
+        """Return a text without them."""
         return text.replace(self.mark, "").replace(self.seam, "")
 
     def count(self, text: str) -> int:
-        """Returns how many of them a text holds."""
+        """Return how many of them a text holds."""
         return text.count(self.mark) + text.count(self.seam)
 
 
@@ -62,7 +62,7 @@ class Guard:
         self._longest = max(map(len, self.ids), default=0)
 
     def mark(self, value: Any, marks: Marks) -> Any:
-        """Returns data with marks in all of its texts that need one."""
+        """Return data with marks in all of its texts that need one."""
         if isinstance(value, str):
             return self._mark_text(value, marks)
         if isinstance(value, dict):
@@ -75,7 +75,7 @@ class Guard:
         return value
 
     def split(self, text: str, marks: Marks) -> list[str | int]:
-        """Returns marked text as pieces: texts without marks, and the ids of special tokens."""
+        """Return marked text as pieces: texts without marks, and the ids of special tokens."""
         pieces: list[str | int] = []
         end = 0
         for found in self.tokens(text, marks):
@@ -88,7 +88,7 @@ class Guard:
         return [piece for piece in pieces if piece != ""]
 
     def tokens(self, text: str, marks: Marks) -> Iterator[re.Match[str]]:
-        """Yields the special tokens in marked text."""
+        """Yield the special tokens in marked text."""
         position = 0
         while found := self._token.search(text, position):
             if found.start() and text.startswith(marks.mark, found.start() - 1):
@@ -98,7 +98,7 @@ class Guard:
             position = found.end()
 
     def check_roles(self, messages: list[dict[str, Any]]) -> None:
-        """Raises DataError where a role, which templates make tokens of, is one itself."""
+        """Raise DataError where a role, which templates make tokens of, is one itself."""
         for number, message in enumerate(messages, start=1):
             if self._token.search(message["role"]):
                 raise DataError(
@@ -106,7 +106,7 @@ class Guard:
                 )
 
     def _is_compared(self, key: Any, item: Any) -> bool:
-        """Returns whether a value is a word that templates compare, which a seam would spoil."""
+        """Return whether a value is a word that templates compare, which a seam would spoil."""
         return key in _COMPARED_KEYS and isinstance(item, str) and not self._token.search(item)
 
     def _mark_text(self, text: str, marks: Marks) -> str:
@@ -127,7 +127,7 @@ def _guard_for(special_tokens: tuple[tuple[str, int], ...]) -> Guard:
 
 
 def guard_for(special_tokens: Mapping[str, int]) -> Guard:
-    """Returns the guard of a tokenizer's special tokens."""
+    """Return the guard of a tokenizer's special tokens."""
     return _guard_for(tuple(special_tokens.items()))
 
 
@@ -164,7 +164,7 @@ class Conversation:
         self._whole = ""
 
     def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
-        """Returns the first messages as marked text.
+        """Return the first messages as marked text.
 
         Raises:
             DataError: the template refuses them, or looks into what special tokens in the data mean.
@@ -189,19 +189,19 @@ class Conversation:
         return marked
 
     def without_marks(self, text: str) -> str:
-        """Returns marked text as the template alone would have written it."""
+        """Return marked text as the template alone would have written it."""
         return self.marks.taken_from(text)
 
     def length(self, text: str) -> int:
-        """Returns the characters of marked text without its marks."""
+        """Return the characters of marked text without its marks."""
         return len(text) - self.marks.count(text)
 
     def split(self, text: str) -> list[str | int]:
-        """Returns marked text as texts and ids of special tokens."""
+        """Return marked text as texts and ids of special tokens."""
         return self.guard.split(text, self.marks)
 
     def tokens(self, text: str) -> list[re.Match[str]]:
-        """Returns the template's own special tokens in marked text."""
+        """Return the template's own special tokens in marked text."""
         return list(self.guard.tokens(text, self.marks))
 
     def _render(self, parts: tuple[Any, ...], num_messages: int, add_generation_prompt: bool) -> str:

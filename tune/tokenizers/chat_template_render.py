@@ -67,14 +67,14 @@ class ChatTemplate:
 
     @classmethod
     def of_checkpoint(cls) -> ChatTemplate:
-        """Returns what stands for the template of whichever checkpoint it is used with."""
+        """Return what stands for the template of whichever checkpoint it is used with."""
         template = cls("")
         template.is_checkpoint_s = True
         return template
 
     @classmethod
     def from_directory(cls, folder: str | Path) -> ChatTemplate | None:
-        """Returns the chat template in a checkpoint's directory, None where there is none.
+        """Return the chat template in a checkpoint's directory, None where there is none.
 
         Looked for in `chat_template.jinja`, `tokenizer_config.json` and `chat_template.json`, in this order. Of
         several templates with names, "default" is used, and "tool_use" where tools are given.
@@ -98,7 +98,7 @@ class ChatTemplate:
 
     @classmethod
     def from_file(cls, file: str | Path, name: str = CHECKPOINT_TEMPLATE) -> ChatTemplate:
-        """Returns the chat template that a `.jinja` file holds.
+        """Return the chat template that a `.jinja` file holds.
 
         Raises:
             TokenizerError: it cannot be read.
@@ -120,11 +120,11 @@ class ChatTemplate:
         return self.__dict__ | {"_compiled": {}, "ends_of_turn": {}}
 
     def check(self) -> None:
-        """Raises TokenizerError where the template is none."""
+        """Raise TokenizerError where the template is none."""
         self._compile(self.source)
 
     def variables(self) -> frozenset[str]:
-        """Returns the names that the template reads beside the conversation itself.
+        """Return the names that the template reads beside the conversation itself.
 
         Raises:
             TokenizerError: the source is no template.
@@ -133,7 +133,7 @@ class ChatTemplate:
         return names - {"messages", "tools", "documents", "add_generation_prompt"}
 
     def reads_tools(self) -> bool:
-        """Returns whether the template looks at the tools that it is given.
+        """Return whether the template looks at the tools that it is given.
 
         Raises:
             TokenizerError: the source is no template.
@@ -148,7 +148,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Returns the conversation as text, special tokens written out.
+        """Return the conversation as text, special tokens written out.
 
         Args:
             messages: plain mappings with `role` and `content`.
@@ -224,7 +224,7 @@ class ChatTemplate:
 
 
 def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Returns messages as plain mappings that a template cannot do harm with, entries that are null left out.
+    """Return messages as plain mappings that a template cannot do harm with, entries that are null left out.
 
     Raises:
         DataError: one is no message.
@@ -251,7 +251,7 @@ def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def plain_data(value: Any, where: str) -> Any:
-    """Returns a value rebuilt of plain JSON types: other objects have methods that no sandbox knows."""
+    """Return a value rebuilt of plain JSON types: other objects have methods that no sandbox knows."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):

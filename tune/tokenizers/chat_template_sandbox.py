@@ -55,7 +55,7 @@ class Budget:
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def tick(self, num_chars: int) -> str:
-        """Counts a pass of a loop whose body holds so much text."""
+        """Count a pass of a loop whose body holds so much text."""
         self._passes += 1
         self.spend(num_chars)
         if self._passes > MAX_PASSES:
@@ -65,7 +65,7 @@ class Budget:
         return ""
 
     def spend(self, num_chars: int) -> None:
-        """Counts a text or list that is about to be made."""
+        """Count a text or list that is about to be made."""
         self._chars += num_chars
         if num_chars > MAX_CHARS:
             raise TemplateLimitError(f"it makes a text of {num_chars:,} characters, at most {MAX_CHARS:,}")
@@ -73,13 +73,13 @@ class Budget:
             raise TemplateLimitError(f"it makes more than {MAX_CHARS_MADE:,} characters of text in all")
 
     def sized(self, value: Any) -> Any:
-        """Returns a value that was made, and counts it."""
+        """Return a value that was made, and counts it."""
         if isinstance(value, str | list | tuple):
             self.spend(len(value))
         return value
 
     def written(self, value: Any) -> Any:
-        """Returns a value that is about to be written out, and counts all that it holds."""
+        """Return a value that is about to be written out, and counts all that it holds."""
         if isinstance(value, str):
             self.spend(len(value))
             return value
@@ -217,7 +217,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             _check_bits(left.bit_length() + right.bit_length())
 
     def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a filter that refuses arguments which would make it write without measure."""
+        """Return a filter that refuses arguments which would make it write without measure."""
         # Some filters are handed jinja2's context first.
         start = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -234,7 +234,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return guarded
 
     def _check_call(self, name: str, owner: Any, args: list[Any]) -> None:
-        """Refuses a function, method or filter that is about to write without measure."""
+        """Refuse a function, method or filter that is about to write without measure."""
         texts = [value for value in args if isinstance(value, str)]
         numbers = [abs(value) for value in args if isinstance(value, int)]
         if max(numbers, default=0) > _MAX_NUMBER:
@@ -276,13 +276,13 @@ class _TemplateNamespace(Namespace):
 
 @pass_context
 def _write(context: Context, value: Any) -> Any:
-    """Counts what is written out. It takes the context so that jinja2 does not call it at compile time."""
+    """Count what is written out. It takes the context so that jinja2 does not call it at compile time."""
     environment = context.environment
     return environment.budget.written(value) if isinstance(environment, ChatEnvironment) else value
 
 
 def compile_template(source: str) -> tuple[Template, Budget]:
-    """Returns a template ready to render, and the budget that is started with each rendering.
+    """Return a template ready to render, and the budget that is started with each rendering.
 
     Raises:
         jinja2.TemplateError: the source is no template.
@@ -300,7 +300,7 @@ def compile_template(source: str) -> tuple[Template, Budget]:
 
 
 def render(template: Template, budget: Budget, variables: Mapping[str, Any]) -> str:
-    """Returns the text a template writes.
+    """Return the text a template writes.
 
     Raises:
         jinja2.TemplateError: the template raised it, or went beyond what is allowed.

@@ -61,7 +61,7 @@ class Written:
 def write_examples(
     conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
 ) -> list[Written]:
-    """Returns the texts to learn a conversation from: one, unless the template rewrites earlier turns.
+    """Return the texts to learn a conversation from: one, unless the template rewrites earlier turns.
 
     Args:
         conversation: renders it.
@@ -107,11 +107,11 @@ class _Writer:
         return bool(asked) and not any(message.masked for message in asked)
 
     def unlearnt(self) -> Written:
-        """Returns the conversation with nothing in it learnt, but for a last question that is not masked."""
+        """Return the conversation with nothing in it learnt, but for a last question that is not masked."""
         return self.written(self._chat.render(len(self._messages)), ())
 
     def text_ending_in(self, index: int, is_last: bool) -> str:
-        """Returns the text whose last learnt answer is that of a message, as much like the template's as can be."""
+        """Return the text whose last learnt answer is that of a message, as much like the template's as can be."""
         wanted = self.turn(index).text
         for num_messages in (len(self._messages), index + 1) if is_last else (index + 1,):
             text = self._chat.render(num_messages)
@@ -120,7 +120,7 @@ class _Writer:
         return wanted
 
     def written(self, text: str, inside: Sequence[int]) -> Written:
-        """Returns the places that are learnt in a text which holds the answers `inside` as they are generated."""
+        """Return the places that are learnt in a text which holds the answers `inside` as they are generated."""
         places = []
         for index in inside:
             turn = self.turn(index)
@@ -137,21 +137,21 @@ class _Writer:
         )
 
     def _tail_of(self, text: str) -> tuple[Place, ...]:
-        """Returns the place of messages after the last answer, if they are in the text and learnt."""
+        """Return the place of messages after the last answer, if they are in the text and learnt."""
         num_messages = len(self._messages)
         if not self.is_prompt_learnt(num_messages) or text != self._chat.render(num_messages):
             return ()
         return ((self._end_before(num_messages, text), self._chat.length(text)),)
 
     def _asked(self, index: int) -> Sequence[Message]:
-        """Returns the messages between the answer before a message and that message."""
+        """Return the messages between the answer before a message and that message."""
         start = index
         while start > 0 and self._messages[start - 1].role != "assistant":
             start -= 1
         return self._messages[start:index]
 
     def _end_before(self, index: int, text: str) -> int:
-        """Returns where the answer before a message's prompt ends."""
+        """Return where the answer before a message's prompt ends."""
         before = index - len(self._asked(index)) - 1
         if before < 0:
             return 0
@@ -174,7 +174,7 @@ class _Writer:
         return Turn(prompt, answer)
 
     def _after_header(self, prompt: str, shown: str, index: int) -> str:
-        """Returns what follows the end of the prompt where the template also wrote something before it otherwise."""
+        """Return what follows the end of the prompt where the template also wrote something before it otherwise."""
         # From the last special token on: text alone could stand in any message.
         header = prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
         places = [
@@ -203,7 +203,7 @@ class _Writer:
         )
 
     def _check_answer(self, answer: str, index: int) -> None:
-        """Raises DataError where what the message says is not in what would be learnt."""
+        """Raise DataError where what the message says is not in what would be learnt."""
         message = self._messages[index]
         # Thinking written into the content is taken apart and set anew by templates that know it; others drop it.
         before, _, said = message.content.rpartition("</think>")
@@ -228,7 +228,7 @@ class _Writer:
 
 
 def end_of_turn(template: ChatTemplate, guard: Guard, names: Mapping[str, str]) -> frozenset[int]:
-    """Returns the id of the special token by which a template ends an answer; nothing where it has none.
+    """Return the id of the special token by which a template ends an answer; nothing where it has none.
 
     Args:
         template: is asked to write a short conversation.
@@ -254,7 +254,7 @@ def end_of_turn(template: ChatTemplate, guard: Guard, names: Mapping[str, str]) 
 def encode_written(
     tokenizer: Tokenizer, conversation: Conversation, written: Written, add_eos: bool = True
 ) -> list[tuple[list[int], list[bool]]]:
-    """Returns the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
+    """Return the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
 
     Each prompt has the ids it has by itself, as a model reads it that is asked. Where a token of the whole text would
     reach from a prompt into its answer, each turn becomes an example whose prompt and answer are encoded apart.
@@ -299,7 +299,7 @@ def _with_mask(
 def _stands_alone(
     tokenizer: Tokenizer, prompt: Sequence[str | int], ids: list[int], spans: list[Place], cut: int
 ) -> bool:
-    """Returns whether the ids before `cut` are those of the prompt by itself."""
+    """Return whether the ids before `cut` are those of the prompt by itself."""
     num_before = sum(end <= cut for _, end in spans)
     if any(start < cut < end for start, end in spans):
         return False
@@ -312,7 +312,7 @@ def _stands_alone(
 def _encode_apart(
     tokenizer: Tokenizer, conversation: Conversation, prompt: str, rest: str
 ) -> tuple[list[int], list[Place]]:
-    """Returns ids and places of a prompt and what follows it, with no token that reaches over."""
+    """Return ids and places of a prompt and what follows it, with no token that reaches over."""
     ids, spans = tokenizer.encode_pieces_with_spans(conversation.split(prompt))
     offset = conversation.length(prompt)
     pieces = conversation.split(rest)

@@ -8,7 +8,7 @@ Span = tuple[int, int]
 
 
 def compose_with_places(text: str) -> tuple[str, list[Span]]:
-    """Returns a text in NFC and, for each character of it, the characters [start, end) of `text` it stands for."""
+    """Return a text in NFC and, for each character of it, the characters [start, end) of `text` it stands for."""
     if unicodedata.is_normalized("NFC", text):
         return text, [(index, index + 1) for index in range(len(text))]
     parts: list[str] = []

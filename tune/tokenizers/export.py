@@ -21,7 +21,7 @@ _TEMPLATES = "additional_chat_templates"
 
 
 def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str | Path) -> list[Path]:
-    """Writes what `transformers.AutoTokenizer` needs beside a bare `tokenizer.model`.
+    """Write what `transformers.AutoTokenizer` needs beside a bare `tokenizer.model`.
 
     That is an equal tokenizer.json where there can be one: of the model file alone, transformers 5 leaves the space
     before the first word out for most families, and with it gives other ids than the model was trained with.
@@ -71,7 +71,7 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
 
 
 def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definition: str) -> list[Path]:
-    """Writes a tokenizer.json and the settings beside it, where they do not stand there yet.
+    """Write a tokenizer.json and the settings beside it, where they do not stand there yet.
 
     Args:
         tokenizer: whose special tokens are named.

@@ -26,7 +26,7 @@ _LARGEST_GAP = 100_000
 
 
 def build_backend(definition: Definition | str, path: Path) -> tokenizers.Tokenizer:
-    """Returns the library's tokenizer for the content of a tokenizer.json, without truncation or padding.
+    """Return the library's tokenizer for the content of a tokenizer.json, without truncation or padding.
 
     Raises:
         TokenizerError: the library cannot make sense of it.
@@ -39,7 +39,7 @@ def build_backend(definition: Definition | str, path: Path) -> tokenizers.Tokeni
 
 
 def check_definition(definition: Definition, path: Path, content: bytes) -> None:
-    """Checks that a JSON object is a tokenizer.json.
+    """Check that a JSON object is a tokenizer.json.
 
     Raises:
         TokenizerError: it is JSON of another kind.
@@ -70,7 +70,7 @@ def check_definition(definition: Definition, path: Path, content: bytes) -> None
 def join_added_tokens(
     backend: tokenizers.Tokenizer, settings: TokenizerSettings, definition: Definition, path: Path
 ) -> None:
-    """Adds the tokens that the settings name to those of the definition, in the reference's order."""
+    """Add the tokens that the settings name to those of the definition, in the reference's order."""
     import tokenizers
 
     listed = dict(settings.added)
@@ -94,7 +94,7 @@ def join_added_tokens(
 def drop_tokens_without_row(
     backend: tokenizers.Tokenizer, settings: TokenizerSettings, path: Path
 ) -> tokenizers.Tokenizer:
-    """Returns a tokenizer without the added tokens for which the model's embedding has no row."""
+    """Return a tokenizer without the added tokens for which the model's embedding has no row."""
     added = backend.get_added_tokens_decoder()
     if all(map(settings.fits, added)):
         return backend
@@ -109,7 +109,7 @@ def drop_tokens_without_row(
 
 
 def read_affixes(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """Returns the special tokens that the post-processor puts before a text: a BOS, or nothing."""
+    """Return the special tokens that the post-processor puts before a text: a BOS, or nothing."""
     # A vocabulary need not hold any one letter; without a text BOS and EOS look alike.
     probes = ("a", " ", *(backend.decode([token_id]) for token_id in range(300)))
     probe = next((text for text in probes if encode_raw(backend, text).ids), "")
@@ -122,7 +122,7 @@ def read_affixes(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def encode_raw(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """Returns what the library makes of a text, without BOS and EOS.
+    """Return what the library makes of a text, without BOS and EOS.
 
     Raises:
         TokenizerError: it fails, as models without an unknown token do on characters that they do not know.
@@ -132,7 +132,7 @@ def encode_raw(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
 
 
 def without_prefix(definition: Definition) -> Definition:
-    """Returns a definition that puts nothing before a text: for text that goes on where other text ended."""
+    """Return a definition that puts nothing before a text: for text that goes on where other text ended."""
     return {
         **definition,
         "normalizer": _normalizer_without_prefix(definition.get("normalizer")),
@@ -141,7 +141,7 @@ def without_prefix(definition: Definition) -> Definition:
 
 
 def without_special_pieces(definition: Definition, special: Collection[str], rename: str) -> Definition:
-    """Returns a definition whose model does not know the special tokens as pieces of text.
+    """Return a definition whose model does not know the special tokens as pieces of text.
 
     Some models have them in the vocabulary like any word, and would find "</s>" in a text by themselves.
 
@@ -173,7 +173,7 @@ def without_special_pieces(definition: Definition, special: Collection[str], ren
 
 
 def uses(definition: Definition, part: str, kind: str) -> bool:
-    """Returns whether a part of the pipeline ("decoder", ...) is of a kind, or a sequence that holds it."""
+    """Return whether a part of the pipeline ("decoder", ...) is of a kind, or a sequence that holds it."""
     step = definition.get(part)
     if not isinstance(step, dict):
         return False
@@ -182,7 +182,7 @@ def uses(definition: Definition, part: str, kind: str) -> bool:
 
 
 def as_added_token(token: tokenizers.AddedToken) -> AddedToken:
-    """Returns the library's added token as ours."""
+    """Return the library's added token as ours."""
     return AddedToken(
         token.content, token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
     )

@@ -124,7 +124,7 @@ class HFTokenizer(BaseTokenizer):
         return bool(self.bos_ids)
 
     def files(self) -> list[Path]:
-        """Returns the files that make this tokenizer up, to be copied beside a saved model."""
+        """Return the files that make this tokenizer up, to be copied beside a saved model."""
         folder = self.path.parent
         has_own_name = self.path.name in ("tokenizer.json", *_OTHER_FORMS)
         names = (*COMPANION_FILES, *_OTHER_FORMS) if has_own_name else COMPANION_FILES
@@ -132,21 +132,21 @@ class HFTokenizer(BaseTokenizer):
         return [self.path, *(file for file in beside if file.is_file() and file != self.path)]
 
     def write_settings(self, directory: Path) -> None:
-        """Writes what other tools need to know of it beside a saved model, where that does not stand there yet."""
+        """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_settings(self, directory, self._definition)
 
     def token(self, token_id: int) -> str:
-        """Returns the token as it stands in the vocabulary, such as "Ġthe" or "<0x0A>"; "" for an unused id."""
+        """Return the token as it stands in the vocabulary, such as "Ġthe" or "<0x0A>"; "" for an unused id."""
         found = self._backend.id_to_token(token_id)
         return "" if found is None else str(found)
 
     def token_id(self, token: str) -> int | None:
-        """Returns the id of a token of the vocabulary or of an added one, None where there is none."""
+        """Return the id of a token of the vocabulary or of an added one, None where there is none."""
         found = self._backend.token_to_id(token)
         return None if found is None else int(found)
 
     def waits_for_next(self, token_id: int) -> bool:
-        """Returns whether the text of a token may still change with the one after it.
+        """Return whether the text of a token may still change with the one after it.
 
         A run of byte tokens is read as a whole: with one byte too many, none of it is text.
         """
@@ -201,7 +201,7 @@ class HFTokenizer(BaseTokenizer):
         return self._piece_encoders[key]
 
     def _variant(self, inner: bool, parse_special: bool, guarded: bool) -> tokenizers.Tokenizer:
-        """Returns the tokenizer with or without its prefix, and as strict about special tokens as asked.
+        """Return the tokenizer with or without its prefix, and as strict about special tokens as asked.
 
         Args:
             inner: without what it puts before a text.

@@ -25,7 +25,7 @@ _FIRST, _LAST, _BLOCK = 0xF0000, 0xFFFF0, 16
 
 
 def unused_block(texts: Iterable[str]) -> int:
-    """Returns the first of a row of private characters of which no text holds any."""
+    """Return the first of a row of private characters of which no text holds any."""
     held = {ord(char) // _BLOCK for text in texts if not text.isascii() for char in text}
     return next(block for block in range(_FIRST, _LAST, _BLOCK) if block // _BLOCK not in held)
 
@@ -58,7 +58,7 @@ class PieceEncoder:
         self._real = {backend.token_to_id(marker): token_id for token_id, marker in self._markers.items()}
 
     def encode(self, pieces: Sequence[str | int]) -> tuple[list[int], list[Span]]:
-        """Returns the ids, and for each the characters [start, end) of the pieces written out."""
+        """Return the ids, and for each the characters [start, end) of the pieces written out."""
         pieces = list(pieces)
         while True:
             ids, spans, missed = self._encode(pieces)
@@ -103,7 +103,7 @@ class PieceEncoder:
 
 
 def _fill_gaps(backend: tokenizers.Tokenizer, vocab_size: int, block: int) -> None:
-    """Adds tokens that nothing finds, until the next one gets an id of its own.
+    """Add tokens that nothing finds, until the next one gets an id of its own.
 
     Added tokens are numbered from the number of tokens on, which where ids are left out belongs to another.
     """

@@ -27,7 +27,7 @@ _OWN_NAMES = (*_FILE_NAMES, "tiktoken.model")
 def from_checkpoint(
     directory: str | Path, max_seq_len: int | None = None, prompt_template: PromptTemplateSpec | None = None
 ) -> BaseTokenizer:
-    """Returns the tokenizer that stands in a model's directory.
+    """Return the tokenizer that stands in a model's directory.
 
     Files are tried in this order: `tokenizer.json`; `tokenizer.model`, which may be SentencePiece's or tiktoken's;
     `qwen.tiktoken`; `tekken.json`; `vocab.json` with `merges.txt`. What `tokenizer_config.json`,
@@ -64,7 +64,7 @@ def auto(
     max_seq_len: int | None = None,
     prompt_template: str | dict[str, list[str]] | None = None,
 ) -> BaseTokenizer:
-    """Returns the tokenizer at `path`, or else the one that stands beside the model's weights.
+    """Return the tokenizer at `path`, or else the one that stands beside the model's weights.
 
     Args:
         path: a tokenizer file or a directory that holds one.
@@ -106,7 +106,7 @@ def _read(
 
 
 def _find(place: Path) -> tuple[Path, Path | None]:
-    """Returns the tokenizer's file, and the directory whose settings belong to it."""
+    """Return the tokenizer's file, and the directory whose settings belong to it."""
     if place.is_file():
         # Under another name it need not belong to the files beside it.
         return place, place.parent if place.name in _OWN_NAMES else None
@@ -123,7 +123,7 @@ def _find(place: Path) -> tuple[Path, Path | None]:
 
 
 def _original(folder: Path) -> str:
-    """Returns the name of the file that a tokenizer.json of ours was made of; without one, that of tokenizer.json."""
+    """Return the name of the file that a tokenizer.json of ours was made of; without one, that of tokenizer.json."""
     name = read_json(folder / "tokenizer_config.json").get(MADE_FROM)
     return name if name == "tokenizer.model" else "tokenizer.json"
 
@@ -140,7 +140,7 @@ def _what_is_missing(folder: Path) -> str:
 
 
 def _settings(folder: Path) -> TokenizerSettings:
-    """Returns the settings of a model's directory, Meta's layout included."""
+    """Return the settings of a model's directory, Meta's layout included."""
     settings = read_settings(folder)
     # Meta writes -1 where the tokenizer decides.
     num_rows = read_json(folder / "params.json").get("vocab_size")

@@ -40,7 +40,7 @@ class Message:
     tool_call_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the message as chat templates read it, without what is not set."""
+        """Return the message as chat templates read it, without what is not set."""
         row: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning_content is not None:
             row["reasoning_content"] = self.reasoning_content
@@ -53,7 +53,7 @@ class Message:
 
 
 def validate_messages(messages: Sequence[Message]) -> None:
-    """Checks that a conversation can be learnt from.
+    """Check that a conversation can be learnt from.
 
     Raises:
         DataError: it is not an optional system message, then user and assistant in turn, an assistant last.
@@ -80,7 +80,7 @@ def validate_messages(messages: Sequence[Message]) -> None:
 
 
 def _after(role: str) -> tuple[str, ...]:
-    """Returns who may speak after a role."""
+    """Return who may speak after a role."""
     if role == "assistant":
         return ("user", *TOOL_ROLES)
     return ("assistant", *TOOL_ROLES) if role in TOOL_ROLES else ("assistant",)

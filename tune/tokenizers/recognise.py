@@ -17,7 +17,7 @@ Kind = Literal["sentencepiece", "tiktoken", "tokenizer.json", "vocab.json", "tek
 
 
 def read_tokenizer_file(path: Path) -> bytes:
-    """Returns the content of a tokenizer's file.
+    """Return the content of a tokenizer's file.
 
     Raises:
         TokenizerError: it is not there or cannot be read.
@@ -33,7 +33,7 @@ def read_tokenizer_file(path: Path) -> bytes:
 
 
 def kind_of(content: bytes) -> Kind:
-    """Returns what a file's content is, "unknown" for what is none of the kinds."""
+    """Return what a file's content is, "unknown" for what is none of the kinds."""
     head = content[:4096].lstrip()
     if head[:1] == b"{":
         return _kind_of_json(content)
@@ -46,7 +46,7 @@ def kind_of(content: bytes) -> Kind:
 
 
 def why_not(wanted: str, path: Path, content: bytes) -> str:
-    """Says that a file is not of the kind wanted, and what it seems to be instead."""
+    """Say that a file is not of the kind wanted, and what it seems to be instead."""
     head = content[:200].lstrip()
     if not content:
         reason = "it is empty; the download was probably cut short"
@@ -72,7 +72,7 @@ _SEEMS: dict[Kind, str] = {
 
 
 def parse_json(path: Path, content: bytes, wanted: str) -> dict[str, Any]:
-    """Returns the object in a JSON file's content.
+    """Return the object in a JSON file's content.
 
     Raises:
         TokenizerError: it is none; the message says what it is.

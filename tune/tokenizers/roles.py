@@ -28,7 +28,7 @@ class Roles:
 
 
 def settle_roles(tokenizer: BaseTokenizer, settings: TokenizerSettings, bos_id: int | None) -> Roles:
-    """Returns the roles of special tokens.
+    """Return the roles of special tokens.
 
     Args:
         tokenizer: knows the ids of tokens.

@@ -32,7 +32,7 @@ class Segment:
 def tokenize_segments(
     tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True
 ) -> tuple[list[int], list[bool]]:
-    """Returns the tokens of all segments and for each whether it is masked (not learnt).
+    """Return the tokens of all segments and for each whether it is masked (not learnt).
 
     A BOS is always masked: nothing comes before it that it could follow from.
 

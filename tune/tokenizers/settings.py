@@ -38,7 +38,7 @@ class AddedToken:
     normalized: bool = True
 
     def flags(self) -> dict[str, bool]:
-        """Returns everything but the text."""
+        """Return everything but the text."""
         return {name: getattr(self, name) for name in _FLAGS}
 
 
@@ -76,17 +76,17 @@ class TokenizerSettings:
     max_seq_len: int | None = None
 
     def name(self, role: str) -> str | None:
-        """Returns the text of the token named `role`, None where none is."""
+        """Return the text of the token named `role`, None where none is."""
         token = self.names.get(role)
         return None if token is None else token.content
 
     def fits(self, token_id: int) -> bool:
-        """Returns whether the model has a row for an id."""
+        """Return whether the model has a row for an id."""
         return self.num_rows is None or token_id < self.num_rows
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    """Returns what the files in a model's directory say; files that are not there say nothing.
+    """Return what the files in a model's directory say; files that are not there say nothing.
 
     Raises:
         TokenizerError: a file cannot be read, or holds values of the wrong kind.
@@ -109,7 +109,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, {} where there is no such file.
+    """Return the object in a JSON file, {} where there is no such file.
 
     Raises:
         TokenizerError: it cannot be read, or holds something else.
@@ -126,7 +126,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _with_legacy_files(settings: TokenizerSettings, folder: Path) -> TokenizerSettings:
-    """Adds what older files say, which are read only where the newer setting is missing."""
+    """Add what older files say, which are read only where the newer setting is missing."""
     map_file, added_file = folder / "special_tokens_map.json", folder / "added_tokens.json"
     special_map = read_json(map_file)
     names = {**settings.names, **_names(special_map, map_file)}
@@ -142,7 +142,7 @@ def _with_legacy_files(settings: TokenizerSettings, folder: Path) -> TokenizerSe
 
 
 def _of_the_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that the model's own configuration files decide."""
+    """Return the settings that the model's own configuration files decide."""
     model_file, generation_file = folder / "config.json", folder / "generation_config.json"
     model, generation = read_json(model_file), read_json(generation_file)
     # Models for text and images keep the text model's numbers one level down.
@@ -213,7 +213,7 @@ def _added_tokens(config: Mapping[str, Any], file: Path) -> dict[int, AddedToken
 
 
 def added_token(entry: Any, where: str) -> AddedToken:
-    """Returns the added token that an object of a settings file describes.
+    """Return the added token that an object of a settings file describes.
 
     Raises:
         TokenizerError: it has no text, or a flag is no boolean.
@@ -236,7 +236,7 @@ def _named_token(value: Any, where: str) -> AddedToken:
 
 
 def _token_id(value: Any, file: Path) -> int:
-    """Returns a token's id, which files also write as text."""
+    """Return a token's id, which files also write as text."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_ID:

@@ -86,24 +86,24 @@ class SentencePieceTokenizer(BaseTokenizer):
         self._name_special_tokens(settings)
 
     def write_settings(self, directory: Path) -> None:
-        """Writes what other tools need to know of it beside a saved model, where that does not stand there yet."""
+        """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_tokenizer_config(self, directory)
 
     def as_tokenizer_json(self) -> str | None:
-        """Returns the content of a tokenizer.json with the same ids, None where there is no such file."""
+        """Return the content of a tokenizer.json with the same ids, None where there is no such file."""
         if not self.prefix_each:
             return None
         return tokenizer_json(self._proto, self.token(self.bos_id) if self.add_bos else None, self._entries)
 
     def token(self, token_id: int) -> str:
-        """Returns the piece as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""
+        """Return the piece as it stands in the vocabulary, such as "▁the" or "<0x0A>"."""
         if token_id in self._added_text:
             return self._added_text[token_id]
         # An id between the added ones may be nobody's.
         return str(self._sp.id_to_piece(token_id)) if token_id < self._sp.vocab_size() else ""
 
     def token_id(self, token: str) -> int | None:
-        """Returns the id of a piece of the vocabulary or of an added token, None where there is none."""
+        """Return the id of a piece of the vocabulary or of an added token, None where there is none."""
         if token in self._added:
             return self._added[token]
         found = int(self._sp.piece_to_id(token))
@@ -138,7 +138,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         return ids, spans
 
     def _without_stripped(self, pieces: list[str | int], index: int) -> Span:
-        """Returns what of a text is left when the special tokens beside it took their white space."""
+        """Return what of a text is left when the special tokens beside it took their white space."""
         text = str(pieces[index])
         before = self._neighbour(pieces, index - 1)
         after = self._neighbour(pieces, index + 1)
@@ -168,7 +168,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         self._strips_spaces = self._sp.encode(" a") == self._sp.encode("a")
 
     def _make_control(self, entries: Mapping[int, AddedToken]) -> None:
-        """Makes control tokens of pieces that the settings call special, but that the file finds in any text."""
+        """Make control tokens of pieces that the settings call special, but that the file finds in any text."""
         size = self._sp.vocab_size()
         found = {
             token.content
@@ -191,7 +191,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         return default
 
     def _padding_id(self, piece: str | None) -> int:
-        """Returns an id to pad with: looked up in the embedding, but never attended to nor learnt from."""
+        """Return an id to pad with: looked up in the embedding, but never attended to nor learnt from."""
         named = self.token_id(piece) if piece is not None else self._sp.pad_id()
         # Padding tokens that were added later often have no row in the model's embedding.
         if named is not None and 0 <= named < self._sp.vocab_size():
@@ -221,7 +221,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         return "".join(self._decode_runs(ids, skip_special))
 
     def _decode_runs(self, ids: Sequence[int], skip_special: bool) -> Iterator[str]:
-        """Yields the text of runs of ordinary and of special ids."""
+        """Yield the text of runs of ordinary and of special ids."""
         processor = self._sp
         for is_piece, run in groupby(ids, key=self._is_piece):
             if is_piece:

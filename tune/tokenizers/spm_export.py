@@ -28,7 +28,7 @@ class _Piece(NamedTuple):
 
 
 def tokenizer_json(proto: bytes, bos: str | None, added: Mapping[int, AddedToken]) -> str | None:
-    """Returns the content of a tokenizer.json that gives the ids of a SentencePiece model.
+    """Return the content of a tokenizer.json that gives the ids of a SentencePiece model.
 
     Why the ids are equal: sentencepiece joins, over and over, the neighbours whose joint piece has the highest
     score. A merge for every way to part every piece, in the order of the pieces' scores, is the same rule; what
@@ -106,7 +106,7 @@ def tokenizer_json(proto: bytes, bos: str | None, added: Mapping[int, AddedToken
 
 
 def _read(proto: bytes) -> tuple[list[_Piece], dict[tuple[int, int], int | bytes]]:
-    """Returns the pieces, and the fields of the two messages that say how they are used; the last of each counts."""
+    """Return the pieces, and the fields of the two messages that say how they are used; the last of each counts."""
     pieces: list[_Piece] = []
     settings: dict[tuple[int, int], int | bytes] = {}
     for outer in read_fields(proto):

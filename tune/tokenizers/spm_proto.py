@@ -22,7 +22,7 @@ _TYPE_CONTROL = b"\x18\x03"  # field 3, varint, CONTROL
 
 
 def with_control_pieces(proto: bytes, names: Collection[str]) -> bytes:
-    """Returns a model in which the named pieces are control tokens: no text becomes one of them."""
+    """Return a model in which the named pieces are control tokens: no text becomes one of them."""
     encoded = {name.encode() for name in names}
     parts = []
     for outer in read_fields(proto):
@@ -37,7 +37,7 @@ def with_control_pieces(proto: bytes, names: Collection[str]) -> bytes:
 
 
 def read_spans(processor: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
-    """Returns the ids of a text, each with the characters [start, end) it stands for."""
+    """Return the ids of a text, each with the characters [start, end) it stands for."""
     # The places are counted in UTF-8 bytes there.
     characters = []
     for index, char in enumerate(text):

@@ -30,7 +30,7 @@ class StreamDecoder:
         self._waits = False
 
     def push(self, token_id: int) -> str:
-        """Returns the text that `token_id` completes: often one piece, "" while a character is incomplete."""
+        """Return the text that `token_id` completes: often one piece, "" while a character is incomplete."""
         if token_id >= self._tokenizer.vocab_size:
             return ""
         self._held.append(token_id)
@@ -44,7 +44,7 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """Returns the text still held back, invalid bytes as U+FFFD, and starts afresh."""
+        """Return the text still held back, invalid bytes as U+FFFD, and starts afresh."""
         text = self._text_of_held() if self._held else ""
         self._context, self._context_text, self._held = [], "", []
         self._waits = False

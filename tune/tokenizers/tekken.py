@@ -33,7 +33,7 @@ def tekken_tokenizer(
     prompt_template: PromptTemplateSpec | None = None,
     settings: TokenizerSettings | None = None,
 ) -> HFTokenizer:
-    """Returns the tokenizer of a tekken.json.
+    """Return the tokenizer of a tekken.json.
 
     Args:
         path: the file, or the directory that holds it.

@@ -45,7 +45,7 @@ class PromptTemplate:
     name: str = "custom"
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """Returns the pieces of a conversation: for each answer, the prompt before it, then the answer.
+        """Return the pieces of a conversation: for each answer, the prompt before it, then the answer.
 
         A prompt is learnt only where none of its messages is masked. A conversation may end with a user's
         message: the last segment is then the prompt a model continues.
@@ -61,12 +61,12 @@ class PromptTemplate:
         return pieces
 
     def prompt(self, text: str, system: str = "") -> str:
-        """Returns what a model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
+        """Return what a model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
         messages = [Message("system", system)] if system else []
         return self.write_prompt([*messages, Message("user", text)]).rstrip(" ")
 
     def write_prompt(self, messages: Sequence[Message]) -> str:
-        """Returns the text of the messages before an answer, up to where the answer starts."""
+        """Return the text of the messages before an answer, up to where the answer starts."""
         text = ""
         for message in messages:
             before, after = self.user if message.role == "user" else self.system
@@ -74,7 +74,7 @@ class PromptTemplate:
         return text + self.assistant[0]
 
     def write_answer(self, message: Message) -> str:
-        """Returns the text of an answer, as the model shall write it."""
+        """Return the text of an answer, as the model shall write it."""
         return message.content + self.assistant[1]
 
 
@@ -150,7 +150,7 @@ class Llama2ChatTemplate(PromptTemplate):
     name: str = "llama2_chat"
 
     def write_prompt(self, messages: Sequence[Message]) -> str:
-        """Returns "[INST] ... [/INST] ", with the system's text at the start of the user's."""
+        """Return "[INST] ... [/INST] ", with the system's text at the start of the user's."""
         text = ""
         for message in messages:
             before, after = ("", "") if message.role == "user" else self.system
@@ -158,7 +158,7 @@ class Llama2ChatTemplate(PromptTemplate):
         return self.user[0] + text.strip() + self.user[1] + self.assistant[0]
 
     def write_answer(self, message: Message) -> str:
-        """Returns the answer without space around it but for the one that the format puts before EOS."""
+        """Return the answer without space around it but for the one that the format puts before EOS."""
         return message.content.strip() + self.assistant[1]
 
 
@@ -180,12 +180,12 @@ _BY_CLASS_NAME = {template.__name__: template for template in _BY_NAME.values()}
 
 
 def template_names() -> tuple[str, ...]:
-    """Returns the names that `get_prompt_template` knows."""
+    """Return the names that `get_prompt_template` knows."""
     return (*_BY_NAME, *BUILTIN_NAMES, CHECKPOINT_TEMPLATE)
 
 
 def get_prompt_template(spec: PromptTemplateSpec) -> AnyTemplate:
-    """Returns the template that `spec` describes.
+    """Return the template that `spec` describes.
 
     Args:
         spec: a short name such as "alpaca" or "llama3", or "chat" for the chat template of the checkpoint; a template
@@ -211,7 +211,7 @@ def get_prompt_template(spec: PromptTemplateSpec) -> AnyTemplate:
 
 
 def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
-    """Returns a template as it is used with a tokenizer.
+    """Return a template as it is used with a tokenizer.
 
     "chat" becomes the tokenizer's own chat template, and ChatML is written with the special tokens of a tokenizer
     that has them, as plain text with others.
@@ -240,7 +240,7 @@ def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
 
 
 def check_variables(template: AnyTemplate, variables: Mapping[str, Any], setting: str) -> None:
-    """Raises ConfigError where a template does not read one of the variables that `setting` gives it."""
+    """Raise ConfigError where a template does not read one of the variables that `setting` gives it."""
     known = template.variables() if isinstance(template, ChatTemplate) else frozenset()
     unread = [name for name in variables if name not in known]
     if unread:
@@ -289,7 +289,7 @@ def _template_from_mapping(spec: Mapping[str, Sequence[str]]) -> PromptTemplate:
 
 
 def _turn_pairs(messages: Sequence[Message]) -> Iterator[tuple[list[Message], Message | None]]:
-    """Yields the messages before each answer with the answer, None after the last if there is none."""
+    """Yield the messages before each answer with the answer, None after the last if there is none."""
     rest = iter(messages)
     while True:
         asked: list[Message] = []

@@ -79,17 +79,17 @@ class TiktokenTokenizer(BaseTokenizer):
         return bool(self.bos_ids)
 
     def write_settings(self, directory: Path) -> None:
-        """Writes an equal tokenizer.json and what belongs to it, where they do not stand there yet."""
+        """Write an equal tokenizer.json and what belongs to it, where they do not stand there yet."""
         write_hf_settings(self, directory, self._as_tokenizer_json)
 
     def token(self, token_id: int) -> str:
-        """Returns the text of a token, U+FFFD for bytes that are none; "" for an unused id."""
+        """Return the text of a token, U+FFFD for bytes that are none; "" for an unused id."""
         if token_id in self._special_text:
             return self._special_text[token_id]
         return self._token_bytes(token_id).decode("utf-8", errors="replace")
 
     def token_id(self, token: str) -> int | None:
-        """Returns the id of a token of the vocabulary or of a special one, None where there is none."""
+        """Return the id of a token of the vocabulary or of a special one, None where there is none."""
         found = self.special_tokens.get(token)
         return self._ranks.get(token.encode()) if found is None else found
 
@@ -135,7 +135,7 @@ class TiktokenTokenizer(BaseTokenizer):
         return ids, spans
 
     def _with_spans(self, text: str) -> Iterator[tuple[int, Span]]:
-        """Yields the ids of a text, each with the characters it stands for."""
+        """Yield the ids of a text, each with the characters it stands for."""
         places: list[Span] | None = None
         read = text
         if self._family.composes:
@@ -178,7 +178,7 @@ class TiktokenTokenizer(BaseTokenizer):
         return {text: token_id for token_id, text in sorted(by_id.items()) if settings.fits(token_id)}
 
     def _check_size(self, settings: TokenizerSettings) -> None:
-        """Refuses a file that was cut at the end of a line: all special ids would be wrong."""
+        """Refuse a file that was cut at the end of a line: all special ids would be wrong."""
         held, family = len(self._ranks), self._family
         expected = held + len(family.special)
         stated = [i for i, token in settings.added.items() if token.content == family.special[0]]
@@ -217,7 +217,7 @@ class TiktokenTokenizer(BaseTokenizer):
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Returns the tokens of a tiktoken file with their ranks.
+    """Return the tokens of a tiktoken file with their ranks.
 
     Raises:
         TokenizerError: it is of another kind, damaged or cut short.
@@ -257,7 +257,7 @@ def _find_file(path: Path) -> Path:
 def _with_defaults(
     settings: TokenizerSettings, family: TiktokenFamily, special: Container[int]
 ) -> TokenizerSettings:
-    """Returns settings in which the family says what the files do not.
+    """Return settings in which the family says what the files do not.
 
     A model's configuration may keep the ids of its class's defaults, which are words of this vocabulary: they say
     nothing.
@@ -273,7 +273,7 @@ def _with_defaults(
 
 
 def _split_long(text: str, longest_text: int | None, longest_run: int) -> Iterator[str]:
-    """Yields a text in the parts in which Llama 3's reference code hands it to the library.
+    """Yield a text in the parts in which Llama 3's reference code hands it to the library.
 
     Runs with, or without, white space are cut after `longest_run` characters: on longer ones the library takes
     time that grows with their square, or fails.

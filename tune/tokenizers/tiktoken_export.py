@@ -13,7 +13,7 @@ def tokenizer_json(
     composes: bool,
     bos: str | None,
 ) -> str:
-    """Returns the content of a tokenizer.json that gives the ids of a tiktoken vocabulary.
+    """Return the content of a tokenizer.json that gives the ids of a tiktoken vocabulary.
 
     Why the ids are equal: tiktoken looks a word up as a whole, which is what `ignore_merges` says; else it joins,
     over and over, the neighbours whose joint token has the lowest rank. A merge for every way to part every token,
@@ -69,7 +69,7 @@ def tokenizer_json(
 
 
 def byte_letters() -> list[str]:
-    """Returns the letter that stands for each byte in the vocabularies of byte-level tokenizers."""
+    """Return the letter that stands for each byte in the vocabularies of byte-level tokenizers."""
     # https://github.com/openai/gpt-2, src/encoder.py: printable bytes stand for themselves, the others, in
     # their order, for the letters from U+0100 on.
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -78,7 +78,7 @@ def byte_letters() -> list[str]:
 
 
 def bos_before(bos: str, bos_id: int) -> dict[str, object]:
-    """Returns the post-processor that puts a BOS before each text."""
+    """Return the post-processor that puts a BOS before each text."""
     first = {"SpecialToken": {"id": bos, "type_id": 0}}
     return {
         "type": "TemplateProcessing",

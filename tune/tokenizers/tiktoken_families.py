@@ -102,7 +102,7 @@ FAMILIES: Mapping[str, TiktokenFamily] = {family.name: family for family in (LLA
 
 
 def find_family(name: str | None, file_name: str, num_ranks: int, model_type: str) -> TiktokenFamily:
-    """Returns the family of a vocabulary.
+    """Return the family of a vocabulary.
 
     Args:
         name: as somebody chose it, None to find out.

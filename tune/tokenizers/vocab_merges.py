@@ -47,7 +47,7 @@ def vocab_merges_tokenizer(
     family: str | None = None,
     settings: TokenizerSettings | None = None,
 ) -> HFTokenizer:
-    """Returns the tokenizer of a vocab.json and a merges.txt.
+    """Return the tokenizer of a vocab.json and a merges.txt.
 
     The two files say nothing of how words are cut. Where a tokenizer.json stands beside them, which does, that one
     is read instead.
@@ -106,7 +106,7 @@ def _family_of(settings: TokenizerSettings, folder: Path) -> str:
 
 
 def _with_usual_tokens(settings: TokenizerSettings, family: str, vocab: dict[str, int]) -> TokenizerSettings:
-    """Returns the settings that the reference's classes have where no file says anything."""
+    """Return the settings that the reference's classes have where no file says anything."""
     end = AddedToken(_END, special=True, normalized=False)
     if family == "qwen2":
         first = max(vocab.values()) + 1

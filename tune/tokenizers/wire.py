@@ -21,7 +21,7 @@ class Field(NamedTuple):
 
 
 def read_fields(message: bytes) -> Iterator[Field]:
-    """Yields the fields of a message in order.
+    """Yield the fields of a message in order.
 
     Raises:
         ValueError: the bytes are no message, or end in the middle of one.
@@ -49,7 +49,7 @@ def read_fields(message: bytes) -> Iterator[Field]:
 
 
 def write_bytes_field(number: int, value: bytes) -> bytes:
-    """Returns a field that holds `value`."""
+    """Return a field that holds `value`."""
     return _write_varint(number << 3 | 2) + _write_varint(len(value)) + value
 
 
