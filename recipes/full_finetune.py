@@ -3,7 +3,8 @@
     tune run full_finetune --config llama2/7B_full model_checkpoint=DIR dataset.source=my.jsonl
 
 Copy this file (`tune cp full_finetune mine.py`), change what you like, and run it: `tune run ./mine.py ...`.
-It is read from top to bottom: `setup` builds everything in an order it explains, `train` is the loop.
+It is read from top to bottom: `setup` builds everything in an order it explains, `train` is the loop, and `batch_loss`
+what is learnt. docs/own_recipe.md changes all three.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
-from tune.config import Component, instantiate_offering
-from tune.data import CROSS_ENTROPY_IGNORE_IDX, ResumableSampler, shift_labels
+from tune.config import instantiate_offering
+from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
-from tune.utils import expand_path, get_device, get_logger, set_seed
+from tune.utils import get_device, get_logger, set_seed
+
+Batch = dict[str, torch.Tensor]
 
 
 class FullFinetuneRecipe:
@@ -46,21 +49,8 @@ class FullFinetuneRecipe:
         self.params = params
         self.log = get_logger(params.log_level)
         self.exit_code = 0
-        self.run = training.RunCounters()  # where the run stands; saved with each step
-        self.memory = training.MemoryCheck()
-        self.opened = ExitStack()  # what cleanup() closes, the last one first
-
-    # ---- Before training -------------------------------------------------------------------------------
-
-    def load_checkpoint(self) -> training.SavedStep | None:
-        """Build the checkpointer, hold the output directory, and return the saved step to resume from, if any."""
-        params = self.params
-        self.output_dir = expand_path(params.output_dir)
-        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
-        resume = params.resume_from_checkpoint
-        return training.claim_output_dir(
-            self.output_dir, self.opened, resume=resume, checkpointer=self.checkpointer
-        )
+        self.exit_stack = ExitStack()  # what cleanup() closes, the last one first
+        self.memory_plan: training.MemoryPlan | None = None
 
     def setup(self) -> None:
         """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
@@ -70,133 +60,81 @@ class FullFinetuneRecipe:
             training.make_deterministic()
         self.device = get_device(params.device)
         training.start_processes(self.device)
-        self.opened.callback(training.end_processes)
+        self.exit_stack.callback(training.end_processes)
         self.plan = training.plan_parallel(params)
-        resumed = self.load_checkpoint()
+        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
+        self.checkpoints = training.Checkpoints(
+            params.output_dir,
+            self.device,
+            resume=params.resume_from_checkpoint,
+            checkpointer=self.checkpointer,
+            keep_last_n=params.keep_last_n_checkpoints,
+            in_background=params.enable_async_checkpointing,
+        )
+        self.exit_stack.callback(self.checkpoints.close)
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        saved = training.read_run(resumed.state_dir) if resumed else {}
-        seed = saved["seed"] if saved and params.seed is None else params.seed
-        self.seed = set_seed(training.from_rank_zero(lambda: set_seed(seed)))
-        self.log.info(f"{self.device}, {self.precision}, seed {self.seed}, output in {self.output_dir}")
+        seed = self.checkpoints.saved.get("seed") if params.seed is None else params.seed
+        seed = set_seed(training.from_rank_zero(lambda: set_seed(seed)))
+        self.state = training.TrainState(seed, params.epochs)
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
-        model_dir = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
-        tokenizer_dir = training.keep_tokenizer(resumed) if resumed else model_dir
+        resumed = self.checkpoints.resumed
+        self.model_dir: Path | None = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
+        tokenizer_dir = self.checkpoints.copy_tokenizer() or self.model_dir
         self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(tokenizer_dir or "")})
-        self.dataset, self.loader, self.sampler = self._setup_data(
-            params.dataset, params.batch_size, params.shuffle
-        )
-        if params.dataset_val:
-            batch_size_val = params.batch_size_val or params.batch_size
-            _, self.loader_val, _ = self._setup_data(params.dataset_val, batch_size_val, shuffle=False)
-        self.steps_per_epoch = training.count_steps_per_epoch(
-            len(self.loader), params.gradient_accumulation_steps, params.max_steps_per_epoch
-        )
-        self.num_steps = params.epochs * self.steps_per_epoch
-
+        self._setup_data()
         self.loss_fn = instantiate_offering(
             params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
         )
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
-        self.model = self._setup_model(model_dir)
+        self._setup_model()
+        self.load_checkpoint()
 
-        # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
-        self.gradients = training.GradientSync(self.model, self.plan)
-        self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), in_backward=params.optimizer_in_bwd
-        )
-        self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, self.num_steps)
-        self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
-        self.guard = training.NonFiniteGuard(params.on_non_finite, self.scaler)
-        self.saver = training.StepSaver(
-            self.output_dir,
-            self.device,
-            keep_last_n=params.keep_last_n_checkpoints,
-            in_background=params.enable_async_checkpointing,
-        )
-        self.opened.callback(self.saver.close)
+        # 5. What changes the weights (a schedule needs the number of steps, which the data gave), and what watches.
+        self._setup_optimizer()
+        self._setup_monitor()
 
-        # 6. What watches.
-        self.logs = training.RunLogs(params.metric_logger, self.output_dir, overwrite=not resumed)
-        self.opened.callback(self.logs.close)
-        self.spikes = training.SpikeWatch()
-        self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
-        self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.plan.world_size)
-        self.log.info(
-            f"Steps: {self.num_steps}, each of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
-            f"{self.plan}. "
-            f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device\n"
-            + training.describe_repeatability(params, self.device, self.model)
-        )
-
-        # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
+        # 6. The saved state goes into what now stands, last of all, since building has drawn random numbers.
         #    Then a file that says exactly what is running: not before, since a resume may be refused here.
-        self.fingerprint = training.make_fingerprint(
-            params,
-            self.SAME_ON_RESUME,
-            model=self.model.config,
-            dataset=training.from_rank_zero(lambda: training.hash_dataset(self.dataset)),
-            sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
-            code=training.hash_code(__file__),
-            seed=self.seed,
-            device=self.device.type,
-            # Without a schedule, more epochs only add steps at the end.
-            num_steps=self.num_steps if self.lr_scheduler else "any",
+        self.state.seed_next_step()
+        self.checkpoints.restore(
+            self.state, self.model, self.optimizer, allow_changes=params.allow_changes_on_resume
         )
-        self.stateful: Any = {"sampler": self.sampler, "scaler": self.scaler, "spikes": self.spikes}
-        if self.lr_scheduler:
-            self.stateful["lr_scheduler"] = self.lr_scheduler
-        training.seed_this_rank(self.seed)
-        if resumed:
-            self._go_on_from(resumed, saved)
-        if resumed or params.resume_from_checkpoint:  # a run killed before its first save has left lines, too
-            self.logs.rewind(self.run.step)
-        training.write_resolved_config(params, self.output_dir / "config.yaml", {"seed": self.seed})
+        if self.checkpoints.resumes:  # a run killed before its first save has left lines, too
+            self.monitor.rewind(self.state.step)
+        training.write_resolved_config(params, self.checkpoints.output_dir, seed=seed)
 
-    def _go_on_from(self, resumed: training.SavedStep, saved: dict[str, Any]) -> None:
-        """Put the state of a saved step into what now stands, unless it is another run's."""
-        training.resume_state(
-            resumed,
-            saved,
-            self.fingerprint,
-            self.model,
-            self.optimizer,
-            self.device,
-            self.stateful,
-            allow_changes=self.params.allow_changes_on_resume,
-        )
-        self.run.restore(saved)
-        self.saver.link(latest=self.run.step, best=self.run.best_step)
-        self.log.info(f"Resumed from {resumed.path}: step {self.run.step} of {self.num_steps}")
-
-    def _setup_data(
-        self, components: Component | tuple[Component, ...], batch_size: int, shuffle: bool
-    ) -> tuple[Any, Any, ResumableSampler]:
-        """Build one dataset, or several as one, with its loader; say what there is to learn from it."""
-        dataset: Any = build_datasets(components, self.tokenizer)
-        self.log.info(f"Data: {dataset.report()}")
-        loader, sampler = training.build_loader(
-            dataset,
-            self.params,
-            batch_size=batch_size,
+    def _setup_data(self) -> None:
+        params, state = self.params, self.state
+        build_loader = partial(
+            training.build_loader,
+            collate_fn=params.collate_fn,
             padding_idx=self.tokenizer.pad_id,
-            shuffle=shuffle,
-            seed=self.seed,
+            seed=state.seed,
             device=self.device,
+            num_workers=params.num_workers,
         )
-        return dataset, loader, sampler
+        self.dataset = build_datasets(params.dataset, self.tokenizer)
+        self.loader = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
+        state.steps_per_epoch = training.count_steps_per_epoch(
+            len(self.loader), params.gradient_accumulation_steps, params.max_steps_per_epoch
+        )
+        if params.dataset_val:
+            dataset_val = build_datasets(params.dataset_val, self.tokenizer)
+            batch_size_val = params.batch_size_val or params.batch_size
+            self.loader_val = build_loader(dataset_val, batch_size=batch_size_val, shuffle=False)
 
-    def _setup_model(self, model_dir: Path | None) -> Any:
+    def _setup_model(self) -> None:
         params = self.params
         with torch.device("meta"):
-            model = instantiate_offering(params.model, {"checkpoint_dir": str(model_dir or "")})
-        model.to(self.precision.param_dtype)
+            model = instantiate_offering(params.model, {"checkpoint_dir": str(self.model_dir or "")})
+        self.model = model.to(self.precision.param_dtype).train()
         report = self.dataset.report()
         training.check_tokenizer_fits(self.tokenizer, model.config, report)
-        self.memory.plan = training.plan_memory(
+        self.memory_plan = training.plan_memory(
             model,
             params,
             training.longest_row(report),
@@ -205,7 +143,7 @@ class FullFinetuneRecipe:
             parallel=self.plan,
             device=self.device,
         )
-        self.memory.plan.log()
+        self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
@@ -213,213 +151,191 @@ class FullFinetuneRecipe:
             training.compile_blocks(model.layers)
         if self.plan.shards:
             training.shard_model(model, self.plan, self.device)
-        if model_dir:
-            self.checkpointer.load_into(model, model_dir, device=self.device)
-        elif params.train_from_scratch:
-            if not self.plan.shards:
-                model.to_empty(device=self.device)
-            model.reset_parameters()
-        num_parameters = sum(weight.numel() for weight in model.parameters())
-        self.log.info(f"Model: {num_parameters / 1e6:,.1f}M parameters, all trained")
-        return model.train()
 
-    # ---- Training --------------------------------------------------------------------------------------
+    def load_checkpoint(self) -> None:
+        """Fill the model: from the checkpoint, from the saved step that is resumed, or with random weights."""
+        if self.model_dir:
+            self.checkpointer.load_into(self.model, self.model_dir, device=self.device)
+        elif self.params.train_from_scratch:
+            if not self.plan.shards:
+                self.model.to_empty(device=self.device)
+            self.model.reset_parameters()
+
+    def _setup_optimizer(self) -> None:
+        params, state = self.params, self.state
+        self.gradients = training.GradientSync(self.model, self.plan)
+        self.optimizer = training.build_optimizer(
+            params.optimizer, self.model.parameters(), in_backward=params.optimizer_in_bwd
+        )
+        self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
+        self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
+        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self._keep_for_study)
+        self.offloading = training.activation_offloading(
+            self.model, self.device, params.enable_activation_offloading
+        )
+        state.fingerprint = training.make_fingerprint(
+            {name: getattr(params, name) for name in self.SAME_ON_RESUME},
+            model=self.model.config,
+            dataset=self.dataset,
+            recipe=__file__,
+            sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
+            seed=state.seed,
+            device=self.device.type,
+            # Without a schedule, more epochs only add steps at the end.
+            num_steps=state.num_steps if params.lr_scheduler else "any",
+        )
+
+    def _setup_monitor(self) -> None:
+        params, state = self.params, self.state
+        self.monitor = training.Monitor(
+            self.checkpoints.output_dir,
+            self.model,
+            self.device,
+            self.precision,
+            metric_logger=params.metric_logger,
+            profiler=params.profiler,
+            memory_plan=self.memory_plan,
+            log_peak_memory=params.log_peak_memory_stats,
+            overwrite=not self.checkpoints.resumed,
+        )
+        self.exit_stack.callback(self.monitor.close)
+        self.monitor.announce(
+            state,
+            f"{params.gradient_accumulation_steps} x {params.batch_size} sequences on {self.plan}",
+            training.describe_repeatability(params.seed, params.optimizer, self.device, self.model),
+        )
+        # What is saved with each step, and restored when the run is resumed, beside weights, optimizer and counters.
+        state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
+        state.track(lr_scheduler=self.lr_scheduler)
 
     def train(self) -> None:
         """Run the loop to its end, or to the request to stop; `exit_code` then says which."""
-        params = self.params
-        offloading = training.activation_offloading(
-            self.model, self.device, params.enable_activation_offloading
-        )
-        run = self.run
-        if run.step == 0:
+        params, state = self.params, self.state
+        if state.step == 0:
             self._generate_samples()
-        with (
-            training.StopRequest() as stop,
-            self.saver,
-            training.Progress(self.num_steps, run.step) as self.progress,
-            self.profiler as profiler,
-        ):
-            self.speed.start()
-            for epoch in range(run.epoch, params.epochs):
-                run.begin_epoch(epoch)
-                self.sampler.set_epoch(epoch)
+        with training.StopRequest() as stop, self.checkpoints, self.monitor.watching(state):
+            for epoch in range(state.epoch, params.epochs):
+                state.begin_epoch(epoch)
+                self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, self.steps_per_epoch - run.step_in_epoch):
-                    run.step += 1
-                    run.step_in_epoch += 1
-                    before = training.get_rng_state(self.device)
-                    keep_for_study = partial(self._keep_for_study, micro_batches, before)
+                for micro_batches in islice(windows, state.steps_per_epoch - state.step_in_epoch):
+                    state.begin_step()
+                    loss, grad_norm = self.train_step(micro_batches)
 
-                    # 1. Count what the step trains on, on all processes, before its first gradient: the loss's divisor.
-                    counts = training.count_tokens(micro_batches, self.tokenizer.pad_id)
-                    counts = training.count_over_ranks(counts)
-                    divisor = max(counts.num_targets, 1)
-
-                    # 2. Gradients add up over the micro-batches, and so does the loss, on the device; the last backward
-                    #    pass adds up those of all processes.
-                    loss = torch.zeros((), device=self.device)
-                    for batch, is_last_batch in training.mark_last(micro_batches):
-                        with self.gradients.micro_step(is_last_batch):
-                            with offloading, self.precision.autocast():
-                                micro_loss = self._loss_sum(batch) / divisor
-                            loss += micro_loss.detach()
-                            if params.optimizer_in_bwd:  # the next line already steps
-                                total = training.add_over_ranks_(loss.clone())
-                                self.guard.allows(run.step, total, before_stopping=keep_for_study)
-                            self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
-                    training.add_over_ranks_(loss)
-
-                    # 3. Unscale (fp16), measure, clip; step only if loss and gradient are numbers.
-                    grad_norm = None
-                    if not params.optimizer_in_bwd:
-                        self.scaler.unscale_(self.optimizer)
-                        grad_norm = training.clip_gradients(self.model.parameters(), params.clip_grad_norm)
-                        if self.guard.allows(run.step, loss, grad_norm, keep_for_study):
-                            self.scaler.step(self.optimizer)
-                        self.scaler.update()
-                        self.optimizer.zero_grad(set_to_none=True)
-
-                    # 4. Book-keeping: from here on everything describes the finished step.
+                    # From here on everything describes the finished step.
                     lr = training.get_lr(self.optimizer)
-                    if self.lr_scheduler:
-                        self.lr_scheduler.step()
-                    self.sampler.advance(sum(len(batch["tokens"]) for batch in micro_batches))
-                    run.num_tokens += counts.num_tokens
-                    run.num_targets += counts.num_targets
-                    self.speed.count(counts)
-                    self.progress.advance()
-                    self.memory.after_step(micro_batches)
-                    profiler.step()
+                    self.lr_scheduler.step()
+                    self.loader.sampler.advance(len(micro_batches) * params.batch_size)
 
-                    # 5. What is due. A request to stop makes this step the last one, and so a saved one.
+                    # What is due. A request to stop makes this step the last one, and so a saved one.
                     stopping = stop.agreed()
-                    is_last = run.step == self.num_steps
-                    epoch_ends = run.step_in_epoch == self.steps_per_epoch
+                    ends = stopping or state.is_last_step
                     metrics: dict[str, Any] = {}
-                    if is_last or stopping or run.is_due(params.log_every_n_steps, otherwise=True):
-                        metrics = self._measure(loss, lr, grad_norm)
-                    if is_last or run.is_due(params.run_val_every_n_steps, otherwise=epoch_ends):
+                    if ends or state.is_due(params.log_every_n_steps, otherwise=True):
+                        metrics = self.monitor.measure(state, loss, lr, grad_norm)
+                    if state.is_last_step or state.is_due(params.run_val_every_n_steps, state.epoch_ends):
                         metrics |= self.validate()
-                    self._log(metrics)
-                    if is_last or run.is_due(params.generate_every_n_steps):
+                    self.monitor.log(state.step, metrics)
+                    if state.is_last_step or state.is_due(params.generate_every_n_steps):
                         self._generate_samples()
-                    save_due = run.is_due(params.save_every_n_steps) or (
-                        epoch_ends and params.save_every_epoch
-                    )
-                    if is_last or stopping or save_due:
+                    state.seed_next_step()
+                    at_epochs_end = state.epoch_ends and params.save_every_epoch
+                    if ends or at_epochs_end or state.is_due(params.save_every_n_steps):
                         self.save_checkpoint()
                     if stopping:
                         self.exit_code = stop.exit_code
                         return
 
-    def _loss_sum(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        batch = training.to_device(batch, self.device)
-        labels = shift_labels(batch["labels"])
-        return loss_sum(
-            self.loss_fn, self.model, batch["tokens"], labels, batch.get("mask"), batch.get("input_pos")
-        )
+    def train_step(self, micro_batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take one optimizer step; return its loss and the norm of its gradient, still on the device."""
+        in_backward = self.params.optimizer_in_bwd
+        # 1. Gradients add up over the micro-batches, and so does the loss; the last backward pass adds up those of all
+        #    processes. They are divided by the number of targets that the first micro-batches let expect: with one
+        #    micro-batch a step, by the very number.
+        total, num_targets, divisor = torch.zeros((), device=self.device), 0, 0
+        for batch, is_last_batch in training.mark_last(micro_batches):
+            with self.gradients.micro_step(is_last_batch):
+                with self.offloading, self.precision.autocast():
+                    batch_total, batch_targets = self.batch_loss(batch)
+                total += batch_total.detach()
+                num_targets += batch_targets
+                divisor = divisor or max(training.sum_over_ranks(batch_targets) * len(micro_batches), 1)
+                if in_backward:  # the next line already steps
+                    loss = training.add_over_ranks_(total / divisor)
+                    self.guard.allows(self.state.step, loss, None, micro_batches)
+                self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]
+        counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets)
+        counts = training.count_over_ranks(counts)
+        num_targets = max(counts.num_targets, 1)
+        loss = training.add_over_ranks_(total) / num_targets
 
-    @torch.no_grad()
+        # 2. Unscale (fp16), make the divisor exact, measure, clip; step only if loss and gradient are numbers.
+        grad_norm = None
+        if not in_backward:
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = training.clip_gradients(
+                self.model.parameters(), self.params.clip_grad_norm, scale=divisor / num_targets
+            )
+            if self.guard.allows(self.state.step, loss, grad_norm, micro_batches):
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.state.count(counts)
+        self.monitor.after_step(micro_batches, counts)
+        return loss, grad_norm
+
+    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Return the loss summed over the targets of a micro-batch, and their number: what this recipe teaches."""
+        num_targets = training.count_targets(batch["labels"])  # on the host, where nobody waits for it
+        batch = training.to_device(batch, self.device)
+        tokens, labels = batch["tokens"], shift_labels(batch["labels"])  # [b, s]
+        total = loss_sum(self.loss_fn, self.model, tokens, labels, batch.get("mask"), batch.get("input_pos"))
+        return total, num_targets
+
     def validate(self) -> dict[str, float]:
-        """Return the loss per target token over the whole validation set, or nothing where there is none."""
+        """Return the loss per target over the whole validation set, or nothing where there is none."""
         if not self.params.dataset_val:
             return {}
-        self.model.eval()
-        total, counts = torch.zeros((), device=self.device), training.TokenCounts()
-        with self.speed.paused(), self.precision.autocast():
-            for batch in self.loader_val:
-                total += self._loss_sum(batch)
-                counts += training.count_tokens([batch], self.tokenizer.pad_id)
-        self.model.train()
-        num_targets = training.count_over_ranks(counts).num_targets
-        val_loss = float(training.add_over_ranks_(total)) / max(num_targets, 1)
-        self.run.note_validation(val_loss)
+        with self.monitor.paused(), self.precision.autocast():
+            val_loss = training.mean_loss(self.model, self.batch_loss, self.loader_val)
+        self.state.note_validation(val_loss)
         return {"val_loss": val_loss}
-
-    def _measure(self, loss: torch.Tensor, lr: float, grad_norm: torch.Tensor | None) -> dict[str, Any]:
-        """Return what is logged of the finished step; the only place where the loss is read from the device."""
-        run = self.run
-        run.loss = float(loss)
-        self.spikes.observe(run.step, run.loss)
-        metrics = {"epoch": run.epoch, "loss": run.loss, "lr": lr}
-        if grad_norm is not None:
-            metrics["grad_norm"] = float(grad_norm)
-        metrics |= vars(self.speed.read())
-        metrics |= {"num_tokens": run.num_tokens, "num_trained_tokens": run.num_targets}
-        if self.params.log_peak_memory_stats:
-            metrics["peak_memory_gib"] = training.max_over_ranks(training.get_peak_memory_gib(self.device))
-        return metrics
-
-    def _log(self, metrics: dict[str, Any]) -> None:
-        if metrics:
-            self.logs.metrics.log_dict(metrics, self.run.step)
-            self.progress.show(self.run.step, metrics)
 
     def _generate_samples(self) -> None:
         """Answer the sample prompts, greedily, in the template the model is trained in."""
-        if not self.params.sample_prompts:
-            return
         num_tokens = self.params.sample_max_new_tokens
-        with self.speed.paused(), self.precision.autocast():
-            for prompt in self.params.sample_prompts:
+        with self.monitor.paused(), self.precision.autocast():
+            for prompt in self.params.sample_prompts or ():
                 rendered = self.dataset.render_prompt(prompt)
                 answer = generate_text(self.model, self.tokenizer, rendered, max_new_tokens=num_tokens)
-                self.logs.samples.log_dict({"prompt": prompt, "answer": answer}, self.run.step)
-                self.log.info(f"step {self.run.step}, sample: {prompt!r} -> {answer!r}")
-
-    # ---- Saving and resuming ---------------------------------------------------------------------------
+                self.monitor.log_sample(self.state.step, prompt, answer)
 
     def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
-        self.run.note_saving()
-        self.logs.flush()
-        with self.speed.paused():
-            self.saver.save(
-                self.run.step,
-                self.model,
-                self.optimizer,
-                self.run.state(seed=self.seed, fingerprint=self.fingerprint),
-                self.stateful,
-                self._write_model,
-                best=self.run.best_step,
-            )
-
-    def _keep_for_study(self, micro_batches: list[dict[str, torch.Tensor]], rng: dict[str, Any]) -> None:
-        """Save the finished step before one that cannot be taken, and write what is known of that one."""
-        failed_step = self.run.step
-        sample_ids = training.upcoming_sample_ids(self.sampler, micro_batches)
-        self.run.undo_step()
-        training.set_rng_state(rng, self.device)
-        # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
-        if self.run.step > self.saver.last_step and training.weights_are_finite(self.model):
-            self.save_checkpoint()
-            self.saver.wait()
-        with self.precision.autocast():
-            training.save_failed_step(
-                self.output_dir,
-                failed_step,
-                self.model,
-                micro_batches,
-                sample_ids=sample_ids,
-                loss_of=self._loss_sum,
-            )
+        self.monitor.flush()
+        with self.monitor.paused():
+            self.checkpoints.save(self.state, self.model, self.optimizer, self._write_model)
 
     def _write_model(self, model: Any, directory: Path) -> None:
         self.checkpointer.save_model(model, directory, self.tokenizer)
 
-    # ---- After training --------------------------------------------------------------------------------
-
-    def summarize(self) -> None:
-        """Say how the run ended, where its model is, and what to type next."""
-        template = self.dataset.report().template
-        self.log.info(
-            training.format_summary(self.output_dir, self.run, self.num_steps, self.speed, template)
-        )
+    def _keep_for_study(self, micro_batches: list[Batch]) -> None:
+        """Save the finished step before one that cannot be taken, and write what is known of that one."""
+        sample_ids = training.upcoming_sample_ids(self.loader, len(micro_batches))
+        self.state.undo_step()
+        # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
+        if self.state.step > self.checkpoints.last_step and training.weights_are_finite(self.model):
+            self.save_checkpoint()
+            self.checkpoints.wait()
+        output_dir, failed_step = self.checkpoints.output_dir, self.state.step + 1
+        with self.precision.autocast():
+            training.dump_nonfinite_step(
+                output_dir, failed_step, self.model, micro_batches, sample_ids, self.batch_loss
+            )
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""
-        self.opened.close()
+        self.exit_stack.close()
 
 
 @tune.config.parse
@@ -427,10 +343,10 @@ def recipe_main(params: FullFinetuneParams) -> int:
     """Run the recipe; return 0, or 130, 138 or 143 after a request to stop."""
     recipe = FullFinetuneRecipe(params)
     try:
-        with training.explain_out_of_memory(lambda: recipe.memory.plan):
+        with training.explain_out_of_memory(lambda: recipe.memory_plan):
             recipe.setup()
             recipe.train()
-        recipe.summarize()
+        recipe.monitor.log_summary(recipe.state, recipe.dataset.report().template)
     finally:
         recipe.cleanup()
     return recipe.exit_code

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["TokenCounts", "count_tokens", "group_micro_batches", "to_device"]
+__all__ = ["TokenCounts", "count_targets", "count_tokens", "group_micro_batches", "to_device"]
 
 T = TypeVar("T")
 
@@ -37,18 +37,18 @@ class TokenCounts:
 
 
 def count_tokens(
-    batches: Sequence[Mapping[str, Tensor]], padding_idx: int, ignore_idx: int = -100
+    batches: Sequence[Mapping[str, Tensor]], padding_idx: int, num_targets: int = 0
 ) -> TokenCounts:
     """Return the counts of batches that are still on the host, where counting waits for nobody.
 
     Args:
-        batches: each with `tokens` [b, s] and unshifted `labels` [b, s]; `input_pos` [b, s] if packed.
+        batches: each with `tokens` [b, s]; `input_pos` [b, s] if packed.
         padding_idx: the token that pads.
-        ignore_idx: the label that is not trained on.
+        num_targets: positions in them that are trained on, as the objective has counted them.
     """
-    total = TokenCounts()
+    total = TokenCounts(num_targets=num_targets)
     for batch in batches:
-        tokens, labels = batch["tokens"], batch["labels"]
+        tokens = batch["tokens"]
         is_token = tokens != padding_idx
         if "input_pos" in batch:
             positions = batch["input_pos"]
@@ -56,10 +56,16 @@ def count_tokens(
             positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         # 1 + 3 + 5 + ... of l terms is l squared, so every document adds its own square.
         squares = ((2 * positions + 1) * is_token).sum()
-        # A row's first label has no position before it that could predict it.
-        num_targets = (labels[:, 1:] != ignore_idx).sum()
-        total += TokenCounts(int(is_token.sum()), int(num_targets), int(squares))
+        total += TokenCounts(int(is_token.sum()), 0, int(squares))
     return total
+
+
+def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
+    """Return how many positions of unshifted `labels` [b, s], still on the host, are trained on.
+
+    A row's first label has no position before it that could predict it.
+    """
+    return int((labels[:, 1:] != ignore_idx).sum())
 
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from tune.config.component import Component
 from tune.modules.moe import MixtureOfExperts
 from tune.utils import get_logger, get_world_size
 
@@ -17,15 +17,6 @@ __all__ = ["describe_repeatability", "make_deterministic", "nondeterminism"]
 # cuBLAS takes the same way every time with workspaces of fixed sizes only (its manual, "Results reproducibility").
 _CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_FIXED = (":4096:8", ":16:8")
-
-
-class _Params(Protocol):
-    """What is read of a recipe's parameters."""
-
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def optimizer(self) -> Any: ...
 
 
 def make_deterministic() -> None:
@@ -45,22 +36,30 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
 
 
-def nondeterminism(params: _Params, device: torch.device, model: nn.Module) -> list[str]:
+def nondeterminism(
+    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module
+) -> list[str]:
     """Return what in this very run would break its repetition bit for bit; [] where nothing would.
 
     Meant is the same command on the same machine and versions, with as many processes and threads.
 
     Args:
-        params: the recipe's; read are `seed` and `optimizer`.
+        seed: as it was given; None draws one.
+        optimizer: its class and arguments.
         device: where the run takes place.
         model: what is trained.
     """
-    return list(_causes(params, device, model))
+    return list(_causes(seed, optimizer, device, model))
 
 
-def describe_repeatability(params: _Params, device: torch.device, model: nn.Module) -> str:
-    """Return a line that says whether the run can be repeated, and under which conditions or why not."""
-    causes = nondeterminism(params, device, model)
+def describe_repeatability(
+    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module
+) -> str:
+    """Return a line that says whether the run can be repeated, and under which conditions or why not.
+
+    Arguments as for `nondeterminism`.
+    """
+    causes = nondeterminism(seed, optimizer, device, model)
     if causes:
         return f"Would not repeat bit for bit: {'; '.join(causes)}"
     conditions = ["seed", "machine"]
@@ -74,8 +73,10 @@ def describe_repeatability(params: _Params, device: torch.device, model: nn.Modu
     return f"Repeatable: the same {listed} give the same weights, bit for bit"
 
 
-def _causes(params: _Params, device: torch.device, model: nn.Module) -> Iterator[str]:
-    if params.seed is None:
+def _causes(
+    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module
+) -> Iterator[str]:
+    if seed is None:
         yield "seed is null, so each run draws another (config.yaml in output_dir names it)"
     is_strict = torch.are_deterministic_algorithms_enabled()
     is_strict = is_strict and not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -94,5 +95,5 @@ def _causes(params: _Params, device: torch.device, model: nn.Module) -> Iterator
             )
     else:
         yield f"torch has no deterministic algorithms on {device.type}"
-    if device.type != "cpu" and str(getattr(params.optimizer, "path", "")).startswith("bitsandbytes"):
+    if device.type != "cpu" and optimizer.path.startswith("bitsandbytes"):
         yield "bitsandbytes does not say whether its kernels are deterministic"

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -23,24 +23,16 @@ from tune.utils import get_logger, get_rank, get_world_size
 __all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
 
 
-class LoaderParams(Protocol):
-    """What is read of a recipe's parameters; `tune describe full_finetune NAME` says what each means."""
-
-    @property
-    def collate_fn(self) -> Component: ...
-    @property
-    def num_workers(self) -> int: ...
-
-
 def build_loader(
     dataset: Dataset[Any],
-    params: LoaderParams,
+    collate_fn: Component,
     *,
     batch_size: int,
     padding_idx: int,
     shuffle: bool,
     seed: int,
     device: torch.device,
+    num_workers: int = 0,
 ) -> tuple[DataLoader[Any], ResumableSampler]:
     """Return a loader of this process's micro-batches and the sampler that knows its place in the data.
 
@@ -49,22 +41,23 @@ def build_loader(
 
     Args:
         dataset: examples with `tokens` and `labels`.
-        params: the recipe's: how examples are padded to a batch, and how many processes do it ahead.
+        collate_fn: the function, and its arguments, that makes a padded batch of a list of examples.
         batch_size: sequences in a micro-batch.
-        padding_idx: token to pad with, where `params.collate_fn` does not say.
+        padding_idx: token to pad with, where `collate_fn` does not say.
         shuffle: a new order each epoch.
         seed: of the order.
         device: where batches are used; for a GPU they are pinned, so that nobody waits for their copies.
+        num_workers: processes that prepare batches ahead; 0 prepares them in between.
     """
     size = len(dataset)  # type: ignore[arg-type]  # ours have a length
     sampler = ResumableSampler(size, shuffle, seed, get_rank(), get_world_size())
-    arguments = {"padding_idx": padding_idx, **params.collate_fn.kwargs}
+    arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
     loader = DataLoader(
         FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
         batch_size,
         sampler=sampler,
-        collate_fn=partial(import_component(params.collate_fn.path), **arguments),
-        num_workers=params.num_workers,
+        collate_fn=partial(import_component(collate_fn.path), **arguments),
+        num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_run,
         pin_memory=device.type == "cuda",
         # Its own generator, so that beginning an epoch draws nothing from the global one.

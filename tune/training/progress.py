@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from tune.training.memory.running_out import get_peak_memory_gib
-from tune.training.saving.run_counters import RunCounters
 from tune.training.throughput import SpeedMeter
+from tune.training.train_state import TrainState
 from tune.utils import get_logger, is_rank_zero
 
 __all__ = ["Progress", "format_duration", "format_summary"]
@@ -111,8 +111,7 @@ def format_duration(seconds: float) -> str:
 
 def format_summary(
     output_dir: Path,
-    run: RunCounters,
-    num_steps: int,
+    state: TrainState,
     speed: SpeedMeter,
     template: str = "",
     adapted_base: str = "",
@@ -121,13 +120,12 @@ def format_summary(
 
     Args:
         output_dir: where steps and metrics were written.
-        run: where it stands, and the losses last measured.
-        num_steps: steps of the whole run; fewer taken means it was stopped.
+        state: where it stands, of how many steps (fewer taken means it was stopped), and the losses last measured.
         speed: has counted this process's part of the run.
         template: name of the prompt template the data was written in: asked in another one, a model disappoints.
         adapted_base: the model that adapters were trained beside, where they alone were saved.
     """
-    losses = {"loss": run.loss} | ({} if run.val_loss is None else {"val_loss": run.val_loss})
+    losses = {"loss": state.loss} | ({} if state.val_loss is None else {"val_loss": state.val_loss})
     # A template of one's own has no name that the command line knows, and several datasets may have several.
     written_in = f" prompt_template={template}" if template.isidentifier() and template != "custom" else ""
     rate = speed.total_tokens / max(speed.total_seconds, 1e-9)
@@ -138,7 +136,7 @@ def format_summary(
         else f"model_checkpoint={result}"
     )
     lines = [
-        f"{'Finished' if run.step == num_steps else 'Stopped after'} {run.step} of {num_steps} steps: "
+        f"{'Finished' if state.step == state.num_steps else 'Stopped after'} {state.step} of {state.num_steps} steps: "
         + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
         f"  time     {format_duration(speed.total_seconds)} in steps, for {speed.total_tokens:,} tokens: "
         f"{rate:,.0f} per second",
@@ -147,6 +145,6 @@ def format_summary(
         f"  metrics  {output_dir / 'metrics.jsonl'}",
         f"Try it:    tune run generate {loaded}{written_in} prompt='...'",
     ]
-    if run.step < num_steps:
+    if state.step < state.num_steps:
         lines.append("Go on:     the same command with resume_from_checkpoint=true")
     return "\n".join(lines)

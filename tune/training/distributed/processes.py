@@ -31,6 +31,7 @@ __all__ = [
     "seed_this_rank",
     "share_from_rank_zero",
     "start_processes",
+    "sum_over_ranks",
 ]
 
 T = TypeVar("T")
@@ -170,6 +171,11 @@ def count_over_ranks(counts: TokenCounts) -> TokenCounts:
         return counts
     numbers = torch.tensor([counts.num_tokens, counts.num_targets, counts.sum_of_squares])
     return TokenCounts(*_reduce(numbers, "SUM").tolist())
+
+
+def sum_over_ranks(number: int) -> int:
+    """Return the sum of the whole numbers that the processes gave."""
+    return number if get_world_size() == 1 else int(_reduce(torch.tensor([number]), "SUM"))
 
 
 def max_over_ranks(number: float) -> float:

@@ -18,23 +18,23 @@ NUM_STEPS = 3
 class MemoryCheck:
     """Says once, after a few steps, how near the plan was, for micro-batches as large as there have been.
 
-    Attributes:
-        plan: made before the weights are read; None until then.
+    Args:
+        plan: made before the weights are read; None compares nothing.
     """
 
-    def __init__(self) -> None:
-        self.plan: MemoryPlan | None = None
+    def __init__(self, plan: MemoryPlan | None) -> None:
+        self._plan = plan
         self._num_steps = 0
         self._rows = self._tokens = 0
 
     def after_step(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Take note of the micro-batches `tokens` [b, s] of an optimizer step that has been taken."""
         self._num_steps += 1
-        if self._num_steps > NUM_STEPS or self.plan is None:
+        if self._num_steps > NUM_STEPS or self._plan is None:
             return
         for batch in micro_batches:
             rows, tokens = batch["tokens"].shape
             if rows * tokens > self._rows * self._tokens:
                 self._rows, self._tokens = rows, tokens
         if self._num_steps == NUM_STEPS:
-            get_logger().info(self.plan.compare(seen=(self._rows, self._tokens)))
+            get_logger().info(self._plan.compare(seen=(self._rows, self._tokens)))

@@ -43,8 +43,8 @@ def describe_component(component: Component) -> str:
     return f"{component.path} {json.dumps(arguments, sort_keys=True, default=str)}"
 
 
-def make_fingerprint(params: Any, names: Sequence[str], **facts: object) -> dict[str, str]:
-    """Return the parameters called `names`, and further facts of a run, as texts that can be compared and shown.
+def make_fingerprint(settings: Mapping[str, Any], **facts: object) -> dict[str, str]:
+    """Return settings and further facts of a run as texts that can be compared and shown.
 
     The number of processes and threads and the version of torch are always among them.
     """
@@ -54,8 +54,7 @@ def make_fingerprint(params: Any, names: Sequence[str], **facts: object) -> dict
         "threads": str(torch.get_num_threads()),
         "torch": str(torch.__version__),
     }
-    for name in names:
-        value = getattr(params, name)
+    for name, value in settings.items():
         fingerprint[name] = describe_component(value) if isinstance(value, Component) else str(value)
     return fingerprint
 

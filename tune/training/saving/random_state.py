@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["get_rng_state", "set_rng_state"]
+from tune.utils.seed import MAX_SEED, set_seed
+
+__all__ = ["get_rng_state", "seed_step", "set_rng_state"]
 
 
 def get_rng_state(device: torch.device) -> dict[str, Any]:
@@ -36,3 +39,16 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Make every random generator one of this step and process: the numbers before it leave no trace.
+
+    Args:
+        seed: of the run.
+        step: optimizer steps taken.
+        rank: of this process.
+    """
+    # A hash keeps (seed 0, step 1) apart from (seed 1, step 0), which a sum would not.
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    set_seed(int.from_bytes(digest, "little") % (MAX_SEED + 1))

@@ -4,67 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 from tune.errors import CheckpointError, TrainingError
-from tune.training.distributed.processes import from_rank_zero
-from tune.training.saving.choosing import choose_step_to_resume, set_aside_later_steps
-from tune.training.saving.saved_steps import SavedStep, remove_unfinished_steps
-from tune.training.saving.shared_folder import require_shared_folder
-from tune.utils import get_logger
 
-__all__ = ["RunLock", "claim_output_dir"]
-
-
-class NamesStep(Protocol):
-    """What is read of a checkpointer: which step of which folder a run goes on from."""
-
-    output_dir: Path
-    recipe_checkpoint: str | None
-    resume_from_checkpoint: bool
-
-
-def claim_output_dir(
-    output_dir: Path, opened: ExitStack, *, resume: bool, checkpointer: NamesStep | None = None
-) -> SavedStep | None:
-    """Hold an output directory for this run, clear away what a killed one left, and return the step to go on from.
-
-    Every process must call this; the first one does it.
-
-    Args:
-        output_dir: where the run writes.
-        opened: lets go of the directory when it is closed.
-        resume: go on from a saved step, the newest one if none is named.
-        checkpointer: may ask for that too, and name the step; where it would write does not matter.
-
-    Raises:
-        TrainingError: another run holds it.
-        CheckpointError: it cannot be written, some process does not see it, or there is no such step.
-    """
-
-    name = checkpointer.recipe_checkpoint if checkpointer else None
-    resume = resume or bool(checkpointer and checkpointer.resume_from_checkpoint)
-    if checkpointer and checkpointer.output_dir != output_dir:
-        get_logger().info(f"checkpointer.output_dir is not used: steps go to output_dir, {output_dir}")
-
-    def claim() -> SavedStep | None:
-        opened.callback(RunLock(output_dir).release)
-        try:
-            remove_unfinished_steps(output_dir)
-            chosen = choose_step_to_resume(output_dir, resume, name)
-            if chosen is not None and name is not None:
-                set_aside_later_steps(chosen)
-            return chosen
-        except OSError as error:
-            raise CheckpointError(
-                f"output_dir {output_dir} cannot be read: {error.strerror}. Mend it or choose another output_dir."
-            ) from error
-
-    step = from_rank_zero(claim)
-    require_shared_folder(output_dir)
-    return step
+__all__ = ["RunLock"]
 
 
 class RunLock:

@@ -1,8 +1,8 @@
 """What exact resuming needs besides the weights, and how it is kept.
 
-`state/optimizer/` holds the optimizer's tensors, by weight and name, through torch.distributed.checkpoint: each process
-writes what it holds, and reads what it needs, whatever their number was. `state/run.pt` holds everything else, plain
-values and the random states of every process.
+`state/optimizer/` holds all tensors, the optimizer's by weight and name and those of further parts, through
+torch.distributed.checkpoint: each process writes what it holds, and reads what it needs, whatever their number was.
+`state/run.pt` holds everything else, plain values and the random states of every process.
 Neither can execute code when read: the first is read with a list of allowed classes, the second weights-only.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,12 @@ from tune.training.optimizers import restore_paged_state
 from tune.training.saving.manifest import CHANGED_SINCE
 from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.shared_folder import require_all_written
-from tune.utils import get_logger, get_rank, get_world_size
-from tune.utils.sharding import is_sharded
+from tune.training.saving.state_tensors import first_line, load_tensors, save_tensors
+from tune.training.train_state import Stateful
+from tune.utils import get_logger, get_rank
 
 __all__ = [
     "RunSnapshot",
-    "Stateful",
     "capture_run_state",
     "load_run_state",
     "read_run",
@@ -42,16 +43,10 @@ __all__ = [
 ]
 
 
-class Stateful(Protocol):
-    """Something whose state is a dictionary: a schedule, a sampler, a scaler."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-OPTIMIZER_DIR = "optimizer"
+TENSORS_DIR = "optimizer"
+PARTS = "parts"  # what the names of parts' tensors begin with; a weight's name has no slash
 RUN_FILE = "run.pt"
+REFERENCE = "tensor in " + TENSORS_DIR  # the one key of what stands for a tensor in a part's state
 VERSION = 2
 
 
@@ -60,7 +55,7 @@ class RunSnapshot:
     """All that exact resuming needs besides the weights, at one moment.
 
     Args:
-        tensors: the optimizer's, by weight and name; of sharded ones this process's part.
+        tensors: by name, of optimizer and parts; of sharded ones this process's part.
         content: everything else, the same on every process.
     """
 
@@ -84,7 +79,7 @@ def capture_run_state(
         optimizer: its state per weight; groups' settings too.
         device: whose random state is saved, beside the host's.
         run: where the run stands: numbers, text, and containers of them.
-        parts: further objects with a state: schedule, sampler, scaler.
+        parts: further objects with a state: schedule, sampler, scaler, averaged weights.
         copied: tensors are copied to the host, so that training may go on while they are written.
     """
     tensors: dict[str, Tensor] = {}
@@ -97,10 +92,13 @@ def capture_run_state(
                 plain.setdefault(name, {})[key] = value
     # Optimizers keep some tensors beside their weight and some on the host; each must come back to its place.
     on_host = sorted(key for key, tensor in tensors.items() if tensor.device.type == "cpu")
+    states = {
+        name: _take_tensors(part.state_dict(), f"{PARTS}/{name}", tensors) for name, part in parts.items()
+    }
     content = {
         "version": VERSION,
         "run": dict(run),
-        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "parts": states,
         "rng": gather_to_all(get_rng_state(device)),
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "kind": type(optimizer).__name__,
@@ -112,6 +110,32 @@ def capture_run_state(
         tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
         content = copy.deepcopy(content)
     return RunSnapshot(tensors, content)
+
+
+def _take_tensors(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Return a state with a reference in place of each tensor, which goes into `tensors` under a name of its own."""
+    if isinstance(state, Tensor):
+        tensors[name] = state
+        return {REFERENCE: name}
+    return _map_values(state, lambda key, value: _take_tensors(value, f"{name}/{key}", tensors))
+
+
+def _put_tensors(state: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return a state with its tensors back in their places."""
+    if isinstance(state, Mapping) and state.keys() == {REFERENCE}:
+        return tensors[state[REFERENCE]]
+    return _map_values(state, lambda _, value: _put_tensors(value, tensors))
+
+
+def _map_values(state: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """Return a mapping, list or tuple with its values changed; whatever has none that changes stays what it is."""
+    if isinstance(state, Mapping):
+        changed = {key: change(key, value) for key, value in state.items()}
+        return changed if any(changed[key] is not value for key, value in state.items()) else state
+    if isinstance(state, (list, tuple)):
+        values = [change(index, value) for index, value in enumerate(state)]
+        return values if any(new is not old for new, old in zip(values, state, strict=True)) else state
+    return state
 
 
 def write_run_state(directory: Path, snapshot: RunSnapshot, group: Any = None) -> None:
@@ -127,8 +151,8 @@ def write_run_state(directory: Path, snapshot: RunSnapshot, group: Any = None) -
         CheckpointError: the first process does not see what another one wrote.
     """
     if snapshot.content["has_tensors"]:
-        _save_tensors(directory / OPTIMIZER_DIR, snapshot.tensors, group)
-        require_all_written(directory / OPTIMIZER_DIR, f"__{get_rank()}_*", group)
+        save_tensors(directory / TENSORS_DIR, snapshot.tensors, group)
+        require_all_written(directory / TENSORS_DIR, f"__{get_rank()}_*", group)
     from_rank_zero(lambda: _write_run_file(directory, snapshot.content), group)
 
 
@@ -182,11 +206,16 @@ def load_run_state(
         get_logger().warning(
             f"{type(optimizer).__name__} begins anew: what was saved are averages of {content['kind']}."
         )
-    has_tensors = content["has_tensors"] and not is_other
-    tensors = _load_tensors(directory / OPTIMIZER_DIR, weights) if has_tensors else {}
+    # What a tensor is to be like: as the weight it belongs to, or as the part has it now.
+    like: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        _take_tensors(part.state_dict(), f"{PARTS}/{name}", like)
+    tensors = load_tensors(directory / TENSORS_DIR, weights, like) if content["has_tensors"] else {}
     on_host = set(content["on_host"])
     for full_key, tensor in tensors.items():
         name, _, key = full_key.rpartition("/")
+        if is_other or full_key.startswith(f"{PARTS}/"):
+            continue
         if name not in weights:
             raise CheckpointError(
                 f"{directory}: the saved optimizer state is of a weight {name!r}, not in this model."
@@ -206,7 +235,7 @@ def load_run_state(
         elif state is None:
             raise CheckpointError(f"{directory}: nothing was saved of {name}.")
         else:
-            part.load_state_dict(state)
+            part.load_state_dict(_put_tensors(state, tensors))
     states = content["rng"]
     set_rng_state(states[get_rank()] if get_rank() < len(states) else states[0], device)
     if get_rank() >= len(states):
@@ -242,7 +271,7 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
         content = torch.load(directory / RUN_FILE, map_location="cpu", weights_only=True)
     except PICKLE_ERRORS as error:
         raise CheckpointError(
-            f"{directory / RUN_FILE} cannot be read: {_first_line(error)}. {CHANGED_SINCE}"
+            f"{directory / RUN_FILE} cannot be read: {first_line(error)}. {CHANGED_SINCE}"
         ) from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise CheckpointError(
@@ -255,74 +284,13 @@ def _write_run_file(directory: Path, content: Mapping[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     # A few kilobytes, through memory: of a file that cannot be written torch says only that it cannot.
     buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
+    try:
+        torch.save(dict(content), buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except (pickle.PicklingError, *PICKLE_ERRORS) as error:
+        raise CheckpointError(
+            f"a state that is saved with the run could not be read again: {first_line(error)}. State dictionaries "
+            "hold tensors, numbers, text, and containers of them"
+        ) from error
     (directory / RUN_FILE).write_bytes(buffer.getbuffer())
-
-
-def _save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
-    # Half a second of imports, needed only once something is saved.
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-
-    from tune.training.saving.state_writer import make_writer
-
-    try:
-        with warnings.catch_warnings():
-            # It warns that there is one process, which is what no_dist says.
-            warnings.simplefilter("ignore", UserWarning)
-            is_alone = get_world_size() == 1
-            # Flushed where they are written: the process that writes the manifest may be on another machine.
-            writer = make_writer(directory, flushed=not is_alone)
-            dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
-    except CheckpointException as error:  # not an Exception, so nobody else would catch it
-        _pass_on_interrupt(error)
-        raise RuntimeError(f"the optimizer state cannot be written: {_first_line(error)}") from error
-
-
-def _load_tensors(directory: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the saved tensors by key; those of a sharded weight sharded likewise, this process's part of them."""
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-
-    from tune.training.saving.state_reader import make_safe_reader
-
-    reader = make_safe_reader(directory)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            metadata = reader.read_metadata()
-            tensors = {
-                key: _room_for(weights.get(key.rpartition("/")[0]), stored.size, stored.properties.dtype)
-                for key, stored in metadata.state_dict_metadata.items()
-                if isinstance(stored, TensorStorageMetadata)  # we write nothing else
-            }
-            dcp_load(tensors, storage_reader=reader, no_dist=True)
-    except (CheckpointException, *PICKLE_ERRORS) as error:
-        _pass_on_interrupt(error)
-        raise CheckpointError(f"{directory} cannot be read: {_first_line(error)}. {CHANGED_SINCE}") from error
-    return tensors
-
-
-def _room_for(weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    if weight is not None and is_sharded(weight) and weight.shape == shape:
-        return torch.empty_like(weight, dtype=dtype).detach()
-    return torch.empty(shape, dtype=dtype)
-
-
-def _pass_on_interrupt(error: BaseException) -> None:
-    """Raise KeyboardInterrupt if it is what torch has wrapped: a Ctrl-C is no failure of a file."""
-    failures = getattr(error, "failures", None) or {}
-    if any(isinstance(failure[0], KeyboardInterrupt) for failure in failures.values()):
-        raise KeyboardInterrupt from None
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first sentence of an error's message, or its kind where it has none."""
-    # A CheckpointException is made of what failed on each process.
-    if failures := getattr(error, "failures", None):
-        error = next(iter(failures.values()))[0]
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(". ")[0].rstrip(".")

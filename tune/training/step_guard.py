@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from tune.errors import TrainingError
 from tune.utils import get_logger
 from tune.utils.sharding import whole
 
-__all__ = ["NonFiniteGuard", "clip_gradients"]
+__all__ = ["StepGuard", "clip_gradients"]
 
 # Weights that have gone bad make every later loss bad too; skipping for ever would look like training.
 MAX_SKIPPED_IN_A_ROW = 20
@@ -20,18 +21,21 @@ MAX_SKIPPED_IN_A_ROW = 20
 SMALLEST_SCALE = 1.0
 
 
-def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None, scale: float = 1.0) -> Tensor:
     """Return the 2-norm of all gradients together, and scale them down in place if it is above `max_norm`.
 
     Args:
         weights: whose gradients; those without one are left out.
         max_norm: None only measures.
+        scale: multiplied into all gradients first, in place.
 
     Returns:
         The norm before scaling, over all processes, on the gradients' device: reading it would wait for the device.
     """
     with_gradient = [weight for weight in weights if weight.grad is not None]
     gradients = [weight.grad for weight in with_gradient if weight.grad is not None]
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, scale)
     norm = whole(torch.nn.utils.get_total_norm(gradients))
     if max_norm is not None:
         # A norm that is no number scales nothing: whoever looks for where it went bad finds the gradients as they were.
@@ -40,16 +44,23 @@ def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None) -> T
     return norm
 
 
-class NonFiniteGuard:
+class StepGuard:
     """Decides before each optimizer step whether loss and gradient are numbers one can learn from.
 
     Args:
         policy: "stop" ends the run with an explanation; "skip" leaves the step out and goes on.
         scaler: while it is still finding fp16's loss scale, an overflowing gradient is part of its search.
+        before_stopping: called with a step's micro-batches before they end the run by the policy to stop.
     """
 
-    def __init__(self, policy: str, scaler: GradScaler) -> None:
+    def __init__(
+        self,
+        policy: str,
+        scaler: GradScaler,
+        before_stopping: Callable[[Sequence[Any]], object] | None = None,
+    ) -> None:
         self._policy = policy
+        self._before_stopping = before_stopping
         self._scaler = scaler
         self._in_a_row = 0
         self.num_skipped = 0
@@ -59,12 +70,11 @@ class NonFiniteGuard:
         step: int,
         loss: Tensor,
         grad_norm: Tensor | None = None,
-        before_stopping: Callable[[], object] | None = None,
+        micro_batches: Sequence[Any] = (),
     ) -> bool:
-        """Tell whether step `step` may be taken.
+        """Tell whether step `step` of these micro-batches may be taken.
 
-        With many processes, loss and norm are those of all of them: so they decide alike. `before_stopping` is called
-        before the run is ended by the policy to stop.
+        With many processes, loss and norm are those of all of them: so they decide alike.
 
         One flag is read from the device, which waits for the backward pass: the price of deciding before the
         weights are touched, paid once per optimizer step.
@@ -86,10 +96,10 @@ class NonFiniteGuard:
         value = float(loss) if not loss_is_finite or grad_norm is None else float(grad_norm)
         self._in_a_row += 1
         if self._policy == "stop":
-            if before_stopping is not None:
+            if self._before_stopping is not None:
                 # Said first: where what comes now fails, that will be the error, and this may be why.
                 get_logger().warning(f"step {step}: the {what} is {value}; the run ends before it")
-                before_stopping()
+                self._before_stopping(micro_batches)
             raise TrainingError(
                 f"step {step}: the {what} is {value}, so the step was not taken; the weights are those after step "
                 f"{step - 1}. Usual causes: lr too high (try a tenth), no clip_grad_norm, fp16. "

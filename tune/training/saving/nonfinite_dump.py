@@ -30,21 +30,21 @@ from tune.training.saving.saved_steps import step_name
 from tune.utils import get_logger, get_rank, get_world_size
 from tune.utils.sharding import local_part
 
-__all__ = ["save_failed_step", "upcoming_sample_ids", "weights_are_finite"]
+__all__ = ["dump_nonfinite_step", "upcoming_sample_ids", "weights_are_finite"]
 
 # Parameters named in a report, of weights and of gradients each; how many there are is always said.
 _MAX_NAMED = 50
 
 
 def upcoming_sample_ids(
-    sampler: ResumableSampler, micro_batches: Sequence[Mapping[str, Tensor]]
+    sampler: ResumableSampler, num_micro_batches: int, batch_size: int
 ) -> list[list[int | None]]:
     """Return which examples of the dataset each micro-batch holds. Call it before `sampler.advance`.
 
     None stands for a row without content, which evens out the ranks at an epoch's end.
     """
     ids = (index if index >= 0 else None for index in sampler)
-    return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
+    return [list(islice(ids, batch_size)) for _ in range(num_micro_batches)]
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def weights_are_finite(model: nn.Module) -> bool:
     return max_over_ranks(bad) == 0
 
 
-def save_failed_step(
+def dump_nonfinite_step(
     output_dir: Path,
     step: int,
     model: nn.Module,

@@ -1,0 +1,137 @@
+"""What watches a run: speed, memory, progress, spikes of the loss, and the files and services it writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tune.config.component import Component
+from tune.modules import TransformerDecoder
+from tune.training.batches import TokenCounts
+from tune.training.distributed.processes import max_over_ranks
+from tune.training.memory.check import MemoryCheck
+from tune.training.memory.plan import MemoryPlan
+from tune.training.memory.running_out import get_peak_memory_gib
+from tune.training.precision import Precision
+from tune.training.profiler import build_profiler
+from tune.training.progress import Progress, format_summary
+from tune.training.run_logs import RunLogs
+from tune.training.spikes import SpikeWatch
+from tune.training.throughput import build_speed_meter
+from tune.training.train_state import TrainState
+from tune.utils import get_world_size
+
+__all__ = ["Monitor"]
+
+
+class Monitor:
+    """Watches a run and says what it sees: on the terminal, in metrics.jsonl, and where a config wants it besides.
+
+    Args:
+        output_dir: of the run; its files go there.
+        model: the work on it is counted, as far as it is trained.
+        device: of this process.
+        precision: of the run.
+        metric_logger: the config's logger: its class and arguments.
+        profiler: the config's profiler, if any.
+        memory_plan: what was predicted, to be compared with what the first steps take.
+        log_peak_memory: whether the peak memory is among the metrics.
+        overwrite: forget the lines that an earlier run left.
+
+    Attributes:
+        spikes: has a state that belongs to the run's.
+        limit: FLOP/s that matrix products reach on the devices of the run.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        model: TransformerDecoder,
+        device: torch.device,
+        precision: Precision,
+        *,
+        metric_logger: Component,
+        profiler: Component | None = None,
+        memory_plan: MemoryPlan | None = None,
+        log_peak_memory: bool = True,
+        overwrite: bool = True,
+    ) -> None:
+        self._output_dir = output_dir
+        self._device = device
+        self._log_peak_memory = log_peak_memory
+        self._logs = RunLogs(metric_logger, output_dir, overwrite=overwrite)
+        self._profiler = build_profiler(profiler, output_dir / "profiler")
+        self._speed = build_speed_meter(model, device, precision, get_world_size())
+        self._memory = MemoryCheck(memory_plan)
+        self.spikes = SpikeWatch()
+
+    @property
+    def limit(self) -> float:
+        """FLOP/s of matrix products, the best measured so far."""
+        return self._speed.limit
+
+    @contextmanager
+    def watching(self, state: TrainState) -> Iterator[None]:
+        """Show the progress of the body, profile it if asked to, and start the clock."""
+        progress = Progress(state.num_steps, state.step)
+        with progress as self._progress, self._profiler as self._profile:
+            self._speed.start()
+            yield
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leave the body's time out of the speed: validation, saving and generation are no training."""
+        return self._speed.paused()
+
+    def after_step(self, micro_batches: Sequence[Mapping[str, Tensor]], counts: TokenCounts) -> None:
+        """Count one optimizer step: its micro-batches with `tokens` [b, s], and the tokens of all processes in it."""
+        self._speed.count(counts)
+        self._progress.advance()
+        self._memory.after_step(micro_batches)
+        self._profile.step()
+
+    def measure(self, state: TrainState, loss: Tensor, lr: float, grad_norm: Tensor | None) -> dict[str, Any]:
+        """Return what is logged of a finished step; the only place where the loss is read from the device.
+
+        Every process must call this.
+        """
+        state.loss = float(loss)
+        self.spikes.observe(state.step, state.loss)
+        metrics: dict[str, Any] = {"epoch": state.epoch, "loss": state.loss, "lr": lr}
+        if grad_norm is not None:
+            metrics["grad_norm"] = float(grad_norm)
+        metrics |= vars(self._speed.read())
+        metrics |= {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_targets}
+        if self._log_peak_memory:
+            metrics["peak_memory_gib"] = max_over_ranks(get_peak_memory_gib(self._device))
+        return metrics
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write and show the metrics of a step, if there are any."""
+        if metrics:
+            self._logs.metrics.log_dict(metrics, step)
+            self._progress.show(step, metrics)
+
+    def log_sample(self, step: int, prompt: str, answer: str) -> None:
+        """Write what the model answers at a step."""
+        self._logs.samples.log_dict({"prompt": prompt, "answer": answer}, step)
+
+    def rewind(self, step: int) -> None:
+        """Forget the lines that are later than `step`."""
+        self._logs.rewind(step)
+
+    def flush(self) -> None:
+        """Return once every line is on the disk: a step saved after that never knows more than they do."""
+        self._logs.flush()
+
+    def summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> str:
+        """Return what a run says at its end; arguments as for `format_summary`."""
+        return format_summary(self._output_dir, state, self._speed, template, adapted_base)
+
+    def close(self) -> None:
+        """Close every logger."""
+        self._logs.close()

@@ -1,0 +1,301 @@
+"""The saved steps of a run: found, gone on from, and written by all its processes together."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tune.errors import CheckpointError
+from tune.training.distributed.processes import from_rank_zero, open_host_group
+from tune.training.distributed.sharded_model import (
+    HostShards,
+    copy_to_host,
+    is_cut,
+    reshard,
+    write_whole,
+)
+from tune.training.saving.fingerprint import check_fingerprint
+from tune.training.saving.resume_point import choose_step_to_resume, set_aside_later_steps
+from tune.training.saving.run_lock import RunLock
+from tune.training.saving.run_state import (
+    RunSnapshot,
+    capture_run_state,
+    load_run_state,
+    read_run,
+    write_run_state,
+)
+from tune.training.saving.saved_steps import (
+    SavedStep,
+    StagedStep,
+    explain_failed_save,
+    link_steps,
+    prune_saved_steps,
+    remove_unfinished_steps,
+)
+from tune.training.saving.shared_folder import require_shared_folder
+from tune.training.saving.tokenizer_copy import keep_tokenizer
+from tune.training.saving.weight_sums import check_weights, sum_weights
+from tune.training.train_state import TrainState
+from tune.utils import expand_path, get_logger, is_rank_zero
+from tune.utils.lost_connection import is_lost_connection
+
+__all__ = ["Checkpoints"]
+
+WriteModel = Callable[[Any, Path], None]
+
+
+class NamesStep(Protocol):
+    """What is read of a checkpointer: which step of which folder a run goes on from."""
+
+    output_dir: Path
+    recipe_checkpoint: str | None
+    resume_from_checkpoint: bool
+
+
+class Checkpoints:
+    """The output directory of a run, held for it alone, and the saved steps in it.
+
+    Every process of the run has one, and calls its methods together with the others. The first process writes the model
+    in its common layout, each process its part of the state; the first then flushes everything, writes the manifest and
+    renames. What fails on one of them is raised on all.
+
+    Saved in the background, a step costs training the time of a copy to host memory. There is room for one such copy:
+    the next step waits for the one before. As a context, it is left when the last step is written; `close` ends it.
+
+    Args:
+        output_dir: where the steps go; created if missing. What a killed run left unfinished there is removed.
+        device: whose random state belongs to a step.
+        resume: go on from a saved step, the newest one if none is named.
+        checkpointer: may ask for that too, and name the step; where it would write does not matter.
+        keep_last_n: older steps are deleted beyond this many, except the best; None keeps all.
+        in_background: training goes on while a step is written.
+
+    Attributes:
+        resumes: whether it was asked to go on.
+        resumed: the saved step to go on from, if any.
+        saved: its counters and facts: what `TrainState.state` returned.
+        last_step: saved, or being saved.
+
+    Raises:
+        TrainingError: another run holds the directory.
+        CheckpointError: it cannot be written, some process does not see it, or there is no such step.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        device: torch.device,
+        *,
+        resume: bool = False,
+        checkpointer: NamesStep | None = None,
+        keep_last_n: int | None = None,
+        in_background: bool = False,
+    ) -> None:
+        self.output_dir = expand_path(output_dir)
+        self._device = device
+        self._keep_last_n = keep_last_n
+        self._in_background = in_background
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._lock: RunLock | None = None
+        self._newest: Path | None = None  # that the first process has seen whole
+        self.last_step = 0
+        if checkpointer and checkpointer.output_dir != self.output_dir:
+            get_logger().info(
+                f"checkpointer.output_dir is not used: steps go to output_dir, {self.output_dir}"
+            )
+        name = checkpointer.recipe_checkpoint if checkpointer else None
+        self.resumes = resume or bool(checkpointer and checkpointer.resume_from_checkpoint)
+        with ExitStack() as on_failure:
+            on_failure.callback(self._release)
+            self.resumed: SavedStep | None = from_rank_zero(partial(self._claim, self.resumes, name))
+            require_shared_folder(self.output_dir)
+            self._group = open_host_group()
+            self.saved: dict[str, Any] = read_run(self.resumed.state_dir) if self.resumed else {}
+            on_failure.pop_all()
+
+    def copy_tokenizer(self) -> Path | None:
+        """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone."""
+        return keep_tokenizer(self.resumed) if self.resumed else None
+
+    def restore(
+        self, state: TrainState, model: nn.Module, optimizer: Optimizer, *, allow_changes: bool = False
+    ) -> None:
+        """Put the saved step's state into what now stands; the weights are there already. Without a step, do nothing.
+
+        Call it after everything that draws random numbers.
+
+        Args:
+            state: its counters and parts are restored.
+            model: filled from the saved step.
+            optimizer: gets back its tensors and settings.
+            allow_changes: go on with other settings or data, having said which.
+
+        Raises:
+            CheckpointError: the step is of another run, or cannot be read, or its model is not what was trained.
+        """
+        if self.resumed is None:
+            return
+        where = str(self.resumed.path)
+        changed = check_fingerprint(
+            self.saved["fingerprint"], state.fingerprint, where, allow_changes=allow_changes
+        )
+        check_weights(self.saved.get("weights"), model, where, allow_changes=allow_changes)
+        load_run_state(
+            self.resumed.state_dir, model, optimizer, self._device, state.parts, settings_changed=bool(changed)
+        )
+        state.restore(self.saved)
+        self.last_step = state.step
+        self._newest = self.resumed.path
+        if is_rank_zero():  # a run that was killed may not have come to do it
+            link_steps(self.output_dir, latest=state.step, best=state.best_step)
+        get_logger().info(f"Resumed from {where}: step {state.step} of {state.num_steps}")
+
+    def save(self, state: TrainState, model: nn.Module, optimizer: Optimizer, write_model: WriteModel) -> None:
+        """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept.
+
+        Args:
+            state: where the run stands, with its parts.
+            model: its weights as they are trained.
+            optimizer: of the model.
+            write_model: called on the first process with a whole model and the directory to write it into.
+
+        Raises:
+            CheckpointError: this step, or the one before that was written in the background, could not be written.
+        """
+        self.wait()
+        start = time.perf_counter()
+        state.note_saving()
+        self.last_step = state.step
+        reshard(model)
+        run = state.state() | {"weights": sum_weights(model)}
+        written = copy_to_host(model) if self._in_background else model
+        snapshot = capture_run_state(
+            model, optimizer, self._device, run, state.parts, copied=self._in_background
+        )
+        held_up = time.perf_counter() - start if self._in_background else None
+        write = partial(self._write, state.step, written, snapshot, write_model, state.best_step, held_up)
+        if not self._in_background:
+            write()
+            return
+        self._thread = threading.Thread(target=self._note_failure, args=(write,), name="saving", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once nothing is being written any more.
+
+        Raises:
+            CheckpointError: what was being written could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self.wait()  # a step that could not be saved is a failure of the run
+
+    def close(self) -> None:
+        """Let what is being written be finished, and another run have the directory; also after a failure."""
+        try:
+            # Whoever asks a second time does not want to wait; what was complete is complete.
+            if sys.exc_info()[0] is not KeyboardInterrupt:
+                self.wait()
+        except CheckpointError as error:
+            get_logger().error(str(error))
+        except Exception as error:  # noqa: BLE001 - it must not hide what has ended the run
+            # Whoever has gone has ended the run, and that is told elsewhere.
+            if is_lost_connection(str(error)):
+                get_logger().error("the last step was not saved: another process of the run is gone")
+                return
+            get_logger().error(f"the last step was not saved: {type(error).__name__}: {error}")
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _claim(self, resume: bool, name: str | None) -> SavedStep | None:
+        """Hold the directory, clear away what a killed run left, and return the step to go on from."""
+        self._lock = RunLock(self.output_dir)
+        try:
+            remove_unfinished_steps(self.output_dir)
+            chosen = choose_step_to_resume(self.output_dir, resume, name)
+            if chosen is not None and name is not None:
+                set_aside_later_steps(chosen)
+            return chosen
+        except OSError as error:
+            raise CheckpointError(
+                f"output_dir {self.output_dir} cannot be read: {error.strerror}. Mend it or choose another output_dir."
+            ) from error
+
+    def _note_failure(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:  # noqa: BLE001 - raised by wait(): a thread's own end is noticed by nobody
+            self._failure = error
+
+    def _write(
+        self,
+        step: int,
+        model: Any,
+        snapshot: RunSnapshot,
+        write_model: WriteModel,
+        best: int | None,
+        held_up: float | None,
+    ) -> None:
+        start = time.perf_counter()
+        staged = StagedStep(self.output_dir, step)
+
+        def begin(whole_model: Any) -> None:
+            if self._newest is not None and not self._newest.is_dir():
+                get_logger().warning(
+                    f"{self._newest} was removed during the run, perhaps with all that was saved there; the steps from "
+                    f"{staged.final.name} on are saved in {self.output_dir} as before."
+                )
+            staged.begin()
+            write_model(whole_model, staged.path)
+
+        def finish() -> None:
+            staged.finish()
+            self._newest = staged.final
+            link_steps(self.output_dir, latest=step, best=best)
+            if self._keep_last_n:
+                prune_saved_steps(self.output_dir, self._keep_last_n, newest=step, best=best)
+
+        with explain_failed_save(self.output_dir, step):
+            try:
+                if isinstance(model, HostShards) or is_cut(model):
+                    write_whole(model, begin, self._group)
+                else:
+                    from_rank_zero(partial(begin, model), self._group)
+                write_run_state(staged.path / "state", snapshot, self._group)
+                from_rank_zero(finish, self._group)
+            finally:
+                if is_rank_zero():
+                    staged.discard()
+        meanwhile = "" if held_up is None else f" in the background; training waited {held_up:.2f} s"
+        get_logger().info(f"Saved {staged.final} in {time.perf_counter() - start:.2f} s{meanwhile}")

@@ -1,0 +1,138 @@
+"""Where a run stands: its counters, its seed, what makes it this run and no other, and all else that is saved of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from tune.errors import TrainingError
+from tune.training.saving.random_state import seed_step
+
+__all__ = ["Stateful", "TrainState"]
+
+
+class Stateful(Protocol):
+    """Something whose state is a dictionary: a schedule, a sampler, averaged weights, a module."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+@dataclass
+class TrainState:
+    """What a loop counts and remembers; saved with each step, and put back when a run is resumed.
+
+    What is drawn at random in a step follows from the seed, the step and the process alone (`seed_next_step`): however
+    a run comes to a step, resumed or not, it draws the same there.
+
+    Args:
+        seed: of the run.
+        rank: of this process: each draws other numbers, for dropout.
+        num_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of one pass over the data.
+        step: optimizer steps taken.
+        epoch: passes over the data begun before this one.
+        step_in_epoch: optimizer steps of this pass.
+        num_tokens: that went through the model, without padding.
+        num_targets: those whose next token was trained on.
+        loss: as last read.
+        val_loss, val_step: the last validation, and the step it is of.
+        best_val_loss, best_step: among saved steps.
+        fingerprint: what a resumed run must have in common with the saved one, see `make_fingerprint`.
+        parts: objects with a state of their own, by name; `track` adds to them.
+    """
+
+    seed: int
+    rank: int = 0
+    num_steps: int = 0
+    steps_per_epoch: int = 0
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    loss: float = float("nan")
+    val_loss: float | None = None
+    val_step: int = -1
+    best_val_loss: float = float("inf")
+    best_step: int | None = None
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Stateful] = field(default_factory=dict)
+
+    def track(self, **parts: Stateful) -> None:
+        """Save these objects with every step from now on, and restore them when a run is resumed.
+
+        Tensors may be sharded: each process saves its own part, and reads what it needs, whatever their number was. The
+        shapes when a step is restored are those of `state_dict()` then. Everything else in a state is plain: numbers,
+        text, and containers of them, the same on every process.
+
+        Raises:
+            TrainingError: the name is taken, or the object has no state.
+        """
+        for name, part in parts.items():
+            if name in self.parts:
+                raise TrainingError(f"the state already tracks a {name!r}: choose another name.")
+            if not hasattr(part, "state_dict") or not hasattr(part, "load_state_dict"):
+                raise TrainingError(
+                    f"{name} ({type(part).__name__}) has no state_dict() and load_state_dict(), by which its state is "
+                    "saved and restored."
+                )
+            self.parts[name] = part
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`; does nothing if that epoch is under way."""
+        if epoch != self.epoch:
+            self.epoch, self.step_in_epoch = epoch, 0
+
+    def begin_step(self) -> None:
+        """Count the step that comes now."""
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def seed_next_step(self) -> None:
+        """Make what is drawn from here on that of the next step: whatever was drawn before leaves no trace."""
+        seed_step(self.seed, self.step, self.rank)
+
+    def undo_step(self) -> None:
+        """Take back the step that was begun and could not be taken."""
+        self.step -= 1
+        self.step_in_epoch -= 1
+        self.seed_next_step()
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether this step ends the run."""
+        return self.step == self.num_steps
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether this step ends a pass over the data."""
+        return self.step_in_epoch == self.steps_per_epoch
+
+    def is_due(self, every_n_steps: int | None, otherwise: bool = False) -> bool:
+        """Tell whether what happens every so many steps happens after this one; `otherwise` is the answer for None."""
+        return otherwise if every_n_steps is None else self.step % every_n_steps == 0
+
+    def note_validation(self, val_loss: float) -> None:
+        """Remember the validation loss of the weights as they are."""
+        self.val_loss, self.val_step = val_loss, self.step
+
+    def note_saving(self) -> None:
+        """Remember this step as the best one, if it is; only a loss of these very weights counts."""
+        if self.val_loss is not None and self.val_step == self.step and self.val_loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = self.val_loss, self.step
+
+    def state(self) -> dict[str, Any]:
+        """Return the counters, the seed and the fingerprint: plain values, without those of `parts`."""
+        return {name: getattr(self, name) for name in (*_COUNTERS, "seed", "fingerprint")}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take every counter from what `state` returned; seed and fingerprint are those of this run."""
+        for name in _COUNTERS:
+            setattr(self, name, saved[name])
+
+
+_GIVEN = ("seed", "rank", "num_steps", "steps_per_epoch", "fingerprint", "parts")
+_COUNTERS = tuple(each.name for each in fields(TrainState) if each.name not in _GIVEN)
