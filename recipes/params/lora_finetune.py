@@ -117,7 +117,6 @@ class LoraFinetuneParams(FinetuneParams):
                         (name, "checkpointer.adapter_checkpoint"),
                     )
         yield from self._check_matrices(builder)
-        yield from self._check_quantized(builder)
 
     def _check_matrices(self, builder: str) -> Iterator[Problem]:
         """Yield what is wrong with the choice of matrices, whether it is made here or in a lora_ builder."""
@@ -139,21 +138,10 @@ class LoraFinetuneParams(FinetuneParams):
         if not modules and not named["apply_lora_to_mlp"] and not named["apply_lora_to_output"]:
             yield Problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)
 
-    def _check_quantized(self, builder: str) -> Iterator[Problem]:
-        """Yield what 4-bit weights exclude, whoever asks for them."""
+    def _quantized_by(self) -> str:
+        builder = self.model.path.rpartition(".")[2]
         if self.quantize_base:
-            field = "quantize_base"
-        elif builder.startswith(_ADAPTING_BUILDERS) and self.model.kwargs.get("quantize_base"):
-            field = "model.quantize_base"
-        elif builder.startswith("qlora_"):
-            field = "model"
-        else:
-            return
-        if self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload:
-            yield Problem(
-                "keeps weights in 4 bits, which are not sharded: every process holds them whole. Leave "
-                "data_parallel_shard_dim at -1 and fsdp_cpu_offload at false",
-                (field, "data_parallel_shard_dim", "fsdp_cpu_offload"),
-            )
-        if self.dtype == "fp16":
-            yield Problem("is dequantised to bf16 or fp32; use bf16", (field, "dtype"))
+            return "quantize_base"
+        if builder.startswith(_ADAPTING_BUILDERS) and self.model.kwargs.get("quantize_base"):
+            return "model.quantize_base"
+        return "model" if builder.startswith("qlora_") else ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["TokenCounts", "count_tokens", "group_micro_batches", "to_device"]
+from tune.utils.mesh import Mesh
+
+__all__ = ["TokenCounts", "count_tokens", "group_micro_batches", "sum_counts", "to_device"]
 
 T = TypeVar("T")
 
@@ -60,6 +62,11 @@ def count_tokens(
         num_targets = (labels[:, 1:] != ignore_idx).sum()
         total += TokenCounts(int(is_token.sum()), int(num_targets), int(squares))
     return total
+
+
+def sum_counts(counts: TokenCounts, mesh: Mesh) -> TokenCounts:
+    """Return the counts of all processes together; each of them must call this."""
+    return TokenCounts(*mesh.sum(astuple(counts)))
 
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tune.modules.moe import MixtureOfExperts
-from tune.utils import get_logger, get_world_size
+from tune.utils import get_logger
 
 __all__ = ["describe_repeatability", "make_deterministic", "nondeterminism"]
 
@@ -58,13 +58,20 @@ def nondeterminism(params: _Params, device: torch.device, model: nn.Module) -> l
     return list(_causes(params, device, model))
 
 
-def describe_repeatability(params: _Params, device: torch.device, model: nn.Module) -> str:
-    """Return a line that says whether the run can be repeated, and under which conditions or why not."""
+def describe_repeatability(
+    params: _Params, device: torch.device, model: nn.Module, world_size: int = 1
+) -> str:
+    """Return a line that says whether the run can be repeated, and under which conditions or why not.
+
+    Args:
+        params, device, model: as in `nondeterminism`.
+        world_size: processes of the run.
+    """
     causes = nondeterminism(params, device, model)
     if causes:
         return f"Would not repeat bit for bit: {'; '.join(causes)}"
     conditions = ["seed", "machine"]
-    if (world_size := get_world_size()) > 1:
+    if world_size > 1:
         conditions.append(f"{world_size} processes")
     if device.type == "cpu":
         # Sums are cut up among threads, and rounded where they are cut.

@@ -18,7 +18,8 @@ from tune.errors import ConfigError
 from tune.modules import DecoderConfig
 from tune.tokenizers import Tokenizer
 from tune.training.signals import StopRequest
-from tune.utils import get_logger, get_rank, get_world_size
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
 
@@ -40,7 +41,7 @@ def build_loader(
     padding_idx: int,
     shuffle: bool,
     seed: int,
-    device: torch.device,
+    mesh: Mesh,
 ) -> tuple[DataLoader[Any], ResumableSampler]:
     """Return a loader of this process's micro-batches and the sampler that knows its place in the data.
 
@@ -54,10 +55,10 @@ def build_loader(
         padding_idx: token to pad with, where `params.collate_fn` does not say.
         shuffle: a new order each epoch.
         seed: of the order.
-        device: where batches are used; for a GPU they are pinned, so that nobody waits for their copies.
+        mesh: the processes that share the examples; for a GPU batches are pinned, so that nobody waits for copies.
     """
     size = len(dataset)  # type: ignore[arg-type]  # ours have a length
-    sampler = ResumableSampler(size, shuffle, seed, get_rank(), get_world_size())
+    sampler = ResumableSampler(size, shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
     arguments = {"padding_idx": padding_idx, **params.collate_fn.kwargs}
     loader = DataLoader(
         FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
@@ -66,7 +67,7 @@ def build_loader(
         collate_fn=partial(import_component(params.collate_fn.path), **arguments),
         num_workers=params.num_workers,
         worker_init_fn=_leave_signals_to_the_run,
-        pin_memory=device.type == "cuda",
+        pin_memory=mesh.device.type == "cuda",
         # Its own generator, so that beginning an epoch draws nothing from the global one.
         generator=torch.Generator(),
     )
