@@ -73,16 +73,23 @@ class LoraFinetuneRecipe:
         if params.deterministic:
             training.make_deterministic()
         self.device = get_device(params.device)
-        training.start_processes(self.device)
-        self.opened.callback(training.end_processes)
-        self.plan = training.plan_parallel(params)
+        self.mesh = training.init_mesh(
+            self.device,
+            enable_fsdp=params.enable_fsdp,
+            replicate_dim=params.data_parallel_replicate_dim,
+            shard_dim=params.data_parallel_shard_dim,
+            cpu_offload=params.fsdp_cpu_offload,
+            optimizer_in_bwd=params.optimizer_in_bwd,
+            dtype=params.dtype,
+        )
+        self.opened.callback(self.mesh.close)
         resumed = self.load_checkpoint()
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
         saved = training.read_run(resumed.state_dir) if resumed else {}
         seed = saved["seed"] if saved and params.seed is None else params.seed
-        self.seed = set_seed(training.from_rank_zero(lambda: set_seed(seed)))
+        self.seed = set_seed(self.mesh.from_rank_zero(lambda: set_seed(seed)))
         self.log.info(f"{self.device}, {self.precision}, seed {self.seed}, output in {self.output_dir}")
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
@@ -109,9 +116,12 @@ class LoraFinetuneRecipe:
         self.model = self._setup_model(adapter_dir)
 
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
-        self.gradients = training.GradientSync(self.model, self.plan)
+        self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, adapter_parameters(self.model).values(), in_backward=params.optimizer_in_bwd
+            params.optimizer,
+            adapter_parameters(self.model).values(),
+            in_backward=params.optimizer_in_bwd,
+            world_size=self.mesh.world_size,
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, self.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -129,12 +139,12 @@ class LoraFinetuneRecipe:
         self.opened.callback(self.logs.close)
         self.spikes = training.SpikeWatch()
         self.profiler = training.build_profiler(params.profiler, self.output_dir / "profiler")
-        self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.plan.world_size)
+        self.speed = training.build_speed_meter(self.model, self.device, self.precision, self.mesh.world_size)
         self.log.info(
             f"Steps: {self.num_steps}, each of {params.gradient_accumulation_steps} x {params.batch_size} sequences on "
-            f"{self.plan}. "
+            f"{training.describe_processes(self.model, self.mesh)}. "
             f"Limit: {self.speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device\n"
-            + training.describe_repeatability(params, self.device, self.model)
+            + training.describe_repeatability(params, self.device, self.model, self.mesh.world_size)
         )
 
         # 7. The saved state goes into what now stands; random states last, since building has drawn numbers.
@@ -146,8 +156,10 @@ class LoraFinetuneRecipe:
             # A lora_ builder's arguments are not in the sizes.
             builder=training.describe_component(params.model),
             base=training.hash_weight_files(self.base_dir),
-            dataset=training.from_rank_zero(lambda: training.hash_dataset(self.dataset)),
-            sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
+            dataset=self.mesh.from_rank_zero(lambda: training.hash_dataset(self.dataset)),
+            sequences_per_step=params.batch_size
+            * params.gradient_accumulation_steps
+            * self.mesh.data_parallel_size,
             code=training.hash_code(__file__),
             seed=self.seed,
             device=self.device.type,
@@ -157,7 +169,7 @@ class LoraFinetuneRecipe:
         self.stateful: Any = {"sampler": self.sampler, "scaler": self.scaler, "spikes": self.spikes}
         if self.lr_scheduler:
             self.stateful["lr_scheduler"] = self.lr_scheduler
-        training.seed_this_rank(self.seed)
+        self.mesh.seed_this_rank(self.seed)
         if resumed:
             self._go_on_from(resumed, saved)
         if resumed or params.resume_from_checkpoint:  # a run killed before its first save has left lines, too
@@ -193,7 +205,7 @@ class LoraFinetuneRecipe:
             padding_idx=self.tokenizer.pad_id,
             shuffle=shuffle,
             seed=self.seed,
-            device=self.device,
+            mesh=self.mesh,
         )
         return dataset, loader, sampler
 
@@ -209,15 +221,19 @@ class LoraFinetuneRecipe:
         cast_adapters(model, torch.float32)
         report = self.dataset.report()
         training.check_tokenizer_fits(self.tokenizer, model.config, report)
-        self.plan = training.plan_frozen_base(self.plan, model, self.device)
+        # A base that fits is held whole by every process, unless shards were asked for.
+        is_sharded = training.shards_frozen_base(
+            model, self.mesh, is_asked_for=params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload
+        )
         self.memory.plan = training.plan_memory(
             model,
             params,
             training.longest_row(report),
             loss_fn=self.loss_fn,
             precision=self.precision,
-            parallel=self.plan,
             device=self.device,
+            shard_dim=self.mesh.shard_dim if is_sharded else 1,
+            cpu_offload=is_sharded and params.fsdp_cpu_offload,
         )
         self.memory.plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
@@ -225,8 +241,13 @@ class LoraFinetuneRecipe:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
-        if self.plan.shards:
-            training.shard_model(model, self.plan, self.device)
+        own_layers = params.custom_sharded_layers or ()
+        if is_sharded:
+            training.shard_model(model, self.mesh, own_layers=own_layers, cpu_offload=params.fsdp_cpu_offload)
+        elif own_layers:
+            self.log.info(f"Nothing is sharded: custom_sharded_layers {list(own_layers)} has no effect.")
+        if params.low_cpu_ram:
+            self.log.info("Loading holds one tensor beside the model's own, with or without low_cpu_ram.")
         self.checkpointer.load_into(model, self.base_dir, device=self.device)
         reset_adapters(model, torch.float32)
         if adapter_dir:
@@ -251,7 +272,7 @@ class LoraFinetuneRecipe:
         if run.step == 0:
             self._generate_samples()
         with (
-            training.StopRequest() as stop,
+            training.StopRequest(self.mesh) as stop,
             self.saver,
             training.Progress(self.num_steps, run.step) as self.progress,
             self.profiler as profiler,
@@ -269,7 +290,7 @@ class LoraFinetuneRecipe:
 
                     # 1. Count what the step trains on, on all processes, before its first gradient: the loss's divisor.
                     counts = training.count_tokens(micro_batches, self.tokenizer.pad_id)
-                    counts = training.count_over_ranks(counts)
+                    counts = training.sum_counts(counts, self.mesh)
                     divisor = max(counts.num_targets, 1)
 
                     # 2. Gradients add up over the micro-batches, and so does the loss, on the device; the last backward
@@ -281,10 +302,10 @@ class LoraFinetuneRecipe:
                                 micro_loss = self._loss_sum(batch) / divisor
                             loss += micro_loss.detach()
                             if params.optimizer_in_bwd:  # the next line already steps
-                                total = training.add_over_ranks_(loss.clone())
+                                total = self.mesh.sum_(loss.clone())
                                 self.guard.allows(run.step, total, before_stopping=keep_for_study)
                             self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
-                    training.add_over_ranks_(loss)
+                    self.mesh.sum_(loss)
 
                     # 3. Unscale (fp16), measure, clip; step only if loss and gradient are numbers.
                     grad_norm = None
@@ -348,8 +369,8 @@ class LoraFinetuneRecipe:
                 total += self._loss_sum(batch)
                 counts += training.count_tokens([batch], self.tokenizer.pad_id)
         self.model.train()
-        num_targets = training.count_over_ranks(counts).num_targets
-        val_loss = float(training.add_over_ranks_(total)) / max(num_targets, 1)
+        num_targets = training.sum_counts(counts, self.mesh).num_targets
+        val_loss = float(self.mesh.sum_(total)) / max(num_targets, 1)
         self.run.note_validation(val_loss)
         return {"val_loss": val_loss}
 
@@ -364,7 +385,7 @@ class LoraFinetuneRecipe:
         metrics |= vars(self.speed.read())
         metrics |= {"num_tokens": run.num_tokens, "num_trained_tokens": run.num_targets}
         if self.params.log_peak_memory_stats:
-            metrics["peak_memory_gib"] = training.max_over_ranks(training.get_peak_memory_gib(self.device))
+            metrics["peak_memory_gib"] = self.mesh.max(training.get_peak_memory_gib(self.device))
         return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from tune.config.diagnostics import shorten
 from tune.config.params import Problem
 from tune.config.signatures import Signature, read_signature
 from tune.errors import ConfigError
+from tune.utils.exclusions import Choices, find_exclusions
 from tune.utils.splits import parse_split
 
 if TYPE_CHECKING:
@@ -200,46 +201,27 @@ def _nearest(template: Any, names: tuple[str, ...]) -> str | None:
     return close[0] if close else None
 
 
-def check_processes(params: FinetuneParams) -> Iterator[Problem]:
-    """Yield what no number of processes can do together."""
-    shard_dim = params.data_parallel_shard_dim
-    if params.fsdp_cpu_offload and not params.enable_fsdp:
-        yield Problem("needs enable_fsdp", ("fsdp_cpu_offload", "enable_fsdp"))
-    if params.fsdp_cpu_offload and shard_dim == 1:
-        yield Problem(
-            "keeps shards in host memory, but with a data_parallel_shard_dim of 1 nothing is sharded",
-            ("fsdp_cpu_offload", "data_parallel_shard_dim"),
-        )
-    if not params.enable_fsdp and shard_dim > 1:
-        yield Problem(
-            f"shards over {shard_dim} processes, but enable_fsdp is false: every process holds "
-            "a whole copy; leave it at -1",
-            ("data_parallel_shard_dim", "enable_fsdp"),
-        )
-    if shard_dim == 0:
+def check_processes(params: FinetuneParams, quantized: str = "") -> Iterator[Problem]:
+    """Yield what no number of processes can do together.
+
+    Args:
+        params: the recipe's.
+        quantized: the field that asks for weights in 4 bits, if one does.
+    """
+    choices = Choices(
+        enable_fsdp=params.enable_fsdp,
+        replicate_dim=params.data_parallel_replicate_dim,
+        shard_dim=params.data_parallel_shard_dim,
+        cpu_offload=params.fsdp_cpu_offload,
+        dtype=params.dtype,
+        optimizer=params.optimizer.path,
+        fused=bool(params.optimizer.kwargs.get("fused")),
+        optimizer_in_bwd=params.optimizer_in_bwd,
+        quantized=quantized,
+    )
+    for message, fields in find_exclusions(choices):
+        yield Problem(message, fields)
+    if params.data_parallel_shard_dim == 0:
         yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
-    if params.dtype == "fp16" and shard_dim > 1:
-        yield Problem(
-            "fp16 finds its loss scale in each process's part of the gradients alone; use bf16 to shard",
-            ("dtype", "data_parallel_shard_dim"),
-        )
-    if params.optimizer_in_bwd and shard_dim == 1 and params.data_parallel_replicate_dim > 1:
-        yield Problem(
-            "steps before the gradients of processes with a whole copy each have been added up; shard, or set it "
-            "to false",
-            ("optimizer_in_bwd", "data_parallel_replicate_dim", "data_parallel_shard_dim"),
-        )
-    is_sharded = shard_dim > 1 or params.fsdp_cpu_offload
-    if params.optimizer.path.startswith("bitsandbytes.") and is_sharded:
-        yield Problem(
-            f"is {params.optimizer.path}, which takes no sharded weights; use torch.optim.AdamW, or set enable_fsdp "
-            "to false, data_parallel_shard_dim to -1 and fsdp_cpu_offload to false",
-            ("optimizer", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
-        )
-    if params.optimizer.path == "torch.optim.SGD" and params.optimizer.kwargs.get("fused") and is_sharded:
-        yield Problem(
-            "has no form for sharded weights in SGD; remove it",
-            ("optimizer.fused", "data_parallel_shard_dim" if shard_dim > 1 else "fsdp_cpu_offload"),
-        )
     if "" in (params.custom_sharded_layers or ()):
         yield Problem("names a layer by an empty text", ("custom_sharded_layers",))

@@ -85,8 +85,12 @@ class FinetuneParams:
     dataset_val: Component | None = param(
         None, slot=DATASET, group="Data", help="Validation data; its loss is reported, never trained on."
     )
-    shuffle: bool = param(True, group="Data", help="Take the examples in a new random order every epoch.")
-    batch_size: int = param(2, minimum=1, group="Data", help="Sequences per device and micro-step.")
+    shuffle: bool = param(
+        True, group="Data", fixed_on_resume=True, help="Take the examples in a new random order every epoch."
+    )
+    batch_size: int = param(
+        2, minimum=1, group="Data", fixed_on_resume=True, help="Sequences per device and micro-step."
+    )
     num_workers: int = param(
         0,
         minimum=0,
@@ -101,21 +105,31 @@ class FinetuneParams:
         "tune.data.padded_collate_sft",
         slot=COLLATE_FN,
         group="Data",
+        fixed_on_resume=True,
         help="Function that turns a list of examples into one padded batch.",
     )
 
     # --- Optimization: how it learns --------------------------------------------------------------------
     epochs: int = param(1, minimum=1, group="Optimization", help="Passes over the training data.")
     max_steps_per_epoch: int | None = param(
-        None, minimum=1, group="Optimization", help="End each epoch after this many optimizer steps."
+        None,
+        minimum=1,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="End each epoch after this many optimizer steps.",
     )
     gradient_accumulation_steps: int = param(
-        1, minimum=1, group="Optimization", help="Micro-steps whose gradients make one optimizer step."
+        1,
+        minimum=1,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Micro-steps whose gradients make one optimizer step.",
     )
     optimizer: Component = param(
         "torch.optim.AdamW",
         slot=OPTIMIZER,
         group="Optimization",
+        fixed_on_resume=True,
         help="Optimizer class, such as AdamW or SGD.",
     )
     lr: float | None = param(
@@ -125,23 +139,27 @@ class FinetuneParams:
         None,
         slot=LR_SCHEDULER,
         group="Optimization",
+        fixed_on_resume=True,
         help="Learning-rate schedule over optimizer steps, such as cosine; null keeps the rate constant.",
     )
     loss: Component = param(
         "tune.modules.loss.LinearCrossEntropyLoss",
         slot=LOSS,
         group="Optimization",
+        fixed_on_resume=True,
         help="Loss over the target tokens.",
     )
     clip_grad_norm: float | None = param(
         None,
         above=0.0,
         group="Optimization",
+        fixed_on_resume=True,
         help="Scale the gradient down to this 2-norm when it is larger.",
     )
     optimizer_in_bwd: bool = param(
         False,
         group="Optimization",
+        fixed_on_resume=True,
         help="Step each weight as soon as its gradient is there, which saves the memory of all gradients.",
     )
     on_non_finite: Literal["stop", "skip"] = param(
@@ -171,11 +189,12 @@ class FinetuneParams:
         help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
     )
     dtype: Literal["bf16", "fp32", "fp16"] = param(
-        "bf16", group="Device", help="Precision of the forward and backward pass."
+        "bf16", group="Device", fixed_on_resume=True, help="Precision of the forward and backward pass."
     )
     param_dtype: Literal["bf16", "fp32"] | None = param(
         None,
         group="Device",
+        fixed_on_resume=True,
         help="Precision the weights and the optimizer are kept in; null means dtype (fp32 for fp16).",
     )
     compile: bool = param(
@@ -289,7 +308,7 @@ class FinetuneParams:
         """Yield what is wrong between fields that are each right on their own."""
         yield from self._check_optimization()
         yield from self._check_precision_and_device()
-        yield from check_processes(self)
+        yield from check_processes(self, self._quantized_by())
         yield from check_sizes(self.model)
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
@@ -310,6 +329,10 @@ class FinetuneParams:
                 ("sample_prompts", "generate_every_n_steps"),
             )
 
+    def _quantized_by(self) -> str:
+        """Return the field that asks for weights in 4 bits; "" where none does."""
+        return ""
+
     def _check_optimization(self) -> Iterator[Problem]:
         if self.optimizer_in_bwd and self.gradient_accumulation_steps > 1:
             yield Problem(
@@ -320,10 +343,6 @@ class FinetuneParams:
             yield Problem(
                 "never holds all gradients at once, so their norm cannot be clipped; set clip_grad_norm to null",
                 ("optimizer_in_bwd", "clip_grad_norm"),
-            )
-        if self.optimizer_in_bwd and self.dtype == "fp16":
-            yield Problem(
-                "cannot unscale fp16 gradients before its steps; use bf16", ("optimizer_in_bwd", "dtype")
             )
         if self.optimizer_in_bwd and self.on_non_finite == "skip":
             yield Problem(

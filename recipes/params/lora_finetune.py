@@ -27,37 +27,56 @@ class LoraFinetuneParams(FinetuneParams):
 
     # --- LoRA: what is trained. null leaves it to a lora_ builder of the model, else to the value named -----
     lora_rank: int | None = param(
-        None, minimum=1, maximum=2**16, group="LoRA", help="Inner width r of each adapter; null means 8."
+        None,
+        minimum=1,
+        maximum=2**16,
+        group="LoRA",
+        fixed_on_resume=True,
+        help="Inner width r of each adapter; null means 8.",
     )
     lora_alpha: float | None = param(
         None,
         above=0.0,
         group="LoRA",
+        fixed_on_resume=True,
         help="Scale of what adapters add: alpha / rank, or alpha / sqrt(rank) with use_rslora; null means 16.",
     )
     lora_dropout: float | None = param(
-        None, minimum=0.0, maximum=0.99, group="LoRA", help="Dropout before the adapters; null means 0."
+        None,
+        minimum=0.0,
+        maximum=0.99,
+        group="LoRA",
+        fixed_on_resume=True,
+        help="Dropout before the adapters; null means 0.",
     )
     lora_attn_modules: list[Literal["q_proj", "k_proj", "v_proj", "output_proj"]] | None = param(
         None,
         group="LoRA",
+        fixed_on_resume=True,
         help="Matrices of the attention that get an adapter; null means q_proj and v_proj.",
     )
     apply_lora_to_mlp: bool | None = param(
-        None, group="LoRA", help="Adapters on the feed-forward, too; null means no."
+        None, group="LoRA", fixed_on_resume=True, help="Adapters on the feed-forward, too; null means no."
     )
     apply_lora_to_output: bool | None = param(
-        None, group="LoRA", help="An adapter on the output matrix, too; null means no."
+        None, group="LoRA", fixed_on_resume=True, help="An adapter on the output matrix, too; null means no."
     )
     use_dora: bool | None = param(
-        None, group="LoRA", help="Learn the length of each row apart from its direction; null means no."
+        None,
+        group="LoRA",
+        fixed_on_resume=True,
+        help="Learn the length of each row apart from its direction; null means no.",
     )
     use_rslora: bool | None = param(
-        None, group="LoRA", help="Scale by alpha / sqrt(rank), which suits high ranks; null means no."
+        None,
+        group="LoRA",
+        fixed_on_resume=True,
+        help="Scale by alpha / sqrt(rank), which suits high ranks; null means no.",
     )
     quantize_base: bool | None = param(
         None,
         group="LoRA",
+        fixed_on_resume=True,
         help="Keep the frozen matrices of the blocks in 4 bits (NF4): QLoRA; null means no.",
     )
     adapter_checkpoint: str | None = param(
@@ -117,7 +136,6 @@ class LoraFinetuneParams(FinetuneParams):
                         (name, "checkpointer.adapter_checkpoint"),
                     )
         yield from self._check_matrices(builder)
-        yield from self._check_quantized(builder)
 
     def _check_matrices(self, builder: str) -> Iterator[Problem]:
         """Yield what is wrong with the choice of matrices, whether it is made here or in a lora_ builder."""
@@ -139,21 +157,10 @@ class LoraFinetuneParams(FinetuneParams):
         if not modules and not named["apply_lora_to_mlp"] and not named["apply_lora_to_output"]:
             yield Problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)
 
-    def _check_quantized(self, builder: str) -> Iterator[Problem]:
-        """Yield what 4-bit weights exclude, whoever asks for them."""
+    def _quantized_by(self) -> str:
+        builder = self.model.path.rpartition(".")[2]
         if self.quantize_base:
-            field = "quantize_base"
-        elif builder.startswith(_ADAPTING_BUILDERS) and self.model.kwargs.get("quantize_base"):
-            field = "model.quantize_base"
-        elif builder.startswith("qlora_"):
-            field = "model"
-        else:
-            return
-        if self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload:
-            yield Problem(
-                "keeps weights in 4 bits, which are not sharded: every process holds them whole. Leave "
-                "data_parallel_shard_dim at -1 and fsdp_cpu_offload at false",
-                (field, "data_parallel_shard_dim", "fsdp_cpu_offload"),
-            )
-        if self.dtype == "fp16":
-            yield Problem("is dequantised to bf16 or fp32; use bf16", (field, "dtype"))
+            return "quantize_base"
+        if builder.startswith(_ADAPTING_BUILDERS) and self.model.kwargs.get("quantize_base"):
+            return "model.quantize_base"
+        return "model" if builder.startswith("qlora_") else ""

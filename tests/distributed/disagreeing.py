@@ -25,29 +25,29 @@ from tune.models.llama2 import llama2
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, is_adapter, reset_adapters
-from tune.training.distributed.parallel import ParallelPlan
 from tune.training.saving import shared_folder
-from tune.utils import get_logger, get_rank
-from tune.utils.sharding import is_sharded, local_part, whole
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
+from tune.utils.sharding import full_tensor, is_sharded, local_part
 
 CPU = torch.device("cpu")
 
 
-def fail_with_a_strange_error() -> None:
+def fail_with_a_strange_error(mesh: Mesh) -> None:
     class Strange(Exception):
         def __init__(self, a: int, b: int) -> None:
             super().__init__(f"{a} and {b}")
 
-    training.from_rank_zero(lambda: (_ for _ in ()).throw(Strange(3, 5)))
+    mesh.from_rank_zero(lambda: (_ for _ in ()).throw(Strange(3, 5)))
 
 
-def return_what_cannot_be_sent() -> None:
-    training.from_rank_zero(threading.Lock)
+def return_what_cannot_be_sent(mesh: Mesh) -> None:
+    mesh.from_rank_zero(threading.Lock)
 
 
-def keep_a_shard_to_oneself() -> None:
+def keep_a_shard_to_oneself(mesh: Mesh) -> None:
     """The second process has a disk of its own under the folder's name."""
-    folder = Path(sys.argv[1]) / str(get_rank())
+    folder = Path(sys.argv[1]) / str(mesh.rank)
     folder.mkdir(parents=True)
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
@@ -57,13 +57,13 @@ def keep_a_shard_to_oneself() -> None:
     training.save_run_state(folder, model, optimizer, CPU, {"step": 1}, {})
 
 
-def hold_different_folders() -> None:
-    folder = Path(sys.argv[1]) / str(get_rank())
+def hold_different_folders(mesh: Mesh) -> None:
+    folder = Path(sys.argv[1]) / str(mesh.rank)
     folder.mkdir(parents=True)
     shared_folder.require_shared_folder(folder)
 
 
-def break_the_saving_thread() -> None:
+def break_the_saving_thread(mesh: Mesh) -> None:
     """What writes the model fails in a way that nobody thought of, while training goes on."""
     model = nn.Linear(3, 5)
     optimizer = torch.optim.SGD(model.parameters())
@@ -72,20 +72,19 @@ def break_the_saving_thread() -> None:
     saver.wait()
 
 
-def have_different_memory() -> None:
+def have_different_memory(mesh: Mesh) -> None:
     """The base fits the first machine alone: all must shard it."""
-    from tune.training.distributed import parallel
+    from tune.training.distributed import frozen_base
 
-    parallel._memory_of = lambda device: 1e9 if get_rank() == 0 else 10.0
-    plan = training.plan_frozen_base(ParallelPlan(1, 2), nn.Linear(3, 5), CPU)
-    assert plan.shards
+    frozen_base._memory_of = lambda device: 1e9 if mesh.rank == 0 else 10.0
+    assert training.shards_frozen_base(nn.Linear(3, 5), mesh, is_asked_for=False)
 
 
 def _fail(*_: object, **__: object) -> None:
     raise RuntimeError("the device is lost")
 
 
-def save_adapters_of_a_sharded_base() -> None:
+def save_adapters_of_a_sharded_base(mesh: Mesh) -> None:
     """The first process never holds more of the base than its part and the largest module."""
     torch.manual_seed(4)
     with torch.device("meta"):
@@ -94,7 +93,7 @@ def save_adapters_of_a_sharded_base() -> None:
             rank=2, alpha=4, attn_modules=("q_proj", "v_proj"), apply_to_mlp=True, use_dora=True
         )
         apply_lora(model, lora)
-    training.shard_model(model, ParallelPlan(1, 2), CPU)
+    training.shard_model(model, mesh)
     model.reset_parameters()
     reset_adapters(model, torch.float32)
     base = {path: module for path, module in model.named_modules() if not is_adapter(f"{path}.weight")}
@@ -116,7 +115,7 @@ def save_adapters_of_a_sharded_base() -> None:
         save_model(lent, folder / "model")
 
     optimizer = torch.optim.SGD(model.parameters())
-    wholes = {name: whole(weight.detach()).clone() for name, weight in model.named_parameters()}
+    wholes = {name: full_tensor(weight.detach()).clone() for name, weight in model.named_parameters()}
     for step, in_background in ((1, False), (2, True)):
         saver = training.StepSaver(Path(sys.argv[1]), CPU, keep_last_n=None, in_background=in_background)
         saver.save(step, model, optimizer, {}, {}, write)
@@ -134,44 +133,44 @@ def save_adapters_of_a_sharded_base() -> None:
         torch.testing.assert_close(saved["layers.2.mlp.w1.weight"], wholes["layers.2.mlp.w1.weight"])
 
 
-def choose_different_tokens() -> None:
+def choose_different_tokens(mesh: Mesh) -> None:
     """Whoever holds one model together says the same, though it computes otherwise and draws otherwise."""
-    model, prompt = _make_sharded_model(), [3, 30, 0, 17, 17]
-    for settings in ({}, {"temperature": 1.0, "seed": 5 + get_rank()}, {"temperature": 1.0, "top_k": 7}):
+    model, prompt = _make_sharded_model(mesh), [3, 30, 0, 17, 17]
+    for settings in ({}, {"temperature": 1.0, "seed": 5 + mesh.rank}, {"temperature": 1.0, "top_k": 7}):
         for use_cache in (True, False):
             expected = generate(model, prompt, max_new_tokens=9, use_cache=use_cache, **settings)
-            assert all(tokens == expected for tokens in training.gather_to_all(expected)), settings
+            assert all(tokens == expected for tokens in mesh.gather_to_all(expected)), settings
             # What ends the answer, for the first process alone and for the second one alone.
             for stop_id in (expected[4], 1):
                 stopped = generate(
                     model, prompt, max_new_tokens=9, use_cache=use_cache, stop_ids=[stop_id], **settings
                 )
-                assert all(tokens == stopped for tokens in training.gather_to_all(stopped)), settings
+                assert all(tokens == stopped for tokens in mesh.gather_to_all(stopped)), settings
     plain = model.unembed
     expected = generate(model, prompt, max_new_tokens=9)
-    if get_rank() == 1:
+    if mesh.rank == 1:
         model.unembed = lambda hidden: -plain(hidden)
     rows = generate_batch(model, [prompt, prompt[:3]], max_new_tokens=9)
     assert rows[0] == expected
-    assert all(other == rows for other in training.gather_to_all(rows))
+    assert all(other == rows for other in mesh.gather_to_all(rows))
 
 
-def fail_while_a_bad_step_is_studied() -> None:
+def fail_while_a_bad_step_is_studied(mesh: Mesh) -> None:
     """At one place after another of a sharded forward pass; each time the weights can be saved as they were."""
     folder = Path(sys.argv[1])
     batch = {"tokens": torch.randint(0, 31, (2, 7)), "labels": torch.randint(0, 31, (2, 7))}
     for number, place in enumerate(
         ["", "tok_embeddings", "layers.1.mlp", "norm", "loss", "nowhere"], start=1
     ):
-        model = _make_sharded_model()
+        model = _make_sharded_model(mesh)
         optimizer = torch.optim.AdamW(model.parameters())
         loss_of = partial(_loss_of, model, "")
         for _ in range(2):
             loss_of(batch).backward()
             optimizer.step()
-        if get_rank() == 1 and place in ("", "loss"):
+        if mesh.rank == 1 and place in ("", "loss"):
             loss_of = partial(_loss_of, model, place or "start")
-        elif get_rank() == 1 and place != "nowhere":
+        elif mesh.rank == 1 and place != "nowhere":
             model.get_submodule(place).register_forward_hook(_fail)
         kept = training.save_failed_step(folder, number, model, [batch], loss_of=loss_of)
         assert (kept is None) == (place != "nowhere"), place
@@ -186,11 +185,11 @@ def fail_while_a_bad_step_is_studied() -> None:
                 assert torch.equal(local_part(again.state[weight][key]), local_part(value)), (place, name)
 
 
-def fail_while_the_weights_are_gathered() -> None:
+def fail_while_the_weights_are_gathered(mesh: Mesh) -> None:
     """Nothing but its end can bring the other process back: the last thing that this file does."""
-    model = _make_sharded_model()
+    model = _make_sharded_model(mesh)
     batch = {"tokens": torch.randint(0, 31, (2, 7)), "labels": torch.randint(0, 31, (2, 7))}
-    if get_rank() == 1:
+    if mesh.rank == 1:
         block: Any = model.layers[1]
         block.set_custom_all_gather(NoRoom())
     training.save_failed_step(Path(sys.argv[1]), 7, model, [batch], loss_of=partial(_loss_of, model, ""))
@@ -202,12 +201,12 @@ class NoRoom:
     allocate = __call__ = _fail
 
 
-def _make_sharded_model() -> TransformerDecoder:
+def _make_sharded_model(mesh: Mesh) -> TransformerDecoder:
     torch.manual_seed(2)
     sizes = {"num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 12, "head_dim": 6}
     with torch.device("meta"):
         model = TransformerDecoder(DecoderConfig(vocab_size=31, **sizes, intermediate_dim=20, max_seq_len=16))
-    training.shard_model(model, ParallelPlan(1, 2), CPU)
+    training.shard_model(model, mesh)
     model.reset_parameters()
     return model
 
@@ -221,7 +220,7 @@ def _loss_of(model: TransformerDecoder, failing: str, batch: dict[str, Tensor]) 
     return loss
 
 
-MODES: dict[str, Callable[[], None]] = {
+MODES: dict[str, Callable[[Mesh], None]] = {
     made.__name__: made
     for made in (
         fail_with_a_strange_error,
@@ -240,20 +239,20 @@ MODES: dict[str, Callable[[], None]] = {
 def main() -> None:
     """Run one mode after another, and say on each process how it ended."""
     shared_folder.SEEN_WITHIN_S = 0.3
-    training.start_processes(CPU)
+    mesh = training.init_mesh(CPU)
     root = sys.argv[1]
     for name, mode in MODES.items():
         sys.argv[1] = f"{root}/{name}"
         try:
-            mode()
+            mode(mesh)
             outcome = "fine"
         except (TuneError, Exception) as error:  # noqa: BLE001 - what it is, is what the test looks at
             outcome = f"{type(error).__name__}: {error}"
-        Path(root, f"{name}.{get_rank()}").write_text(outcome)
+        Path(root, f"{name}.{mesh.rank}").write_text(outcome)
     get_logger().info("done")
     sys.argv[1] = root
-    fail_while_the_weights_are_gathered()
-    training.end_processes()
+    fail_while_the_weights_are_gathered(mesh)
+    mesh.close()
 
 
 if __name__ == "__main__":

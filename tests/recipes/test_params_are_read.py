@@ -124,8 +124,8 @@ def test_the_checks_can_fail() -> None:
 
 def test_parameters_handed_on_are_followed() -> None:
     recipe = importlib.import_module("recipes.full_finetune")
-    read = read_by_the_library(ast.parse("training.plan_parallel(params)"), recipe)
-    assert {"enable_fsdp", "low_cpu_ram"} <= read
+    read = read_by_the_library(ast.parse("training.plan_memory(model, params)"), recipe)
+    assert {"batch_size", "optimizer_in_bwd"} <= read
     assert "lr" not in read
     # A function that takes anything vouches for nothing.
     assert read_by_the_library(ast.parse("training.make_fingerprint(params, [])"), recipe) == set()

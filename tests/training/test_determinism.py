@@ -41,16 +41,17 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_a_seeded_run_on_a_cpu_repeats(threads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seeded_run_on_a_cpu_repeats(threads) -> None:
     threads(2)
     assert nondeterminism(Params(), CPU, make_model()) == []
     line = describe_repeatability(Params(), CPU, make_model())
     assert line == (
         "Repeatable: the same seed, machine and 2 threads (OMP_NUM_THREADS) give the same weights, bit for bit"
     )
-    monkeypatch.setenv("WORLD_SIZE", "4")
     threads(1)
-    assert "machine, 4 processes and 1 thread (" in describe_repeatability(Params(), CPU, make_model())
+    assert "machine, 4 processes and 1 thread (" in describe_repeatability(
+        Params(), CPU, make_model(), world_size=4
+    )
 
 
 def test_each_cause_is_named(threads, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import os, signal, sys, time
 from types import SimpleNamespace
-import torch
 from tune.config.component import Component
-from tune.training import build_loader
+from tune.training import Mesh, build_loader
 
 class Examples:
     def __len__(self):
@@ -27,7 +26,7 @@ class Examples:
 def load(num_workers):
     params = SimpleNamespace(collate_fn=Component("tune.data.padded_collate_sft"), num_workers=num_workers)
     return build_loader(Examples(), params, batch_size=2, padding_idx=0, shuffle=True, seed=3,
-                        device=torch.device("cpu"))[0]
+                        mesh=Mesh())[0]
 
 def read(num_workers, group):
     batches = iter(load(num_workers))

@@ -21,7 +21,6 @@ from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
 from tune.training import (
     LongestRow,
-    ParallelPlan,
     build_optimizer,
     checkpoint_activations,
     longest_row,
@@ -121,7 +120,6 @@ def make(
         LongestRow(shape[1], is_packed=packed),
         loss_fn=loss_fn or LinearCrossEntropyLoss(),
         precision=precision,
-        parallel=ParallelPlan(),
         device=device,
     )
     return model.train(), plan

@@ -19,7 +19,6 @@ from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training import (
     LongestRow,
-    ParallelPlan,
     build_optimizer,
     explain_out_of_memory,
     plan_memory,
@@ -37,7 +36,7 @@ from tune.config.component import Component
 from tune.errors import TrainingError
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
-from tune.training import LongestRow, ParallelPlan, build_optimizer, explain_out_of_memory, plan_memory, plan_precision
+from tune.training import LongestRow, build_optimizer, explain_out_of_memory, plan_memory, plan_precision
 
 cpu = torch.device("cpu")
 sizes = dict(vocab_size=3001, num_layers=6, num_heads=8, num_kv_heads=4, embed_dim=512, head_dim=64)
@@ -62,7 +61,7 @@ def run():
     plan = None
     with explain_out_of_memory(lambda: plan):
         plan = plan_memory(model, params, LongestRow(300), loss_fn=loss_fn, precision=precision,
-                           parallel=ParallelPlan(), device=cpu)
+                           device=cpu)
         optimizer = setup()
         tokens = torch.randint(0, 3001, (2, 300))
         loss_sum(loss_fn, model, tokens, tokens).backward()
@@ -168,7 +167,6 @@ def test_memory_that_runs_out_on_a_gpu_is_explained() -> None:
         LongestRow(600),
         loss_fn=loss_fn,
         precision=plan_precision("fp32", None, device),
-        parallel=ParallelPlan(),
         device=device,
     )
     total = torch.cuda.get_device_properties(device).total_memory

@@ -7,7 +7,6 @@ import signal
 import threading
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,23 +15,25 @@ import torch
 from tune.config.component import Component
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.training import (
-    ParallelPlan,
+    Mesh,
     Progress,
     RunCounters,
     SpeedMeter,
     StopRequest,
     TokenCounts,
     check_fingerprint,
+    describe_processes,
     explain_out_of_memory,
     get_peak_memory_gib,
     hash_dataset,
+    init_mesh,
     make_fingerprint,
     measure_matmul_rate,
-    plan_parallel,
     plan_precision,
     setup_torch_profiler,
 )
 from tune.training.progress import format_duration, format_summary
+from tune.utils.exclusions import Choices, split_processes
 
 CPU = torch.device("cpu")
 
@@ -68,75 +69,67 @@ def test_fp16_weights_are_refused() -> None:
 # ---- processes
 
 
-def plan(**changes: object) -> ParallelPlan:
-    arguments: dict[str, object] = {
-        "enable_fsdp": True,
-        "data_parallel_replicate_dim": 1,
-        "data_parallel_shard_dim": -1,
-        "fsdp_cpu_offload": False,
-        "custom_sharded_layers": None,
-        "optimizer_in_bwd": False,
-        "dtype": "bf16",
-        "low_cpu_ram": False,
-    }
-    params: Any = SimpleNamespace(**{**arguments, **changes})
-    return plan_parallel(params)
-
-
-def test_one_process_is_a_plan() -> None:
-    for changes in ({}, {"enable_fsdp": False}, {"custom_sharded_layers": ["output"]}, {"low_cpu_ram": True}):
-        assert str(plan(**changes)) == "1 process"
-        assert not plan(**changes).shards
+@pytest.mark.parametrize(
+    ("choices", "dims"),
+    [
+        ({}, (1, 6)),
+        ({"replicate_dim": 2}, (2, 3)),
+        ({"replicate_dim": 3, "shard_dim": 2}, (3, 2)),
+        ({"enable_fsdp": False}, (6, 1)),
+        ({"replicate_dim": 6}, (6, 1)),
+        ({"cpu_offload": True}, (1, 6)),
+        ({"optimizer_in_bwd": True}, (1, 6)),
+    ],
+)
+def test_processes_are_split(choices: dict[str, Any], dims: tuple[int, int]) -> None:
+    assert split_processes(Choices(6, **choices)) == dims
 
 
 @pytest.mark.parametrize(
-    ("changes", "dims", "says"),
+    ("world_size", "choices", "says"),
     [
-        ({}, (1, 6), "6 processes: sharded over 6"),
-        ({"data_parallel_replicate_dim": 2}, (2, 3), "6 processes: 2 copies, each sharded over 3"),
-        (
-            {"data_parallel_replicate_dim": 3, "data_parallel_shard_dim": 2},
-            (3, 2),
-            "3 copies, each sharded over 2",
-        ),
-        ({"enable_fsdp": False}, (6, 1), "6 processes with a whole copy each"),
-        ({"data_parallel_replicate_dim": 6}, (6, 1), "6 processes with a whole copy each"),
-        ({"fsdp_cpu_offload": True}, (1, 6), "sharded over 6, waiting in host memory"),
-        ({"optimizer_in_bwd": True}, (1, 6), "sharded over 6"),
+        (1, {"replicate_dim": 2, "shard_dim": 3}, "needs 6 processes, but 1 was"),
+        (6, {"replicate_dim": 4}, "needs 4 processes, but 6 were"),
+        (6, {"shard_dim": 5}, "needs 5 processes"),
+        (1, {"cpu_offload": True}, "with 1 process and .* nothing is sharded"),
+        (6, {"cpu_offload": True, "enable_fsdp": False}, "with 6 processes and .* nothing is sharded"),
+        (6, {"optimizer_in_bwd": True, "enable_fsdp": False}, "optimizer_in_bwd steps .* set it to false"),
+        (6, {"dtype": "fp16"}, "use bf16"),
     ],
 )
-def test_processes_are_spread_over_the_mesh(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], dims: tuple[int, int], says: str
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "6")
-    made = plan(**changes)
-    assert (made.replicate_dim, made.shard_dim) == dims
-    assert made.world_size == 6
-    assert says in str(made)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "changes", "says"),
-    [
-        (
-            1,
-            {"data_parallel_replicate_dim": 2, "data_parallel_shard_dim": 3},
-            "needs 6 processes, but 1 was",
-        ),
-        (6, {"data_parallel_replicate_dim": 4}, "needs 4 processes, but 6 were"),
-        (6, {"data_parallel_shard_dim": 5}, "needs 5 processes"),
-        (1, {"fsdp_cpu_offload": True}, "with 1 process and .* nothing is sharded"),
-        (6, {"fsdp_cpu_offload": True, "enable_fsdp": False}, "with 6 processes and .* nothing is sharded"),
-        (6, {"optimizer_in_bwd": True, "enable_fsdp": False}, "optimizer_in_bwd=false"),
-        (6, {"dtype": "fp16"}, "dtype=bf16"),
-    ],
-)
-def test_what_the_processes_cannot_carry_out_is_refused(
-    monkeypatch: pytest.MonkeyPatch, world_size: int, changes: dict[str, object], says: str
+def test_what_processes_cannot_do_is_refused(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, choices: dict[str, Any], says: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     with pytest.raises(ConfigError, match=says):
-        plan(**changes)
+        init_mesh(CPU, **choices)
+
+
+def test_one_process_is_a_mesh() -> None:
+    for choices in ({}, {"enable_fsdp": False}):
+        mesh = init_mesh(CPU, **choices)
+        assert not mesh.shards
+        assert mesh.is_rank_zero
+        assert mesh.from_rank_zero(lambda: 3) == mesh.broadcast(3) == 3
+        assert mesh.gather_to_all(5) == [5]
+        assert mesh.max(7.5) == 7.5
+        assert mesh.sum([2, 3]) == [2, 3]
+        total = torch.ones(3)
+        assert mesh.sum_(total) is total
+        mesh.close()
+
+
+def test_ranks_of_a_third_dimension_share_batches() -> None:
+    """What a tensor-parallel dimension would be: the last one, whose processes work on the same batch."""
+    ranks = [Mesh(CPU, rank, 12, replicate_dim=2, shard_dim=3).data_parallel_rank for rank in range(12)]
+    assert ranks == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_how_a_model_is_spread_is_told() -> None:
+    model = torch.nn.Linear(3, 5)
+    assert describe_processes(model, Mesh()) == "1 process"
+    mesh = Mesh(CPU, world_size=6, replicate_dim=2, shard_dim=3)
+    assert describe_processes(model, mesh) == "6 processes with a whole copy each"
 
 
 # ---- signals
@@ -147,7 +140,7 @@ def test_what_the_processes_cannot_carry_out_is_refused(
 )
 def test_a_signal_asks_and_the_old_handler_comes_back(signum: signal.Signals, exit_code: int) -> None:
     before = signal.getsignal(signum)
-    with StopRequest() as stop:
+    with StopRequest(Mesh()) as stop:
         assert not stop
         assert stop.exit_code == 0
         os.kill(os.getpid(), signum)
@@ -157,7 +150,7 @@ def test_a_signal_asks_and_the_old_handler_comes_back(signum: signal.Signals, ex
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
-    with StopRequest():
+    with StopRequest(Mesh()):
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -167,7 +160,7 @@ def test_off_the_main_thread_nothing_is_installed() -> None:
     seen = []
 
     def run() -> None:
-        with StopRequest() as stop:
+        with StopRequest(Mesh()) as stop:
             seen.append(bool(stop))
 
     thread = threading.Thread(target=run)

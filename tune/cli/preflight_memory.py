@@ -12,7 +12,6 @@ from tune.config.instantiate import instantiate_offering
 from tune.errors import TuneError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
-from tune.training.distributed.parallel import ParallelPlan
 from tune.training.memory.available import available_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
 from tune.training.precision import plan_precision
@@ -106,6 +105,7 @@ def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len:
         LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets)),
         loss_fn=instantiate_offering(params.loss, {"reduction": "sum"}),
         precision=plan_precision(params.dtype, params.param_dtype, device),
-        parallel=ParallelPlan(shard_dim=shard_dim, cpu_offload=params.fsdp_cpu_offload),
         device=device,
+        shard_dim=shard_dim,
+        cpu_offload=params.fsdp_cpu_offload,
     )

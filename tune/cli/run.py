@@ -30,8 +30,9 @@ from tune.cli.quiet import importing_quietly
 from tune.cli.target import Target, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
+from tune.utils.exclusions import Choices, split_processes
 from tune.utils.paths import expand_path
-from tune.utils.ranks import get_world_size, split_processes
+from tune.utils.ranks import get_world_size
 
 if TYPE_CHECKING:
     from tune.config.resolve import Resolution
@@ -139,7 +140,17 @@ def _refuse_another_mesh(plan: LaunchPlan, params: Any) -> None:
         return
     # Where another launcher has started this command, it has said how many there are.
     world_size = plan.nnodes * plan.nproc_per_node if plan.needs_launcher else get_world_size()
-    split_processes(world_size, params)
+    split_processes(
+        Choices(
+            world_size,
+            params.enable_fsdp,
+            params.data_parallel_replicate_dim,
+            params.data_parallel_shard_dim,
+            cpu_offload=params.fsdp_cpu_offload,
+            dtype=params.dtype,
+            optimizer_in_bwd=params.optimizer_in_bwd,
+        )
+    )
 
 
 def _is_config(word: str) -> bool:

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from tune.config.dump import dump_params
     from tune.config.instantiate import import_component, instantiate, instantiate_offering
     from tune.config.log import log_config
-    from tune.config.params import ParamInfo, ParamsError, Problem, check_params, fields_of, param
+    from tune.config.params import (
+        ParamInfo,
+        ParamsError,
+        Problem,
+        check_params,
+        fields_of,
+        fixed_on_resume,
+        param,
+    )
     from tune.config.parser import TuneArgumentParser
     from tune.config.recipe_main import parse
     from tune.config.resolve import Resolution, resolution_of, resolve
@@ -36,6 +44,7 @@ __all__ = [
     "check_params",
     "dump_params",
     "fields_of",
+    "fixed_on_resume",
     "import_component",
     "instantiate",
     "instantiate_offering",
@@ -60,6 +69,7 @@ _HOMES = {
     "check_params": "params",
     "dump_params": "dump",
     "fields_of": "params",
+    "fixed_on_resume": "params",
     "import_component": "instantiate",
     "instantiate": "instantiate",
     "instantiate_offering": "instantiate",

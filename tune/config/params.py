@@ -74,6 +74,7 @@ class ParamInfo:
     pattern_help: str = ""
     short_for: str | None = None
     slot: Slot | None = None
+    fixed_on_resume: bool = False
     hidden: bool = False
 
     def range_text(self) -> str:
@@ -138,6 +139,7 @@ def param(
     pattern_help: str = "",
     short_for: str | None = None,
     slot: Slot | None = None,
+    fixed_on_resume: bool = False,
     hidden: bool = False,
 ) -> Any:
     """Declare one field of a params dataclass.
@@ -156,6 +158,7 @@ def param(
         pattern_help: the same in words, to go on after "must be": "cpu, cuda, cuda:N or mps".
         short_for: dotted path of the component argument this field is a short form of ("optimizer.lr").
         slot: what kind of component the field holds.
+        fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
         hidden: whether help texts leave it out.
     """
     record = {
@@ -170,6 +173,7 @@ def param(
         "pattern_help": pattern_help,
         "short_for": short_for,
         "slot": slot,
+        "fixed_on_resume": fixed_on_resume,
         "hidden": hidden,
     }
     if isinstance(default, (list, dict, set)):
@@ -214,6 +218,13 @@ def fields_of(params_cls: type) -> dict[str, ParamInfo]:
         infos[field.name] = ParamInfo(name=field.name, spec=spec, default=default, **record)
     _known_fields[params_cls] = infos
     return infos
+
+
+def fixed_on_resume(params: Any) -> dict[str, Any]:
+    """Return the parameters, by name, that must be as they were for a resumed run to be the same run."""
+    return {
+        name: getattr(params, name) for name, info in fields_of(type(params)).items() if info.fixed_on_resume
+    }
 
 
 # Set while `resolve` builds an object from values it has already checked one by one.

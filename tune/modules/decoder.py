@@ -22,7 +22,7 @@ from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.rope import RotaryEmbedding
-from tune.utils.sharding import draw_
+from tune.utils.sharding import init_sharded_
 
 
 class DecoderBlock(nn.Module):
@@ -254,20 +254,20 @@ class TransformerDecoder(nn.Module):
         if self.tok_embeddings.weight.is_meta:
             return
         std = 0.02
-        draw_(self.tok_embeddings.weight, partial(nn.init.normal_, std=std))
+        init_sharded_(self.tok_embeddings.weight, partial(nn.init.normal_, std=std))
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                draw_(module.weight, partial(nn.init.normal_, std=std))
+                init_sharded_(module.weight, partial(nn.init.normal_, std=std))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, LoRALinear) and module.weight is not None:
-                draw_(module.weight, partial(nn.init.normal_, std=std))
+                init_sharded_(module.weight, partial(nn.init.normal_, std=std))
             elif isinstance(module, RMSNorm):
                 module.reset_parameters()
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("attn.output_proj.weight", ".w2.weight")):
-                draw_(parameter, partial(nn.init.normal_, std=residual_std))
+                init_sharded_(parameter, partial(nn.init.normal_, std=residual_std))
         for module in self.modules():
             if isinstance(module, LoRALinear):
                 module.reset_adapter()  # after its matrix, whose lengths DoRA begins with

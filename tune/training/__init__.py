@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from tune.training import lr_schedulers, metric_logging
 from tune.training.activations import activation_offloading, checkpoint_activations, compile_blocks
-from tune.training.batches import TokenCounts, count_targets, count_tokens, group_micro_batches, to_device
+from tune.training.batches import (
+    TokenCounts,
+    count_targets,
+    count_tokens,
+    group_micro_batches,
+    sum_counts,
+    to_device,
+)
 from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
     FullModelMetaCheckpointer,
 )
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
+from tune.training.distributed.frozen_base import shards_frozen_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
-from tune.training.distributed.parallel import ParallelPlan, plan_frozen_base, plan_parallel
-from tune.training.distributed.processes import (
-    add_over_ranks_,
-    count_over_ranks,
-    end_processes,
-    from_rank_zero,
-    gather_to_all,
-    max_over_ranks,
-    seed_this_rank,
-    start_processes,
-    sum_over_ranks,
-)
-from tune.training.distributed.sharded_model import copy_to_host, shard_model
+from tune.training.distributed.sharded_model import copy_to_host, describe_processes, shard_model
 from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
@@ -76,6 +72,7 @@ from tune.training.spikes import SpikeWatch
 from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
 from tune.training.train_state import TrainState
+from tune.utils.mesh import Mesh, init_mesh
 
 __all__ = [
     "Checkpoints",
@@ -86,9 +83,9 @@ __all__ = [
     "GradientSync",
     "LongestRow",
     "MemoryPlan",
+    "Mesh",
     "Monitor",
     "OptimizerInBackward",
-    "ParallelPlan",
     "Precision",
     "Progress",
     "RunLock",
@@ -101,7 +98,6 @@ __all__ = [
     "TokenCounts",
     "TrainState",
     "activation_offloading",
-    "add_over_ranks_",
     "build_loader",
     "build_lr_scheduler",
     "build_optimizer",
@@ -114,19 +110,16 @@ __all__ = [
     "clip_gradients",
     "compile_blocks",
     "copy_to_host",
-    "count_over_ranks",
     "count_steps_per_epoch",
     "count_targets",
     "count_tokens",
     "describe_component",
+    "describe_processes",
     "describe_repeatability",
     "dump_nonfinite_step",
-    "end_processes",
     "explain_out_of_memory",
     "find_newest_complete_step",
     "format_summary",
-    "from_rank_zero",
-    "gather_to_all",
     "get_lr",
     "get_metric_logger",
     "get_optimizer",
@@ -136,6 +129,7 @@ __all__ = [
     "hash_code",
     "hash_dataset",
     "hash_weight_files",
+    "init_mesh",
     "link_steps",
     "list_saved_steps",
     "load_run_state",
@@ -144,25 +138,21 @@ __all__ = [
     "make_deterministic",
     "make_fingerprint",
     "mark_last",
-    "max_over_ranks",
     "measure_matmul_rate",
     "metric_logging",
     "nondeterminism",
-    "plan_frozen_base",
     "plan_memory",
-    "plan_parallel",
     "plan_precision",
     "prune_saved_steps",
     "read_run",
     "remove_unfinished_steps",
     "save_run_state",
-    "seed_this_rank",
     "set_rng_state",
     "setup_torch_profiler",
     "shard_model",
-    "start_processes",
+    "shards_frozen_base",
     "step_name",
-    "sum_over_ranks",
+    "sum_counts",
     "to_device",
     "upcoming_sample_ids",
     "verify_step",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["TokenCounts", "count_targets", "count_tokens", "group_micro_batches", "to_device"]
+from tune.utils.mesh import Mesh
+
+__all__ = ["TokenCounts", "count_targets", "count_tokens", "group_micro_batches", "sum_counts", "to_device"]
 
 T = TypeVar("T")
 
@@ -66,6 +68,11 @@ def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
     A row's first label has no position before it that could predict it.
     """
     return int((labels[:, 1:] != ignore_idx).sum())
+
+
+def sum_counts(counts: TokenCounts, mesh: Mesh) -> TokenCounts:
+    """Return the counts of all processes together; each of them must call this."""
+    return TokenCounts(*mesh.sum(astuple(counts)))
 
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tune.config.component import Component
 from tune.modules.moe import MixtureOfExperts
-from tune.utils import get_logger, get_world_size
+from tune.utils import get_logger
 
 __all__ = ["describe_repeatability", "make_deterministic", "nondeterminism"]
 
@@ -53,17 +53,19 @@ def nondeterminism(
 
 
 def describe_repeatability(
-    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module
+    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module, world_size: int = 1
 ) -> str:
     """Return a line that says whether the run can be repeated, and under which conditions or why not.
 
-    Arguments as for `nondeterminism`.
+    Args:
+        seed, optimizer, device, model: as in `nondeterminism`.
+        world_size: processes of the run.
     """
     causes = nondeterminism(seed, optimizer, device, model)
     if causes:
         return f"Would not repeat bit for bit: {'; '.join(causes)}"
     conditions = ["seed", "machine"]
-    if (world_size := get_world_size()) > 1:
+    if world_size > 1:
         conditions.append(f"{world_size} processes")
     if device.type == "cpu":
         # Sums are cut up among threads, and rounded where they are cut.
@@ -73,9 +75,7 @@ def describe_repeatability(
     return f"Repeatable: the same {listed} give the same weights, bit for bit"
 
 
-def _causes(
-    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module
-) -> Iterator[str]:
+def _causes(seed: int | None, optimizer: Component, device: torch.device, model: nn.Module) -> Iterator[str]:
     if seed is None:
         yield "seed is null, so each run draws another (config.yaml in output_dir names it)"
     is_strict = torch.are_deterministic_algorithms_enabled()

@@ -18,7 +18,8 @@ from tune.errors import ConfigError
 from tune.modules import DecoderConfig
 from tune.tokenizers import Tokenizer
 from tune.training.signals import StopRequest
-from tune.utils import get_logger, get_rank, get_world_size
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
 
@@ -31,10 +32,10 @@ def build_loader(
     padding_idx: int,
     shuffle: bool,
     seed: int,
-    device: torch.device,
+    mesh: Mesh,
     num_workers: int = 0,
-) -> tuple[DataLoader[Any], ResumableSampler]:
-    """Return a loader of this process's micro-batches and the sampler that knows its place in the data.
+) -> DataLoader[Any]:
+    """Return a loader of this process's micro-batches; its `sampler` knows the place in the data.
 
     The last batch of an epoch may be smaller and is not dropped: each token weighs the same whatever batch it is in.
     All processes get equally many batches, the last one filled up with padding where the data does not come out even.
@@ -46,24 +47,23 @@ def build_loader(
         padding_idx: token to pad with, where `collate_fn` does not say.
         shuffle: a new order each epoch.
         seed: of the order.
-        device: where batches are used; for a GPU they are pinned, so that nobody waits for their copies.
+        mesh: the processes that share the examples; for a GPU batches are pinned, so that nobody waits for copies.
         num_workers: processes that prepare batches ahead; 0 prepares them in between.
     """
     size = len(dataset)  # type: ignore[arg-type]  # ours have a length
-    sampler = ResumableSampler(size, shuffle, seed, get_rank(), get_world_size())
+    sampler = ResumableSampler(size, shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
     arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
-    loader = DataLoader(
+    return DataLoader(
         FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
         batch_size,
         sampler=sampler,
         collate_fn=partial(import_component(collate_fn.path), **arguments),
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_run,
-        pin_memory=device.type == "cuda",
+        pin_memory=mesh.device.type == "cuda",
         # Its own generator, so that beginning an epoch draws nothing from the global one.
         generator=torch.Generator(),
     )
-    return loader, sampler
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

@@ -7,13 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tune.config.component import Component
 from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
-from tune.training.distributed.processes import max_over_ranks
 from tune.training.memory.check import MemoryCheck
 from tune.training.memory.plan import MemoryPlan
 from tune.training.memory.running_out import get_peak_memory_gib
@@ -24,7 +22,8 @@ from tune.training.run_logs import RunLogs
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import build_speed_meter
 from tune.training.train_state import TrainState
-from tune.utils import get_world_size
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = ["Monitor"]
 
@@ -35,7 +34,7 @@ class Monitor:
     Args:
         output_dir: of the run; its files go there.
         model: the work on it is counted, as far as it is trained.
-        device: of this process.
+        mesh: the processes of the run; the first one writes.
         precision: of the run.
         metric_logger: the config's logger: its class and arguments.
         profiler: the config's profiler, if any.
@@ -45,14 +44,13 @@ class Monitor:
 
     Attributes:
         spikes: has a state that belongs to the run's.
-        limit: FLOP/s that matrix products reach on the devices of the run.
     """
 
     def __init__(
         self,
         output_dir: Path,
         model: TransformerDecoder,
-        device: torch.device,
+        mesh: Mesh,
         precision: Precision,
         *,
         metric_logger: Component,
@@ -62,23 +60,30 @@ class Monitor:
         overwrite: bool = True,
     ) -> None:
         self._output_dir = output_dir
-        self._device = device
+        self._mesh = mesh
+        self._model = model
         self._log_peak_memory = log_peak_memory
-        self._logs = RunLogs(metric_logger, output_dir, overwrite=overwrite)
-        self._profiler = build_profiler(profiler, output_dir / "profiler")
-        self._speed = build_speed_meter(model, device, precision, get_world_size())
+        self._logs = RunLogs(metric_logger, output_dir, overwrite=overwrite, enabled=mesh.is_rank_zero)
+        # One process stands for all.
+        self._profiler = build_profiler(profiler if mesh.is_rank_zero else None, output_dir / "profiler")
+        self._speed = build_speed_meter(model, mesh.device, precision, mesh.world_size)
         self._memory = MemoryCheck(memory_plan)
         self.spikes = SpikeWatch()
 
-    @property
-    def limit(self) -> float:
-        """FLOP/s of matrix products, the best measured so far."""
-        return self._speed.limit
+    def announce(self, state: TrainState, *lines: str) -> None:
+        """Say what is trained, and how much of it there is to do; `lines` are what else is to be said."""
+        sizes = [(weight.numel(), weight.requires_grad) for weight in self._model.parameters()]
+        num_all = sum(size for size, _ in sizes)
+        num_trained = sum(size for size, is_trained in sizes if is_trained)
+        what = "all trained" if num_trained == num_all else f"{num_trained / 1e6:,.2f}M of them trained"
+        get_logger().info(f"Model: {num_all / 1e6:,.1f}M parameters, {what}")
+        limit = f"{self._speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
+        get_logger().info("\n".join((f"Steps: {state.num_steps}. Limit: {limit}", *lines)))
 
     @contextmanager
     def watching(self, state: TrainState) -> Iterator[None]:
         """Show the progress of the body, profile it if asked to, and start the clock."""
-        progress = Progress(state.num_steps, state.step)
+        progress = Progress(state.num_steps, state.step, shown=self._mesh.is_rank_zero)
         with progress as self._progress, self._profiler as self._profile:
             self._speed.start()
             yield
@@ -107,7 +112,7 @@ class Monitor:
         metrics |= vars(self._speed.read())
         metrics |= {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_targets}
         if self._log_peak_memory:
-            metrics["peak_memory_gib"] = max_over_ranks(get_peak_memory_gib(self._device))
+            metrics["peak_memory_gib"] = self._mesh.max(get_peak_memory_gib(self._mesh.device))
         return metrics
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -117,7 +122,8 @@ class Monitor:
             self._progress.show(step, metrics)
 
     def log_sample(self, step: int, prompt: str, answer: str) -> None:
-        """Write what the model answers at a step."""
+        """Write and show what the model answers at a step."""
+        get_logger().info(f"step {step}, sample: {prompt!r} -> {answer!r}")
         self._logs.samples.log_dict({"prompt": prompt, "answer": answer}, step)
 
     def rewind(self, step: int) -> None:
@@ -128,9 +134,9 @@ class Monitor:
         """Return once every line is on the disk: a step saved after that never knows more than they do."""
         self._logs.flush()
 
-    def summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> str:
-        """Return what a run says at its end; arguments as for `format_summary`."""
-        return format_summary(self._output_dir, state, self._speed, template, adapted_base)
+    def log_summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> None:
+        """Say how the run ended, where its model is, and what to type next; arguments as for `format_summary`."""
+        get_logger().info(format_summary(self._output_dir, state, self._speed, template, adapted_base))
 
     def close(self) -> None:
         """Close every logger."""

@@ -16,6 +16,7 @@ from tune.config.slots import OPTIMIZER
 from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.utils import get_logger
+from tune.utils.exclusions import Choices, refuse_excluded
 from tune.utils.sharding import is_sharded
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "check_step", "restore_paged_state"]
@@ -30,13 +31,16 @@ IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differe
 _SCRATCH_SHAPE = (64, 1024)
 
 
-def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backward: bool) -> Optimizer:
+def build_optimizer(
+    component: Component, weights: Iterable[Tensor], *, in_backward: bool, world_size: int = 1
+) -> Optimizer:
     """Return the optimizer of `weights`, fused where it can be and the config leaves it open.
 
     Args:
         component: the optimizer's class and arguments.
         weights: what it trains.
         in_backward: make one optimizer per weight, stepping inside the backward pass.
+        world_size: processes of the run.
 
     Raises:
         ConfigError: the optimizer cannot train these weights, or not on their device, or refuses its arguments.
@@ -45,9 +49,18 @@ def build_optimizer(component: Component, weights: Iterable[Tensor], *, in_backw
     if reason := OPTIMIZER.unsuitable.get(name):  # a config that names it has not come as far as here
         raise ConfigError(f"optimizer {name} does not fit this recipe: {reason}")
     trained = [weight for weight in weights if weight.requires_grad]
-    fusible = FUSED_WHEN_SHARDED if any(map(is_sharded, trained)) else FUSED_OPTIMIZERS
-    if component.kwargs.get("fused") and name in FUSED_OPTIMIZERS and name not in fusible:
-        raise ConfigError(f"optimizer {name} has no fused form for sharded weights: remove optimizer.fused.")
+    sharded = any(map(is_sharded, trained))
+    fused = bool(component.kwargs.get("fused"))
+    refuse_excluded(
+        Choices(
+            world_size,
+            optimizer=component.path,
+            fused=fused,
+            optimizer_in_bwd=in_backward,
+            sharded=sharded,
+        )
+    )
+    fusible = FUSED_WHEN_SHARDED if sharded else FUSED_OPTIMIZERS
     is_open = component.path.startswith("torch.optim") and name in fusible
     offered = {"fused": True} if is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys() else {}
 
@@ -75,14 +88,8 @@ def check_step(path: str, make: Callable[[list[Tensor]], Optimizer], weights: It
         weights: what it is to train; they stay as they are.
 
     Raises:
-        ConfigError: the step failed, or would: the weights are sharded.
+        ConfigError: the step failed.
     """
-    weights = list(weights)
-    if any(map(is_sharded, weights)):
-        raise ConfigError(
-            f"optimizer {path} takes no sharded weights. Use torch.optim.AdamW, or set enable_fsdp=false, by which "
-            "every process holds the whole model."
-        )
     for device, dtype in dict.fromkeys((weight.device, weight.dtype) for weight in weights):
         scratch = torch.nn.Parameter(torch.ones(_SCRATCH_SHAPE, dtype=dtype, device=device))
         scratch.grad = torch.ones_like(scratch)

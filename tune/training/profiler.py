@@ -11,7 +11,7 @@ import torch
 from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
 from tune.errors import TrainingError
-from tune.utils import expand_path, get_logger, is_rank_zero
+from tune.utils import expand_path, get_logger
 
 __all__ = ["DummyProfiler", "Profiler", "build_profiler", "setup_torch_profiler"]
 
@@ -51,7 +51,7 @@ class DummyProfiler:
 
 def build_profiler(component: Component | None, output_dir: Path) -> Profiler:
     """Return the profiler a config describes, writing to `output_dir` where it says nothing else; or an idle one."""
-    if not component or not is_rank_zero():  # one process stands for all
+    if not component:
         return DummyProfiler()
     profiler: Profiler = instantiate_offering(component, {"output_dir": str(output_dir)})
     return profiler

@@ -14,7 +14,7 @@ from typing import Any
 from tune.training.memory.running_out import get_peak_memory_gib
 from tune.training.throughput import SpeedMeter
 from tune.training.train_state import TrainState
-from tune.utils import get_logger, is_rank_zero
+from tune.utils import get_logger
 
 __all__ = ["Progress", "format_duration", "format_summary"]
 
@@ -38,14 +38,15 @@ class Progress:
     Args:
         num_steps: steps of the whole run.
         first_step: steps done before, by the run that is resumed.
+        shown: of several processes one shows the bar.
     """
 
-    def __init__(self, num_steps: int, first_step: int = 0) -> None:
+    def __init__(self, num_steps: int, first_step: int = 0, *, shown: bool = True) -> None:
         self._num_steps = num_steps
         self._first_step = first_step
         self._start = time.perf_counter()
         self._bar: Any = None
-        if is_rank_zero() and _has_terminal():
+        if shown and _has_terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(

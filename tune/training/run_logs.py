@@ -8,7 +8,6 @@ from pathlib import Path
 from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
 from tune.training.metric_logging import FileLogger, JSONLLogger, MetricLogger, Scalar
-from tune.utils import is_rank_zero
 
 __all__ = ["LoggerGroup", "RunLogs"]
 
@@ -17,11 +16,12 @@ class LoggerGroup:
     """Several loggers as one; on all processes but the first, none.
 
     Args:
-        make: makes the loggers; it is called on the first process only.
+        make: makes the loggers; not called where they are not enabled.
+        enabled: whether this is the process that logs.
     """
 
-    def __init__(self, make: Callable[[], Sequence[MetricLogger]]) -> None:
-        self._loggers = make() if is_rank_zero() else ()
+    def __init__(self, make: Callable[[], Sequence[MetricLogger]], *, enabled: bool = True) -> None:
+        self._loggers = make() if enabled else ()
 
     def log(self, name: str, value: Scalar, step: int) -> None:
         """Write one metric of optimizer step `step`."""
@@ -60,16 +60,22 @@ class RunLogs:
         component: the config's logger: its class and arguments.
         output_dir: where all of them write, unless the component says otherwise.
         overwrite: forget what an earlier run left.
+        enabled: whether this is the process that logs.
     """
 
-    def __init__(self, component: Component, output_dir: Path, *, overwrite: bool) -> None:
+    def __init__(
+        self, component: Component, output_dir: Path, *, overwrite: bool, enabled: bool = True
+    ) -> None:
         self.metrics = LoggerGroup(
             lambda: [
                 JSONLLogger(str(output_dir), overwrite=overwrite),
                 instantiate_offering(component, {"log_dir": str(output_dir)}),
-            ]
+            ],
+            enabled=enabled,
         )
-        self.samples = LoggerGroup(lambda: [JSONLLogger(str(output_dir), "samples.jsonl", overwrite)])
+        self.samples = LoggerGroup(
+            lambda: [JSONLLogger(str(output_dir), "samples.jsonl", overwrite)], enabled=enabled
+        )
 
     def rewind(self, step: int) -> None:
         """Forget what is later than `step`."""

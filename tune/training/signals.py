@@ -6,8 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from tune.training.distributed.processes import max_over_ranks
 from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = ["StopRequest"]
 
@@ -21,11 +21,15 @@ class StopRequest:
 
     Use it as a context manager; the handlers that were there before come back at its end. Off the main thread,
     where Python allows no handlers, it never fires.
+
+    Args:
+        mesh: the processes of the run.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
         self.signum: int | None = None  # received by this process
         self._agreed: int | None = None
         self._previous: dict[int, object] = {}
@@ -42,7 +46,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """Tell whether any process of the run was asked to stop; all must ask together, and get the same answer."""
         # Apart from what was received here: this process's own first signal, coming later, is no second one.
-        self._agreed = int(max_over_ranks(self.signum or 0)) or None
+        self._agreed = int(self._mesh.max(self.signum or 0)) or None
         return self._agreed is not None
 
     def __enter__(self) -> StopRequest:

@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 
 from tune.errors import TrainingError
 from tune.utils import get_logger
-from tune.utils.sharding import whole
+from tune.utils.sharding import full_tensor
 
 __all__ = ["StepGuard", "clip_gradients"]
 
@@ -36,7 +36,7 @@ def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None, scal
     gradients = [weight.grad for weight in with_gradient if weight.grad is not None]
     if scale != 1.0:
         torch._foreach_mul_(gradients, scale)
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if max_norm is not None:
         # A norm that is no number scales nothing: whoever looks for where it went bad finds the gradients as they were.
         known = torch.nan_to_num(norm, nan=0.0, posinf=0.0)

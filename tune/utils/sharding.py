@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into_", "draw_", "is_sharded", "local_part", "take_from_first_", "whole"]
+__all__ = ["copy_into_", "full_tensor", "init_sharded_", "is_sharded", "local_part", "take_from_first_"]
 
 
 def is_sharded(tensor: object) -> bool:
@@ -23,7 +23,7 @@ def is_sharded(tensor: object) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor; of a sharded one a new tensor, for which every process must call this."""
     if not is_sharded(tensor):
         return tensor
@@ -54,7 +54,7 @@ def copy_into_(target: Tensor, full: Tensor) -> None:
     local_part(target).copy_(_cut(full, target) if is_sharded(target) else full)
 
 
-def draw_(target: Tensor, initialise: Callable[[Tensor], Any]) -> None:
+def init_sharded_(target: Tensor, initialise: Callable[[Tensor], Any]) -> None:
     """Fill `target` with random numbers, the same whether and how it is sharded.
 
     Args:

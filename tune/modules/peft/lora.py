@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tune.errors import ConfigError
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
 from tune.modules.peft.nf4 import NF4Weight, nf4_matmul
-from tune.utils.sharding import draw_, is_sharded, local_part
+from tune.utils.sharding import init_sharded_, is_sharded, local_part
 
 
 class LoRALinear(FrozenLinear):
@@ -120,7 +120,7 @@ class LoRALinear(FrozenLinear):
                 if old.is_meta or old.dtype != wanted:
                     fresh = torch.empty(old.shape, dtype=wanted, device=self.base_device)
                     setattr(owner, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
-        draw_(
+        init_sharded_(
             self.lora_a.weight, partial(nn.init.kaiming_uniform_, a=math.sqrt(5))
         )  # uniform within 1 / sqrt(i)
         local_part(self.lora_b.weight).zero_()

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tune.training.distributed.parallel import ParallelPlan
+from tune.training.distributed.sharded_model import is_sharded_model
+from tune.utils.mesh import Mesh
 
 __all__ = ["GradientSync", "mark_last"]
 
@@ -32,17 +33,17 @@ class GradientSync:
     fp32 whatever the gradients are.
 
     Args:
-        model: sharded already, if the plan shards.
-        plan: what each process holds.
+        model: sharded already, if it is to be.
+        mesh: the processes of the run.
     """
 
-    def __init__(self, model: nn.Module, plan: ParallelPlan) -> None:
-        self._sharded: Any = model if plan.shards else None
+    def __init__(self, model: nn.Module, mesh: Mesh) -> None:
+        self._sharded: Any = model if is_sharded_model(model) else None
         self._buckets: list[_Bucket] = []
         self._is_last = False
-        if plan.world_size > 1 and not plan.shards:
+        if mesh.world_size > 1 and self._sharded is None:
             trained = [weight for weight in model.parameters() if weight.requires_grad]
-            self._buckets = _make_buckets(trained)
+            self._buckets = _make_buckets(trained, mesh)
             for bucket in self._buckets:
                 for weight in bucket.weights:
                     weight.register_post_accumulate_grad_hook(self._make_hook(bucket))  # type: ignore[no-untyped-call]
@@ -80,8 +81,9 @@ class GradientSync:
 class _Bucket:
     """Some weights whose gradients travel together."""
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
+    def __init__(self, weights: list[nn.Parameter], mesh: Mesh) -> None:
         self.weights = weights
+        self._mesh = mesh
         self._flat: Tensor | None = None
         self._work: Any = None
         self.begin()
@@ -94,14 +96,12 @@ class _Bucket:
         """Send what there is, once; a weight without a gradient counts as one of zeros."""
         if self._work is not None:
             return
-        import torch.distributed as dist
-
         gradients = [
             torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights
         ]
         wide = torch.promote_types(gradients[0].dtype, torch.float32)
         self._flat = torch.cat([gradient.reshape(-1).to(wide) for gradient in gradients])
-        self._work = dist.all_reduce(self._flat, async_op=True)
+        self._work = self._mesh.sum_(self._flat, async_op=True)
 
     def receive(self) -> None:
         """Put the sums where the gradients were."""
@@ -115,7 +115,7 @@ class _Bucket:
         self._flat = self._work = None
 
 
-def _make_buckets(weights: Sequence[nn.Parameter]) -> list[_Bucket]:
+def _make_buckets(weights: Sequence[nn.Parameter], mesh: Mesh) -> list[_Bucket]:
     """Cut the weights, last first as the backward pass meets them, into buckets of one dtype each."""
     groups: list[list[nn.Parameter]] = []
     used = 0
@@ -125,4 +125,4 @@ def _make_buckets(weights: Sequence[nn.Parameter]) -> list[_Bucket]:
             used = 0
         groups[-1].append(weight)
         used += weight.numel() * 4
-    return [_Bucket(group) for group in groups]
+    return [_Bucket(group, mesh) for group in groups]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +15,25 @@ from torch import Tensor, nn
 
 from tune.errors import ConfigError
 from tune.modules.peft import is_adapter
-from tune.training.distributed.parallel import ParallelPlan
-from tune.training.distributed.processes import from_rank_zero, share_from_rank_zero
-from tune.utils import get_rank, is_rank_zero
 from tune.utils.host_memory import return_freed_memory
-from tune.utils.sharding import is_sharded, local_part, whole
+from tune.utils.mesh import Mesh
+from tune.utils.sharding import full_tensor, is_sharded, local_part
 
-__all__ = ["HostShards", "copy_to_host", "is_cut", "reshard", "shard_model", "write_whole"]
+__all__ = [
+    "HostShards",
+    "copy_to_host",
+    "describe_processes",
+    "is_sharded_model",
+    "reshard",
+    "shard_model",
+    "write_whole",
+]
 
 # What sharded models were before: without memory, and whole.
 _skeletons: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 
 
-def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
+def shard_model(model: Any, mesh: Mesh, *, own_layers: Sequence[str] = (), cpu_offload: bool = False) -> None:
     """Cut every weight of a model over the processes of its copy, in place; each block is gathered when it runs.
 
     Call it while the model is on the meta device, after blocks were set up to be recomputed or compiled: each process
@@ -35,13 +41,13 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
 
     Args:
         model: a decoder.
-        plan: one that shards.
-        device: where the parts go (the host, with `cpu_offload`).
+        mesh: one that shards.
+        own_layers: further modules that are gathered on their own, such as tok_embeddings.
+        cpu_offload: shards wait in host memory.
 
     Raises:
         ConfigError: a layer to be sharded on its own does not exist.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
         FSDPModule,
@@ -51,20 +57,17 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
         register_fsdp_forward_method,
     )
 
-    if device.type == "cpu":
+    if mesh.device.type == "cpu":
         return_freed_memory()
     skeleton = copy.deepcopy(model)
-    mesh = init_device_mesh(
-        device.type, (plan.replicate_dim, plan.shard_dim), mesh_dim_names=("replicate", "shard")
-    )
-    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if plan.cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if cpu_offload else OffloadPolicy()
     options: dict[str, Any] = {
-        "mesh": mesh if plan.replicate_dim > 1 else mesh["shard"],
+        "mesh": mesh.device_mesh if mesh.replicate_dim > 1 else mesh.device_mesh["shard"],
         # Weights are gathered as they are kept: matrix products cast them themselves, as they do in one process.
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
         "offload_policy": offload,
     }
-    for path in _own_layers(model, plan.sharded_layers):
+    for path in _own_layers(model, own_layers):
         fully_shard(model.get_submodule(path), **options)
     for block in model.layers:
         fully_shard(block, **options)
@@ -77,13 +80,25 @@ def shard_model(model: Any, plan: ParallelPlan, device: torch.device) -> None:
             # The loss was divided by the target tokens of all processes already: gradients are added, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    model.to_empty(device="cpu" if plan.cpu_offload else device)
+    model.to_empty(device="cpu" if cpu_offload else mesh.device)
     _skeletons[model] = skeleton
 
 
-def is_cut(model: object) -> bool:
+def is_sharded_model(model: object) -> bool:
     """Tell whether this is a model that `shard_model` has cut."""
     return isinstance(model, nn.Module) and model in _skeletons
+
+
+def describe_processes(model: nn.Module, mesh: Mesh) -> str:
+    """Return in words how a model is spread over the processes of a run."""
+    if mesh.world_size == 1:
+        return "1 process"
+    if not is_sharded_model(model):
+        return f"{mesh.world_size} processes with a whole copy each"
+    copies = f"{mesh.replicate_dim} copies, each " if mesh.replicate_dim > 1 else ""
+    is_offloaded = next(model.parameters()).device.type != mesh.device.type
+    where = ", waiting in host memory" if is_offloaded else ""
+    return f"{mesh.world_size} processes: {copies}sharded over {mesh.shard_dim}{where}"
 
 
 def reshard(model: nn.Module) -> None:
@@ -104,17 +119,16 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def copy_to_host(model: Any) -> Any:
+def copy_to_host(model: Any, mesh: Mesh) -> Any:
     """Return a copy of a model in host memory that training leaves alone; on all processes but the first, None.
 
     Of a sharded model each process copies what it holds, and nothing is sent: `write_whole` takes that for the model.
     """
-    if not is_cut(model):
-        return _copy(model) if is_rank_zero() else None
+    if not is_sharded_model(model):
+        return _copy(model) if mesh.is_rank_zero else None
     reshard(model)
-    return HostShards(
-        _skeletons[model], {name: _HostPart.of(weight) for name, weight in model.named_parameters()}
-    )
+    parts = {name: _HostPart.of(weight, mesh) for name, weight in model.named_parameters()}
+    return HostShards(_skeletons[model], parts)
 
 
 @dataclass(frozen=True)
@@ -147,22 +161,22 @@ class _HostPart:
     ranks: tuple[int, ...]
 
     @classmethod
-    def of(cls, weight: Any) -> _HostPart:
+    def of(cls, weight: Any, mesh: Mesh) -> _HostPart:
         """Return the part of a weight, copied."""
         ranks = (0,)
         if is_sharded(weight):
             # One copy of the model is enough: the one that the first process has a part of.
             first_copy = tuple(slice(None) if placement.is_shard() else 0 for placement in weight.placements)
             ranks = tuple(weight.device_mesh.mesh[first_copy].flatten().tolist())
-        is_needed = get_rank() in ranks
+        is_needed = mesh.rank in ranks
         local = local_part(weight.detach()).to("cpu", copy=True).contiguous() if is_needed else None
         return cls(local, weight.shape, weight.dtype, ranks)
 
-    def gather(self, group: Any) -> Tensor | None:
+    def gather(self, mesh: Mesh, group: Any) -> Tensor | None:
         """Return the whole weight on the first process, None on the others; all must call this."""
         import torch.distributed as dist
 
-        if not is_rank_zero():
+        if not mesh.is_rank_zero:
             if self.local is not None and self.local.numel():
                 dist.send(_bytes_of(self.local), dst=0, group=group)
             return None
@@ -183,7 +197,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> None:
+def write_whole(model: Any, write: Callable[[Any], None], mesh: Mesh, group: Any = None) -> None:
     """Call `write` on the first process with all of a sharded model, of which no more is there than is being written.
 
     Every process must call this: while the first one writes, the others send what it asks for. The model that `write`
@@ -194,18 +208,19 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
         model: one that `shard_model` has cut, or what `copy_to_host` made of it: then nothing is sent but through
             `group`, and training may go on meanwhile.
         write: what it raises, all processes raise.
-        group: from `open_host_group`; None: the main one.
+        mesh: the processes of the run.
+        group: from `Mesh.open_host_group`; None: the main one.
     """
     gather: Callable[[Any], Any]
     if isinstance(model, HostShards):
-        skeleton, weights, gather = model.skeleton, dict(model.parts), lambda part: part.gather(group)
+        skeleton, weights, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh, group)
     else:
         reshard(model)
         skeleton, weights = _skeletons[model], dict(model.named_parameters())
-        gather = lambda weight: whole(weight.detach()).cpu()  # noqa: E731
+        gather = lambda weight: full_tensor(weight.detach()).cpu()  # noqa: E731
 
     def fetch(names: list[str]) -> list[Tensor]:
-        share_from_rank_zero(names, group)
+        mesh.broadcast(names, group)
         return [gather(weights[name]) for name in names]
 
     def write_fetched() -> None:
@@ -220,14 +235,14 @@ def write_whole(model: Any, write: Callable[[Any], None], group: Any = None) -> 
             )
             write(lent)
         finally:
-            share_from_rank_zero(None, group)
+            mesh.broadcast(None, group)
 
-    if not is_rank_zero():
+    if not mesh.is_rank_zero:
         unknown: Any = None
-        while (names := share_from_rank_zero(unknown, group)) is not None:
+        while (names := mesh.broadcast(unknown, group)) is not None:
             for name in names:
                 gather(weights[name])
-    from_rank_zero(write_fetched, group)
+    mesh.from_rank_zero(write_fetched, group)
 
 
 @contextmanager

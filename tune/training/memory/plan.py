@@ -16,7 +16,6 @@ from tune.data import DataReport
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.peft import adapter_parameters
-from tune.training.distributed.parallel import ParallelPlan
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
 from tune.training.memory.optimizer_sizes import optimizer_sizes
@@ -187,8 +186,9 @@ def plan_memory(
     *,
     loss_fn: nn.Module,
     precision: Precision,
-    parallel: ParallelPlan,
     device: torch.device,
+    shard_dim: int = 1,
+    cpu_offload: bool = False,
 ) -> MemoryPlan:
     """Return what a run will need on one rank.
 
@@ -200,8 +200,9 @@ def plan_memory(
         row: of the data.
         loss_fn: the loss.
         precision: of weights and of products; adapters are fp32.
-        parallel: how the weights are spread over the ranks.
         device: where the run takes place.
+        shard_dim: ranks that the weights are cut over.
+        cpu_offload: shards wait in host memory.
     """
     run = PlannedRun(
         model=model,
@@ -214,9 +215,9 @@ def plan_memory(
         seq_len=row.num_tokens,
         packed=row.is_packed,
         accumulates=params.gradient_accumulation_steps > 1,
-        shard_size=parallel.shard_dim,
-        uses_fsdp=parallel.shards,
-        cpu_offload=parallel.cpu_offload,
+        shard_size=shard_dim,
+        uses_fsdp=shard_dim > 1,
+        cpu_offload=cpu_offload,
         activation_checkpointing=params.enable_activation_checkpointing,
         activation_offloading=params.enable_activation_offloading,
         optimizer_in_backward=params.optimizer_in_bwd,

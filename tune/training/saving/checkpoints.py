@@ -12,16 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
-from tune.training.distributed.processes import from_rank_zero, open_host_group
 from tune.training.distributed.sharded_model import (
     HostShards,
     copy_to_host,
-    is_cut,
+    is_sharded_model,
     reshard,
     write_whole,
 )
@@ -47,8 +45,9 @@ from tune.training.saving.shared_folder import require_shared_folder
 from tune.training.saving.tokenizer_copy import keep_tokenizer
 from tune.training.saving.weight_sums import check_weights, sum_weights
 from tune.training.train_state import TrainState
-from tune.utils import expand_path, get_logger, is_rank_zero
+from tune.utils import expand_path, get_logger
 from tune.utils.lost_connection import is_lost_connection
+from tune.utils.mesh import Mesh
 
 __all__ = ["Checkpoints"]
 
@@ -75,13 +74,14 @@ class Checkpoints:
 
     Args:
         output_dir: where the steps go; created if missing. What a killed run left unfinished there is removed.
-        device: whose random state belongs to a step.
+        mesh: the processes of the run.
         resume: go on from a saved step, the newest one if none is named.
         checkpointer: may ask for that too, and name the step; where it would write does not matter.
         keep_last_n: older steps are deleted beyond this many, except the best; None keeps all.
         in_background: training goes on while a step is written.
 
     Attributes:
+        output_dir, mesh: as given.
         resumes: whether it was asked to go on.
         resumed: the saved step to go on from, if any.
         saved: its counters and facts: what `TrainState.state` returned.
@@ -95,7 +95,7 @@ class Checkpoints:
     def __init__(
         self,
         output_dir: str | Path,
-        device: torch.device,
+        mesh: Mesh,
         *,
         resume: bool = False,
         checkpointer: NamesStep | None = None,
@@ -103,7 +103,7 @@ class Checkpoints:
         in_background: bool = False,
     ) -> None:
         self.output_dir = expand_path(output_dir)
-        self._device = device
+        self.mesh = mesh
         self._keep_last_n = keep_last_n
         self._in_background = in_background
         self._thread: threading.Thread | None = None
@@ -119,15 +119,15 @@ class Checkpoints:
         self.resumes = resume or bool(checkpointer and checkpointer.resume_from_checkpoint)
         with ExitStack() as on_failure:
             on_failure.callback(self._release)
-            self.resumed: SavedStep | None = from_rank_zero(partial(self._claim, self.resumes, name))
-            require_shared_folder(self.output_dir)
-            self._group = open_host_group()
+            self.resumed: SavedStep | None = mesh.from_rank_zero(partial(self._claim, self.resumes, name))
+            require_shared_folder(self.output_dir, mesh)
+            self._group = mesh.open_host_group()
             self.saved: dict[str, Any] = read_run(self.resumed.state_dir) if self.resumed else {}
             on_failure.pop_all()
 
     def copy_tokenizer(self) -> Path | None:
         """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone."""
-        return keep_tokenizer(self.resumed) if self.resumed else None
+        return keep_tokenizer(self.resumed, self.mesh) if self.resumed else None
 
     def restore(
         self, state: TrainState, model: nn.Module, optimizer: Optimizer, *, allow_changes: bool = False
@@ -151,18 +151,20 @@ class Checkpoints:
         changed = check_fingerprint(
             self.saved["fingerprint"], state.fingerprint, where, allow_changes=allow_changes
         )
-        check_weights(self.saved.get("weights"), model, where, allow_changes=allow_changes)
+        check_weights(self.saved.get("weights"), model, self.mesh, where, allow_changes=allow_changes)
         load_run_state(
-            self.resumed.state_dir, model, optimizer, self._device, state.parts, settings_changed=bool(changed)
+            self.resumed.state_dir, model, optimizer, self.mesh, state.parts, settings_changed=bool(changed)
         )
         state.restore(self.saved)
         self.last_step = state.step
         self._newest = self.resumed.path
-        if is_rank_zero():  # a run that was killed may not have come to do it
+        if self.mesh.is_rank_zero:  # a run that was killed may not have come to do it
             link_steps(self.output_dir, latest=state.step, best=state.best_step)
         get_logger().info(f"Resumed from {where}: step {state.step} of {state.num_steps}")
 
-    def save(self, state: TrainState, model: nn.Module, optimizer: Optimizer, write_model: WriteModel) -> None:
+    def save(
+        self, state: TrainState, model: nn.Module, optimizer: Optimizer, write_model: WriteModel
+    ) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept.
 
         Args:
@@ -179,10 +181,10 @@ class Checkpoints:
         state.note_saving()
         self.last_step = state.step
         reshard(model)
-        run = state.state() | {"weights": sum_weights(model)}
-        written = copy_to_host(model) if self._in_background else model
+        run = state.state() | {"weights": sum_weights(model, self.mesh)}
+        written = copy_to_host(model, self.mesh) if self._in_background else model
         snapshot = capture_run_state(
-            model, optimizer, self._device, run, state.parts, copied=self._in_background
+            model, optimizer, self.mesh, run, state.parts, copied=self._in_background
         )
         held_up = time.perf_counter() - start if self._in_background else None
         write = partial(self._write, state.step, written, snapshot, write_model, state.best_step, held_up)
@@ -288,14 +290,14 @@ class Checkpoints:
 
         with explain_failed_save(self.output_dir, step):
             try:
-                if isinstance(model, HostShards) or is_cut(model):
-                    write_whole(model, begin, self._group)
+                if isinstance(model, HostShards) or is_sharded_model(model):
+                    write_whole(model, begin, self.mesh, self._group)
                 else:
-                    from_rank_zero(partial(begin, model), self._group)
-                write_run_state(staged.path / "state", snapshot, self._group)
-                from_rank_zero(finish, self._group)
+                    self.mesh.from_rank_zero(partial(begin, model), self._group)
+                write_run_state(staged.path / "state", snapshot, self.mesh, self._group)
+                self.mesh.from_rank_zero(finish, self._group)
             finally:
-                if is_rank_zero():
+                if self.mesh.is_rank_zero:
                     staged.discard()
         meanwhile = "" if held_up is None else f" in the background; training waited {held_up:.2f} s"
         get_logger().info(f"Saved {staged.final} in {time.perf_counter() - start:.2f} s{meanwhile}")

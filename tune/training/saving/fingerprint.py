@@ -15,7 +15,7 @@ import torch
 import tune
 from tune.config.component import COMPONENT_KEY, Component
 from tune.errors import CheckpointError
-from tune.utils import get_logger, get_world_size
+from tune.utils import get_logger
 
 __all__ = [
     "check_fingerprint",
@@ -43,14 +43,14 @@ def describe_component(component: Component) -> str:
     return f"{component.path} {json.dumps(arguments, sort_keys=True, default=str)}"
 
 
-def make_fingerprint(settings: Mapping[str, Any], **facts: object) -> dict[str, str]:
+def make_fingerprint(settings: Mapping[str, Any], world_size: int = 1, **facts: object) -> dict[str, str]:
     """Return settings and further facts of a run as texts that can be compared and shown.
 
     The number of processes and threads and the version of torch are always among them.
     """
     fingerprint = {name: str(fact) for name, fact in facts.items()}
     fingerprint |= {
-        "processes": str(get_world_size()),
+        "processes": str(world_size),
         "threads": str(torch.get_num_threads()),
         "torch": str(torch.__version__),
     }

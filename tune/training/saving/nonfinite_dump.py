@@ -20,38 +20,83 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from tune.checkpoints.writers import replacing
-from tune.data import ResumableSampler
 from tune.errors import TrainingError
-from tune.training.distributed.leaving_together import leaving_together
-from tune.training.distributed.processes import max_over_ranks
+from tune.training.distributed.collective_failure import fail_together
+from tune.training.saving.checkpoints import Checkpoints
 from tune.training.saving.saved_steps import step_name
-from tune.utils import get_logger, get_rank, get_world_size
+from tune.training.train_state import TrainState
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 from tune.utils.sharding import local_part
 
-__all__ = ["dump_nonfinite_step", "upcoming_sample_ids", "weights_are_finite"]
+__all__ = ["dump_nonfinite_step", "keep_for_study", "upcoming_sample_ids", "weights_are_finite"]
+
+BatchLoss = Callable[[dict[str, Tensor]], tuple[Tensor, int]]
 
 # Parameters named in a report, of weights and of gradients each; how many there are is always said.
 _MAX_NAMED = 50
 
 
-def upcoming_sample_ids(
-    sampler: ResumableSampler, num_micro_batches: int, batch_size: int
-) -> list[list[int | None]]:
+def upcoming_sample_ids(loader: DataLoader[Any], num_micro_batches: int) -> list[list[int | None]]:
     """Return which examples of the dataset each micro-batch holds. Call it before `sampler.advance`.
 
     None stands for a row without content, which evens out the ranks at an epoch's end.
     """
-    ids = (index if index >= 0 else None for index in sampler)
-    return [list(islice(ids, batch_size)) for _ in range(num_micro_batches)]
+    ids = (index if index >= 0 else None for index in loader.sampler)
+    return [list(islice(ids, loader.batch_size)) for _ in range(num_micro_batches)]
+
+
+def keep_for_study(
+    state: TrainState,
+    checkpoints: Checkpoints,
+    loader: DataLoader[Any],
+    model: nn.Module,
+    micro_batches: Sequence[Mapping[str, Tensor]],
+    *,
+    save: Callable[[], object],
+    batch_loss: BatchLoss,
+) -> None:
+    """Save the finished step before one that cannot be taken, and write what is known of that one.
+
+    Args:
+        state: in the step that cannot be taken; it is put back to the one before.
+        checkpoints: of the run.
+        loader: of the training data; its sampler has not yet advanced.
+        model: with the gradients of the step.
+        micro_batches: of the step, on this process.
+        save: saves the state as it is then.
+        batch_loss: as for `dump_nonfinite_step`.
+
+    Raises:
+        CheckpointError: the finished step could not be saved.
+        TrainingError: as for `dump_nonfinite_step`.
+    """
+    sample_ids = upcoming_sample_ids(loader, len(micro_batches))
+    failed_step = state.step
+    state.undo_step()
+    # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
+    if state.step > checkpoints.last_step and weights_are_finite(model, checkpoints.mesh):
+        save()
+        checkpoints.wait()
+    dump_nonfinite_step(
+        checkpoints.output_dir,
+        failed_step,
+        model,
+        micro_batches,
+        checkpoints.mesh,
+        sample_ids=sample_ids,
+        batch_loss=batch_loss,
+    )
 
 
 @torch.no_grad()
-def weights_are_finite(model: nn.Module) -> bool:
+def weights_are_finite(model: nn.Module, mesh: Mesh) -> bool:
     """Tell whether every weight is a number, on all processes; each of them must call this."""
     bad = any(not bool(torch.isfinite(local_part(weight)).all()) for weight in model.parameters())
-    return max_over_ranks(bad) == 0
+    return mesh.max(bad) == 0
 
 
 def dump_nonfinite_step(
@@ -59,12 +104,10 @@ def dump_nonfinite_step(
     step: int,
     model: nn.Module,
     micro_batches: Sequence[Mapping[str, Tensor]],
+    mesh: Mesh,
     *,
     sample_ids: Sequence[Sequence[int | None]] | None = None,
-    loss: Tensor | float | None = None,
-    grad_norm: Tensor | float | None = None,
-    loss_of: Callable[[dict[str, Tensor]], Tensor] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    batch_loss: BatchLoss | None = None,
 ) -> Path | None:
     """Write what there is to know of a step whose loss or gradient is not finite; return where, None where it failed.
 
@@ -77,30 +120,24 @@ def dump_nonfinite_step(
         step: the step that was not taken; the weights are those before it.
         model: with its gradients, where they are there.
         micro_batches: of this rank, on any device.
+        mesh: the processes of the run.
         sample_ids: the dataset's indices of the examples in each, as `upcoming_sample_ids` gives them.
-        loss, grad_norm: of the whole step.
-        loss_of: returns a micro-batch's loss. Called without gradients, it finds the micro-batch and the module where
-            the numbers first go bad; on many ranks all must pass it, since the forward pass may be a collective.
-        facts: further values for the report, such as seed, epoch and learning rate.
+        batch_loss: returns a micro-batch's loss, and what it is divided by. Called without gradients, it finds the
+            micro-batch and the module where the numbers first go bad; on many ranks all must pass it, since the forward
+            pass may be a collective.
 
     Raises:
         TrainingError: sharded weights could not be brought together by this process, and the others wait for it: the
-            run has to end here, see `leaving_together`.
+            run has to end here, see `fail_together`.
     """
     folder = output_dir / f"non_finite_{step_name(step)}"
-    rank = get_rank()
+    rank = mesh.rank
     try:
-        with leaving_together(model) if loss_of is not None else nullcontext():
+        with fail_together(model, mesh) if batch_loss is not None else nullcontext():
             report = {
                 "step": step,
                 "rank": rank,
-                "world_size": get_world_size(),
-                "loss": _number(loss),
-                "grad_norm": _number(grad_norm),
-                **{
-                    name: value if isinstance(value, str | int | bool) else _number(value)
-                    for name, value in (facts or {}).items()
-                },
+                "world_size": mesh.world_size,
                 "non_finite_weights": _count(
                     {name: weight.detach() for name, weight in model.named_parameters()}
                 ),
@@ -114,7 +151,7 @@ def dump_nonfinite_step(
             }
             # Before anything is computed, which may fail.
             batches = _write_batches(folder, rank, micro_batches)
-            report |= _look(model, micro_batches, sample_ids, loss_of)
+            report |= _look(model, micro_batches, sample_ids, batch_loss)
         report["batches"] = f"{batches.name}: MICRO_BATCH.FIELD, such as 0.tokens"
         # Last: where there is a report, the rest is there, too.
         with replacing(folder / f"report_rank{rank}.json") as staged:
@@ -172,7 +209,7 @@ def _look(
     model: nn.Module,
     micro_batches: Sequence[Mapping[str, Tensor]],
     sample_ids: Sequence[Sequence[int | None]] | None,
-    loss_of: Callable[[dict[str, Tensor]], Tensor] | None,
+    batch_loss: BatchLoss | None,
 ) -> dict[str, Any]:
     """Return what each micro-batch held and lost, and the module where the first one went bad."""
     rows: list[dict[str, Any]] = []
@@ -181,12 +218,12 @@ def _look(
         row: dict[str, Any] = {"shape": list(batch["tokens"].shape)}
         if sample_ids is not None:
             row["sample_ids"] = list(sample_ids[index])
-        if loss_of is not None:
+        if batch_loss is not None:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watch(model, first_bad):
-                row["loss"] = _number(loss_of(dict(batch)))
+                row["loss"] = _number(batch_loss(dict(batch))[0])
         rows.append(row)
     looked: dict[str, Any] = {"micro_batches": rows}
-    if loss_of is not None:
+    if batch_loss is not None:
         looked["first_non_finite_output"] = first_bad[0] if first_bad else None
     return looked
 

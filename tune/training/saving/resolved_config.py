@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tune.checkpoints.writers import replacing
 from tune.config.dump import dump_params
 from tune.errors import CheckpointError
-from tune.utils import is_rank_zero
 
 __all__ = ["write_resolved_config"]
 
 
-def write_resolved_config(params: Any, path: Path, drawn: Mapping[str, Any] | None = None) -> None:
+def write_resolved_config(params: Any, path: Path, **drawn: Any) -> None:
     """Write every parameter with its value, and, where the params came from a config, where it was set.
-
-    Of several processes the first one writes.
 
     Args:
         params: a params object; built in Python, it is written without provenance.
         path: the YAML file; feeding it back reproduces the run.
-        drawn: values the run chose where a field was null, such as its seed.
+        **drawn: values the run chose where a field was null, such as its seed.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    if not is_rank_zero():
-        return
     text = dump_params(params, drawn=drawn)
     try:
         with replacing(path) as staged:

@@ -24,14 +24,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
 from tune.errors import CheckpointError
-from tune.training.distributed.processes import from_rank_zero, gather_to_all, seed_this_rank
 from tune.training.optimizers import restore_paged_state
 from tune.training.saving.manifest import CHANGED_SINCE
 from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.shared_folder import require_all_written
 from tune.training.saving.state_tensors import first_line, load_tensors, save_tensors
 from tune.training.train_state import Stateful
-from tune.utils import get_logger, get_rank
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = [
     "RunSnapshot",
@@ -66,7 +66,7 @@ class RunSnapshot:
 def capture_run_state(
     model: nn.Module,
     optimizer: Optimizer,
-    device: torch.device,
+    mesh: Mesh,
     run: Mapping[str, Any],
     parts: Mapping[str, Stateful],
     *,
@@ -77,7 +77,7 @@ def capture_run_state(
     Args:
         model: gives the weights' names, under which their optimizer state is kept.
         optimizer: its state per weight; groups' settings too.
-        device: whose random state is saved, beside the host's.
+        mesh: the processes; the random states of their devices are saved, beside the hosts'.
         run: where the run stands: numbers, text, and containers of them.
         parts: further objects with a state: schedule, sampler, scaler, averaged weights.
         copied: tensors are copied to the host, so that training may go on while they are written.
@@ -99,7 +99,7 @@ def capture_run_state(
         "version": VERSION,
         "run": dict(run),
         "parts": states,
-        "rng": gather_to_all(get_rng_state(device)),
+        "rng": mesh.gather_to_all(get_rng_state(mesh.device)),
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "kind": type(optimizer).__name__,
         "plain": plain,
@@ -138,29 +138,30 @@ def _map_values(state: Any, change: Callable[[Any, Any], Any]) -> Any:
     return state
 
 
-def write_run_state(directory: Path, snapshot: RunSnapshot, group: Any = None) -> None:
+def write_run_state(directory: Path, snapshot: RunSnapshot, mesh: Mesh, group: Any = None) -> None:
     """Write a snapshot into `directory`, created if missing; every process must call this with its own.
 
     Args:
         directory: the same on every process, on a disk that all of them see.
         snapshot: from `capture_run_state`.
-        group: processes talk through it, see `tune.training.distributed.processes.open_host_group`.
+        mesh: the processes of the run.
+        group: from `Mesh.open_host_group`; they talk through it.
 
     Raises:
         OSError, RuntimeError: a file could not be written, by whichever process.
         CheckpointError: the first process does not see what another one wrote.
     """
     if snapshot.content["has_tensors"]:
-        save_tensors(directory / TENSORS_DIR, snapshot.tensors, group)
-        require_all_written(directory / TENSORS_DIR, f"__{get_rank()}_*", group)
-    from_rank_zero(lambda: _write_run_file(directory, snapshot.content), group)
+        save_tensors(directory / TENSORS_DIR, snapshot.tensors, mesh, group)
+        require_all_written(directory / TENSORS_DIR, f"__{mesh.rank}_*", mesh, group)
+    mesh.from_rank_zero(lambda: _write_run_file(directory, snapshot.content), group)
 
 
 def save_run_state(
     directory: Path,
     model: nn.Module,
     optimizer: Optimizer,
-    device: torch.device,
+    mesh: Mesh,
     run: Mapping[str, Any],
     parts: Mapping[str, Stateful],
 ) -> None:
@@ -171,14 +172,14 @@ def save_run_state(
     Raises:
         OSError, RuntimeError: a file could not be written.
     """
-    write_run_state(directory, capture_run_state(model, optimizer, device, run, parts))
+    write_run_state(directory, capture_run_state(model, optimizer, mesh, run, parts), mesh)
 
 
 def load_run_state(
     directory: Path,
     model: nn.Module,
     optimizer: Optimizer,
-    device: torch.device,
+    mesh: Mesh,
     parts: Mapping[str, Stateful],
     *,
     settings_changed: bool = False,
@@ -186,7 +187,7 @@ def load_run_state(
     """Put the saved state into optimizer, parts and, last, the random generators.
 
     Args:
-        directory, model, optimizer, device, parts: as for saving.
+        directory, model, optimizer, mesh, parts: as for saving.
         settings_changed: what optimizer and schedule are set to now is meant, and stays: only what they have
             gathered, and how far the schedule has come, is taken over.
 
@@ -237,9 +238,9 @@ def load_run_state(
         else:
             part.load_state_dict(_put_tensors(state, tensors))
     states = content["rng"]
-    set_rng_state(states[get_rank()] if get_rank() < len(states) else states[0], device)
-    if get_rank() >= len(states):
-        seed_this_rank(torch.initial_seed())  # a process more than there were
+    set_rng_state(states[mesh.rank] if mesh.rank < len(states) else states[0], mesh.device)
+    if mesh.rank >= len(states):
+        mesh.seed_this_rank(torch.initial_seed())  # a process more than there were
 
 
 def _advance(schedule: LRScheduler, num_steps: int) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune.errors import CheckpointError
-from tune.training.distributed.processes import from_rank_zero, gather_to_all
-from tune.utils import get_rank, get_world_size
+from tune.utils.mesh import Mesh
 
 __all__ = ["require_all_written", "require_shared_folder"]
 
@@ -21,7 +20,7 @@ SEEN_WITHIN_S = 90.0
 _POLL_S = 0.1
 
 
-def require_shared_folder(folder: Path) -> None:
+def require_shared_folder(folder: Path, mesh: Mesh) -> None:
     """Refuse a folder that is not the same one for every process; all must call this.
 
     Otherwise each machine would keep its own part of a saved step to itself, and no step could be resumed from.
@@ -29,11 +28,11 @@ def require_shared_folder(folder: Path) -> None:
     Raises:
         CheckpointError: some process does not see what the first one writes there; raised on all.
     """
-    if get_world_size() == 1:
+    if mesh.world_size == 1:
         return
-    file = folder / from_rank_zero(lambda: _leave_word(folder))
-    found = gather_to_all((platform.node(), _comes_true(file.is_file)))
-    from_rank_zero(lambda: file.unlink(missing_ok=True))
+    file = folder / mesh.from_rank_zero(lambda: _leave_word(folder))
+    found = mesh.gather_to_all((platform.node(), _comes_true(file.is_file)))
+    mesh.from_rank_zero(lambda: file.unlink(missing_ok=True))
     blind = sorted({node for node, sees in found if not sees})
     if blind:
         raise CheckpointError(
@@ -43,20 +42,21 @@ def require_shared_folder(folder: Path) -> None:
         )
 
 
-def require_all_written(folder: Path, pattern: str, group: Any = None) -> None:
+def require_all_written(folder: Path, pattern: str, mesh: Mesh, group: Any = None) -> None:
     """Return once the first process sees every file that the others have written; all must call this.
 
     Args:
         folder: where they were written.
         pattern: of this process's files in it.
-        group: as in `from_rank_zero`.
+        mesh: the processes of the run.
+        group: as in `Mesh.from_rank_zero`.
 
     Raises:
         CheckpointError: a file is missing or cut short; raised on all.
     """
-    if get_world_size() == 1:
+    if mesh.world_size == 1:
         return
-    written = gather_to_all((get_rank(), platform.node(), *_sizes(folder, pattern)), group)
+    written = mesh.gather_to_all((mesh.rank, platform.node(), *_sizes(folder, pattern)), group)
 
     def check() -> None:
         for rank, node, files, problem in written:
@@ -69,7 +69,7 @@ def require_all_written(folder: Path, pattern: str, group: Any = None) -> None:
                         f"{written[0][1]}: all machines have to share the disk of output_dir"
                     )
 
-    from_rank_zero(check, group)
+    mesh.from_rank_zero(check, group)
 
 
 def _leave_word(folder: Path) -> str:

@@ -13,13 +13,24 @@ from torch import Tensor
 from tune.checkpoints.file_formats import PICKLE_ERRORS
 from tune.errors import CheckpointError
 from tune.training.saving.manifest import CHANGED_SINCE
-from tune.utils import get_world_size
+from tune.utils.mesh import Mesh
 from tune.utils.sharding import is_sharded
 
 __all__ = ["first_line", "load_tensors", "save_tensors"]
 
 
-def save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
+def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh, group: Any) -> None:
+    """Write tensors into `directory`; every process must call this with what it holds of them.
+
+    Args:
+        directory: the same on every process.
+        tensors: by name.
+        mesh: the processes of the run.
+        group: from `Mesh.open_host_group`; they talk through it.
+
+    Raises:
+        OSError, RuntimeError: a file could not be written, by whichever process.
+    """
     # Half a second of imports, needed only once something is saved.
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -30,7 +41,7 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], group: Any) -> 
         with warnings.catch_warnings():
             # It warns that there is one process, which is what no_dist says.
             warnings.simplefilter("ignore", UserWarning)
-            is_alone = get_world_size() == 1
+            is_alone = mesh.world_size == 1
             # Flushed where they are written: the process that writes the manifest may be on another machine.
             writer = make_writer(directory, flushed=not is_alone)
             dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
@@ -68,9 +79,7 @@ def load_tensors(
     except (CheckpointException, *PICKLE_ERRORS) as error:
         _pass_on_interrupt(error)
         raise CheckpointError(f"{directory} cannot be read: {first_line(error)}. {CHANGED_SINCE}") from error
-    return {
-        key: tensor.to(like[key].device) if key in like else tensor for key, tensor in tensors.items()
-    }
+    return {key: tensor.to(like[key].device) if key in like else tensor for key, tensor in tensors.items()}
 
 
 def _room_for(weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:

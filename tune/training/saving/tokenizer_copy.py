@@ -8,16 +8,16 @@ from pathlib import Path
 
 from tune.checkpoints.save import WEIGHT_FILES
 from tune.errors import CheckpointError
-from tune.training.distributed.processes import from_rank_zero
 from tune.training.saving.manifest import CHANGED_SINCE, check_files
 from tune.training.saving.saved_steps import SavedStep
+from tune.utils.mesh import Mesh
 
 __all__ = ["keep_tokenizer"]
 
 FOLDER = ".tokenizer"
 
 
-def keep_tokenizer(saved: SavedStep) -> Path:
+def keep_tokenizer(saved: SavedStep, mesh: Mesh) -> Path:
     """Return a folder beside the saved steps with all files of `saved`'s model but the weights, made anew.
 
     A tokenizer's files are copied into each step that the run saves; the step it resumed from may have been deleted by
@@ -49,5 +49,5 @@ def keep_tokenizer(saved: SavedStep) -> Path:
                 "there, then go on with resume_from_checkpoint=true."
             ) from error
 
-    from_rank_zero(copy)
+    mesh.from_rank_zero(copy)
     return kept

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from tune.errors import CheckpointError
-from tune.training.distributed.processes import gather_to_all
-from tune.utils import get_logger, is_rank_zero
+from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 from tune.utils.sharding import is_sharded, local_part
 
 __all__ = ["check_weights", "sum_weights"]
@@ -23,7 +23,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def sum_weights(model: nn.Module) -> dict[str, str]:
+def sum_weights(model: nn.Module, mesh: Mesh) -> dict[str, str]:
     """Return dtype and sum of the bits of each weight that is trained, by name, however it is sharded.
 
     Every process must call this, with shards in place. The bits are added up as whole numbers, modulo 2**64, so that
@@ -34,11 +34,11 @@ def sum_weights(model: nn.Module) -> dict[str, str]:
         return {}
     sums = [
         local_part(weight).contiguous().view(_INTEGERS[weight.element_size()]).sum(dtype=torch.int64)
-        * _counts(weight)
+        * _is_counted(weight, mesh)
         for weight in trained.values()
     ]
     # One read from the device for all of them.
-    by_rank = gather_to_all(torch.stack(sums).tolist())
+    by_rank = mesh.gather_to_all(torch.stack(sums).tolist())
     totals = [sum(column) % 2**64 for column in zip(*by_rank, strict=True)]
     return {
         name: f"{str(weight.dtype).removeprefix('torch.')} {total:016x}"
@@ -47,20 +47,26 @@ def sum_weights(model: nn.Module) -> dict[str, str]:
 
 
 def check_weights(
-    saved: Mapping[str, str] | None, model: nn.Module, where: str, *, allow_changes: bool = False
+    saved: Mapping[str, str] | None,
+    model: nn.Module,
+    mesh: Mesh,
+    where: str,
+    *,
+    allow_changes: bool = False,
 ) -> None:
     """Refuse weights that are not bit for bit what a saved step was trained to; every process must call this.
 
     Args:
         saved: what `sum_weights` returned when the step was saved; None in steps of older versions.
         model: filled from the saved step.
+        mesh: the processes of the run.
         where: the saved step, for the message.
         allow_changes: say so in the log, and go on.
 
     Raises:
         CheckpointError: a weight differs. One that is now kept in another dtype is not compared.
     """
-    now = sum_weights(model)
+    now = sum_weights(model, mesh)
     differing = [
         name
         for name, was in (saved or {}).items()
@@ -82,10 +88,10 @@ def check_weights(
     get_logger().warning(f"{found}. Going on from there all the same.")
 
 
-def _counts(weight: Any) -> bool:
+def _is_counted(weight: Any, mesh: Mesh) -> bool:
     """Tell whether this process's part is counted: of several processes with the same numbers, the first one's."""
     if not is_sharded(weight):
-        return is_rank_zero()
+        return mesh.is_rank_zero
     coordinate = weight.device_mesh.get_coordinate()
     return all(
         placement.is_shard() or place == 0

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from tune.errors import TrainingError
-from tune.training.distributed.processes import gather_to_all, max_over_ranks
-from tune.training.distributed.sharded_model import is_cut, reshard
+from tune.training.distributed.sharded_model import is_sharded_model, reshard
+from tune.utils.mesh import Mesh
 
-__all__ = ["PeerFailed", "leaving_together"]
+__all__ = ["PeerFailed", "fail_together"]
 
 
 class PeerFailed(RuntimeError):
@@ -18,7 +18,7 @@ class PeerFailed(RuntimeError):
 
 
 @contextmanager
-def leaving_together(model: Any) -> Iterator[None]:
+def fail_together(model: Any, mesh: Mesh) -> Iterator[None]:
     """Run forward passes of a model; where the body fails on one process, it ends on all of them.
 
     A gather of sharded weights waits for every process: for one that has failed, until the backend loses patience,
@@ -33,10 +33,10 @@ def leaving_together(model: Any) -> Iterator[None]:
         TrainingError: this one failed in the middle of a gather, where the others wait for it. They wait until it
             ends, so nothing may come between this error and the end of the process.
     """
-    if not is_cut(model):
+    if not is_sharded_model(model):
         yield
         return
-    gate = _Gate()
+    gate = _Gate(mesh)
     try:
         with gate.before_gathers_of(model):
             yield
@@ -63,20 +63,21 @@ def _reason(error: Exception) -> str:
 class _Gate:
     """Where the processes agree to go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
         self.is_gathering = False
 
     def agree(self, *_: Any) -> None:
         """Return once every process is here, or has failed before."""
         self.is_gathering = False
-        if max_over_ranks(0.0):
-            reasons = gather_to_all("")
+        if self._mesh.max(0.0):
+            reasons = self._mesh.gather_to_all("")
             raise PeerFailed("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text))
 
     def tell(self, reason: str) -> None:
         """Let the others know, wherever they agree next, that this process does not go on, and why."""
-        max_over_ranks(1.0)
-        gather_to_all(reason)
+        self._mesh.max(1.0)
+        self._mesh.gather_to_all(reason)
 
     @contextmanager
     def before_gathers_of(self, model: Any) -> Iterator[None]:
