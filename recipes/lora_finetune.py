@@ -221,10 +221,12 @@ class LoraFinetuneRecipe:
         cast_adapters(model, torch.float32)
         report = self.dataset.report()
         training.check_tokenizer_fits(self.tokenizer, model.config, report)
-        # A base that fits is held whole by every process, unless shards were asked for.
-        is_sharded = training.shards_frozen_base(
-            model, self.mesh, is_asked_for=params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload
+        # A base that fits is held whole by every process, unless that was ruled out. (Steps within the backward pass
+        # come before the gradients of whole copies are added up.)
+        needs_shards = (
+            params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload or params.optimizer_in_bwd
         )
+        is_sharded = training.shards_frozen_base(model, self.mesh, required=needs_shards)
         self.memory.plan = training.plan_memory(
             model,
             params,

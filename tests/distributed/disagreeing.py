@@ -77,7 +77,7 @@ def have_different_memory(mesh: Mesh) -> None:
     from tune.training.distributed import frozen_base
 
     frozen_base._memory_of = lambda device: 1e9 if mesh.rank == 0 else 10.0
-    assert training.shards_frozen_base(nn.Linear(3, 5), mesh, is_asked_for=False)
+    assert training.shards_frozen_base(nn.Linear(3, 5), mesh, required=False)
 
 
 def _fail(*_: object, **__: object) -> None:

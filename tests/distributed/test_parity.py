@@ -52,6 +52,7 @@ LORA: dict[str, dict[str, Any]] = {
     "lora_output": {"base": "untied", "apply_lora_to_output": True, "gradient_accumulation_steps": 3},
     "dora": {"base": "untied", "use_dora": True},
     "qlora": {"base": "untied", "quantize_base": True},
+    "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
 }
 # Four processes on two cores are slow: what a mesh of two dimensions and a rank without targets could change.
 WITH_FOUR = ("tied", "accumulated", "whole_copies", "experts", "packed", "lora_output", "dora", "qlora")

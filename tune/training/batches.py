@@ -72,7 +72,7 @@ def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
 
 def sum_counts(counts: TokenCounts, mesh: Mesh) -> TokenCounts:
     """Return the counts of all processes together; each of them must call this."""
-    return TokenCounts(*mesh.sum(astuple(counts)))
+    return TokenCounts(*mesh.sums(astuple(counts)))
 
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from tune.errors import TrainingError
+from tune.utils.ranks import get_local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ def get_device(name: str | None = None) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise TrainingError(f"device {name!r} was asked for, but torch sees no GPU here. Use device=cpu.")
-        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+        index = device.index if device.index is not None else get_local_rank()
         count = torch.cuda.device_count()
         if index >= count:
             raise TrainingError(

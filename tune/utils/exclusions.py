@@ -134,7 +134,8 @@ _ROWS = (
     _Row(
         lambda c: bool(c.quantized) and c.cuts,
         "keeps weights in 4 bits, which are not sharded: every process holds them whole, which takes 0.52 bytes per "
-        "parameter; leave data_parallel_shard_dim at -1 and fsdp_cpu_offload at false",
+        "parameter; leave data_parallel_shard_dim at -1, fsdp_cpu_offload at false and, on several processes, "
+        "optimizer_in_bwd at false",
         ("{c.quantized}", "data_parallel_shard_dim", "fsdp_cpu_offload"),
     ),
     _Row(

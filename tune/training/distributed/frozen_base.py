@@ -10,6 +10,7 @@ from torch import nn
 from tune.modules.peft import FrozenLinear
 from tune.utils.exclusions import Choices, refuse_excluded
 from tune.utils.mesh import Mesh
+from tune.utils.ranks import get_local_world_size
 
 __all__ = ["shards_frozen_base"]
 
@@ -17,30 +18,30 @@ __all__ = ["shards_frozen_base"]
 FROZEN_SHARE = 0.5
 
 
-def shards_frozen_base(model: nn.Module, mesh: Mesh, *, is_asked_for: bool) -> bool:
+def shards_frozen_base(model: nn.Module, mesh: Mesh, *, required: bool) -> bool:
     """Tell whether a model of which only adapters are trained is to be sharded; every process must call this.
 
-    Unless that was asked for, a base that fits is held whole by every process: then nothing but the gradients of the
+    Unless shards are required, a base that fits is held whole by every process: then nothing but the gradients of the
     adapters has to be sent. "Fits" is half of the memory of the smallest device.
 
     Args:
         model: with its adapters, on the meta device.
         mesh: the processes of the run.
-        is_asked_for: by number, or by what needs shards.
+        required: sharding was asked for by number, or something else that was asked for needs it.
 
     Raises:
-        ConfigError: sharding was asked for, but the base is in 4 bits.
+        ConfigError: it is required, but the base is in 4 bits.
     """
     if not mesh.shards:
         return False
     if any(isinstance(module, FrozenLinear) and module.quantize_base for module in model.modules()):
         # A block of 64 numbers shares a scale, and lies across the rows that shards are made of.
-        refuse_excluded(Choices(quantized="quantize_base", sharded=is_asked_for))
+        refuse_excluded(Choices(quantized="quantize_base", sharded=required))
         return False
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     # The machines of a run may differ; what they do may not.
     least = -mesh.max(-_memory_of(mesh.device))
-    return is_asked_for or num_bytes > FROZEN_SHARE * least
+    return required or num_bytes > FROZEN_SHARE * least
 
 
 def _memory_of(device: torch.device) -> float:
@@ -48,4 +49,4 @@ def _memory_of(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return host / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return host / get_local_world_size()
