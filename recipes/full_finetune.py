@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
 from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
-from tune.config import instantiate_offering
+from tune.config import fixed_on_resume, instantiate_offering
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
 from tune.utils import get_device, get_logger, set_seed
-
-Batch = dict[str, torch.Tensor]
 
 
 class FullFinetuneRecipe:
@@ -39,15 +38,8 @@ class FullFinetuneRecipe:
     gradient does not depend on how the step was cut up. Saved steps resume bit for bit on the same machine.
     """
 
-    # Parameters that must be as they were for a resumed run to be the same run.
-    SAME_ON_RESUME = (
-        *("shuffle", "batch_size", "collate_fn", "gradient_accumulation_steps", "max_steps_per_epoch"),
-        *("optimizer", "optimizer_in_bwd", "clip_grad_norm", "lr_scheduler", "loss", "dtype", "param_dtype"),
-    )
-
     def __init__(self, params: FullFinetuneParams) -> None:
         self.params = params
-        self.log = get_logger(params.log_level)
         self.exit_code = 0
         self.exit_stack = ExitStack()  # what cleanup() closes, the last one first
         self.memory_plan: training.MemoryPlan | None = None
@@ -55,35 +47,38 @@ class FullFinetuneRecipe:
     def setup(self) -> None:
         """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
         params = self.params
+        self.log = get_logger(params.log_level)
         # 1. This process, the others, and the place to write to, before any work that could not be written.
         if params.deterministic:
             training.make_deterministic()
         self.device = get_device(params.device)
-        training.start_processes(self.device)
-        self.exit_stack.callback(training.end_processes)
-        self.plan = training.plan_parallel(params)
-        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
-        self.checkpoints = training.Checkpoints(
-            params.output_dir,
+        self.mesh = training.init_mesh(
             self.device,
-            resume=params.resume_from_checkpoint,
-            checkpointer=self.checkpointer,
-            keep_last_n=params.keep_last_n_checkpoints,
-            in_background=params.enable_async_checkpointing,
+            enable_fsdp=params.enable_fsdp,
+            replicate_dim=params.data_parallel_replicate_dim,
+            shard_dim=params.data_parallel_shard_dim,
+            cpu_offload=params.fsdp_cpu_offload,
+            optimizer_in_bwd=params.optimizer_in_bwd,
+            dtype=params.dtype,
         )
+        self.exit_stack.callback(self.mesh.close)
+        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
+        self.checkpoints = training.Checkpoints(params.output_dir, self.mesh)
         self.exit_stack.callback(self.checkpoints.close)
+        self.checkpoints.keep_last_n = params.keep_last_n_checkpoints
+        self.checkpoints.in_background = params.enable_async_checkpointing
+        self.checkpoints.find(resume=params.resume_from_checkpoint, checkpointer=self.checkpointer)
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
         seed = self.checkpoints.saved.get("seed") if params.seed is None else params.seed
-        seed = set_seed(training.from_rank_zero(lambda: set_seed(seed)))
-        self.state = training.TrainState(seed, params.epochs)
+        seed = set_seed(self.mesh.from_rank_zero(lambda: set_seed(seed)))
+        self.state = training.TrainState(seed, self.mesh.rank)
+        self.log.info(
+            f"{self.device}, {self.precision}, seed {seed}, output in {self.checkpoints.output_dir}"
+        )
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
-        resumed = self.checkpoints.resumed
-        self.model_dir: Path | None = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
-        tokenizer_dir = self.checkpoints.copy_tokenizer() or self.model_dir
-        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(tokenizer_dir or "")})
         self._setup_data()
         self.loss_fn = instantiate_offering(
             params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
@@ -100,28 +95,32 @@ class FullFinetuneRecipe:
         # 6. The saved state goes into what now stands, last of all, since building has drawn random numbers.
         #    Then a file that says exactly what is running: not before, since a resume may be refused here.
         self.state.seed_next_step()
-        self.checkpoints.restore(
-            self.state, self.model, self.optimizer, allow_changes=params.allow_changes_on_resume
-        )
-        if self.checkpoints.resumes:  # a run killed before its first save has left lines, too
-            self.monitor.rewind(self.state.step)
-        training.write_resolved_config(params, self.checkpoints.output_dir, seed=seed)
+        self.checkpoints.restore(self.state, self.model, self.optimizer, params.allow_changes_on_resume)
+        self.monitor.rewind(self.state.step)  # a run killed before its first save has left lines, too
+        if self.mesh.is_rank_zero:
+            training.write_resolved_config(params, self.checkpoints.output_dir / "config.yaml", seed=seed)
 
     def _setup_data(self) -> None:
         params, state = self.params, self.state
+        resumed = self.checkpoints.resumed
+        self.model_dir: Path | None = resumed.model_dir if resumed else self.checkpointer.find_model_dir()
+        tokenizer_dir = self.checkpoints.copy_tokenizer() or self.model_dir
+        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(tokenizer_dir or "")})
         build_loader = partial(
             training.build_loader,
             collate_fn=params.collate_fn,
             padding_idx=self.tokenizer.pad_id,
             seed=state.seed,
-            device=self.device,
+            mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        self.dataset = build_datasets(params.dataset, self.tokenizer)
+        self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
         self.loader = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
+        self.sampler: Any = self.loader.sampler
         state.steps_per_epoch = training.count_steps_per_epoch(
             len(self.loader), params.gradient_accumulation_steps, params.max_steps_per_epoch
         )
+        state.num_steps = params.epochs * state.steps_per_epoch
         if params.dataset_val:
             dataset_val = build_datasets(params.dataset_val, self.tokenizer)
             batch_size_val = params.batch_size_val or params.batch_size
@@ -140,8 +139,9 @@ class FullFinetuneRecipe:
             training.longest_row(report),
             loss_fn=self.loss_fn,
             precision=self.precision,
-            parallel=self.plan,
             device=self.device,
+            shard_dim=self.mesh.shard_dim,
+            cpu_offload=params.fsdp_cpu_offload,
         )
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
@@ -149,23 +149,23 @@ class FullFinetuneRecipe:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
-        if self.plan.shards:
-            training.shard_model(model, self.plan, self.device)
+        if self.mesh.shards:
+            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
 
     def load_checkpoint(self) -> None:
         """Fill the model: from the checkpoint, from the saved step that is resumed, or with random weights."""
         if self.model_dir:
             self.checkpointer.load_into(self.model, self.model_dir, device=self.device)
         elif self.params.train_from_scratch:
-            if not self.plan.shards:
+            if not self.mesh.shards:
                 self.model.to_empty(device=self.device)
             self.model.reset_parameters()
 
     def _setup_optimizer(self) -> None:
         params, state = self.params, self.state
-        self.gradients = training.GradientSync(self.model, self.plan)
+        self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), in_backward=params.optimizer_in_bwd
+            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -173,50 +173,54 @@ class FullFinetuneRecipe:
         self.offloading = training.activation_offloading(
             self.model, self.device, params.enable_activation_offloading
         )
-        state.fingerprint = training.make_fingerprint(
-            {name: getattr(params, name) for name in self.SAME_ON_RESUME},
-            model=self.model.config,
-            dataset=self.dataset,
-            recipe=__file__,
-            sequences_per_step=params.batch_size * params.gradient_accumulation_steps * self.plan.world_size,
-            seed=state.seed,
-            device=self.device.type,
-            # Without a schedule, more epochs only add steps at the end.
-            num_steps=state.num_steps if params.lr_scheduler else "any",
-        )
 
     def _setup_monitor(self) -> None:
         params, state = self.params, self.state
         self.monitor = training.Monitor(
             self.checkpoints.output_dir,
             self.model,
-            self.device,
+            self.mesh,
             self.precision,
             metric_logger=params.metric_logger,
             profiler=params.profiler,
             memory_plan=self.memory_plan,
             log_peak_memory=params.log_peak_memory_stats,
-            overwrite=not self.checkpoints.resumed,
+            overwrite=not self.checkpoints.resumes,
         )
         self.exit_stack.callback(self.monitor.close)
         self.monitor.announce(
             state,
-            f"{params.gradient_accumulation_steps} x {params.batch_size} sequences on {self.plan}",
-            training.describe_repeatability(params.seed, params.optimizer, self.device, self.model),
+            f"Each step: {params.gradient_accumulation_steps} x {params.batch_size} sequences",
+            training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh),
         )
-        # What is saved with each step, and restored when the run is resumed, beside weights, optimizer and counters.
-        state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
-        state.track(lr_scheduler=self.lr_scheduler)
+        # What is saved with each step, and restored on resume, beside the counters, the weights and the optimizer.
+        state.track(sampler=self.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
+        if self.lr_scheduler:
+            state.track(lr_scheduler=self.lr_scheduler)
+        # What must be as it was for a resumed run to be the same run.
+        state.fingerprint = training.make_fingerprint(
+            fixed_on_resume(params),
+            state,
+            self.model.config,
+            self.dataset,
+            self.mesh,
+            recipe=__file__,
+            sequences_per_step=params.batch_size
+            * params.gradient_accumulation_steps
+            * self.mesh.data_parallel_size,
+            # Without a schedule, more epochs only add steps at the end.
+            num_steps=state.num_steps if self.lr_scheduler else "any",
+        )
 
     def train(self) -> None:
         """Run the loop to its end, or to the request to stop; `exit_code` then says which."""
         params, state = self.params, self.state
         if state.step == 0:
             self._generate_samples()
-        with training.StopRequest() as stop, self.checkpoints, self.monitor.watching(state):
+        with training.StopRequest(self.mesh) as stop, self.checkpoints, self.monitor.watching(state):
             for epoch in range(state.epoch, params.epochs):
                 state.begin_epoch(epoch)
-                self.loader.sampler.set_epoch(epoch)
+                self.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
                 for micro_batches in islice(windows, state.steps_per_epoch - state.step_in_epoch):
                     state.begin_step()
@@ -224,8 +228,9 @@ class FullFinetuneRecipe:
 
                     # From here on everything describes the finished step.
                     lr = training.get_lr(self.optimizer)
-                    self.lr_scheduler.step()
-                    self.loader.sampler.advance(len(micro_batches) * params.batch_size)
+                    if self.lr_scheduler:
+                        self.lr_scheduler.step()
+                    self.sampler.advance(len(micro_batches) * params.batch_size)
 
                     # What is due. A request to stop makes this step the last one, and so a saved one.
                     stopping = stop.agreed()
@@ -246,37 +251,33 @@ class FullFinetuneRecipe:
                         self.exit_code = stop.exit_code
                         return
 
-    def train_step(self, micro_batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def train_step(self, micro_batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
         """Take one optimizer step; return its loss and the norm of its gradient, still on the device."""
-        in_backward = self.params.optimizer_in_bwd
+        in_backward, step = self.params.optimizer_in_bwd, self.state.step
         # 1. Gradients add up over the micro-batches, and so does the loss; the last backward pass adds up those of all
-        #    processes. They are divided by the number of targets that the first micro-batches let expect: with one
-        #    micro-batch a step, by the very number.
+        #    processes. The divisor is the number of targets that the first micro-batches let expect, which is the
+        #    number itself where there are no others.
         total, num_targets, divisor = torch.zeros((), device=self.device), 0, 0
         for batch, is_last_batch in training.mark_last(micro_batches):
             with self.gradients.micro_step(is_last_batch):
-                with self.offloading, self.precision.autocast():
-                    batch_total, batch_targets = self.batch_loss(batch)
+                batch_total, batch_targets = self._forward(batch)
                 total += batch_total.detach()
                 num_targets += batch_targets
-                divisor = divisor or max(training.sum_over_ranks(batch_targets) * len(micro_batches), 1)
+                divisor = divisor or max(self.mesh.sum([batch_targets])[0] * len(micro_batches), 1)
                 if in_backward:  # the next line already steps
-                    loss = training.add_over_ranks_(total / divisor)
-                    self.guard.allows(self.state.step, loss, None, micro_batches)
+                    self.guard.allows(step, self.mesh.sum_(total / divisor), None, micro_batches)
                 self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]
         counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets)
-        counts = training.count_over_ranks(counts)
+        counts = training.sum_counts(counts, self.mesh)
         num_targets = max(counts.num_targets, 1)
-        loss = training.add_over_ranks_(total) / num_targets
+        loss, grad_norm = self.mesh.sum_(total) / num_targets, None
 
         # 2. Unscale (fp16), make the divisor exact, measure, clip; step only if loss and gradient are numbers.
-        grad_norm = None
         if not in_backward:
             self.scaler.unscale_(self.optimizer)
-            grad_norm = training.clip_gradients(
-                self.model.parameters(), self.params.clip_grad_norm, scale=divisor / num_targets
-            )
-            if self.guard.allows(self.state.step, loss, grad_norm, micro_batches):
+            weights, exact = self.model.parameters(), divisor / num_targets
+            grad_norm = training.clip_gradients(weights, self.params.clip_grad_norm, scale=exact)
+            if self.guard.allows(step, loss, grad_norm, micro_batches):
                 self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -284,7 +285,11 @@ class FullFinetuneRecipe:
         self.monitor.after_step(micro_batches, counts)
         return loss, grad_norm
 
-    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, int]:
+    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        with self.offloading, self.precision.autocast():
+            return self.batch_loss(batch)
+
+    def batch_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Return the loss summed over the targets of a micro-batch, and their number: what this recipe teaches."""
         num_targets = training.count_targets(batch["labels"])  # on the host, where nobody waits for it
         batch = training.to_device(batch, self.device)
@@ -296,8 +301,8 @@ class FullFinetuneRecipe:
         """Return the loss per target over the whole validation set, or nothing where there is none."""
         if not self.params.dataset_val:
             return {}
-        with self.monitor.paused(), self.precision.autocast():
-            val_loss = training.mean_loss(self.model, self.batch_loss, self.loader_val)
+        with self.monitor.paused():
+            val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)
         self.state.note_validation(val_loss)
         return {"val_loss": val_loss}
 
@@ -319,19 +324,17 @@ class FullFinetuneRecipe:
     def _write_model(self, model: Any, directory: Path) -> None:
         self.checkpointer.save_model(model, directory, self.tokenizer)
 
-    def _keep_for_study(self, micro_batches: list[Batch]) -> None:
+    def _keep_for_study(self, micro_batches: list[dict[str, Tensor]]) -> None:
         """Save the finished step before one that cannot be taken, and write what is known of that one."""
-        sample_ids = training.upcoming_sample_ids(self.loader, len(micro_batches))
-        self.state.undo_step()
-        # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
-        if self.state.step > self.checkpoints.last_step and training.weights_are_finite(self.model):
-            self.save_checkpoint()
-            self.checkpoints.wait()
-        output_dir, failed_step = self.checkpoints.output_dir, self.state.step + 1
-        with self.precision.autocast():
-            training.dump_nonfinite_step(
-                output_dir, failed_step, self.model, micro_batches, sample_ids, self.batch_loss
-            )
+        training.keep_for_study(
+            self.state,
+            self.checkpoints,
+            self.loader,
+            self.model,
+            micro_batches,
+            save=self.save_checkpoint,
+            batch_loss=self._forward,
+        )
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""
