@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,11 +18,11 @@ from tune.training.precision import Precision
 from tune.training.profiler import build_profiler
 from tune.training.progress import Progress, format_summary
 from tune.training.run_logs import RunLogs
+from tune.training.saving.checkpoints import Checkpoints
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import build_speed_meter
 from tune.training.train_state import TrainState
 from tune.utils import get_logger
-from tune.utils.mesh import Mesh
 
 __all__ = ["Monitor"]
 
@@ -32,15 +31,11 @@ class Monitor:
     """Watches a run and says what it sees: on the terminal, in metrics.jsonl, and where a config wants it besides.
 
     Args:
-        output_dir: of the run; its files go there.
+        checkpoints: of the run, beside which the monitor's files are.
         model: the work on it is counted, as far as it is trained.
-        mesh: the processes of the run; the first one writes.
         precision: of the run.
-        metric_logger: the config's logger: its class and arguments.
-        profiler: the config's profiler, if any.
         memory_plan: what was predicted, to be compared with what the first steps take.
         log_peak_memory: whether the peak memory is among the metrics.
-        overwrite: forget the lines that an earlier run left.
 
     Attributes:
         spikes: has a state that belongs to the run's.
@@ -48,27 +43,31 @@ class Monitor:
 
     def __init__(
         self,
-        output_dir: Path,
+        checkpoints: Checkpoints,
         model: TransformerDecoder,
-        mesh: Mesh,
         precision: Precision,
-        *,
-        metric_logger: Component,
-        profiler: Component | None = None,
         memory_plan: MemoryPlan | None = None,
         log_peak_memory: bool = True,
-        overwrite: bool = True,
     ) -> None:
-        self._output_dir = output_dir
-        self._mesh = mesh
+        self._output_dir = checkpoints.output_dir
+        self._overwrite = not checkpoints.resumes
+        self._mesh = checkpoints.mesh
         self._model = model
         self._log_peak_memory = log_peak_memory
-        self._logs = RunLogs(metric_logger, output_dir, overwrite=overwrite, enabled=mesh.is_rank_zero)
-        # One process stands for all.
-        self._profiler = build_profiler(profiler if mesh.is_rank_zero else None, output_dir / "profiler")
-        self._speed = build_speed_meter(model, mesh.device, precision, mesh.world_size)
+        self._speed = build_speed_meter(model, self._mesh.device, precision, self._mesh.world_size)
         self._memory = MemoryCheck(memory_plan)
         self.spikes = SpikeWatch()
+
+    def open(self, metric_logger: Component, profiler: Component | None = None) -> None:
+        """Open what the run writes to; of several processes the first one does.
+
+        Args:
+            metric_logger: the config's logger: its class and arguments.
+            profiler: the config's profiler, if any.
+        """
+        writes = self._mesh.is_rank_zero
+        self._logs = RunLogs(metric_logger, self._output_dir, overwrite=self._overwrite, enabled=writes)
+        self._profiler = build_profiler(profiler if writes else None, self._output_dir / "profiler")
 
     def announce(self, state: TrainState, *lines: str) -> None:
         """Say what is trained, and how much of it there is to do; `lines` are what else is to be said."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from tune.errors import TrainingError
+from tune.training.batches import TokenCounts
 from tune.training.saving.random_state import seed_step
 
 __all__ = ["Stateful", "TrainState"]
@@ -29,7 +30,7 @@ class TrainState:
 
     Args:
         seed: of the run.
-        rank: of this process: each draws other numbers, for dropout.
+        rank: of this process, which draws numbers of its own (for dropout).
         num_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of one pass over the data.
         step: optimizer steps taken.
@@ -102,18 +103,25 @@ class TrainState:
         self.seed_next_step()
 
     @property
-    def is_last_step(self) -> bool:
-        """Whether this step ends the run."""
-        return self.step == self.num_steps
-
-    @property
     def epoch_ends(self) -> bool:
         """Whether this step ends a pass over the data."""
         return self.step_in_epoch == self.steps_per_epoch
 
     def is_due(self, every_n_steps: int | None, otherwise: bool = False) -> bool:
-        """Tell whether what happens every so many steps happens after this one; `otherwise` is the answer for None."""
+        """Tell whether what happens every so many steps, and after the last one, happens after this one.
+
+        Args:
+            every_n_steps: optimizer steps.
+            otherwise: the answer where that is None and this is not the last step.
+        """
+        if self.step == self.num_steps:
+            return True
         return otherwise if every_n_steps is None else self.step % every_n_steps == 0
+
+    def count(self, counts: TokenCounts) -> None:
+        """Add the tokens and targets of a step."""
+        self.num_tokens += counts.num_tokens
+        self.num_targets += counts.num_targets
 
     def note_validation(self, val_loss: float) -> None:
         """Remember the validation loss of the weights as they are."""

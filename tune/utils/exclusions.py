@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tune.errors import ConfigError
 
-__all__ = ["Choices", "Exclusion", "find_exclusions", "refuse_excluded", "split_processes"]
+__all__ = ["Choices", "find_exclusions", "refuse_excluded", "split_processes"]
 
 
 @dataclass(frozen=True)
@@ -56,89 +56,72 @@ class Choices:
     @property
     def split(self) -> str:
         """What makes every process hold all weights, in words."""
-        given = f"{self.copying} {self.shard_dim if self.enable_fsdp else 'false'}"
+        given = f"data_parallel_shard_dim {self.shard_dim}" if self.enable_fsdp else "enable_fsdp false"
         if self.world_size is None:
             return given
         return f"{self.world_size} process{'es' * (self.world_size > 1)} and {given}"
 
-    @property
-    def copying(self) -> str:
-        """The field by which every process holds all weights."""
-        return "data_parallel_shard_dim" if self.enable_fsdp else "enable_fsdp"
 
-    @property
-    def sharding(self) -> str:
-        """The field that asks for weights to be cut."""
-        return "fsdp_cpu_offload" if self.cpu_offload and self.shard_dim <= 1 else "data_parallel_shard_dim"
+class _Exclusion(NamedTuple):
+    """Choices that exclude each other: when, why and what to choose, and the fields concerned.
 
-
-class Exclusion(NamedTuple):
-    """Choices that exclude each other.
-
-    Args:
-        message: why, and what to choose. It reads on from the first field's name.
-        fields: the fields concerned, the one to change first.
+    The message reads on from the first field's name; that is the one to change first.
     """
 
+    applies: Callable[[Choices], bool]
     message: str
     fields: tuple[str, ...]
 
 
-class _Row(NamedTuple):
-    excludes: Callable[[Choices], bool]
-    message: str
-    fields: tuple[str, ...]
-
-
-_ROWS = (
-    _Row(
+_TABLE = (
+    _Exclusion(
         lambda c: not c.enable_fsdp and c.shard_dim > 1,
         "shards over {c.shard_dim} processes, but enable_fsdp is false: every process holds a whole copy; leave it "
         "at -1",
         ("data_parallel_shard_dim", "enable_fsdp"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: c.cpu_offload and c.copies,
         "keeps shards in host memory, but with {c.split} nothing is sharded; set it to false: "
         "enable_activation_checkpointing and optimizer_in_bwd save memory on one GPU",
-        ("fsdp_cpu_offload", "{c.copying}"),
+        ("fsdp_cpu_offload", "data_parallel_shard_dim", "enable_fsdp"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: c.optimizer_in_bwd and c.copies and max(c.world_size or 1, c.replicate_dim) > 1,
         "steps within the backward pass, before the gradients of processes with a whole copy each have been added up; "
         "shard (enable_fsdp, data_parallel_shard_dim), or set it to false",
         ("optimizer_in_bwd", "data_parallel_replicate_dim", "data_parallel_shard_dim"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: c.optimizer_in_bwd and c.dtype == "fp16",
         "cannot unscale fp16 gradients before its steps; use bf16",
         ("optimizer_in_bwd", "dtype"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: c.dtype == "fp16" and c.cuts,
         "fp16 looks for its loss scale in each process's part of the gradients alone, and sharded processes would find "
         "different ones; use bf16, or set enable_fsdp to false",
         ("dtype", "data_parallel_shard_dim"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: c.optimizer.startswith("bitsandbytes.") and c.cuts,
         "is {c.optimizer}, which takes no sharded weights; use torch.optim.AdamW, or set enable_fsdp to false, by "
         "which every process holds the whole model",
-        ("optimizer", "{c.sharding}"),
+        ("optimizer", "data_parallel_shard_dim", "fsdp_cpu_offload"),
     ),
-    _Row(
-        lambda c: c.optimizer == "torch.optim.SGD" and c.fused and c.cuts,
+    _Exclusion(
+        lambda c: c.optimizer.startswith("torch.") and c.optimizer.endswith(".SGD") and c.fused and c.cuts,
         "has no form for sharded weights in SGD; remove it",
-        ("optimizer.fused", "{c.sharding}"),
+        ("optimizer.fused", "data_parallel_shard_dim", "fsdp_cpu_offload"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: bool(c.quantized) and c.cuts,
         "keeps weights in 4 bits, which are not sharded: every process holds them whole, which takes 0.52 bytes per "
         "parameter; leave data_parallel_shard_dim at -1, fsdp_cpu_offload at false and, on several processes, "
         "optimizer_in_bwd at false",
         ("{c.quantized}", "data_parallel_shard_dim", "fsdp_cpu_offload"),
     ),
-    _Row(
+    _Exclusion(
         lambda c: bool(c.quantized) and c.dtype == "fp16",
         "is dequantised to bf16 or fp32; use bf16",
         ("{c.quantized}", "dtype"),
@@ -146,11 +129,11 @@ _ROWS = (
 )
 
 
-def find_exclusions(choices: Choices) -> Iterator[Exclusion]:
-    """Yield what of these choices cannot be had together."""
-    for excludes, message, fields in _ROWS:
-        if excludes(choices):
-            yield Exclusion(message.format(c=choices), tuple(field.format(c=choices) for field in fields))
+def find_exclusions(choices: Choices) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield what of these choices cannot be had together: a message that reads on from the first field; the fields."""
+    for applies, message, fields in _TABLE:
+        if applies(choices):
+            yield message.format(c=choices), tuple(field.format(c=choices) for field in fields)
 
 
 def refuse_excluded(choices: Choices) -> None:

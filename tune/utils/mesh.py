@@ -1,6 +1,6 @@
 """The processes of a run as one mesh: which of them this is, and what they tell each other.
 
-One process alone needs no other: then everything here is a no-op, and torch's distributed package is not imported.
+One process alone needs no other: then everything here is a no-op.
 
 Two kinds of words are exchanged. Tensors on the device go through its own backend (nccl, or gloo on a CPU). What
 hosts tell each other (counts, requests to stop, errors) goes through gloo, so that no GPU is waited for.
@@ -13,12 +13,14 @@ import pickle
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from tune.errors import TrainingError, TuneError
 from tune.utils.exclusions import Choices, split_processes
@@ -83,20 +85,20 @@ class Mesh:
         """Whether one copy of the model is cut over several processes."""
         return self.shard_dim > 1
 
-    def from_rank_zero(self, make: Callable[[], T], group: Any = None) -> T:
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
         """Return on every process what `make` returns on the first, where alone it is called.
 
         Whether it succeeded is known to all: what it raises there is raised everywhere, so none waits for ever.
 
         Args:
             make: its result can be pickled.
-            group: from `open_host_group`; None: the main one.
 
         Raises:
             Exception: as `make` raises, or because its result cannot be pickled.
         """
         if self.world_size == 1:
             return make()
+        made: Any = None
         outcome: tuple[bytes, Exception | None] = b"", None  # the result, pickled; or an error
         if self.is_rank_zero:
             try:
@@ -104,34 +106,26 @@ class Mesh:
                 outcome = pickle.dumps(made), None
             except Exception as error:
                 # Whatever it is: the others wait for word, and the process may live on where this is a thread of it.
-                self.broadcast((b"", _as_sent(error)), group)
+                self.broadcast((b"", _as_sent(error)))
                 raise
-            self.broadcast(outcome, group)
-            return made
-        pickled, failure = self.broadcast(outcome, group)
+        pickled, failure = self.broadcast(outcome)
         if failure is not None:
             raise failure
-        result: T = pickle.loads(pickled)
+        result: T = made if self.is_rank_zero else pickle.loads(pickled)
         return result
 
-    def broadcast(self, value: T, group: Any = None) -> T:
+    def broadcast(self, value: T) -> T:
         """Return on every process the value that the first one gave."""
-        if self.world_size == 1:
-            return value
-        import torch.distributed as dist
-
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=group or self.host_group)
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.host_group)
         return values[0]
 
-    def gather_to_all(self, value: T, group: Any = None) -> list[T]:
+    def gather_to_all(self, value: T) -> list[T]:
         """Return the value that each process gave, by rank."""
-        if self.world_size == 1:
-            return [value]
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=group or self.host_group)
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value, group=self.host_group)
         return values
 
     def max(self, number: float) -> float:
@@ -146,23 +140,18 @@ class Mesh:
         """Return the sum of each of some numbers over all processes, in one message."""
         return self._reduce(torch.tensor(numbers), "SUM").tolist()
 
-    def sum_(self, tensor: Tensor, *, async_op: bool = False) -> Any:
-        """Add up a tensor over all processes, in place, on its device.
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all processes, in place, on its device; return it."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
-        Returns:
-            The tensor; with `async_op` what is to be waited for before it is read.
-        """
-        if self.world_size == 1:
-            return tensor
-        import torch.distributed as dist
-
-        work = dist.all_reduce(tensor, async_op=async_op)
-        return work if async_op else tensor
+    def start_sum_(self, tensor: Tensor) -> Any:
+        """Begin to add up a tensor over several processes; return what is to be waited for before it is read."""
+        return dist.all_reduce(tensor, async_op=True)
 
     def _reduce(self, numbers: Tensor, operation: str) -> Tensor:
         if self.world_size > 1:
-            import torch.distributed as dist
-
             dist.all_reduce(numbers, getattr(dist.ReduceOp, operation), group=self.host_group)
         return numbers
 
@@ -171,20 +160,15 @@ class Mesh:
         if not self.is_rank_zero:
             torch.manual_seed((seed + self.rank * 0x9E3779B97F4A7C15) % 2**63)
 
-    def open_host_group(self) -> Any:
-        """Return a further group of all processes for words between hosts; None where there is one process.
-
-        A thread that talks while another one does needs a group of its own.
-        """
-        return _open_host_group() if self.world_size > 1 else None
+    def for_thread(self) -> Mesh:
+        """Return the same mesh for a thread that talks while another one does: with a host group of its own."""
+        return replace(self, host_group=_open_host_group() if self.world_size > 1 else None, joined=False)
 
     def close(self) -> None:
         """Leave the other processes; does nothing where somebody else has joined them."""
         self.host_group = self.device_mesh = None
         if not self.joined:
             return
-        import torch.distributed as dist
-
         if sys.exc_info()[0] is not None and torch.cuda.is_available():
             return  # a run that has failed waits for nobody
         self.joined = False
@@ -231,8 +215,6 @@ def init_mesh(
     )
     if world_size == 1:
         return Mesh(device)
-    from torch.distributed.device_mesh import init_device_mesh
-
     joined = _join(world_size, device)
     mesh = Mesh(device, get_rank(), world_size, replicate_dim, shard_dim, joined=joined)
     mesh.host_group = _open_host_group()
@@ -246,8 +228,6 @@ def init_mesh(
 
 def _join(world_size: int, device: torch.device) -> bool:
     """Bring the processes together; return False where somebody else has done so."""
-    import torch.distributed as dist
-
     if device.type not in ("cpu", "cuda"):
         raise TrainingError(f"{world_size} processes cannot work together on {device.type}; use cpu or cuda.")
     if dist.is_initialized():
@@ -265,8 +245,6 @@ def _join(world_size: int, device: torch.device) -> bool:
 
 
 def _open_host_group() -> Any:
-    import torch.distributed as dist
-
     return dist.new_group(backend="gloo", timeout=HOST_PATIENCE)
 
 

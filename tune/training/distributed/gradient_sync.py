@@ -101,7 +101,7 @@ class _Bucket:
         ]
         wide = torch.promote_types(gradients[0].dtype, torch.float32)
         self._flat = torch.cat([gradient.reshape(-1).to(wide) for gradient in gradients])
-        self._work = self._mesh.sum_(self._flat, async_op=True)
+        self._work = self._mesh.start_sum_(self._flat)
 
     def receive(self) -> None:
         """Put the sums where the gradients were."""

@@ -26,7 +26,7 @@ __all__ = [
     "is_sharded_model",
     "reshard",
     "shard_model",
-    "write_whole",
+    "write_full_model",
 ]
 
 # What sharded models were before: without memory, and whole.
@@ -122,7 +122,7 @@ def reshard(model: nn.Module) -> None:
 def copy_to_host(model: Any, mesh: Mesh) -> Any:
     """Return a copy of a model in host memory that training leaves alone; on all processes but the first, None.
 
-    Of a sharded model each process copies what it holds, and nothing is sent: `write_whole` takes that for the model.
+    Of a sharded model each process copies what it holds, and nothing is sent; `write_full_model` takes that, too.
     """
     if not is_sharded_model(model):
         return _copy(model) if mesh.is_rank_zero else None
@@ -172,13 +172,13 @@ class _HostPart:
         local = local_part(weight.detach()).to("cpu", copy=True).contiguous() if is_needed else None
         return cls(local, weight.shape, weight.dtype, ranks)
 
-    def gather(self, mesh: Mesh, group: Any) -> Tensor | None:
+    def gather(self, mesh: Mesh) -> Tensor | None:
         """Return the whole weight on the first process, None on the others; all must call this."""
         import torch.distributed as dist
 
         if not mesh.is_rank_zero:
             if self.local is not None and self.local.numel():
-                dist.send(_bytes_of(self.local), dst=0, group=group)
+                dist.send(_bytes_of(self.local), dst=0, group=mesh.host_group)
             return None
         assert self.local is not None
         if len(self.ranks) == 1:
@@ -188,7 +188,7 @@ class _HostPart:
         pieces = torch.split(full, max(-(-self.shape[0] // len(self.ranks)), 1))
         pieces[0].copy_(self.local)
         for rank, piece in zip(self.ranks[1:], pieces[1:]):
-            dist.recv(_bytes_of(piece), src=rank, group=group)
+            dist.recv(_bytes_of(piece), src=rank, group=mesh.host_group)
         return full
 
 
@@ -197,7 +197,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def write_whole(model: Any, write: Callable[[Any], None], mesh: Mesh, group: Any = None) -> None:
+def write_full_model(model: Any, write: Callable[[Any], None], mesh: Mesh) -> None:
     """Call `write` on the first process with all of a sharded model, of which no more is there than is being written.
 
     Every process must call this: while the first one writes, the others send what it asks for. The model that `write`
@@ -205,22 +205,21 @@ def write_whole(model: Any, write: Callable[[Any], None], mesh: Mesh, group: Any
     which are small and are wanted several at a time, are there from the start.
 
     Args:
-        model: one that `shard_model` has cut, or what `copy_to_host` made of it: then nothing is sent but through
-            `group`, and training may go on meanwhile.
+        model: one that `shard_model` has cut, or what `copy_to_host` made of it: then only hosts talk, and training may
+            go on meanwhile.
         write: what it raises, all processes raise.
-        mesh: the processes of the run.
-        group: from `Mesh.open_host_group`; None: the main one.
+        mesh: the processes of the run; in a thread, from `Mesh.for_thread`.
     """
     gather: Callable[[Any], Any]
     if isinstance(model, HostShards):
-        skeleton, weights, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh, group)
+        skeleton, weights, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh)
     else:
         reshard(model)
         skeleton, weights = _skeletons[model], dict(model.named_parameters())
         gather = lambda weight: full_tensor(weight.detach()).cpu()  # noqa: E731
 
     def fetch(names: list[str]) -> list[Tensor]:
-        mesh.broadcast(names, group)
+        mesh.broadcast(names)
         return [gather(weights[name]) for name in names]
 
     def write_fetched() -> None:
@@ -235,14 +234,14 @@ def write_whole(model: Any, write: Callable[[Any], None], mesh: Mesh, group: Any
             )
             write(lent)
         finally:
-            mesh.broadcast(None, group)
+            mesh.broadcast(None)
 
     if not mesh.is_rank_zero:
         unknown: Any = None
-        while (names := mesh.broadcast(unknown, group)) is not None:
+        while (names := mesh.broadcast(unknown)) is not None:
             for name in names:
                 gather(weights[name])
-    mesh.from_rank_zero(write_fetched, group)
+    mesh.from_rank_zero(write_fetched)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from tune.training.distributed.sharded_model import (
     copy_to_host,
     is_sharded_model,
     reshard,
-    write_whole,
+    write_full_model,
 )
 from tune.training.saving.fingerprint import check_fingerprint
 from tune.training.saving.resume_point import choose_step_to_resume, set_aside_later_steps
@@ -73,64 +72,68 @@ class Checkpoints:
     the next step waits for the one before. As a context, it is left when the last step is written; `close` ends it.
 
     Args:
-        output_dir: where the steps go; created if missing. What a killed run left unfinished there is removed.
+        output_dir: where the steps go; created if missing.
         mesh: the processes of the run.
-        resume: go on from a saved step, the newest one if none is named.
-        checkpointer: may ask for that too, and name the step; where it would write does not matter.
         keep_last_n: older steps are deleted beyond this many, except the best; None keeps all.
         in_background: training goes on while a step is written.
 
     Attributes:
         output_dir, mesh: as given.
-        resumes: whether it was asked to go on.
+        resumes: whether the run was asked to go on.
         resumed: the saved step to go on from, if any.
         saved: its counters and facts: what `TrainState.state` returned.
         last_step: saved, or being saved.
-
-    Raises:
-        TrainingError: another run holds the directory.
-        CheckpointError: it cannot be written, some process does not see it, or there is no such step.
     """
 
     def __init__(
         self,
         output_dir: str | Path,
         mesh: Mesh,
-        *,
-        resume: bool = False,
-        checkpointer: NamesStep | None = None,
         keep_last_n: int | None = None,
         in_background: bool = False,
     ) -> None:
         self.output_dir = expand_path(output_dir)
         self.mesh = mesh
+        self.resumes = False
+        self.resumed: SavedStep | None = None
+        self.saved: dict[str, Any] = {}
+        self.last_step = 0
         self._keep_last_n = keep_last_n
         self._in_background = in_background
+        self._thread_mesh = mesh.for_thread()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._lock: RunLock | None = None
         self._newest: Path | None = None  # that the first process has seen whole
-        self.last_step = 0
+
+    def find(self, resume: bool = False, checkpointer: NamesStep | None = None) -> None:
+        """Hold the directory, remove what a killed run left unfinished there, and find the step to go on from.
+
+        Args:
+            resume: go on from a saved step, the newest one if none is named.
+            checkpointer: may ask for that too, and name the step; where it would write does not matter.
+
+        Raises:
+            TrainingError: another run holds the directory.
+            CheckpointError: it cannot be written, some process does not see it, or there is no such step.
+        """
         if checkpointer and checkpointer.output_dir != self.output_dir:
             get_logger().info(
                 f"checkpointer.output_dir is not used: steps go to output_dir, {self.output_dir}"
             )
         name = checkpointer.recipe_checkpoint if checkpointer else None
         self.resumes = resume or bool(checkpointer and checkpointer.resume_from_checkpoint)
-        with ExitStack() as on_failure:
-            on_failure.callback(self._release)
-            self.resumed: SavedStep | None = mesh.from_rank_zero(partial(self._claim, self.resumes, name))
-            require_shared_folder(self.output_dir, mesh)
-            self._group = mesh.open_host_group()
-            self.saved: dict[str, Any] = read_run(self.resumed.state_dir) if self.resumed else {}
-            on_failure.pop_all()
+        self.resumed = self.mesh.from_rank_zero(partial(self._claim, self.resumes, name))
+        require_shared_folder(self.output_dir, self.mesh)
+        if self.resumed is not None:
+            self.saved = read_run(self.resumed.state_dir)
 
     def copy_tokenizer(self) -> Path | None:
         """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone."""
         return keep_tokenizer(self.resumed, self.mesh) if self.resumed else None
 
     def restore(
-        self, state: TrainState, model: nn.Module, optimizer: Optimizer, *, allow_changes: bool = False
+        self, state: TrainState, model: nn.Module, optimizer: Optimizer, allow_changes: bool = False
     ) -> None:
         """Put the saved step's state into what now stands; the weights are there already. Without a step, do nothing.
 
@@ -234,11 +237,8 @@ class Checkpoints:
                 return
             get_logger().error(f"the last step was not saved: {type(error).__name__}: {error}")
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def _claim(self, resume: bool, name: str | None) -> SavedStep | None:
         """Hold the directory, clear away what a killed run left, and return the step to go on from."""
@@ -291,11 +291,11 @@ class Checkpoints:
         with explain_failed_save(self.output_dir, step):
             try:
                 if isinstance(model, HostShards) or is_sharded_model(model):
-                    write_whole(model, begin, self.mesh, self._group)
+                    write_full_model(model, begin, self._thread_mesh)
                 else:
-                    self.mesh.from_rank_zero(partial(begin, model), self._group)
-                write_run_state(staged.path / "state", snapshot, self.mesh, self._group)
-                self.mesh.from_rank_zero(finish, self._group)
+                    self._thread_mesh.from_rank_zero(partial(begin, model))
+                write_run_state(staged.path / "state", snapshot, self._thread_mesh)
+                self._thread_mesh.from_rank_zero(finish)
             finally:
                 if self.mesh.is_rank_zero:
                     staged.discard()

@@ -15,7 +15,10 @@ import torch
 import tune
 from tune.config.component import COMPONENT_KEY, Component
 from tune.errors import CheckpointError
+from tune.modules import TransformerDecoder
+from tune.training.train_state import TrainState
 from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = [
     "check_fingerprint",
@@ -43,20 +46,45 @@ def describe_component(component: Component) -> str:
     return f"{component.path} {json.dumps(arguments, sort_keys=True, default=str)}"
 
 
-def make_fingerprint(settings: Mapping[str, Any], world_size: int = 1, **facts: object) -> dict[str, str]:
-    """Return settings and further facts of a run as texts that can be compared and shown.
+def make_fingerprint(
+    settings: Mapping[str, Any],
+    state: TrainState,
+    model: TransformerDecoder,
+    dataset: Sequence[Mapping[str, Any]],
+    mesh: Mesh,
+    recipe: str | Path,
+    **facts: object,
+) -> dict[str, str]:
+    """Return what makes a run this run and no other, as texts that can be compared and shown.
 
-    The number of processes and threads and the version of torch are always among them.
+    Every process must call this.
+
+    Args:
+        settings: parameters and their values, from `tune.config.fixed_on_resume`. Without an `lr_scheduler` more epochs
+            only add steps at the end, and their number does not matter.
+        state: its seed, and the number of steps.
+        model: its sizes count.
+        dataset: what is trained on.
+        mesh: how many processes share a step, and their device.
+        recipe: its file.
+        **facts: whatever else must stay.
     """
-    fingerprint = {name: str(fact) for name, fact in facts.items()}
-    fingerprint |= {
-        "processes": str(world_size),
-        "threads": str(torch.get_num_threads()),
-        "torch": str(torch.__version__),
+    num_sequences = int(settings["batch_size"]) * int(settings["gradient_accumulation_steps"])
+    facts |= {
+        "model": model.config,
+        "dataset": mesh.from_rank_zero(lambda: hash_dataset(dataset)),
+        "sequences_per_step": num_sequences * mesh.data_parallel_size,
+        "code": hash_code(recipe),
+        "seed": state.seed,
+        "device": mesh.device.type,
+        "num_steps": state.num_steps if settings["lr_scheduler"] else "any",
+        "processes": mesh.world_size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }
     for name, value in settings.items():
-        fingerprint[name] = describe_component(value) if isinstance(value, Component) else str(value)
-    return fingerprint
+        facts[name] = describe_component(value) if isinstance(value, Component) else value
+    return {name: str(fact) for name, fact in facts.items()}
 
 
 def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000) -> str:

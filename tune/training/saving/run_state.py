@@ -138,23 +138,22 @@ def _map_values(state: Any, change: Callable[[Any, Any], Any]) -> Any:
     return state
 
 
-def write_run_state(directory: Path, snapshot: RunSnapshot, mesh: Mesh, group: Any = None) -> None:
+def write_run_state(directory: Path, snapshot: RunSnapshot, mesh: Mesh) -> None:
     """Write a snapshot into `directory`, created if missing; every process must call this with its own.
 
     Args:
         directory: the same on every process, on a disk that all of them see.
         snapshot: from `capture_run_state`.
-        mesh: the processes of the run.
-        group: from `Mesh.open_host_group`; they talk through it.
+        mesh: the processes of the run; in a thread, from `Mesh.for_thread`.
 
     Raises:
         OSError, RuntimeError: a file could not be written, by whichever process.
         CheckpointError: the first process does not see what another one wrote.
     """
     if snapshot.content["has_tensors"]:
-        save_tensors(directory / TENSORS_DIR, snapshot.tensors, mesh, group)
-        require_all_written(directory / TENSORS_DIR, f"__{mesh.rank}_*", mesh, group)
-    mesh.from_rank_zero(lambda: _write_run_file(directory, snapshot.content), group)
+        save_tensors(directory / TENSORS_DIR, snapshot.tensors, mesh)
+        require_all_written(directory / TENSORS_DIR, f"__{mesh.rank}_*", mesh)
+    mesh.from_rank_zero(lambda: _write_run_file(directory, snapshot.content))
 
 
 def save_run_state(

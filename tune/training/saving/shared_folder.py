@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tune.errors import CheckpointError
 from tune.utils.mesh import Mesh
@@ -42,21 +41,20 @@ def require_shared_folder(folder: Path, mesh: Mesh) -> None:
         )
 
 
-def require_all_written(folder: Path, pattern: str, mesh: Mesh, group: Any = None) -> None:
+def require_all_written(folder: Path, pattern: str, mesh: Mesh) -> None:
     """Return once the first process sees every file that the others have written; all must call this.
 
     Args:
         folder: where they were written.
         pattern: of this process's files in it.
-        mesh: the processes of the run.
-        group: as in `Mesh.from_rank_zero`.
+        mesh: the processes of the run; in a thread, from `Mesh.for_thread`.
 
     Raises:
         CheckpointError: a file is missing or cut short; raised on all.
     """
     if mesh.world_size == 1:
         return
-    written = mesh.gather_to_all((mesh.rank, platform.node(), *_sizes(folder, pattern)), group)
+    written = mesh.gather_to_all((mesh.rank, platform.node(), *_sizes(folder, pattern)))
 
     def check() -> None:
         for rank, node, files, problem in written:
@@ -69,7 +67,7 @@ def require_all_written(folder: Path, pattern: str, mesh: Mesh, group: Any = Non
                         f"{written[0][1]}: all machines have to share the disk of output_dir"
                     )
 
-    mesh.from_rank_zero(check, group)
+    mesh.from_rank_zero(check)
 
 
 def _leave_word(folder: Path) -> str:

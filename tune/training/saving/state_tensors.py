@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +18,13 @@ from tune.utils.sharding import is_sharded
 __all__ = ["first_line", "load_tensors", "save_tensors"]
 
 
-def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh, group: Any) -> None:
+def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> None:
     """Write tensors into `directory`; every process must call this with what it holds of them.
 
     Args:
         directory: the same on every process.
         tensors: by name.
-        mesh: the processes of the run.
-        group: from `Mesh.open_host_group`; they talk through it.
+        mesh: the processes of the run; in a thread, from `Mesh.for_thread`.
 
     Raises:
         OSError, RuntimeError: a file could not be written, by whichever process.
@@ -44,7 +42,7 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh, gro
             is_alone = mesh.world_size == 1
             # Flushed where they are written: the process that writes the manifest may be on another machine.
             writer = make_writer(directory, flushed=not is_alone)
-            dcp_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=is_alone)
+            dcp_save(dict(tensors), storage_writer=writer, process_group=mesh.host_group, no_dist=is_alone)
     except CheckpointException as error:  # not an Exception, so nobody else would catch it
         _pass_on_interrupt(error)
         raise RuntimeError(f"the optimizer state cannot be written: {first_line(error)}") from error
