@@ -40,6 +40,7 @@ class FullFinetuneRecipe:
 
     def __init__(self, params: FullFinetuneParams) -> None:
         self.params = params
+        self.log = get_logger(params.log_level)
         self.exit_code = 0
         self.exit_stack = ExitStack()  # what cleanup() closes, the last one first
         self.memory_plan: training.MemoryPlan | None = None
@@ -47,27 +48,18 @@ class FullFinetuneRecipe:
     def setup(self) -> None:
         """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
         params = self.params
-        self.log = get_logger(params.log_level)
         # 1. This process, the others, and the place to write to, before any work that could not be written.
         if params.deterministic:
             training.make_deterministic()
         self.device = get_device(params.device)
-        self.mesh = training.init_mesh(
-            self.device,
-            enable_fsdp=params.enable_fsdp,
-            replicate_dim=params.data_parallel_replicate_dim,
-            shard_dim=params.data_parallel_shard_dim,
-            cpu_offload=params.fsdp_cpu_offload,
-            optimizer_in_bwd=params.optimizer_in_bwd,
-            dtype=params.dtype,
-        )
+        self.mesh = training.init_mesh(self.device, params.process_choices())
         self.exit_stack.callback(self.mesh.close)
         self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
-        self.checkpoints = training.Checkpoints(params.output_dir, self.mesh)
+        self.checkpoints = training.Checkpoints(
+            params.output_dir, self.mesh, params.keep_last_n_checkpoints, params.enable_async_checkpointing
+        )
         self.exit_stack.callback(self.checkpoints.close)
-        self.checkpoints.keep_last_n = params.keep_last_n_checkpoints
-        self.checkpoints.in_background = params.enable_async_checkpointing
-        self.checkpoints.find(resume=params.resume_from_checkpoint, checkpointer=self.checkpointer)
+        self.checkpoints.find(params.resume_from_checkpoint, self.checkpointer)
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
@@ -96,7 +88,7 @@ class FullFinetuneRecipe:
         #    Then a file that says exactly what is running: not before, since a resume may be refused here.
         self.state.seed_next_step()
         self.checkpoints.restore(self.state, self.model, self.optimizer, params.allow_changes_on_resume)
-        self.monitor.rewind(self.state.step)  # a run killed before its first save has left lines, too
+        self.monitor.rewind(self.state.step)
         if self.mesh.is_rank_zero:
             training.write_resolved_config(params, self.checkpoints.output_dir / "config.yaml", seed=seed)
 
@@ -122,7 +114,7 @@ class FullFinetuneRecipe:
         )
         state.num_steps = params.epochs * state.steps_per_epoch
         if params.dataset_val:
-            dataset_val = build_datasets(params.dataset_val, self.tokenizer)
+            dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
             batch_size_val = params.batch_size_val or params.batch_size
             self.loader_val = build_loader(dataset_val, batch_size=batch_size_val, shuffle=False)
 
@@ -131,19 +123,8 @@ class FullFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate_offering(params.model, {"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
-        report = self.dataset.report()
-        training.check_tokenizer_fits(self.tokenizer, model.config, report)
-        self.memory_plan = training.plan_memory(
-            model,
-            params,
-            training.longest_row(report),
-            loss_fn=self.loss_fn,
-            precision=self.precision,
-            device=self.device,
-            shard_dim=self.mesh.shard_dim,
-            cpu_offload=params.fsdp_cpu_offload,
-        )
-        self.memory_plan.log()
+        training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
+        self.memory_plan = self._plan_memory(is_sharded=self.mesh.shards)
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
@@ -162,14 +143,16 @@ class FullFinetuneRecipe:
             self.model.reset_parameters()
 
     def _setup_optimizer(self) -> None:
-        params, state = self.params, self.state
+        params = self.params
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
             params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
         )
-        self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
+        self.lr_scheduler = training.build_lr_scheduler(
+            params.lr_scheduler, self.optimizer, self.state.num_steps
+        )
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
-        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self._keep_for_study)
+        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self.checkpoints, self.state)
         self.offloading = training.activation_offloading(
             self.model, self.device, params.enable_activation_offloading
         )
@@ -177,39 +160,21 @@ class FullFinetuneRecipe:
     def _setup_monitor(self) -> None:
         params, state = self.params, self.state
         self.monitor = training.Monitor(
-            self.checkpoints.output_dir,
-            self.model,
-            self.mesh,
-            self.precision,
-            metric_logger=params.metric_logger,
-            profiler=params.profiler,
-            memory_plan=self.memory_plan,
-            log_peak_memory=params.log_peak_memory_stats,
-            overwrite=not self.checkpoints.resumes,
+            self.checkpoints, self.model, self.precision, self.memory_plan, params.log_peak_memory_stats
         )
         self.exit_stack.callback(self.monitor.close)
+        self.monitor.open(params.metric_logger, params.profiler)
         self.monitor.announce(
             state,
             f"Each step: {params.gradient_accumulation_steps} x {params.batch_size} sequences",
             training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh),
         )
-        # What is saved with each step, and restored on resume, beside the counters, the weights and the optimizer.
+        # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
         if self.lr_scheduler:
             state.track(lr_scheduler=self.lr_scheduler)
-        # What must be as it was for a resumed run to be the same run.
         state.fingerprint = training.make_fingerprint(
-            fixed_on_resume(params),
-            state,
-            self.model.config,
-            self.dataset,
-            self.mesh,
-            recipe=__file__,
-            sequences_per_step=params.batch_size
-            * params.gradient_accumulation_steps
-            * self.mesh.data_parallel_size,
-            # Without a schedule, more epochs only add steps at the end.
-            num_steps=state.num_steps if self.lr_scheduler else "any",
+            fixed_on_resume(params), state, self.model, self.dataset, self.mesh, __file__
         )
 
     def train(self) -> None:
@@ -234,18 +199,17 @@ class FullFinetuneRecipe:
 
                     # What is due. A request to stop makes this step the last one, and so a saved one.
                     stopping = stop.agreed()
-                    ends = stopping or state.is_last_step
                     metrics: dict[str, Any] = {}
-                    if ends or state.is_due(params.log_every_n_steps, otherwise=True):
+                    if stopping or state.is_due(params.log_every_n_steps, otherwise=True):
                         metrics = self.monitor.measure(state, loss, lr, grad_norm)
-                    if state.is_last_step or state.is_due(params.run_val_every_n_steps, state.epoch_ends):
+                    if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
                     self.monitor.log(state.step, metrics)
-                    if state.is_last_step or state.is_due(params.generate_every_n_steps):
+                    if state.is_due(params.generate_every_n_steps):
                         self._generate_samples()
                     state.seed_next_step()
-                    at_epochs_end = state.epoch_ends and params.save_every_epoch
-                    if ends or at_epochs_end or state.is_due(params.save_every_n_steps):
+                    save_epoch = state.epoch_ends and params.save_every_epoch
+                    if stopping or save_epoch or state.is_due(params.save_every_n_steps):
                         self.save_checkpoint()
                     if stopping:
                         self.exit_code = stop.exit_code
@@ -253,7 +217,7 @@ class FullFinetuneRecipe:
 
     def train_step(self, micro_batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
         """Take one optimizer step; return its loss and the norm of its gradient, still on the device."""
-        in_backward, step = self.params.optimizer_in_bwd, self.state.step
+        in_backward = self.params.optimizer_in_bwd
         # 1. Gradients add up over the micro-batches, and so does the loss; the last backward pass adds up those of all
         #    processes. The divisor is the number of targets that the first micro-batches let expect, which is the
         #    number itself where there are no others.
@@ -265,7 +229,7 @@ class FullFinetuneRecipe:
                 num_targets += batch_targets
                 divisor = divisor or max(self.mesh.sum([batch_targets])[0] * len(micro_batches), 1)
                 if in_backward:  # the next line already steps
-                    self.guard.allows(step, self.mesh.sum_(total / divisor), None, micro_batches)
+                    self.guard.allows(self.mesh.sum_(total / divisor))
                 self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]
         counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets)
         counts = training.sum_counts(counts, self.mesh)
@@ -275,9 +239,10 @@ class FullFinetuneRecipe:
         # 2. Unscale (fp16), make the divisor exact, measure, clip; step only if loss and gradient are numbers.
         if not in_backward:
             self.scaler.unscale_(self.optimizer)
-            weights, exact = self.model.parameters(), divisor / num_targets
-            grad_norm = training.clip_gradients(weights, self.params.clip_grad_norm, scale=exact)
-            if self.guard.allows(step, loss, grad_norm, micro_batches):
+            grad_norm = training.clip_gradients(
+                self.model.parameters(), self.params.clip_grad_norm, scale=divisor / num_targets
+            )
+            if self.guard.allows(loss, grad_norm):
                 self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -323,18 +288,6 @@ class FullFinetuneRecipe:
 
     def _write_model(self, model: Any, directory: Path) -> None:
         self.checkpointer.save_model(model, directory, self.tokenizer)
-
-    def _keep_for_study(self, micro_batches: list[dict[str, Tensor]]) -> None:
-        """Save the finished step before one that cannot be taken, and write what is known of that one."""
-        training.keep_for_study(
-            self.state,
-            self.checkpoints,
-            self.loader,
-            self.model,
-            micro_batches,
-            save=self.save_checkpoint,
-            batch_loss=self._forward,
-        )
 
     def cleanup(self) -> None:
         """Close what was opened; runs after success and after failure."""

@@ -50,7 +50,7 @@ class Monitor:
         log_peak_memory: bool = True,
     ) -> None:
         self._output_dir = checkpoints.output_dir
-        self._overwrite = not checkpoints.resumes
+        self._checkpoints = checkpoints
         self._mesh = checkpoints.mesh
         self._model = model
         self._log_peak_memory = log_peak_memory
@@ -66,7 +66,7 @@ class Monitor:
             profiler: the config's profiler, if any.
         """
         writes = self._mesh.is_rank_zero
-        self._logs = RunLogs(metric_logger, self._output_dir, overwrite=self._overwrite, enabled=writes)
+        self._logs = RunLogs(metric_logger, self._output_dir, overwrite=not self._checkpoints.resumed, enabled=writes)
         self._profiler = build_profiler(profiler if writes else None, self._output_dir / "profiler")
 
     def announce(self, state: TrainState, *lines: str) -> None:
@@ -126,8 +126,12 @@ class Monitor:
         self._logs.samples.log_dict({"prompt": prompt, "answer": answer}, step)
 
     def rewind(self, step: int) -> None:
-        """Forget the lines that are later than `step`."""
-        self._logs.rewind(step)
+        """Forget the lines that are later than `step`, where the run was asked to go on.
+
+        A run that was killed before its first save has left lines, too.
+        """
+        if self._checkpoints.resumes:
+            self._logs.rewind(step)
 
     def flush(self) -> None:
         """Return once every line is on the disk: a step saved after that never knows more than they do."""
