@@ -109,3 +109,10 @@ def test_optimizers_that_cannot_train_this_are_refused(name: str, words: str) ->
         pytest.skip("not in this torch")
     with pytest.raises(ConfigError, match=words):
         build_optimizer(Component(f"torch.optim.{name}"), make_model().parameters(), in_backward=False)
+
+
+def test_whole_copies_on_several_processes_are_refused() -> None:
+    """Each would step with its own part of the gradients."""
+    sgd = Component("torch.optim.SGD", {"lr": 0.1})
+    with pytest.raises(ConfigError, match="optimizer_in_bwd steps within the backward pass"):
+        build_optimizer(sgd, make_model().parameters(), in_backward=True, world_size=2)

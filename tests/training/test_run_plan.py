@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from recipes.params.full_finetune import FullFinetuneParams
 from tune.config.component import Component
+from tune.config.params import ParamsError
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.training import (
     Mesh,
@@ -103,6 +105,16 @@ def test_what_processes_cannot_do_is_refused(
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     with pytest.raises(ConfigError, match=says):
         init_mesh(CPU, **choices)
+
+
+def test_validation_and_the_run_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"data_parallel_replicate_dim": 2, "data_parallel_shard_dim": 1, "optimizer_in_bwd": True}
+    with pytest.raises(ParamsError) as early:
+        FullFinetuneParams(model_checkpoint="x", output_dir="y", **fields)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError) as late:
+        init_mesh(CPU, replicate_dim=2, shard_dim=1, optimizer_in_bwd=True)
+    assert str(late.value).rstrip(".") in str(early.value)
 
 
 def test_one_process_is_a_mesh() -> None:

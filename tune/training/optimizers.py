@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,15 +17,13 @@ from tune.config.slots import OPTIMIZER
 from tune.errors import ConfigError
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.utils import get_logger
-from tune.utils.exclusions import Choices, refuse_excluded
+from tune.utils.exclusions import Choices, find_exclusions, refuse_excluded
 from tune.utils.sharding import is_sharded
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "check_step", "restore_paged_state"]
 
 # Optimizers whose fused form exists on CPU and CUDA alike: one kernel in place of a dozen passes over memory.
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
-# Those of them whose fused form also takes sharded weights (torch 2.11, 2.13).
-FUSED_WHEN_SHARDED = ("Adam", "AdamW")
 # Choosing one of these is choosing an implementation, and excludes fused.
 IMPLEMENTATION_ARGUMENTS = frozenset({"fused", "foreach", "capturable", "differentiable"})
 # More numbers than bitsandbytes keeps in 32 bits (4096), fewer than it pages (100 000).
@@ -49,20 +48,17 @@ def build_optimizer(
     if reason := OPTIMIZER.unsuitable.get(name):  # a config that names it has not come as far as here
         raise ConfigError(f"optimizer {name} does not fit this recipe: {reason}")
     trained = [weight for weight in weights if weight.requires_grad]
-    sharded = any(map(is_sharded, trained))
-    fused = bool(component.kwargs.get("fused"))
-    refuse_excluded(
-        Choices(
-            world_size,
-            optimizer=component.path,
-            fused=fused,
-            optimizer_in_bwd=in_backward,
-            sharded=sharded,
-        )
+    choices = Choices(
+        world_size,
+        optimizer=component.path,
+        fused=bool(component.kwargs.get("fused")),
+        optimizer_in_bwd=in_backward,
+        sharded=any(map(is_sharded, trained)),
     )
-    fusible = FUSED_WHEN_SHARDED if sharded else FUSED_OPTIMIZERS
-    is_open = component.path.startswith("torch.optim") and name in fusible
-    offered = {"fused": True} if is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys() else {}
+    refuse_excluded(choices)
+    is_open = component.path.startswith("torch.optim") and name in FUSED_OPTIMIZERS
+    is_open = is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys()
+    offered = {"fused": True} if is_open and not any(find_exclusions(replace(choices, fused=True))) else {}
 
     def make(params: list[Tensor]) -> Optimizer:
         optimizer: Optimizer = instantiate_offering(component, offered, params)

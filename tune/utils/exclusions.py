@@ -109,7 +109,7 @@ _TABLE = (
         "which every process holds the whole model",
         ("optimizer", "data_parallel_shard_dim", "fsdp_cpu_offload"),
     ),
-    _Exclusion(
+    _Exclusion(  # torch 2.11, 2.13: of the fused optimizers, Adam and AdamW take shards
         lambda c: c.optimizer.startswith("torch.") and c.optimizer.endswith(".SGD") and c.fused and c.cuts,
         "has no form for sharded weights in SGD; remove it",
         ("optimizer.fused", "data_parallel_shard_dim", "fsdp_cpu_offload"),
