@@ -28,7 +28,7 @@ from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
-from tune.utils import get_device, get_logger, set_seed
+from tune.utils import get_device, get_logger
 
 
 class FullFinetuneRecipe:
@@ -40,7 +40,7 @@ class FullFinetuneRecipe:
 
     def __init__(self, params: FullFinetuneParams) -> None:
         self.params = params
-        self.log = get_logger(params.log_level)
+        get_logger(params.log_level)
         self.exit_code = 0
         self.exit_stack = ExitStack()  # what cleanup() closes, the last one first
         self.memory_plan: training.MemoryPlan | None = None
@@ -49,8 +49,7 @@ class FullFinetuneRecipe:
         """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
         params = self.params
         # 1. This process, the others, and the place to write to, before any work that could not be written.
-        if params.deterministic:
-            training.make_deterministic()
+        training.make_deterministic(params.deterministic)
         self.device = get_device(params.device)
         self.mesh = training.init_mesh(self.device, params.process_choices())
         self.exit_stack.callback(self.mesh.close)
@@ -63,12 +62,7 @@ class FullFinetuneRecipe:
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        seed = self.checkpoints.saved.get("seed") if params.seed is None else params.seed
-        seed = set_seed(self.mesh.from_rank_zero(lambda: set_seed(seed)))
-        self.state = training.TrainState(seed, self.mesh.rank)
-        self.log.info(
-            f"{self.device}, {self.precision}, seed {seed}, output in {self.checkpoints.output_dir}"
-        )
+        self.state = self.checkpoints.begin_state(params.seed)
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
@@ -80,17 +74,27 @@ class FullFinetuneRecipe:
         self._setup_model()
         self.load_checkpoint()
 
-        # 5. What changes the weights (a schedule needs the number of steps, which the data gave), and what watches.
-        self._setup_optimizer()
-        self._setup_monitor()
+        # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
+        self.gradients = training.GradientSync(self.model, self.mesh)
+        self.optimizer = training.build_optimizer(
+            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+        )
+        self.lr_scheduler = training.build_lr_scheduler(
+            params.lr_scheduler, self.optimizer, self.state.num_steps
+        )
+        self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
+        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self.state, self.checkpoints)
+        self.offloading = training.activation_offloading(
+            self.model, self.device, params.enable_activation_offloading
+        )
 
-        # 6. The saved state goes into what now stands, last of all, since building has drawn random numbers.
-        #    Then a file that says exactly what is running: not before, since a resume may be refused here.
+        # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
+        #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
+        self._setup_monitor()
         self.state.seed_next_step()
         self.checkpoints.restore(self.state, self.model, self.optimizer, params.allow_changes_on_resume)
         self.monitor.rewind(self.state.step)
-        if self.mesh.is_rank_zero:
-            training.write_resolved_config(params, self.checkpoints.output_dir / "config.yaml", seed=seed)
+        training.write_resolved_config(params, self.checkpoints, seed=self.state.seed)
 
     def _setup_data(self) -> None:
         params, state = self.params, self.state
@@ -109,10 +113,9 @@ class FullFinetuneRecipe:
         self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
         self.loader = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         self.sampler: Any = self.loader.sampler
-        state.steps_per_epoch = training.count_steps_per_epoch(
-            len(self.loader), params.gradient_accumulation_steps, params.max_steps_per_epoch
+        state.plan_steps(
+            len(self.loader), params.epochs, params.gradient_accumulation_steps, params.max_steps_per_epoch
         )
-        state.num_steps = params.epochs * state.steps_per_epoch
         if params.dataset_val:
             dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
             batch_size_val = params.batch_size_val or params.batch_size
@@ -124,7 +127,17 @@ class FullFinetuneRecipe:
             model = instantiate_offering(params.model, {"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
-        self.memory_plan = self._plan_memory(is_sharded=self.mesh.shards)
+        self.memory_plan = training.plan_memory(
+            model,
+            params,
+            training.longest_row(self.dataset.report()),
+            loss_fn=self.loss_fn,
+            precision=self.precision,
+            device=self.device,
+            shard_dim=self.mesh.shard_dim,
+            cpu_offload=params.fsdp_cpu_offload,
+        )
+        self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
@@ -142,21 +155,6 @@ class FullFinetuneRecipe:
                 self.model.to_empty(device=self.device)
             self.model.reset_parameters()
 
-    def _setup_optimizer(self) -> None:
-        params = self.params
-        self.gradients = training.GradientSync(self.model, self.mesh)
-        self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
-        )
-        self.lr_scheduler = training.build_lr_scheduler(
-            params.lr_scheduler, self.optimizer, self.state.num_steps
-        )
-        self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
-        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self.checkpoints, self.state)
-        self.offloading = training.activation_offloading(
-            self.model, self.device, params.enable_activation_offloading
-        )
-
     def _setup_monitor(self) -> None:
         params, state = self.params, self.state
         self.monitor = training.Monitor(
@@ -164,11 +162,8 @@ class FullFinetuneRecipe:
         )
         self.exit_stack.callback(self.monitor.close)
         self.monitor.open(params.metric_logger, params.profiler)
-        self.monitor.announce(
-            state,
-            f"Each step: {params.gradient_accumulation_steps} x {params.batch_size} sequences",
-            training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh),
-        )
+        repeatability = training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh)
+        self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
         if self.lr_scheduler:
@@ -181,7 +176,7 @@ class FullFinetuneRecipe:
         """Run the loop to its end, or to the request to stop; `exit_code` then says which."""
         params, state = self.params, self.state
         if state.step == 0:
-            self._generate_samples()
+            self.monitor.sample(state.step, params.sample_prompts, self._answer)
         with training.StopRequest(self.mesh) as stop, self.checkpoints, self.monitor.watching(state):
             for epoch in range(state.epoch, params.epochs):
                 state.begin_epoch(epoch)
@@ -189,24 +184,24 @@ class FullFinetuneRecipe:
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
                 for micro_batches in islice(windows, state.steps_per_epoch - state.step_in_epoch):
                     state.begin_step()
-                    loss, grad_norm = self.train_step(micro_batches)
+                    with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
+                        loss, grad_norm = self.train_step(micro_batches)
 
-                    # From here on everything describes the finished step.
-                    lr = training.get_lr(self.optimizer)
-                    if self.lr_scheduler:
-                        self.lr_scheduler.step()
+                    # From here on everything describes the finished step. A request to stop makes it the last one.
                     self.sampler.advance(len(micro_batches) * params.batch_size)
-
-                    # What is due. A request to stop makes this step the last one, and so a saved one.
                     stopping = stop.agreed()
                     metrics: dict[str, Any] = {}
                     if stopping or state.is_due(params.log_every_n_steps, otherwise=True):
-                        metrics = self.monitor.measure(state, loss, lr, grad_norm)
+                        metrics = self.monitor.measure(
+                            state, loss, grad_norm, training.get_lr(self.optimizer)
+                        )
+                    if self.lr_scheduler:
+                        self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
                     self.monitor.log(state.step, metrics)
                     if state.is_due(params.generate_every_n_steps):
-                        self._generate_samples()
+                        self.monitor.sample(state.step, params.sample_prompts, self._answer)
                     state.seed_next_step()
                     save_epoch = state.epoch_ends and params.save_every_epoch
                     if stopping or save_epoch or state.is_due(params.save_every_n_steps):
@@ -227,12 +222,11 @@ class FullFinetuneRecipe:
                 batch_total, batch_targets = self._forward(batch)
                 total += batch_total.detach()
                 num_targets += batch_targets
-                divisor = divisor or max(self.mesh.sum([batch_targets])[0] * len(micro_batches), 1)
+                divisor = divisor or max(self.mesh.sum(batch_targets) * len(micro_batches), 1)
                 if in_backward:  # the next line already steps
                     self.guard.allows(self.mesh.sum_(total / divisor))
                 self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]
-        counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets)
-        counts = training.sum_counts(counts, self.mesh)
+        counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets, self.mesh)
         num_targets = max(counts.num_targets, 1)
         loss, grad_norm = self.mesh.sum_(total) / num_targets, None
 
@@ -271,14 +265,11 @@ class FullFinetuneRecipe:
         self.state.note_validation(val_loss)
         return {"val_loss": val_loss}
 
-    def _generate_samples(self) -> None:
-        """Answer the sample prompts, greedily, in the template the model is trained in."""
-        num_tokens = self.params.sample_max_new_tokens
-        with self.monitor.paused(), self.precision.autocast():
-            for prompt in self.params.sample_prompts or ():
-                rendered = self.dataset.render_prompt(prompt)
-                answer = generate_text(self.model, self.tokenizer, rendered, max_new_tokens=num_tokens)
-                self.monitor.log_sample(self.state.step, prompt, answer)
+    def _answer(self, prompt: str) -> str:
+        """Return what the model answers, greedily, in the template it is trained in."""
+        rendered, num_tokens = self.dataset.render_prompt(prompt), self.params.sample_max_new_tokens
+        with self.precision.autocast():
+            return generate_text(self.model, self.tokenizer, rendered, max_new_tokens=num_tokens)
 
     def save_checkpoint(self) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""

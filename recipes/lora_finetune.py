@@ -42,7 +42,7 @@ class LoraFinetuneRecipe:
 
     def __init__(self, params: LoraFinetuneParams) -> None:
         self.params = params
-        self.log = get_logger(params.log_level)
+        get_logger(params.log_level)
         self.exit_code = 0
         self.exit_stack = ExitStack()  # what cleanup() closes, the last one first
         self.memory_plan: training.MemoryPlan | None = None
@@ -64,7 +64,7 @@ class LoraFinetuneRecipe:
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        self.state = training.begin_state(params.seed, self.checkpoints)
+        self.state = self.checkpoints.begin_state(params.seed)
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
@@ -85,7 +85,7 @@ class LoraFinetuneRecipe:
             params.lr_scheduler, self.optimizer, self.state.num_steps
         )
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
-        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self.checkpoints, self.state)
+        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self.state, self.checkpoints)
         self.offloading = training.activation_offloading(
             self.model, self.device, params.enable_activation_offloading
         )
@@ -135,9 +135,23 @@ class LoraFinetuneRecipe:
         # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
         cast_adapters(model, torch.float32)
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
-        # A base that fits is held whole by every process, unless that was ruled out.
-        is_sharded = training.shards_frozen_base(model, self.mesh, required=params.requires_shards)
-        self._plan_memory()
+        # A base that fits is held whole by every process, unless that is ruled out. (Steps within the backward pass
+        # come before the gradients of whole copies are added up.)
+        needs_shards = (
+            params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload or params.optimizer_in_bwd
+        )
+        is_sharded = training.shards_frozen_base(model, self.mesh, required=needs_shards)
+        self.memory_plan = training.plan_memory(
+            model,
+            params,
+            training.longest_row(self.dataset.report()),
+            loss_fn=self.loss_fn,
+            precision=self.precision,
+            device=self.device,
+            shard_dim=self.mesh.shard_dim if is_sharded else 1,
+            cpu_offload=is_sharded and params.fsdp_cpu_offload,
+        )
+        self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         if params.enable_activation_checkpointing:
             training.checkpoint_activations(model.layers)
@@ -160,22 +174,16 @@ class LoraFinetuneRecipe:
         )
         self.exit_stack.callback(self.monitor.close)
         self.monitor.open(params.metric_logger, params.profiler)
-        self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps)
-        self.log.info(training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh))
+        repeatability = training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh)
+        self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
         if self.lr_scheduler:
             state.track(lr_scheduler=self.lr_scheduler)
+        # A lora_ builder's arguments are not in the sizes.
+        facts = {"builder": params.model, "base": training.hash_weight_files(self.base_dir)}
         state.fingerprint = training.make_fingerprint(
-            fixed_on_resume(params),
-            state,
-            self.model,
-            self.dataset,
-            self.mesh,
-            __file__,
-            # A lora_ builder's arguments are not in the sizes.
-            builder=training.describe_component(params.model),
-            base=training.hash_weight_files(self.base_dir),
+            fixed_on_resume(params) | facts, state, self.model, self.dataset, self.mesh, __file__
         )
 
     def train(self) -> None:
@@ -198,7 +206,9 @@ class LoraFinetuneRecipe:
                     stopping = stop.agreed()
                     metrics: dict[str, Any] = {}
                     if stopping or state.is_due(params.log_every_n_steps, otherwise=True):
-                        metrics = self.monitor.measure(state, loss, grad_norm, self.optimizer)
+                        metrics = self.monitor.measure(
+                            state, loss, grad_norm, training.get_lr(self.optimizer)
+                        )
                     if self.lr_scheduler:
                         self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
@@ -226,7 +236,7 @@ class LoraFinetuneRecipe:
                 batch_total, batch_targets = self._forward(batch)
                 total += batch_total.detach()
                 num_targets += batch_targets
-                divisor = divisor or max(self.mesh.sum([batch_targets])[0] * len(micro_batches), 1)
+                divisor = divisor or max(self.mesh.sum(batch_targets) * len(micro_batches), 1)
                 if in_backward:  # the next line already steps
                     self.guard.allows(self.mesh.sum_(total / divisor))
                 self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tune.config.component import Component
@@ -10,7 +11,7 @@ from tune.config.diagnostics import shorten
 from tune.config.params import Problem
 from tune.config.signatures import Signature, read_signature
 from tune.errors import ConfigError
-from tune.utils.exclusions import Choices, find_exclusions
+from tune.utils.exclusions import find_exclusions
 from tune.utils.splits import parse_split
 
 if TYPE_CHECKING:
@@ -208,15 +209,10 @@ def check_processes(params: FinetuneParams, quantized: str = "") -> Iterator[Pro
         params: the recipe's.
         quantized: the field that asks for weights in 4 bits, if one does.
     """
-    choices = Choices(
-        enable_fsdp=params.enable_fsdp,
-        replicate_dim=params.data_parallel_replicate_dim,
-        shard_dim=params.data_parallel_shard_dim,
-        cpu_offload=params.fsdp_cpu_offload,
-        dtype=params.dtype,
+    choices = replace(
+        params.process_choices(),
         optimizer=params.optimizer.path,
         fused=bool(params.optimizer.kwargs.get("fused")),
-        optimizer_in_bwd=params.optimizer_in_bwd,
         quantized=quantized,
     )
     for message, fields in find_exclusions(choices):

@@ -30,6 +30,7 @@ from tune.config.slots import (
     PROFILER,
     TOKENIZER,
 )
+from tune.utils.exclusions import Choices
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,22 @@ class FinetuneParams:
 
     def __post_init__(self) -> None:
         check_params(self)
+
+    def notices(self) -> Iterator[str]:
+        """Yield what is to be said of settings that do nothing."""
+        if self.low_cpu_ram:
+            yield "Loading holds one tensor beside the model's own, with or without low_cpu_ram."
+
+    def process_choices(self) -> Choices:
+        """Return how the processes of the run are split, and what they have to carry out together."""
+        return Choices(
+            enable_fsdp=self.enable_fsdp,
+            replicate_dim=self.data_parallel_replicate_dim,
+            shard_dim=self.data_parallel_shard_dim,
+            cpu_offload=self.fsdp_cpu_offload,
+            optimizer_in_bwd=self.optimizer_in_bwd,
+            dtype=self.dtype,
+        )
 
     def cross_checks(self) -> Iterator[Problem]:
         """Yield what is wrong between fields that are each right on their own."""

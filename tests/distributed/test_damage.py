@@ -116,26 +116,26 @@ def test_a_full_disk_is_one_error_and_loses_nothing(disk: Path, common: list[str
 MEDDLING = """
 import os, shutil, sys
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune import training
 
 rank, when, what = os.environ["RANK"], *os.environ["MEDDLING"].split()
-save, choose = FullFinetuneRecipe.save_checkpoint, FullFinetuneRecipe.load_checkpoint
+save, find = FullFinetuneRecipe.save_checkpoint, training.Checkpoints.find
 
 def meddle(folder):
     folder.chmod(0o500) if what == "lock" else shutil.rmtree(folder)
 
 def save_checkpoint(self):
-    if when == "saving" and rank == "1" and self.run.step == 2:
-        self.saver.wait()
-        meddle(self.output_dir)
+    if when == "saving" and rank == "1" and self.state.step == 2:
+        self.checkpoints.wait()
+        meddle(self.checkpoints.output_dir)
     save(self)
 
-def load_checkpoint(self):
-    chosen = choose(self)
+def find_and_meddle(self, *args, **kwargs):
+    find(self, *args, **kwargs)
     if when == "loading" and rank == "1":
-        meddle(chosen.state_dir)
-    return chosen
+        meddle(self.resumed.state_dir)
 
-FullFinetuneRecipe.save_checkpoint, FullFinetuneRecipe.load_checkpoint = save_checkpoint, load_checkpoint
+FullFinetuneRecipe.save_checkpoint, training.Checkpoints.find = save_checkpoint, find_and_meddle
 if __name__ == "__main__":
     sys.exit(recipe_main())
 """

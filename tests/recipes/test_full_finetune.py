@@ -117,7 +117,7 @@ def test_one_step_equals_plain_torch(make_params, tmp_path: Path) -> None:
     }
     recipe.train()
     recipe.cleanup()
-    assert recipe.run.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert recipe.state.loss == pytest.approx(loss.item(), rel=1e-5)
     for name, weight in recipe.model.named_parameters():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-6, msg=name)
 
@@ -134,7 +134,7 @@ def test_cutting_a_step_up_changes_nothing(
     recipe = train(
         make_params(batch_size=batch_size, gradient_accumulation_steps=num_micro_batches, **common)
     )
-    assert recipe.run.step == 8
+    assert recipe.state.step == 8
     assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "out"), atol=3e-6)
     for ours, theirs in zip(metrics_of(tmp_path / "out"), metrics_of(tmp_path / "whole"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
@@ -226,7 +226,7 @@ def test_max_steps_per_epoch_and_the_schedule_count_optimizer_steps(make_params,
     recipe = train(
         make_params(max_steps_per_epoch=3, lr_scheduler={"_component_": "linear", "num_warmup_steps": 0})
     )
-    assert recipe.num_steps == 6
+    assert recipe.state.num_steps == 6
     rates = [row["lr"] for row in metrics_of(tmp_path / "out")]
     assert rates == pytest.approx([0.01 * (6 - step) / 6 for step in range(6)])
 
@@ -254,7 +254,7 @@ def test_the_seed_decides_and_null_draws_one_that_is_saved(make_params, tmp_path
     seeds = []
     for number, seed in enumerate((3, 3, 4, None, None)):
         recipe = train(make_params(seed=seed, epochs=1, output_dir=str(tmp_path / str(number))))
-        seeds.append(recipe.seed)
+        seeds.append(recipe.state.seed)
     weights = [weights_of(tmp_path / str(number))["model.norm.weight"] for number in range(5)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -271,8 +271,8 @@ def test_pruning_keeps_the_best(make_params, tmp_path: Path) -> None:
 
     def validate_badly() -> dict[str, float]:
         validate()
-        recipe.run.val_loss = next(losses)
-        return {"val_loss": recipe.run.val_loss}
+        recipe.state.val_loss = next(losses)
+        return {"val_loss": recipe.state.val_loss}
 
     recipe.validate = validate_badly  # type: ignore[method-assign]
     object.__setattr__(params, "run_val_every_n_steps", 1)
@@ -344,7 +344,7 @@ def test_weights_that_have_gone_bad_replace_no_good_ones(make_params, tmp_path: 
     recipe = FullFinetuneRecipe(params)
     recipe.setup()
     weight = next(recipe.model.parameters())
-    weight.register_hook(lambda grad: grad * (float("nan") if recipe.run.step == 9 else 1.0))
+    weight.register_hook(lambda grad: grad * (float("nan") if recipe.state.step == 9 else 1.0))
     with pytest.raises(TrainingError, match="step 10: the loss is nan"):
         recipe.train()
     recipe.cleanup()

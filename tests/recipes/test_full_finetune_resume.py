@@ -187,10 +187,10 @@ def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> 
     recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True))
     recipe.setup()
     recipe.train()
-    recipe.summarize()
+    recipe.monitor.log_summary(recipe.state)
     recipe.cleanup()
     assert model_bytes(tmp_path / "out") == before
-    assert recipe.run.loss == losses_of(tmp_path / "out")[-1][1]
+    assert recipe.state.loss == losses_of(tmp_path / "out")[-1][1]
 
 
 def test_more_epochs_without_a_schedule_go_on(with_dropout, tmp_path: Path) -> None:
@@ -245,8 +245,13 @@ def test_stopped_by_a_bad_step_it_goes_on_as_if_there_had_been_none(with_dropout
     recipe_main(with_dropout(output_dir=str(tmp_path / "whole")))
     recipe = FullFinetuneRecipe(with_dropout(save_every_n_steps=None, on_non_finite="stop"))
     recipe.setup()
-    loss_sum = recipe._loss_sum
-    recipe._loss_sum = lambda batch: loss_sum(batch) * (float("nan") if recipe.run.step == 6 else 1.0)
+    batch_loss = recipe.batch_loss
+
+    def break_step_6(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        total, num_targets = batch_loss(batch)
+        return total * (float("nan") if recipe.state.step == 6 else 1.0), num_targets
+
+    recipe.batch_loss = break_step_6  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match="step 6: the loss is nan"):
         recipe.train()
     recipe.cleanup()

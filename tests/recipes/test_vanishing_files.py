@@ -11,7 +11,7 @@ import pytest
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.errors import TuneError
-from tune.training import SavedStep, list_saved_steps, verify_step
+from tune.training import Checkpoints, SavedStep, list_saved_steps, verify_step
 
 Damage = Callable[[Path], object]
 
@@ -26,15 +26,15 @@ def empty(path: Path) -> None:
 
 def after_the_choice(monkeypatch: pytest.MonkeyPatch, damage: Damage) -> None:
     """Have something happen to the saved step that a run has verified and chosen, before anything of it is loaded."""
-    choose = FullFinetuneRecipe.load_checkpoint
+    choose = Checkpoints._claim
 
-    def choose_and_lose(self: FullFinetuneRecipe) -> SavedStep | None:
-        chosen = choose(self)
+    def choose_and_lose(self: Checkpoints, *args: Any) -> SavedStep | None:
+        chosen = choose(self, *args)
         assert chosen is not None
         damage(chosen.path)
         return chosen
 
-    monkeypatch.setattr(FullFinetuneRecipe, "load_checkpoint", choose_and_lose)
+    monkeypatch.setattr(Checkpoints, "_claim", choose_and_lose)
 
 
 def test_a_file_that_goes_between_the_check_and_the_load(make_params, tmp_path: Path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from tune.cli.quiet import importing_quietly
 from tune.cli.target import Target, find_target
 from tune.cli.terminal import paint, report_warning, wants_color
 from tune.cli.validate import resolve_for
-from tune.utils.exclusions import Choices, split_processes
+from tune.utils.exclusions import split_processes
 from tune.utils.paths import expand_path
 from tune.utils.ranks import get_world_size
 
@@ -136,21 +137,11 @@ def _refuse_many_processes(target: Target, plan: LaunchPlan) -> None:
 
 def _refuse_another_mesh(plan: LaunchPlan, params: Any) -> None:
     """Refuse a mesh that these processes cannot make up, or carry out: before they start, and once."""
-    if not hasattr(params, SHARED_WORK):
+    if not hasattr(params, "process_choices"):
         return
     # Where another launcher has started this command, it has said how many there are.
     world_size = plan.nnodes * plan.nproc_per_node if plan.needs_launcher else get_world_size()
-    split_processes(
-        Choices(
-            world_size,
-            params.enable_fsdp,
-            params.data_parallel_replicate_dim,
-            params.data_parallel_shard_dim,
-            cpu_offload=params.fsdp_cpu_offload,
-            dtype=params.dtype,
-            optimizer_in_bwd=params.optimizer_in_bwd,
-        )
-    )
+    split_processes(replace(params.process_choices(), world_size=world_size))
 
 
 def _is_config(word: str) -> bool:

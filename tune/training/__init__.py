@@ -9,7 +9,6 @@ from tune.training.batches import (
     count_targets,
     count_tokens,
     group_micro_batches,
-    sum_counts,
     to_device,
 )
 from tune.training.checkpointers import (
@@ -22,7 +21,7 @@ from tune.training.distributed.frozen_base import shards_frozen_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
 from tune.training.distributed.sharded_model import copy_to_host, describe_processes, shard_model
 from tune.training.getters import get_metric_logger, get_optimizer
-from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
+from tune.training.loading import build_loader, check_tokenizer_fits
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
 from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib
@@ -72,6 +71,7 @@ from tune.training.spikes import SpikeWatch
 from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
 from tune.training.train_state import TrainState
+from tune.training.validation import mean_loss
 from tune.utils.mesh import Mesh, init_mesh
 
 __all__ = [
@@ -110,7 +110,6 @@ __all__ = [
     "clip_gradients",
     "compile_blocks",
     "copy_to_host",
-    "count_steps_per_epoch",
     "count_targets",
     "count_tokens",
     "describe_component",
@@ -138,6 +137,7 @@ __all__ = [
     "make_deterministic",
     "make_fingerprint",
     "mark_last",
+    "mean_loss",
     "measure_matmul_rate",
     "metric_logging",
     "nondeterminism",
@@ -152,7 +152,6 @@ __all__ = [
     "shard_model",
     "shards_frozen_base",
     "step_name",
-    "sum_counts",
     "to_device",
     "upcoming_sample_ids",
     "verify_step",

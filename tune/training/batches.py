@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tune.utils.mesh import Mesh
 
-__all__ = ["TokenCounts", "count_targets", "count_tokens", "group_micro_batches", "sum_counts", "to_device"]
+__all__ = ["TokenCounts", "count_targets", "count_tokens", "group_micro_batches", "to_device"]
 
 T = TypeVar("T")
 
@@ -39,14 +39,17 @@ class TokenCounts:
 
 
 def count_tokens(
-    batches: Sequence[Mapping[str, Tensor]], padding_idx: int, num_targets: int = 0
+    batches: Sequence[Mapping[str, Tensor]], padding_idx: int, num_targets: int, mesh: Mesh
 ) -> TokenCounts:
-    """Return the counts of batches that are still on the host, where counting waits for nobody.
+    """Return the counts of the batches of all processes, on the host, where counting waits for nobody.
+
+    Every process must call this.
 
     Args:
         batches: each with `tokens` [b, s]; `input_pos` [b, s] if packed.
         padding_idx: the token that pads.
         num_targets: positions in them that are trained on, as the objective has counted them.
+        mesh: the processes of the run.
     """
     total = TokenCounts(num_targets=num_targets)
     for batch in batches:
@@ -59,7 +62,7 @@ def count_tokens(
         # 1 + 3 + 5 + ... of l terms is l squared, so every document adds its own square.
         squares = ((2 * positions + 1) * is_token).sum()
         total += TokenCounts(int(is_token.sum()), 0, int(squares))
-    return total
+    return TokenCounts(*mesh.sums(astuple(total)))
 
 
 def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
@@ -68,11 +71,6 @@ def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
     A row's first label has no position before it that could predict it.
     """
     return int((labels[:, 1:] != ignore_idx).sum())
-
-
-def sum_counts(counts: TokenCounts, mesh: Mesh) -> TokenCounts:
-    """Return the counts of all processes together; each of them must call this."""
-    return TokenCounts(*mesh.sums(astuple(counts)))
 
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -11,6 +11,7 @@ from torch import nn
 from tune.config.component import Component
 from tune.modules.moe import MixtureOfExperts
 from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = ["describe_repeatability", "make_deterministic", "nondeterminism"]
 
@@ -19,12 +20,14 @@ _CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_FIXED = (":4096:8", ":16:8")
 
 
-def make_deterministic() -> None:
-    """Let torch take, for the rest of this process, only ways that give the same result each time.
+def make_deterministic(enabled: bool = True) -> None:
+    """Let torch take, for the rest of this process, only ways that give the same result each time; if enabled.
 
     Slower on a GPU: attention's backward pass adds up in order. An operation that has no such way raises. Call it
     before anything runs on a GPU: cuBLAS reads its setting when it starts.
     """
+    if not enabled:
+        return
     is_late = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if is_late and os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
         get_logger().warning(
@@ -52,21 +55,20 @@ def nondeterminism(
     return list(_causes(seed, optimizer, device, model))
 
 
-def describe_repeatability(
-    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module, world_size: int = 1
-) -> str:
+def describe_repeatability(seed: int | None, optimizer: Component, model: nn.Module, mesh: Mesh) -> str:
     """Return a line that says whether the run can be repeated, and under which conditions or why not.
 
     Args:
-        seed, optimizer, device, model: as in `nondeterminism`.
-        world_size: processes of the run.
+        seed, optimizer, model: as in `nondeterminism`.
+        mesh: the processes of the run.
     """
+    device = mesh.device
     causes = nondeterminism(seed, optimizer, device, model)
     if causes:
         return f"Would not repeat bit for bit: {'; '.join(causes)}"
     conditions = ["seed", "machine"]
-    if world_size > 1:
-        conditions.append(f"{world_size} processes")
+    if mesh.world_size > 1:
+        conditions.append(f"{mesh.world_size} processes")
     if device.type == "cpu":
         # Sums are cut up among threads, and rounded where they are cut.
         threads = torch.get_num_threads()

@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from tune.config.component import Component
 from tune.config.instantiate import import_component
@@ -21,11 +21,19 @@ from tune.training.signals import StopRequest
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 
-__all__ = ["build_loader", "check_tokenizer_fits", "count_steps_per_epoch"]
+__all__ = ["build_loader", "check_tokenizer_fits"]
+
+
+class MapDataset(Protocol):
+    """Examples by their number, each with `tokens` and `labels`. A `report()` of them, if there is one, is logged."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def build_loader(
-    dataset: Dataset[Any],
+    dataset: MapDataset,
     collate_fn: Component,
     *,
     batch_size: int,
@@ -36,6 +44,8 @@ def build_loader(
     num_workers: int = 0,
 ) -> DataLoader[Any]:
     """Return a loader of this process's micro-batches; its `sampler` knows the place in the data.
+
+    What there is to learn from the data is said in the log.
 
     The last batch of an epoch may be smaller and is not dropped: each token weighs the same whatever batch it is in.
     All processes get equally many batches, the last one filled up with padding where the data does not come out even.
@@ -50,8 +60,9 @@ def build_loader(
         mesh: the processes that share the examples; for a GPU batches are pinned, so that nobody waits for copies.
         num_workers: processes that prepare batches ahead; 0 prepares them in between.
     """
-    size = len(dataset)  # type: ignore[arg-type]  # ours have a length
-    sampler = ResumableSampler(size, shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
+    if hasattr(dataset, "report"):
+        get_logger().info(f"Data: {dataset.report()}")
+    sampler = ResumableSampler(len(dataset), shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
     arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
     return DataLoader(
         FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
@@ -81,14 +92,6 @@ def _end_when_the_run_says_so() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def count_steps_per_epoch(
-    num_micro_batches: int, gradient_accumulation_steps: int, max_steps: int | None
-) -> int:
-    """Return the optimizer steps of an epoch; the last one may hold fewer micro-batches than the others."""
-    num_steps = -(-num_micro_batches // gradient_accumulation_steps)
-    return num_steps if max_steps is None else min(num_steps, max_steps)
 
 
 def check_tokenizer_fits(tokenizer: Tokenizer, config: DecoderConfig, report: DataReport) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from tune.config.component import Component
 from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
+from tune.training.distributed.sharded_model import describe_processes
 from tune.training.memory.check import MemoryCheck
 from tune.training.memory.plan import MemoryPlan
 from tune.training.memory.running_out import get_peak_memory_gib
@@ -53,6 +54,7 @@ class Monitor:
         self._checkpoints = checkpoints
         self._mesh = checkpoints.mesh
         self._model = model
+        self._precision = precision
         self._log_peak_memory = log_peak_memory
         self._speed = build_speed_meter(model, self._mesh.device, precision, self._mesh.world_size)
         self._memory = MemoryCheck(memory_plan)
@@ -66,18 +68,26 @@ class Monitor:
             profiler: the config's profiler, if any.
         """
         writes = self._mesh.is_rank_zero
-        self._logs = RunLogs(metric_logger, self._output_dir, overwrite=not self._checkpoints.resumed, enabled=writes)
+        self._logs = RunLogs(
+            metric_logger, self._output_dir, overwrite=not self._checkpoints.resumed, enabled=writes
+        )
         self._profiler = build_profiler(profiler if writes else None, self._output_dir / "profiler")
 
-    def announce(self, state: TrainState, *lines: str) -> None:
-        """Say what is trained, and how much of it there is to do; `lines` are what else is to be said."""
+    def announce(
+        self, state: TrainState, batch_size: int, gradient_accumulation_steps: int, *lines: str
+    ) -> None:
+        """Say what is trained, in how many steps of what, and how fast it might be; `lines` are what else to say."""
         sizes = [(weight.numel(), weight.requires_grad) for weight in self._model.parameters()]
         num_all = sum(size for size, _ in sizes)
         num_trained = sum(size for size, is_trained in sizes if is_trained)
         what = "all trained" if num_trained == num_all else f"{num_trained / 1e6:,.2f}M of them trained"
-        get_logger().info(f"Model: {num_all / 1e6:,.1f}M parameters, {what}")
+        get_logger().info(f"Model: {num_all / 1e6:,.1f}M parameters, {what}; {self._precision}")
         limit = f"{self._speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
-        get_logger().info("\n".join((f"Steps: {state.num_steps}. Limit: {limit}", *lines)))
+        steps = (
+            f"Steps: {state.num_steps}, each of {gradient_accumulation_steps} x {batch_size} sequences on "
+            f"{describe_processes(self._model, self._mesh)}. Limit: {limit}"
+        )
+        get_logger().info("\n".join((steps, *lines)))
 
     @contextmanager
     def watching(self, state: TrainState) -> Iterator[None]:
@@ -98,7 +108,7 @@ class Monitor:
         self._memory.after_step(micro_batches)
         self._profile.step()
 
-    def measure(self, state: TrainState, loss: Tensor, lr: float, grad_norm: Tensor | None) -> dict[str, Any]:
+    def measure(self, state: TrainState, loss: Tensor, grad_norm: Tensor | None, lr: float) -> dict[str, Any]:
         """Return what is logged of a finished step; the only place where the loss is read from the device.
 
         Every process must call this.
@@ -120,10 +130,13 @@ class Monitor:
             self._logs.metrics.log_dict(metrics, step)
             self._progress.show(step, metrics)
 
-    def log_sample(self, step: int, prompt: str, answer: str) -> None:
-        """Write and show what the model answers at a step."""
-        get_logger().info(f"step {step}, sample: {prompt!r} -> {answer!r}")
-        self._logs.samples.log_dict({"prompt": prompt, "answer": answer}, step)
+    def sample(self, step: int, prompts: Iterable[str] | None, answer: Callable[[str], str]) -> None:
+        """Write and show what the model answers to some prompts at a step; None asks nothing."""
+        with self.paused():
+            for prompt in prompts or ():
+                text = answer(prompt)
+                get_logger().info(f"step {step}, sample: {prompt!r} -> {text!r}")
+                self._logs.samples.log_dict({"prompt": prompt, "answer": text}, step)
 
     def rewind(self, step: int) -> None:
         """Forget the lines that are later than `step`, where the run was asked to go on.

@@ -31,7 +31,7 @@ _SCRATCH_SHAPE = (64, 1024)
 
 
 def build_optimizer(
-    component: Component, weights: Iterable[Tensor], *, in_backward: bool, world_size: int = 1
+    component: Component, weights: Iterable[Tensor], in_backward: bool = False, world_size: int = 1
 ) -> Optimizer:
     """Return the optimizer of `weights`, fused where it can be and the config leaves it open.
 

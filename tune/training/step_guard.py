@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from tune.errors import TrainingError
+from tune.training.saving.checkpoints import Checkpoints
+from tune.training.saving.nonfinite_dump import BatchLoss, keep_for_study
+from tune.training.train_state import TrainState
 from tune.utils import get_logger
 from tune.utils.sharding import full_tensor
 
@@ -50,29 +54,54 @@ class StepGuard:
     Args:
         policy: "stop" ends the run with an explanation; "skip" leaves the step out and goes on.
         scaler: while it is still finding fp16's loss scale, an overflowing gradient is part of its search.
-        before_stopping: called with a step's micro-batches before they end the run by the policy to stop.
+        state: of the run; says which step it is.
+        checkpoints: of the run, where what is known of a bad step is kept.
     """
 
     def __init__(
-        self,
-        policy: str,
-        scaler: GradScaler,
-        before_stopping: Callable[[Sequence[Any]], object] | None = None,
+        self, policy: str, scaler: GradScaler, state: TrainState, checkpoints: Checkpoints | None = None
     ) -> None:
         self._policy = policy
-        self._before_stopping = before_stopping
         self._scaler = scaler
+        self._state = state
+        self._checkpoints = checkpoints
+        self._study: Callable[[], None] | None = None
         self._in_a_row = 0
         self.num_skipped = 0
 
-    def allows(
+    @contextmanager
+    def studying(
         self,
-        step: int,
-        loss: Tensor,
-        grad_norm: Tensor | None = None,
-        micro_batches: Sequence[Any] = (),
-    ) -> bool:
-        """Tell whether step `step` of these micro-batches may be taken.
+        model: nn.Module,
+        micro_batches: Sequence[Mapping[str, Tensor]],
+        batch_loss: BatchLoss,
+        save: Callable[[], object],
+    ) -> Iterator[None]:
+        """Take a step in the body. If it ends the run, the one before is saved first, and it is kept for study.
+
+        Args:
+            model: its gradients are looked at, too.
+            micro_batches: of the step, on this process.
+            batch_loss: computes the loss of one, to find where the numbers go bad.
+            save: saves the state as it is then.
+        """
+        assert self._checkpoints is not None, "a guard without checkpoints has nowhere to keep a step"
+        self._study = partial(
+            keep_for_study,
+            self._state,
+            self._checkpoints,
+            model,
+            micro_batches,
+            batch_loss=batch_loss,
+            save=save,
+        )
+        try:
+            yield
+        finally:
+            self._study = None
+
+    def allows(self, loss: Tensor, grad_norm: Tensor | None = None) -> bool:
+        """Tell whether the step with this loss and gradient norm may be taken.
 
         With many processes, loss and norm are those of all of them: so they decide alike.
 
@@ -82,6 +111,7 @@ class StepGuard:
         Raises:
             TrainingError: it may not, and the policy is to stop (or too many in a row were skipped).
         """
+        step = self._state.step
         good = torch.isfinite(loss)
         if grad_norm is not None:
             good = good & torch.isfinite(grad_norm)
@@ -96,10 +126,10 @@ class StepGuard:
         value = float(loss) if not loss_is_finite or grad_norm is None else float(grad_norm)
         self._in_a_row += 1
         if self._policy == "stop":
-            if self._before_stopping is not None:
+            if self._study is not None:
                 # Said first: where what comes now fails, that will be the error, and this may be why.
                 get_logger().warning(f"step {step}: the {what} is {value}; the run ends before it")
-                self._before_stopping(micro_batches)
+                self._study()
             raise TrainingError(
                 f"step {step}: the {what} is {value}, so the step was not taken; the weights are those after step "
                 f"{step - 1}. Usual causes: lr too high (try a tenth), no clip_grad_norm, fp16. "

@@ -82,6 +82,26 @@ class TrainState:
                 )
             self.parts[name] = part
 
+    def plan_steps(
+        self,
+        num_micro_batches: int,
+        epochs: int,
+        gradient_accumulation_steps: int = 1,
+        max_steps_per_epoch: int | None = None,
+    ) -> None:
+        """Find out how many optimizer steps there are; an epoch's last one may have fewer micro-batches than others.
+
+        Args:
+            num_micro_batches: of one pass over the data, on this process.
+            epochs: passes.
+            gradient_accumulation_steps: micro-batches that make one step.
+            max_steps_per_epoch: each epoch ends after so many steps.
+        """
+        self.steps_per_epoch = -(-num_micro_batches // gradient_accumulation_steps)
+        if max_steps_per_epoch is not None:
+            self.steps_per_epoch = min(self.steps_per_epoch, max_steps_per_epoch)
+        self.num_steps = epochs * self.steps_per_epoch
+
     def begin_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; does nothing if that epoch is under way."""
         if epoch != self.epoch:

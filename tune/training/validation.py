@@ -32,5 +32,4 @@ def mean_loss(
         total += batch_total
         num_targets += batch_targets
     model.train()
-    (num_targets,) = mesh.sum([num_targets])
-    return float(mesh.sum_(total)) / max(num_targets, 1)
+    return float(mesh.sum_(total)) / max(mesh.sum(num_targets), 1)

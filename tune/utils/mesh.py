@@ -178,41 +178,19 @@ class Mesh:
         dist.destroy_process_group()
 
 
-def init_mesh(
-    device: torch.device,
-    *,
-    enable_fsdp: bool = True,
-    replicate_dim: int = 1,
-    shard_dim: int = -1,
-    cpu_offload: bool = False,
-    optimizer_in_bwd: bool = False,
-    dtype: str = "",
-) -> Mesh:
+def init_mesh(device: torch.device, choices: Choices | None = None) -> Mesh:
     """Join the other processes that the launcher started, if there are any, and return the mesh of all of them.
 
     Args:
         device: of this process; each needs one of its own, except on a CPU.
-        enable_fsdp: cut each copy of the model; otherwise every process holds a whole one.
-        replicate_dim: copies of the model.
-        shard_dim: processes that one copy is cut over; -1 means all that are left.
-        cpu_offload, optimizer_in_bwd, dtype: what the processes have to carry out, as in `Choices`.
+        choices: how the processes are split, and what they have to carry out; None shards over all of them.
 
     Raises:
-        ConfigError: the dimensions need another number of processes, or these cannot do what is asked for.
+        ConfigError: the split needs another number of processes, or these cannot do what is asked for.
         TrainingError: the processes cannot reach each other, or the device has no way to talk.
     """
     world_size = get_world_size()
-    replicate_dim, shard_dim = split_processes(
-        Choices(
-            world_size,
-            enable_fsdp,
-            replicate_dim,
-            shard_dim,
-            cpu_offload=cpu_offload,
-            optimizer_in_bwd=optimizer_in_bwd,
-            dtype=dtype,
-        )
-    )
+    replicate_dim, shard_dim = split_processes(replace(choices or Choices(), world_size=world_size))
     if world_size == 1:
         return Mesh(device)
     joined = _join(world_size, device)

@@ -33,7 +33,9 @@ __all__ = [
 _skeletons: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 
 
-def shard_model(model: Any, mesh: Mesh, *, own_layers: Sequence[str] = (), cpu_offload: bool = False) -> None:
+def shard_model(
+    model: Any, mesh: Mesh, own_layers: Sequence[str] | None = None, cpu_offload: bool = False
+) -> None:
     """Cut every weight of a model over the processes of its copy, in place; each block is gathered when it runs.
 
     Call it while the model is on the meta device, after blocks were set up to be recomputed or compiled: each process
@@ -67,7 +69,7 @@ def shard_model(model: Any, mesh: Mesh, *, own_layers: Sequence[str] = (), cpu_o
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
         "offload_policy": offload,
     }
-    for path in _own_layers(model, own_layers):
+    for path in _own_layers(model, own_layers or ()):
         fully_shard(model.get_submodule(path), **options)
     for block in model.layers:
         fully_shard(block, **options)

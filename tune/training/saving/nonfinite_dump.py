@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tune.checkpoints.writers import replacing
 from tune.errors import TrainingError
@@ -40,41 +39,43 @@ BatchLoss = Callable[[dict[str, Tensor]], tuple[Tensor, int]]
 _MAX_NAMED = 50
 
 
-def upcoming_sample_ids(loader: DataLoader[Any], num_micro_batches: int) -> list[list[int | None]]:
+def upcoming_sample_ids(
+    sampler: Iterable[int], micro_batches: Sequence[Mapping[str, Tensor]]
+) -> list[list[int | None]]:
     """Return which examples of the dataset each micro-batch holds. Call it before `sampler.advance`.
 
     None stands for a row without content, which evens out the ranks at an epoch's end.
     """
-    ids = (index if index >= 0 else None for index in loader.sampler)
-    return [list(islice(ids, loader.batch_size)) for _ in range(num_micro_batches)]
+    ids = (index if index >= 0 else None for index in sampler)
+    return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
 
 
 def keep_for_study(
     state: TrainState,
     checkpoints: Checkpoints,
-    loader: DataLoader[Any],
     model: nn.Module,
     micro_batches: Sequence[Mapping[str, Tensor]],
     *,
-    save: Callable[[], object],
     batch_loss: BatchLoss,
+    save: Callable[[], object],
 ) -> None:
     """Save the finished step before one that cannot be taken, and write what is known of that one.
 
     Args:
-        state: in the step that cannot be taken; it is put back to the one before.
+        state: in the step that cannot be taken; it is put back to the one before. Its part `sampler`, if there is one,
+            tells which examples the step was to learn from.
         checkpoints: of the run.
-        loader: of the training data; its sampler has not yet advanced.
         model: with the gradients of the step.
         micro_batches: of the step, on this process.
-        save: saves the state as it is then.
         batch_loss: as for `dump_nonfinite_step`.
+        save: saves the state as it is then.
 
     Raises:
         CheckpointError: the finished step could not be saved.
         TrainingError: as for `dump_nonfinite_step`.
     """
-    sample_ids = upcoming_sample_ids(loader, len(micro_batches))
+    sampler: Any = state.parts.get("sampler")
+    sample_ids = upcoming_sample_ids(sampler, micro_batches) if sampler is not None else None
     failed_step = state.step
     state.undo_step()
     # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.

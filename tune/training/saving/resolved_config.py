@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tune.checkpoints.writers import replacing
 from tune.config.dump import dump_params
 from tune.errors import CheckpointError
+from tune.training.saving.checkpoints import Checkpoints
 
 __all__ = ["write_resolved_config"]
 
 
-def write_resolved_config(params: Any, path: Path, **drawn: Any) -> None:
+def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -> None:
     """Write every parameter with its value, and, where the params came from a config, where it was set.
 
     Args:
         params: a params object; built in Python, it is written without provenance.
-        path: the YAML file; feeding it back reproduces the run.
+        checkpoints: of the run; `config.yaml` is written beside them, and feeding it back reproduces the run.
         **drawn: values the run chose where a field was null, such as its seed.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
+    if not checkpoints.mesh.is_rank_zero:
+        return
+    path = checkpoints.output_dir / "config.yaml"
     text = dump_params(params, drawn=drawn)
     try:
         with replacing(path) as staged:
