@@ -66,7 +66,7 @@ def count_tokens(
 
 def sum_counts(counts: TokenCounts, mesh: Mesh) -> TokenCounts:
     """Return the counts of all processes together; each of them must call this."""
-    return TokenCounts(*mesh.sums(astuple(counts)))
+    return TokenCounts(*mesh.sum(astuple(counts)))
 
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -132,12 +132,8 @@ class Mesh:
         """Return the largest number that a process gave."""
         return float(self._reduce(torch.tensor([number], dtype=torch.float64), "MAX"))
 
-    def sum(self, number: int) -> int:
-        """Return the sum of the numbers that the processes gave."""
-        return self.sums([number])[0]
-
-    def sums(self, numbers: Sequence[int]) -> list[int]:
-        """Return the sum of each of some numbers over all processes, in one message."""
+    def sum(self, numbers: Sequence[int]) -> list[int]:
+        """Return the sum of each of some numbers over all processes."""
         return self._reduce(torch.tensor(numbers), "SUM").tolist()
 
     def sum_(self, tensor: Tensor) -> Tensor:
