@@ -143,6 +143,8 @@ class FullFinetuneRecipe:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
+        for notice in params.notices(self.mesh.shards):
+            get_logger().info(notice)
         if self.mesh.shards:
             training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
 
@@ -168,7 +170,7 @@ class FullFinetuneRecipe:
         state.track(sampler=self.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
         if self.lr_scheduler:
             state.track(lr_scheduler=self.lr_scheduler)
-        state.fingerprint = training.make_fingerprint(
+        state.fingerprint = training.fingerprint_run(
             fixed_on_resume(params), state, self.model, self.dataset, self.mesh, __file__
         )
 

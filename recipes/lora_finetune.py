@@ -157,6 +157,8 @@ class LoraFinetuneRecipe:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
+        for notice in params.notices(is_sharded):
+            get_logger().info(notice)
         if is_sharded:
             training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
 
@@ -182,7 +184,7 @@ class LoraFinetuneRecipe:
             state.track(lr_scheduler=self.lr_scheduler)
         # A lora_ builder's arguments are not in the sizes.
         facts = {"builder": params.model, "base": training.hash_weight_files(self.base_dir)}
-        state.fingerprint = training.make_fingerprint(
+        state.fingerprint = training.fingerprint_run(
             fixed_on_resume(params) | facts, state, self.model, self.dataset, self.mesh, __file__
         )
 

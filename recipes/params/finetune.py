@@ -305,8 +305,10 @@ class FinetuneParams:
     def __post_init__(self) -> None:
         check_params(self)
 
-    def notices(self) -> Iterator[str]:
-        """Yield what is to be said of settings that do nothing."""
+    def notices(self, is_sharded: bool) -> Iterator[str]:
+        """Yield what is to be said of settings that do nothing where the model is sharded, or is not."""
+        if self.custom_sharded_layers and not is_sharded:
+            yield f"Nothing is sharded: custom_sharded_layers {self.custom_sharded_layers} has no effect."
         if self.low_cpu_ram:
             yield "Loading holds one tensor beside the model's own, with or without low_cpu_ram."
 

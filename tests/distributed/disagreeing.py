@@ -25,6 +25,7 @@ from tune.models.llama2 import llama2
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, is_adapter, reset_adapters
+from tune.training import TrainState
 from tune.training.saving import shared_folder
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
@@ -54,22 +55,22 @@ def keep_a_shard_to_oneself(mesh: Mesh) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(7, 3)).sum().backward()
     optimizer.step()
-    training.save_run_state(folder, model, optimizer, CPU, {"step": 1}, {})
+    training.save_run_state(folder, model, optimizer, mesh, {"step": 1}, {})
 
 
 def hold_different_folders(mesh: Mesh) -> None:
     folder = Path(sys.argv[1]) / str(mesh.rank)
     folder.mkdir(parents=True)
-    shared_folder.require_shared_folder(folder)
+    shared_folder.require_shared_folder(folder, mesh)
 
 
 def break_the_saving_thread(mesh: Mesh) -> None:
     """What writes the model fails in a way that nobody thought of, while training goes on."""
     model = nn.Linear(3, 5)
     optimizer = torch.optim.SGD(model.parameters())
-    saver = training.StepSaver(Path(sys.argv[1]), CPU, keep_last_n=None, in_background=True)
-    saver.save(1, model, optimizer, {"step": 1}, {}, lambda model, folder: {}["no such key"])
-    saver.wait()
+    checkpoints = training.Checkpoints(sys.argv[1], mesh, in_background=True)
+    checkpoints.save(TrainState(0, step=1), model, optimizer, lambda model, folder: {}["no such key"])
+    checkpoints.wait()
 
 
 def have_different_memory(mesh: Mesh) -> None:
@@ -117,13 +118,13 @@ def save_adapters_of_a_sharded_base(mesh: Mesh) -> None:
     optimizer = torch.optim.SGD(model.parameters())
     wholes = {name: full_tensor(weight.detach()).clone() for name, weight in model.named_parameters()}
     for step, in_background in ((1, False), (2, True)):
-        saver = training.StepSaver(Path(sys.argv[1]), CPU, keep_last_n=None, in_background=in_background)
-        saver.save(step, model, optimizer, {}, {}, write)
+        checkpoints = training.Checkpoints(sys.argv[1], mesh, in_background=in_background)
+        checkpoints.save(TrainState(0, step=step), model, optimizer, write)
         if in_background:
             with torch.no_grad():  # training goes on
                 for weight in model.parameters():
                     local_part(weight).zero_()
-        saver.wait()
+        checkpoints.wait()
         assert held == [] or len(held) > 20 * step
         assert all(number <= largest for number in held), held
         saved = from_checkpoint(Path(sys.argv[1]) / f"step_{step:06d}" / "model").state_dict()
@@ -166,19 +167,20 @@ def fail_while_a_bad_step_is_studied(mesh: Mesh) -> None:
         optimizer = torch.optim.AdamW(model.parameters())
         loss_of = partial(_loss_of, model, "")
         for _ in range(2):
-            loss_of(batch).backward()
+            loss_of(batch)[0].backward()
             optimizer.step()
         if mesh.rank == 1 and place in ("", "loss"):
             loss_of = partial(_loss_of, model, place or "start")
         elif mesh.rank == 1 and place != "nowhere":
             model.get_submodule(place).register_forward_hook(_fail)
-        kept = training.save_failed_step(folder, number, model, [batch], loss_of=loss_of)
+        kept = training.dump_nonfinite_step(folder, number, model, [batch], mesh, batch_loss=loss_of)
         assert (kept is None) == (place != "nowhere"), place
-        assert training.weights_are_finite(model)
-        saver = training.StepSaver(folder, CPU, keep_last_n=None, in_background=False)
-        saver.save(number, model, optimizer, {}, {}, lambda model, folder: (folder / "model").mkdir())
+        assert training.weights_are_finite(model, mesh)
+        checkpoints = training.Checkpoints(folder, mesh)
+        state = TrainState(0, step=number)
+        checkpoints.save(state, model, optimizer, lambda model, folder: (folder / "model").mkdir())
         again = torch.optim.AdamW(model.parameters())
-        training.load_run_state(folder / f"step_{number:06d}" / "state", model, again, CPU, {})
+        training.load_run_state(folder / f"step_{number:06d}" / "state", model, again, mesh, {})
         for name, weight in model.named_parameters():
             assert is_sharded(weight), name
             for key, value in optimizer.state[weight].items():
@@ -192,7 +194,9 @@ def fail_while_the_weights_are_gathered(mesh: Mesh) -> None:
     if mesh.rank == 1:
         block: Any = model.layers[1]
         block.set_custom_all_gather(NoRoom())
-    training.save_failed_step(Path(sys.argv[1]), 7, model, [batch], loss_of=partial(_loss_of, model, ""))
+    training.dump_nonfinite_step(
+        Path(sys.argv[1]), 7, model, [batch], mesh, batch_loss=partial(_loss_of, model, "")
+    )
 
 
 class NoRoom:
@@ -211,13 +215,13 @@ def _make_sharded_model(mesh: Mesh) -> TransformerDecoder:
     return model
 
 
-def _loss_of(model: TransformerDecoder, failing: str, batch: dict[str, Tensor]) -> Tensor:
+def _loss_of(model: TransformerDecoder, failing: str, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
     if failing == "start":
         _fail()
     loss = loss_sum(LinearCrossEntropyLoss(), model, batch["tokens"], batch["labels"])
     if failing == "loss":
         _fail()
-    return loss
+    return loss, 14
 
 
 MODES: dict[str, Callable[[Mesh], None]] = {

@@ -279,7 +279,7 @@ def test_an_allowed_change_takes_effect(
     resumed.setup()
     resumed.train()
     resumed.cleanup()
-    assert resumed.run.step == 8
+    assert resumed.state.step == 8
     assert resumed.optimizer.param_groups[0]["weight_decay"] == 0.002
     assert rates_of(tmp_path / "out") == pytest.approx(rates["out"][:6] + rates["other"][6:])
 

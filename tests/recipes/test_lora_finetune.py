@@ -238,7 +238,7 @@ def test_the_arguments_of_the_models_builder_must_be_as_they_were(make_lora, tmp
     """A dropout or a 4-bit base is in no size of the model, and no value of the adapter."""
     described = LoraFinetuneRecipe(make_lora(epochs=1))
     described.setup()
-    first = described.fingerprint
+    first = described.state.fingerprint
     described.cleanup()
     changed = {**first, "builder": first["builder"] + " lora_dropout"}
     with pytest.raises(CheckpointError, match=r"builder: was tune\.models\.auto"):
@@ -316,10 +316,11 @@ def test_full_fine_tuning_takes_no_adapters(
 # What the two recipes do differently, and why.
 DIFFERENT = {
     "__init__": "the type of its parameters",
-    "setup": "the base is always the checkpoint's, and the optimizer gets the adapters alone",
+    "_setup_data": "the tokenizer is always the base's",
     "_setup_model": "the base is frozen, and adapters are put beside it",
+    "load_checkpoint": "the base is always the checkpoint's; what has been learnt since is in the adapters",
+    "_setup_monitor": "the base, and the builder's arguments, must stay as they are",
     "_write_model": "the adapter is saved, and the merged model beside it if wanted",
-    "summarize": "an adapter saved alone is tried beside its base",
 }
 
 

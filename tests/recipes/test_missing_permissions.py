@@ -65,8 +65,8 @@ def test_an_output_directory_that_is_locked_while_training(
     save, out = FullFinetuneRecipe.save_checkpoint, tmp_path / "out"
 
     def lock_and_save(self: FullFinetuneRecipe) -> None:
-        if self.run.step == 3:
-            self.saver.wait()
+        if self.state.step == 3:
+            self.checkpoints.wait()
             out.chmod(0o500)
         save(self)
 

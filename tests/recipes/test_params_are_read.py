@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import typing
+import textwrap
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
+from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import fields_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -22,54 +21,36 @@ PARAMS = {
 }
 
 
-# What a recipe hands to a function that reads several parameters.
-WHOLE = ("params", "self.params")
+# What may be handed the whole of the params: it looks at what was declared, and at no name.
+TAKES_ALL = {"fixed_on_resume", "training.write_resolved_config"}
 
 
-def attributes_of_params(tree: ast.AST) -> set[str]:
-    """Names read as `params.NAME` or `self.params.NAME`."""
-    names = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute):
-            continue
-        owner = node.value
-        is_params = (isinstance(owner, ast.Name) and owner.id == "params") or (
-            isinstance(owner, ast.Attribute) and owner.attr in ("params", "_params")
-        )
-        if is_params:
-            names.add(node.attr)
-    return names
+def attributes_of(owner_names: set[str], tree: ast.AST) -> set[str]:
+    """Names read as `OWNER.NAME`."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owner_names
+    }
 
 
-def read_by_the_library(tree: ast.AST, module: ModuleType) -> set[str]:
-    """Names that functions read which are handed `params`: what their parameter's protocol declares.
+def read_by(tree: ast.AST, params_cls: type) -> set[str]:
+    """Return the names read as `params.NAME`, also by methods of the params that are called there."""
+    read = attributes_of({"params", "self.params"}, tree)
+    for name in read & {name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))}:
+        source = textwrap.dedent(inspect.getsource(getattr(params_cls, name)))
+        read |= attributes_of({"self"}, ast.parse(source))
+    return read
 
-    Each name must be read in the file that declares it.
-    """
-    names = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        handed = [place for place, argument in enumerate(node.args) if ast.unparse(argument) in WHOLE]
-        if not handed:
-            continue
-        function: Any = module
-        for part in ast.unparse(node.func).split("."):
-            function = getattr(function, part, None)
-        if not inspect.isfunction(function):
-            continue
-        hints = typing.get_type_hints(function)
-        for place in handed:
-            name = list(inspect.signature(function).parameters)[place]
-            protocol = hints[name]
-            for part in getattr(protocol, "__mro__", ()):
-                if part is typing.Protocol or not getattr(part, "_is_protocol", False):
-                    continue
-                declared = {attribute for attribute in vars(part) if not attribute.startswith("_")}
-                source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
-                assert declared <= attributes_of_params(source), part
-                names |= declared
-    return names
+
+def handed_on_whole(tree: ast.AST) -> set[str]:
+    """Return what is called with the whole of the params."""
+    return {
+        ast.unparse(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and any(ast.unparse(argument) in ("params", "self.params") for argument in node.args)
+    }
 
 
 def hidden_defaults(tree: ast.AST) -> list[int]:
@@ -101,11 +82,12 @@ def test_every_field_is_read(recipe: str) -> None:
     tree = ast.parse((RECIPES / f"{recipe}.py").read_text(encoding="utf-8"))
     # A short form is read by the expansion that moves it into its component.
     fields = {name for name, info in fields_of(params_cls).items() if not info.short_for}
-    read = attributes_of_params(tree)
-    read |= read_by_the_library(tree, importlib.import_module(f"recipes.{recipe}"))
+    read = read_by(tree, params_cls)
     assert fields - read == set(), "declared, but the recipe never reads it"
     methods = {name for name in dir(params_cls) if callable(getattr(params_cls, name))}
     assert read - fields - methods == set(), "read, but never declared"
+    recipe_class = params_cls.__name__.replace("Params", "Recipe")
+    assert handed_on_whole(tree) - TAKES_ALL <= {recipe_class}, "library functions take plain values"
 
 
 @pytest.mark.parametrize("recipe", PARAMS)
@@ -119,13 +101,14 @@ def test_the_checks_can_fail() -> None:
         "x = getattr(params, 'lr', 1e-3)\ny = cfg.get('lr', 2)\nz = self.params.seed + params.lr"
     )
     assert hidden_defaults(tree) == [1, 2]
-    assert attributes_of_params(tree) == {"seed", "lr"}
+    assert attributes_of({"params", "self.params"}, tree) == {"seed", "lr"}
+    assert handed_on_whole(ast.parse("plan(params, 3), training.log(self.params)")) == {
+        "plan",
+        "training.log",
+    }
 
 
-def test_parameters_handed_on_are_followed() -> None:
-    recipe = importlib.import_module("recipes.full_finetune")
-    read = read_by_the_library(ast.parse("training.plan_memory(model, params)"), recipe)
-    assert {"batch_size", "optimizer_in_bwd"} <= read
+def test_methods_of_the_params_are_followed() -> None:
+    read = read_by(ast.parse("training.init_mesh(device, params.process_choices())"), FullFinetuneParams)
+    assert {"process_choices", "enable_fsdp", "data_parallel_shard_dim"} <= read
     assert "lr" not in read
-    # A function that takes anything vouches for nothing.
-    assert read_by_the_library(ast.parse("training.make_fingerprint(params, [])"), recipe) == set()

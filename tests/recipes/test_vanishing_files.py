@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_an_output_directory_that_goes_while_training(
 
     def save_and_lose(self: FullFinetuneRecipe) -> None:
         save(self)
-        if self.run.step == 2:
+        if self.state.step == 2:
             shutil.rmtree(out)
 
     monkeypatch.setattr(FullFinetuneRecipe, "save_checkpoint", save_and_lose)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from tune.data import padded_collate_sft, shift_labels
-from tune.training import TokenCounts, count_tokens, group_micro_batches, to_device
+from tune.training import Mesh, TokenCounts, count_targets, count_tokens, group_micro_batches, to_device
 
 PAD = 0
 
@@ -23,11 +22,11 @@ def test_counts_leave_padding_out_and_equal_the_shifted_targets() -> None:
         {"tokens": [1, 9, 2], "labels": [1, 9, 2]},  # the first label has nothing before it
     ]
     batch = padded_collate_sft(examples, PAD)
-    counts = count_tokens([batch], PAD)
+    counts = count_tokens([batch], PAD, 5, Mesh())
     assert counts == TokenCounts(num_tokens=8, num_targets=5, sum_of_squares=25 + 9)
-    assert counts.num_targets == int((shift_labels(batch["labels"]) != -100).sum())
-    assert count_tokens([batch, batch], PAD) == counts + counts
-    assert count_tokens([], PAD) == TokenCounts()
+    assert count_targets(batch["labels"]) == 5 == int((shift_labels(batch["labels"]) != -100).sum())
+    assert count_tokens([batch, batch], PAD, 10, Mesh()) == counts + counts
+    assert count_tokens([], PAD, 0, Mesh()) == TokenCounts()
 
 
 def test_packed_documents_count_their_own_squares() -> None:
@@ -37,7 +36,7 @@ def test_packed_documents_count_their_own_squares() -> None:
         "input_pos": [0, 1, 2, 0, 1, 2, 3],
     }
     shorter = {"tokens": [1, 2], "labels": [-100, 2], "input_pos": [0, 1]}
-    counts = count_tokens([padded_collate_sft([packed, shorter], PAD)], PAD)
+    counts = count_tokens([padded_collate_sft([packed, shorter], PAD)], PAD, 6, Mesh())
     assert counts == TokenCounts(num_tokens=9, num_targets=6, sum_of_squares=9 + 16 + 4)
 
 
@@ -51,9 +50,6 @@ def test_counting_does_not_depend_on_the_split() -> None:
     torch.manual_seed(0)
     tokens = torch.randint(1, 9, (6, 11))
     labels = torch.where(torch.rand(6, 11) < 0.5, tokens, -100)
-    whole = count_tokens([{"tokens": tokens, "labels": labels}], PAD)
-    halves = count_tokens(
-        [{"tokens": t, "labels": y} for t, y in zip(tokens.split(4), labels.split(4), strict=True)], PAD
-    )
-    assert whole == halves
-    assert whole.num_targets == pytest.approx(int((labels[:, 1:] != -100).sum()))
+    whole = count_tokens([{"tokens": tokens}], PAD, count_targets(labels), Mesh())
+    num_targets = sum(map(count_targets, labels.split(4)))
+    assert whole == count_tokens([{"tokens": part} for part in tokens.split(4)], PAD, num_targets, Mesh())

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from torch import nn
 from tests.permissions import binding
 from tune.errors import CheckpointError
 from tune.training import (
+    Checkpoints,
+    Mesh,
     RunLock,
     SavedStep,
-    StepSaver,
+    TrainState,
     choose_step_to_resume,
-    claim_output_dir,
     find_newest_complete_step,
     link_steps,
     list_saved_steps,
@@ -43,8 +44,6 @@ from tune.training import (
     write_step,
 )
 from tune.training.metric_logging import JSONLLogger
-
-DEVICE = torch.device("cpu")
 
 
 def save(output_dir: Path, step: int) -> SavedStep:
@@ -58,7 +57,7 @@ def save(output_dir: Path, step: int) -> SavedStep:
             path = staged / f"{name}.safetensors"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(bytes(range(256)) * (step + 1))
-        save_run_state(staged / "state", model, optimizer, DEVICE, {"step": step}, {})
+        save_run_state(staged / "state", model, optimizer, Mesh(), {"step": step}, {})
     return SavedStep(output_dir / f"step_{step:06d}", step)
 
 
@@ -251,8 +250,8 @@ def test_damaged_later_steps_do_not_push_out_the_whole_ones(tmp_path: Path) -> N
     assert choose_step_to_resume(tmp_path, resume=True) == SavedStep(tmp_path / "step_000003", 3)
     model = nn.Linear(3, 5)
     optimizer = torch.optim.AdamW(model.parameters())
-    saver = StepSaver(tmp_path, DEVICE, keep_last_n=2, in_background=False)
-    saver.save(4, model, optimizer, {"step": 4}, {}, lambda model, path: (path / "model").mkdir())
+    checkpoints = Checkpoints(tmp_path, Mesh(), keep_last_n=2)
+    checkpoints.save(TrainState(0, step=4), model, optimizer, lambda model, path: (path / "model").mkdir())
     assert [saved.step for saved in list_saved_steps(tmp_path)] == [3, 4, 5, 6]
     verify_step(SavedStep(tmp_path / "step_000004", 4))
 
@@ -280,11 +279,12 @@ def test_a_state_that_finds_no_room_says_why(
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(size)).sum().backward()
     optimizer.step()
-    saver = StepSaver(tmp_path, DEVICE, keep_last_n=None, in_background=in_background)
+    checkpoints = Checkpoints(tmp_path, Mesh(), in_background=in_background)
 
     def save_step(step: int) -> None:
-        saver.save(step, model, optimizer, {"step": step}, {}, lambda model, path: (path / "model").mkdir())
-        saver.wait()
+        state = TrainState(0, step=step)
+        checkpoints.save(state, model, optimizer, lambda model, path: (path / "model").mkdir())
+        checkpoints.wait()
 
     save_step(1)
     with (
@@ -299,15 +299,15 @@ def test_a_state_that_finds_no_room_says_why(
 def test_a_step_in_the_background_when_a_peer_has_gone(tmp_path: Path, warnings_of_tune: Any) -> None:
     """The run fails for another reason, which is told elsewhere: of this one a line, without gloo's own words."""
     model = nn.Linear(3, 5)
-    saver = StepSaver(tmp_path, DEVICE, keep_last_n=None, in_background=True)
+    checkpoints = Checkpoints(tmp_path, Mesh(), in_background=True)
 
     def lose_a_peer(model: nn.Module, path: Path) -> None:
         raise RuntimeError(
             "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:5803: Connection reset by peer"
         )
 
-    saver.save(1, model, torch.optim.AdamW(model.parameters()), {"step": 1}, {}, lose_a_peer)
-    saver.close()
+    checkpoints.save(TrainState(0, step=1), model, torch.optim.AdamW(model.parameters()), lose_a_peer)
+    checkpoints.close()
     assert [record.getMessage() for record in warnings_of_tune.records] == [
         "the last step was not saved: another process of the run is gone"
     ]
@@ -389,10 +389,10 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(tmp_path: Path) -> None:
     try:
         with (
             binding(),
-            ExitStack() as opened,
+            closing(Checkpoints(tmp_path / "out", Mesh())) as checkpoints,
             pytest.raises(CheckpointError, match="cannot be read: Permission denied"),
         ):
-            claim_output_dir(tmp_path / "out", opened, resume=True)
+            checkpoints.find(resume=True)
     finally:
         (tmp_path / "out").chmod(0o700)
 
@@ -413,7 +413,7 @@ def test_a_state_of_an_older_python_can_be_read(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
-    save_run_state(tmp_path, model, optimizer, DEVICE, {}, {})
+    save_run_state(tmp_path, model, optimizer, Mesh(), {}, {})
     index = tmp_path / "optimizer" / ".metadata"
     metadata = pickle.loads(index.read_bytes())
     for other, is_refused in ((None, False), ((pickle.Pickler, "dump"), True), ((torch.Size, "numel"), True)):
@@ -426,8 +426,8 @@ def test_a_state_of_an_older_python_can_be_read(tmp_path: Path) -> None:
         again = torch.optim.AdamW(model.parameters())
         if is_refused:
             with pytest.raises(CheckpointError, match=r"the index names"):
-                load_run_state(tmp_path, model, again, DEVICE, {})
+                load_run_state(tmp_path, model, again, Mesh(), {})
             continue
-        load_run_state(tmp_path, model, again, DEVICE, {})
+        load_run_state(tmp_path, model, again, Mesh(), {})
         for weight in model.parameters():
             assert torch.equal(again.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg"])

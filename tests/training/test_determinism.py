@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,13 @@ import torch
 from tune.config.component import Component
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.config import MoEConfig
-from tune.training import describe_repeatability, nondeterminism
+from tune.training import Mesh, describe_repeatability, nondeterminism
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-@dataclass(frozen=True)
-class Params:
-    seed: int | None = 3
-    optimizer: Component = field(default_factory=lambda: Component("torch.optim.AdamW", {}))
+ADAMW = Component("torch.optim.AdamW", {})
 
 
 def make_model(moe: MoEConfig | None = None) -> TransformerDecoder:
@@ -43,33 +39,33 @@ def threads():
 
 def test_a_seeded_run_on_a_cpu_repeats(threads) -> None:
     threads(2)
-    assert nondeterminism(Params(), CPU, make_model()) == []
-    line = describe_repeatability(Params(), CPU, make_model())
+    assert nondeterminism(3, ADAMW, CPU, make_model()) == []
+    line = describe_repeatability(3, ADAMW, make_model(), Mesh())
     assert line == (
         "Repeatable: the same seed, machine and 2 threads (OMP_NUM_THREADS) give the same weights, bit for bit"
     )
     threads(1)
     assert "machine, 4 processes and 1 thread (" in describe_repeatability(
-        Params(), CPU, make_model(), world_size=4
+        3, ADAMW, make_model(), Mesh(world_size=4)
     )
 
 
 def test_each_cause_is_named(threads, monkeypatch: pytest.MonkeyPatch) -> None:
     threads(2)
     experts = make_model(MoEConfig(3, 2, 8))
-    (unseeded,) = nondeterminism(Params(seed=None), CPU, make_model())
+    (unseeded,) = nondeterminism(None, ADAMW, CPU, make_model())
     assert "seed is null" in unseeded
-    (of_experts,) = nondeterminism(Params(), CPU, experts)
+    (of_experts,) = nondeterminism(3, ADAMW, CPU, experts)
     assert "2 threads" in of_experts
     threads(1)
-    assert nondeterminism(Params(), CPU, experts) == []
-    eight_bit = Params(optimizer=Component("bitsandbytes.optim.AdamW8bit", {}))
+    assert nondeterminism(3, ADAMW, CPU, experts) == []
+    eight_bit = Component("bitsandbytes.optim.AdamW8bit", {})
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    assert [words.split()[0] for words in nondeterminism(eight_bit, CUDA, experts)] == [
+    assert [words.split()[0] for words in nondeterminism(3, eight_bit, CUDA, experts)] == [
         "torch's",
         "bitsandbytes",
     ]
-    line = describe_repeatability(Params(seed=None), CUDA, make_model())
+    line = describe_repeatability(None, ADAMW, make_model(), Mesh(CUDA))
     assert line.startswith("Would not repeat bit for bit: seed is null")
     assert line.count(";") == 1
 
@@ -78,15 +74,15 @@ STRICT = """
 import os, torch
 from torch import nn
 from tune.training import make_deterministic, nondeterminism
-from tests_params import Params, make_model, MoEConfig
+from tests_params import ADAMW, make_model, MoEConfig
 cuda = torch.device("cuda", 0)
 make_deterministic()
 assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-assert nondeterminism(Params(), cuda, make_model()) == []
+assert nondeterminism(3, ADAMW, cuda, make_model()) == []
 torch.set_num_threads(2)
-assert nondeterminism(Params(), torch.device("cpu"), make_model(MoEConfig(3, 2, 8))) == []
+assert nondeterminism(3, ADAMW, torch.device("cpu"), make_model(MoEConfig(3, 2, 8))) == []
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":0:0"
-assert "cuBLAS" in nondeterminism(Params(), cuda, make_model())[0]
+assert "cuBLAS" in nondeterminism(3, ADAMW, cuda, make_model())[0]
 
 # What the experts' gradients do with two threads, repeats.
 source, rows = torch.randn(2048, 33, requires_grad=True), torch.randint(0, 512, (20480,))

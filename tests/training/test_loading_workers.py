@@ -12,7 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import os, signal, sys, time
-from types import SimpleNamespace
 from tune.config.component import Component
 from tune.training import Mesh, build_loader
 
@@ -24,9 +23,8 @@ class Examples:
         return {"tokens": [index, 1, 2], "labels": [-100, 1, 2]}
 
 def load(num_workers):
-    params = SimpleNamespace(collate_fn=Component("tune.data.padded_collate_sft"), num_workers=num_workers)
-    return build_loader(Examples(), params, batch_size=2, padding_idx=0, shuffle=True, seed=3,
-                        mesh=Mesh())[0]
+    return build_loader(Examples(), Component("tune.data.padded_collate_sft"), batch_size=2, padding_idx=0,
+                        shuffle=True, seed=3, mesh=Mesh(), num_workers=num_workers)
 
 def read(num_workers, group):
     batches = iter(load(num_workers))

@@ -19,13 +19,14 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from tune.errors import CheckpointError
 from tune.training import (
+    Mesh,
     OptimizerInBackward,
     load_run_state,
     read_run,
     save_run_state,
 )
 
-CPU = torch.device("cpu")
+ALONE = Mesh()
 
 
 def make_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -62,7 +63,7 @@ def test_a_restored_optimizer_takes_the_same_steps(tmp_path: Path, name: str, dt
     model = make_model(dtype)
     optimizer = make(model.parameters())
     take_steps(model, optimizer, 4, seed=5)
-    save_run_state(tmp_path, model, optimizer, CPU, {"step": 4}, {})
+    save_run_state(tmp_path, model, optimizer, ALONE, {"step": 4}, {})
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     take_steps(model, optimizer, 3, seed=6)
 
@@ -70,7 +71,7 @@ def test_a_restored_optimizer_takes_the_same_steps(tmp_path: Path, name: str, dt
     resumed.load_state_dict(weights)
     again = make(resumed.parameters())
     assert read_run(tmp_path) == {"step": 4}
-    load_run_state(tmp_path, resumed, again, CPU, {})
+    load_run_state(tmp_path, resumed, again, ALONE, {})
     take_steps(resumed, again, 3, seed=6)
     for expected, actual in zip(model.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, actual)
@@ -80,9 +81,9 @@ def test_groups_settings_come_back(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     optimizer.param_groups[0]["lr"] = 0.007
-    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
+    save_run_state(tmp_path, model, optimizer, ALONE, {}, {})
     again = torch.optim.SGD(model.parameters(), lr=0.5)
-    load_run_state(tmp_path, model, again, CPU, {})
+    load_run_state(tmp_path, model, again, ALONE, {})
     assert again.param_groups[0]["lr"] == 0.007
     assert again.param_groups[0]["params"] == list(model.parameters())
 
@@ -91,16 +92,16 @@ def test_another_model_or_optimizer_is_refused(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     take_steps(model, optimizer, 1, seed=0)
-    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
+    save_run_state(tmp_path, model, optimizer, ALONE, {}, {})
     other = nn.Sequential(nn.Linear(3, 5))
     with pytest.raises(CheckpointError, match=r"'2\.weight', not in this model"):
-        load_run_state(tmp_path, other, torch.optim.AdamW(other.parameters()), CPU, {})
+        load_run_state(tmp_path, other, torch.optim.AdamW(other.parameters()), ALONE, {})
     per_weight = OptimizerInBackward(model.parameters(), lambda p: torch.optim.AdamW(p))
     with pytest.raises(CheckpointError, match="1 parameter groups, this one has 4"):
-        load_run_state(tmp_path, model, per_weight, CPU, {})
+        load_run_state(tmp_path, model, per_weight, ALONE, {})
 
 
-def draw(device: torch.device = CPU) -> list[Any]:
+def draw() -> list[Any]:
     return [random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()]
 
 
@@ -113,12 +114,12 @@ def test_random_states_and_parts_come_back(tmp_path: Path) -> None:
     for _ in range(3):
         optimizer.step()
         schedule.step()
-    save_run_state(tmp_path, model, optimizer, CPU, {}, {"schedule": schedule})
+    save_run_state(tmp_path, model, optimizer, ALONE, {}, {"schedule": schedule})
     expected = draw()
     draw()
     again = torch.optim.SGD(model.parameters(), lr=0.5)
     schedule_again = torch.optim.lr_scheduler.MultiStepLR(again, [2, 5])
-    load_run_state(tmp_path, model, again, CPU, {"schedule": schedule_again})
+    load_run_state(tmp_path, model, again, ALONE, {"schedule": schedule_again})
     assert draw() == expected
     assert schedule_again.state_dict() == schedule.state_dict()
     assert again.param_groups[0]["lr"] == pytest.approx(0.05)
@@ -138,18 +139,18 @@ def test_a_strangers_state_cannot_run_code(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     take_steps(model, optimizer, 1, seed=0)
-    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
+    save_run_state(tmp_path, model, optimizer, ALONE, {}, {})
     marker = tmp_path / "was_run"
     index = tmp_path / "optimizer" / ".metadata"
     content = index.read_bytes()
     index.write_bytes(pickle.dumps(Malice(marker)))
     with pytest.raises(CheckpointError, match=r"posix.mkdir"):
-        load_run_state(tmp_path, model, optimizer, CPU, {})
+        load_run_state(tmp_path, model, optimizer, ALONE, {})
     index.write_bytes(content)
-    load_run_state(tmp_path, model, optimizer, CPU, {})
+    load_run_state(tmp_path, model, optimizer, ALONE, {})
     torch.save({"run": Malice(marker)}, tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_run_state(tmp_path, model, optimizer, CPU, {})
+        load_run_state(tmp_path, model, optimizer, ALONE, {})
     assert not marker.exists()
 
 
@@ -166,14 +167,14 @@ def test_changed_settings_stay_and_the_schedule_goes_on(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     take_steps(model, optimizer, 3, seed=0)
-    save_run_state(tmp_path, model, optimizer, CPU, {"step": 3}, {})
+    save_run_state(tmp_path, model, optimizer, ALONE, {"step": 3}, {})
     again = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.7)
     schedule = torch.optim.lr_scheduler.ExponentialLR(again, gamma=0.1)
     with pytest.raises(CheckpointError, match="nothing was saved of schedule"):
-        load_run_state(tmp_path, model, again, CPU, {"schedule": schedule})
+        load_run_state(tmp_path, model, again, ALONE, {"schedule": schedule})
     again = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.7)
     schedule = torch.optim.lr_scheduler.ExponentialLR(again, gamma=0.1)
-    load_run_state(tmp_path, model, again, CPU, {"schedule": schedule}, settings_changed=True)
+    load_run_state(tmp_path, model, again, ALONE, {"schedule": schedule}, settings_changed=True)
     assert again.param_groups[0]["lr"] == pytest.approx(0.5 * 0.1**3)
     assert again.param_groups[0]["momentum"] == 0.7
     assert not again.state
@@ -186,14 +187,14 @@ def test_ctrl_c_while_a_state_is_written_or_read_is_no_broken_file(
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     take_steps(model, optimizer, 2, seed=5)
-    save_run_state(tmp_path / "whole", model, optimizer, CPU, {"step": 2}, {})
+    save_run_state(tmp_path / "whole", model, optimizer, ALONE, {"step": 2}, {})
     again = torch.optim.AdamW(model.parameters(), lr=0.01)
 
     def write() -> None:
-        save_run_state(tmp_path / "part", model, optimizer, CPU, {"step": 2}, {})
+        save_run_state(tmp_path / "part", model, optimizer, ALONE, {"step": 2}, {})
 
     def read() -> None:
-        load_run_state(tmp_path / "whole", model, again, CPU, {})
+        load_run_state(tmp_path / "whole", model, again, ALONE, {})
 
     for act, cls, name in (
         (write, FileSystemWriter, "prepare_local_plan"),

@@ -19,7 +19,12 @@ from tune.training.checkpointers import (
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
 from tune.training.distributed.frozen_base import shards_frozen_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
-from tune.training.distributed.sharded_model import copy_to_host, describe_processes, shard_model
+from tune.training.distributed.sharded_model import (
+    copy_to_host,
+    describe_processes,
+    shard_model,
+    write_full_model,
+)
 from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.loading import build_loader, check_tokenizer_fits
 from tune.training.lr_schedulers import get_lr
@@ -35,6 +40,7 @@ from tune.training.saving.checkpoints import Checkpoints
 from tune.training.saving.fingerprint import (
     check_fingerprint,
     describe_component,
+    fingerprint_run,
     hash_code,
     hash_dataset,
     hash_weight_files,
@@ -118,6 +124,7 @@ __all__ = [
     "dump_nonfinite_step",
     "explain_out_of_memory",
     "find_newest_complete_step",
+    "fingerprint_run",
     "format_summary",
     "get_lr",
     "get_metric_logger",
@@ -156,6 +163,7 @@ __all__ = [
     "upcoming_sample_ids",
     "verify_step",
     "weights_are_finite",
+    "write_full_model",
     "write_resolved_config",
     "write_run_state",
     "write_step",

@@ -199,35 +199,43 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def write_full_model(model: Any, write: Callable[[Any], None], mesh: Mesh) -> None:
-    """Call `write` on the first process with all of a sharded model, of which no more is there than is being written.
+def write_full_model(
+    model: Any,
+    write: Callable[[Any], None],
+    mesh: Mesh,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Call `write` on the first process with all of a model, sharded or not; every process must call this.
 
-    Every process must call this: while the first one writes, the others send what it asks for. The model that `write`
-    is given is for `tune.checkpoints` to save; its weights are fetched module by module, as they are read. Adapters,
-    which are small and are wanted several at a time, are there from the start.
+    Of a sharded model no more is there than is being written: while the first process writes, the others send what it
+    asks for. The model that `write` is given is for `tune.checkpoints` to save; its weights are fetched module by
+    module, as they are read. Adapters, which are small and are wanted several at a time, are there from the start.
 
     Args:
-        model: one that `shard_model` has cut, or what `copy_to_host` made of it: then only hosts talk, and training may
-            go on meanwhile.
+        model: any, or what `copy_to_host` made of one: then only hosts talk, and training may go on meanwhile.
         write: what it raises, all processes raise.
         mesh: the processes of the run; in a thread, from `Mesh.for_thread`.
+        weights: written in place of the model's own, by name, and sharded as these are: averages of them, say.
     """
+    if not isinstance(model, HostShards) and not is_sharded_model(model):
+        mesh.from_rank_zero(lambda: write(_copy(model, weights) if weights else model))
+        return
     gather: Callable[[Any], Any]
     if isinstance(model, HostShards):
-        skeleton, weights, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh)
+        skeleton, parts, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh)
     else:
         reshard(model)
-        skeleton, weights = _skeletons[model], dict(model.named_parameters())
+        skeleton, parts = _skeletons[model], dict(weights or model.named_parameters())
         gather = lambda weight: full_tensor(weight.detach()).cpu()  # noqa: E731
 
     def fetch(names: list[str]) -> list[Tensor]:
         mesh.broadcast(names)
-        return [gather(weights[name]) for name in names]
+        return [gather(parts[name]) for name in names]
 
     def write_fetched() -> None:
         lent: Any = copy.deepcopy(skeleton)
         try:
-            adapters = [name for name in weights if is_adapter(name)]
+            adapters = [name for name in parts if is_adapter(name)]
             for name, values in zip(adapters, fetch(adapters), strict=True):
                 owner, _, leaf = name.rpartition(".")
                 setattr(lent.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
@@ -242,7 +250,7 @@ def write_full_model(model: Any, write: Callable[[Any], None], mesh: Mesh) -> No
         unknown: Any = None
         while (names := mesh.broadcast(unknown)) is not None:
             for name in names:
-                gather(weights[name])
+                gather(parts[name])
     mesh.from_rank_zero(write_fetched)
 
 
@@ -262,10 +270,11 @@ def _lending(
             setattr(module, leaf, parameter)
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Return a copy of a model in host memory, with other weights if they are given."""
     memo: dict[int, Any] = {}
-    for weight in model.parameters():
-        host = weight.detach().to("cpu", copy=True)
+    for name, weight in model.named_parameters():
+        host = (weights or {}).get(name, weight).detach().to("cpu", copy=True)
         memo[id(weight)] = nn.Parameter(host, requires_grad=weight.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.to("cpu", copy=True)

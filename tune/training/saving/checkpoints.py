@@ -16,9 +16,7 @@ from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
 from tune.training.distributed.sharded_model import (
-    HostShards,
     copy_to_host,
-    is_sharded_model,
     reshard,
     write_full_model,
 )
@@ -301,10 +299,7 @@ class Checkpoints:
 
         with explain_failed_save(self.output_dir, step):
             try:
-                if isinstance(model, HostShards) or is_sharded_model(model):
-                    write_full_model(model, begin, self._thread_mesh)
-                else:
-                    self._thread_mesh.from_rank_zero(partial(begin, model))
+                write_full_model(model, begin, self._thread_mesh)
                 write_run_state(staged.path / "state", snapshot, self._thread_mesh)
                 self._thread_mesh.from_rank_zero(finish)
             finally:

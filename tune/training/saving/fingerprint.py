@@ -23,6 +23,7 @@ from tune.utils.mesh import Mesh
 __all__ = [
     "check_fingerprint",
     "describe_component",
+    "fingerprint_run",
     "hash_code",
     "hash_dataset",
     "hash_weight_files",
@@ -46,31 +47,29 @@ def describe_component(component: Component) -> str:
     return f"{component.path} {json.dumps(arguments, sort_keys=True, default=str)}"
 
 
-def make_fingerprint(
+def fingerprint_run(
     settings: Mapping[str, Any],
     state: TrainState,
     model: TransformerDecoder,
     dataset: Sequence[Mapping[str, Any]],
     mesh: Mesh,
     recipe: str | Path,
-    **facts: object,
 ) -> dict[str, str]:
     """Return what makes a run this run and no other, as texts that can be compared and shown.
 
     Every process must call this.
 
     Args:
-        settings: parameters and their values, from `tune.config.fixed_on_resume`. Without an `lr_scheduler` more epochs
-            only add steps at the end, and their number does not matter.
+        settings: parameters and their values, from `tune.config.fixed_on_resume`, and whatever else must stay. Without
+            an `lr_scheduler` more epochs only add steps at the end, so their number does not matter.
         state: its seed, and the number of steps.
         model: its sizes count.
         dataset: what is trained on.
         mesh: how many processes share a step, and their device.
         recipe: its file.
-        **facts: whatever else must stay.
     """
     num_sequences = int(settings["batch_size"]) * int(settings["gradient_accumulation_steps"])
-    facts |= {
+    facts = {
         "model": model.config,
         "dataset": mesh.from_rank_zero(lambda: hash_dataset(dataset)),
         "sequences_per_step": num_sequences * mesh.data_parallel_size,
@@ -82,9 +81,15 @@ def make_fingerprint(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    for name, value in settings.items():
-        facts[name] = describe_component(value) if isinstance(value, Component) else value
-    return {name: str(fact) for name, fact in facts.items()}
+    return make_fingerprint({**settings, **facts})
+
+
+def make_fingerprint(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return facts of a run as texts that can be compared and shown: components with their arguments."""
+    return {
+        name: describe_component(fact) if isinstance(fact, Component) else str(fact)
+        for name, fact in facts.items()
+    }
 
 
 def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tune.data import ResumableSampler, shift_labels
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
-from tune.training import checkpoint_activations, clip_gradients, save_failed_step, upcoming_sample_ids
+from tune.training import Mesh, checkpoint_activations, dump_nonfinite_step, upcoming_sample_ids
 
 SIZES = {"vocab_size": 31, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 12, "head_dim": 6}
 
@@ -34,12 +34,13 @@ def make_batches() -> list[dict[str, torch.Tensor]]:
     return [{"tokens": tokens, "labels": tokens.clone()} for tokens in (first, second)]
 
 
-def loss_of(model: TransformerDecoder, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return loss_sum(LinearCrossEntropyLoss(), model, batch["tokens"], shift_labels(batch["labels"]))
+def loss_of(model: TransformerDecoder, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    total = loss_sum(LinearCrossEntropyLoss(), model, batch["tokens"], shift_labels(batch["labels"]))
+    return total, int((batch["labels"] >= 0).sum())
 
 
 def train_step(model: TransformerDecoder, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    losses = [loss_of(model, batch) for batch in batches]
+    losses = [loss_of(model, batch)[0] for batch in batches]
     total = torch.stack(losses).sum()
     total.backward()
     return total.detach()
@@ -59,20 +60,18 @@ def test_a_bad_weight_is_traced(tmp_path: Path, recomputed: bool) -> None:
         checkpoint_activations(model.layers)
     with torch.no_grad():
         model.tok_embeddings.weight[30, 4] = torch.nan
-    loss = train_step(model, batches)
+    train_step(model, batches)
     sampler = ResumableSampler(10, shuffle=True, seed=5)
     sampler.advance(3)
     order = list(sampler)
-    folder = save_failed_step(
+    folder = dump_nonfinite_step(
         tmp_path,
         123,
         model,
         batches,
+        Mesh(),
         sample_ids=upcoming_sample_ids(sampler, batches),
-        loss=loss,
-        grad_norm=clip_gradients(model.parameters(), None),
-        loss_of=partial(loss_of, model),
-        facts={"seed": 7, "epoch": 2, "lr": 1e-3},
+        batch_loss=partial(loss_of, model),
     )
     assert folder == tmp_path / "non_finite_step_000123"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -80,8 +79,7 @@ def test_a_bad_weight_is_traced(tmp_path: Path, recomputed: bool) -> None:
         "report_rank0.json",
     ]
     report = read_report(folder)
-    assert (report["step"], report["loss"], report["grad_norm"], report["seed"]) == (123, "nan", "nan", 7)
-    assert (report["rank"], report["world_size"], report["epoch"], report["lr"]) == (0, 1, 2, 1e-3)
+    assert (report["step"], report["rank"], report["world_size"]) == (123, 0, 1)
     assert report["non_finite_weights"] == {
         "num_tensors": 1,
         "of": len(list(model.parameters())),
@@ -91,7 +89,7 @@ def test_a_bad_weight_is_traced(tmp_path: Path, recomputed: bool) -> None:
     assert [row["sample_ids"] for row in report["micro_batches"]] == [order[:2], order[2:4]]
     assert [row["shape"] for row in report["micro_batches"]] == [[2, 7], [2, 5]]
     good, bad = report["micro_batches"]
-    assert good["loss"] == pytest.approx(loss_of(model, batches[0]).item(), rel=1e-5)
+    assert good["loss"] == pytest.approx(loss_of(model, batches[0])[0].item(), rel=1e-5)
     assert bad["loss"] == "nan"
     assert report["first_non_finite_output"] == "tok_embeddings"
     tensors = load_file(folder / "batches_rank0.safetensors")
@@ -109,7 +107,9 @@ def test_the_module_that_overflows_is_found_and_looking_changes_nothing(tmp_path
         model.layers[1].mlp.w3.weight.mul_(1e25)
     train_step(model, batches)
     before = {name: weight.grad for name, weight in model.named_parameters()}
-    report = read_report(save_failed_step(tmp_path, 4, model, batches, loss_of=partial(loss_of, model)))
+    report = read_report(
+        dump_nonfinite_step(tmp_path, 4, model, batches, Mesh(), batch_loss=partial(loss_of, model))
+    )
     assert report["non_finite_weights"]["num_tensors"] == 0
     assert report["non_finite_gradients"]["num_tensors"] > 0
     assert report["first_non_finite_output"] == "layers.1.mlp.w2"
@@ -120,26 +120,22 @@ def test_the_module_that_overflows_is_found_and_looking_changes_nothing(tmp_path
 
 def test_without_more_the_batches_and_counts_are_there(tmp_path: Path) -> None:
     model = make_model()
-    report = read_report(save_failed_step(tmp_path, 1, model, make_batches(), loss=float("inf")))
-    assert report["loss"] == "inf"
-    assert report["grad_norm"] is None
+    report = read_report(dump_nonfinite_step(tmp_path, 1, model, make_batches(), Mesh()))
     assert report["non_finite_gradients"] == {"num_tensors": 0, "of": 0, "first": {}}
     assert "first_non_finite_output" not in report
     # The same step fails again: the new report takes the old one's place.
-    report = read_report(save_failed_step(tmp_path, 1, model, make_batches()[:1], loss=2.0))
+    report = read_report(dump_nonfinite_step(tmp_path, 1, model, make_batches()[:1], Mesh()))
     assert len(report["micro_batches"]) == 1
 
 
-def test_each_rank_has_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        folder = save_failed_step(tmp_path, 9, make_model(), make_batches())
+def test_each_rank_has_files_of_its_own(tmp_path: Path) -> None:
+    for rank in range(2):
+        folder = dump_nonfinite_step(tmp_path, 9, make_model(), make_batches(), Mesh(rank=rank, world_size=2))
     assert folder is not None
     assert {path.name for path in folder.iterdir()} == {
         f"{name}_rank{rank}.{ending}"
         for name, ending in (("report", "json"), ("batches", "safetensors"))
-        for rank in "01"
+        for rank in range(2)
     }
 
 
@@ -154,7 +150,7 @@ def test_rows_that_only_even_out_the_ranks_are_no_examples() -> None:
 
 def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    assert save_failed_step(tmp_path / "file", 2, make_model(), make_batches()) is None
+    assert dump_nonfinite_step(tmp_path / "file", 2, make_model(), make_batches(), Mesh()) is None
     record = caplog.records[-1]
     assert record.levelname == "WARNING"
     assert "step 2 could not be kept for study in" in record.message
@@ -162,13 +158,13 @@ def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogC
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        assert save_failed_step(tmp_path, 3, make_model(), make_batches()) is None
+        assert dump_nonfinite_step(tmp_path, 3, make_model(), make_batches(), Mesh()) is None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "non_finite_step_000003").iterdir()) == []
 
     # A loss that fails where it is asked again is no more in the way.
-    def fail(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def fail(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         raise RuntimeError("device lost")
 
-    assert save_failed_step(tmp_path, 4, make_model(), make_batches(), loss_of=fail) is None
+    assert dump_nonfinite_step(tmp_path, 4, make_model(), make_batches(), Mesh(), batch_loss=fail) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 from torch.amp import GradScaler
 
 from tune.errors import CheckpointError, TrainingError
-from tune.training import NonFiniteGuard, clip_gradients
-from tune.training.gradients import MAX_SKIPPED_IN_A_ROW
+from tune.training import Checkpoints, Mesh, StepGuard, TrainState, clip_gradients
+from tune.training.step_guard import MAX_SKIPPED_IN_A_ROW
 
 NO_SCALER = GradScaler("cpu", enabled=False)
 NAN, INF = torch.tensor(math.nan), torch.tensor(math.inf)
@@ -37,9 +38,9 @@ def test_the_norm_is_over_all_gradients_and_before_clipping() -> None:
 
 
 def test_numbers_pass() -> None:
-    guard = NonFiniteGuard("stop", NO_SCALER)
-    assert guard.allows(1, ONE, ONE)
-    assert guard.allows(2, ONE)
+    guard = StepGuard("stop", NO_SCALER, TrainState(0, step=12))
+    assert guard.allows(ONE, ONE)
+    assert guard.allows(ONE)
     assert guard.num_skipped == 0
 
 
@@ -49,42 +50,48 @@ def test_numbers_pass() -> None:
 )
 def test_stop_says_what_and_where(loss: torch.Tensor, norm: torch.Tensor, words: str) -> None:
     with pytest.raises(TrainingError, match=f"step 12: the .*{words}.*after step 11.*on_non_finite=skip"):
-        NonFiniteGuard("stop", NO_SCALER).allows(12, loss, norm)
+        StepGuard("stop", NO_SCALER, TrainState(0, step=12)).allows(loss, norm)
 
 
 def test_what_is_wrong_is_said_even_if_what_comes_before_the_end_fails(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     def save() -> None:
         raise CheckpointError("the disk is full")
 
-    with pytest.raises(CheckpointError, match="the disk is full"):
-        NonFiniteGuard("stop", NO_SCALER).allows(12, NAN, before_stopping=save)
+    state = TrainState(0, step=12)
+    guard = StepGuard("stop", NO_SCALER, state, Checkpoints(tmp_path, Mesh()))
+    with (
+        pytest.raises(CheckpointError, match="the disk is full"),
+        guard.studying(torch.nn.Linear(2, 3), [], lambda batch: (NAN, 1), save),
+    ):
+        guard.allows(NAN)
+    assert state.step == 11
     assert [record.getMessage() for record in caplog.records] == [
         "step 12: the loss is nan; the run ends before it"
     ]
 
 
 def test_skip_goes_on_but_not_for_ever() -> None:
-    guard = NonFiniteGuard("skip", NO_SCALER)
-    for step in range(MAX_SKIPPED_IN_A_ROW - 1):
-        assert not guard.allows(step, ONE, INF)
-    assert guard.allows(98, ONE, ONE)  # one good step starts the count anew
-    for step in range(MAX_SKIPPED_IN_A_ROW - 1):
-        assert not guard.allows(step, NAN, ONE)
+    guard = StepGuard("skip", NO_SCALER, TrainState(0, step=12))
+    for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
+        assert not guard.allows(ONE, INF)
+    assert guard.allows(ONE, ONE)  # one good step starts the count anew
+    for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
+        assert not guard.allows(NAN, ONE)
     assert guard.num_skipped == 2 * MAX_SKIPPED_IN_A_ROW - 2
     with pytest.raises(TrainingError, match="in a row"):
-        guard.allows(99, NAN, ONE)
+        guard.allows(NAN, ONE)
 
 
 def test_fp16_overflow_is_part_of_finding_the_scale() -> None:
     scaler = GradScaler("cpu", init_scale=4.0)
     scaler.scale(ONE)
-    guard = NonFiniteGuard("stop", scaler)
-    assert not guard.allows(1, ONE, INF)
+    guard = StepGuard("stop", scaler, TrainState(0, step=12))
+    assert not guard.allows(ONE, INF)
     with pytest.raises(TrainingError, match="loss is nan"):
-        guard.allows(2, NAN, INF)
+        guard.allows(NAN, INF)
     lowest = GradScaler("cpu", init_scale=1.0)
     lowest.scale(ONE)
     with pytest.raises(TrainingError, match="norm is inf"):
-        NonFiniteGuard("stop", lowest).allows(3, ONE, INF)
+        StepGuard("stop", lowest, TrainState(0, step=12)).allows(ONE, INF)
