@@ -221,6 +221,7 @@ def write_full_model(
         mesh.from_rank_zero(lambda: write(_copy(model, weights) if weights else model))
         return
     gather: Callable[[Any], Any]
+    parts: dict[str, Any]
     if isinstance(model, HostShards):
         skeleton, parts, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh)
     else:
