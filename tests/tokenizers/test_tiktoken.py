@@ -17,7 +17,7 @@ from trained_tokenizers import DIGITS, HARD_TEXTS, PATTERN, tiktoken_lines, trai
 
 from tune.errors import TokenizerError
 from tune.tokenizers import StreamDecoder, TiktokenTokenizer, Tokenizer, from_checkpoint
-from tune.tokenizers.compose import compose_with_places
+from tune.tokenizers.nfc import nfc_with_offsets
 from tune.tokenizers.tiktoken_bpe import _split_long, read_ranks
 from tune.tokenizers.tiktoken_export import tokenizer_json
 from tune.tokenizers.tiktoken_families import LLAMA3, QWEN
@@ -55,7 +55,7 @@ def kind(request):
 
 
 def composed(kind, text):
-    return compose_with_places(text)[0] if kind == "qwen" else text
+    return nfc_with_offsets(text)[0] if kind == "qwen" else text
 
 
 def test_satisfies_the_protocol(pairs, kind):
@@ -302,7 +302,7 @@ def test_goes_to_another_process(pairs, kind):
 def test_composing_knows_what_became_what(text):
     import unicodedata
 
-    composed, places = compose_with_places(text)
+    composed, places = nfc_with_offsets(text)
     assert composed == unicodedata.normalize("NFC", text)
     assert len(places) == len(composed)
     groups = dict.fromkeys(places)
