@@ -208,7 +208,7 @@ def test_settings_beside_it_go_before_the_family(files, tmp_path):
     assert from_checkpoint(tmp_path).vocab_size == first + 256
 
 
-def test_ids_of_another_tokenizer_in_the_configuration_say_nothing(files, tmp_path):
+def test_ids_of_another_tokenizer_in_the_config_say_nothing(files, tmp_path):
     shutil.copyfile(files["llama3"], tmp_path / "tokenizer.model")
     first = len(read_ranks(files["llama3"]))
     config = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -52,7 +52,7 @@ def test_stop_says_what_and_where(loss: torch.Tensor, norm: torch.Tensor, words:
         NonFiniteGuard("stop", NO_SCALER).allows(12, loss, norm)
 
 
-def test_what_is_wrong_is_said_even_if_what_comes_before_the_end_fails(
+def test_the_error_is_told_even_where_the_cleanup_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def save() -> None:
