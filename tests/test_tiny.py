@@ -46,7 +46,7 @@ def test_the_bundle_is_small() -> None:
     assert 0 < sum(sizes) < MAX_BUNDLE_BYTES
 
 
-def test_held_out_shares_no_prompt_and_no_neighbours_with_training() -> None:
+def test_held_out_shares_no_prompt_or_neighbour_with_training() -> None:
     train, held_out = read_rows("train.jsonl"), read_rows("held_out.jsonl")
     assert len(train) == build.NUM_TRAIN
     assert len(held_out) == build.NUM_HELD_OUT
@@ -114,7 +114,7 @@ def test_the_data_files_are_what_the_script_writes(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (BUNDLED / "orders" / name).read_bytes()
 
 
-def test_the_tokenizer_reads_its_world_in_whole_words_and_any_other_text_without_loss() -> None:
+def test_the_tokenizer_reads_words_and_any_text_without_loss() -> None:
     tokenizer = tokenizer_from_checkpoint(MODEL)
     for word in parrot.WORDS:
         assert len(tokenizer.encode(word, add_bos=False, add_eos=False)) == 1, word

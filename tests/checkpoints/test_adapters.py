@@ -184,7 +184,7 @@ def test_an_adapter_of_2023(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_adapters_of_a_changed_base_are_refused_until_peft_has_converted_them(
+def test_adapters_of_a_changed_base_are_refused_until_converted(
     init: str, base: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(7)

@@ -31,7 +31,7 @@ def test_the_same_model_with_other_limits_passes(folder: Path) -> None:
     check_against_config(build(max_seq_len=640, attn_dropout=0.25), folder)
 
 
-def test_every_constant_that_differs_is_named_before_anything_is_loaded(folder: Path) -> None:
+def test_every_constant_that_differs_is_named_before_loading(folder: Path) -> None:
     # As many values per head times heads: every tensor has the shape of the other model's.
     model = build(num_heads=2, num_kv_heads=1, rope_base=5e5, norm_eps=1e-6)
     before = model.output_weight.clone()

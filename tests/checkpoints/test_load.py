@@ -32,7 +32,7 @@ def load(weights: dict[str, Tensor], tmp_path: Path, model: TransformerDecoder) 
     return model
 
 
-def test_every_misfit_is_listed_in_one_error_and_nothing_is_loaded(
+def test_every_misfit_is_in_one_error_and_nothing_is_loaded(
     weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]

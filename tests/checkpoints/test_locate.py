@@ -61,9 +61,7 @@ def test_a_step_that_holds_an_adapter_alone_says_how_it_is_used(tmp_path: Path) 
         '{"files": ["gone.safetensors"]}',
     ],
 )
-def test_a_strangers_word_that_another_model_is_on_its_way_counts_for_nothing(
-    tmp_path: Path, word: str
-) -> None:
+def test_a_foreign_marker_of_a_complete_model_does_not_count(tmp_path: Path, word: str) -> None:
     folder = put_model(tmp_path / "downloaded")
     put_model(folder / ".converting")
     (folder / ".converting" / ".whole").write_text(word)

@@ -50,7 +50,7 @@ def test_what_a_tokenizer_says_is_written_with_the_model(
 
 
 @pytest.mark.parametrize("save", [save_model, save_meta])
-def test_a_tokenizer_is_saved_under_the_name_other_tools_look_for(
+def test_a_tokenizer_is_saved_under_the_name_tools_look_for(
     model: TransformerDecoder, tmp_path: Path, save: Any
 ) -> None:
     sentences = iter(["the quick brown fox", "jumps over the lazy dog"] * 20)

@@ -139,7 +139,7 @@ def test_metadata_is_written_in_its_order(tmp_path: Path, contents: dict[str, Te
     assert list(header["__metadata__"]) == ["format", *metadata]
 
 
-def test_a_narrower_type_that_loses_a_value_is_an_error_and_infinity_is_not() -> None:
+def test_a_narrower_dtype_that_loses_a_value_is_an_error() -> None:
     def cast(value: float, dtype: torch.dtype) -> Tensor:
         weights = Counted({"a": torch.tensor([1.0, value])})
         return LayoutTensor("a", (2,), dtype, (WeightRule("a", "a"),), weights, CONFIG).read()

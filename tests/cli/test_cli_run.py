@@ -428,7 +428,7 @@ def test_recipes_are_found_by_every_name() -> None:
             assert find_recipe(name) is find_recipe(f"{name}.py") is recipe
 
 
-def test_a_mesh_of_other_than_the_processes_is_refused_before_they_start(tune, tmp_path: Path) -> None:
+def test_a_mesh_that_does_not_fit_the_processes_is_refused(tune, tmp_path: Path) -> None:
     words = ("--config", "tiny/full_finetune", f"output_dir={tmp_path / 'out'}")
     done = tune("run", "--nproc_per_node", "3", "full_finetune", *words, "data_parallel_replicate_dim=2")
     assert done.code == 2
@@ -449,7 +449,7 @@ def test_a_parameter_of_another_recipe_is_called_that(tune, override: str, calle
         assert "lora_finetune has it: remove it, or use that recipe" in outcome.err
 
 
-def test_a_config_without_a_recipe_is_judged_by_the_one_that_finds_least_wrong(tune, tmp_path: Path) -> None:
+def test_a_config_without_a_recipe_is_judged_by_the_nearest(tune, tmp_path: Path) -> None:
     # Every key is one of both recipes, and only one of them trains such a model.
     model = "{_component_: torchtune.models.qwen2.lora_qwen2_0_5b, lora_attn_modules: [q_proj]}"
     (tmp_path / "my.yaml").write_text(

@@ -156,7 +156,7 @@ def test_trust_lasts_for_the_process() -> None:
 
 
 @pytest.mark.parametrize("shadow", ["torch.py", "torch/__init__.py", "bitsandbytes.py", "yaml.py", "tune.py"])
-def test_files_in_the_working_directory_do_not_stand_in_for_packages(tmp_path: Path, shadow: str) -> None:
+def test_files_in_the_working_directory_shadow_no_packages(tmp_path: Path, shadow: str) -> None:
     target = tmp_path / shadow
     target.parent.mkdir(exist_ok=True)
     target.write_text("open('imported', 'w').close()\nclass optim: pass\n")

@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_it_is_an_argparse_parser_and_stands_where_historic_recipes_look() -> None:
+def test_it_is_an_argparse_parser_where_old_recipes_look() -> None:
     assert issubclass(TuneArgumentParser, argparse.ArgumentParser)
     assert utils.TuneArgumentParser is TuneArgumentParser
 

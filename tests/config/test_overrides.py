@@ -93,7 +93,7 @@ def test_replacing_a_component_says_what_it_drops() -> None:
     assert not run("optimizer={_component_: Adam, lr: 1, fused: false}").warnings
 
 
-def test_the_order_of_a_component_and_its_arguments_does_not_matter() -> None:
+def test_the_order_of_component_and_arguments_does_not_matter() -> None:
     expected = Component("torch.optim.SGD", {"lr": 0.5})
     assert good("optimizer.lr=0.5", "optimizer=SGD").optimizer == expected
     assert good("optimizer=SGD", "optimizer.lr=0.5").optimizer == expected

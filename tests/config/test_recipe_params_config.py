@@ -183,7 +183,7 @@ assert not heavy, heavy
 """
 
 
-def test_resolving_a_flat_config_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_resolving_a_flat_config_imports_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "flat.yaml").write_text(FLAT)
     environment = {
         **os.environ,

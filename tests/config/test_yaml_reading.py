@@ -124,7 +124,7 @@ def test_a_byte_order_mark_is_no_fault() -> None:
     assert not document.problems
 
 
-def test_aliases_and_merge_keys_are_written_out_and_keep_their_places() -> None:
+def test_aliases_and_merge_keys_are_resolved_with_their_places() -> None:
     document = read("x: &b {l: 1, m: 2}\ny:\n  <<: *b\n  m: 3\nz: *b\n")
     assert plain_value(document.root) == {"x": {"l": 1, "m": 2}, "y": {"m": 3, "l": 1}, "z": {"l": 1, "m": 2}}
     assert not document.problems

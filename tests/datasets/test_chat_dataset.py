@@ -108,7 +108,7 @@ def test_a_llama_2_checkpoint_of_either_file_falls_back_alike(spm_file: Path, wr
         chat_dataset(from_checkpoint(tmp_path / "tokenizer.json"), source=source)
 
 
-def test_a_template_that_was_trained_in_is_saved_with_the_tokenizer(chat_folder, write, tmp_path: Path):
+def test_the_template_of_the_training_is_saved(chat_folder, write, tmp_path: Path):
     """A base model came with none: other tools must learn how it is asked now, and what ends an answer."""
     folder = chat_folder()
     (folder / "generation_config.json").write_text('{"eos_token_id": 1, "top_p": 0.5}')
@@ -136,7 +136,7 @@ def test_a_template_that_was_trained_in_is_saved_with_the_tokenizer(chat_folder,
     assert own.adopted_template is None
 
 
-def test_a_template_that_rewrites_answers_gives_each_its_own_example(chat_folder, write):
+def test_a_template_that_rewrites_answers_gives_several_examples(chat_folder, write):
     tokenizer = from_checkpoint(chat_folder(LAST_THINKS))
     dataset = chat_dataset(tokenizer, source=write({"messages": TURNS}, {"messages": TURNS[:2]}))
     assert [text.count("[") for text in texts(tokenizer, dataset)] == [1, 1, 1]

@@ -160,7 +160,7 @@ def test_a_cut_example_keeps_its_start_and_has_no_eos(tokenizer, write):
     assert "1 are cut and end without EOS" in str(report)
 
 
-def test_an_example_whose_answer_is_cut_away_is_left_out_and_counted(tokenizer, write):
+def test_an_example_whose_answer_is_cut_away_is_counted(tokenizer, write):
     rows = [*QA, {"question": "the river " * 50, "answer": "green"}]
     dataset = instruct_dataset(tokenizer, source=write(rows), max_seq_len=60)
     assert len(dataset) == 3
@@ -228,7 +228,7 @@ def test_an_empty_answer_may_stay_where_prompts_are_learnt(tokenizer, write):
         alpaca_dataset(tokenizer, source=write(BAD[:2]), train_on_input=False)
 
 
-def test_a_file_of_broken_lines_says_so_instead_of_missing_columns(tokenizer, tmp_path):
+def test_a_file_of_broken_lines_tells_them_not_missing_columns(tokenizer, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text("not json\n" * 3)
     with pytest.raises(DataError, match=r"3 rows .*\n.*data\.jsonl:1: broken JSON"):

@@ -27,7 +27,7 @@ def file(tmp_path):
     return str(file)
 
 
-def test_documents_stand_between_bos_and_eos_and_are_learnt_whole(tokenizer, file):
+def test_documents_between_bos_and_eos_are_learnt_completely(tokenizer, file):
     dataset = text_completion_dataset(tokenizer, source=file)
     assert [item["tokens"] for item in dataset] == [tokenizer.encode(text) for text in TEXTS]
     assert all(item["labels"] == item["tokens"] for item in dataset)

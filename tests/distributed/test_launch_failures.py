@@ -53,7 +53,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_rank_is_named_and_the_run_goes_on_from_the_saved_step(start, tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_and_the_run_can_resume(start, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(GLOO)
     words = ("--nproc_per_node", "2", "--max_restarts", "1")
     code, out, err = start(*words, "./mine.py", "mode=killed once", "resume_from_checkpoint=false").end()

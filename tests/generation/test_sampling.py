@@ -83,7 +83,7 @@ def test_ties_are_broken_by_token_id_at_every_cut() -> None:
     top_k=st.one_of(st.none(), st.integers(1, 14)),
     top_p=st.one_of(st.none(), st.floats(1e-6, 1.0)),
 )
-def test_any_setting_gives_a_distribution_that_keeps_the_likeliest_token(
+def test_any_setting_keeps_the_likeliest_token(
     scores: list[float], temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     result = token_probabilities(torch.tensor([scores]), Sampling(temperature, top_k, top_p))[0]
@@ -147,7 +147,7 @@ def test_draws_follow_the_distribution() -> None:
         assert chi_square(counts, expected) < 23.5
 
 
-def test_a_generator_repeats_its_draws_and_leaves_the_global_one_alone() -> None:
+def test_a_generator_repeats_and_leaves_the_global_one_alone() -> None:
     logits = torch.zeros(1, 1009)
     before = torch.get_rng_state()
     draws = [

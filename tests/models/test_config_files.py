@@ -159,7 +159,7 @@ NO_CONSTANTS = st.sampled_from(
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_value_yields_anything_but_sizes_or_a_checkpoint_error(
+def test_any_value_gives_sizes_or_a_checkpoint_error(
     content: dict[str, Any], data: st.DataObject, tmp_path: Path
 ) -> None:
     changes = data.draw(st.dictionaries(st.sampled_from(sorted(content)) | NO_CONSTANTS, VALUES, max_size=4))

@@ -239,7 +239,7 @@ def test_metas_downloads_keep_the_tokenizer_one_folder_above(
     assert report.companions == ("LICENSE", "tokenizer.model")
 
 
-def test_what_was_converted_goes_on_from_a_prompt_exactly_as_the_reference(
+def test_a_converted_model_continues_a_prompt_as_the_reference(
     tmp_path: Path, spm_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(4)

@@ -148,7 +148,7 @@ class Stopping:
 @pytest.mark.parametrize("phase", ["write", "verify"])
 @pytest.mark.parametrize("to", ["hf", "meta", "tune"])
 @pytest.mark.parametrize("exists", [False, True])
-def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
+def test_an_interrupted_conversion_can_be_repeated(
     hf: Path, tmp_path: Path, to: str, phase: str, exists: bool
 ) -> None:
     if exists:
@@ -180,7 +180,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(hf: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_a_conversion_killed_midway_is_no_model_and_can_be_repeated(hf: Path, tmp_path: Path) -> None:
+def test_a_killed_conversion_is_no_model_and_can_be_repeated(hf: Path, tmp_path: Path) -> None:
     code = (
         "import os, sys; from tune.models.conversion import convert_checkpoint\n"
         "class Killer:\n"

@@ -74,7 +74,7 @@ def reference() -> PreTrainedModel:
 
 @pytest.mark.parametrize("with_head", [False, True])
 @pytest.mark.parametrize("prefixes", [OLDER, NEWER], ids=["older", "newer"])
-def test_the_text_model_gives_the_references_logits_and_is_saved_alone(
+def test_the_text_model_gives_the_logits_and_is_saved_alone(
     reference: PreTrainedModel, tmp_path: Path, prefixes: tuple[str, str], with_head: bool
 ) -> None:
     reference.save_pretrained(tmp_path / "whole")
@@ -125,9 +125,7 @@ def test_what_is_not_understood_is_named(
         tune.models.auto(str(tmp_path))
 
 
-def test_a_missing_tensor_of_the_text_model_is_named_among_pictures(
-    reference: PreTrainedModel, tmp_path: Path
-) -> None:
+def test_a_missing_tensor_of_the_text_model_is_named(reference: PreTrainedModel, tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
     rename(tmp_path, OLDER)
     tensors = load_file(tmp_path / "model.safetensors")

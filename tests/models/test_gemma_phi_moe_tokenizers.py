@@ -70,9 +70,7 @@ def test_phi3s_special_tokens_come_with_the_whole_tokenizer(json_folder: Path, s
     assert tokenizer.encode(TEXT) == phi3_mini_tokenizer(str(json_folder)).encode(TEXT)
 
 
-def test_phi4_reads_vocab_and_merges_where_there_is_no_tokenizer_json(
-    json_folder: Path, chat_definition: str
-) -> None:
+def test_phi4_reads_vocab_and_merges_without_tokenizer_json(json_folder: Path, chat_definition: str) -> None:
     whole = phi4_tokenizer(str(json_folder / "vocab.json"))
     model = json.loads(chat_definition)["model"]
     (json_folder / "tokenizer.json").unlink()

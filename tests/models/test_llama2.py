@@ -92,7 +92,7 @@ def test_weights_the_reference_sharded_or_pickled_load(
             assert torch.equal(other.get_parameter(name), parameter), (kind, name)
 
 
-def test_bf16_stays_near_fp32_and_the_file_is_converted_on_the_way(pair: Pair) -> None:
+def test_bf16_stays_near_fp32_and_converts_the_file(pair: Pair) -> None:
     half = tune.models.from_checkpoint(pair.directory, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     tokens = tokens_of(2, 9)

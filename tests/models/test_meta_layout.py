@@ -311,7 +311,7 @@ def test_several_parts_are_put_together(
         assert torch.equal(loaded.get_parameter(name), parameter), name
 
 
-def test_torchtunes_own_files_are_read_in_their_order_of_channels(
+def test_files_of_torchtune_are_read_in_their_channel_order(
     model: TransformerDecoder, tmp_path: Path
 ) -> None:
     save_meta(model, tmp_path)

@@ -70,7 +70,7 @@ def test_an_explicit_causal_mask_changes_nothing() -> None:
     torch.testing.assert_close(model(tokens, mask=mask), model(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_stays_finite_and_so_do_gradients() -> None:
+def test_a_query_that_sees_nothing_and_its_gradients_are_finite() -> None:
     model, tokens = build(), torch.randint(0, 31, (2, 6))
     mask = torch.ones(6, 6).tril().bool().repeat(2, 1, 1)
     mask[1, 4:] = False
@@ -127,7 +127,7 @@ def test_rounded_angles_are_refused() -> None:
         apply_rotary(torch.zeros(1, 3, 2, 8), cos, sin)
 
 
-def test_frequencies_first_formed_under_inference_mode_serve_training() -> None:
+def test_frequencies_formed_in_inference_mode_serve_training() -> None:
     model, tokens = build(), torch.randint(0, 31, (2, 5))
     with torch.inference_mode():
         model(tokens)
@@ -158,7 +158,7 @@ def test_blocks_compile_without_breaks_and_give_the_same() -> None:
         torch.testing.assert_close(model(torch.arange(2 * length).view(2, length) % 31), logits)
 
 
-def test_initial_values_have_their_deviations_and_a_flat_first_loss() -> None:
+def test_initial_values_have_their_std_and_a_flat_first_loss() -> None:
     torch.manual_seed(1)
     config = DecoderConfig(997, 8, 4, 4, 128, 32, 256, 64)
     with torch.device("meta"):

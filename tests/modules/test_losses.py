@@ -53,7 +53,7 @@ def test_value_and_gradients_equal_plain_cross_entropy(num_output_chunks: int, f
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights_are_as_near_to_the_truth_as_plain_cross_entropy(dtype: torch.dtype) -> None:
+def test_half_precision_weights_are_as_exact_as_cross_entropy(dtype: torch.dtype) -> None:
     inputs = example(dtype)
     ours = value_and_grads(LinearCrossEntropyLoss(), *inputs)
     theirs = value_and_grads(plain, *inputs)
@@ -75,7 +75,7 @@ def test_autocast_keeps_fp32_gradients_for_fp32_weights() -> None:
         assert (left - exact).norm() <= 1.5 * (right - exact).norm() + 1e-6 * exact.norm()
 
 
-def test_fp16_gradients_take_the_loss_scale_before_they_are_rounded() -> None:
+def test_fp16_gradients_take_the_loss_scale_before_rounding() -> None:
     # Confident predictions: unscaled, these gradients lie below what fp16 can hold.
     hidden = torch.zeros(1, 300, D, dtype=torch.float16)
     weight = torch.zeros(V, D, dtype=torch.float16)
@@ -102,7 +102,7 @@ def test_capped_logits_give_the_plain_value_and_gradients(softcap: float, num_ou
 
 @pytest.mark.parametrize("softcap", [0.5, 3.0, 30.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_capped_logits_in_half_precision_are_as_near_to_the_truth(dtype: torch.dtype, softcap: float) -> None:
+def test_capped_logits_in_half_precision_are_as_exact(dtype: torch.dtype, softcap: float) -> None:
     inputs = example(dtype)
     capped = partial(plain, softcap=softcap)
     ours = value_and_grads(partial(LinearCrossEntropyLoss(), softcap=softcap), *inputs)
@@ -130,7 +130,7 @@ def test_no_targets_give_zero_loss_and_zero_gradients(dtype: torch.dtype) -> Non
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
 
-def test_rows_without_a_target_get_no_gradient_even_where_they_are_not_finite() -> None:
+def test_nonfinite_rows_without_a_target_get_no_gradient() -> None:
     hidden, weight, labels = example()
     hidden = hidden.detach().clone()
     hidden[labels == -100] = torch.nan
@@ -221,7 +221,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_loss_sum_gives_the_same_through_hidden_states_and_through_logits(is_tied: bool) -> None:
+def test_loss_sum_is_the_same_from_hidden_states_and_logits(is_tied: bool) -> None:
     torch.manual_seed(2)
     config = DecoderConfig(V, 2, 4, 2, 12, 6, 17, 64, tie_word_embeddings=is_tied)
     model = TransformerDecoder(config)
@@ -246,7 +246,7 @@ def test_loss_sum_gives_the_same_through_hidden_states_and_through_logits(is_tie
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-def test_accumulated_pieces_of_a_batch_give_the_gradient_of_the_whole() -> None:
+def test_accumulated_pieces_give_the_gradient_of_the_batch() -> None:
     hidden, weight, labels = example()
     loss = LinearCrossEntropyLoss()
     _, whole_hidden, whole_weight = value_and_grads(loss, hidden, weight, labels)

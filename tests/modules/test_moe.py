@@ -73,7 +73,7 @@ def test_no_tokens_at_all_are_no_error() -> None:
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-def test_half_precision_routes_as_its_own_logits_say_and_keeps_its_dtype() -> None:
+def test_half_precision_routes_by_its_logits_and_keeps_its_dtype() -> None:
     module = mixture().to(torch.bfloat16)
     x = torch.randn(3, 5, D).to(torch.bfloat16)
     out = module(x)
@@ -84,7 +84,7 @@ def test_half_precision_routes_as_its_own_logits_say_and_keeps_its_dtype() -> No
     assert near.float().mean() > 0.8
 
 
-def test_autocast_keeps_the_router_exact_to_the_end_of_its_softmax() -> None:
+def test_autocast_keeps_the_router_exact_through_its_softmax() -> None:
     module, x = mixture(), torch.randn(3, 5, D)
     with torch.autocast("cpu", torch.bfloat16):
         out = module(x)

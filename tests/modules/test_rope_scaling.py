@@ -115,7 +115,7 @@ def test_the_length_of_the_text_decides_for_each_of_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("capacity", [ORIGINAL, 2 * ORIGINAL])
-def test_with_caches_their_size_decides_so_that_every_step_agrees(capacity: int) -> None:
+def test_the_size_of_the_cache_decides_so_that_steps_agree(capacity: int) -> None:
     torch.manual_seed(3)
     scaling = LongRopeScaling(SHORT, LONG, ORIGINAL)
     config = DecoderConfig(31, 2, 2, 1, 20, HEAD_DIM, 22, 96, rope_base=BASE, rope_scaling=scaling)

@@ -222,7 +222,7 @@ def test_validation_is_the_loss_per_target_token(make_params, tmp_path: Path) ->
     assert metrics_of(tmp_path / "out")[-1]["val_loss"] == pytest.approx(total / num_targets, rel=1e-5)
 
 
-def test_max_steps_per_epoch_and_the_schedule_count_optimizer_steps(make_params, tmp_path: Path) -> None:
+def test_max_steps_and_the_schedule_count_optimizer_steps(make_params, tmp_path: Path) -> None:
     recipe = train(
         make_params(max_steps_per_epoch=3, lr_scheduler={"_component_": "linear", "num_warmup_steps": 0})
     )

@@ -169,7 +169,7 @@ def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(with_dropout, t
     assert [saved.step for saved in list_saved_steps(out)] == list(range(1, 9))
 
 
-def test_a_run_killed_before_its_first_save_leaves_no_lines_behind(with_dropout, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_save_leaves_no_lines(with_dropout, tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe_main(with_dropout())
     for saved in list_saved_steps(
@@ -240,7 +240,7 @@ def test_another_config_is_refused_with_the_difference(with_dropout, tmp_path, c
     assert model_bytes(tmp_path / "out") == before
 
 
-def test_stopped_by_a_bad_step_it_goes_on_as_if_there_had_been_none(with_dropout, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_bad_step_goes_on_as_if_without_it(with_dropout, tmp_path: Path) -> None:
     """The step before is saved with the random states from before the bad one, whose dropout was drawn twice."""
     recipe_main(with_dropout(output_dir=str(tmp_path / "whole")))
     recipe = FullFinetuneRecipe(with_dropout(save_every_n_steps=None, on_non_finite="stop"))

@@ -76,7 +76,7 @@ def test_the_completion_alone_goes_to_stdout(
         assert "Loaded" in err
 
 
-def test_sampling_repeats_with_its_seed_and_says_the_seed_it_drew(
+def test_sampling_repeats_with_its_seed_and_tells_the_seed(
     model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"prompt": "the cat", "max_new_tokens": 20, "temperature": 1.0, "top_k": 200, "top_p": 0.99}
@@ -110,7 +110,7 @@ def test_stop_texts_templates_and_eos(
     assert "a stop text came" in err
 
 
-def test_a_template_of_ones_own_ends_the_answer_as_training_ended_it(
+def test_an_own_template_ends_the_answer_as_in_training(
     model: Any, tokenizer: SentencePieceTokenizer, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = generate_text(model, tokenizer, "<the cat>", max_new_tokens=25)

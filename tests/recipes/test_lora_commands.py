@@ -70,7 +70,7 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
     return f"dataset.source={file}"
 
 
-def test_the_single_device_config_on_shards_and_a_tokenizer_of_ones_own(
+def test_the_single_device_config_on_shards_and_own_tokenizer(
     single_device: list[str], tmp_path: Path
 ) -> None:
     rows: list[dict[str, object]] = [{"instruction": text, "input": "", "output": text} for text in QUESTIONS]
@@ -112,7 +112,7 @@ def test_a_builder_of_other_sizes_is_refused_with_both(
     assert "num_heads is 32 in the model, 4 in the checkpoint" in capsys.readouterr().err
 
 
-def test_an_optimizer_in_its_place_without_an_argument_of_the_old_one(
+def test_a_new_optimizer_drops_the_old_ones_arguments(
     single_device: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows: list[dict[str, object]] = [{"instruction": text, "output": text} for text in QUESTIONS]
@@ -124,7 +124,7 @@ def test_an_optimizer_in_its_place_without_an_argument_of_the_old_one(
     assert main([*command, "optimizer=torch.optim.SGD", "~optimizer.forech"]) == 2
 
 
-def test_a_run_with_a_builder_of_ones_own_sizes_resumes_as_it_was_and_not_otherwise(
+def test_a_builder_with_own_sizes_resumes_only_as_it_was(
     sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A dropout is in no size of the model and in no value of the adapter: only the builder's arguments tell."""

@@ -204,7 +204,7 @@ def test_resumed_it_is_the_same_run(make_lora, tmp_path: Path, name: str, only: 
     assert [row["loss"] for row in rows_of(whole)] == [row["loss"] for row in rows_of(part)]
 
 
-def test_recomputing_and_stepping_in_the_backward_pass_change_nothing(make_lora, tmp_path: Path) -> None:
+def test_recomputing_and_stepping_in_backward_change_nothing(make_lora, tmp_path: Path) -> None:
     """With dropout, which a recomputed block must draw again as it was."""
     adapters = []
     for changes in (
@@ -234,7 +234,7 @@ def test_a_run_resumes_beside_the_same_base_only(make_lora, base_dir: Path, tmp_
             recipe_main(make_lora(resume_from_checkpoint=True, epochs=2, **changes))
 
 
-def test_the_arguments_of_the_models_builder_must_be_as_they_were(make_lora, tmp_path: Path) -> None:
+def test_the_arguments_of_the_model_must_be_as_they_were(make_lora, tmp_path: Path) -> None:
     """A dropout or a 4-bit base is in no size of the model, and no value of the adapter."""
     described = LoraFinetuneRecipe(make_lora(epochs=1))
     described.setup()
@@ -287,7 +287,7 @@ def test_an_adapter_can_be_gone_on_from(make_lora, tmp_path: Path) -> None:
         ({"train_from_scratch": True}, "train_from_scratch"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_starts(
+def test_what_cannot_be_trained_is_refused_before_the_start(
     make_lora, changes: dict[str, Any], named: str
 ) -> None:
     with pytest.raises((ParamsError, TypeError), match=named):

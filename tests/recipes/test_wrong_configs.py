@@ -260,7 +260,7 @@ def my_model(num_heads=1, num_kv_heads=1, embed_dim=1) -> torch.nn.Module: ...
         "model: {_component_: MINE.my_model, num_heads: 3, num_kv_heads: 2, embed_dim: 5}",
     ],
 )
-def test_arguments_of_ones_own_components_mean_what_they_mean_there(
+def test_arguments_of_own_components_mean_what_they_mean_there(
     extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_components.py").write_text(OWN)

@@ -166,7 +166,7 @@ def test_special_tokens_in_tools_and_variables_stay_text(both):
     assert [names[token] for token in ids if token in names] == ["<|start|>", "<|end|>"]
 
 
-def test_a_template_that_looks_into_special_tokens_in_messages_is_refused(both):
+def test_a_template_that_reads_special_tokens_in_data_is_refused(both):
     ours, _ = both("{% for m in messages %}{{ m.content.startswith('<|end|>') }}{% endfor %}")
     assert ours.apply_chat_template([{"role": "user", "content": "walk"}])
     with pytest.raises(DataError, match="where special tokens stand in a message"):

@@ -187,7 +187,7 @@ def test_text_templates_know_no_tools():
         get_prompt_template("alpaca").segments([Message("user", "x"), Message("tool", "y")])
 
 
-def test_tools_that_a_chat_template_does_not_write_are_not_dropped_unseen(with_tokens):
+def test_tools_that_a_template_does_not_write_are_refused(with_tokens):
     tools = [{"type": "function", "function": {"name": "walk", "parameters": {}}}]
     for name in ("phi3", "qwen2"):
         template = builtin_template(name)

@@ -203,7 +203,7 @@ def test_any_conversation_in_any_template(all_templates, data):
         assert rest.removeprefix(content.strip()).strip() in ("<|end|>", "<|eos|>")
 
 
-def test_earlier_thinking_is_taken_out_so_each_answer_has_its_own_example(load):
+def test_dropped_thinking_gives_each_answer_its_own_example(load):
     tokenizer = load(THINKING)
     messages = talk("the question", "<think>\nhm\n</think>\n\nseven", "walk", "green")
     first, second = tokenize_examples(tokenizer, tokenizer.chat_template, messages)
@@ -239,7 +239,7 @@ def test_thinking_in_a_field_of_its_own(load):
         load(TEMPLATES["lines"]).tokenize_messages(messages)
 
 
-def test_thinking_that_a_template_drops_even_from_the_last_answer_is_an_error(load):
+def test_thinking_dropped_from_the_last_answer_is_an_error(load):
     dropping = TEMPLATES["lines"].replace("m.content", "m.content.split('</think>')[-1]")
     with pytest.raises(DataError, match="does not write the thinking 'hm' in message 2"):
         load(dropping).tokenize_messages(talk("walk", "<think>\nhm\n</think>\n\ngreen"))
@@ -249,7 +249,7 @@ def test_thinking_that_a_template_drops_even_from_the_last_answer_is_an_error(lo
     assert learnt(tokenizer, tokens, mask) == ["green<|end|>"]
 
 
-def test_a_system_text_that_moves_stands_before_each_answer_as_it_does_when_asked(load):
+def test_a_moving_system_text_stands_as_it_does_when_asked(load):
     tokenizer = load(MOVING)
     messages = talk("the question", "seven", "walk", "green", system="of apple")
     first, second = tokenize_examples(tokenizer, tokenizer.chat_template, messages)
@@ -290,7 +290,7 @@ def test_special_tokens_that_swallow_the_space_after_them(chat_folder, chat_defi
         check_answers(tokenizer, tokenizer.chat_template, talk("walk", content, " green", content))
 
 
-def test_masked_answers_are_read_and_prompts_are_learnt_where_asked(load):
+def test_masked_answers_are_read_and_prompts_learnt_if_asked(load):
     tokenizer = load(TEMPLATES["lines"])
     messages = talk("the question", "seven", "walk", "green")
     messages[1] = Message("assistant", "seven", masked=True)
@@ -313,7 +313,7 @@ def test_masked_answers_are_read_and_prompts_are_learnt_where_asked(load):
     assert (tokens[0], mask[0], any(mask[1:])) == (with_bos.bos_id, True, False)
 
 
-def test_prompts_cannot_be_learnt_where_it_is_unknown_where_they_start(load):
+def test_prompts_of_unknown_start_cannot_be_learnt(load):
     messages = [Message(message.role, message.content) for message in talk("a", "b", "walk", "green")]
     with pytest.raises(DataError, match=r"rewrites message 2 .*train_on_input=False"):
         load(THINKING).tokenize_messages(messages)

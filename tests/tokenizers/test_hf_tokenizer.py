@@ -77,7 +77,7 @@ NAMES_OF_UNKNOWN = {"Unigram": "<unk>"}
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_ids_are_decoded_as_by_the_reference_whole_and_in_a_stream(pair, data):
+def test_any_ids_decode_as_by_the_reference_also_in_a_stream(pair, data):
     ours, reference = pair
     # Mostly bytes and special tokens: where streams go wrong.
     token_id = st.integers(0, ours.vocab_size - 1) | st.integers(0, min(262, ours.vocab_size - 1))
@@ -91,7 +91,7 @@ def test_any_ids_are_decoded_as_by_the_reference_whole_and_in_a_stream(pair, dat
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_texts_between_special_tokens_are_those_of_the_whole_string(pair, data):
+def test_texts_between_special_tokens_are_as_in_the_string(pair, data):
     ours, reference = pair
     by_id = {token_id: text for text, token_id in ours.special_tokens.items()}
     text = st.sampled_from(
@@ -194,7 +194,7 @@ def test_goes_to_another_process(pair):
         assert copy.encode_pieces([text, ours.eos_id, text]) == ours.encode_pieces([text, ours.eos_id, text])
 
 
-def test_a_model_that_knows_special_tokens_as_words_does_not_find_them(make_folder):
+def test_special_tokens_that_are_also_words_are_not_found(make_folder):
     ours = from_checkpoint(make_folder("unigram"))
     reference = transformers.AutoTokenizer.from_pretrained(make_folder("unigram"))
     ids = ours.encode("the </s> answer <s>", add_bos=False, add_eos=False)
@@ -477,7 +477,7 @@ def test_what_the_library_would_crash_on_is_explained(trained, tmp_path):
         from_checkpoint(tmp_path)
 
 
-def test_ids_of_another_tokenizer_in_the_configuration_say_nothing(make_folder):
+def test_ids_of_another_tokenizer_in_the_config_say_nothing(make_folder):
     folder = make_folder("llama3")
     (folder / "tokenizer_config.json").unlink()
     config = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -74,7 +74,7 @@ def test_text_never_becomes_special_and_comes_back(text):
 
 @given(prompt=any_text, answer=any_text)
 @settings(max_examples=200, deadline=None)
-def test_a_prompt_and_its_continuation_decode_to_the_texts_joined(prompt, answer):
+def test_prompt_and_continuation_decode_to_the_texts_joined(prompt, answer):
     tokenizer, _ = _shared()
     prompt_ids = tokenizer.encode(prompt, add_eos=False)
     ids = prompt_ids + tokenizer.encode(answer, add_eos=True, continuation=True)
@@ -93,7 +93,7 @@ def test_a_word_after_a_line_break_is_not_given_a_space(tokenizer):
     assert spaced == tokenizer.encode("answer", add_bos=False, add_eos=False)
 
 
-def test_a_model_that_folds_spaces_keeps_the_one_before_a_continuation(folding_spm_file):
+def test_folded_spaces_keep_the_one_before_a_continuation(folding_spm_file):
     tokenizer = SentencePieceTokenizer(folding_spm_file)
     prompt = tokenizer.encode("the answer:", add_eos=False)
     assert (
@@ -106,7 +106,7 @@ def test_a_model_that_folds_spaces_keeps_the_one_before_a_continuation(folding_s
     )
 
 
-def test_special_tokens_inside_of_a_text_take_no_space_from_what_follows(spm_file, folding_spm_file):
+def test_special_tokens_in_a_text_take_no_space_from_the_next(spm_file, folding_spm_file):
     for file in (spm_file, folding_spm_file):
         tokenizer = SentencePieceTokenizer(file)
         ids = tokenizer.encode("the answer") + tokenizer.encode("seven")
@@ -153,7 +153,7 @@ def test_added_tokens_decode_but_never_come_from_text(spm_file):
     assert tokenizer.decode(tokenizer.encode("the end"), skip_special=False) == "<s>the end<|end|>"
 
 
-def test_a_padding_token_without_a_row_in_the_embedding_is_not_used(spm_file):
+def test_a_padding_token_without_an_embedding_is_not_used(spm_file):
     size = SentencePieceTokenizer(spm_file).vocab_size
     tokenizer = SentencePieceTokenizer(spm_file, added_tokens={"<pad>": size}, pad_token="<pad>")
     assert tokenizer.pad_id < size
@@ -270,7 +270,7 @@ def test_special_tokens_come_from_text_only_when_asked(tokenizer):
     assert tokenizer.encode("<s>seven", parse_special=True) == tokenizer.encode("seven")
 
 
-def test_a_piece_that_the_settings_call_special_is_no_longer_found_in_text(marked_spm_file, tmp_path):
+def test_a_piece_that_settings_call_special_is_not_found_in_text(marked_spm_file, tmp_path):
     reference = sentencepiece.SentencePieceProcessor(model_file=str(marked_spm_file))
     turn = reference.piece_to_id("<turn>")
     text = "the <turn>\n\nanswer"
@@ -314,7 +314,7 @@ def test_texts_between_special_tokens(pieces):
             assert whole[start:end].replace("▁", " ") in (text, text[1:])
 
 
-def test_a_model_without_legacy_gives_a_space_to_the_first_text_only(spm_file, tmp_path):
+def test_without_legacy_only_the_first_text_gets_a_space(spm_file, tmp_path):
     shutil.copyfile(spm_file, tmp_path / "tokenizer.model")
     config = {"legacy": False, "tokenizer_class": "LlamaTokenizer"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))

@@ -78,7 +78,7 @@ def test_a_masked_answer_is_read_but_not_learnt(tokenizer):
     assert learnt(tokenizer, tokens, mask) == "the answer </s>"
 
 
-def test_a_prompt_that_is_not_masked_is_learnt_but_its_bos_is_not(tokenizer):
+def test_an_unmasked_prompt_is_learnt_but_its_bos_is_not(tokenizer):
     messages = [Message("user", "the question"), Message("assistant", "seven")]
     tokens, mask = tokenize_segments(tokenizer, QuestionAnswerTemplate().segments(messages))
     assert mask == [True] + [False] * (len(tokens) - 1)
@@ -100,7 +100,7 @@ def test_training_reads_the_ids_that_inference_gives(tokenizer, name, text):
     assert whole[len(tokenizer.decode(prompt_ids)) :].strip().removesuffix("<|im_end|>") == "seven apples"
 
 
-def test_spaces_at_the_end_of_a_prompt_are_learnt_with_the_answer(tokenizer):
+def test_spaces_that_end_a_prompt_are_learnt_with_the_answer(tokenizer):
     segments = QuestionAnswerTemplate().segments([Message("user", "q", True), Message("assistant", "seven")])
     assert [segment.text for segment in segments] == ["Question: q\nAnswer:", " seven"]
     assert QuestionAnswerTemplate().prompt("q") == "Question: q\nAnswer:"

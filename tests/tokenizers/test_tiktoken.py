@@ -17,7 +17,7 @@ from trained_tokenizers import DIGITS, HARD_TEXTS, PATTERN, tiktoken_lines, trai
 
 from tune.errors import TokenizerError
 from tune.tokenizers import StreamDecoder, TiktokenTokenizer, Tokenizer, from_checkpoint
-from tune.tokenizers.compose import compose_with_places
+from tune.tokenizers.nfc import nfc_with_offsets
 from tune.tokenizers.tiktoken_bpe import _split_long, read_ranks
 from tune.tokenizers.tiktoken_export import tokenizer_json
 from tune.tokenizers.tiktoken_families import LLAMA3, QWEN
@@ -55,7 +55,7 @@ def kind(request):
 
 
 def composed(kind, text):
-    return compose_with_places(text)[0] if kind == "qwen" else text
+    return nfc_with_offsets(text)[0] if kind == "qwen" else text
 
 
 def test_satisfies_the_protocol(pairs, kind):
@@ -208,7 +208,7 @@ def test_settings_beside_it_go_before_the_family(files, tmp_path):
     assert from_checkpoint(tmp_path).vocab_size == first + 256
 
 
-def test_ids_of_another_tokenizer_in_the_configuration_say_nothing(files, tmp_path):
+def test_ids_of_another_tokenizer_in_the_config_say_nothing(files, tmp_path):
     shutil.copyfile(files["llama3"], tmp_path / "tokenizer.model")
     first = len(read_ranks(files["llama3"]))
     config = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -302,7 +302,7 @@ def test_goes_to_another_process(pairs, kind):
 def test_composing_knows_what_became_what(text):
     import unicodedata
 
-    composed, places = compose_with_places(text)
+    composed, places = nfc_with_offsets(text)
     assert composed == unicodedata.normalize("NFC", text)
     assert len(places) == len(composed)
     groups = dict.fromkeys(places)

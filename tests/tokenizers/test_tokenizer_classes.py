@@ -36,7 +36,7 @@ def test_ids_equal_the_reference_under_published_class_names(make_folder, kind, 
     assert ours.encode("the answer", add_eos=False) == reference.encode("the answer")
 
 
-def test_llama2_has_the_ids_of_its_file_where_the_reference_builds_anew(make_folder):
+def test_llama2_has_the_ids_of_its_file(make_folder):
     folder = make_folder("llama2", tokenizer_class="LlamaTokenizer", legacy=False)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     rebuilt, ours = AutoTokenizer.from_pretrained(folder), from_checkpoint(folder)

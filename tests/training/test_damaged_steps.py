@@ -98,9 +98,7 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-def test_every_file_with_every_damage_is_named_and_the_older_step_taken(
-    tmp_path: Path, warnings_of_tune: Any
-) -> None:
+def test_any_damaged_file_is_named_and_the_older_step_taken(tmp_path: Path, warnings_of_tune: Any) -> None:
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
     whole = tmp_path / "whole"
     shutil.copytree(newer.path, whole)

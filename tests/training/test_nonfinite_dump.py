@@ -99,7 +99,7 @@ def test_a_bad_weight_is_traced(tmp_path: Path, recomputed: bool) -> None:
             assert torch.equal(tensors[f"{index}.{name}"], tensor)
 
 
-def test_the_module_that_overflows_is_found_and_looking_changes_nothing(tmp_path: Path) -> None:
+def test_finding_the_module_that_overflows_changes_nothing(tmp_path: Path) -> None:
     """Every weight is finite; the product inside one feed-forward is not."""
     model, batches = make_model(), make_batches()
     with torch.no_grad():

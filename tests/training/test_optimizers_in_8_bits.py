@@ -46,7 +46,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> l
     return [weight.detach().cpu() for weight in model.parameters()]
 
 
-def test_an_optimizer_that_cannot_step_here_is_refused_before_it_trains() -> None:
+def test_an_optimizer_that_cannot_step_here_is_refused_early() -> None:
     weights = [nn.Parameter(torch.full((3, 5), 2.0)), nn.Parameter(torch.ones(7, dtype=torch.bfloat16))]
     with pytest.raises(ConfigError) as caught:
         check_step("bitsandbytes.optim.Some8bit", lambda params: NeedsAGPU(params, lr=1.0), weights)

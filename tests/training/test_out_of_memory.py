@@ -120,7 +120,7 @@ def test_without_a_plan_general_advice_is_given() -> None:
         raise RuntimeError("shapes differ")
 
 
-def test_a_recomputed_block_runs_out_of_memory_in_the_backward_pass() -> None:
+def test_a_recomputed_block_is_out_of_memory_in_backward() -> None:
     num_runs = 0
 
     def block(x: torch.Tensor) -> torch.Tensor:

@@ -306,7 +306,7 @@ def test_durations(seconds: float, text: str) -> None:
 # ---- profiler
 
 
-def test_a_disabled_profiler_does_nothing_and_an_empty_one_is_refused(tmp_path: object) -> None:
+def test_a_disabled_profiler_is_idle_and_an_empty_one_refused(tmp_path: object) -> None:
     with setup_torch_profiler() as profiler:
         profiler.step()
     with pytest.raises(TrainingError, match="record nothing"):

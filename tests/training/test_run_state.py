@@ -181,7 +181,7 @@ def test_changed_settings_stay_and_the_schedule_goes_on(tmp_path: Path) -> None:
     take_steps(model, again, 1, seed=1)
 
 
-def test_ctrl_c_while_a_state_is_written_or_read_is_no_broken_file(
+def test_ctrl_c_during_reading_or_writing_is_no_broken_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()

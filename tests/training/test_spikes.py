@@ -64,7 +64,7 @@ def test_a_jump_is_reported_once(noise: str, times: float, share: float, length:
     assert once / 300 >= share
 
 
-def test_two_excursions_are_two_and_a_level_that_stays_becomes_usual() -> None:
+def test_two_spikes_are_two_and_a_level_that_stays_is_usual() -> None:
     rng = np.random.default_rng(1)
     calm = (2.0 + 0.05 * rng.standard_normal(400)).tolist()
     twice = [loss + (3.0 if step in (100, 101, 140) else 0.0) for step, loss in enumerate(calm)]

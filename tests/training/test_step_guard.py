@@ -53,7 +53,7 @@ def test_stop_says_what_and_where(loss: torch.Tensor, norm: torch.Tensor, words:
         StepGuard("stop", NO_SCALER, TrainState(0, step=12)).allows(loss, norm)
 
 
-def test_what_is_wrong_is_said_even_if_what_comes_before_the_end_fails(
+def test_the_error_is_told_even_where_the_cleanup_fails(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     def save() -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from tune.checkpoints.adapter_config import find_adapter_dir
 from tune.checkpoints.adapter_files import doubt_base, read_adapter_base, read_base_quantization
 from tune.checkpoints.adapters import load_adapter, read_adapter_config, save_adapter
+from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
-from tune.checkpoints.companions import copy_companions
 from tune.checkpoints.compare import match_weights, same_bits
 from tune.checkpoints.config_fields import ConfigFields, read_json
-from tune.checkpoints.destination import require_space, staged_directory
 from tune.checkpoints.file_formats import TensorInfo
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
 from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout
 from tune.checkpoints.save import MAX_SHARD_BYTES, describe_model, save_meta, save_model, token_ids
+from tune.checkpoints.side_files import copy_side_files
 from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import write_json, write_pickle, write_shards
 
@@ -26,7 +26,7 @@ __all__ = [
     "TensorInfo",
     "WeightSource",
     "check_against_config",
-    "copy_companions",
+    "copy_side_files",
     "describe_model",
     "doubt_base",
     "find_adapter_dir",

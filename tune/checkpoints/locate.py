@@ -25,7 +25,7 @@ _MODEL_FILES = (
 
 # A model that is converted into a folder is written in this one inside it, and has this file once it is whole.
 STAGING = ".converting"
-WHOLE = ".whole"
+COMPLETE_MARKER = ".whole"
 
 
 def find_model_dir(path: str | os.PathLike[str]) -> Path:
@@ -104,13 +104,13 @@ def _pointed_at(pointer: Path) -> str:
     return name
 
 
-def read_whole(staging: Path) -> dict[str, Any] | None:
+def read_complete_marker(staging: Path) -> dict[str, Any] | None:
     """Return what stands in the file that declares a staged model whole; None where there is none that we write.
 
     A folder from elsewhere may hold one of anybody's: only files right in it, or one folder deeper, can be meant.
     """
     try:
-        declared = json.loads((staging / WHOLE).read_text(encoding="utf-8"))
+        declared = json.loads((staging / COMPLETE_MARKER).read_text(encoding="utf-8"))
         files = declared["files"]
         paths = [PurePosixPath(file) for file in files]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -123,7 +123,7 @@ def read_whole(staging: Path) -> dict[str, Any] | None:
 
 def _is_on_its_way(staging: Path) -> bool:
     """Tell whether all of a model is staged, and whoever was bringing its files to their places was stopped."""
-    declared = read_whole(staging)
+    declared = read_complete_marker(staging)
     return declared is not None and all((staging / file).is_file() for file in declared["files"])
 
 

@@ -15,7 +15,7 @@ from tune.checkpoints import (
     LayoutTensor,
     StoredWeights,
     WeightSource,
-    copy_companions,
+    copy_side_files,
     describe_model,
     find_model_dir,
     match_weights,
@@ -140,7 +140,7 @@ def convert_checkpoint(
     num_bytes = sum(tensor.nbytes for tensor in plan.tensors)
     with staged_directory(directory, force=force) as staging:
         require_space(directory, num_bytes)
-        companions = copy_companions(plan.folder, staging)
+        companions = copy_side_files(plan.folder, staging)
         notes = _write_description(plan, staging, to)
         if progress is not None:
             progress.start("write", num_bytes)

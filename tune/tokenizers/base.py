@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 # Small files that stand beside a tokenizer in a Hugging Face directory and belong to it.
-COMPANION_FILES = (
+SIDE_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -190,8 +190,8 @@ class BaseTokenizer(ABC):
 
     def files(self) -> list[Path]:
         """Return the files that make this tokenizer up, to be copied beside a saved model."""
-        companions = [self.path.parent / name for name in COMPANION_FILES]
-        return [self.path, *(file for file in companions if file.is_file() and file != self.path)]
+        side_files = [self.path.parent / name for name in SIDE_FILES]
+        return [self.path, *(file for file in side_files if file.is_file() and file != self.path)]
 
     @abstractmethod
     def write_settings(self, directory: Path) -> None:

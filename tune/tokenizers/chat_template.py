@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_template_guard import Conversation, guard_for
+from tune.tokenizers.chat_loss_mask import encode_with_mask, end_of_turn, write_examples
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
     plain_data,
     plain_messages,
 )
-from tune.tokenizers.chat_template_turns import encode_written, end_of_turn, write_examples
 from tune.tokenizers.messages import Message
 from tune.tokenizers.segments import tokenize_segments
+from tune.tokenizers.special_token_escape import Conversation, escaper_for
 from tune.tokenizers.templates import AnyTemplate, PromptTemplate, template_for, template_names
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ def tokenize_examples(
         )
     conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
     written = write_examples(conversation, messages, tokenizer.stop_ids)
-    return [example for text in written for example in encode_written(tokenizer, conversation, text, add_eos)]
+    return [
+        example for text in written for example in encode_with_mask(tokenizer, conversation, text, add_eos)
+    ]
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
@@ -160,9 +162,9 @@ def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
     chosen = template_for(template, tokenizer)
     if isinstance(chosen, PromptTemplate):
         return tokenizer.stop_ids
-    guard = guard_for(tokenizer.special_tokens)
+    escaper = escaper_for(tokenizer.special_tokens)
     return tuple(
-        dict.fromkeys((*tokenizer.stop_ids, *end_of_turn(chosen, guard, tokenizer.special_token_names)))
+        dict.fromkeys((*tokenizer.stop_ids, *end_of_turn(chosen, escaper, tokenizer.special_token_names)))
     )
 
 
@@ -175,7 +177,7 @@ def _conversation(
 ) -> Conversation:
     return Conversation(
         template,
-        guard_for(tokenizer.special_tokens),
+        escaper_for(tokenizer.special_tokens),
         plain_messages(messages),
         None if tools is None else plain_data(list(tools), "tools"),
         plain_data(dict(variables), "a variable of the chat template"),

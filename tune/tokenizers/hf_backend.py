@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
-from tune.tokenizers.recognise import why_not
+from tune.tokenizers.detect_format import describe_mismatch
 from tune.tokenizers.settings import AddedToken, TokenizerSettings, added_token
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check_definition(definition: Definition, path: Path, content: bytes) -> None
     """
     model = definition.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
-        raise TokenizerError(why_not("tokenizer.json", path, content))
+        raise TokenizerError(describe_mismatch("tokenizer.json", path, content))
     entries = definition.get("added_tokens")
     if entries is not None and not isinstance(entries, list):
         raise TokenizerError(f"{path}: added_tokens is a {type(entries).__name__}, expected a list")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
-from tune.tokenizers.base import COMPANION_FILES, BaseTokenizer, Span
+from tune.tokenizers.base import SIDE_FILES, BaseTokenizer, Span
+from tune.tokenizers.detect_format import parse_json, read_tokenizer_file
 from tune.tokenizers.export import write_hf_settings
 from tune.tokenizers.hf_backend import (
     Definition,
@@ -26,9 +27,8 @@ from tune.tokenizers.hf_backend import (
     without_special_pieces,
 )
 from tune.tokenizers.hf_pieces import PieceEncoder, unused_block
-from tune.tokenizers.recognise import parse_json, read_tokenizer_file
-from tune.tokenizers.roles import settle_roles
 from tune.tokenizers.settings import TokenizerSettings, read_settings
+from tune.tokenizers.special_tokens import find_special_tokens
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.utils.paths import expand_path
 
@@ -102,9 +102,9 @@ class HFTokenizer(BaseTokenizer):
         self.special_tokens = {
             token.content: token_id for token_id, token in self._entries.items() if token.special
         }
-        roles = settle_roles(self, settings, affixes[0] if affixes else None)
-        self.bos_id, self.eos_id, self.pad_id = roles.bos_id, roles.eos_id, roles.pad_id
-        self.stop_ids, self.special_token_names = roles.stop_ids, roles.names
+        special = find_special_tokens(self, settings, affixes[0] if affixes else None)
+        self.bos_id, self.eos_id, self.pad_id = special.bos_id, special.eos_id, special.pad_id
+        self.stop_ids, self.special_token_names = special.stop_ids, special.names
         if add_bos is None:
             self.bos_ids = affixes
         else:
@@ -127,7 +127,7 @@ class HFTokenizer(BaseTokenizer):
         """Return the files that make this tokenizer up, to be copied beside a saved model."""
         folder = self.path.parent
         has_own_name = self.path.name in ("tokenizer.json", *_OTHER_FORMS)
-        names = (*COMPANION_FILES, *_OTHER_FORMS) if has_own_name else COMPANION_FILES
+        names = (*SIDE_FILES, *_OTHER_FORMS) if has_own_name else SIDE_FILES
         beside = [folder / name for name in names]
         return [self.path, *(file for file in beside if file.is_file() and file != self.path)]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer
+from tune.tokenizers.detect_format import describe_mismatch, detect_format, read_tokenizer_file
 from tune.tokenizers.export import MADE_FROM
 from tune.tokenizers.hf_json import HFTokenizer
-from tune.tokenizers.recognise import kind_of, read_tokenizer_file, why_not
 from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.tekken import tekken_tokenizer
@@ -91,7 +91,7 @@ def _read(
     if file.name == "tokenizer.json":
         return HFTokenizer(file, limit, prompt_template, settings=settings)
     content = read_tokenizer_file(file)
-    kind = kind_of(content)
+    kind = detect_format(content)
     if kind == "tiktoken":
         return TiktokenTokenizer(file, limit, prompt_template, settings=settings)
     if kind == "tokenizer.json":
@@ -101,7 +101,7 @@ def _read(
     if kind == "tekken":
         return tekken_tokenizer(str(file), limit, prompt_template, settings)
     if file.suffix == ".json":
-        raise TokenizerError(why_not("tokenizer", file, content))
+        raise TokenizerError(describe_mismatch("tokenizer", file, content))
     return SentencePieceTokenizer(file, limit, prompt_template, settings=settings)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer, Span
+from tune.tokenizers.detect_format import describe_mismatch, read_tokenizer_file
 from tune.tokenizers.export import write_hf_tokenizer_config
-from tune.tokenizers.recognise import read_tokenizer_file, why_not
 from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings
 from tune.tokenizers.spm_export import tokenizer_json
 from tune.tokenizers.spm_proto import NO_DUMMY_PREFIX, SPACES_AS_THEY_ARE, read_spans, with_control_pieces
@@ -64,7 +64,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         self.prefix_each = settings.legacy is not False
         self._proto = read_tokenizer_file(self.path)
         if self.path.suffix == ".json" or not self._proto:  # sentencepiece accepts an empty proto
-            raise TokenizerError(why_not("SentencePiece model", self.path, self._proto))
+            raise TokenizerError(describe_mismatch("SentencePiece model", self.path, self._proto))
         self._load_processors()
         entries = {token_id: token for token_id, token in settings.added.items() if settings.fits(token_id)}
         entries |= {i: AddedToken(text, special=True) for text, i in (added_tokens or {}).items()}
@@ -163,7 +163,7 @@ class SentencePieceTokenizer(BaseTokenizer):
             self._sp_inner = SentencePieceProcessor(model_proto=self._proto + NO_DUMMY_PREFIX)
             self._sp_exact = SentencePieceProcessor(model_proto=self._proto + SPACES_AS_THEY_ARE)
         except RuntimeError as error:
-            raise TokenizerError(why_not("SentencePiece model", self.path, self._proto)) from error
+            raise TokenizerError(describe_mismatch("SentencePiece model", self.path, self._proto)) from error
         # Llama's model keeps runs of spaces; a model with sentencepiece's default settings folds them.
         self._strips_spaces = self._sp.encode(" a") == self._sp.encode("a")
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from tune.tokenizers.protobuf import read_fields
 from tune.tokenizers.settings import AddedToken
 from tune.tokenizers.tiktoken_export import bos_before
-from tune.tokenizers.wire import read_fields
 
 # sentencepiece/src/sentencepiece_model.proto: fields of ModelProto, and what they hold.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3

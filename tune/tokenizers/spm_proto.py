@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from tune.tokenizers.wire import read_fields, write_bytes_field
+from tune.tokenizers.protobuf import read_fields, write_bytes_field
 
 # ModelProto.normalizer_spec (field 3) with add_dummy_prefix (field 3 of NormalizerSpec) false. Protobuf merges
 # a message field that comes twice, so appending these bytes to a model switches the dummy prefix off and

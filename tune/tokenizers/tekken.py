@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tune.errors import TokenizerError
+from tune.tokenizers.detect_format import parse_json, read_tokenizer_file
 from tune.tokenizers.hf_json import HFTokenizer
-from tune.tokenizers.recognise import parse_json, read_tokenizer_file
 from tune.tokenizers.settings import AddedToken, TokenizerSettings, read_settings
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.tokenizers.tiktoken_export import tokenizer_json

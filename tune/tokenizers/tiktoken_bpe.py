@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer, Span
-from tune.tokenizers.compose import compose_with_places
+from tune.tokenizers.detect_format import describe_mismatch, detect_format, read_tokenizer_file
 from tune.tokenizers.export import write_hf_settings
-from tune.tokenizers.recognise import kind_of, read_tokenizer_file, why_not
-from tune.tokenizers.roles import settle_roles
+from tune.tokenizers.nfc import nfc_with_offsets
 from tune.tokenizers.settings import AddedToken, TokenizerSettings
+from tune.tokenizers.special_tokens import find_special_tokens
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.tokenizers.tiktoken_export import tokenizer_json
 from tune.tokenizers.tiktoken_families import TiktokenFamily, find_family
@@ -63,11 +63,11 @@ class TiktokenTokenizer(BaseTokenizer):
         self._special_text = {token_id: text for text, token_id in self.special_tokens.items()}
         self.vocab_size = max(len(self._ranks), *(token_id + 1 for token_id in self._special_text))
         settings = _with_defaults(settings, self._family, self._special_text)
-        roles = settle_roles(self, settings, None)
-        self.bos_id, self.eos_id, self.pad_id = roles.bos_id, roles.eos_id, roles.pad_id
-        self.special_token_names = roles.names
+        special = find_special_tokens(self, settings, None)
+        self.bos_id, self.eos_id, self.pad_id = special.bos_id, special.eos_id, special.pad_id
+        self.special_token_names = special.names
         usual = (self.special_tokens.get(text) for text in self._family.stops)
-        stops = roles.stop_ids if settings.stop_ids else (*roles.stop_ids, *usual)
+        stops = special.stop_ids if settings.stop_ids else (*special.stop_ids, *usual)
         self.stop_ids = tuple(dict.fromkeys(stop for stop in stops if stop is not None))
         add_bos = settings.add_bos if settings.add_bos is not None else self._family.bos is not None
         self.bos_ids = (self.bos_id,) if add_bos else ()
@@ -105,7 +105,7 @@ class TiktokenTokenizer(BaseTokenizer):
         return ids
 
     def _compose(self, text: str) -> str:
-        return compose_with_places(text)[0] if self._family.composes else text
+        return nfc_with_offsets(text)[0] if self._family.composes else text
 
     def _decode_ids(self, ids: list[int], skip_special: bool) -> str:
         parts = []
@@ -139,7 +139,7 @@ class TiktokenTokenizer(BaseTokenizer):
         places: list[Span] | None = None
         read = text
         if self._family.composes:
-            read, places = compose_with_places(text)
+            read, places = nfc_with_offsets(text)
         ids = self._encode_ordinary(read)
         # The character of each byte.
         characters: list[int] = []
@@ -223,8 +223,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         TokenizerError: it is of another kind, damaged or cut short.
     """
     content = read_tokenizer_file(path)
-    if kind_of(content) != "tiktoken":
-        raise TokenizerError(why_not("tiktoken vocabulary", path, content))
+    if detect_format(content) != "tiktoken":
+        raise TokenizerError(describe_mismatch("tiktoken vocabulary", path, content))
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
         if not line:

@@ -17,7 +17,7 @@ _USUAL_PAD = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]")
 
 
 @dataclass(frozen=True)
-class Roles:
+class SpecialTokens:
     """Ids of the special tokens, and their texts by the names that templates use."""
 
     bos_id: int
@@ -27,8 +27,10 @@ class Roles:
     names: dict[str, str]
 
 
-def settle_roles(tokenizer: BaseTokenizer, settings: TokenizerSettings, bos_id: int | None) -> Roles:
-    """Return the roles of special tokens.
+def find_special_tokens(
+    tokenizer: BaseTokenizer, settings: TokenizerSettings, bos_id: int | None
+) -> SpecialTokens:
+    """Return which token begins a text, ends it and pads it.
 
     Args:
         tokenizer: knows the ids of tokens.
@@ -60,7 +62,7 @@ def settle_roles(tokenizer: BaseTokenizer, settings: TokenizerSettings, bos_id: 
     usual = (tokenizer.special_tokens.get(text) for text in _USUAL_PAD)
     pads = [ids.get("pad_token"), *usual, unknown, eos_id]
     stops = (eos_id, *(stop for stop in settings.stop_ids if stop < size))
-    return Roles(
+    return SpecialTokens(
         # Never put before a text where there is none; models without one still have the field.
         bos_id=ids.get("bos_token", settings.ids.get("bos_token_id", eos_id)),
         eos_id=eos_id,

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tune.checkpoints.companions import TOKENIZER_FILES
-from tune.checkpoints.locate import STAGING, WHOLE, read_whole
+from tune.checkpoints.locate import COMPLETE_MARKER, STAGING, read_complete_marker
 from tune.checkpoints.save import WEIGHT_FILES
+from tune.checkpoints.side_files import TOKENIZER_FILES
 from tune.errors import CheckpointError
 from tune.utils import get_logger
 from tune.utils.paths import flush
@@ -58,7 +58,7 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
                 undo.callback(_clear, staging)
                 is_empty = _require_empty(directory, force or is_ours)
                 yield staging
-                _declare_whole(staging, is_ours=is_empty or is_ours)
+                _mark_complete(staging, is_ours=is_empty or is_ours)
                 undo.pop_all()
         except OSError as error:
             raise CheckpointError(
@@ -96,14 +96,14 @@ def _claim(directory: Path, staging: Path) -> tuple[int, bool]:
     with ExitStack() as undo:
         undo.callback(os.close, lock)
         is_ours = False
-        declared = read_whole(staging)
+        declared = read_complete_marker(staging)
         if declared and _is_all_there(directory, staging, declared["files"]):
             is_ours = bool(declared.get("is_ours"))
             _bring_in(directory, staging, keep_folder=True)
             get_logger().warning(
                 f"An earlier conversion into {directory} was stopped when it was all but done: its model is there now."
             )
-        (staging / WHOLE).unlink(missing_ok=True)
+        (staging / COMPLETE_MARKER).unlink(missing_ok=True)
         for leftover in staging.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         undo.pop_all()
@@ -130,23 +130,23 @@ def _require_empty(directory: Path, force: bool) -> bool:
     return not held
 
 
-def _declare_whole(staging: Path, *, is_ours: bool) -> None:
+def _mark_complete(staging: Path, *, is_ours: bool) -> None:
     """Note that all there is to write is written, once it is on the disk: from here on the new model counts."""
     files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     for file in files:
         flush(staging / file)
     for folder in [path for path in staging.rglob("*") if path.is_dir()]:
         flush(folder)
-    staged = staging / f"{WHOLE}.new"
+    staged = staging / f"{COMPLETE_MARKER}.new"
     staged.write_text(json.dumps({"files": files, "is_ours": is_ours}), encoding="utf-8")
     flush(staged)
-    os.replace(staged, staging / WHOLE)
+    os.replace(staged, staging / COMPLETE_MARKER)
     flush(staging)
 
 
 def _bring_in(directory: Path, staging: Path, *, keep_folder: bool = False) -> None:
     """Give the files of a whole model their places in `directory`; may be stopped anywhere and done again."""
-    declared = read_whole(staging)
+    declared = read_complete_marker(staging)
     assert declared is not None
     left = [file for file in declared["files"] if (staging / file).is_file()]
     in_place = set(declared["files"]).difference(left)  # where files have one name only
@@ -184,7 +184,7 @@ def _place(staged: Path, final: Path) -> None:
 def _clear(staging: Path) -> None:
     """Remove a staging folder: first the word that it is whole, or what was left of it would be taken for a model."""
     with suppress(OSError):
-        (staging / WHOLE).unlink(missing_ok=True)
+        (staging / COMPLETE_MARKER).unlink(missing_ok=True)
         flush(staging)
     shutil.rmtree(staging, ignore_errors=True)
 

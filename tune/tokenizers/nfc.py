@@ -7,7 +7,7 @@ import unicodedata
 Span = tuple[int, int]
 
 
-def compose_with_places(text: str) -> tuple[str, list[Span]]:
+def nfc_with_offsets(text: str) -> tuple[str, list[Span]]:
     """Return a text in NFC and, for each character of it, the characters [start, end) of `text` it stands for."""
     if unicodedata.is_normalized("NFC", text):
         return text, [(index, index + 1) for index in range(len(text))]

@@ -44,7 +44,7 @@ class Marks:
         return text.count(self.mark) + text.count(self.seam)
 
 
-class Guard:
+class SpecialTokenEscaper:
     """Marks data, and splits what is rendered from it, for one set of special tokens.
 
     Args:
@@ -122,13 +122,13 @@ class Guard:
 
 
 @lru_cache(maxsize=16)
-def _guard_for(special_tokens: tuple[tuple[str, int], ...]) -> Guard:
-    return Guard(dict(special_tokens))
+def _escaper_for(special_tokens: tuple[tuple[str, int], ...]) -> SpecialTokenEscaper:
+    return SpecialTokenEscaper(dict(special_tokens))
 
 
-def guard_for(special_tokens: Mapping[str, int]) -> Guard:
-    """Return the guard of a tokenizer's special tokens."""
-    return _guard_for(tuple(special_tokens.items()))
+def escaper_for(special_tokens: Mapping[str, int]) -> SpecialTokenEscaper:
+    """Return the escaper of a tokenizer's special tokens."""
+    return _escaper_for(tuple(special_tokens.items()))
 
 
 class Conversation:
@@ -136,7 +136,7 @@ class Conversation:
 
     Args:
         template: writes it.
-        guard: of the tokenizer.
+        escaper: of the tokenizer.
         messages: plain mappings.
         tools: schemas, or None.
         variables: what the template reads, as its user gave it.
@@ -146,19 +146,19 @@ class Conversation:
     def __init__(
         self,
         template: ChatTemplate,
-        guard: Guard,
+        escaper: SpecialTokenEscaper,
         messages: list[dict[str, Any]],
         tools: list[Any] | None,
         variables: Mapping[str, Any],
         names: Mapping[str, str],
     ) -> None:
-        guard.check_roles(messages)
+        escaper.check_roles(messages)
         self.template = template
-        self.guard = guard
+        self.escaper = escaper
         self.messages = messages
         self._plain = (messages, tools, dict(variables))
         self.marks = _unused_marks([*self._plain, template.source])
-        self._marked = tuple(guard.mark(part, self.marks) for part in self._plain)
+        self._marked = tuple(escaper.mark(part, self.marks) for part in self._plain)
         self._is_marked = self._marked != self._plain
         self.names = names
         self._whole = ""
@@ -198,11 +198,11 @@ class Conversation:
 
     def split(self, text: str) -> list[str | int]:
         """Return marked text as texts and ids of special tokens."""
-        return self.guard.split(text, self.marks)
+        return self.escaper.split(text, self.marks)
 
     def tokens(self, text: str) -> list[re.Match[str]]:
         """Return the template's own special tokens in marked text."""
-        return list(self.guard.tokens(text, self.marks))
+        return list(self.escaper.tokens(text, self.marks))
 
     def _render(self, parts: tuple[Any, ...], num_messages: int, add_generation_prompt: bool) -> str:
         messages, tools, variables = parts

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
-from tune.tokenizers.chat_template_guard import Conversation, Guard
 from tune.tokenizers.messages import Message
+from tune.tokenizers.special_token_escape import Conversation, SpecialTokenEscaper
 
 if TYPE_CHECKING:
     from tune.tokenizers.chat_template_render import ChatTemplate
@@ -42,7 +42,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Written:
+class LearntText:
     """A text to learn from, marked, and the places [start, end) of what is learnt, in characters without marks.
 
     Args:
@@ -60,7 +60,7 @@ class Written:
 
 def write_examples(
     conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
-) -> list[Written]:
+) -> list[LearntText]:
     """Return the texts to learn a conversation from: one, unless the template rewrites earlier turns.
 
     Args:
@@ -76,7 +76,7 @@ def write_examples(
     rest = [index for index in answers if not messages[index].masked or writer.is_prompt_learnt(index)]
     if not rest:
         return [writer.unlearnt()]
-    found: list[Written] = []
+    found: list[LearntText] = []
     while rest:
         text = writer.text_ending_in(rest[-1], is_last=not found)
         inside = [index for index in rest if text.startswith(writer.turn(index).text)]
@@ -93,7 +93,7 @@ class _Writer:
         self._messages = messages
         self._ends = {
             *stop_ids,
-            *end_of_turn(conversation.template, conversation.guard, conversation.names),
+            *end_of_turn(conversation.template, conversation.escaper, conversation.names),
         }
         self._turns: dict[int, Turn] = {}
 
@@ -106,7 +106,7 @@ class _Writer:
         asked = self._asked(index)
         return bool(asked) and not any(message.masked for message in asked)
 
-    def unlearnt(self) -> Written:
+    def unlearnt(self) -> LearntText:
         """Return the conversation with nothing in it learnt, but for a last question that is not masked."""
         return self.written(self._chat.render(len(self._messages)), ())
 
@@ -119,7 +119,7 @@ class _Writer:
                 return text
         return wanted
 
-    def written(self, text: str, inside: Sequence[int]) -> Written:
+    def written(self, text: str, inside: Sequence[int]) -> LearntText:
         """Return the places that are learnt in a text which holds the answers `inside` as they are generated."""
         places = []
         for index in inside:
@@ -129,7 +129,7 @@ class _Writer:
             places.append(asked if self._messages[index].masked else (*asked, (start, end)))
         last = len(self._messages) - 1
         is_last_inside = last in self._turns and text.startswith(self._turns[last].text)
-        return Written(
+        return LearntText(
             text,
             tuple(self.turn(index) for index in inside),
             (*places, self._tail_of(text)),
@@ -190,7 +190,7 @@ class _Writer:
 
     def _end_of_answer(self, after: str, index: int) -> int:
         tokens = self._chat.tokens(after)
-        ends = [found for found in tokens if self._chat.guard.ids[found.group()] in self._ends]
+        ends = [found for found in tokens if self._chat.escaper.ids[found.group()] in self._ends]
         if ends:
             return ends[0].end()
         # A call of a tool may end in another token than an answer does.
@@ -227,32 +227,34 @@ class _Writer:
             )
 
 
-def end_of_turn(template: ChatTemplate, guard: Guard, names: Mapping[str, str]) -> frozenset[int]:
+def end_of_turn(
+    template: ChatTemplate, escaper: SpecialTokenEscaper, names: Mapping[str, str]
+) -> frozenset[int]:
     """Return the id of the special token by which a template ends an answer; nothing where it has none.
 
     Args:
         template: is asked to write a short conversation.
-        guard: knows the tokenizer's special tokens.
+        escaper: knows the tokenizer's special tokens.
         names: the tokenizer's `special_token_names`.
     """
-    if guard not in template.ends_of_turn:
+    if escaper not in template.ends_of_turn:
         rows: list[dict[str, Any]] = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": _PROBE},
         ]
         try:
-            probe = Conversation(template, guard, rows, None, {}, names)
+            probe = Conversation(template, escaper, rows, None, {}, names)
             text = probe.render(2)
         except DataError:
             return frozenset()
         place = text.rfind(_PROBE)
         tokens = probe.tokens(text[place + len(_PROBE) :]) if place >= 0 else []
-        template.ends_of_turn[guard] = frozenset(guard.ids[token.group()] for token in tokens[:1])
-    return template.ends_of_turn[guard]
+        template.ends_of_turn[escaper] = frozenset(escaper.ids[token.group()] for token in tokens[:1])
+    return template.ends_of_turn[escaper]
 
 
-def encode_written(
-    tokenizer: Tokenizer, conversation: Conversation, written: Written, add_eos: bool = True
+def encode_with_mask(
+    tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool = True
 ) -> list[tuple[list[int], list[bool]]]:
     """Return the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
 
@@ -268,21 +270,21 @@ def encode_written(
 
 
 def _encode_each(
-    tokenizer: Tokenizer, conversation: Conversation, written: Written, add_eos: bool
+    tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool
 ) -> list[tuple[list[int], list[bool]]]:
     examples = []
     for turn, places in zip(written.turns, written.places):
         is_last = turn is written.turns[-1]
         # What follows the last answer, a line break perhaps, is kept.
         text = written.text if is_last else turn.text
-        alone = Written(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
+        alone = LearntText(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
         ids, spans = _encode_apart(tokenizer, conversation, turn.prompt, text[len(turn.prompt) :])
         examples.append(_with_mask(tokenizer, ids, spans, alone, add_eos))
     return examples
 
 
 def _with_mask(
-    tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: Written, add_eos: bool
+    tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: LearntText, add_eos: bool
 ) -> tuple[list[int], list[bool]]:
     learnt = [place for places in written.places for place in places]
     masked = [not any(start <= first < end for start, end in learnt) for first, _ in spans]

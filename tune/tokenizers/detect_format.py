@@ -13,7 +13,7 @@ from tune.errors import TokenizerError
 # The largest published ones have some 40 MB.
 _LARGEST_FILE = 512 * 2**20
 
-Kind = Literal["sentencepiece", "tiktoken", "tokenizer.json", "vocab.json", "tekken", "unknown"]
+TokenizerFormat = Literal["sentencepiece", "tiktoken", "tokenizer.json", "vocab.json", "tekken", "unknown"]
 
 
 def read_tokenizer_file(path: Path) -> bytes:
@@ -32,11 +32,11 @@ def read_tokenizer_file(path: Path) -> bytes:
         raise TokenizerError(f"cannot read {path}: {error.strerror}") from error
 
 
-def kind_of(content: bytes) -> Kind:
+def detect_format(content: bytes) -> TokenizerFormat:
     """Return what a file's content is, "unknown" for what is none of the kinds."""
     head = content[:4096].lstrip()
     if head[:1] == b"{":
-        return _kind_of_json(content)
+        return _json_format(content)
     if _is_tiktoken_line(content[:4096].split(b"\n", 1)[0]):
         return "tiktoken"
     # ModelProto begins with its first piece: field 1, a length, and in it field 1 again.
@@ -45,7 +45,7 @@ def kind_of(content: bytes) -> Kind:
     return "unknown"
 
 
-def why_not(wanted: str, path: Path, content: bytes) -> str:
+def describe_mismatch(wanted: str, path: Path, content: bytes) -> str:
     """Say that a file is not of the kind wanted, and what it seems to be instead."""
     head = content[:200].lstrip()
     if not content:
@@ -57,11 +57,11 @@ def why_not(wanted: str, path: Path, content: bytes) -> str:
     elif content[:2] == b"PK" or content[:2] == b"\x1f\x8b":
         reason = "it is a compressed archive; unpack it first"
     else:
-        reason = _SEEMS[kind_of(content)]
+        reason = _SEEMS[detect_format(content)]
     return f"{path} is no {wanted} ({len(content)} bytes): {reason}"
 
 
-_SEEMS: dict[Kind, str] = {
+_SEEMS: dict[TokenizerFormat, str] = {
     "sentencepiece": "it is a SentencePiece model, or the beginning of one",
     "tiktoken": "it is a tiktoken vocabulary (as of Llama 3)",
     "tokenizer.json": "it is a tokenizer.json of Hugging Face",
@@ -82,7 +82,7 @@ def parse_json(path: Path, content: bytes, wanted: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         head = content[:50].lstrip()
         if head[:1] != b"{":
-            raise TokenizerError(why_not(wanted, path, content)) from error
+            raise TokenizerError(describe_mismatch(wanted, path, content)) from error
         raise TokenizerError(
             f"{path} is no {wanted} ({len(content)} bytes): its JSON is damaged or cut short: {error}"
         ) from error
@@ -91,7 +91,7 @@ def parse_json(path: Path, content: bytes, wanted: str) -> dict[str, Any]:
     return data
 
 
-def _kind_of_json(content: bytes) -> Kind:
+def _json_format(content: bytes) -> TokenizerFormat:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):

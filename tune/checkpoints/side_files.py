@@ -30,7 +30,7 @@ _FOLDERS = {"additional_chat_templates": "*.jinja"}
 _MAX_BYTES = 2**30
 
 
-def copy_companions(folder: Path, target: Path) -> list[str]:
+def copy_side_files(folder: Path, target: Path) -> list[str]:
     """Copy a model's tokenizer, generation settings, licence and description; return their names.
 
     Meta's downloads keep tokenizer.model and the licence one folder above the weights: they are found there.
@@ -42,11 +42,11 @@ def copy_companions(folder: Path, target: Path) -> list[str]:
     Raises:
         CheckpointError: a file cannot be read or written.
     """
-    found = {path.name: path for path in _companions_in(folder)}
+    found = {path.name: path for path in _side_files_in(folder)}
     if (folder / "params.json").is_file() and not any(name.startswith("tokenizer.") for name in found):
         above = folder.absolute().parent
         if (above / "tokenizer.model").is_file():
-            found = {path.name: path for path in _companions_in(above)} | found
+            found = {path.name: path for path in _side_files_in(above)} | found
     for name, pattern in _FOLDERS.items():
         if (folder / name).is_dir():
             (target / name).mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def copy_companions(folder: Path, target: Path) -> list[str]:
     return sorted(found)
 
 
-def _companions_in(folder: Path) -> list[Path]:
+def _side_files_in(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.iterdir()
