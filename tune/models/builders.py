@@ -27,7 +27,7 @@ class ModelBuilder:
         self.config = config
 
     def __call__(self, attn_dropout: float = 0.0) -> TransformerDecoder:
-        """Return the model in the size its name says, randomly initialised.
+        """Return the model of this name, randomly initialised.
 
         Built on torch's current default device and dtype.
 
@@ -70,7 +70,7 @@ class LoRABuilder(Generic[P]):
         *args: P.args,
         **arguments: P.kwargs,
     ) -> TransformerDecoder:
-        """Return a model whose weights are frozen, with adapters that are trained.
+        """Return the model of this name, frozen, with adapters that are trained.
 
         Args:
             lora_attn_modules: matrices of the attention that get adapters.

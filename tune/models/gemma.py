@@ -151,3 +151,4 @@ qlora_gemma_2b = LoRABuilder(gemma_2b, quantize_base=True)
 qlora_gemma_7b = LoRABuilder(gemma_7b, quantize_base=True)
 
 gemma_tokenizer = tokenizer_at
+GemmaTokenizer = gemma_tokenizer

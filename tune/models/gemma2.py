@@ -7,6 +7,7 @@ from typing import Any
 
 from tune.checkpoints import ConfigFields
 from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.gemma import GemmaTokenizer as GemmaTokenizer
 from tune.models.gemma import gemma_constants, read_gemma, write_gemma
 from tune.models.gemma import gemma_tokenizer as gemma_tokenizer
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope

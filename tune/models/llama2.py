@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
+from tune.data import Llama2ChatTemplate as Llama2ChatTemplate
 from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
 from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.layouts import META_LAYOUT, hf_layout, torchtune_layout
@@ -147,3 +148,6 @@ def llama2_tokenizer(
         TokenizerError: there is no such file, or it is no SentencePiece model.
     """
     return SentencePieceTokenizer(path, max_seq_len, prompt_template)
+
+
+Llama2Tokenizer = llama2_tokenizer

@@ -78,3 +78,4 @@ qlora_llama3_8b = LoRABuilder(llama3_8b, quantize_base=True)
 qlora_llama3_70b = LoRABuilder(llama3_70b, quantize_base=True)
 
 llama3_tokenizer = tokenizer_beside_special_tokens
+Llama3Tokenizer = llama3_tokenizer

@@ -198,3 +198,4 @@ lora_mistral_7b = LoRABuilder(mistral_7b)
 qlora_mistral_7b = LoRABuilder(mistral_7b, quantize_base=True)
 
 mistral_tokenizer = tokenizer_at
+MistralTokenizer = mistral_tokenizer

@@ -204,3 +204,4 @@ lora_phi3_mini = LoRABuilder(phi3_mini)
 qlora_phi3_mini = LoRABuilder(phi3_mini, quantize_base=True)
 
 phi3_mini_tokenizer = tokenizer_beside_special_tokens
+Phi3MiniTokenizer = phi3_mini_tokenizer

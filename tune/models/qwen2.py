@@ -212,7 +212,7 @@ def qwen2_tokenizer(
     max_seq_len: int | None = None,
     prompt_template: str | dict[str, list[str]] | None = None,
 ) -> BaseTokenizer:
-    """Return the tokenizer of a checkpoint of Qwen2, or of a later Qwen, which adds special tokens to it.
+    """Return the tokenizer of a checkpoint of Qwen2 or a later Qwen.
 
     Args:
         path: its vocab.json or tokenizer.json, or the directory that holds one.
@@ -239,3 +239,6 @@ def qwen2_tokenizer(
     tokenizer = vocab_merges_tokenizer(path, merges_file or "", max_seq_len, prompt_template, family="qwen2")
     tokenizer.chat_template = ChatTemplate.from_directory(folder)
     return tokenizer
+
+
+Qwen2Tokenizer = qwen2_tokenizer

@@ -8,7 +8,7 @@ from tune.tokenizers import BaseTokenizer, from_checkpoint
 def tokenizer_at(
     path: str, max_seq_len: int | None = None, prompt_template: str | dict[str, list[str]] | None = None
 ) -> BaseTokenizer:
-    """Return the tokenizer of a checkpoint.
+    """Return the tokenizer that a checkpoint's files describe.
 
     Args:
         path: its tokenizer.model or tokenizer.json, or the directory that holds one.
@@ -28,7 +28,7 @@ def tokenizer_beside_special_tokens(
     max_seq_len: int | None = None,
     prompt_template: str | dict[str, list[str]] | None = None,
 ) -> BaseTokenizer:
-    """Return the tokenizer of a checkpoint whose special tokens may stand in another file.
+    """Return the tokenizer that a checkpoint's files describe; another may hold its special tokens.
 
     Args:
         path: its tokenizer.model or tokenizer.json, or the directory that holds one.
