@@ -25,8 +25,7 @@ from tune.data import AlpacaToMessages
 from tune.errors import CheckpointError, TuneError
 from tune.generation import stream_text
 from tune.models import auto
-from tune.models.llama2 import llama2, llama2_7b, llama2_13b, llama2_70b
-from tune.models.llama2.family import LLAMA
+from tune.models.llama2 import LLAMA, llama2, llama2_7b, llama2_13b, llama2_70b
 from tune.modules import TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
 from tune.utils import expand_path, get_device, get_dtype

@@ -17,7 +17,7 @@ from tune.checkpoints import same_bits
 from tune.checkpoints.mapping import LayoutTensor, tensors_in_layout
 from tune.checkpoints.writers import write_pickle, write_safetensors, write_shards
 from tune.errors import CheckpointError
-from tune.models.llama2.family import LLAMA
+from tune.models.llama2 import LLAMA
 from tune.modules import DecoderConfig, WeightRule
 
 CONFIG = DecoderConfig(

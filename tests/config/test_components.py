@@ -280,12 +280,20 @@ class Direct:
 class Silent:
     pass
 
+class Wrapper:
+    def __init__(self, base, level=1): ...
+    def __call__(self, rank: int, *args: P.args, alpha: float = 16.0, **others: P.kwargs) -> torch.nn.Module:
+        '''A model, adapted.'''
+
+def narrow(width, height: int = 3, *, depth) -> torch.nn.Module: ...
 def adapted(base, **anything) -> Builder: ...
 def unsaid(base): ...
 def number(base) -> int: ...
 
 small = adapted(print, alpha=2)
 direct = Direct(print)
+wrapped = Wrapper(narrow, level=2)
+twice = Wrapper(wrapped)
 counted = number(1)
 unknown = unsaid(1)
 silent = Silent()
@@ -300,6 +308,15 @@ silent = Silent()
             assert not made.takes_any_keyword
             assert "torch.nn.modules.module.Module" in made.kinds
             assert read_doc(f"making_pkg.{name}") == "A model, adapted."
+        # What takes another's arguments takes them by name; a second wrapping adds nothing of its own.
+        for name in ("wrapped", "twice"):
+            made = signature(f"making_pkg.{name}")
+            required = {parameter.name: parameter.required for parameter in made.parameters.values()}
+            wanted = {"rank": True, "alpha": False, "width": True, "height": False, "depth": True}
+            assert required == wanted
+            assert made.parameters["height"].default == 3
+            assert not made.takes_any_keyword
+            assert not made.takes_any_positional
         for name in ("unknown", "counted", "silent"):
             assert isinstance(read_signature(f"making_pkg.{name}"), NotFound)
 

@@ -17,7 +17,7 @@ from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.distributed.launching import launch
 from tune.checkpoints import save_model
 from tune.models.llama2 import llama2
-from tune.models.mixtral.family import MIXTRAL
+from tune.models.mixtral import MIXTRAL
 from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
 

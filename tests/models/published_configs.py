@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune.models.phi4.builders import _MINI_LONG_FACTORS
+from tune.models.phi4 import MINI_LONG_FACTORS
 
 _GEMMA = {
     "architectures": ["GemmaForCausalLM"],
@@ -259,7 +259,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "partial_rotary_factor": 0.75,
         "rope_scaling": {
-            "long_factor": list(_MINI_LONG_FACTORS),
+            "long_factor": list(MINI_LONG_FACTORS),
             "short_factor": [1.0] * 48,
             "type": "longrope",
         },
@@ -277,6 +277,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "router_jitter_noise": 0.0,
     },
     "qwen3_30b_a3b": _QWEN3_MOE,
+    "qwen3_moe_30b_a3b_base": {**_QWEN3_MOE, "max_position_embeddings": 32768},
     "qwen3_235b_a22b": _sized(
         _QWEN3_MOE, 4096, 12288, 94, 64, 4, max_window_layers=94, moe_intermediate_size=1536
     ),
@@ -305,5 +306,6 @@ COUNTS = {
     "mixtral_8x7b": 46_702_792_704,
     "mixtral_8x22b": 140_620_634_112,
     "qwen3_30b_a3b": 30_532_122_624,
+    "qwen3_moe_30b_a3b_base": 30_532_122_624,
     "qwen3_235b_a22b": 235_093_634_560,
 }

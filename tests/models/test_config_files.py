@@ -15,9 +15,9 @@ from published_llamas import GRANITE, LLAMA, LONG, MISTRAL, QWEN2, QWEN2_7B, QWE
 
 import tune.models
 from tune.errors import CheckpointError
-from tune.models.llama2.family import LLAMA as LLAMA_FAMILY
+from tune.models.llama2 import LLAMA as LLAMA_FAMILY
 from tune.models.loading import read_model_config
-from tune.models.mistral.family import MISTRAL as MISTRAL_FAMILY
+from tune.models.mistral import MISTRAL as MISTRAL_FAMILY
 from tune.modules import DecoderConfig, Llama3Scaling, YarnScaling
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases_llama import CASES as LLAMA_CASES
+from cases import CASES
 from conversion_checkpoints import VOCAB, assert_same, build, save_sharded, tensors_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -110,7 +109,7 @@ def test_there_and_back_and_there_again(tmp_path: Path, through: str, tied: bool
 @pytest.mark.parametrize("case", ["llama", "llama3.2-tied", "llama-wide-heads", "llama-biases"])
 def test_what_is_written_from_pickles_loads_in_the_reference(case: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    reference = AutoModelForCausalLM.from_config(LLAMA_CASES[case]()).eval()
+    reference = AutoModelForCausalLM.from_config(CASES[case]()).eval()
     reference.save_pretrained(tmp_path / "made")
     weights = load_file(tmp_path / "made" / "model.safetensors")
     torch.save(weights, tmp_path / "made" / "pytorch_model.bin")
@@ -243,7 +242,7 @@ def test_a_converted_model_continues_a_prompt_as_the_reference(
     tmp_path: Path, spm_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(4)
-    config = LLAMA_CASES["llama"]()
+    config = CASES["llama"]()
     config.vocab_size, config.max_position_embeddings = 600, 512
     reference = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -278,13 +277,6 @@ def test_a_converted_model_continues_a_prompt_as_the_reference(
 
 # ---- Every family ------------------------------------------------------------------------------------------
 
-ALL_CASES = {
-    name: make
-    for file in sorted(Path(__file__).parent.glob("cases_*.py"))
-    for name, make in importlib.import_module(file.stem).CASES.items()
-}
-
-
 # What a family's layout has no words for.
 UNSPEAKABLE = {
     ("llama-wide-heads", "meta"): "cannot express head_dim 14",
@@ -295,10 +287,10 @@ UNSPEAKABLE = {
 }
 
 
-@pytest.mark.parametrize("case", ALL_CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_every_family_goes_through_every_layout_it_has(case: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    reference = AutoModelForCausalLM.from_config(ALL_CASES[case]())
+    reference = AutoModelForCausalLM.from_config(CASES[case]())
     reference.save_pretrained(tmp_path / "made")
     convert_checkpoint(tmp_path / "made", tmp_path / "hf", max_shard_bytes=40_000)
     family = tune.models.from_checkpoint(tmp_path / "made").family

@@ -70,7 +70,7 @@ def test_what_cannot_be_meant(
 def test_a_family_without_that_layout_says_which_it_has(hf: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from dataclasses import replace
 
-    from tune.models.llama2.family import LLAMA
+    from tune.models.llama2 import LLAMA
 
     monkeypatch.setattr(
         conversion,

@@ -1,6 +1,6 @@
 """Every family against transformers' implementation, on small random weights of awkward shapes.
 
-A family adds its cases in a file of its own (`cases_*.py`); every test here runs on every case.
+Every test here runs on every case of the table in `cases.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases_gemma import CASES as GEMMA_CASES
-from cases_llama import CASES as LLAMA_CASES
-from cases_mistral_qwen import CASES as MISTRAL_QWEN_CASES
-from cases_olmo_moe import CASES as OLMO_MOE_CASES
-from cases_phi import CASES as PHI_CASES
+from cases import CASES
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -28,7 +24,6 @@ from tune.generation import generate_batch
 from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 
-CASES = {**LLAMA_CASES, **GEMMA_CASES, **PHI_CASES, **OLMO_MOE_CASES, **MISTRAL_QWEN_CASES}
 # fp32 sums in another order; logits here have a deviation of about 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 DOCUMENTS = (11, 3, 19, 4)  # lengths, one beyond every window and original length of the cases

@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from cases_gemma import CASES as GEMMA_CASES
-from cases_llama import CASES as LLAMA_CASES
-from cases_mistral_qwen import CASES as MISTRAL_QWEN_CASES
-from cases_olmo_moe import CASES as OLMO_MOE_CASES
-from cases_phi import CASES as PHI_CASES
+from cases import CASES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import tune.models
 from tune.cli.main import main
 
-CASES: dict[str, Callable[[], PreTrainedConfig]] = {
-    **LLAMA_CASES,
-    **MISTRAL_QWEN_CASES,
-    **GEMMA_CASES,
-    **PHI_CASES,
-    **OLMO_MOE_CASES,
-}
-# One case and one config of each family; test_shipped_configs runs the other configs.
-FAMILIES = {
-    "llama": "llama2/7B_full",
-    "llama-yarn-rope": "code_llama2/7B_full",
-    "llama-tied": "smollm2/135M_full",
-    "llama3.1": "llama3_1/8B_full",
-    "llama3.2-tied": "llama3_2/1B_full",
-    "mistral": "mistral/7B_full",
-    "mistral-nemo": "mistral/nemo_12B_full",
-    "qwen2-tied": "qwen2/0.5B_full",
-    "qwen2.5-yarn": "qwen2_5/7B_full",
-    "qwen3": "qwen3/8B_full",
-    "smollm3": "smollm3/3B_full",
-    "granite": "granite/2B_full",
-    "gemma": "gemma/2B_full",
-    "gemma2": "gemma2/9B_full",
-    "gemma3": "gemma3/1B_full",
-    "phi3-window": "phi3/mini_full",
-    "phi4": "phi4/14B_full",
-    "olmo2": "olmo2/7B_full",
-    "mixtral": "llama2/7B_full",
-    "qwen3-moe": "qwen3/8B_full",
-}
+# One config of each family; test_shipped_configs runs the other configs.
+FAMILIES = {name: case.shipped for name, case in CASES.items() if case.shipped}
 WORDS = ["apple", "river", "seven", "twelve", "green", "walk", "snow", "mill"]
 
 

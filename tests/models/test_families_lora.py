@@ -8,11 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases_gemma import CASES as GEMMA_CASES
-from cases_llama import CASES as LLAMA_CASES
-from cases_mistral_qwen import CASES as MISTRAL_QWEN_CASES
-from cases_olmo_moe import CASES as OLMO_MOE_CASES
-from cases_phi import CASES as PHI_CASES
+from cases import CASES
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,7 +36,6 @@ from tune.modules.peft import (
     reset_adapters,
 )
 
-CASES = {**LLAMA_CASES, **GEMMA_CASES, **PHI_CASES, **OLMO_MOE_CASES, **MISTRAL_QWEN_CASES}
 ALL_ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 # fp32 sums in another order; logits here have a deviation of about 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 3e-5}

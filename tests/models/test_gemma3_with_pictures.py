@@ -24,7 +24,7 @@ from transformers import (
 import tune.models
 from tune.checkpoints import save_model
 from tune.errors import CheckpointError
-from tune.models.gemma3.family import say_pictures_are_left_out
+from tune.models.gemma3 import say_pictures_are_left_out
 
 # Prefixes of text model and head: as the hub has them, and as newer files do.
 OLDER, NEWER = ("language_model.model.", "language_model.lm_head."), ("model.language_model.", "lm_head.")

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases_gemma import CASES as GEMMA_CASES
-from cases_olmo_moe import CASES as OLMO_MOE_CASES
-from cases_phi import CASES as PHI_CASES
+from cases import CASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_configs import PUBLISHED
@@ -25,7 +23,6 @@ from tune.errors import CheckpointError
 from tune.models.loading import read_model_config
 from tune.modules import DecoderConfig, LongRopeScaling, TransformerDecoder
 
-CASES = {**GEMMA_CASES, **PHI_CASES, **OLMO_MOE_CASES}
 ONE_OF_EACH = {
     "gemma": "gemma_2b",
     "gemma2": "gemma2_2b",
@@ -184,7 +181,7 @@ def test_long_scaling_of_phi_under_its_names_and_magnitude(kind: str, tmp_path: 
     config = read(tmp_path, {**content, "rope_scaling": scaling})
     assert isinstance(config.rope_scaling, LongRopeScaling)
     assert config.rope_scaling.magnitude == 1.25
-    family = importlib.import_module("tune.models.phi3.family").PHI3
+    family = importlib.import_module("tune.models.phi3").PHI3
     written = family.write_hf_config(config)
     assert set(written["rope_scaling"]) == {"type", "short_factor", "long_factor", "attention_factor"}
     assert family.read_hf_config(written) == config

@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases_llama import SIZES
+from cases import SIZES
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tune.models
 from tune.checkpoints import load_into, open_weights
-from tune.models.llama2 import llama2
-from tune.models.llama2.family import LLAMA
+from tune.models.llama2 import LLAMA, llama2
 from tune.modules import TransformerDecoder
 
 VARIANTS = {

@@ -19,8 +19,7 @@ import tune.models
 from tune.checkpoints import save_model
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.models.hf_fields import HARMLESS_FIELDS
-from tune.models.llama2 import llama2
-from tune.models.llama2.family import LLAMA
+from tune.models.llama2 import LLAMA, llama2
 from tune.models.loading import read_model_config
 from tune.modules import TransformerDecoder
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import inspect
 
 import pytest
 import torch
 
-import tune.models
+from tune.config.component_check import list_components
+from tune.config.instantiate import import_component
 from tune.config.signatures import Signature, read_signature
+from tune.config.slots import MODEL
+from tune.errors import ConfigError
 from tune.models import get_model
-from tune.models.lora import LoRABuilder
+from tune.models.builders import LoRABuilder
 from tune.modules.peft import adapter_parameters
 from tune.modules.peft.frozen import FrozenLinear
 
-
-def all_builders() -> dict[str, LoRABuilder]:
-    """Dotted path of every thin name that a family's package exports."""
-    found = {}
-    for info in pkgutil.iter_modules(tune.models.__path__, "tune.models."):
-        module = importlib.import_module(info.name)
-        for name in getattr(module, "__all__", ()):
-            if isinstance(getattr(module, name), LoRABuilder):
-                found[f"{info.name}.{name}"] = getattr(module, name)
-    return found
-
-
-BUILDERS = all_builders()
+BUILDERS = {
+    path: builder
+    for path in list_components(MODEL).values()
+    if isinstance(builder := import_component(path), LoRABuilder)
+}
 
 
 def test_the_names_people_know_are_there() -> None:
@@ -36,20 +31,34 @@ def test_the_names_people_know_are_there() -> None:
     assert {"lora_mistral_7b", "qlora_gemma2_9b", "lora_phi3_mini", "qlora_phi4_14b"} <= names
     # Each is of the builder it is named after.
     for path, builder in BUILDERS.items():
-        name = path.rpartition(".")[2]
-        assert builder._builder.__name__ == name.split("lora_", 1)[1], name
-        assert builder._quantize_base == name.startswith("qlora_"), name
+        module, _, name = path.rpartition(".")
+        assert builder.builder is getattr(importlib.import_module(module), name.split("lora_", 1)[1]), name
+        assert builder.quantize_base == name.startswith("qlora_"), name
 
 
-@pytest.mark.parametrize("path", BUILDERS)
-def test_their_arguments_are_known_without_importing(path: str) -> None:
-    signature = read_signature(path)
-    assert isinstance(signature, Signature)
-    assert [name for name, parameter in signature.parameters.items() if parameter.required] == [
-        "lora_attn_modules"
-    ]
-    assert not signature.takes_any_keyword
-    assert "torch.nn.modules.module.Module" in signature.kinds
+def test_their_arguments_are_known_without_importing() -> None:
+    for path, builder in BUILDERS.items():
+        signature = read_signature(path)
+        assert isinstance(signature, Signature)
+        at_run_time = inspect.signature(builder).parameters
+        assert list(signature.parameters) == list(at_run_time), path
+        for name, parameter in signature.parameters.items():
+            assert parameter.required == (at_run_time[name].default is inspect.Parameter.empty), name
+            assert parameter.required or parameter.default == at_run_time[name].default, name
+        assert not signature.takes_any_keyword
+        assert not signature.takes_any_positional
+        assert "torch.nn.modules.module.Module" in signature.kinds
+
+
+def test_a_wrong_argument_of_either_builder_is_refused() -> None:
+    sizes = {"vocab_size": 61, "num_layers": 2, "num_heads": 6, "num_kv_heads": 2, "embed_dim": 48}
+    with torch.device("meta"):
+        model = get_model("lora_llama3", lora_attn_modules=["q_proj"], lora_rank=3, max_seq_len=40, **sizes)
+        assert model.config.num_layers == 2
+        with pytest.raises(ConfigError, match="num_layer"):
+            get_model("lora_llama3", lora_attn_modules=["q_proj"], max_seq_len=40, num_layer=2, **sizes)
+        with pytest.raises(ConfigError, match="max_seq_len"):
+            get_model("lora_llama3", lora_attn_modules=["q_proj"], **sizes)
 
 
 @pytest.mark.parametrize("name", ["lora_qwen2_0_5b", "qlora_qwen2_0_5b"])

@@ -19,8 +19,7 @@ from transformers import AutoModelForCausalLM
 import tune.models
 from tune.checkpoints import load_into, open_weights, save_meta, save_model
 from tune.errors import CheckpointError
-from tune.models.llama2 import llama2
-from tune.models.llama2.family import LLAMA
+from tune.models.llama2 import LLAMA, llama2
 from tune.modules import DecoderConfig, LinearScaling, TransformerDecoder
 
 # A width of 48 in 6 heads of 8, with 2 key heads: every dimension of every matrix is another.

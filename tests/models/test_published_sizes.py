@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,26 +15,25 @@ from published_llamas import COUNTS as LLAMA_COUNTS
 from published_llamas import PUBLISHED as LLAMAS
 
 import tune.models
+from tune.config.component_check import list_components
+from tune.config.instantiate import import_component
+from tune.config.slots import MODEL
+from tune.models.builders import ModelBuilder
 from tune.models.loading import read_model_config
-from tune.models.lora import LoRABuilder
 from tune.modules import TransformerDecoder
 
 PUBLISHED = {**OTHERS, **LLAMAS}
 COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS}
-PACKAGES = (
-    *("llama2", "llama3", "llama3_1", "llama3_2", "llama3_3", "code_llama2", "smollm2", "smollm3", "granite"),
-    *("mistral", "qwen2", "qwen2_5", "qwen3"),
-    *("gemma", "gemma2", "gemma3", "phi3", "phi4", "olmo2", "mixtral", "qwen3_moe"),
-)
-BUILDERS: dict[str, Callable[[], TransformerDecoder]] = {
-    name: getattr(module, name)
-    for package in PACKAGES
-    for module in [importlib.import_module(f"tune.models.{package}")]
-    for name in module.__all__
-    # Those by argument need their sizes, and those with adapters are of the builders here.
-    if not name.endswith("_tokenizer")
-    and name.removeprefix("lora_") not in PACKAGES
-    and not isinstance(getattr(module, name), LoRABuilder)
+PATHS = list_components(MODEL)
+BUILDERS: dict[str, ModelBuilder] = {
+    name: builder
+    for name, path in PATHS.items()
+    if isinstance(builder := import_component(path), ModelBuilder)
+}
+# torchtune's names for a size that has one of ours.
+SAME = {
+    "qwen3_moe_30b_a3b_instruct": "qwen3_30b_a3b",
+    "qwen3_moe_235b_a22b": "qwen3_235b_a22b",
 }
 
 
@@ -46,8 +43,12 @@ def build(name: str) -> TransformerDecoder:
         return BUILDERS[name]()
 
 
-def test_every_size_has_a_builder() -> None:
-    assert set(BUILDERS) == set(PUBLISHED) == set(COUNTS)
+def test_every_size_of_a_published_family_is_compared() -> None:
+    files = {PATHS[name].rpartition(".")[0] for name in PUBLISHED}
+    of_these = {name for name in BUILDERS if PATHS[name].rpartition(".")[0] in files}
+    assert of_these - set(SAME) == set(PUBLISHED) == set(COUNTS)
+    for name, other in SAME.items():
+        assert BUILDERS[name] is BUILDERS[other]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -77,9 +78,9 @@ def test_what_is_written_is_read_as_the_same(name: str) -> None:
 def test_dropout_is_an_argument_of_every_size() -> None:
     for name, builder in BUILDERS.items():
         assert "attn_dropout" in inspect.signature(builder).parameters, name
-    # The smallest of each package comes last, and stays.
+    # The smallest of each family comes last, and stays.
     smallest = {
-        BUILDERS[name].__module__: name for name in sorted(COUNTS, key=COUNTS.__getitem__, reverse=True)
+        BUILDERS[name].family.name: name for name in sorted(COUNTS, key=COUNTS.__getitem__, reverse=True)
     }
     for name in smallest.values():
         with torch.device("meta"):

@@ -17,6 +17,7 @@ from tune.config.findings import Finding
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
 from tune.config.signatures import Signature, signature_of
 from tune.config.slots import Slot
+from tune.config.source import read_own_names
 from tune.config.trust import is_dotted_name, is_user_trusted, judge_definition, judge_name, lies_within
 
 HISTORIC_PREFIX = "torchtune."
@@ -139,8 +140,9 @@ def _namespaces(slot: Slot) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         for name in list_submodules(base):
             module = find_module_at(f"{base.name}.{name}")
-            if module is not None and module.is_package:
-                yield module.name, public_names(module)
+            if module is not None:
+                names = public_names(module) if module.is_package else read_own_names(module)
+                yield module.name, names
 
 
 def _unknown_short_name(name: str, slot: Slot) -> Finding:
@@ -233,7 +235,9 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
         return _failed(
             Finding("unknown-component", f"{path} is made at run time and cannot be checked before it")
         )
-    suggestion = _nearest(path, slot) if slot is not None and found.reason != "module" else None
+    suggestion = (
+        _nearest(path, slot) if slot is not None and found.reason not in ("module", "value") else None
+    )
     hint = f"; did you mean {suggestion}?" if suggestion else ""
     reasons = {
         "module": f"{path} is a module; name a class or function in it",

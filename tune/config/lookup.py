@@ -193,14 +193,14 @@ def _follow_alias(module: Module, name: str, expression: ast.expr, hops: int) ->
     elif isinstance(expression, ast.Attribute):
         found = resolve_expression(module, expression)
     elif isinstance(expression, ast.Call):
-        found = _made_by(module, name, expression.func)
+        found = _made_by(module, name, expression)
     return found if isinstance(found, Definition) else NotFound("value", module.name, name)
 
 
-def _made_by(module: Module, name: str, maker: ast.expr) -> Definition | None:
+def _made_by(module: Module, name: str, call: ast.Call) -> Definition | None:
     """Return what ``name = maker(...)`` defines, as a function: the ``__call__`` of the class that `maker` is, or is
     annotated to return."""
-    made = resolve_expression(module, maker)
+    made = resolve_expression(module, call.func)
     if isinstance(made, Definition) and not made.is_class:
         returned = getattr(made.node, "returns", None)
         if returned is None:
@@ -213,8 +213,24 @@ def _made_by(module: Module, name: str, maker: ast.expr) -> Definition | None:
             function = deepcopy(statement)
             function.name, function.decorator_list = name, []
             function.args.args = function.args.args[1:]  # without self
+            _spell_out_wrapped(module, function.args, call)
             return Definition(made.module, name, ast.unparse(function))
     return None
+
+
+def _spell_out_wrapped(module: Module, arguments: ast.arguments, call: ast.Call) -> None:
+    """Put the arguments of the function that `call` wraps in the place of ``*args: P.args, **kwargs: P.kwargs``."""
+    annotation = arguments.kwarg.annotation if arguments.kwarg is not None else None
+    if not (isinstance(annotation, ast.Attribute) and annotation.attr == "kwargs" and call.args):
+        return
+    wrapped = resolve_expression(module, call.args[0])
+    if not isinstance(wrapped, Definition) or not isinstance(wrapped.node, ast.FunctionDef):
+        return
+    theirs = wrapped.node.args
+    required = [None] * (len(theirs.args) - len(theirs.defaults))
+    arguments.kwonlyargs += [*theirs.args, *theirs.kwonlyargs]
+    arguments.kw_defaults += [*required, *theirs.defaults, *theirs.kw_defaults]
+    arguments.vararg, arguments.kwarg = theirs.vararg, theirs.kwarg
 
 
 def _exports(module: Module, name: str) -> bool:

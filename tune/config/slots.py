@@ -16,7 +16,7 @@ class Slot:
 
     Args:
         kind: what the component is, in a user's words: "optimizer", "dataset".
-        namespaces: where short names are looked up, in order; ``tune.models.*`` means every subpackage.
+        namespaces: where short names are looked up, in order; ``tune.models.*`` means every module in it.
         patterns: how a short name may be spelt out. ``{}`` is compared exactly, the others without regard to
             case and underscores: ``{}_dataset`` finds ``alpaca_dataset`` for ``alpaca``.
         accepts: base class that a class must have, or that a function must be annotated to return;

@@ -23,6 +23,7 @@ _MAX_SOURCE_BYTES = 4_000_000
 _STATEMENT_START = re.compile(r"^(?!(?:else|elif|except|finally)\b)[@A-Za-z_]", re.MULTILINE)
 _CLASS_HEADER = re.compile(r"^class[ \t]+\w+[ \t]*(\([^:]*?\))?[ \t]*:", re.MULTILINE)
 _DOCSTRING = re.compile(r"""\s*[rRuU]?(\"{3}|'{3})(.*?)\1""", re.DOTALL)
+_ASSIGNMENT = re.compile(r"([A-Za-z]\w*)[ \t]*=(?!=)")
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 
 
@@ -158,6 +159,15 @@ def read_public_names(module: Module) -> list[str]:
                 if isinstance(statement, ast.ImportFrom):
                     names.extend(alias.asname or alias.name for alias in statement.names)
     return [name for name in dict.fromkeys(names) if not name.startswith("_") and name != "*"]
+
+
+def read_own_names(module: Module) -> tuple[str, ...]:
+    """Return the public names that `module` itself defines or assigns, in order, without imports and constants."""
+    names = []
+    for text, defined in _read_statements(module, None):
+        assigned = _ASSIGNMENT.match(text)
+        names.append(defined or (assigned.group(1) if assigned else "_"))
+    return tuple(name for name in dict.fromkeys(names) if not (name.startswith("_") or name.isupper()))
 
 
 def read_late_doc(module: Module, name: str) -> str:

@@ -159,20 +159,32 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
         )
     if kind in ("longrope", "su"):
         factor = inner.number("factor", max_seq_len / max(original, 1))
-        magnitude = (
-            1.0 if factor <= 1 or original < 2 else math.sqrt(1 + math.log(factor) / math.log(original))
-        )
         return LongRopeScaling(
             short_factors=inner.numbers("short_factor"),
             long_factors=inner.numbers("long_factor"),
             original_max_seq_len=original,
-            magnitude=inner.number("attention_factor", magnitude),
+            magnitude=inner.number("attention_factor", longrope_magnitude(factor, original)),
         )
     inner.problem(
         f'`rope_type` is "{kind}", which is not supported: only "default", "linear", "llama3", "yarn" and '
         '"longrope" are'
     )
     return None
+
+
+def longrope_magnitude(factor: float, original_max_seq_len: int) -> float:
+    """Return the factor on cosines and sines where a file names none.  # arXiv:2404.14219, config.json of Phi-3"""
+    if factor <= 1 or original_max_seq_len < 2:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original_max_seq_len))
+
+
+def windows_everywhere(window: int | None, num_layers: int) -> dict[str, Any]:
+    """Return `sliding_window` and `sliding_layers` of a family that has windows in all layers or in none."""
+    return {
+        "sliding_window": window,
+        "sliding_layers": () if window is None else tuple(layer_range(num_layers)),
+    }
 
 
 def layer_range(num_layers: int) -> range:

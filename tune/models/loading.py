@@ -10,9 +10,9 @@ import torch
 
 from tune.checkpoints import find_model_dir, load_into, open_weights, read_json
 from tune.errors import CheckpointError
-from tune.models.families import FAMILIES
-from tune.models.llama2.family import LLAMA
-from tune.models.mistral.family import MISTRAL
+from tune.models.families import all_families
+from tune.models.llama2 import LLAMA
+from tune.models.mistral import MISTRAL
 from tune.modules import DecoderConfig, Family, TransformerDecoder
 from tune.utils import get_device, get_dtype
 
@@ -94,15 +94,16 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
 
 
 def _find_family(content: Mapping[str, Any]) -> Family:
+    families = all_families()
     architectures = content.get("architectures")
     if isinstance(architectures, list) and architectures:
-        known = {name: family for family in FAMILIES for name in family.architectures}
+        known = {name: family for family in families for name in family.architectures}
         if str(architectures[0]) in known:
             return known[str(architectures[0])]
         raise CheckpointError(
             f"config.json: `architectures` is {architectures}, which is not supported: only {', '.join(known)} is"
         )
-    kinds = {family.name: family for family in FAMILIES}
+    kinds = {family.name: family for family in families}
     if str(content.get("model_type")) in kinds:
         return kinds[str(content["model_type"])]
     raise CheckpointError(

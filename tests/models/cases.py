@@ -1,0 +1,274 @@
+"""The table of families, in small awkward sizes: name of the case -> transformers' configuration.
+
+Every test of a family runs on every case, so one line here puts a family under all of them.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
+
+# Vocabulary, width, feed-forward, layers, heads, key heads: all different, the vocabulary odd.
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 50,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 40,
+    "rms_norm_eps": 1e-4,
+}
+
+
+class Case(NamedTuple):
+    """What transformers builds the reference from; called, it makes the configuration anew.
+
+    Args:
+        config_class: transformers' class.
+        arguments: of that class, beside and before those of `SIZES`.
+        shipped: the config of ours that trains it end to end, of one case of each family.
+    """
+
+    config_class: type[PreTrainedConfig]
+    arguments: dict[str, Any]
+    shipped: str
+
+    def __call__(self) -> PreTrainedConfig:
+        return self.config_class(**SIZES | deepcopy(self.arguments))
+
+
+def case(config_class: type[PreTrainedConfig], shipped: str = "", **arguments: Any) -> Case:
+    return Case(config_class, arguments, shipped)
+
+
+def rope(kind: str, base: float, **others: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": base, **others}
+
+
+def longrope(num_frequencies: int) -> dict[str, Any]:
+    short = [1.0 + 0.1 * index for index in range(num_frequencies)]
+    long = [1.5 + 0.7 * index for index in range(num_frequencies)]
+    return rope("longrope", 300.0, short_factor=short, long_factor=long)
+
+
+YARN = rope("yarn", 1e4, factor=4.0, original_max_position_embeddings=16)
+LLAMA3_ROPE = rope(
+    "llama3",
+    500.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+GRANITE = {
+    "embedding_multiplier": 1.75,
+    "attention_multiplier": 0.21,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.7,
+}
+# A padding id's row of the reference's embedding would get no gradient.
+UNPADDED = {"pad_token_id": None}
+GEMMA = {**UNPADDED, "head_dim": 10}
+# Five layers, of which the third sees everything.
+MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+SCALED = {"full_attention": rope("linear", 900.0, factor=2.5), "sliding_attention": rope("default", 300.0)}
+PHI = {**UNPADDED, "eos_token_id": None}
+LONG_PHI = {**PHI, "max_position_embeddings": 90, "original_max_position_embeddings": 29}
+# Experts' widths are multiples of 8, which the reference's kernel for them needs.
+EXPERTS = {**UNPADDED, "intermediate_size": 56}
+QWEN3_EXPERTS = {**EXPERTS, "num_experts": 7, "moe_intermediate_size": 24}
+
+# Windows are shorter than every text of the tests.
+CASES: dict[str, Case] = {
+    "llama": case(LlamaConfig, "llama2/7B_full", rope_theta=500.0),
+    "llama-tied": case(LlamaConfig, "smollm2/135M_full", tie_word_embeddings=True),
+    "llama-wide-heads": case(LlamaConfig, head_dim=14),
+    "llama-biases": case(LlamaConfig, attention_bias=True, mlp_bias=True),
+    "llama-linear-rope": case(LlamaConfig, rope_parameters=rope("linear", 1e4, factor=2.5)),
+    "llama-yarn-rope": case(LlamaConfig, "code_llama2/7B_full", rope_parameters=YARN),
+    "llama-yarn-fractional": case(
+        LlamaConfig,
+        rope_parameters={
+            **YARN,
+            "beta_fast": 3.0,
+            "beta_slow": 0.3,
+            "attention_factor": 1.3,
+            "truncate": False,
+        },
+    ),
+    "llama3.1": case(LlamaConfig, "llama3_1/8B_full", rope_parameters=LLAMA3_ROPE),
+    "llama3.2-tied": case(
+        LlamaConfig,
+        "llama3_2/1B_full",
+        rope_parameters={**LLAMA3_ROPE, "factor": 32.0},
+        tie_word_embeddings=True,
+    ),
+    "gemma": case(GemmaConfig, "gemma/2B_full", **GEMMA),
+    "gemma-untied": case(
+        GemmaConfig,
+        **UNPADDED,
+        head_dim=8,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+        attention_bias=True,
+    ),
+    "gemma2": case(
+        Gemma2Config,
+        "gemma2/9B_full",
+        **GEMMA,
+        sliding_window=7,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma2-one-cap": case(
+        Gemma2Config,
+        **GEMMA,
+        num_hidden_layers=5,
+        layer_types=MIXED,
+        sliding_window=5,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=3.0,
+        tie_word_embeddings=False,
+    ),
+    "gemma3": case(
+        Gemma3TextConfig,
+        "gemma3/1B_full",
+        **GEMMA,
+        num_hidden_layers=7,
+        sliding_window=7,
+        query_pre_attn_scalar=12,
+        rope_parameters=SCALED,
+    ),
+    "gemma3-capped": case(
+        Gemma3TextConfig,
+        **GEMMA,
+        num_hidden_layers=5,
+        layer_types=MIXED,
+        sliding_window=3,
+        final_logit_softcapping=3.0,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "phi3-window": case(Phi3Config, "phi3/mini_full", **PHI, sliding_window=7),
+    # The original length lies between the harness's shorter texts and its positions from 30 on.
+    "phi3-longrope-short": case(Phi3Config, **LONG_PHI, rope_parameters=longrope(4), sliding_window=262_144),
+    # Nearly every text of the harness is a long one.
+    "phi3-longrope-long": case(
+        Phi3Config,
+        **PHI,
+        num_key_value_heads=6,
+        max_position_embeddings=3,
+        original_max_position_embeddings=2,
+        rope_parameters=longrope(4),
+    ),
+    "phi4": case(Phi3Config, "phi4/14B_full", **PHI, rope_theta=250.0, num_key_value_heads=3),
+    "phi4-mini": case(
+        Phi3Config,
+        **LONG_PHI,
+        rope_scaling=longrope(3),
+        partial_rotary_factor=0.75,
+        tie_word_embeddings=True,
+    ),
+    "olmo2": case(Olmo2Config, "olmo2/7B_full", **UNPADDED, rope_theta=500.0),
+    "olmo2-tied-biases": case(
+        Olmo2Config, **UNPADDED, num_key_value_heads=6, tie_word_embeddings=True, attention_bias=True
+    ),
+    "mixtral": case(
+        MixtralConfig, "llama2/7B_full", **EXPERTS, num_local_experts=5, num_experts_per_tok=2, head_dim=14
+    ),
+    "mixtral-window": case(
+        MixtralConfig,
+        **EXPERTS,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        sliding_window=7,
+        head_dim=8,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-moe": case(
+        Qwen3MoeConfig,
+        "qwen3/8B_full",
+        **QWEN3_EXPERTS,
+        head_dim=14,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+    ),
+    # Weights as the router gives them.
+    "qwen3-moe-dense-layers": case(
+        Qwen3MoeConfig,
+        **QWEN3_EXPERTS,
+        num_hidden_layers=5,
+        num_experts_per_tok=2,
+        mlp_only_layers=[0, 3],
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "mistral": case(MistralConfig, "mistral/7B_full", sliding_window=7),
+    "mistral-no-window": case(MistralConfig, sliding_window=None),
+    "mistral-nemo": case(
+        MistralConfig,
+        "mistral/nemo_12B_full",
+        sliding_window=None,
+        head_dim=10,
+        rope_parameters=rope("default", 1e6),
+    ),
+    "mistral-tied": case(MistralConfig, sliding_window=9, tie_word_embeddings=True),
+    "qwen2": case(Qwen2Config),
+    "qwen2-tied": case(Qwen2Config, "qwen2/0.5B_full", tie_word_embeddings=True),
+    "qwen2-late-windows": case(Qwen2Config, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    "qwen2-listed-windows": case(
+        Qwen2Config,
+        use_sliding_window=True,
+        sliding_window=6,
+        max_window_layers=0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "qwen2.5-yarn": case(Qwen2Config, "qwen2_5/7B_full", rope_parameters=YARN),
+    "qwen3": case(Qwen3Config, "qwen3/8B_full", head_dim=14),
+    "qwen3-tied": case(Qwen3Config, head_dim=12, tie_word_embeddings=True),
+    "qwen3-biases-windows": case(
+        Qwen3Config,
+        head_dim=8,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=2,
+    ),
+    "smollm3": case(
+        SmolLM3Config, "smollm3/3B_full", **UNPADDED, num_hidden_layers=4, tie_word_embeddings=True
+    ),
+    "smollm3-listed": case(
+        SmolLM3Config,
+        **UNPADDED,
+        no_rope_layers=[0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=6,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=False,
+        rope_parameters=YARN,
+    ),
+    "granite": case(GraniteConfig, "granite/2B_full", **GRANITE),
+    "granite-tied-biases": case(
+        GraniteConfig, **GRANITE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+}

@@ -1,0 +1,245 @@
+"""Gemma 3: sizes and builders of the text models, tokenizer; how its checkpoints name their weights and sizes.
+
+The larger ones also see pictures. Of those the text model is read, and saved as a text model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from tune.checkpoints import ConfigFields
+from tune.errors import CheckpointError
+from tune.models.builders import ModelBuilder
+from tune.models.gemma2 import FOUR_NORMS, gemma2_constants, read_gemma2, write_gemma2
+from tune.models.hf_config import finish, read_scaling, read_sizes, refuse_quantized, write_rope
+from tune.models.hf_fields import HARMLESS_FIELDS
+from tune.models.layouts import hf_layout
+from tune.models.tokenizer import tokenizer_at
+from tune.modules import DecoderConfig, Family, Layout, LinearScaling, TransformerDecoder
+from tune.utils import get_logger
+
+# What a text_config leaves out, since it writes only what differs.  # transformers, Gemma3TextConfig
+_DEFAULT_SIZES = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+}
+_GLOBAL_BASE, _LOCAL_BASE = 1_000_000.0, 10_000.0
+_OF_PICTURES = (
+    "vision_config",
+    "mm_tokens_per_image",
+    "boi_token_index",
+    "eoi_token_index",
+    "image_token_index",
+    "boi_token_id",
+    "eoi_token_id",
+    "image_token_id",
+    "processor_class",
+)
+_PICTURE_TENSORS = ("vision_tower.*", "multi_modal_projector.*")
+
+
+def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
+    if "text_config" in content:
+        return _read_text_part(content)
+    return _read_text(content, "config.json")
+
+
+def _read_text_part(content: Mapping[str, Any]) -> DecoderConfig:
+    fields = ConfigFields(content, "config.json")
+    text = fields.mapping("text_config")
+    fields.expect("tie_word_embeddings", True)
+    refuse_quantized(fields)
+    fields.ignore((*_OF_PICTURES, *HARMLESS_FIELDS))
+    fields.finish()
+    say_pictures_are_left_out()
+    if text.get("tie_word_embeddings") is False:
+        raise CheckpointError(
+            "config.json: `text_config.tie_word_embeddings` is false, which is not supported"
+        )
+    return _read_text({**_DEFAULT_SIZES, **text}, "text_config of config.json")
+
+
+@cache
+def say_pictures_are_left_out() -> None:
+    """Say so the first time, however often the file is looked at."""
+    get_logger().info("Gemma 3: the text model is used, the parts that see pictures are left out")
+
+
+def _read_text(content: Mapping[str, Any], where: str) -> DecoderConfig:
+    fields = ConfigFields(content, where)
+    sizes = read_sizes(fields, max_seq_len=131_072, norm_eps=1e-6, head_dim=256, num_kv_heads=4, tied=True)
+    pattern = fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6))
+    if pattern < 1:
+        fields.problem(f"`sliding_window_pattern` is {pattern}; it must be at least 1")
+    arguments = {**read_gemma2(fields, sizes, pattern=max(pattern, 1)), **_read_rope(fields, sizes)}
+    arguments["qk_norm"] = "head"
+    # transformers knows the field and does not apply it, so its meaning is not settled.
+    fields.expect("attn_logit_softcapping")
+    arguments["final_softcap"] = fields.optional_number("final_logit_softcapping", None)
+    return finish(fields, arguments, where)
+
+
+def _read_rope(fields: ConfigFields, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bases of full and sliding layers, and the scaling of the full ones."""
+    by_kind = ConfigFields(fields.mapping("rope_parameters"), "rope_parameters")
+    full = ConfigFields(
+        {**by_kind.mapping("full_attention"), **fields.mapping("rope_scaling")},
+        "rope_parameters.full_attention",
+    )
+    local = ConfigFields(by_kind.mapping("sliding_attention"), "rope_parameters.sliding_attention")
+    local.expect("rope_type", "default")
+    rope = {
+        "rope_base": full.number("rope_theta", fields.number("rope_theta", _GLOBAL_BASE)),
+        "rope_scaling": read_scaling(full, fields, sizes["max_seq_len"]),
+        "local_rope_base": local.number("rope_theta", fields.number("rope_local_base_freq", _LOCAL_BASE)),
+    }
+    for inner in (by_kind, full, local):
+        try:
+            inner.finish()
+        except CheckpointError as error:
+            fields.problem(str(error).replace("\n  ", "\n    "))
+    return rope
+
+
+def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
+    return {**write_gemma2(config), **write_rope(config), "rope_local_base_freq": config.local_rope_base}
+
+
+def _text_part(layout: Layout, trunk: str, output: str) -> Layout:
+    """Return the layout with the text model under other names, and pictures' tensors left out."""
+
+    def rename(name: str) -> str:
+        return output if name == layout.tied_output else name.replace("model.", trunk, 1)
+
+    return replace(
+        layout,
+        rules=tuple(replace(rule, theirs=rename(rule.theirs)) for rule in layout.rules),
+        ignored=(*_PICTURE_TENSORS, *(f"model.{pattern}" for pattern in _PICTURE_TENSORS)),
+        tied_output=output,
+    )
+
+
+_HF = hf_layout(FOUR_NORMS)
+
+GEMMA3 = Family(
+    name="gemma3_text",
+    architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    hf=_HF,
+    hf_variants=(
+        _text_part(_HF, "language_model.model.", "language_model.lm_head.weight"),
+        _text_part(_HF, "model.language_model.", "lm_head.weight"),
+    ),
+    read_hf_config=_read_hf_config,
+    write_hf_config=_write_hf_config,
+)
+
+
+def gemma3(
+    vocab_size: int,
+    num_layers: int,
+    num_heads: int,
+    head_dim: int,
+    num_kv_heads: int,
+    embed_dim: int,
+    intermediate_dim: int,
+    max_seq_len: int,
+    attn_dropout: float = 0.0,
+    norm_eps: float = 1e-6,
+    rope_base: float = 1_000_000.0,
+    local_rope_base: float = 10_000.0,
+    rope_factor: float = 1.0,
+    sliding_window_size: int = 1024,
+    query_pre_attn_scalar: int | None = None,
+) -> TransformerDecoder:
+    """Return a randomly initialised decoder of Gemma 3's kind in the sizes given; its output matrix is tied.
+
+    Args:
+        vocab_size: entries of the tokenizer's vocabulary.
+        num_layers: blocks; of each six, the first five see no further than the window.
+        num_heads: query heads.
+        head_dim: width of a head.
+        num_kv_heads: key and value heads.
+        embed_dim: width.
+        intermediate_dim: width of the feed-forward.
+        max_seq_len: positions it is trained for.
+        attn_dropout: dropout on attention weights while training.
+        norm_eps: added to the mean square in norms.
+        rope_base: base of the rotary frequencies in layers without a window.
+        local_rope_base: base in layers with one.
+        rope_factor: how many positions count as one in layers without a window.
+        sliding_window_size: keys a query sees in layers with a window.
+        query_pre_attn_scalar: scores are divided by its root; None: `head_dim`.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    scalar = head_dim if query_pre_attn_scalar is None else query_pre_attn_scalar
+    config = DecoderConfig(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        embed_dim=embed_dim,
+        head_dim=head_dim,
+        intermediate_dim=intermediate_dim,
+        max_seq_len=max_seq_len,
+        norm_eps=norm_eps,
+        rope_base=rope_base,
+        attn_dropout=attn_dropout,
+        rope_scaling=None if rope_factor == 1.0 else LinearScaling(rope_factor),
+        qk_norm="head",
+        sliding_window=sliding_window_size,
+        sliding_layers=_five_of_six(num_layers),
+        local_rope_base=local_rope_base,
+        **gemma2_constants(embed_dim, scalar),
+    )
+    return TransformerDecoder(config, GEMMA3)
+
+
+def _five_of_six(num_layers: int) -> tuple[int, ...]:
+    return tuple(layer for layer in range(num_layers) if (layer + 1) % 6)
+
+
+def _sizes(num_layers: int, embed_dim: int, scalar: int = 256, **others: Any) -> DecoderConfig:
+    # arXiv:2503.19786, table 1, with widths and heads from google/gemma_pytorch, config.py. The published checkpoints
+    # of 4B and larger keep 64 rows of the vocabulary for pictures.
+    return DecoderConfig(
+        vocab_size=262_208,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        max_seq_len=131_072,
+        norm_eps=1e-6,
+        rope_base=_GLOBAL_BASE,
+        rope_scaling=LinearScaling(8.0),
+        qk_norm="head",
+        sliding_window=1024,
+        sliding_layers=_five_of_six(num_layers),
+        local_rope_base=_LOCAL_BASE,
+        **others,
+        **gemma2_constants(embed_dim, scalar),
+    )
+
+
+def _short(sizes: DecoderConfig) -> DecoderConfig:
+    return replace(sizes, vocab_size=262_144, max_seq_len=32_768, rope_scaling=None, sliding_window=512)
+
+
+_270M = _short(_sizes(18, 640, num_heads=4, num_kv_heads=1, head_dim=256, intermediate_dim=2048))
+_1B = _short(_sizes(26, 1152, num_heads=4, num_kv_heads=1, head_dim=256, intermediate_dim=6912))
+_4B = _sizes(34, 2560, num_heads=8, num_kv_heads=4, head_dim=256, intermediate_dim=10_240)
+_12B = _sizes(48, 3840, num_heads=16, num_kv_heads=8, head_dim=256, intermediate_dim=15_360)
+_27B = _sizes(62, 5376, 168, num_heads=32, num_kv_heads=16, head_dim=128, intermediate_dim=21_504)
+
+gemma3_270m = ModelBuilder(GEMMA3, _270M)
+gemma3_1b = ModelBuilder(GEMMA3, _1B)
+gemma3_4b = ModelBuilder(GEMMA3, _4B)
+gemma3_12b = ModelBuilder(GEMMA3, _12B)
+gemma3_27b = ModelBuilder(GEMMA3, _27B)
+
+gemma3_tokenizer = tokenizer_at

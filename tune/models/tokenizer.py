@@ -1,0 +1,43 @@
+"""How most families' tokenizers are built: from the checkpoint's own files."""
+
+from __future__ import annotations
+
+from tune.tokenizers import BaseTokenizer, from_checkpoint
+
+
+def tokenizer_at(
+    path: str, max_seq_len: int | None = None, prompt_template: str | dict[str, list[str]] | None = None
+) -> BaseTokenizer:
+    """Return the tokenizer that a checkpoint's files describe.
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
+            checkpoint's own template says.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    return from_checkpoint(path, max_seq_len, prompt_template)
+
+
+def tokenizer_beside_special_tokens(
+    path: str,
+    special_tokens_path: str | None = None,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+) -> BaseTokenizer:
+    """Return the tokenizer that a checkpoint's files describe; another may hold its special tokens.
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        special_tokens_path: its tokenizer.json; it holds the vocabulary, too, so it is read in place of `path`.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
+            checkpoint's own template says.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    return from_checkpoint(special_tokens_path or path, max_seq_len, prompt_template)
