@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import columns
+from tune.cli.transfer_progress import TransferProgress, format_size
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
 
@@ -52,8 +53,6 @@ def _choose(given: Given, name: str, allowed: tuple[str, ...]) -> str | None:
 
 
 def _summary(report: ConversionReport, to: str) -> str:
-    from tune.cli.transfer_progress import format_size
-
     verified = f"{report.num_exact} tensors read back equal to the source's, bit for bit"
     if report.num_cast:
         exact = f", {report.num_exact} of them bit for bit" if report.num_exact else ""
@@ -81,25 +80,21 @@ class _Progress:
     """Shows each phase of a conversion as a transfer of bytes."""
 
     def __init__(self) -> None:
-        self._shown: Any = None
+        self._shown: TransferProgress | None = None
 
     def start(self, phase: str, num_bytes: int) -> None:
-        from tune.cli.transfer_progress import TransferProgress, format_size
-
         self.close()
         if not sys.stderr.isatty():
             sys.stderr.write(f"{_PHASES[phase]}: {format_size(num_bytes)}\n")
-            sys.stderr.flush()
-        self._shown = TransferProgress()
-        self._shown.start(num_bytes, 1)
+        self._shown = TransferProgress(num_bytes)
 
     def advance(self, num_bytes: int) -> None:
-        self._shown.advance(num_bytes)
+        if self._shown is not None:
+            self._shown.advance(num_bytes)
 
     def close(self) -> None:
         if self._shown is not None:
             self._shown.close()
-            self._shown = None
 
 
 COMMAND = Command(

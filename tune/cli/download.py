@@ -33,10 +33,9 @@ def run(given: Given) -> int:
         repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
     except HubError as error:
         raise UsageError(str(error)) from error
-    revision = own_revision if given.one("revision") is None else given.one("revision")
+    to, revision = given.one("output_dir"), given.one("revision")
     if revision is not None and not revision.strip():
         raise UsageError("--revision is empty; leave it out for the main branch")
-    to = given.one("output_dir")
     if to is not None and (not to.strip() or "\0" in to):
         raise UsageError("--output-dir is empty or no path")
 
@@ -50,27 +49,28 @@ def run(given: Given) -> int:
     get_logger("INFO")
     folder = Path(os.path.expanduser(to)) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
     hub = connect(token)
-    repository = look_up(hub, repo, revision)
+    repository = look_up(hub, repo, own_revision if revision is None else revision)
     selection = select_files(repository, patterns)
     total = sum(file.size for file in selection.files)
-    sys.stderr.write(
-        f"{repository.name} (commit {repository.commit[:7]}): {len(selection.files)} files, {format_size(total)}, "
-        f"into {printable(str(folder))}\n"
-    )
+    size = f"{len(selection.files)} files, {format_size(total)}"
+    shown = printable(str(folder))
+    sys.stderr.write(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n")
+    progress = TransferProgress(total, len(selection.files))
     try:
-        fetched = download(hub, repository, selection, folder, TransferProgress())
+        fetched = download(hub, repository, selection, folder, progress)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. What has arrived is kept; the same command goes on from there.")
         raise
+    finally:
+        progress.close()
     rows = [(printable(file.name), format_size(file.size)) for file in selection.files]
-    sys.stdout.write(f"{repository.name} is in {printable(str(folder))}:\n{columns(rows)}\n")
-    state = "all verified" if all(file.digest for file in selection.files) else "sizes verified"
-    new = (
-        f", {format_size(fetched)} of them new" if 0 < fetched < total else "" if fetched else ", nothing new"
-    )
-    sys.stdout.write(f"  {len(rows)} files, {format_size(total)}{new}, {state}\n")
+    new = "" if fetched == total else f", {format_size(fetched)} of them new" if fetched else ", nothing new"
+    sys.stdout.write(f"{repository.name} is in {shown}:\n{columns(rows)}\n  {size}{new}, all verified\n")
     if selection.skipped:
-        sys.stdout.write(_skipped(selection))
+        names = ", ".join(printable(file.name) for file in selection.skipped[:3])
+        more = f" and {len(selection.skipped) - 3} more" if len(selection.skipped) > 3 else ""
+        left = format_size(sum(file.size for file in selection.skipped))
+        sys.stdout.write(f"  left on the hub: {names}{more} ({left})\n")
     model = folder / "original" if selection.layout == "meta_original" else folder
     if "convert" in given.switches:
         model = _convert(model, folder, selection)
@@ -112,15 +112,6 @@ def _refuse_other_sources(given: Given) -> None:
             f"--source {source}: tune downloads from the Hugging Face hub only. Fetch the model with that site's own "
             "tool, then give its folder as model_checkpoint"
         )
-
-
-def _skipped(selection: Selection) -> str:
-    from tune.cli.transfer_progress import format_size
-
-    size = sum(file.size for file in selection.skipped)
-    names = ", ".join(printable(file.name) for file in selection.skipped[:3])
-    more = f" and {len(selection.skipped) - 3} more" if len(selection.skipped) > 3 else ""
-    return f"  left on the hub: {names}{more} ({format_size(size)})\n"
 
 
 def _convert(model: Path, folder: Path, selection: Selection) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
@@ -11,8 +13,8 @@ from tune.config.diagnostics import printable
 
 if TYPE_CHECKING:
     from tune.hub.lineage import Lineage
-    from tune.hub.parcel import Outgoing, Parcel
     from tune.hub.upload import UploadPlan
+    from tune.hub.upload_files import UploadFile, UploadFolder
 
 
 def run(given: Given) -> int:
@@ -24,9 +26,9 @@ def run(given: Given) -> int:
         )
     from tune.cli.download import read_token
     from tune.hub.connection import connect
-    from tune.hub.parcel import find_parcel
     from tune.hub.short_names import is_repository
     from tune.hub.upload import plan_upload, send, who_am_i
+    from tune.hub.upload_files import find_upload_folder
     from tune.utils import get_logger
 
     path, repo = given.operands
@@ -42,17 +44,18 @@ def run(given: Given) -> int:
         raise UsageError("--message is empty")
 
     get_logger("INFO")
-    parcel = find_parcel(path)
+    source = find_upload_folder(path)
     hub = connect(token)
     owner = who_am_i(hub)
     repo = repo if "/" in repo else f"{owner}/{repo}"
-    lineage, files = _pack(parcel, repo, base_model)
+    lineage, files = _collect(source, repo, base_model)
     plan = plan_upload(
         hub, repo, files, branch=branch, private="private" in given.switches, force="force" in given.switches
     )
-    sys.stderr.write(_overview(plan, parcel, lineage))
+    sys.stderr.write(_overview(plan, source, lineage))
+    at = f", step {lineage.step}" if lineage.step is not None else ""
     try:
-        address = send(hub, plan, message or _message(parcel, lineage), _Sent(plan))
+        address = send(hub, plan, message or f"Upload {source.kind}{at}, with tune", _tell_sent(len(files)))
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\nStopped. {plan.repo} shows nothing new; the same command goes on, and sends nothing twice."
@@ -62,45 +65,44 @@ def run(given: Given) -> int:
     return 0
 
 
-def _pack(parcel: Parcel, repo: str, base_model: str | None) -> tuple[Lineage, list[Outgoing]]:
+def _collect(source: UploadFolder, repo: str, base_model: str | None) -> tuple[Lineage, list[UploadFile]]:
     """Verify what is sent against its manifest, and return how it came about and its files, the card among them."""
     from tune.hub.card import write_card
     from tune.hub.lineage import read_lineage
-    from tune.hub.parcel import Outgoing, outgoing_files
+    from tune.hub.upload_files import UploadFile, upload_files
     from tune.training.saving.saved_steps import saved_step_of, verify_step
 
-    saved = saved_step_of(parcel.folder)
+    saved = saved_step_of(source.folder)
     if saved is not None:
         sys.stderr.write(f"Verifying {saved.path.name} ...\n")
-        verify_step(saved, parcel.folder.resolve().name)
-    output_dir = saved.path.parent if saved is not None else None
-    lineage = read_lineage(output_dir, saved.step if saved is not None else None, base_model)
-    files = outgoing_files(parcel, lineage.base.repo if lineage.base is not None else None)
+        verify_step(saved, source.folder.resolve().name)
+        lineage = read_lineage(saved.path.parent, saved.step, base_model)
+    else:
+        lineage = read_lineage(None, None, base_model)
+    files = upload_files(source, lineage.base.repo if lineage.base is not None else None)
     if not any(file.name == "README.md" for file in files):
-        files.append(Outgoing("README.md", write_card(lineage, parcel.kind, repo).encode()))
+        files.append(UploadFile("README.md", write_card(lineage, source.kind, repo).encode()))
     return lineage, sorted(files, key=lambda file: file.name)
 
 
-def _overview(plan: UploadPlan, parcel: Parcel, lineage: Lineage) -> str:
+def _overview(plan: UploadPlan, source: UploadFolder, lineage: Lineage) -> str:
     from tune.cli.transfer_progress import format_size
 
     made = "a new repository" if plan.makes_repo else "an existing repository"
     seen = "private" if plan.private else "public"
-    lines = [
-        f"{parcel.kind} {printable(str(parcel.folder))} -> {plan.repo} ({made}, {seen}, branch {plan.branch})"
-    ]
     replaced = dict.fromkeys(plan.replaced, "replaces the one there")
     rows = [
         (printable(file.name), format_size(file.size), replaced.get(file.name, "")) for file in plan.files
     ]
-    lines.append(columns(rows))
-    lines += [
-        f"  {printable(name)} there is deleted: it is of the model that is replaced" for name in plan.deleted
+    size = format_size(sum(file.size for file in plan.files))
+    lines = [
+        f"{source.kind} {printable(str(source.folder))} -> {plan.repo} ({made}, {seen}, branch {plan.branch})",
+        columns(rows),
+        *(f"  {printable(n)} there is deleted: it is of the model that is replaced" for n in plan.deleted),
+        f"  {len(rows)} files, {size}; nothing else of the folder is sent",
     ]
-    total = sum(file.size for file in plan.files)
-    lines.append(f"  {len(rows)} files, {format_size(total)}; nothing else of the folder is sent")
-    adapter = parcel.folder.resolve().parent / "adapter"
-    if parcel.kind == "model" and adapter.is_dir():
+    adapter = source.folder.resolve().parent / "adapter"
+    if source.kind == "model" and adapter.is_dir():
         lines.append(
             f"  the step holds an adapter, too; to send that instead, give {printable(str(adapter))}"
         )
@@ -109,26 +111,19 @@ def _overview(plan: UploadPlan, parcel: Parcel, lineage: Lineage) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _message(parcel: Parcel, lineage: Lineage) -> str:
-    at = f", step {lineage.step}" if lineage.step is not None else ""
-    return f"Upload {parcel.kind}{at}, with tune"
+def _tell_sent(num_files: int) -> Callable[[UploadFile], None]:
+    """Return what says which files have arrived; on a terminal the library shows bars of each besides."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    numbers = itertools.count(1)
 
-class _Sent:
-    """Says which files have arrived."""
-
-    def __init__(self, plan: UploadPlan) -> None:
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
-
-        # Bars of the transfer itself on a terminal; elsewhere one line a file.
-        if not sys.stderr.isatty():
-            disable_progress_bars()
-        self._num_files, self._num_sent = len(plan.files), 0
-
-    def __call__(self, file: Outgoing) -> None:
-        self._num_sent += 1
-        sys.stderr.write(f"  [{self._num_sent}/{self._num_files}] {printable(file.name)}\n")
+    def tell(file: UploadFile) -> None:
+        sys.stderr.write(f"  [{next(numbers)}/{num_files}] {printable(file.name)}\n")
         sys.stderr.flush()
+
+    return tell
 
 
 COMMAND = Command(

@@ -10,7 +10,7 @@ import yaml
 
 import tune
 from tune.hub.lineage import Lineage
-from tune.hub.parcel import is_local
+from tune.hub.upload_files import is_local
 from tune.utils.paths import BUNDLED_PREFIX
 
 __all__ = ["write_card"]

@@ -13,7 +13,7 @@ import yaml
 from tune.checkpoints.locate import find_model_dir
 from tune.errors import TuneError
 from tune.hub.download import read_origin
-from tune.hub.parcel import is_local
+from tune.hub.upload_files import is_local
 from tune.utils.paths import BUNDLED_PREFIX, expand_path
 
 __all__ = ["Base", "Lineage", "read_lineage"]

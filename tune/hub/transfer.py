@@ -1,4 +1,8 @@
-"""One file from the hub to the disk: resumed where it stopped, verified, and complete before it has its name."""
+"""One file from the hub to the disk: resumed where it stopped, verified, and complete before it has its name.
+
+The library's `hf_hub_download` throws a half-fetched file away. Here it grows in a file of ours, by the function that
+`hf_hub_download` fetches with, so that a later run goes on in the middle; only what is too large for HTTP takes Xet.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +11,77 @@ import hashlib
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tune.errors import HubError
-from tune.hub.connection import CONNECT_TIMEOUT, READ_TIMEOUT, WAITS, Hub, explained, waiting_time
+from tune.hub.connection import Hub, translate_hub_errors, with_retries
 from tune.hub.listing import RemoteFile, Repository
 from tune.utils import get_logger
-from tune.utils.hub_errors import http_library, hub_failures
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
+__all__ = ["Stopped", "explain_disk_error", "fetch_file", "holds", "partial_file"]
 
-__all__ = ["Stopped", "fetch_file", "holds", "partial_file"]
-
-CHUNK = 1 << 20
 WORK_FOLDER = ".tune_download"
+# What a lost connection loses at most, and how often the bar moves; the library's own 10 MB is a minute of a slow line.
+CHUNK = 1 << 20
 
 
 class Stopped(Exception):
     """The download was called off while this file was on its way; what has arrived is kept."""
 
 
-class _Damaged(Exception):
-    """What arrived is not the file: of another size, or of another content."""
+class _Counter:
+    """Stands where the library's bar of one file would be: tells what arrives, and ends what should not go on."""
+
+    def __init__(self, file: RemoteFile, arrived: Callable[[int], None], stop: threading.Event) -> None:
+        self._size, self._arrived, self._stop = file.size, arrived, stop
+        self._done = 0
+
+    def __call__(self, *, initial: int = 0, **_: Any) -> _Counter:
+        """Count on from `initial`: what the library calls to make its bar, at each try anew."""
+        self.update(initial - self._done)
+        return self
+
+    def __enter__(self) -> _Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, num_bytes: int) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        self._done += num_bytes
+        self._arrived(num_bytes)
+        if self._done > self._size:
+            raise OSError(f"more than {self._size:,} bytes came")
+
+    def set_postfix_str(self, *_: object, **__: object) -> None:
+        """Xet's speed, which the bar of the whole download shows."""
+
+    update_transfer = set_transfer_postfix_str = set_postfix_str
 
 
-def holds(path: Path, file: RemoteFile, stop: threading.Event | None = None) -> bool:
+def holds(path: Path, file: RemoteFile) -> bool:
     """Tell whether `path` is `file`, whole and unchanged.
 
     Raises:
-        Stopped: `stop` was set meanwhile.
         OSError: it cannot be read.
     """
     try:
-        if not path.is_file() or path.stat().st_size != file.size:
-            return False
-        digest = _new_digest(file)
-        with path.open("rb") as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-                if stop is not None and stop.is_set():
-                    raise Stopped
+        return path.stat().st_size == file.size and _digest_of(path, file) == file.digest
     except FileNotFoundError:
         return False
-    return file.digest in ("", digest.hexdigest())
+
+
+def _digest_of(path: Path, file: RemoteFile) -> str:
+    digest = hashlib.sha256()
+    if len(file.digest) == 40:
+        # git's name for a file's content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
 
 
 def partial_file(folder: Path, file: RemoteFile) -> Path:
@@ -81,38 +109,93 @@ def fetch_file(
         stop: once set, the transfer ends soon.
 
     Raises:
-        HubError: it cannot be fetched or written; the message says why.
+        HubError: it cannot be fetched; the message says why.
+        OSError: it cannot be written.
         Stopped: `stop` was set.
     """
     part = partial_file(folder, file)
-    counted = 0
+    counter = _Counter(file, arrived, stop)
+    for last in (False, True):
+        _transfer(hub, repository, file, part, counter)
+        damage = _find_damage(part, file)
+        if damage is None:
+            break
+        part.unlink()
+        if last:
+            raise HubError(
+                f"{file.name} of {repository.name} arrived damaged twice: {damage}. A proxy may alter it, or the "
+                "hub's copy is broken; run again later"
+            )
+        get_logger().info("%s arrived damaged (%s); fetching it again", file.name, damage)
+    target = folder / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, target)
 
-    def count(num_bytes: int) -> None:
-        nonlocal counted
-        counted += num_bytes
-        arrived(num_bytes)
+
+def _transfer(hub: Hub, repository: Repository, file: RemoteFile, part: Path, counter: _Counter) -> None:
+    """Let the library add to `part` what it lacks of `file`; what is then there need not be right."""
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import http_get
+
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+    repo, commit = repository.name, repository.commit
+    bar: Any = counter
+
+    def get() -> None:
+        with part.open("ab") as stream:
+            done = stream.tell()
+            counter(initial=done)
+            http_get(
+                hf_hub_url(repo, file.name, revision=commit, endpoint=hub.endpoint),
+                stream,
+                resume_size=done,
+                # Sizes and ranges count the file's own bytes, not compressed ones.
+                headers={**hub.headers, "Accept-Encoding": "identity"},
+                expected_size=file.size,
+                tqdm_class=bar,
+            )
+
+    def get_by_xet() -> None:
+        path = hf_hub_download(
+            repo,
+            file.name,
+            revision=commit,
+            endpoint=hub.endpoint,
+            token=hub.token or False,
+            local_dir=part.parent / "xet",
+            tqdm_class=bar,
+        )
+        os.replace(path, part)
 
     try:
-        for attempt in (1, 2):
-            try:
-                _fetch(hub, repository, file, part, count, stop)
-                break
-            except _Damaged as error:
-                count(-counted)
-                part.unlink(missing_ok=True)
-                if attempt == 2:
-                    raise HubError(
-                        f"{file.name} of {repository.name} arrived damaged twice: {error}. A proxy may alter it, or "
-                        "the hub's copy is broken; run again later"
-                    ) from error
-                get_logger().info("%s arrived damaged (%s); fetching it again", file.name, error)
-        target = folder / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part, target)
+        with translate_hub_errors(
+            hub, hub.request(repo, commit), f"fetching {file.name}", ValueError, RuntimeError
+        ):
+            with_retries(get if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE else get_by_xet, lost=False)
+    except HubError as error:
+        done = part.stat().st_size if part.exists() else 0
+        kept = f"{done:,} of the {file.size:,} bytes of {file.name} have arrived and are kept"
+        raise HubError(f"{error}. {kept}: run the same command again" if done else str(error)) from error
     except OSError as error:
-        if isinstance(error, hub_failures()):
+        if error.errno is not None:
             raise
-        raise HubError(explain_disk_error(error, folder, file)) from error
+        # Without a number it is the library's or ours about a length that is wrong: damage, which is seen next.
+        get_logger().debug("%s: %s", file.name, error)
+
+
+def _find_damage(part: Path, file: RemoteFile) -> str | None:
+    """Return how `part` differs from `file`, or None."""
+    size = part.stat().st_size
+    digest = _digest_of(part, file) if size == file.size else ""
+    if digest == file.digest:
+        return None
+    with part.open("rb") as stream:
+        start = stream.read(100).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page came in its place, perhaps the log-in of a network or a proxy"
+    if size != file.size:
+        return f"it has {size:,} bytes, the hub's {file.size:,}"
+    return f"its digest is {digest[:12]}..., the hub's {file.digest[:12]}..."
 
 
 def explain_disk_error(error: OSError, folder: Path, file: RemoteFile) -> str:
@@ -126,145 +209,3 @@ def explain_disk_error(error: OSError, folder: Path, file: RemoteFile) -> str:
     if error.errno == errno.EFBIG:
         return f"{file.name} ({file.size:,} bytes) is larger than the file system of {folder}, or `ulimit -f`, allows"
     return f"{folder / file.name} cannot be written: {error.strerror or error}"
-
-
-def _fetch(
-    hub: Hub,
-    repository: Repository,
-    file: RemoteFile,
-    part: Path,
-    arrived: Callable[[int], None],
-    stop: threading.Event,
-) -> None:
-    """Make `part` the whole, verified content of `file`, going on with what it holds already."""
-    digest = _new_digest(file)
-    with open(part, "ab") as stream:
-        done = _hash_prefix(part, digest, file, stop)
-        if done > file.size:
-            raise _Damaged(f"{done:,} bytes were there, {file.size:,} belong to it")
-        arrived(done)
-        waits = list(WAITS)
-        while done < file.size:
-            try:
-                for chunk in _stream(hub, repository, file, done):
-                    if stop.is_set():
-                        raise Stopped
-                    if done + len(chunk) > file.size:
-                        raise _Damaged(f"more than {file.size:,} bytes came")
-                    stream.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    arrived(len(chunk))
-                    waits = list(WAITS)
-                if done < file.size:
-                    _pause(file, done, waits, stop)
-            except _FromTheStart:
-                digest = _new_digest(file)
-                stream.truncate(0)
-                arrived(-done)
-                done = 0
-                _pause(file, done, waits, stop)
-            except hub_failures() as error:
-                _wait_or_give_up(hub, repository, file, error, waits, done, stop)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if file.digest not in ("", digest.hexdigest()):
-        raise _Damaged(f"its digest is {digest.hexdigest()[:12]}..., the hub's {file.digest[:12]}...")
-
-
-class _FromTheStart(Exception):
-    """The server does not go on in the middle; what was there is of no use."""
-
-
-def _stream(hub: Hub, repository: Repository, file: RemoteFile, start: int) -> Any:
-    """Yield the content of `file` from byte `start` on."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # documented there
-
-    address = hf_hub_url(repository.name, file.name, revision=repository.commit, endpoint=hub.endpoint)
-    # Sizes and ranges count the file's own bytes, not compressed ones.
-    headers = {**hub.headers, "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    timeout = http_library().Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
-    # The client follows the redirect to the storage host and leaves the token behind on the way.
-    with get_session().stream("GET", address, headers=headers, timeout=timeout) as response:
-        if start and response.status_code == 416:
-            raise _FromTheStart
-        hf_raise_for_status(response)
-        if start and not _goes_on_at(response, start):
-            raise _FromTheStart
-        kind = response.headers.get("Content-Type", "")
-        if "text/html" in kind and not file.name.endswith((".html", ".htm")):
-            raise _Damaged("a web page came in its place, perhaps the log-in of a network or a proxy")
-        # Pieces as they come: collecting larger ones would lose what had come when a connection breaks.
-        yield from response.iter_bytes()
-
-
-def _goes_on_at(response: Any, start: int) -> bool:
-    given = response.headers.get("Content-Range", "")
-    return bool(response.status_code == 206) and given.startswith(f"bytes {start}-")
-
-
-def _hash_prefix(part: Path, digest: _Hash, file: RemoteFile, stop: threading.Event) -> int:
-    """Feed what `part` holds to `digest` and return how many bytes that is."""
-    done = 0
-    with open(part, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            if stop.is_set():
-                raise Stopped
-            digest.update(chunk)
-            done += len(chunk)
-            if done > file.size:
-                break
-    return done
-
-
-def _pause(file: RemoteFile, done: int, waits: list[float], stop: threading.Event) -> None:
-    """Wait before asking for the rest of a file whose connection closed early."""
-    if not waits:
-        raise HubError(f"the connection for {file.name} keeps closing. {_kept(file, done)}")
-    get_logger().info("%s stopped at %s of %s bytes; going on", file.name, f"{done:,}", f"{file.size:,}")
-    _sleep(waits.pop(0), stop)
-
-
-def _wait_or_give_up(
-    hub: Hub,
-    repository: Repository,
-    file: RemoteFile,
-    error: Exception,
-    waits: list[float],
-    done: int,
-    stop: threading.Event,
-) -> None:
-    """Wait before the next try, or raise the explained error."""
-    wait = waiting_time(error, waits, http_library())
-    if wait is not None:
-        get_logger().info("%s stopped at %s of %s bytes; going on", file.name, f"{done:,}", f"{file.size:,}")
-        _sleep(wait, stop)
-        return
-    try:
-        with explained(hub, hub.request(repository.name, repository.commit), f"fetching {file.name}"):
-            raise error
-    except HubError as explanation:
-        if not done:
-            raise
-        raise HubError(f"{explanation}. {_kept(file, done)}") from error
-
-
-def _kept(file: RemoteFile, done: int) -> str:
-    return f"{done:,} of the {file.size:,} bytes of {file.name} have arrived and are kept: run the same command again"
-
-
-def _sleep(seconds: float, stop: threading.Event) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if stop.wait(min(left, 0.2)):
-            raise Stopped
-
-
-def _new_digest(file: RemoteFile) -> _Hash:
-    if len(file.digest) == 40:
-        # git's name for a file's content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    return hashlib.sha256()

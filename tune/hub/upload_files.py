@@ -9,37 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune.checkpoints.companions import TOKENIZER_FILES
 from tune.checkpoints.locate import find_model_dir
 from tune.errors import CheckpointError, HubError
 from tune.hub.short_names import is_repository
 from tune.utils.paths import expand_path
 
-__all__ = ["Outgoing", "Parcel", "find_parcel", "is_local", "outgoing_files"]
+__all__ = ["UploadFile", "UploadFolder", "find_upload_folder", "is_local", "upload_files"]
 
 ADAPTER_CONFIG = "adapter_config.json"
-_TOKENIZER = [
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-]
-_ABOUT = ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
-_SAFETENSORS = ["*.safetensors", "*.safetensors.index.json"]
-_PICKLES = ["pytorch_model*.bin", "pytorch_model*.bin.index.json"]
+_SMALL_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 # Keys in which tools note where a model was loaded from: often a path on somebody's machine.
-_LOCAL_FOLDERS = ("checkpoints", "out", "output", "outputs", "models", "data", "datasets", "tmp")
 _PLACE_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+_LOCAL_FOLDERS = ("checkpoints", "out", "output", "outputs", "models", "data", "datasets", "tmp")
 
 
 @dataclass(frozen=True)
-class Parcel:
+class UploadFolder:
     """What a path stands for: the folder whose files are sent.
 
     Args:
@@ -52,7 +38,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class UploadFile:
     """One file as it goes to the hub.
 
     Args:
@@ -69,7 +55,7 @@ class Outgoing:
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
-def find_parcel(path: str | os.PathLike[str]) -> Parcel:
+def find_upload_folder(path: str | os.PathLike[str]) -> UploadFolder:
     """Return the model or adapter that `path` stands for.
 
     Args:
@@ -81,69 +67,57 @@ def find_parcel(path: str | os.PathLike[str]) -> Parcel:
     """
     folder = expand_path(path)
     if (folder / ADAPTER_CONFIG).is_file():
-        return Parcel(folder, "adapter")
+        return UploadFolder(folder, "adapter")
     try:
         found = find_model_dir(path)
     except CheckpointError:
-        adapter = _find_adapter(folder)
-        if adapter is None:
-            raise
-        return Parcel(adapter, "adapter")
+        steps = sorted(folder.glob("step_*"), key=lambda step: (len(step.name), step.name), reverse=True)
+        for step in (folder, folder / "latest", *steps):
+            if (step / "adapter" / ADAPTER_CONFIG).is_file():
+                return UploadFolder(step / "adapter", "adapter")
+        raise
     if not (found / "config.json").is_file():
         raise HubError(
             f"{found} is not in Hugging Face layout (no config.json), so other tools could not read it from the hub. "
             f"Convert it first: tune convert-ckpt {found} NEW_FOLDER"
         )
-    return Parcel(found, "model")
+    return UploadFolder(found, "model")
 
 
-def _find_adapter(folder: Path) -> Path | None:
-    """Return the adapter of a saved step, or of the latest step of an output directory."""
-    steps = sorted(folder.glob("step_*"), key=lambda step: (len(step.name), step.name), reverse=True)
-    for step in (folder, folder / "latest", *steps):
-        if (step / "adapter" / ADAPTER_CONFIG).is_file():
-            return step / "adapter"
-    return None
-
-
-def outgoing_files(parcel: Parcel, base_model: str | None) -> list[Outgoing]:
-    """Return the files of a parcel as they are sent, sorted by name, without places on this machine in them.
+def upload_files(source: UploadFolder, base_model: str | None) -> list[UploadFile]:
+    """Return the files of a folder as they are sent, without places on this machine in them.
 
     Args:
-        parcel: what is sent.
+        source: what is sent.
         base_model: owner/name of the model it was made from, if known; takes the place of a local path.
 
     Raises:
         CheckpointError: weights are missing, cut short, or unreadable.
     """
-    folder = parcel.folder
-    try:
-        there = sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
-    if parcel.kind == "adapter":
-        weights = [p for p in there if p.name in ("adapter_model.safetensors", "adapter_model.bin")][-1:]
-        patterns = [ADAPTER_CONFIG, *_TOKENIZER, *_ABOUT]
-    else:
-        safetensors = [p for p in there if _fits(p.name, _SAFETENSORS) and not p.name.startswith("adapter_")]
-        weights = safetensors or [p for p in there if _fits(p.name, _PICKLES)]
-        patterns = ["config.json", "generation_config.json", *_TOKENIZER, *_ABOUT]
-    if not any(not p.name.endswith(".json") for p in weights):
-        raise CheckpointError(f"there are no weights in {folder}: nothing to upload")
-    _check_weights([p for p in weights if not p.name.endswith(".json")], parcel)
-    chosen = sorted({*weights, *(p for p in there if _fits(p.name, patterns))})
-    return [Outgoing(path.name, _without_places(path, base_model)) for path in chosen]
-
-
-def _fits(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _check_weights(files: list[Path], parcel: Parcel) -> None:
-    """Open the weights, which tells files that are cut short or missing from those that are whole."""
     from tune.checkpoints.weights import open_weights  # imports torch
 
-    open_weights(parcel.folder if parcel.kind == "model" else files)
+    folder, is_adapter = source.folder, source.kind == "adapter"
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+    if is_adapter:
+        weights = _matching(names, "adapter_model.bin", "adapter_model.safetensors")[-1:]
+    else:
+        safetensors = [n for n in _matching(names, "*.safetensors") if not n.startswith("adapter_")]
+        weights = safetensors or _matching(names, "pytorch_model*.bin")
+    if not weights:
+        raise CheckpointError(f"there are no weights in {folder}: nothing to upload")
+    # Opened, which tells files that are cut short or missing from those that are whole.
+    open_weights([folder / name for name in weights] if is_adapter else folder)
+    indexes = [] if is_adapter else _matching(names, f"*{Path(weights[0]).suffix}.index.json")
+    configs = [ADAPTER_CONFIG] if is_adapter else ["config.json"]
+    chosen = {*weights, *indexes, *_matching(names, *configs, *_SMALL_FILES)}
+    return [UploadFile(name, _without_places(folder / name, base_model)) for name in sorted(chosen)]
+
+
+def _matching(names: list[str], *patterns: str) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def is_local(place: str) -> bool:
@@ -159,12 +133,11 @@ def _without_places(path: Path, base_model: str | None) -> Path | bytes:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return path
-    if not isinstance(content, dict):
-        return path
+    places = [key for key in _PLACE_KEYS if isinstance(content, dict) and isinstance(content.get(key), str)]
     changed = False
-    for key in _PLACE_KEYS:
-        value = content.get(key)
-        if isinstance(value, str) and value and is_local(value):
+    for key in places:
+        value = content[key]
+        if value and is_local(value):
             changed = True
             if base_model is not None:
                 content[key] = base_model
