@@ -58,7 +58,8 @@ def fetch(
     seen = Seen()
     connection = connect(token)
     repository = look_up(connection, "a/b", revision)
-    return download(connection, repository, select_files(repository, [""]), folder, seen), seen
+    files = select_files(repository, [""]).files
+    return download(connection, repository, files, folder, seen.advance, seen.finish_file), seen
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -360,7 +361,7 @@ def test_a_folder_of_another_model_is_refused(hub: HubServer, tmp_path: Path) ->
     hub.add("x/y", {"config.json": b"1"})
     repository = look_up(connect(None), "x/y")
     with pytest.raises(HubError, match="holds a/b; give another --output-dir for x/y"):
-        download(connect(None), repository, select_files(repository, [""]), tmp_path, Seen())
+        download(connect(None), repository, repository.files, tmp_path, Seen().advance, Seen().finish_file)
     assert content(tmp_path) == FILES
 
 

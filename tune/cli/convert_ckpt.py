@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import columns
-from tune.cli.transfer_progress import TransferProgress, format_size
+from tune.cli.transfer_progress import byte_bar, format_size
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
 
@@ -80,21 +80,19 @@ class _Progress:
     """Shows each phase of a conversion as a transfer of bytes."""
 
     def __init__(self) -> None:
-        self._shown: TransferProgress | None = None
+        self._bar = byte_bar(0)
 
     def start(self, phase: str, num_bytes: int) -> None:
         self.close()
-        if not sys.stderr.isatty():
+        self._bar = byte_bar(num_bytes)
+        if self._bar.disable:
             sys.stderr.write(f"{_PHASES[phase]}: {format_size(num_bytes)}\n")
-        self._shown = TransferProgress(num_bytes)
 
     def advance(self, num_bytes: int) -> None:
-        if self._shown is not None:
-            self._shown.advance(num_bytes)
+        self._bar.update(num_bytes)
 
     def close(self) -> None:
-        if self._shown is not None:
-            self._shown.close()
+        self._bar.close()
 
 
 COMMAND = Command(

@@ -1,16 +1,16 @@
-"""How far a transfer is: one bar on a terminal, plain lines anywhere else."""
+"""How far a transfer is: a bar on a terminal, a line for each file anywhere else."""
 
 from __future__ import annotations
 
+import itertools
 import sys
-import threading
-import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tune.config.diagnostics import printable
-from tune.hub.listing import RemoteFile
 
-# Without a terminal, a line at least so often: a log shows that it still moves.
-SECONDS_PER_LINE = 30.0
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def format_size(num_bytes: int) -> str:
@@ -23,46 +23,19 @@ def format_size(num_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
-class TransferProgress:
-    """Writes to standard error how far a transfer of `num_bytes` is; safe to call from several threads."""
+def byte_bar(num_bytes: int) -> tqdm[Any]:
+    """Return a bar of so many bytes on standard error, which shows nothing where that is no terminal."""
+    from tqdm import tqdm
 
-    def __init__(self, num_bytes: int, num_files: int = 1) -> None:
-        from tqdm import tqdm
+    return tqdm(total=num_bytes, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=None)
 
-        self._lock = threading.Lock()
-        self._on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=num_bytes,
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            dynamic_ncols=True,
-            disable=not self._on_terminal,
-        )
-        self._total, self._num_files = num_bytes, num_files
-        self._done = self._num_finished = 0
-        self._last_line = time.monotonic()
-        self.close = self._bar.close
 
-    def advance(self, num_bytes: int) -> None:
-        """So many bytes more are there (fewer, if negative)."""
-        with self._lock:
-            self._done += num_bytes
-            self._bar.update(num_bytes)
-            if not self._on_terminal and time.monotonic() - self._last_line > SECONDS_PER_LINE:
-                self._write(f"  {format_size(self._done)} of {format_size(self._total)}")
+def file_lines(num_files: int) -> Callable[[str], None]:
+    """Return what writes a numbered line for each file that is done, given its name and what is to say of it."""
+    numbers = itertools.count(1)
 
-    def finish_file(self, file: RemoteFile, fetched: bool) -> None:
-        """A file is complete."""
-        with self._lock:
-            self._num_finished += 1
-            self._bar.set_description(f"{self._num_finished} of {self._num_files} files", refresh=False)
-            if not self._on_terminal:
-                how = "" if fetched else ", was there"
-                count = f"[{self._num_finished}/{self._num_files}]"
-                self._write(f"  {count} {printable(file.name)} ({format_size(file.size)}{how})")
-
-    def _write(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
+    def tell(file: str) -> None:
+        sys.stderr.write(f"  [{next(numbers)}/{num_files}] {printable(file)}\n")
         sys.stderr.flush()
-        self._last_line = time.monotonic()
+
+    return tell

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import build_hf_headers, logging  # type: ignore[attr-defined]  # documented there
 
 from tune.errors import HubError
 from tune.utils import get_logger
@@ -18,9 +21,6 @@ from tune.utils.hub_errors import (
     hub_endpoint,
     hub_failures,
 )
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 __all__ = ["Hub", "connect", "translate_hub_errors", "with_retries"]
 
@@ -54,15 +54,11 @@ class Hub:
     @property
     def api(self) -> HfApi:
         """The hub's own client; False keeps it from looking for a token where none was meant."""
-        from huggingface_hub import HfApi
-
         return HfApi(endpoint=self.endpoint, token=self.token or False, library_name="tune")
 
     @property
     def headers(self) -> dict[str, str]:
         """What a request that does not go through `api` carries."""
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
-
         return dict(build_hf_headers(token=self.token or False, library_name="tune"))
 
     def request(self, repo: str, revision: str | None = None, *, writing: bool = False) -> HubRequest:
@@ -76,8 +72,6 @@ def connect(token: str | None) -> Hub:
     Raises:
         HubError: the token cannot be one.
     """
-    from huggingface_hub.utils import logging
-
     # Its warnings repeat addresses; ours say what they mean.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     source: str | None = "--hf-token"

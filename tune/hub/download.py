@@ -10,36 +10,24 @@ import queue
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tune.errors import HubError
 from tune.hub.connection import Hub
 from tune.hub.listing import RemoteFile, Repository
-from tune.hub.selection import Selection
 from tune.hub.short_names import is_repository
-from tune.hub.transfer import WORK_FOLDER, explain_disk_error, fetch_file, holds, partial_file
+from tune.hub.transfer import WORK_FOLDER, Transfer, explain_disk_error, holds, partial_file
 from tune.utils import get_logger
 
-__all__ = ["Progress", "download", "read_origin"]
+__all__ = ["download", "read_origin"]
 
 RECORD = f"{WORK_FOLDER}/origin.json"
 # So many files are on their way at once: one connection rarely fills a fast line.
 MAX_CONNECTIONS = 6
 # What a file system needs beside the files themselves.
 SPARE_BYTES = 16 << 20
-
-
-class Progress(Protocol):
-    """Who is told how far a download is."""
-
-    def advance(self, num_bytes: int) -> None:
-        """So many bytes more are there (fewer, if negative); called from several threads."""
-
-    def finish_file(self, file: RemoteFile, fetched: bool) -> None:
-        """A file is complete; `fetched` is false if it was there before."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +55,31 @@ def read_origin(folder: Path) -> Origin | None:
     return origin if is_repository(origin.repo) else None
 
 
-def download(hub: Hub, repository: Repository, selection: Selection, folder: Path, progress: Progress) -> int:
-    """Make `folder` hold the selected files of `repository`, and return how many bytes had to be fetched.
+def download(
+    hub: Hub,
+    repository: Repository,
+    files: Sequence[RemoteFile],
+    folder: Path,
+    arrived: Callable[[int], object],
+    finished: Callable[[RemoteFile, bool], None],
+) -> int:
+    """Make `folder` hold `files` of `repository`, and return how many bytes had to be fetched.
 
     Complete files are verified and kept, partial ones continued. A file of another origin that stands in the way is
     renamed to NAME.old, never overwritten.
+
+    Args:
+        hub: where from.
+        repository: what there is.
+        files: those of them to fetch.
+        folder: where they go.
+        arrived: told, from several threads, how many bytes more are there (fewer, if negative).
+        finished: told of each complete file, and whether it had to be fetched.
 
     Raises:
         HubError: a file cannot be fetched, verified or written, or the folder belongs to another model.
         KeyboardInterrupt: passed on at once; what has arrived is kept.
     """
-    files = selection.files
     try:
         (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
         _refuse_links(folder, [RECORD, *(file.name for file in files)], repository)
@@ -90,7 +92,7 @@ def download(hub: Hub, repository: Repository, selection: Selection, folder: Pat
                 )
             _require_space(folder, files)
             _write_record(folder, repository, files, origin)
-            fetched = _fetch_all(hub, repository, files, folder, origin, progress)
+            fetched = _fetch_all(Transfer(hub, repository, folder, arrived), files, origin, finished)
             _clean_up(folder, repository, origin)
     except OSError as error:
         raise HubError(
@@ -152,34 +154,32 @@ def _write_record(
 
 
 def _fetch_all(
-    hub: Hub,
-    repository: Repository,
+    transfer: Transfer,
     files: Sequence[RemoteFile],
-    folder: Path,
     origin: Origin | None,
-    progress: Progress,
+    finished: Callable[[RemoteFile, bool], None],
 ) -> int:
     """Make every file whole, over several connections, and return how many bytes came; a failure ends all."""
     # Small ones first: a gated repository or a wrong token shows at once.
     waiting = deque(sorted(files, key=lambda file: (file.size, file.name)))
     results: queue.SimpleQueue[tuple[RemoteFile, bool | BaseException]] = queue.SimpleQueue()
-    stop = threading.Event()
 
     def work() -> None:
-        while not stop.is_set():
+        while not transfer.stop.is_set():
             try:
                 file = waiting.popleft()
             except IndexError:
                 return
+            path = transfer.folder / file.name
             try:
-                if new := not holds(folder / file.name, file):
-                    _make_way(folder / file.name, file, origin)
-                    fetch_file(hub, repository, file, folder, progress.advance, stop)
+                if new := not holds(path, file):
+                    _make_way(path, file, origin)
+                    transfer.fetch(file)
                 else:
-                    progress.advance(file.size)
+                    transfer.arrived(file.size)
                 results.put((file, new))
             except OSError as error:
-                results.put((file, HubError(explain_disk_error(error, folder, file))))
+                results.put((file, HubError(explain_disk_error(error, transfer.folder, file))))
             except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
                 results.put((file, error))
 
@@ -192,10 +192,10 @@ def _fetch_all(
             file, result = results.get()
             if isinstance(result, BaseException):
                 raise result
-            progress.finish_file(file, result)
+            finished(file, result)
             fetched += file.size if result else 0
     finally:
-        stop.set()  # whatever ended this, Ctrl-C too, ends the others
+        transfer.stop.set()  # whatever ended this, Ctrl-C too, ends the others
     return fetched
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+
+from huggingface_hub import RepoFile
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from tune.errors import HubError
 from tune.hub.connection import TIMEOUT, Hub, translate_hub_errors, with_retries
 from tune.hub.short_names import is_repository, nearest_names
 from tune.utils.hub_errors import hub_failures
-
-if TYPE_CHECKING:
-    from huggingface_hub import RepoFile
 
 __all__ = ["RemoteFile", "Repository", "check_file_name", "look_up"]
 
@@ -56,9 +55,6 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
     Raises:
         HubError: it cannot be asked, is not there, or holds names no honest repository has.
     """
-    from huggingface_hub import RepoFile
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
     request = hub.request(repo, revision or "main")
     try:
         with translate_hub_errors(hub, request, f"asking for {repo}"):
@@ -112,11 +108,9 @@ def check_file_name(name: str, repo: str) -> None:
     """
     path = PurePosixPath(name)
     problem = None
-    if not name or name != path.as_posix() or path.is_absolute():
-        problem = "is no plain relative path"
-    elif any(part in ("..", ".") for part in path.parts):
-        problem = "leads out of the folder"
-    elif "\\" in name or ":" in name or not name.isprintable() or name.startswith("~"):
+    if not name or name != path.as_posix() or path.is_absolute() or ".." in path.parts or name == ".":
+        problem = "is no plain path inside it"
+    elif set("\\:") & set(name) or not name.isprintable() or name.startswith("~"):
         problem = "holds characters that mean something else to some systems"
     elif any(len(part.encode()) > 255 for part in path.parts) or len(path.parts) > 16:
         problem = "is too long"

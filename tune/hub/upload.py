@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented there
+
 from tune.errors import HubError
 from tune.hub.connection import TIMEOUT, Hub, translate_hub_errors, with_retries
 from tune.hub.listing import Repository, look_up
 from tune.hub.short_names import is_repository
-from tune.hub.upload_files import UploadFile
 from tune.utils.hub_errors import TOKEN_PAGE, http_library, ways_to_give_a_token
 
 __all__ = ["UploadPlan", "plan_upload", "send", "who_am_i"]
@@ -39,7 +42,7 @@ class UploadPlan:
 
     repo: str
     branch: str
-    files: tuple[UploadFile, ...]
+    files: tuple[CommitOperationAdd, ...]
     replaced: tuple[str, ...]
     deleted: tuple[str, ...]
     parent: str | None
@@ -71,7 +74,13 @@ def who_am_i(hub: Hub) -> str:
 
 
 def plan_upload(
-    hub: Hub, repo: str, files: Sequence[UploadFile], *, branch: str | None, private: bool, force: bool
+    hub: Hub,
+    repo: str,
+    files: Sequence[CommitOperationAdd],
+    *,
+    branch: str | None,
+    private: bool,
+    force: bool,
 ) -> UploadPlan:
     """Return what sending `files` to `repo` would change, having made sure that it may be.
 
@@ -91,7 +100,7 @@ def plan_upload(
             f"{repo} is public already, and --private counts only where a repository is made. Make it private at "
             f"{hub.endpoint}/{repo}/settings, or choose another name"
         )
-    names = {file.name for file in files}
+    names = {file.path_in_repo for file in files}
     held = [file.name for file in existing.files] if existing is not None else []
     weights = [name for name in held if name.endswith(_WEIGHT_ENDINGS)]
     if weights and not force:
@@ -114,8 +123,6 @@ def plan_upload(
 
 
 def _look_up_or_none(hub: Hub, repo: str, branch: str | None) -> Repository | None:
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         return look_up(hub, repo, branch)
     except HubError as error:
@@ -124,27 +131,20 @@ def _look_up_or_none(hub: Hub, repo: str, branch: str | None) -> Repository | No
         raise
 
 
-def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[UploadFile], None]) -> str:
+def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[str], None]) -> str:
     """Carry out `plan` and return the address of the model's page.
 
     Args:
         hub: where to.
         plan: what to send.
         message: says in the repository's history what this is.
-        sent: told of each file whose content has arrived.
+        sent: told the name of each file whose content has arrived.
 
     Raises:
         HubError: something was refused or lost; until the last request the repository shows nothing new.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented there
-
     get_session().timeout = http_library().Timeout(SENDING_TIMEOUT, connect=TIMEOUT)
     request, api = hub.request(plan.repo, plan.branch, writing=True), hub.api
-    additions = [
-        CommitOperationAdd(file.name, file.source if isinstance(file.source, bytes) else str(file.source))
-        for file in plan.files
-    ]
     deletions = [CommitOperationDelete(name) for name in plan.deleted]
     failure = (
         f"sending to {plan.repo} failed: {{}}.\nThe repository shows nothing new. Run the same command again: what has "
@@ -160,40 +160,36 @@ def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[UploadFile], 
         if plan.parent is None and plan.branch != "main":
             with_retries(lambda: api.create_branch(plan.repo, branch=plan.branch, exist_ok=True))
         with _way_the_hub_takes(hub, plan):
-            for file, addition in zip(plan.files, additions):
-                api.preupload_lfs_files(plan.repo, [addition], revision=plan.branch, free_memory=False)
-                sent(file)
+            for file in plan.files:
+                api.preupload_lfs_files(plan.repo, [file], revision=plan.branch, free_memory=False)
+                sent(file.path_in_repo)
             commit = api.create_commit(
                 plan.repo,
-                [*additions, *deletions],
+                [*plan.files, *deletions],
                 commit_message=message,
                 revision=plan.branch,
                 parent_commit=plan.parent,
             )
     page = f"{hub.endpoint}/{plan.repo}"
     there = {file.name: file for file in look_up(hub, plan.repo, commit.oid).files}
-    for file, addition in zip(plan.files, additions):
-        arrived = there.get(file.name)
-        large = arrived is not None and len(arrived.digest) == 64
-        if arrived is None or arrived.size != file.size:
-            wrong = f"has {arrived.size:,} bytes" if arrived is not None else "is missing"
-        elif large and arrived.digest != addition.upload_info.sha256.hex():
-            wrong = "has another checksum"
-        else:
-            continue
-        raise HubError(
-            f"{file.name} differs on the hub from what was sent (it {wrong}): {page} is damaged. Run the same command "
-            "again with --force"
-        )
+    for file in plan.files:
+        name, sent_info = file.path_in_repo, file.upload_info
+        arrived = there.get(name)
+        if (
+            arrived is None
+            or arrived.size != sent_info.size
+            or (len(arrived.digest) == 64 and arrived.digest != sent_info.sha256.hex())
+        ):
+            raise HubError(
+                f"{name} differs on the hub from what was sent: {page} is damaged. Run the same command again with "
+                "--force"
+            )
     return page if plan.branch == "main" else f"{page}/tree/{quote(plan.branch, safe='')}"
 
 
 @contextlib.contextmanager
 def _way_the_hub_takes(hub: Hub, plan: UploadPlan) -> Iterator[None]:
     """Send by Xet where the hub offers it, else by LFS: mirrors know LFS alone, and the library does not look."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented there
-
     before = constants.HF_HUB_DISABLE_XET
     address = f"{hub.endpoint}/api/models/{plan.repo}/xet-write-token/{quote(plan.branch, safe='')}"
     answer = with_retries(lambda: get_session().get(address, headers=hub.headers))

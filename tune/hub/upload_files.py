@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import CommitOperationAdd
 
 from tune.checkpoints.companions import TOKENIZER_FILES
 from tune.checkpoints.locate import find_model_dir
@@ -15,7 +16,7 @@ from tune.errors import CheckpointError, HubError
 from tune.hub.short_names import is_repository
 from tune.utils.paths import expand_path
 
-__all__ = ["UploadFile", "UploadFolder", "find_upload_folder", "is_local", "upload_files"]
+__all__ = ["find_upload_folder", "is_local", "kind_of", "upload_files"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -24,39 +25,8 @@ _PLACE_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 _LOCAL_FOLDERS = ("checkpoints", "out", "output", "outputs", "models", "data", "datasets", "tmp")
 
 
-@dataclass(frozen=True)
-class UploadFolder:
-    """What a path stands for: the folder whose files are sent.
-
-    Args:
-        folder: holds the files.
-        kind: "model" or "adapter".
-    """
-
-    folder: Path
-    kind: str
-
-
-@dataclass(frozen=True)
-class UploadFile:
-    """One file as it goes to the hub.
-
-    Args:
-        name: its name there.
-        source: the local file, or the content itself where it is written for the hub.
-    """
-
-    name: str
-    source: Path | bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
-
-
-def find_upload_folder(path: str | os.PathLike[str]) -> UploadFolder:
-    """Return the model or adapter that `path` stands for.
+def find_upload_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of the model or adapter that `path` stands for.
 
     Args:
         path: an output directory (its latest step), a saved step, or a folder with a model or a PEFT adapter.
@@ -66,29 +36,34 @@ def find_upload_folder(path: str | os.PathLike[str]) -> UploadFolder:
         HubError: the model is not in the layout other tools read.
     """
     folder = expand_path(path)
-    if (folder / ADAPTER_CONFIG).is_file():
-        return UploadFolder(folder, "adapter")
+    if kind_of(folder) == "adapter":
+        return folder
     try:
         found = find_model_dir(path)
     except CheckpointError:
         steps = sorted(folder.glob("step_*"), key=lambda step: (len(step.name), step.name), reverse=True)
         for step in (folder, folder / "latest", *steps):
-            if (step / "adapter" / ADAPTER_CONFIG).is_file():
-                return UploadFolder(step / "adapter", "adapter")
+            if kind_of(step / "adapter") == "adapter":
+                return step / "adapter"
         raise
     if not (found / "config.json").is_file():
         raise HubError(
             f"{found} is not in Hugging Face layout (no config.json), so other tools could not read it from the hub. "
             f"Convert it first: tune convert-ckpt {found} NEW_FOLDER"
         )
-    return UploadFolder(found, "model")
+    return found
 
 
-def upload_files(source: UploadFolder, base_model: str | None) -> list[UploadFile]:
+def kind_of(folder: Path) -> str:
+    """Return what `folder` holds: "adapter" for PEFT's layout, else "model"."""
+    return "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model"
+
+
+def upload_files(folder: Path, base_model: str | None) -> list[CommitOperationAdd]:
     """Return the files of a folder as they are sent, without places on this machine in them.
 
     Args:
-        source: what is sent.
+        folder: with a model or an adapter.
         base_model: owner/name of the model it was made from, if known; takes the place of a local path.
 
     Raises:
@@ -96,12 +71,12 @@ def upload_files(source: UploadFolder, base_model: str | None) -> list[UploadFil
     """
     from tune.checkpoints.weights import open_weights  # imports torch
 
-    folder, is_adapter = source.folder, source.kind == "adapter"
+    adapter = kind_of(folder) == "adapter"
     try:
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
-    if is_adapter:
+    if adapter:
         weights = _matching(names, "adapter_model.bin", "adapter_model.safetensors")[-1:]
     else:
         safetensors = [n for n in _matching(names, "*.safetensors") if not n.startswith("adapter_")]
@@ -109,11 +84,11 @@ def upload_files(source: UploadFolder, base_model: str | None) -> list[UploadFil
     if not weights:
         raise CheckpointError(f"there are no weights in {folder}: nothing to upload")
     # Opened, which tells files that are cut short or missing from those that are whole.
-    open_weights([folder / name for name in weights] if is_adapter else folder)
-    indexes = [] if is_adapter else _matching(names, f"*{Path(weights[0]).suffix}.index.json")
-    configs = [ADAPTER_CONFIG] if is_adapter else ["config.json"]
+    open_weights([folder / name for name in weights] if adapter else folder)
+    indexes = [] if adapter else _matching(names, f"*{Path(weights[0]).suffix}.index.json")
+    configs = [ADAPTER_CONFIG] if adapter else ["config.json"]
     chosen = {*weights, *indexes, *_matching(names, *configs, *_SMALL_FILES)}
-    return [UploadFile(name, _without_places(folder / name, base_model)) for name in sorted(chosen)]
+    return [CommitOperationAdd(name, _without_places(folder / name, base_model)) for name in sorted(chosen)]
 
 
 def _matching(names: list[str], *patterns: str) -> list[str]:
@@ -133,16 +108,15 @@ def _without_places(path: Path, base_model: str | None) -> Path | bytes:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return path
-    places = [key for key in _PLACE_KEYS if isinstance(content, dict) and isinstance(content.get(key), str)]
-    changed = False
-    for key in places:
-        value = content[key]
-        if value and is_local(value):
-            changed = True
-            if base_model is not None:
-                content[key] = base_model
-            elif key == "base_model_name_or_path":
-                content[key] = Path(value).name
-            else:
-                del content[key]
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode() if changed else path
+    noted = {key: content.get(key) for key in _PLACE_KEYS} if isinstance(content, dict) else {}
+    places = {
+        key: value for key, value in noted.items() if isinstance(value, str) and value and is_local(value)
+    }
+    for key, value in places.items():
+        if base_model is not None:
+            content[key] = base_model
+        elif key == "base_model_name_or_path":
+            content[key] = Path(value).name
+        else:
+            del content[key]
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode() if places else path
