@@ -247,7 +247,7 @@ def test_a_file_too_large_for_the_disk(hub: HubServer, tmp_path: Path) -> None:
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert outcome.returncode == 1
-    assert "model.safetensors (8,388,608 bytes) is larger than the file system of" in outcome.stderr
+    assert "model.safetensors (8,388,608 bytes) cannot be written: File too large" in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 

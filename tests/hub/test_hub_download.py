@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import shutil
@@ -16,9 +15,9 @@ import tune.hub.connection
 from tune.errors import HubError
 from tune.hub.connection import Hub, connect
 from tune.hub.download import download, read_origin
-from tune.hub.listing import RemoteFile, look_up
+from tune.hub.listing import look_up
 from tune.hub.selection import select_files
-from tune.hub.transfer import CHUNK, explain_disk_error, partial_file
+from tune.hub.transfer import CHUNK, partial_file
 
 WEIGHTS = random.Random(3).randbytes(300_007)
 # So long that a part of it is worth keeping: what a lost connection loses is less than CHUNK.
@@ -32,20 +31,6 @@ FILES = {
 }
 
 
-class Seen:
-    """Counts what a download tells."""
-
-    def __init__(self) -> None:
-        self.arrived = 0
-        self.files: dict[str, bool] = {}
-
-    def advance(self, num_bytes: int) -> None:
-        self.arrived += num_bytes
-
-    def finish_file(self, file: RemoteFile, fetched: bool) -> None:
-        self.files[file.name] = fetched
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries, without the waiting between them."""
@@ -54,12 +39,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fetch(
     hub: HubServer, folder: Path, token: str | None = None, revision: str | None = None
-) -> tuple[int, Seen]:
-    seen = Seen()
+) -> tuple[int, dict[str, bool]]:
+    """Return how many bytes came, and of each file whether it had to be fetched."""
+    seen: dict[str, bool] = {}
     connection = connect(token)
     repository = look_up(connection, "a/b", revision)
     files = select_files(repository, [""]).files
-    return download(connection, repository, files, folder, seen.advance, seen.finish_file), seen
+    num_bytes = download(
+        connection, repository, files, folder, lambda file, fetched: seen.update({file.name: fetched})
+    )
+    return num_bytes, seen
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -74,8 +63,8 @@ def test_every_file_arrives(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", FILES)
     num_bytes, seen = fetch(hub, tmp_path / "m")
     assert content(tmp_path / "m") == FILES
-    assert num_bytes == seen.arrived == sum(map(len, FILES.values()))
-    assert seen.files == dict.fromkeys(FILES, True)
+    assert num_bytes == sum(map(len, FILES.values()))
+    assert seen == dict.fromkeys(FILES, True)
     origin = read_origin(tmp_path / "m")
     assert origin is not None
     assert (origin.repo, origin.commit) == ("a/b", hub.repos["a/b"].commit_of("main"))
@@ -88,7 +77,7 @@ def test_a_second_time_fetches_nothing(hub: HubServer, tmp_path: Path) -> None:
     before = hub.count("GET", "/resolve/")
     num_bytes, seen = fetch(hub, tmp_path)
     assert num_bytes == 0
-    assert seen.files == dict.fromkeys(FILES, False)
+    assert seen == dict.fromkeys(FILES, False)
     assert hub.count("GET", "/resolve/") == before
 
 
@@ -105,17 +94,17 @@ def test_a_damaged_file_is_found_and_fetched_again(hub: HubServer, tmp_path: Pat
         victim.write_bytes({"short": data[:-1], "long": data + b"x", "flipped": flipped}[damage])
     num_bytes, seen = fetch(hub, tmp_path)
     assert num_bytes == len(data)
-    assert [name for name, fetched in seen.files.items() if fetched] == [victim.name]
+    assert [name for name, fetched in seen.items() if fetched] == [victim.name]
     assert content(tmp_path) == FILES
 
 
 def test_a_lost_connection_goes_on_where_it_stopped(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", {"model.safetensors": LONG})
     hub.fail("/blob/", "cut", after=CHUNK + 7)
-    num_bytes, seen = fetch(hub, tmp_path)
+    num_bytes, _ = fetch(hub, tmp_path)
     assert content(tmp_path) == {"model.safetensors": LONG}
     assert [h.get("range") for _, _, h in hub.storage_requests] == [None, f"bytes={CHUNK}-"]
-    assert num_bytes == seen.arrived == len(LONG)
+    assert num_bytes == len(LONG)
 
 
 def test_a_later_run_goes_on_where_one_gave_up(hub: HubServer, tmp_path: Path) -> None:
@@ -147,9 +136,8 @@ def test_a_server_that_cannot_go_on_starts_over(hub: HubServer, tmp_path: Path) 
     hub.add("a/b", {"model.safetensors": LONG})
     hub.fail("/blob/", "cut", after=CHUNK + 7)
     hub.fail("/blob/", "no_range")
-    _, seen = fetch(hub, tmp_path)
+    fetch(hub, tmp_path)
     assert content(tmp_path) == {"model.safetensors": LONG}
-    assert seen.arrived == len(LONG)
 
 
 @pytest.mark.parametrize("found", [WEIGHTS[:1000][::-1], WEIGHTS + b"more", WEIGHTS[:-1] + b"\0"])
@@ -159,18 +147,16 @@ def test_a_partial_file_that_is_wrong_is_thrown_away(hub: HubServer, tmp_path: P
     part = partial_file(tmp_path, file)
     part.parent.mkdir()
     part.write_bytes(found)
-    _, seen = fetch(hub, tmp_path)
+    fetch(hub, tmp_path)
     assert content(tmp_path) == {"model.safetensors": WEIGHTS}
-    assert seen.arrived == sum(map(len, content(tmp_path).values()))
 
 
 def test_damage_on_the_way_is_repaired_once(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", FILES)
     hub.fail("/blob/", "corrupt")
     hub.fail("config.json", "corrupt", method="GET")
-    _, seen = fetch(hub, tmp_path)
+    fetch(hub, tmp_path)
     assert content(tmp_path) == FILES
-    assert seen.arrived == sum(map(len, content(tmp_path).values()))
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json"])
@@ -318,7 +304,7 @@ def test_a_newer_revision_replaces_what_came_from_the_older(hub: HubServer, tmp_
     fetch(hub, tmp_path)
     repo.branches["main"] = {**FILES, "config.json": b"{}", "model-00001-of-00002.safetensors": WEIGHTS[1:]}
     _, seen = fetch(hub, tmp_path)
-    assert sorted(name for name, fetched in seen.files.items() if fetched) == [
+    assert sorted(name for name, fetched in seen.items() if fetched) == [
         "config.json",
         "model-00001-of-00002.safetensors",
     ]
@@ -361,7 +347,7 @@ def test_a_folder_of_another_model_is_refused(hub: HubServer, tmp_path: Path) ->
     hub.add("x/y", {"config.json": b"1"})
     repository = look_up(connect(None), "x/y")
     with pytest.raises(HubError, match="holds a/b; give another --output-dir for x/y"):
-        download(connect(None), repository, repository.files, tmp_path, Seen().advance, Seen().finish_file)
+        download(connect(None), repository, repository.files, tmp_path, print)
     assert content(tmp_path) == FILES
 
 
@@ -413,17 +399,6 @@ def test_too_little_space_is_said_before(
     assert hub.count("GET", "/resolve/") == 0
 
 
-def test_what_a_disk_can_say(tmp_path: Path) -> None:
-    file = RemoteFile("model.safetensors", 123_456, "")
-    said = {
-        code: explain_disk_error(OSError(code, "reason", "f"), tmp_path, file)
-        for code in (errno.ENOSPC, errno.EFBIG, errno.EACCES)
-    }
-    assert "is full: model.safetensors has 123,456 bytes" in said[errno.ENOSPC]
-    assert "larger than the file system" in said[errno.EFBIG]
-    assert "model.safetensors cannot be written: reason" in said[errno.EACCES]
-
-
 @pytest.mark.parametrize("folder", ["/proc/nowhere/x", "/dev/null/x"])
 def test_a_folder_that_cannot_be_written(hub: HubServer, folder: str) -> None:
     hub.add("a/b", FILES)
@@ -434,7 +409,7 @@ def test_a_folder_that_cannot_be_written(hub: HubServer, folder: str) -> None:
 def test_a_folder_in_the_way_of_a_file(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", {"config.json": b"{}"})
     (tmp_path / "config.json" / "x").mkdir(parents=True)
-    with pytest.raises(HubError, match=r"config.json cannot be written: Is a directory"):
+    with pytest.raises(HubError, match=r"config.json \(2 bytes\) cannot be written: Is a directory"):
         fetch(hub, tmp_path)
 
 
@@ -456,9 +431,9 @@ def test_what_is_too_large_for_http_comes_by_xet(
     info = sent.result().xet_info
     hub.xet_hashes[info.sha256] = info.hash
     monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", len(LONG) - 1)
-    num_bytes, seen = fetch(hub, tmp_path / "m")
+    num_bytes, _ = fetch(hub, tmp_path / "m")
     assert content(tmp_path / "m") == {"config.json": b"{}", "sub/model.safetensors": LONG}
-    assert num_bytes == seen.arrived == len(LONG) + 2
+    assert num_bytes == len(LONG) + 2
     assert hub.storage_requests == [], "Xet has a way of its own"
     assert {path.name for path in (tmp_path / "m" / ".tune_download").iterdir()} == {"origin.json", "lock"}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import columns
-from tune.cli.transfer_progress import byte_bar, format_size
+from tune.cli.transfer_progress import format_size
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
 
@@ -80,12 +80,15 @@ class _Progress:
     """Shows each phase of a conversion as a transfer of bytes."""
 
     def __init__(self) -> None:
-        self._bar = byte_bar(0)
+        from tqdm import tqdm
+
+        self._make_bar = tqdm
+        self._bar = tqdm(disable=True)
 
     def start(self, phase: str, num_bytes: int) -> None:
         self.close()
-        self._bar = byte_bar(num_bytes)
-        if self._bar.disable:
+        self._bar = self._make_bar(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None)
+        if self._bar.disable:  # no terminal
             sys.stderr.write(f"{_PHASES[phase]}: {format_size(num_bytes)}\n")
 
     def advance(self, num_bytes: int) -> None:

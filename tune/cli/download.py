@@ -39,7 +39,7 @@ def run(given: Given) -> int:
     if to is not None and (not to.strip() or "\0" in to):
         raise UsageError("--output-dir is empty or no path")
 
-    from tune.cli.transfer_progress import byte_bar, file_lines, format_size
+    from tune.cli.transfer_progress import file_lines, format_size
     from tune.hub.connection import connect
     from tune.hub.download import download
     from tune.hub.listing import look_up
@@ -55,19 +55,17 @@ def run(given: Given) -> int:
     size = f"{len(selection.files)} files, {format_size(total)}"
     shown = printable(str(folder))
     sys.stderr.write(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n")
-    bar, tell = byte_bar(total), file_lines(len(selection.files))
+    tell = file_lines(len(selection.files))
 
     def finished(file: RemoteFile, fetched: bool) -> None:
-        if bar.disable:
+        if not sys.stderr.isatty():  # where it is one, the library shows a bar for each file
             tell(f"{file.name} ({format_size(file.size)}{'' if fetched else ', was there'})")
 
     try:
-        fetched = download(hub, repository, selection.files, folder, bar.update, finished)
+        fetched = download(hub, repository, selection.files, folder, finished)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. What has arrived is kept; the same command goes on from there.")
         raise
-    finally:
-        bar.close()
     rows = [(printable(file.name), format_size(file.size)) for file in selection.files]
     new = "" if fetched == total else f", {format_size(fetched)} of them new" if fetched else ", nothing new"
     sys.stdout.write(f"{repository.name} is in {shown}:\n{columns(rows)}\n  {size}{new}, all verified\n")

@@ -1,16 +1,12 @@
-"""How far a transfer is: a bar on a terminal, a line for each file anywhere else."""
+"""What is said of files on their way: sizes, and a line for each that is done."""
 
 from __future__ import annotations
 
 import itertools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from tune.config.diagnostics import printable
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 
 def format_size(num_bytes: int) -> str:
@@ -21,13 +17,6 @@ def format_size(num_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 99.5 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
-
-
-def byte_bar(num_bytes: int) -> tqdm[Any]:
-    """Return a bar of so many bytes on standard error, which shows nothing where that is no terminal."""
-    from tqdm import tqdm
-
-    return tqdm(total=num_bytes, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=None)
 
 
 def file_lines(num_files: int) -> Callable[[str], None]:

@@ -18,7 +18,7 @@ from tune.errors import HubError
 from tune.hub.connection import Hub
 from tune.hub.listing import RemoteFile, Repository
 from tune.hub.short_names import is_repository
-from tune.hub.transfer import WORK_FOLDER, Transfer, explain_disk_error, holds, partial_file
+from tune.hub.transfer import WORK_FOLDER, fetch_file, holds, partial_file
 from tune.utils import get_logger
 
 __all__ = ["download", "read_origin"]
@@ -60,7 +60,6 @@ def download(
     repository: Repository,
     files: Sequence[RemoteFile],
     folder: Path,
-    arrived: Callable[[int], object],
     finished: Callable[[RemoteFile, bool], None],
 ) -> int:
     """Make `folder` hold `files` of `repository`, and return how many bytes had to be fetched.
@@ -73,7 +72,6 @@ def download(
         repository: what there is.
         files: those of them to fetch.
         folder: where they go.
-        arrived: told, from several threads, how many bytes more are there (fewer, if negative).
         finished: told of each complete file, and whether it had to be fetched.
 
     Raises:
@@ -92,7 +90,7 @@ def download(
                 )
             _require_space(folder, files)
             _write_record(folder, repository, files, origin)
-            fetched = _fetch_all(Transfer(hub, repository, folder, arrived), files, origin, finished)
+            fetched = _fetch_all(hub, repository, files, folder, origin, finished)
             _clean_up(folder, repository, origin)
     except OSError as error:
         raise HubError(
@@ -154,8 +152,10 @@ def _write_record(
 
 
 def _fetch_all(
-    transfer: Transfer,
+    hub: Hub,
+    repository: Repository,
     files: Sequence[RemoteFile],
+    folder: Path,
     origin: Origin | None,
     finished: Callable[[RemoteFile, bool], None],
 ) -> int:
@@ -164,22 +164,16 @@ def _fetch_all(
     waiting = deque(sorted(files, key=lambda file: (file.size, file.name)))
     results: queue.SimpleQueue[tuple[RemoteFile, bool | BaseException]] = queue.SimpleQueue()
 
+    stop = threading.Event()
+
     def work() -> None:
-        while not transfer.stop.is_set():
+        while not stop.is_set():
             try:
                 file = waiting.popleft()
             except IndexError:
                 return
-            path = transfer.folder / file.name
             try:
-                if new := not holds(path, file):
-                    _make_way(path, file, origin)
-                    transfer.fetch(file)
-                else:
-                    transfer.arrived(file.size)
-                results.put((file, new))
-            except OSError as error:
-                results.put((file, HubError(explain_disk_error(error, transfer.folder, file))))
+                results.put((file, _make_whole(hub, repository, file, folder, origin, stop)))
             except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
                 results.put((file, error))
 
@@ -195,8 +189,31 @@ def _fetch_all(
             finished(file, result)
             fetched += file.size if result else 0
     finally:
-        transfer.stop.set()  # whatever ended this, Ctrl-C too, ends the others
+        stop.set()  # whatever ended this, Ctrl-C too, ends the others
     return fetched
+
+
+def _make_whole(
+    hub: Hub,
+    repository: Repository,
+    file: RemoteFile,
+    folder: Path,
+    origin: Origin | None,
+    stop: threading.Event,
+) -> bool:
+    """Fetch `file` unless it is there, and return whether it had to be."""
+    path = folder / file.name
+    try:
+        if holds(path, file):
+            return False
+        _make_way(path, file, origin)
+        fetch_file(hub, repository, file, folder, stop)
+    except OSError as error:
+        raise HubError(
+            f"{path} ({file.size:,} bytes) cannot be written: {error.strerror or error}. What has arrived is kept: "
+            "make room, or give another --output-dir, and run the same command again"
+        ) from error
+    return True
 
 
 def _make_way(path: Path, file: RemoteFile, origin: Origin | None) -> None:
