@@ -126,12 +126,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _require_space(folder: Path, files: Sequence[RemoteFile]) -> None:
     needed = 0
     for file in files:
-        there = [
-            path.stat().st_size for path in (folder / file.name, partial_file(folder, file)) if path.is_file()
-        ]
-        needed += max(0, file.size - max(there, default=0))
+        whole, part = folder / file.name, partial_file(folder, file)
+        if not whole.is_file() or whole.stat().st_size != file.size:
+            needed += file.size - (part.stat().st_size if part.is_file() else 0)
     free = shutil.disk_usage(folder).free
-    if needed and needed + SPARE_BYTES > free:
+    if needed > 0 and needed + SPARE_BYTES > free:
         raise HubError(
             f"the disk of {folder} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are still to come. "
             "Make room, or give a folder on another disk with --output-dir"
@@ -166,6 +165,20 @@ def _fetch_all(
 
     stop = threading.Event()
 
+    def make_whole(file: RemoteFile) -> bool:
+        path = folder / file.name
+        try:
+            if holds(path, file):
+                return False
+            _make_way(path, file, origin)
+            fetch_file(hub, repository, file, folder, stop)
+        except OSError as error:
+            raise HubError(
+                f"{path} ({file.size:,} bytes) cannot be written: {error.strerror or error}. What has arrived is kept: "
+                "make room, or give another --output-dir, and run the same command again"
+            ) from error
+        return True
+
     def work() -> None:
         while not stop.is_set():
             try:
@@ -173,7 +186,7 @@ def _fetch_all(
             except IndexError:
                 return
             try:
-                results.put((file, _make_whole(hub, repository, file, folder, origin, stop)))
+                results.put((file, make_whole(file)))
             except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
                 results.put((file, error))
 
@@ -191,29 +204,6 @@ def _fetch_all(
     finally:
         stop.set()  # whatever ended this, Ctrl-C too, ends the others
     return fetched
-
-
-def _make_whole(
-    hub: Hub,
-    repository: Repository,
-    file: RemoteFile,
-    folder: Path,
-    origin: Origin | None,
-    stop: threading.Event,
-) -> bool:
-    """Fetch `file` unless it is there, and return whether it had to be."""
-    path = folder / file.name
-    try:
-        if holds(path, file):
-            return False
-        _make_way(path, file, origin)
-        fetch_file(hub, repository, file, folder, stop)
-    except OSError as error:
-        raise HubError(
-            f"{path} ({file.size:,} bytes) cannot be written: {error.strerror or error}. What has arrived is kept: "
-            "make room, or give another --output-dir, and run the same command again"
-        ) from error
-    return True
 
 
 def _make_way(path: Path, file: RemoteFile, origin: Origin | None) -> None:

@@ -116,8 +116,16 @@ def _add_what_lacks(
         # Sizes and ranges count the file's own bytes, not compressed ones.
         headers = {**hub.headers, "Accept-Encoding": "identity"}
         with part.open("ab") as stream:
-            size, done = file.size, stream.tell()
-            http_get(url, stream, resume_size=done, headers=headers, expected_size=size, tqdm_class=Bar)
+            done = stream.tell()
+            http_get(
+                url,
+                stream,
+                resume_size=done,
+                headers=headers,
+                expected_size=file.size,
+                displayed_filename=file.name,
+                tqdm_class=Bar,
+            )
 
     def by_xet() -> None:
         where, token = part.parent / "xet", hub.token or False
