@@ -293,6 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and not (fault and fault.kind == "no_range"):
             start, status = int(asked[1]), 206
+            if start >= len(content):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             headers = {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         served = content[start:]
         if fault and fault.kind == "corrupt" and served:

@@ -9,7 +9,6 @@ import os
 import queue
 import shutil
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +35,10 @@ class Origin:
 
     Args:
         repo: owner/name.
-        commit: the commit the files are of.
         digests: digest of each file as it came, by name.
     """
 
     repo: str
-    commit: str
     digests: dict[str, str]
 
 
@@ -49,7 +46,7 @@ def read_origin(folder: Path) -> Origin | None:
     """Return where the model in `folder` was downloaded from, or None if nobody noted it."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        origin = Origin(str(content["repo"]), str(content["commit"]), dict(content["files"]))
+        origin = Origin(str(content["repo"]), dict(content["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return origin if is_repository(origin.repo) else None
@@ -159,10 +156,11 @@ def _fetch_all(
     finished: Callable[[RemoteFile, bool], None],
 ) -> int:
     """Make every file whole, over several connections, and return how many bytes came; a failure ends all."""
-    # Small ones first: a gated repository or a wrong token shows at once.
-    waiting = deque(sorted(files, key=lambda file: (file.size, file.name)))
     results: queue.SimpleQueue[tuple[RemoteFile, bool | BaseException]] = queue.SimpleQueue()
-
+    waiting: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+    # Small ones first: a gated repository or a wrong token shows at once.
+    for file in sorted(files, key=lambda file: (file.size, file.name)):
+        waiting.put(file)
     stop = threading.Event()
 
     def make_whole(file: RemoteFile) -> bool:
@@ -180,15 +178,13 @@ def _fetch_all(
         return True
 
     def work() -> None:
-        while not stop.is_set():
-            try:
-                file = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                results.put((file, make_whole(file)))
-            except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
-                results.put((file, error))
+        with contextlib.suppress(queue.Empty):
+            while not stop.is_set():
+                file = waiting.get_nowait()
+                try:
+                    results.put((file, make_whole(file)))
+                except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
+                    results.put((file, error))
 
     for _ in range(min(MAX_CONNECTIONS, len(files))):
         # Daemons: a connection that hangs must not hold up Ctrl-C.

@@ -100,6 +100,8 @@ def _add_what_lacks(
     repo, commit, endpoint = repository.name, repository.commit, hub.endpoint
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK
     part.touch()
+    if part.stat().st_size > file.size:
+        os.truncate(part, 0)
 
     class Bar(tqdm):
         """The library's bar, which ends what nobody waits for, and what has no end."""
@@ -134,11 +136,12 @@ def _add_what_lacks(
         )
         os.replace(path, part)
 
-    by = by_http if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE else by_xet
-    request = hub.request(repo, commit)
+    request, fetch = hub.request(repo, commit), by_http
+    if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        fetch = by_xet
     try:
         with translate_hub_errors(hub, request, f"fetching {file.name}", ValueError, RuntimeError):
-            with_retries(by, lost=False)
+            with_retries(fetch, lost=False)
     except HubError as error:
         done = part.stat().st_size
         kept = f"{done:,} of the {file.size:,} bytes of {file.name} have arrived and are kept"
