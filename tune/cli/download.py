@@ -25,7 +25,12 @@ CHECKPOINTS = "checkpoints"
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
     name, patterns = _read_operands(given)
-    _refuse_other_sources(given)
+    source = given.one("source")
+    if source is not None and source.casefold() != "huggingface":
+        raise UsageError(
+            f"--source {source}: tune downloads from the Hugging Face hub only. Fetch the model with that site's own "
+            "tool, then give its folder as model_checkpoint"
+        )
     if {"convert", "no_convert"} <= given.switches:
         raise UsageError("--convert and --no-convert exclude each other; give one")
     token = read_token(given)
@@ -106,15 +111,6 @@ def _read_operands(given: Given) -> tuple[str, list[str] | None]:
         more = f", not {len(names)} ({', '.join(names[:3])})" if names else ""
         raise UsageError(f"tune download takes one model{more}: {example}")
     return names[0], patterns or None
-
-
-def _refuse_other_sources(given: Given) -> None:
-    source = given.one("source")
-    if source is not None and source.casefold() != "huggingface":
-        raise UsageError(
-            f"--source {source}: tune downloads from the Hugging Face hub only. Fetch the model with that site's own "
-            "tool, then give its folder as model_checkpoint"
-        )
 
 
 def _convert(model: Path, folder: Path, selection: Selection) -> Path:

@@ -71,12 +71,7 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
             f"{hub.endpoint} did not answer as the hub does ({error}); check HF_ENDPOINT"
         ) from error
     except HubError as error:
-        cause = error.__cause__
-        if isinstance(cause, RevisionNotFoundError):
-            raise HubError(str(error) + _revisions(hub, repo)) from cause
-        if isinstance(cause, RepositoryNotFoundError):
-            raise HubError(str(error) + _other_names(repo)) from cause
-        raise
+        raise HubError(str(error) + _what_there_is(hub, repo, error.__cause__)) from error.__cause__
     for file in files:
         check_file_name(file.name, repo)
     name = info.id if isinstance(info.id, str) and is_repository(info.id) else repo
@@ -123,7 +118,13 @@ def check_file_name(name: str, repo: str) -> None:
         )
 
 
-def _revisions(hub: Hub, repo: str) -> str:
+def _what_there_is(hub: Hub, repo: str, cause: BaseException | None) -> str:
+    """Return what might have been meant where a repository or a revision of it is not found."""
+    if isinstance(cause, RepositoryNotFoundError):
+        close = nearest_names(repo.rpartition("/")[2])
+        return f".\nShort names that come close: {', '.join(close)}" if close else ""
+    if not isinstance(cause, RevisionNotFoundError):
+        return ""
     try:
         refs = hub.api.list_repo_refs(repo)
     except hub_failures(KeyError, TypeError, ValueError):
@@ -131,8 +132,3 @@ def _revisions(hub: Hub, repo: str) -> str:
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"; there are {', '.join(names[:8])}{more}" if names else ""
-
-
-def _other_names(repo: str) -> str:
-    close = nearest_names(repo.rpartition("/")[2])
-    return f".\nShort names that come close: {', '.join(close)}" if close else ""
