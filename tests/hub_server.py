@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 LFS_FROM = 1000  # bytes; larger files are stored as the hub stores weights
 
@@ -55,7 +55,8 @@ class Fault:
 
     Args:
         kind: "status", "cut" (the connection closes after `after` bytes), "corrupt" (a byte differs), "html",
-            "drop" (no answer at all), "slow" (`seconds` before each piece), "no_range" (ranges are ignored).
+            "drop" (no answer at all), "hold" (after `after` bytes nothing more comes until `release` is set),
+            "no_range" (ranges are ignored).
     """
 
     match: str
@@ -66,7 +67,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     after: int = 0
-    seconds: float = 0.0
+    release: threading.Event = field(default_factory=threading.Event)
 
 
 class HubServer:
@@ -79,10 +80,8 @@ class HubServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.storage_requests: list[tuple[str, str, dict[str, str]]] = []
         self.blobs: dict[str, bytes] = {}
-        self.listing = (
-            "page"  # what lists files with sizes: the model's "page", the "tree", or "nothing" but names
-        )
         self.xet_folder = ""  # where Xet keeps what it is sent; empty: this hub takes LFS alone
+        self.xet_hashes: dict[str, str] = {}  # SHA-256 of a file: Xet's name for it
         self.lock = threading.Lock()
         self._servers = []
         for storage in (False, True):
@@ -221,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._batch(json.loads(body))
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(*match.groups())
-        what = "revision|tree|refs|preupload|commit|branch|xet-write-token"
+        what = "revision|tree|refs|preupload|commit|branch|xet-write-token|xet-read-token"
         if match := re.fullmatch(rf"/api/models/([^/]+/[^/]+)(?:/({what})(?:/(.+))?)?", path):
             return self._model(match[1], match[2], match[3], body)
         return self._error(404, "", f"no such page {path}")
@@ -244,44 +243,25 @@ class _Handler(BaseHTTPRequestHandler):
                 {"name": b, "ref": f"refs/heads/{b}", "targetCommit": "0" * 40} for b in repo.branches
             ]
             return self._json({"branches": branches, "tags": [], "converts": []})
+        if what == "xet-read-token":
+            return self._xet_token()
         if what in ("preupload", "commit", "branch", "xet-write-token"):
             return self._write(name, repo, what, rest or "", body)
         revision = rest or "main"
-        if what == "tree" and self.hub.listing == "nothing":
-            return self._error(404, "", "no such page")
         files = repo.files(revision)
         if files is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if what == "tree":
-            return self._json([self._tree_entry(file, content) for file, content in files.items()])
-        blobs = "blobs" in parse_qs(urlsplit(self.path).query) and self.hub.listing == "page"
-        siblings = [self._sibling(file, content, blobs) for file, content in files.items()]
+            return self._json([_tree_entry(file, content) for file, content in files.items()])
         return self._json(
             {
                 "id": name,
                 "sha": repo.revision(revision),
                 "private": repo.private,
                 "gated": "manual" if repo.gated else False,
-                **({"siblings": siblings} if self.hub.listing != "tree" else {}),
+                "siblings": [{"rfilename": file} for file in files],
             }
         )
-
-    @staticmethod
-    def _sibling(name: str, content: bytes, blobs: bool) -> dict[str, Any]:
-        entry: dict[str, Any] = {"rfilename": name}
-        if blobs:
-            entry |= {"size": len(content), "blobId": git_digest(content)}
-            if len(content) >= LFS_FROM:
-                digest = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 134}
-        return entry
-
-    def _tree_entry(self, name: str, content: bytes) -> dict[str, Any]:
-        entry = self._sibling(name, content, True)
-        found = {"type": "file", "path": name, "size": entry["size"], "oid": entry["blobId"]}
-        if "lfs" in entry:
-            found["lfs"] = {"size": entry["size"], "oid": entry["lfs"]["sha256"], "pointerSize": 134}
-        return found
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
         repo = self._repo(name)
@@ -301,6 +281,9 @@ class _Handler(BaseHTTPRequestHandler):
         digest = hashlib.sha256(content).hexdigest()
         self.hub.blobs[digest] = content
         linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"'}
+        if digest in self.hub.xet_hashes:
+            route = f"{self.hub.url}/api/models/{name}/xet-read-token/{repo.revision(revision)}"
+            linked |= {"X-Xet-Hash": self.hub.xet_hashes[digest], "X-Xet-Refresh-Route": route}
         location = f"{self.hub.storage_url}/blob/{digest}/{file}?signature=secret"
         return self._send(302, b"", {**common, **linked, "Location": location})
 
@@ -310,6 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and not (fault and fault.kind == "no_range"):
             start, status = int(asked[1]), 206
+            if start >= len(content):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             headers = {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         served = content[start:]
         if fault and fault.kind == "corrupt" and served:
@@ -320,16 +305,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if fault and fault.kind == "cut":
+        if fault and fault.kind in ("cut", "hold"):
             self.wfile.write(served[: fault.after])
             self.wfile.flush()
-            self.close_connection = True
-            return
-        pieces = [served[i : i + 65536] for i in range(0, len(served), 65536)]
-        for piece in pieces:
-            if fault and fault.kind == "slow":
-                time.sleep(fault.seconds)
-            self.wfile.write(piece)
+            if fault.kind == "cut":
+                self.close_connection = True
+                return
+            fault.release.wait()
+            served = served[fault.after :]
+        self.wfile.write(served)
 
     # -- the storage host
 
@@ -371,14 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "xet-write-token" and not self.hub.xet_folder:
             return self._error(404, "", "Xet is not enabled here")
         if what == "xet-write-token":
-            place, until = f"local://{self.hub.xet_folder}", int(time.time()) + 3600
-            headers = {
-                "X-Xet-Cas-Url": place,
-                "X-Xet-Access-Token": "t",
-                "X-Xet-Token-Expiration": str(until),
-            }
-            body = json.dumps({"casUrl": place, "accessToken": "t", "exp": until}).encode()
-            return self._send(200, body, {"Content-Type": "application/json", **headers})
+            return self._xet_token()
         if what == "branch":
             repo.branches[rest] = dict(repo.branches["main"])
             return self._json({})
@@ -396,6 +373,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"files": files, "commitOid": repo.commit_of(rest)})
         return self._commit(
             name, repo, rest, [json.loads(line) for line in body.splitlines() if line.strip()]
+        )
+
+    def _xet_token(self) -> None:
+        place, until = f"local://{self.hub.xet_folder}", int(time.time()) + 3600
+        headers = {
+            "Content-Type": "application/json",
+            "X-Xet-Cas-Url": place,
+            "X-Xet-Access-Token": "t",
+            "X-Xet-Token-Expiration": str(until),
+        }
+        return self._send(
+            200, json.dumps({"casUrl": place, "accessToken": "t", "exp": until}).encode(), headers
         )
 
     def _batch(self, wanted: dict[str, Any]) -> None:
@@ -428,6 +417,13 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(
             {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"}
         )
+
+
+def _tree_entry(name: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": git_digest(content)}
+    if len(content) >= LFS_FROM:
+        entry["lfs"] = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+    return entry
 
 
 def git_digest(content: bytes) -> str:

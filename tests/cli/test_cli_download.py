@@ -39,12 +39,12 @@ def start(hub: HubServer, cwd: Path, *arguments: str, **variables: str) -> subpr
     )
 
 
-def wait_for_part(folder: Path, num_bytes: int) -> None:
-    for _ in range(1500):
-        if any(part.stat().st_size >= num_bytes for part in folder.rglob("*.part")):
-            return
+def wait_for_part(folder: Path, num_bytes: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not any(part.stat().st_size >= num_bytes for part in folder.rglob("*.part")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing arrived"
         time.sleep(0.02)
-    raise AssertionError("nothing arrived")
 
 
 def test_a_short_name_lands_where_the_configs_look(tune, hub: HubServer, tmp_path: Path) -> None:
@@ -177,58 +177,49 @@ def test_convert_has_nothing_to_do_for_safetensors(tune, hub: HubServer) -> None
 
 def test_offline_is_said(hub: HubServer, tmp_path: Path) -> None:
     process = start(hub, tmp_path, "a/b", HF_HUB_OFFLINE="1")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert err.startswith("error: the hub is switched off by HF_HUB_OFFLINE")
     assert "Traceback" not in err
 
 
-def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_download_goes_on_where_it_was(hub: HubServer, tmp_path: Path, how: signal.Signals) -> None:
     hub.add("a/b", {"config.json": b"{}", "model.safetensors": BIG})
-    slow = hub.fail("/blob/", "slow", times=99, seconds=0.02)
-    process = start(hub, tmp_path, "a/b")
-    wait_for_part(tmp_path, 500_000)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 10, "the rest was not waited for"
-    assert process.returncode == 130
-    assert "What has arrived is kept; the same command goes on from there." in err
-    assert "Traceback" not in err
+    held = hub.fail("/blob/", "hold", times=99, after=len(BIG) // 2)
+    process = start(hub, tmp_path, "a/b", HF_HUB_DOWNLOAD_TIMEOUT="600")
+    wait_for_part(tmp_path, len(BIG) // 4, process)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=300)  # the rest, which never comes, is not waited for
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "What has arrived is kept; the same command goes on from there." in err
+        assert "Traceback" not in err
     model = tmp_path / "checkpoints" / "b" / "model.safetensors"
     assert not model.exists()
-    slow.times = 0
+    held.times = 0
+    held.release.set()
     hub.storage_requests.clear()
     process = start(hub, tmp_path, "a/b")
-    assert process.wait(timeout=60) == 0
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert model.read_bytes() == BIG
     (asked,) = [headers["range"] for _, _, headers in hub.storage_requests]
-    assert int(asked.removeprefix("bytes=").removesuffix("-")) >= 500_000
-
-
-def test_a_killed_download_goes_on(hub: HubServer, tmp_path: Path) -> None:
-    hub.add("a/b", {"config.json": b"{}", "model.safetensors": BIG})
-    slow = hub.fail("/blob/", "slow", times=99, seconds=0.02)
-    process = start(hub, tmp_path, "a/b")
-    wait_for_part(tmp_path, 500_000)
-    process.kill()
-    process.communicate()
-    slow.times = 0
-    hub.storage_requests.clear()
-    process = start(hub, tmp_path, "a/b")
-    assert process.wait(timeout=60) == 0
-    assert (tmp_path / "checkpoints" / "b" / "model.safetensors").read_bytes() == BIG
-    assert "range" in hub.storage_requests[0][2]
+    assert int(asked.removeprefix("bytes=").removesuffix("-")) >= len(BIG) // 4
 
 
 def test_two_downloads_into_one_folder(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", {"config.json": b"{}", "model.safetensors": BIG})
-    hub.fail("/blob/", "slow", times=99, seconds=0.02)
-    both = [start(hub, tmp_path, "a/b")]
-    wait_for_part(tmp_path, 1000)
-    both.append(start(hub, tmp_path, "a/b"))
-    results = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [0, 0], results
+    held = hub.fail("/blob/", "hold", after=len(BIG) // 2)
+    first = start(hub, tmp_path, "a/b", HF_HUB_DOWNLOAD_TIMEOUT="600")
+    wait_for_part(tmp_path, 1000, first)
+    second = start(hub, tmp_path, "a/b")
+    assert second.stderr is not None
+    while "Another download writes to" not in (line := second.stderr.readline()):
+        assert line, "the second ended without waiting for the first"
+    held.release.set()
+    results = [process.communicate(timeout=300) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), results
     assert (tmp_path / "checkpoints" / "b" / "model.safetensors").read_bytes() == BIG
     assert hub.count("GET", "/blob/") == 1, "the second waits for the first, then has nothing to do"
     assert "model.safetensors (8.4 MB, was there)" in results[1][1]
@@ -240,7 +231,7 @@ def test_a_token_shows_nowhere(hub: HubServer, tmp_path: Path) -> None:
     hub.add("ann/ok", TINY_FILES)
     for words in (["a/b"], ["ann/ok"], ["a/none"], ["ann/ok", "--revision", "no"]):
         process = start(hub, tmp_path, *words, HF_TOKEN="hf_secret123", HF_DEBUG="1")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert "hf_secret123" not in out + err
         assert "Traceback" not in err
     written = [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -256,7 +247,7 @@ def test_a_file_too_large_for_the_disk(hub: HubServer, tmp_path: Path) -> None:
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert outcome.returncode == 1
-    assert "model.safetensors (8,388,608 bytes) is larger than the file system of" in outcome.stderr
+    assert "model.safetensors (8,388,608 bytes) cannot be written: File too large" in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 
@@ -276,7 +267,7 @@ def test_a_bar_on_a_terminal(hub: HubServer, tmp_path: Path) -> None:
             shown += piece
     except OSError:  # how a terminal says that nobody writes any more
         pass
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert b"%|" in shown
     assert b"[1/" not in shown

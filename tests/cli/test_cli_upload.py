@@ -191,7 +191,7 @@ def test_a_branch(tune, ann: HubServer, tmp_path: Path) -> None:
         ("hf_wrong", "ann/x", "does not accept the token (HF_TOKEN)"),
         ("hf_read", "ann/x", "may only read"),
         ("hf_bob", "ann/x", "may not write to ann/x"),
-        ("hf_bob", "ann/public", "may not write there"),
+        ("hf_bob", "ann/public", "may not write to ann/public"),
         ("hf_bob", "ann/secret", "may not write to ann/secret"),
     ],
 )
@@ -338,12 +338,13 @@ def test_ctrl_c_leaves_the_repository_as_it_was(ann: HubServer, tmp_path: Path) 
         [sys.executable, "-m", "tune", "upload", "out", "ann/parrot"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    for _ in range(500):
-        if ann.count("PUT", "/lfs/"):
-            break
+    deadline = time.monotonic() + 300
+    while not ann.count("PUT", "/lfs/"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing was sent"
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert out == ""
     assert "ann/parrot shows nothing new" in err

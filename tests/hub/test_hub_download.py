@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import shutil
-import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,15 +12,16 @@ import pytest
 from hub_server import HubServer, git_digest
 
 import tune.hub.connection
-import tune.hub.transfer
 from tune.errors import HubError
 from tune.hub.connection import Hub, connect
 from tune.hub.download import download, read_origin
-from tune.hub.listing import RemoteFile, look_up
+from tune.hub.listing import look_up
 from tune.hub.selection import select_files
-from tune.hub.transfer import explain_disk_error, partial_file
+from tune.hub.transfer import CHUNK, partial_file
 
 WEIGHTS = random.Random(3).randbytes(300_007)
+# So long that a part of it is worth keeping: what a lost connection loses is less than CHUNK.
+LONG = random.Random(4).randbytes(2 * CHUNK + 1009)
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "model-00001-of-00002.safetensors": WEIGHTS,
@@ -32,40 +31,24 @@ FILES = {
 }
 
 
-class Seen:
-    """Counts what a download tells."""
-
-    def __init__(self) -> None:
-        self.total = self.arrived = 0
-        self.files: dict[str, bool] = {}
-
-    def start(self, num_bytes: int, num_files: int) -> None:
-        self.total = num_bytes
-
-    def advance(self, num_bytes: int) -> None:
-        self.arrived += num_bytes
-
-    def finish_file(self, file: RemoteFile, fetched: bool) -> None:
-        self.files[file.name] = fetched
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries, without the waiting between them."""
     monkeypatch.setattr(tune.hub.connection, "WAITS", (0.0,) * 5)
-    monkeypatch.setattr(tune.hub.transfer, "WAITS", (0.0,) * 5)
 
 
 def fetch(
     hub: HubServer, folder: Path, token: str | None = None, revision: str | None = None
-) -> tuple[int, Seen]:
-    seen = Seen()
+) -> tuple[int, dict[str, bool]]:
+    """Return how many bytes came, and of each file whether it had to be fetched."""
+    seen: dict[str, bool] = {}
     connection = connect(token)
     repository = look_up(connection, "a/b", revision)
-    return download(connection, repository, select_files(repository, [""]), folder, seen), seen
+    files = select_files(repository, [""]).files
+    num_bytes = download(
+        connection, repository, files, folder, lambda file, fetched: seen.update({file.name: fetched})
+    )
+    return num_bytes, seen
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -80,11 +63,12 @@ def test_every_file_arrives(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", FILES)
     num_bytes, seen = fetch(hub, tmp_path / "m")
     assert content(tmp_path / "m") == FILES
-    assert num_bytes == seen.total == seen.arrived == sum(map(len, FILES.values()))
-    assert seen.files == dict.fromkeys(FILES, True)
+    assert num_bytes == sum(map(len, FILES.values()))
+    assert seen == dict.fromkeys(FILES, True)
     origin = read_origin(tmp_path / "m")
     assert origin is not None
-    assert (origin.repo, origin.commit) == ("a/b", hub.repos["a/b"].commit_of("main"))
+    assert origin.repo == "a/b"
+    assert set(origin.digests) == set(FILES)
     assert not list((tmp_path / "m").rglob("*.part"))
 
 
@@ -94,7 +78,7 @@ def test_a_second_time_fetches_nothing(hub: HubServer, tmp_path: Path) -> None:
     before = hub.count("GET", "/resolve/")
     num_bytes, seen = fetch(hub, tmp_path)
     assert num_bytes == 0
-    assert seen.files == dict.fromkeys(FILES, False)
+    assert seen == dict.fromkeys(FILES, False)
     assert hub.count("GET", "/resolve/") == before
 
 
@@ -111,43 +95,50 @@ def test_a_damaged_file_is_found_and_fetched_again(hub: HubServer, tmp_path: Pat
         victim.write_bytes({"short": data[:-1], "long": data + b"x", "flipped": flipped}[damage])
     num_bytes, seen = fetch(hub, tmp_path)
     assert num_bytes == len(data)
-    assert [name for name, fetched in seen.files.items() if fetched] == [victim.name]
+    assert [name for name, fetched in seen.items() if fetched] == [victim.name]
     assert content(tmp_path) == FILES
 
 
 def test_a_lost_connection_goes_on_where_it_stopped(hub: HubServer, tmp_path: Path) -> None:
-    hub.add("a/b", {"model.safetensors": WEIGHTS})
-    hub.fail("/blob/", "cut", after=100_003)
-    num_bytes, seen = fetch(hub, tmp_path)
-    assert content(tmp_path) == {"model.safetensors": WEIGHTS}
-    assert [h.get("range") for _, _, h in hub.storage_requests] == [None, "bytes=100003-"]
-    assert num_bytes == seen.arrived == len(WEIGHTS)
+    hub.add("a/b", {"model.safetensors": LONG})
+    hub.fail("/blob/", "cut", after=CHUNK + 7)
+    num_bytes, _ = fetch(hub, tmp_path)
+    assert content(tmp_path) == {"model.safetensors": LONG}
+    assert [h.get("range") for _, _, h in hub.storage_requests] == [None, f"bytes={CHUNK}-"]
+    assert num_bytes == len(LONG)
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_gave_up(hub: HubServer, tmp_path: Path) -> None:
-    hub.add("a/b", {"model.safetensors": WEIGHTS})
-    hub.fail("/blob/", "cut", after=50_021)
-    hub.fail("/blob/", "drop", times=99)
+def test_a_later_run_goes_on_where_one_gave_up(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("a/b", {"model.safetensors": LONG})
+    hub.fail("/blob/", "cut", after=CHUNK + 7)
+    hub.fail("/blob/", "status", times=99, status=503)
     with pytest.raises(
-        HubError, match=r"50,021 of the 300,007 bytes of model.safetensors have arrived and are kept"
+        HubError, match=r"1,048,576 of the 2,098,161 bytes of model.safetensors have arrived and are kept"
     ):
         fetch(hub, tmp_path)
     assert content(tmp_path) == {}, "nothing may look complete"
-    assert [part.stat().st_size for part in tmp_path.rglob("*.part")] == [50_021]
+    assert [part.stat().st_size for part in tmp_path.rglob("*.part")] == [CHUNK]
     hub.faults.clear()
     hub.storage_requests.clear()
     fetch(hub, tmp_path)
-    assert [h.get("range") for _, _, h in hub.storage_requests] == ["bytes=50021-"]
-    assert content(tmp_path) == {"model.safetensors": WEIGHTS}
+    assert [h.get("range") for _, _, h in hub.storage_requests] == [f"bytes={CHUNK}-"]
+    assert content(tmp_path) == {"model.safetensors": LONG}
+
+
+def test_a_storage_host_that_never_answers(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("a/b", {"model.safetensors": WEIGHTS})
+    hub.fail("/blob/", "drop", times=99)
+    with pytest.raises(HubError, match="cannot be reached"):
+        fetch(hub, tmp_path)
+    assert content(tmp_path) == {}
 
 
 def test_a_server_that_cannot_go_on_starts_over(hub: HubServer, tmp_path: Path) -> None:
-    hub.add("a/b", {"model.safetensors": WEIGHTS})
-    hub.fail("/blob/", "cut", after=99)
+    hub.add("a/b", {"model.safetensors": LONG})
+    hub.fail("/blob/", "cut", after=CHUNK + 7)
     hub.fail("/blob/", "no_range")
-    _, seen = fetch(hub, tmp_path)
-    assert content(tmp_path) == {"model.safetensors": WEIGHTS}
-    assert seen.arrived == len(WEIGHTS)
+    fetch(hub, tmp_path)
+    assert content(tmp_path) == {"model.safetensors": LONG}
 
 
 @pytest.mark.parametrize("found", [WEIGHTS[:1000][::-1], WEIGHTS + b"more", WEIGHTS[:-1] + b"\0"])
@@ -157,18 +148,16 @@ def test_a_partial_file_that_is_wrong_is_thrown_away(hub: HubServer, tmp_path: P
     part = partial_file(tmp_path, file)
     part.parent.mkdir()
     part.write_bytes(found)
-    _, seen = fetch(hub, tmp_path)
+    fetch(hub, tmp_path)
     assert content(tmp_path) == {"model.safetensors": WEIGHTS}
-    assert seen.arrived == seen.total
 
 
 def test_damage_on_the_way_is_repaired_once(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", FILES)
     hub.fail("/blob/", "corrupt")
     hub.fail("config.json", "corrupt", method="GET")
-    _, seen = fetch(hub, tmp_path)
+    fetch(hub, tmp_path)
     assert content(tmp_path) == FILES
-    assert seen.arrived == seen.total
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json"])
@@ -316,7 +305,7 @@ def test_a_newer_revision_replaces_what_came_from_the_older(hub: HubServer, tmp_
     fetch(hub, tmp_path)
     repo.branches["main"] = {**FILES, "config.json": b"{}", "model-00001-of-00002.safetensors": WEIGHTS[1:]}
     _, seen = fetch(hub, tmp_path)
-    assert sorted(name for name, fetched in seen.files.items() if fetched) == [
+    assert sorted(name for name, fetched in seen.items() if fetched) == [
         "config.json",
         "model-00001-of-00002.safetensors",
     ]
@@ -359,7 +348,7 @@ def test_a_folder_of_another_model_is_refused(hub: HubServer, tmp_path: Path) ->
     hub.add("x/y", {"config.json": b"1"})
     repository = look_up(connect(None), "x/y")
     with pytest.raises(HubError, match="holds a/b; give another --output-dir for x/y"):
-        download(connect(None), repository, select_files(repository, [""]), tmp_path, Seen())
+        download(connect(None), repository, repository.files, tmp_path, print)
     assert content(tmp_path) == FILES
 
 
@@ -411,17 +400,6 @@ def test_too_little_space_is_said_before(
     assert hub.count("GET", "/resolve/") == 0
 
 
-def test_what_a_disk_can_say(tmp_path: Path) -> None:
-    file = RemoteFile("model.safetensors", 123_456, "")
-    said = {
-        code: explain_disk_error(OSError(code, "reason", "f"), tmp_path, file)
-        for code in (errno.ENOSPC, errno.EFBIG, errno.EACCES)
-    }
-    assert "is full: model.safetensors has 123,456 bytes" in said[errno.ENOSPC]
-    assert "larger than the file system" in said[errno.EFBIG]
-    assert "model.safetensors cannot be written: reason" in said[errno.EACCES]
-
-
 @pytest.mark.parametrize("folder", ["/proc/nowhere/x", "/dev/null/x"])
 def test_a_folder_that_cannot_be_written(hub: HubServer, folder: str) -> None:
     hub.add("a/b", FILES)
@@ -432,17 +410,37 @@ def test_a_folder_that_cannot_be_written(hub: HubServer, folder: str) -> None:
 def test_a_folder_in_the_way_of_a_file(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", {"config.json": b"{}"})
     (tmp_path / "config.json" / "x").mkdir(parents=True)
-    with pytest.raises(HubError, match=r"config.json cannot be written: Is a directory"):
+    with pytest.raises(HubError, match=r"config.json \(2 bytes\) cannot be written: Is a directory"):
         fetch(hub, tmp_path)
 
 
-@pytest.mark.parametrize("listing", ["page", "tree", "nothing"])
-def test_hubs_that_list_more_or_less(hub: HubServer, tmp_path: Path, listing: str) -> None:
-    hub.listing = listing
+def test_what_is_too_large_for_http_comes_by_xet(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils._xet import get_xet_session
+
+    hub.users["hf_x"] = ("ann", "write")
+    hub.add("a/b", {"config.json": b"{}", "sub/model.safetensors": LONG}, writers={"ann"})
+    hub.xet_folder = str(tmp_path / "xet")
+    address = f"{hub.url}/api/models/a/b/xet-write-token/main"
+    headers = {"authorization": "Bearer hf_x"}
+    with get_xet_session().new_upload_commit(
+        token_refresh_url=address, token_refresh_headers=headers
+    ) as commit:
+        sent = commit.start_upload_bytes(LONG)
+    info = sent.result().xet_info
+    hub.xet_hashes[info.sha256] = info.hash
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", len(LONG) - 1)
+    num_bytes, _ = fetch(hub, tmp_path / "m")
+    assert content(tmp_path / "m") == {"config.json": b"{}", "sub/model.safetensors": LONG}
+    assert num_bytes == len(LONG) + 2
+    assert hub.storage_requests == [], "Xet has a way of its own"
+    assert {path.name for path in (tmp_path / "m" / ".tune_download").iterdir()} == {"origin.json", "lock"}
+
+
+def test_what_is_told_of_a_file(hub: HubServer) -> None:
     hub.add("a/b", FILES)
-    fetch(hub, tmp_path)
-    assert content(tmp_path) == FILES
-    assert hub.count("HEAD", "/resolve/") == (len(FILES) if listing == "nothing" else 0)
     files = {file.name: file for file in look_up(connect(None), "a/b").files}
     assert files["config.json"].digest == git_digest(FILES["config.json"])
     assert len(files["model-00001-of-00002.safetensors"].digest) == 64
@@ -458,14 +456,14 @@ def test_answers_that_make_no_sense(hub: HubServer, answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "siblings",
-    [3, [3], [{}], [{"rfilename": 5}], [{"rfilename": "a", "lfs": {}}], [{"rfilename": "a", "size": "7"}],
-     [{"rfilename": "a", "size": -1, "blobId": "0" * 40}], [{"rfilename": "a", "size": 7, "blobId": "../x"}]],
-)  # fmt: skip
-def test_a_listing_that_makes_no_sense(hub: HubServer, siblings: object) -> None:
-    page = json.dumps({"id": "../../x", "sha": "c" * 40, "siblings": siblings})
-    hub.fail("/api/models", "status", status=200, body=page)
-    with pytest.raises(HubError, match=r"check HF_ENDPOINT|is no text|there is no model"):
+    "entry",
+    [{}, {"path": 5}, {"path": "a", "lfs": {}}, {"size": "7"}, {"size": -1}, {"oid": "../x"}, {"oid": None}],
+)
+def test_a_listing_that_makes_no_sense(hub: HubServer, entry: dict[str, object]) -> None:
+    hub.add("a/b", FILES)
+    whole = {"type": "file", "path": "a", "size": 7, "oid": "0" * 40} if entry else {"type": "file"}
+    hub.fail("/tree/", "status", status=200, body=json.dumps([{**whole, **entry}]))
+    with pytest.raises(HubError, match="check HF_ENDPOINT"):
         look_up(connect(None), "a/b")
 
 
@@ -489,12 +487,12 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, hub: HubServer, address: st
 def test_the_first_failure_ends_the_others(hub: HubServer, tmp_path: Path) -> None:
     files = {f"model-{n}.safetensors": WEIGHTS for n in range(12)}
     hub.add("a/b", files)
-    hub.fail("/blob/", "slow", times=99, seconds=0.05)
+    held = hub.fail("/blob/", "hold", times=99)
     hub.faults.insert(0, hub.fail("model-3.", "status", status=418))
     with pytest.raises(HubError, match="HTTP 418"):
         fetch(hub, tmp_path)
-    assert threading.active_count() < 40
-    assert len(content(tmp_path)) < 12
+    held.release.set()
+    assert content(tmp_path) == {}
 
 
 def test_the_record_survives_nonsense(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tune.errors import HubError
-from tune.hub.listing import RemoteFile, Repository, judge_name
+from tune.hub.listing import RemoteFile, Repository, check_file_name
 from tune.hub.selection import select_files
 
 HF = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
@@ -81,7 +81,7 @@ def test_every_file_is_either_taken_or_left() -> None:
     "name", ["config.json", "original/params.json", "a/b/c.txt", "odd name (1).txt", "ü.json", "..x"]
 )
 def test_honest_names(name: str) -> None:
-    judge_name(name, "a/b")
+    check_file_name(name, "a/b")
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_honest_names(name: str) -> None:
 )  # fmt: skip
 def test_names_that_lead_astray(name: str) -> None:
     with pytest.raises(HubError, match="holds a file whose name"):
-        judge_name(name, "a/b")
+        check_file_name(name, "a/b")

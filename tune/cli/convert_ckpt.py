@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import columns
+from tune.cli.transfer_progress import format_size
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
 
@@ -52,8 +53,6 @@ def _choose(given: Given, name: str, allowed: tuple[str, ...]) -> str | None:
 
 
 def _summary(report: ConversionReport, to: str) -> str:
-    from tune.cli.transfer_progress import format_size
-
     verified = f"{report.num_exact} tensors read back equal to the source's, bit for bit"
     if report.num_cast:
         exact = f", {report.num_exact} of them bit for bit" if report.num_exact else ""
@@ -81,25 +80,22 @@ class _Progress:
     """Shows each phase of a conversion as a transfer of bytes."""
 
     def __init__(self) -> None:
-        self._shown: Any = None
+        from tqdm import tqdm
+
+        self._make_bar = tqdm
+        self._bar = tqdm(disable=True)
 
     def start(self, phase: str, num_bytes: int) -> None:
-        from tune.cli.transfer_progress import TransferProgress, format_size
-
         self.close()
-        if not sys.stderr.isatty():
+        self._bar = self._make_bar(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None)
+        if self._bar.disable:  # no terminal
             sys.stderr.write(f"{_PHASES[phase]}: {format_size(num_bytes)}\n")
-            sys.stderr.flush()
-        self._shown = TransferProgress()
-        self._shown.start(num_bytes, 1)
 
     def advance(self, num_bytes: int) -> None:
-        self._shown.advance(num_bytes)
+        self._bar.update(num_bytes)
 
     def close(self) -> None:
-        if self._shown is not None:
-            self._shown.close()
-            self._shown = None
+        self._bar.close()
 
 
 COMMAND = Command(

@@ -16,7 +16,7 @@ from tune.errors import HubError
 from tune.hub.short_names import SHORT_NAMES, repository_of
 
 if TYPE_CHECKING:
-    from tune.hub.listing import Repository
+    from tune.hub.listing import RemoteFile, Repository
     from tune.hub.selection import Selection
 
 CHECKPOINTS = "checkpoints"
@@ -25,7 +25,12 @@ CHECKPOINTS = "checkpoints"
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
     name, patterns = _read_operands(given)
-    _refuse_other_sources(given)
+    source = given.one("source")
+    if source is not None and source.casefold() != "huggingface":
+        raise UsageError(
+            f"--source {source}: tune downloads from the Hugging Face hub only. Fetch the model with that site's own "
+            "tool, then give its folder as model_checkpoint"
+        )
     if {"convert", "no_convert"} <= given.switches:
         raise UsageError("--convert and --no-convert exclude each other; give one")
     token = read_token(given)
@@ -33,14 +38,13 @@ def run(given: Given) -> int:
         repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
     except HubError as error:
         raise UsageError(str(error)) from error
-    revision = own_revision if given.one("revision") is None else given.one("revision")
+    to, revision = given.one("output_dir"), given.one("revision")
     if revision is not None and not revision.strip():
         raise UsageError("--revision is empty; leave it out for the main branch")
-    to = given.one("output_dir")
     if to is not None and (not to.strip() or "\0" in to):
         raise UsageError("--output-dir is empty or no path")
 
-    from tune.cli.transfer_progress import TransferProgress, format_size
+    from tune.cli.transfer_progress import file_lines, format_size
     from tune.hub.connection import connect
     from tune.hub.download import download
     from tune.hub.listing import look_up
@@ -50,27 +54,31 @@ def run(given: Given) -> int:
     get_logger("INFO")
     folder = Path(os.path.expanduser(to)) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
     hub = connect(token)
-    repository = look_up(hub, repo, revision)
+    repository = look_up(hub, repo, own_revision if revision is None else revision)
     selection = select_files(repository, patterns)
     total = sum(file.size for file in selection.files)
-    sys.stderr.write(
-        f"{repository.name} (commit {repository.commit[:7]}): {len(selection.files)} files, {format_size(total)}, "
-        f"into {printable(str(folder))}\n"
-    )
+    size = f"{len(selection.files)} files, {format_size(total)}"
+    shown = printable(str(folder))
+    sys.stderr.write(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n")
+    tell = file_lines(len(selection.files))
+
+    def finished(file: RemoteFile, fetched: bool) -> None:
+        if not sys.stderr.isatty():  # where it is one, the library shows a bar for each file
+            tell(f"{file.name} ({format_size(file.size)}{'' if fetched else ', was there'})")
+
     try:
-        fetched = download(hub, repository, selection, folder, TransferProgress())
+        fetched = download(hub, repository, selection.files, folder, finished)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. What has arrived is kept; the same command goes on from there.")
         raise
     rows = [(printable(file.name), format_size(file.size)) for file in selection.files]
-    sys.stdout.write(f"{repository.name} is in {printable(str(folder))}:\n{columns(rows)}\n")
-    state = "all verified" if all(file.digest for file in selection.files) else "sizes verified"
-    new = (
-        f", {format_size(fetched)} of them new" if 0 < fetched < total else "" if fetched else ", nothing new"
-    )
-    sys.stdout.write(f"  {len(rows)} files, {format_size(total)}{new}, {state}\n")
+    new = "" if fetched == total else f", {format_size(fetched)} of them new" if fetched else ", nothing new"
+    sys.stdout.write(f"{repository.name} is in {shown}:\n{columns(rows)}\n  {size}{new}, all verified\n")
     if selection.skipped:
-        sys.stdout.write(_skipped(selection))
+        names = ", ".join(printable(file.name) for file in selection.skipped[:3])
+        more = f" and {len(selection.skipped) - 3} more" if len(selection.skipped) > 3 else ""
+        left = format_size(sum(file.size for file in selection.skipped))
+        sys.stdout.write(f"  left on the hub: {names}{more} ({left})\n")
     model = folder / "original" if selection.layout == "meta_original" else folder
     if "convert" in given.switches:
         model = _convert(model, folder, selection)
@@ -103,24 +111,6 @@ def _read_operands(given: Given) -> tuple[str, list[str] | None]:
         more = f", not {len(names)} ({', '.join(names[:3])})" if names else ""
         raise UsageError(f"tune download takes one model{more}: {example}")
     return names[0], patterns or None
-
-
-def _refuse_other_sources(given: Given) -> None:
-    source = given.one("source")
-    if source is not None and source.casefold() != "huggingface":
-        raise UsageError(
-            f"--source {source}: tune downloads from the Hugging Face hub only. Fetch the model with that site's own "
-            "tool, then give its folder as model_checkpoint"
-        )
-
-
-def _skipped(selection: Selection) -> str:
-    from tune.cli.transfer_progress import format_size
-
-    size = sum(file.size for file in selection.skipped)
-    names = ", ".join(printable(file.name) for file in selection.skipped[:3])
-    more = f" and {len(selection.skipped) - 3} more" if len(selection.skipped) > 3 else ""
-    return f"  left on the hub: {names}{more} ({format_size(size)})\n"
 
 
 def _convert(model: Path, folder: Path, selection: Selection) -> Path:

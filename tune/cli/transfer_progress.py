@@ -1,16 +1,12 @@
-"""How far a transfer is: one bar on a terminal, plain lines anywhere else."""
+"""What is said of files on their way: sizes, and a line for each that is done."""
 
 from __future__ import annotations
 
+import itertools
 import sys
-import threading
-import time
-from typing import Any
+from collections.abc import Callable
 
-from tune.hub.listing import RemoteFile
-
-# Without a terminal, a line at least so often: a log shows that it still moves.
-SECONDS_PER_LINE = 30.0
+from tune.config.diagnostics import printable
 
 
 def format_size(num_bytes: int) -> str:
@@ -23,51 +19,12 @@ def format_size(num_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
-class TransferProgress:
-    """Writes to standard error how far a download is; safe to call from several threads."""
+def file_lines(num_files: int) -> Callable[[str], None]:
+    """Return what writes a numbered line for each file that is done, given its name and what is to say of it."""
+    numbers = itertools.count(1)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._bar: Any = None
-        self._total = self._done = self._num_files = self._num_finished = 0
-        self._last_line = time.monotonic()
-
-    def start(self, num_bytes: int, num_files: int) -> None:
-        """Begin with so much to come."""
-        self._total, self._num_files = num_bytes, num_files
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=num_bytes, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, file=sys.stderr
-            )
-
-    def advance(self, num_bytes: int) -> None:
-        """So many bytes more are there (fewer, if negative)."""
-        with self._lock:
-            self._done += num_bytes
-            if self._bar is not None:
-                self._bar.update(num_bytes)
-            elif time.monotonic() - self._last_line > SECONDS_PER_LINE:
-                self._write(f"  {format_size(self._done)} of {format_size(self._total)}")
-
-    def finish_file(self, file: RemoteFile, fetched: bool) -> None:
-        """A file is complete."""
-        with self._lock:
-            self._num_finished += 1
-            how = "" if fetched else ", was there"
-            if self._bar is not None:
-                self._bar.set_description(f"{self._num_finished} of {self._num_files} files", refresh=False)
-            else:
-                count = f"[{self._num_finished}/{self._num_files}]"
-                self._write(f"  {count} {file.name} ({format_size(file.size)}{how})")
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _write(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
+    def tell(file: str) -> None:
+        sys.stderr.write(f"  [{next(numbers)}/{num_files}] {printable(file)}\n")
         sys.stderr.flush()
-        self._last_line = time.monotonic()
+
+    return tell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
@@ -10,8 +11,9 @@ from tune.cli.terminal import columns
 from tune.config.diagnostics import printable
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
     from tune.hub.lineage import Lineage
-    from tune.hub.parcel import Outgoing, Parcel
     from tune.hub.upload import UploadPlan
 
 
@@ -22,11 +24,14 @@ def run(given: Given) -> int:
             "tune upload takes what to send and where to: tune upload out/my_run owner/name"
             + (f", not {len(given.operands)} arguments" if len(given.operands) != 1 else "")
         )
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
+
     from tune.cli.download import read_token
+    from tune.cli.transfer_progress import file_lines
     from tune.hub.connection import connect
-    from tune.hub.parcel import find_parcel
     from tune.hub.short_names import is_repository
     from tune.hub.upload import plan_upload, send, who_am_i
+    from tune.hub.upload_files import find_upload_folder, kind_of
     from tune.utils import get_logger
 
     path, repo = given.operands
@@ -42,17 +47,22 @@ def run(given: Given) -> int:
         raise UsageError("--message is empty")
 
     get_logger("INFO")
-    parcel = find_parcel(path)
+    folder = find_upload_folder(path)
     hub = connect(token)
     owner = who_am_i(hub)
     repo = repo if "/" in repo else f"{owner}/{repo}"
-    lineage, files = _pack(parcel, repo, base_model)
+    lineage, files = _collect(folder, repo, base_model)
     plan = plan_upload(
         hub, repo, files, branch=branch, private="private" in given.switches, force="force" in given.switches
     )
-    sys.stderr.write(_overview(plan, parcel, lineage))
+    sys.stderr.write(_overview(plan, folder, lineage))
+    if not sys.stderr.isatty():  # where it is one, the library shows bars of each file besides
+        disable_progress_bars()
+    at = f", step {lineage.step}" if lineage.step is not None else ""
     try:
-        address = send(hub, plan, message or _message(parcel, lineage), _Sent(plan))
+        address = send(
+            hub, plan, message or f"Upload {kind_of(folder)}{at}, with tune", file_lines(len(files))
+        )
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\nStopped. {plan.repo} shows nothing new; the same command goes on, and sends nothing twice."
@@ -62,73 +72,52 @@ def run(given: Given) -> int:
     return 0
 
 
-def _pack(parcel: Parcel, repo: str, base_model: str | None) -> tuple[Lineage, list[Outgoing]]:
+def _collect(folder: Path, repo: str, base_model: str | None) -> tuple[Lineage, list[CommitOperationAdd]]:
     """Verify what is sent against its manifest, and return how it came about and its files, the card among them."""
+    from huggingface_hub import CommitOperationAdd
+
     from tune.hub.card import write_card
     from tune.hub.lineage import read_lineage
-    from tune.hub.parcel import Outgoing, outgoing_files
+    from tune.hub.upload_files import kind_of, upload_files
     from tune.training.saving.saved_steps import saved_step_of, verify_step
 
-    saved = saved_step_of(parcel.folder)
+    saved = saved_step_of(folder)
     if saved is not None:
         sys.stderr.write(f"Verifying {saved.path.name} ...\n")
-        verify_step(saved, parcel.folder.resolve().name)
-    output_dir = saved.path.parent if saved is not None else None
-    lineage = read_lineage(output_dir, saved.step if saved is not None else None, base_model)
-    files = outgoing_files(parcel, lineage.base.repo if lineage.base is not None else None)
-    if not any(file.name == "README.md" for file in files):
-        files.append(Outgoing("README.md", write_card(lineage, parcel.kind, repo).encode()))
-    return lineage, sorted(files, key=lambda file: file.name)
+        verify_step(saved, folder.resolve().name)
+        lineage = read_lineage(saved.path.parent, saved.step, base_model)
+    else:
+        lineage = read_lineage(None, None, base_model)
+    files = upload_files(folder, lineage.base.repo if lineage.base is not None else None)
+    if not any(file.path_in_repo == "README.md" for file in files):
+        card = write_card(lineage, kind_of(folder), repo)
+        files.append(CommitOperationAdd("README.md", card.encode()))
+    return lineage, sorted(files, key=lambda file: file.path_in_repo)
 
 
-def _overview(plan: UploadPlan, parcel: Parcel, lineage: Lineage) -> str:
+def _overview(plan: UploadPlan, folder: Path, lineage: Lineage) -> str:
     from tune.cli.transfer_progress import format_size
+    from tune.hub.upload_files import kind_of
 
+    kind, sizes = kind_of(folder), {file.path_in_repo: file.upload_info.size for file in plan.files}
     made = "a new repository" if plan.makes_repo else "an existing repository"
     seen = "private" if plan.private else "public"
-    lines = [
-        f"{parcel.kind} {printable(str(parcel.folder))} -> {plan.repo} ({made}, {seen}, branch {plan.branch})"
-    ]
     replaced = dict.fromkeys(plan.replaced, "replaces the one there")
-    rows = [
-        (printable(file.name), format_size(file.size), replaced.get(file.name, "")) for file in plan.files
+    rows = [(printable(name), format_size(size), replaced.get(name, "")) for name, size in sizes.items()]
+    lines = [
+        f"{kind} {printable(str(folder))} -> {plan.repo} ({made}, {seen}, branch {plan.branch})",
+        columns(rows),
+        *(f"  {printable(n)} there is deleted: it is of the model that is replaced" for n in plan.deleted),
+        f"  {len(rows)} files, {format_size(sum(sizes.values()))}; nothing else of the folder is sent",
     ]
-    lines.append(columns(rows))
-    lines += [
-        f"  {printable(name)} there is deleted: it is of the model that is replaced" for name in plan.deleted
-    ]
-    total = sum(file.size for file in plan.files)
-    lines.append(f"  {len(rows)} files, {format_size(total)}; nothing else of the folder is sent")
-    adapter = parcel.folder.resolve().parent / "adapter"
-    if parcel.kind == "model" and adapter.is_dir():
+    adapter = folder.resolve().parent / "adapter"
+    if kind == "model" and adapter.is_dir():
         lines.append(
             f"  the step holds an adapter, too; to send that instead, give {printable(str(adapter))}"
         )
     if lineage.base is None or lineage.base.repo is None:
         lines.append("  the card names no base model on the hub; --base-model owner/name states it")
     return "\n".join(lines) + "\n"
-
-
-def _message(parcel: Parcel, lineage: Lineage) -> str:
-    at = f", step {lineage.step}" if lineage.step is not None else ""
-    return f"Upload {parcel.kind}{at}, with tune"
-
-
-class _Sent:
-    """Says which files have arrived."""
-
-    def __init__(self, plan: UploadPlan) -> None:
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
-
-        # Bars of the transfer itself on a terminal; elsewhere one line a file.
-        if not sys.stderr.isatty():
-            disable_progress_bars()
-        self._num_files, self._num_sent = len(plan.files), 0
-
-    def __call__(self, file: Outgoing) -> None:
-        self._num_sent += 1
-        sys.stderr.write(f"  [{self._num_sent}/{self._num_files}] {printable(file.name)}\n")
-        sys.stderr.flush()
 
 
 COMMAND = Command(

@@ -10,7 +10,7 @@ import yaml
 
 import tune
 from tune.hub.lineage import Lineage
-from tune.hub.parcel import is_local
+from tune.hub.upload_files import is_local
 from tune.utils.paths import BUNDLED_PREFIX
 
 __all__ = ["write_card"]
@@ -39,6 +39,28 @@ _METRICS = {
 }
 _DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz")
 _MAX_TEXT = 200
+_ADAPTER_USE = """## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{repo}")
+```
+
+Or fetch it for tune: `tune download {repo}`.
+"""
+_MODEL_USE = """## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo}")
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+```
+
+Or fetch it for tune: `tune download {repo}`.
+"""
 
 
 def write_card(lineage: Lineage, kind: str, repo: str) -> str:
@@ -49,58 +71,61 @@ def write_card(lineage: Lineage, kind: str, repo: str) -> str:
         kind: "model" or "adapter".
         repo: owner/name it is sent to.
     """
-    recipe = _recipe(lineage)
-    base = lineage.base
+    config, base = lineage.config, lineage.base
+    adapter = kind == "adapter"
+    recipe = PurePath(name).stem if isinstance(name := config.get("recipe"), str) else ""
+    datasets = _datasets(config)
     front: dict[str, Any] = {}
     if base is not None and base.repo is not None:
-        front |= {
-            "base_model": base.repo,
-            "base_model_relation": "adapter" if kind == "adapter" else "finetune",
-        }
-    front |= {
-        "library_name": "peft" if kind == "adapter" else "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys(["tune", *([recipe.replace("_", "-")] if recipe else [])])),
-    }
-    hub_datasets = [name for name, where in _datasets(lineage.config) if where == "hub"]
-    if hub_datasets:
+        front = {"base_model": base.repo, "base_model_relation": "adapter" if adapter else "finetune"}
+    front["library_name"] = "peft" if adapter else "transformers"
+    front["pipeline_tag"] = "text-generation"
+    front["tags"] = list(dict.fromkeys(filter(None, ["tune", recipe.replace("_", "-")])))
+    if hub_datasets := [name for name, where in datasets if where == "hub"]:
         front["datasets"] = hub_datasets
     if base is not None:
         front |= base.license
-    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, default_flow_style=False)
-    sections = [f"---\n{header}---\n", f"# {repo.rpartition('/')[2]}\n", _introduction(lineage, kind, recipe)]
-    sections += [_table("Training", _settings(lineage)), _table("Measured", _measured(lineage))]
-    sections += [_usage(kind, repo, base.repo if base else None)]
+
+    what = "An adapter" if adapter else "A language model"
+    how = f" by the recipe {_code(recipe)}" if recipe else ""
+    at = f", saved after step {lineage.step:,}" if lineage.step is not None else ""
+    trained = f" trained with tune {tune.__version__}{how}{at}" if recipe or at else ""
+    facts = [f"- Base model: {_base_model(lineage)}"]
+    facts += [f"- Recipe: {_code(recipe)}"] if recipe else []
+    facts += [f"- Data: {_dataset(name, where)}" for name, where in datasets]
+    settings = [
+        (label, _value(config[key])) for key, label in _SETTINGS.items() if config.get(key) is not None
+    ]
+    measured = [
+        (_METRICS.get(key) or _code(key), f"{value:,}" if isinstance(value, int) else f"{value:.5g}")
+        for key, value in lineage.metrics.items()
+        if (key in _METRICS or "val" in key) and type(value) in (int, float)
+    ]
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {repo.rpartition('/')[2]}\n",
+        "\n".join([f"{what}{trained}.", "", *facts, ""]),
+        _table("Training", settings),
+        _table("Measured", measured),
+        (_ADAPTER_USE if adapter else _MODEL_USE).format(
+            repo=repo, base=(base and base.repo) or "THE_BASE_MODEL"
+        ),
+    ]
     return "\n".join(section for section in sections if section)
 
 
-def _recipe(lineage: Lineage) -> str | None:
-    recipe = lineage.config.get("recipe")
-    return PurePath(recipe).stem if isinstance(recipe, str) and recipe else None
+def _base_model(lineage: Lineage) -> str:
+    if lineage.base is None:
+        scratch = lineage.config.get("train_from_scratch") is True
+        return "none, trained from random weights" if scratch else "not known"
+    repo = lineage.base.repo
+    return f"[{repo}](https://huggingface.co/{repo})" if repo else _code(lineage.base.name)
 
 
-def _introduction(lineage: Lineage, kind: str, recipe: str | None) -> str:
-    what = "An adapter" if kind == "adapter" else "A language model"
-    how = f" by the recipe {_code(recipe)}" if recipe else ""
-    at = f", saved after step {lineage.step:,}" if lineage.step is not None else ""
-    lines = [f"{what} trained with tune {tune.__version__}{how}{at}."] if recipe or at else [f"{what}."]
-    if lineage.base is not None:
-        link = (
-            f"[{lineage.base.repo}](https://huggingface.co/{lineage.base.repo})" if lineage.base.repo else ""
-        )
-        lines.append(f"- Base model: {link or _code(lineage.base.name)}")
-    elif lineage.config.get("train_from_scratch") is True:
-        lines.append("- Base model: none, trained from random weights")
-    else:
-        lines.append("- Base model: not known")
-    if recipe:
-        lines.append(f"- Recipe: {_code(recipe)}")
-    for name, where in _datasets(lineage.config):
-        link = f"[{name}](https://huggingface.co/datasets/{name})"
-        lines.append(
-            f"- Data: {link if where == 'hub' else _code(name) + (' (a local file)' * (where == 'local'))}"
-        )
-    return lines[0] + "\n\n" + "\n".join(lines[1:]) + "\n"
+def _dataset(name: str, where: str) -> str:
+    if where == "hub":
+        return f"[{name}](https://huggingface.co/datasets/{name})"
+    return _code(name) + (" (a local file)" if where == "local" else "")
 
 
 def _datasets(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -125,24 +150,6 @@ def _datasets(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif isinstance(entry.get("_component_"), str):
             found.append((entry["_component_"].rpartition(".")[2], "builder"))
     return list(dict.fromkeys(found))
-
-
-def _settings(lineage: Lineage) -> list[tuple[str, str]]:
-    rows = []
-    for key, label in _SETTINGS.items():
-        value = lineage.config.get(key)
-        if value is not None:
-            rows.append((label, _value(value)))
-    return rows
-
-
-def _measured(lineage: Lineage) -> list[tuple[str, str]]:
-    rows = []
-    for key, value in lineage.metrics.items():
-        label = _METRICS.get(key) or (_code(key) if "val" in key else None)
-        if label and isinstance(value, int | float) and not isinstance(value, bool):
-            rows.append((label, f"{value:,}" if isinstance(value, int) else f"{value:.5g}"))
-    return rows
 
 
 def _value(value: Any) -> str:
@@ -173,30 +180,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines, ""])
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")[:_MAX_TEXT]
-
-
 def _code(text: str) -> str:
     """Return text that came from a config as code, so that nothing in it acts as markup."""
-    return f"`{_plain(text).replace('`', chr(39))}`" if text.strip() else ""
-
-
-def _usage(kind: str, repo: str, base: str | None) -> str:
-    if kind == "adapter":
-        first = f'AutoModelForCausalLM.from_pretrained("{base or "THE_BASE_MODEL"}")'
-        code = [
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f'model = PeftModel.from_pretrained({first}, "{repo}")',
-        ]
-    else:
-        code = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f'model = AutoModelForCausalLM.from_pretrained("{repo}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
-        ]
-    fetch = f"Or fetch it for tune: `tune download {repo}`.\n"
-    return "\n".join(["## Use", "", "```python", *code, "```", "", fetch])
+    plain = " ".join(text.split()).replace("|", "/").replace("`", "'")[:_MAX_TEXT]
+    return f"`{plain}`" if plain else ""

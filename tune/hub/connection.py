@@ -1,4 +1,4 @@
-"""The way to the hub: its address, the token, and requests that are repeated while that can help."""
+"""The way to the hub: its address, the token, and what is said and tried again when it fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import build_hf_headers, logging  # type: ignore[attr-defined]  # documented there
 
 from tune.errors import HubError
 from tune.utils import get_logger
@@ -19,17 +22,13 @@ from tune.utils.hub_errors import (
     hub_failures,
 )
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-__all__ = ["Hub", "connect", "explained", "patiently"]
+__all__ = ["Hub", "connect", "translate_hub_errors", "with_retries"]
 
 # Seconds to wait before each new try; the hub may ask for other times, up to MAX_WAIT.
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 MAX_WAIT = 120.0
-CONNECT_TIMEOUT = 10.0
-# Without a byte for so long, a connection counts as lost.
-READ_TIMEOUT = 30.0
+# Without an answer for so long, a connection counts as lost.
+TIMEOUT = 30.0
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
@@ -55,15 +54,11 @@ class Hub:
     @property
     def api(self) -> HfApi:
         """The hub's own client; False keeps it from looking for a token where none was meant."""
-        from huggingface_hub import HfApi
-
         return HfApi(endpoint=self.endpoint, token=self.token or False, library_name="tune")
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request of ours carries."""
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
-
+        """What a request that does not go through `api` carries."""
         return dict(build_hf_headers(token=self.token or False, library_name="tune"))
 
     def request(self, repo: str, revision: str | None = None, *, writing: bool = False) -> HubRequest:
@@ -77,8 +72,6 @@ def connect(token: str | None) -> Hub:
     Raises:
         HubError: the token cannot be one.
     """
-    from huggingface_hub.utils import logging
-
     # Its warnings repeat addresses; ours say what they mean.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     source: str | None = "--hf-token"
@@ -95,64 +88,53 @@ def connect(token: str | None) -> Hub:
 
 
 @contextmanager
-def explained(hub: Hub, request: HubRequest, doing: str) -> Iterator[None]:
+def translate_hub_errors(
+    hub: Hub, request: HubRequest, doing: str, *others: type[Exception], message: str = "{}"
+) -> Iterator[None]:
     """Turn what goes wrong with the hub inside into a HubError that says what to do.
+
+    Args:
+        hub: whose token is kept out of the message, should a server have repeated it.
+        request: what is asked.
+        doing: what failed where the error says nothing about the hub.
+        others: kinds of errors that are the hub's doing here, beside the usual ones.
+        message: what is said, with {} for the reason.
 
     Raises:
         HubError: it went wrong.
     """
     try:
         yield
-    except hub_failures() as error:
-        reason = explain_hub_error(error, request) or f"{doing} failed: {error}"
-        raise HubError(without_token(reason, hub)) from error
+    except hub_failures(*others) as error:
+        reason = explain_hub_error(error, request) or f"{doing} failed: {' '.join(str(error).split())[:300]}"
+        text = message.format(reason.rstrip("."))
+        raise HubError(text.replace(hub.token, "***") if hub.token else text) from error
 
 
-def without_token(text: str, hub: Hub) -> str:
-    """Return `text` with the token blotted out, should a server have repeated it."""
-    return text.replace(hub.token, "***") if hub.token else text
+def with_retries(ask: Callable[[], T], *, lost: bool = True) -> T:
+    """Return what `ask` returns, asking again after passing troubles: 429, 5xx, lost connections.
 
-
-def patiently(ask: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Return what `ask` returns, asking again after passing troubles: lost connections, 429 and 5xx.
-
-    An address that does not resolve or refuses is asked twice only: that seldom passes.
+    Args:
+        ask: asks the hub.
+        lost: whether to mend lost connections, too; the library's own transfers do most of that themselves.
     """
     http = http_library()
-    waits = list(WAITS)
-    while True:
+    mended = (http.TransportError,) if lost else (http.ReadError, http.WriteError)
+    hopeless = (http.ConnectError, http.ProxyError, http.UnsupportedProtocol)
+    for wait in WAITS:
         try:
             return ask()
         except hub_failures() as error:
-            wait = waiting_time(error, waits, http)
-            if wait is None:
+            response = getattr(error, "response", None)
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
+            pause = float(asked) if asked.isdecimal() else wait
+            if response is not None:
+                passing = response.status_code in _PASSING and pause <= MAX_WAIT
+            else:
+                passing = isinstance(error, mended) and not isinstance(error, hopeless)
+            if not passing:
                 raise
-            get_logger().info("%s; trying again in %.1f s", _short(error), wait)
-            sleep(wait)
-
-
-def waiting_time(error: BaseException, waits: list[float], http: Any) -> float | None:
-    """Return how long to wait before a new try, taking one off `waits`; None if trying again is no use."""
-    if not waits:
-        return None
-    response = getattr(error, "response", None)
-    if response is not None:
-        if response.status_code not in _PASSING:
-            return None
-        asked = response.headers.get("Retry-After", "")
-        if asked.isdecimal():
-            waits.pop(0)
-            return float(asked) if float(asked) <= MAX_WAIT else None
-        return waits.pop(0)
-    if isinstance(error, http.ConnectError):
-        del waits[:-2]  # twice at most, from now on
-        return min(WAITS[0], waits.pop())
-    passing = isinstance(error, http.TransportError) and not isinstance(error, http.UnsupportedProtocol)
-    return waits.pop(0) if passing else None
-
-
-def _short(error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the hub answers HTTP {response.status_code}"
-    return "no connection" if type(error).__name__.startswith("Connect") else "the connection was lost"
+            what = f"the hub answers HTTP {response.status_code}" if response else "the connection was lost"
+            get_logger().info("%s; trying again in %.1f s", what, pause)
+            time.sleep(pause)
+    return ask()

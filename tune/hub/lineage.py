@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -9,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 
 from tune.checkpoints.locate import find_model_dir
 from tune.errors import TuneError
 from tune.hub.download import read_origin
-from tune.hub.parcel import is_local
+from tune.hub.upload_files import is_local
 from tune.utils.paths import BUNDLED_PREFIX, expand_path
 
 __all__ = ["Base", "Lineage", "read_lineage"]
 
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 # A run that went on from a run that went on from ...: far enough.
@@ -70,8 +71,7 @@ def read_lineage(output_dir: Path | None, step: int | None, base_model: str | No
     base = _base_of(config, 0)
     if base_model is not None:
         base = Base(base_model, base_model, base.license if base and base.repo == base_model else {})
-    metrics = _read_metrics(output_dir / "metrics.jsonl", step) if output_dir is not None else {}
-    return Lineage(step, config, metrics, base)
+    return Lineage(step, config, _read_metrics(output_dir, step) if output_dir is not None else {}, base)
 
 
 def _read_config(output_dir: Path) -> dict[str, Any]:
@@ -87,22 +87,18 @@ def _read_text(path: Path) -> str:
         return stream.read(_MAX_BYTES).decode("utf-8")
 
 
-def _read_metrics(path: Path, step: int | None) -> dict[str, Any]:
+def _read_metrics(output_dir: Path, step: int | None) -> dict[str, Any]:
     """Return the newest value of every metric logged up to `step`."""
     found: dict[str, Any] = {}
     try:
-        lines = _read_text(path).splitlines()
+        lines = _read_text(output_dir / "metrics.jsonl").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
     for line in lines:
-        try:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a killed run may leave half a line
             record = json.loads(line)
-        except ValueError:
-            continue  # a killed run may leave half a line
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            continue
-        if step is None or record["step"] <= step:
-            found.update(record)
+            if step is None or record["step"] <= step:
+                found.update(record)
     return found
 
 
@@ -145,10 +141,7 @@ def _noted_place(folder: Path) -> str | None:
 
 def _read_license(folder: Path) -> dict[str, str]:
     try:
-        match = _FRONT_MATTER.match(_read_text(folder / "README.md"))
-        content = yaml.safe_load(match[1]) if match else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    if not isinstance(content, dict):
+        content = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
     return {key: str(content[key]) for key in _LICENSE_KEYS if isinstance(content.get(key), str)}

@@ -5,21 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+
+from huggingface_hub import RepoFile
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from tune.errors import HubError
-from tune.hub.connection import READ_TIMEOUT, Hub, explained, patiently
+from tune.hub.connection import TIMEOUT, Hub, translate_hub_errors, with_retries
 from tune.hub.short_names import is_repository, nearest_names
 from tune.utils.hub_errors import hub_failures
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
-
-__all__ = ["RemoteFile", "Repository", "judge_name", "look_up"]
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHA1 = re.compile(r"[0-9a-f]{40}")
-_MAX_NAME = 255
+__all__ = ["RemoteFile", "Repository", "check_file_name", "look_up"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,7 @@ class RemoteFile:
     Args:
         name: path inside the repository, with forward slashes.
         size: bytes.
-        digest: SHA-256 of the content (large files), or its git blob SHA-1 (small ones); in hexadecimal, and empty
-            where the hub tells neither (a mirror may not): then the size alone is checked.
+        digest: SHA-256 of the content (large files), or its git blob SHA-1 (small ones), in hexadecimal.
     """
 
     name: str
@@ -47,14 +41,12 @@ class Repository:
         commit: the commit the files are of.
         files: every file, sorted by name.
         private: whether only some may see it.
-        gated: whether terms have to be accepted before files can be fetched.
     """
 
     name: str
     commit: str
     files: tuple[RemoteFile, ...]
     private: bool = False
-    gated: bool = False
 
 
 def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
@@ -63,61 +55,59 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
     Raises:
         HubError: it cannot be asked, is not there, or holds names no honest repository has.
     """
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
     request = hub.request(repo, revision or "main")
     try:
-        with explained(hub, request, f"asking for {repo}"):
-            info = patiently(
-                lambda: hub.api.model_info(
-                    repo, revision=revision or "main", files_metadata=True, timeout=READ_TIMEOUT
-                )
+        with translate_hub_errors(hub, request, f"asking for {repo}"):
+            info = with_retries(
+                lambda: hub.api.model_info(repo, revision=revision or "main", timeout=TIMEOUT)
             )
+            if not isinstance(info.sha, str) or not re.fullmatch("[0-9a-f]{40}", info.sha):
+                raise TypeError(f"it does not say which commit {repo} is at")
+            commit = info.sha
+            tree = with_retries(lambda: list(hub.api.list_repo_tree(repo, recursive=True, revision=commit)))
+        files = [_remote_file(entry) for entry in tree if isinstance(entry, RepoFile)]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise HubError(
             f"{hub.endpoint} did not answer as the hub does ({error}); check HF_ENDPOINT"
         ) from error
     except HubError as error:
-        cause = error.__cause__
-        if isinstance(cause, RevisionNotFoundError):
-            raise HubError(str(error) + _revisions(hub, repo)) from cause
-        if isinstance(cause, RepositoryNotFoundError):
-            raise HubError(str(error) + _other_names(repo)) from cause
-        raise
-    if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-fA-F]{7,64}", info.sha):
-        raise HubError(f"{hub.endpoint} does not say which commit {repo} is at; check HF_ENDPOINT")
-    listed = {sibling.rfilename: _from_sibling(sibling) for sibling in info.siblings or []}
-    if not listed or None in listed.values():
-        listed |= _read_tree(hub, repo, info.sha)
-    for name in listed:
-        judge_name(name, repo)
-    files = [file or _ask_for_metadata(hub, repo, info.sha, name) for name, file in listed.items()]
-    return Repository(
-        name=info.id if isinstance(info.id, str) and is_repository(info.id) else repo,
-        commit=info.sha,
-        files=tuple(sorted(files, key=lambda file: file.name)),
-        private=bool(info.private),
-        gated=bool(info.gated),
+        raise HubError(str(error) + _what_there_is(hub, repo, error.__cause__)) from error.__cause__
+    for file in files:
+        check_file_name(file.name, repo)
+    name = info.id if isinstance(info.id, str) and is_repository(info.id) else repo
+    return Repository(name, commit, tuple(sorted(files, key=lambda file: file.name)), bool(info.private))
+
+
+def _remote_file(entry: RepoFile) -> RemoteFile:
+    """Return what the hub tells of a file, its types made sure of.
+
+    Raises:
+        TypeError: it is not what the hub tells.
+    """
+    name: object = entry.path
+    size, digest = (
+        (entry.lfs.size, entry.lfs.sha256) if entry.lfs is not None else (entry.size, entry.blob_id)
     )
+    if not isinstance(name, str) or not isinstance(size, int) or size < 0:
+        raise TypeError(f"it tells no name or size of {name!r}")
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest):
+        raise TypeError(f"it tells no checksum of {name!r}")
+    return RemoteFile(name, size, digest)
 
 
-def judge_name(name: object, repo: str) -> None:
+def check_file_name(name: str, repo: str) -> None:
     """Refuse a file name that would leave the folder it is written to, or hide in it.
 
     Raises:
         HubError: the name is not a plain relative path.
     """
-    if not isinstance(name, str):
-        raise HubError(f"{repo} holds a file whose name is no text: {name!r}; nothing was downloaded")
     path = PurePosixPath(name)
     problem = None
-    if not name or name != path.as_posix() or path.is_absolute():
-        problem = "is no plain relative path"
-    elif any(part in ("..", ".", "") for part in path.parts):
-        problem = "leads out of the folder"
-    elif "\\" in name or ":" in name or not name.isprintable() or name.startswith("~"):
+    if not name or name != path.as_posix() or path.is_absolute() or ".." in path.parts or name == ".":
+        problem = "is no plain path inside it"
+    elif set("\\:") & set(name) or not name.isprintable() or name.startswith("~"):
         problem = "holds characters that mean something else to some systems"
-    elif any(len(part.encode()) > _MAX_NAME for part in path.parts) or len(path.parts) > 16:
+    elif any(len(part.encode()) > 255 for part in path.parts) or len(path.parts) > 16:
         problem = "is too long"
     elif path.parts[0].casefold() in (".git", ".tune_download"):
         problem = "claims a folder that is not the repository's"
@@ -128,58 +118,13 @@ def judge_name(name: object, repo: str) -> None:
         )
 
 
-def _from_sibling(sibling: RepoSibling) -> RemoteFile | None:
-    """Return a file of the model's page, or None where the page does not tell size and digest."""
-    lfs = sibling.lfs
-    size, digest = (lfs["size"], lfs["sha256"]) if lfs is not None else (sibling.size, sibling.blob_id)
-    return _complete(sibling.rfilename, size, digest)
-
-
-def _complete(name: str, size: object, digest: object) -> RemoteFile | None:
-    if not isinstance(size, int) or size < 0 or not isinstance(digest, str) or not _is_digest(digest):
-        return None
-    return RemoteFile(name, size, digest)
-
-
-def _is_digest(text: str) -> bool:
-    return bool(_SHA256.fullmatch(text) or _SHA1.fullmatch(text))
-
-
-def _read_tree(hub: Hub, repo: str, commit: str) -> dict[str, RemoteFile | None]:
-    """Return the files of a commit's tree by name; empty where the hub (a mirror, perhaps) has no such listing."""
-    from huggingface_hub.hf_api import RepoFile
-
-    try:
-        entries = patiently(lambda: list(hub.api.list_repo_tree(repo, recursive=True, revision=commit)))
-    except hub_failures(KeyError, TypeError, ValueError):
-        return {}
-    found: dict[str, RemoteFile | None] = {}
-    for entry in entries:
-        if isinstance(entry, RepoFile):
-            size, digest = (
-                (entry.lfs.size, entry.lfs.sha256) if entry.lfs is not None else (entry.size, entry.blob_id)
-            )
-            found[entry.path] = _complete(entry.path, size, digest)
-    return found
-
-
-def _ask_for_metadata(hub: Hub, repo: str, commit: str, name: str) -> RemoteFile:
-    """Return a file as its own headers describe it."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    address = hf_hub_url(repo, name, revision=commit, endpoint=hub.endpoint)
-    with explained(hub, hub.request(repo, commit), f"asking for {name}"):
-        found = patiently(
-            lambda: get_hf_file_metadata(
-                address, token=hub.token or False, timeout=READ_TIMEOUT, endpoint=hub.endpoint
-            )
-        )
-    if not isinstance(found.size, int) or found.size < 0:
-        raise HubError(f"{hub.endpoint} does not tell the size of {name} in {repo}, so it cannot be verified")
-    return RemoteFile(name, found.size, found.etag if found.etag and _is_digest(found.etag) else "")
-
-
-def _revisions(hub: Hub, repo: str) -> str:
+def _what_there_is(hub: Hub, repo: str, cause: BaseException | None) -> str:
+    """Return what might have been meant where a repository or a revision of it is not found."""
+    if isinstance(cause, RepositoryNotFoundError):
+        close = nearest_names(repo.rpartition("/")[2])
+        return f".\nShort names that come close: {', '.join(close)}" if close else ""
+    if not isinstance(cause, RevisionNotFoundError):
+        return ""
     try:
         refs = hub.api.list_repo_refs(repo)
     except hub_failures(KeyError, TypeError, ValueError):
@@ -187,8 +132,3 @@ def _revisions(hub: Hub, repo: str) -> str:
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"; there are {', '.join(names[:8])}{more}" if names else ""
-
-
-def _other_names(repo: str) -> str:
-    close = nearest_names(repo.rpartition("/")[2])
-    return f".\nShort names that come close: {', '.join(close)}" if close else ""

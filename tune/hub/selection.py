@@ -31,19 +31,10 @@ LAYOUT_PATTERNS: dict[str, tuple[str, ...]] = {
     # Mistral's own, beside the usual one in its repositories; tune does not read it.
     "mistral": ("consolidated*.safetensors", "consolidated*.safetensors.index.json", "params.json"),
 }
-_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-_WEIGHTS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pth",
-    "*.pt",
-    "*.gguf",
-    "*.ggml",
-    "*.h5",
-    "*.msgpack",
-    "*.onnx",
-    "*.nemo",
-)
+_WEIGHTS = [
+    *("*.safetensors", "*.bin", "*.pth", "*.pt"),
+    *("*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.nemo"),
+]
 
 
 @dataclass(frozen=True)
@@ -72,51 +63,44 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
     Raises:
         HubError: nothing would be left, or no weights that can be read although none were ruled out.
     """
-    if ignored is not None and not any(pattern.strip() for pattern in ignored):
+    patterns = _NOT_FOR_US if ignored is None else [pattern for pattern in ignored if pattern.strip()]
+    if not patterns:
         return Selection(repository.files, (), _layout_of(repository.files))
-    patterns = (
-        [pattern for pattern in ignored if pattern.strip()] if ignored is not None else list(_NOT_FOR_US)
-    )
     wanted = [file for file in repository.files if not _matches(file.name, patterns)]
     layout = _layout_of(wanted)
-    copies = [pattern for other, found in LAYOUT_PATTERNS.items() if other != layout for pattern in found]
-    own = LAYOUT_PATTERNS.get(layout or "", ())
     if layout is not None:
+        copies = [pattern for other, found in LAYOUT_PATTERNS.items() if other != layout for pattern in found]
+        own = LAYOUT_PATTERNS.get(layout, ())
         wanted = [f for f in wanted if not _matches(f.name, copies) or _matches(f.name, own)]
-    if layout is None and ignored is None:
+    elif ignored is None:
         raise HubError(_no_weights(repository))
     if not wanted:
         raise HubError(
             f"--ignore-patterns leaves nothing of the {len(repository.files)} files of {repository.name}"
         )
-    kept = {file.name for file in wanted}
-    skipped = tuple(file for file in repository.files if file.name not in kept)
+    skipped = tuple(file for file in repository.files if file not in wanted)
     return Selection(tuple(wanted), skipped, layout)
 
 
 def _layout_of(files: Sequence[RemoteFile]) -> str | None:
     """Return which layout that tune reads the weights among `files` have; an index or params.json alone is none."""
-    names = [file.name for file in files]
+    weights = [file.name for file in files if _matches(file.name, _WEIGHTS)]
     for layout, patterns in LAYOUT_PATTERNS.items():
-        if layout != "mistral" and any(
-            _matches(name, patterns) and _matches(name, _WEIGHTS) for name in names
-        ):
+        if layout != "mistral" and any(_matches(name, patterns) for name in weights):
             return layout
-    return "adapter" if any(name in _ADAPTER for name in names) else None
+    return "adapter" if {"adapter_model.safetensors", "adapter_model.bin"} & set(weights) else None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern fits the path, or a folder it names holds the file."""
-    for pattern in patterns:
-        whole = pattern + "*" if pattern.endswith("/") else pattern
-        if fnmatch.fnmatchcase(name, whole) and _same_depth(name, whole):
-            return True
-    return False
+    """Tell whether a pattern fits the path, or a folder it names holds the file.
 
-
-def _same_depth(name: str, pattern: str) -> bool:
-    # "model*.safetensors" names files of the main folder; "*.bin" files anywhere, as people mean it.
-    return pattern.startswith("*") or "/" in pattern or "/" not in name
+    "model*.safetensors" names files of the main folder, "*.bin" files anywhere, as people mean it.
+    """
+    return any(
+        fnmatch.fnmatchcase(name, pattern + "*" if pattern.endswith("/") else pattern)
+        for pattern in patterns
+        if pattern.startswith("*") or "/" in pattern or "/" not in name
+    )
 
 
 def _no_weights(repository: Repository) -> str:

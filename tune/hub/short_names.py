@@ -8,65 +8,55 @@ from urllib.parse import unquote, urlsplit
 
 from tune.errors import HubError
 
-# One line a family: the name, then the repository. A name with a size is the model as its publisher first offers it;
-# "-instruct" and "-chat" are the variants tuned to follow instructions, "-base" the ones that are not.
+
+def _sizes(short: str, repo: str, sizes: str, variants: str = "") -> dict[str, str]:
+    """Return the short names of each size and variant.
+
+    Args:
+        short: the short name, with {} for the size, to which a variant's sign is added.
+        repo: the repository, with {} for the size, to which a variant's ending is added.
+        sizes: separated by spaces, as the repository spells them.
+        variants: "sign=ending" of each, separated by spaces; a plain "=" is the model without a sign.
+    """
+    pairs = [variant.split("=") for variant in (variants or "=").split()]
+    return {
+        short.format(size.casefold()) + sign: repo.format(size) + ending
+        for sign, ending in pairs
+        for size in sizes.split()
+    }
+
+
+_INSTRUCT = "= -instruct=-Instruct"
+# A name with a size is the model as its publisher first offers it; "-instruct" and "-chat" are the variants tuned to
+# follow instructions, "-base" the ones that are not.
 SHORT_NAMES: dict[str, dict[str, str]] = {
     "Llama 2": {
         "llama2": "meta-llama/Llama-2-7b-hf",
-        "llama2-7b": "meta-llama/Llama-2-7b-hf",
-        "llama2-13b": "meta-llama/Llama-2-13b-hf",
-        "llama2-70b": "meta-llama/Llama-2-70b-hf",
         "llama2-chat": "meta-llama/Llama-2-7b-chat-hf",
-        "llama2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
-        "llama2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
-        "llama2-70b-chat": "meta-llama/Llama-2-70b-chat-hf",
+        **_sizes("llama2-{}", "meta-llama/Llama-2-{}", "7b 13b 70b", "=-hf -chat=-chat-hf"),
     },
     "Llama 3": {
         "llama3": "meta-llama/Meta-Llama-3-8B",
-        "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-        "llama3-70b": "meta-llama/Meta-Llama-3-70B",
         "llama3-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
-        "llama3-8b-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
-        "llama3-70b-instruct": "meta-llama/Meta-Llama-3-70B-Instruct",
+        **_sizes("llama3-{}", "meta-llama/Meta-Llama-3-{}", "8B 70B", _INSTRUCT),
     },
     "Llama 3.1": {
         "llama3.1": "meta-llama/Llama-3.1-8B",
-        "llama3.1-8b": "meta-llama/Llama-3.1-8B",
-        "llama3.1-70b": "meta-llama/Llama-3.1-70B",
-        "llama3.1-405b": "meta-llama/Llama-3.1-405B",
-        "llama3.1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
-        "llama3.1-70b-instruct": "meta-llama/Llama-3.1-70B-Instruct",
-        "llama3.1-405b-instruct": "meta-llama/Llama-3.1-405B-Instruct",
+        **_sizes("llama3.1-{}", "meta-llama/Llama-3.1-{}", "8B 70B 405B", _INSTRUCT),
     },
-    "Llama 3.2": {
-        "llama3.2-1b": "meta-llama/Llama-3.2-1B",
-        "llama3.2-3b": "meta-llama/Llama-3.2-3B",
-        "llama3.2-1b-instruct": "meta-llama/Llama-3.2-1B-Instruct",
-        "llama3.2-3b-instruct": "meta-llama/Llama-3.2-3B-Instruct",
-    },
+    "Llama 3.2": _sizes("llama3.2-{}", "meta-llama/Llama-3.2-{}", "1B 3B", _INSTRUCT),
     "Llama 3.3": {
         "llama3.3": "meta-llama/Llama-3.3-70B-Instruct",
-        "llama3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
-        "llama3.3-70b-instruct": "meta-llama/Llama-3.3-70B-Instruct",
+        **_sizes("llama3.3-{}", "meta-llama/Llama-3.3-{}", "70B", "=-Instruct -instruct=-Instruct"),
     },
-    "Code Llama": {
-        "codellama-7b": "codellama/CodeLlama-7b-hf",
-        "codellama-13b": "codellama/CodeLlama-13b-hf",
-        "codellama-34b": "codellama/CodeLlama-34b-hf",
-        "codellama-70b": "codellama/CodeLlama-70b-hf",
-        "codellama-7b-instruct": "codellama/CodeLlama-7b-Instruct-hf",
-        "codellama-13b-instruct": "codellama/CodeLlama-13b-Instruct-hf",
-        "codellama-34b-instruct": "codellama/CodeLlama-34b-Instruct-hf",
-        "codellama-70b-instruct": "codellama/CodeLlama-70b-Instruct-hf",
-    },
+    "Code Llama": _sizes(
+        "codellama-{}", "codellama/CodeLlama-{}", "7b 13b 34b 70b", "=-hf -instruct=-Instruct-hf"
+    ),
     "Mistral": {
         "mistral": "mistralai/Mistral-7B-v0.3",
-        "mistral-v0.1": "mistralai/Mistral-7B-v0.1",
-        "mistral-v0.3": "mistralai/Mistral-7B-v0.3",
         "mistral-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
-        "mistral-v0.1-instruct": "mistralai/Mistral-7B-Instruct-v0.1",
-        "mistral-v0.2-instruct": "mistralai/Mistral-7B-Instruct-v0.2",
-        "mistral-v0.3-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
+        **_sizes("mistral-{}", "mistralai/Mistral-7B-{}", "v0.1 v0.3"),
+        **_sizes("mistral-{}-instruct", "mistralai/Mistral-7B-Instruct-{}", "v0.1 v0.2 v0.3"),
         "mistral-nemo": "mistralai/Mistral-Nemo-Base-2407",
         "mistral-nemo-instruct": "mistralai/Mistral-Nemo-Instruct-2407",
     },
@@ -76,71 +66,15 @@ SHORT_NAMES: dict[str, dict[str, str]] = {
         "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
         "mixtral-8x22b-instruct": "mistralai/Mixtral-8x22B-Instruct-v0.1",
     },
-    "Qwen 2": {
-        "qwen2-0.5b": "Qwen/Qwen2-0.5B",
-        "qwen2-1.5b": "Qwen/Qwen2-1.5B",
-        "qwen2-7b": "Qwen/Qwen2-7B",
-        "qwen2-72b": "Qwen/Qwen2-72B",
-        "qwen2-0.5b-instruct": "Qwen/Qwen2-0.5B-Instruct",
-        "qwen2-1.5b-instruct": "Qwen/Qwen2-1.5B-Instruct",
-        "qwen2-7b-instruct": "Qwen/Qwen2-7B-Instruct",
-        "qwen2-72b-instruct": "Qwen/Qwen2-72B-Instruct",
-    },
-    "Qwen 2.5": {
-        "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
-        "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
-        "qwen2.5-3b": "Qwen/Qwen2.5-3B",
-        "qwen2.5-7b": "Qwen/Qwen2.5-7B",
-        "qwen2.5-14b": "Qwen/Qwen2.5-14B",
-        "qwen2.5-32b": "Qwen/Qwen2.5-32B",
-        "qwen2.5-72b": "Qwen/Qwen2.5-72B",
-        "qwen2.5-0.5b-instruct": "Qwen/Qwen2.5-0.5B-Instruct",
-        "qwen2.5-1.5b-instruct": "Qwen/Qwen2.5-1.5B-Instruct",
-        "qwen2.5-3b-instruct": "Qwen/Qwen2.5-3B-Instruct",
-        "qwen2.5-7b-instruct": "Qwen/Qwen2.5-7B-Instruct",
-        "qwen2.5-14b-instruct": "Qwen/Qwen2.5-14B-Instruct",
-        "qwen2.5-32b-instruct": "Qwen/Qwen2.5-32B-Instruct",
-        "qwen2.5-72b-instruct": "Qwen/Qwen2.5-72B-Instruct",
-    },
+    "Qwen 2": _sizes("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B 72B", _INSTRUCT),
+    "Qwen 2.5": _sizes("qwen2.5-{}", "Qwen/Qwen2.5-{}", "0.5B 1.5B 3B 7B 14B 32B 72B", _INSTRUCT),
     "Qwen 3": {
-        "qwen3-0.6b": "Qwen/Qwen3-0.6B",
-        "qwen3-1.7b": "Qwen/Qwen3-1.7B",
-        "qwen3-4b": "Qwen/Qwen3-4B",
-        "qwen3-8b": "Qwen/Qwen3-8B",
-        "qwen3-14b": "Qwen/Qwen3-14B",
-        "qwen3-32b": "Qwen/Qwen3-32B",
-        "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
-        "qwen3-0.6b-base": "Qwen/Qwen3-0.6B-Base",
-        "qwen3-1.7b-base": "Qwen/Qwen3-1.7B-Base",
-        "qwen3-4b-base": "Qwen/Qwen3-4B-Base",
-        "qwen3-8b-base": "Qwen/Qwen3-8B-Base",
-        "qwen3-14b-base": "Qwen/Qwen3-14B-Base",
-        "qwen3-30b-a3b-base": "Qwen/Qwen3-30B-A3B-Base",
+        **_sizes("qwen3-{}", "Qwen/Qwen3-{}", "0.6B 1.7B 4B 8B 14B 32B 30B-A3B"),
+        **_sizes("qwen3-{}", "Qwen/Qwen3-{}", "0.6B 1.7B 4B 8B 14B 30B-A3B", "-base=-Base"),
     },
-    "Gemma": {
-        "gemma-2b": "google/gemma-2b",
-        "gemma-7b": "google/gemma-7b",
-        "gemma-2b-instruct": "google/gemma-2b-it",
-        "gemma-7b-instruct": "google/gemma-7b-it",
-    },
-    "Gemma 2": {
-        "gemma2-2b": "google/gemma-2-2b",
-        "gemma2-9b": "google/gemma-2-9b",
-        "gemma2-27b": "google/gemma-2-27b",
-        "gemma2-2b-instruct": "google/gemma-2-2b-it",
-        "gemma2-9b-instruct": "google/gemma-2-9b-it",
-        "gemma2-27b-instruct": "google/gemma-2-27b-it",
-    },
-    "Gemma 3": {
-        "gemma3-1b": "google/gemma-3-1b-pt",
-        "gemma3-4b": "google/gemma-3-4b-pt",
-        "gemma3-12b": "google/gemma-3-12b-pt",
-        "gemma3-27b": "google/gemma-3-27b-pt",
-        "gemma3-1b-instruct": "google/gemma-3-1b-it",
-        "gemma3-4b-instruct": "google/gemma-3-4b-it",
-        "gemma3-12b-instruct": "google/gemma-3-12b-it",
-        "gemma3-27b-instruct": "google/gemma-3-27b-it",
-    },
+    "Gemma": _sizes("gemma-{}", "google/gemma-{}", "2b 7b", "= -instruct=-it"),
+    "Gemma 2": _sizes("gemma2-{}", "google/gemma-2-{}", "2b 9b 27b", "= -instruct=-it"),
+    "Gemma 3": _sizes("gemma3-{}", "google/gemma-3-{}", "1b 4b 12b 27b", "=-pt -instruct=-it"),
     "Phi": {
         "phi3-mini": "microsoft/Phi-3-mini-4k-instruct",
         "phi3-mini-128k": "microsoft/Phi-3-mini-128k-instruct",
@@ -148,35 +82,21 @@ SHORT_NAMES: dict[str, dict[str, str]] = {
         "phi4-mini": "microsoft/Phi-4-mini-instruct",
     },
     "SmolLM": {
-        "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
-        "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
-        "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",
-        "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "smollm2-360m-instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
-        "smollm2-1.7b-instruct": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+        **_sizes("smollm2-{}", "HuggingFaceTB/SmolLM2-{}", "135M 360M 1.7B", _INSTRUCT),
         "smollm3": "HuggingFaceTB/SmolLM3-3B",
         "smollm3-base": "HuggingFaceTB/SmolLM3-3B-Base",
     },
     "OLMo 2": {
-        "olmo2-1b": "allenai/OLMo-2-0425-1B",
-        "olmo2-7b": "allenai/OLMo-2-1124-7B",
-        "olmo2-13b": "allenai/OLMo-2-1124-13B",
-        "olmo2-32b": "allenai/OLMo-2-0325-32B",
-        "olmo2-1b-instruct": "allenai/OLMo-2-0425-1B-Instruct",
-        "olmo2-7b-instruct": "allenai/OLMo-2-1124-7B-Instruct",
-        "olmo2-13b-instruct": "allenai/OLMo-2-1124-13B-Instruct",
-        "olmo2-32b-instruct": "allenai/OLMo-2-0325-32B-Instruct",
+        **_sizes("olmo2-{}", "allenai/OLMo-2-0425-{}", "1B", _INSTRUCT),
+        **_sizes("olmo2-{}", "allenai/OLMo-2-1124-{}", "7B 13B", _INSTRUCT),
+        **_sizes("olmo2-{}", "allenai/OLMo-2-0325-{}", "32B", _INSTRUCT),
     },
-    "Granite": {
-        "granite3-2b": "ibm-granite/granite-3.3-2b-base",
-        "granite3-8b": "ibm-granite/granite-3.3-8b-base",
-        "granite3-2b-instruct": "ibm-granite/granite-3.3-2b-instruct",
-        "granite3-8b-instruct": "ibm-granite/granite-3.3-8b-instruct",
-    },
+    "Granite": _sizes("granite3-{}", "ibm-granite/granite-3.3-{}", "2b 8b", "=-base -instruct=-instruct"),
 }
 
-# What the hub allows: letters, digits, dots, dashes and underscores, starting and ending with a letter or digit.
-_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?|[A-Za-z0-9]")
+# What the hub allows: a letter or digit at both ends; dots, dashes and underscores between, but no "--" and no "..".
+_PART = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_REPOSITORY = re.compile(f"{_PART}/{_PART}")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
@@ -201,23 +121,24 @@ def repository_of(name: str, endpoint: str = "") -> tuple[str, str | None]:
         text, revision = _read_address(text, endpoint)
     if is_repository(text):
         return text, revision
-    raise HubError(_not_a_name(name, known))
+    close = nearest_names(name.rsplit("/", 1)[-1])
+    if close:
+        meant = ", ".join(f"{short} ({known[short]})" for short in close)
+        raise HubError(f"{name!r} names no model; did you mean {meant}?")
+    raise HubError(
+        f"{name!r} names no model: give owner/name as on the model's page (meta-llama/Llama-3.2-1B), the address of "
+        "that page, or a short name of `tune download --help`"
+    )
 
 
 def is_repository(text: str) -> bool:
     """Tell whether `text` has the form "owner/name" of a hub repository."""
-    parts = text.split("/")
-    return len(parts) == 2 and all(_PART.fullmatch(part) and not _has_doubles(part) for part in parts)
-
-
-def _has_doubles(part: str) -> bool:
-    return "--" in part or ".." in part
+    return _REPOSITORY.fullmatch(text) is not None
 
 
 def nearest_names(word: str, count: int = 3) -> list[str]:
     """Return the short names closest to `word`, the nearest first."""
-    known = [short for family in SHORT_NAMES.values() for short in family]
-    folded = {_fold(short): short for short in reversed(known)}
+    folded = {_fold(short): short for family in SHORT_NAMES.values() for short in family}
     found = difflib.get_close_matches(_fold(word), folded, n=count, cutoff=0.7)
     starts = [short for key, short in folded.items() if len(word) > 2 and key.startswith(_fold(word))]
     return list(dict.fromkeys([*(folded[key] for key in found), *sorted(starts, key=len)]))[:count]
@@ -241,15 +162,3 @@ def _read_address(text: str, endpoint: str) -> tuple[str, str | None]:
         raise HubError(f"{text} is the page of a {parts[0].removesuffix('s')}, not of a model")
     revision = parts[3] if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "commit") else None
     return "/".join(parts[:2]), revision
-
-
-def _not_a_name(name: str, known: dict[str, str]) -> str:
-    start = f"{name!r} names no model"
-    close = nearest_names(name.rsplit("/", 1)[-1])
-    if close:
-        meant = ", ".join(f"{short} ({known[short]})" for short in close)
-        return f"{start}; did you mean {meant}?"
-    return (
-        f"{start}: give owner/name as on the model's page (meta-llama/Llama-3.2-1B), the address of that page, "
-        "or a short name of `tune download --help`"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from types import ModuleType
@@ -116,16 +117,11 @@ def explain_hub_error(error: BaseException, request: HubRequest) -> str | None:
     from huggingface_hub import errors
 
     http = http_library()
-    cause = _root(
-        error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, http.HTTPError, http.InvalidURL)
-    )
-    if cause is None:
-        if isinstance(error, json.JSONDecodeError | UnicodeError):
-            return (
-                f"{request.endpoint} did not answer as the hub does (a web page, perhaps the log-in of a network or a "
-                "proxy). Open any page in a browser to log in, or check HF_ENDPOINT, then run again"
-            )
-        return None
+    kinds = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, http.HTTPError, http.InvalidURL)
+    chain = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
+        chain.append(earlier)
+    cause = next((link for link in chain if isinstance(link, kinds)), None)
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return (
             "the hub is switched off by HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE); unset it to use the network"
@@ -136,20 +132,18 @@ def explain_hub_error(error: BaseException, request: HubRequest) -> str | None:
         return f"the {request.kind} {request.repo} has no branch, tag or commit {request.revision!r}"
     if isinstance(cause, errors.EntryNotFoundError):
         return f"{request.page} has lost a file between listing and fetching it; run again"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return _not_found(request)
     if isinstance(cause, errors.HfHubHTTPError):
-        return _by_status(cause.response.status_code, request, cause.server_message, cause)
-    return _not_reached(cause, request)
-
-
-def _root(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """Return the first of `error` and what led to it that is of one of `kinds`."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        if isinstance(current, kinds):
-            return current
-        seen.add(id(current))
-        current = current.__cause__ or current.__context__
+        said = f" The hub says: {_words(cause.server_message)}" if cause.server_message else ""
+        return _by_status(cause.response.status_code, request, said)
+    if cause is not None:
+        return f"{request.endpoint} cannot be reached{_why_not_reached(cause, request.endpoint)}"
+    if isinstance(error, json.JSONDecodeError | UnicodeError):
+        return (
+            f"{request.endpoint} did not answer as the hub does (a web page, perhaps the log-in of a network or a "
+            "proxy). Open any page in a browser to log in, or check HF_ENDPOINT, then run again"
+        )
     return None
 
 
@@ -172,29 +166,20 @@ def explain_gated(request: HubRequest, server: str | None = None) -> str:
     )
 
 
-def _by_status(status: int, request: HubRequest, server: str | None, error: BaseException) -> str:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    said = f" The hub says: {_words(server)}" if server else ""
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
+def _by_status(status: int, request: HubRequest, said: str) -> str:
+    token = f"the token ({request.token_from})"
+    ways = ways_to_give_a_token(request.options)
+    if status == 401 and request.token_from is not None:
+        return f"the hub does not accept {token}: it is mistyped, expired or revoked. Make a new one at {TOKEN_PAGE}"
+    if status == 401 and request.writing:
+        return f"this needs a token that may write: {ways}"
+    if status in (401, 404):
         return _not_found(request)
-    if status == 401:
-        if request.token_from is None and request.writing:
-            return f"this needs a token that may write: {ways_to_give_a_token(request.options)}"
-        if request.token_from is None:
-            return _not_found(request)
-        return (
-            f"the hub does not accept the token ({request.token_from}): it is mistyped, expired or revoked. "
-            f"Make a new one at {TOKEN_PAGE}"
-        )
     if status == 403:
-        right = f"write to {request.repo}" if request.writing else f"read {request.repo}"
+        right = f"{'write to' if request.writing else 'read'} {request.repo}"
         if request.token_from is None:
-            return f"one may not {right} without a token: {ways_to_give_a_token(request.options)}.{said}"
-        return (
-            f"the token ({request.token_from}) may not {right}; give one of an account that may, with that permission "
-            f"({TOKEN_PAGE}).{said}"
-        )
+            return f"one may not {right} without a token: {ways}.{said}"
+        return f"{token} may not {right}; give one of an account that may, with that permission ({TOKEN_PAGE}).{said}"
     if status in (409, 412) and request.writing:
         return f"{request.repo} was changed by somebody else meanwhile; look at {request.page}, then run again.{said}"
     if status == 429:
@@ -212,37 +197,30 @@ def _by_status(status: int, request: HubRequest, server: str | None, error: Base
 def _not_found(request: HubRequest) -> str:
     start = f"there is no {request.kind} {request.repo} at {request.endpoint}"
     if request.token_from is None:
-        return (
-            f"{start}, or it is private; a private one needs a token: {ways_to_give_a_token(request.options)}"
-        )
+        ways = ways_to_give_a_token(request.options)
+        return f"{start}, or it is private; a private one needs a token: {ways}"
     return f"{start} that the token ({request.token_from}) may see; check the spelling, and that its account has access"
 
 
-def _not_reached(error: BaseException, request: HubRequest) -> str:
-    host = urlsplit(request.endpoint).hostname or request.endpoint
-    text = str(error)
-    start = f"{request.endpoint} cannot be reached"
-    if "CERTIFICATE" in text.upper() or "SSL" in text.upper():
-        return f"{start} safely: {_words(text)}. Check the clock and SSL_CERT_FILE; a proxy may be in between"
-    kind = type(error).__name__
+def _why_not_reached(error: BaseException, endpoint: str) -> str:
+    """Return what follows "cannot be reached": the reason, and what to do about it."""
+    words, kind = _words(str(error)), type(error).__name__
+    if "CERTIFICATE" in words.upper() or "SSL" in words.upper():
+        return f" safely: {words}. Check the clock and SSL_CERT_FILE; a proxy may be in between"
     if kind == "ProxyError":
-        return f"{start} through the proxy: {_words(text)}. Check HTTPS_PROXY"
-    if any(
-        word in text
-        for word in ("Name or service", "name resolution", "nodename", "getaddrinfo", "No address")
-    ):
+        return f" through the proxy: {words}. Check HTTPS_PROXY"
+    if re.search("Name or service|name resolution|nodename|getaddrinfo|No address", words):
         return (
-            f"{start}: the name {host} is not known here. Without network, fetch the files on another machine and "
-            "copy the folder"
+            f": the name {urlsplit(endpoint).hostname} is not known here. Without network, fetch the files on another "
+            "machine and copy the folder"
         )
     if "Timeout" in kind:
-        return f"{start}: no answer in time. Check the network, then run again"
-    if "InvalidURL" in kind or "UnsupportedProtocol" in kind:
-        return f"HF_ENDPOINT {request.endpoint!r} is no address: {_words(text)}"
-    reason = _words(text) or kind
-    proxy = getproxies().get(urlsplit(request.endpoint).scheme)
+        return ": no answer in time. Check the network, then run again"
+    if kind in ("InvalidURL", "UnsupportedProtocol"):
+        return f": {words}. HF_ENDPOINT is no address"
+    proxy = getproxies().get(urlsplit(endpoint).scheme)
     way = "the proxy that HTTP_PROXY or HTTPS_PROXY names" if proxy else "the network and HF_ENDPOINT"
-    return f"{start}: {reason}. Check {way}, then run again"
+    return f": {words or kind}. Check {way}, then run again"
 
 
 def _words(text: str | None) -> str:
