@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 
-from tune.checkpoints.companions import TOKENIZER_FILES
+from tune.checkpoints.side_files import TOKENIZER_FILES
 from tune.checkpoints.locate import find_model_dir
 from tune.errors import CheckpointError, HubError
 from tune.hub.short_names import is_repository
