@@ -48,3 +48,9 @@ class HubError(TuneError):
 
 class TrainingError(TuneError):
     """A run cannot start here or cannot go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of a library says first, without its full stop, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")

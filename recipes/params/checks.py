@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tune.config.component import Component
 from tune.config.diagnostics import shorten
 from tune.config.params import Problem
 from tune.config.signatures import Signature, read_signature
 from tune.errors import ConfigError
-from tune.utils.exclusions import find_exclusions
+from tune.utils.exclusions import Choices, find_exclusions
 from tune.utils.splits import parse_split
-
-if TYPE_CHECKING:
-    from recipes.params.finetune import FinetuneParams
 
 # The label of a position without a target, in every batch (`tune.data`, which would import torch).
 _IGNORE_INDEX = -100
@@ -202,22 +199,23 @@ def _nearest(template: Any, names: tuple[str, ...]) -> str | None:
     return close[0] if close else None
 
 
-def check_processes(params: FinetuneParams, quantized: str = "") -> Iterator[Problem]:
+def check_processes(
+    choices: Choices, optimizer: Component, quantized: str = "", custom_sharded_layers: Sequence[str] = ()
+) -> Iterator[Problem]:
     """Yield what no number of processes can do together.
 
     Args:
-        params: the recipe's.
+        choices: how the processes are split, and what they have to carry out.
+        optimizer: its class and arguments.
         quantized: the field that asks for weights in 4 bits, if one does.
+        custom_sharded_layers: names of layers that are sharded on their own.
     """
     choices = replace(
-        params.process_choices(),
-        optimizer=params.optimizer.path,
-        fused=bool(params.optimizer.kwargs.get("fused")),
-        quantized=quantized,
+        choices, optimizer=optimizer.path, fused=bool(optimizer.kwargs.get("fused")), quantized=quantized
     )
     for message, fields in find_exclusions(choices):
         yield Problem(message, fields)
-    if params.data_parallel_shard_dim == 0:
+    if choices.shard_dim == 0:
         yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
-    if "" in (params.custom_sharded_layers or ()):
+    if "" in custom_sharded_layers:
         yield Problem("names a layer by an empty text", ("custom_sharded_layers",))

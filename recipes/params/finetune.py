@@ -327,7 +327,9 @@ class FinetuneParams:
         """Yield what is wrong between fields that are each right on their own."""
         yield from self._check_optimization()
         yield from self._check_precision_and_device()
-        yield from check_processes(self, self._quantized_by())
+        yield from check_processes(
+            self.process_choices(), self.optimizer, self._quantized_by(), self.custom_sharded_layers or ()
+        )
         yield from check_sizes(self.model)
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)

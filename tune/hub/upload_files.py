@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 
-from tune.checkpoints.side_files import TOKENIZER_FILES
 from tune.checkpoints.locate import find_model_dir
+from tune.checkpoints.side_files import TOKENIZER_FILES
 from tune.errors import CheckpointError, HubError
 from tune.hub.short_names import is_repository
 from tune.utils.paths import expand_path

@@ -9,16 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from tune.config.component import Component
+from tune.config.instantiate import instantiate_offering
 from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
 from tune.training.memory.check import MemoryCheck
 from tune.training.memory.plan import MemoryPlan
 from tune.training.memory.running_out import get_peak_memory_gib
+from tune.training.metric_logging import FileLogger, JSONLLogger, MetricLogger
 from tune.training.precision import Precision
-from tune.training.profiler import build_profiler
+from tune.training.profiler import DummyProfiler, Profiler, build_profiler
 from tune.training.progress import Progress, format_summary
-from tune.training.run_logs import RunLogs
 from tune.training.saving.checkpoints import Checkpoints
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import build_speed_meter
@@ -58,6 +59,9 @@ class Monitor:
         self._log_peak_memory = log_peak_memory
         self._speed = build_speed_meter(model, self._mesh.device, precision, self._mesh.world_size)
         self._memory = MemoryCheck(memory_plan)
+        self._metrics: list[MetricLogger] = []
+        self._samples: list[MetricLogger] = []
+        self._profiler: Profiler = DummyProfiler()
         self.spikes = SpikeWatch()
 
     def open(self, metric_logger: Component, profiler: Component | None = None) -> None:
@@ -67,11 +71,13 @@ class Monitor:
             metric_logger: the config's logger: its class and arguments.
             profiler: the config's profiler, if any.
         """
-        writes = self._mesh.is_rank_zero
-        self._logs = RunLogs(
-            metric_logger, self._output_dir, overwrite=not self._checkpoints.resumed, enabled=writes
-        )
-        self._profiler = build_profiler(profiler if writes else None, self._output_dir / "profiler")
+        if not self._mesh.is_rank_zero:
+            return
+        folder, overwrite = str(self._output_dir), not self._checkpoints.resumed
+        self._samples.append(JSONLLogger(folder, "samples.jsonl", overwrite))
+        self._metrics.append(JSONLLogger(folder, overwrite=overwrite))
+        self._metrics.append(instantiate_offering(metric_logger, {"log_dir": folder}))
+        self._profiler = build_profiler(profiler, self._output_dir / "profiler")
 
     def announce(
         self, state: TrainState, batch_size: int, gradient_accumulation_steps: int, *lines: str
@@ -127,7 +133,8 @@ class Monitor:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write and show the metrics of a step, if there are any."""
         if metrics:
-            self._logs.metrics.log_dict(metrics, step)
+            for logger in self._metrics:
+                logger.log_dict(metrics, step)
             self._progress.show(step, metrics)
 
     def sample(self, step: int, prompts: Iterable[str] | None, answer: Callable[[str], str]) -> None:
@@ -136,7 +143,8 @@ class Monitor:
             for prompt in prompts or ():
                 text = answer(prompt)
                 get_logger().info(f"step {step}, sample: {prompt!r} -> {text!r}")
-                self._logs.samples.log_dict({"prompt": prompt, "answer": text}, step)
+                for logger in self._samples:
+                    logger.log_dict({"prompt": prompt, "answer": text}, step)
 
     def rewind(self, step: int) -> None:
         """Forget the lines that are later than `step`, where the run was asked to go on.
@@ -144,11 +152,14 @@ class Monitor:
         A run that was killed before its first save has left lines, too.
         """
         if self._checkpoints.resumes:
-            self._logs.rewind(step)
+            for logger in self._metrics + self._samples:
+                logger.rewind(step)
 
     def flush(self) -> None:
         """Return once every line is on the disk: a step saved after that never knows more than they do."""
-        self._logs.flush()
+        for logger in self._metrics + self._samples:
+            if isinstance(logger, FileLogger):
+                logger.flush()
 
     def log_summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> None:
         """Say how the run ended, where its model is, and what to type next; arguments as for `format_summary`."""
@@ -156,4 +167,5 @@ class Monitor:
 
     def close(self) -> None:
         """Close every logger."""
-        self._logs.close()
+        for logger in self._metrics + self._samples:
+            logger.close()

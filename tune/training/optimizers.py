@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from tune.config.component import Component
 from tune.config.instantiate import instantiate_offering
 from tune.config.slots import OPTIMIZER
-from tune.errors import ConfigError
+from tune.errors import ConfigError, first_line
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.utils import get_logger
 from tune.utils.exclusions import Choices, find_exclusions, refuse_excluded
@@ -96,10 +96,9 @@ def check_step(path: str, make: Callable[[list[Tensor]], Optimizer], weights: It
         except Exception as error:  # releases fail in every way: attributes, names, assertions
             package = path.partition(".")[0]
             release = getattr(sys.modules.get(package), "__version__", "as installed")
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
             raise ConfigError(
                 f"optimizer {path} cannot train on {device.type}: with {package} {release} a step of "
-                f"{dtype} weights fails ({reason}). Use torch.optim.AdamW"
+                f"{dtype} weights fails ({first_line(error)}). Use torch.optim.AdamW"
                 + (f", a GPU, or a later {package}." if device.type == "cpu" else f", or a later {package}.")
             ) from error
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from tune.errors import TrainingError, TuneError
+from tune.errors import TrainingError, TuneError, first_line
 from tune.utils.exclusions import Choices, split_processes
 from tune.utils.ranks import get_rank, get_world_size
 
@@ -214,9 +214,8 @@ def _join(world_size: int, device: torch.device) -> bool:
     try:
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"the {world_size} processes of this run could not find each other: {reason}. Start them with "
+            f"the {world_size} processes of this run could not find each other: {first_line(error)}. Start them with "
             "`tune run --nproc_per_node N ...`, or torchrun."
         ) from error
     return True

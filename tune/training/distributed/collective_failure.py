@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tune.errors import TrainingError
+from tune.errors import TrainingError, first_line
 from tune.training.distributed.sharded_model import is_sharded_model, reshard
 from tune.utils.mesh import Mesh
 
@@ -45,19 +45,15 @@ def fail_together(model: Any, mesh: Mesh) -> Iterator[None]:
     except Exception as error:
         if gate.is_gathering:
             raise TrainingError(
-                f"this process failed while the weights of all were brought together: {_reason(error)}"
+                f"this process failed while the weights of all were brought together: {first_line(error)}"
             ) from error
-        gate.tell(_reason(error))
+        gate.tell(first_line(error))
         raise
     else:
         gate.agree()
     finally:
         if not gate.is_gathering:
             reshard(model)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class _Gate:

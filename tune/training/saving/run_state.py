@@ -23,12 +23,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
-from tune.errors import CheckpointError
+from tune.errors import CheckpointError, first_line
 from tune.training.optimizers import restore_paged_state
 from tune.training.saving.manifest import CHANGED_SINCE
 from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.shared_folder import require_all_written
-from tune.training.saving.state_tensors import first_line, load_tensors, save_tensors
 from tune.training.train_state import Stateful
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
@@ -151,6 +150,8 @@ def write_run_state(directory: Path, snapshot: RunSnapshot, mesh: Mesh) -> None:
         CheckpointError: the first process does not see what another one wrote.
     """
     if snapshot.content["has_tensors"]:
+        from tune.training.saving.state_tensors import save_tensors
+
         save_tensors(directory / TENSORS_DIR, snapshot.tensors, mesh)
         require_all_written(directory / TENSORS_DIR, f"__{mesh.rank}_*", mesh)
     mesh.from_rank_zero(lambda: _write_run_file(directory, snapshot.content))
@@ -210,7 +211,11 @@ def load_run_state(
     like: dict[str, Tensor] = {}
     for name, part in parts.items():
         _take_tensors(part.state_dict(), f"{PARTS}/{name}", like)
-    tensors = load_tensors(directory / TENSORS_DIR, weights, like) if content["has_tensors"] else {}
+    tensors: dict[str, Tensor] = {}
+    if content["has_tensors"]:
+        from tune.training.saving.state_tensors import load_tensors
+
+        tensors = load_tensors(directory / TENSORS_DIR, weights, like)
     on_host = set(content["on_host"])
     for full_key, tensor in tensors.items():
         name, _, key = full_key.rpartition("/")

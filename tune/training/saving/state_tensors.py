@@ -1,21 +1,101 @@
-"""A run's tensors on disk, through torch.distributed.checkpoint: written and read by as many processes as there are."""
+"""A run's tensors on disk, through torch.distributed.checkpoint: written and read by as many processes as there are.
+
+Its index file is a pickle, and a pickle can call anything. A saved step may come from a stranger, so the index is read
+with a list of the few classes an index of tensors is made of. (The tensors are read weights-only by torch.)
+
+Importing this takes half a second, which is spent once something is saved or resumed.
+"""
 
 from __future__ import annotations
 
+import io
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.futures import Future
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
-from tune.errors import CheckpointError
+from tune.errors import CheckpointError, first_line
 from tune.training.saving.manifest import CHANGED_SINCE
 from tune.utils.mesh import Mesh
 from tune.utils.sharding import is_sharded
 
-__all__ = ["first_line", "load_tensors", "save_tensors"]
+__all__ = ["load_tensors", "save_tensors"]
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+ALLOWED = {
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    (_METADATA, "BytesStorageMetadata"),
+    (_METADATA, "ChunkStorageMetadata"),
+    (_METADATA, "Metadata"),
+    (_METADATA, "MetadataIndex"),
+    (_METADATA, "StorageMeta"),
+    (_METADATA, "TensorProperties"),
+    (_METADATA, "TensorStorageMetadata"),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) in ALLOWED or is_dtype:
+            return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _read_member
+        raise pickle.UnpicklingError(f"the index names {module}.{name}, which no index of tensors needs")
+
+
+def _read_member(owner: Any, name: str) -> Any:
+    """Return a member of the one enumeration in an index: Python 3.11 up to 3.11.3 pickles members as getattr's."""
+    if owner is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError("the index names builtins.getattr, which no index of tensors needs")
+    return _MEM_FORMAT_ENCODING[name]
+
+
+class _SafeReader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        content = (Path(self.path) / ".metadata").read_bytes()
+        metadata = _IndexUnpickler(io.BytesIO(content)).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("the index is not one of torch.distributed.checkpoint")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _ExplainedWriter(FileSystemWriter):
+    def write_data(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            # Of a full disk torch says `unexpected pos 704 vs 598`. The reason stands behind it, but does not travel
+            # to other processes.
+            behind: BaseException | None = error
+            while behind is not None and not isinstance(behind, OSError):
+                behind = behind.__cause__ or behind.__context__
+            raise behind or error from None
 
 
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> None:
@@ -29,23 +109,17 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> 
     Raises:
         OSError, RuntimeError: a file could not be written, by whichever process.
     """
-    # Half a second of imports, needed only once something is saved.
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-
-    from tune.training.saving.state_writer import make_writer
-
     try:
         with warnings.catch_warnings():
             # It warns that there is one process, which is what no_dist says.
             warnings.simplefilter("ignore", UserWarning)
             is_alone = mesh.world_size == 1
             # Flushed where they are written: the process that writes the manifest may be on another machine.
-            writer = make_writer(directory, flushed=not is_alone)
-            dcp_save(dict(tensors), storage_writer=writer, process_group=mesh.host_group, no_dist=is_alone)
+            writer = _ExplainedWriter(directory, sync_files=not is_alone)
+            save(dict(tensors), storage_writer=writer, process_group=mesh.host_group, no_dist=is_alone)
     except CheckpointException as error:  # not an Exception, so nobody else would catch it
         _pass_on_interrupt(error)
-        raise RuntimeError(f"the optimizer state cannot be written: {first_line(error)}") from error
+        raise RuntimeError(f"the optimizer state cannot be written: {_reason(error)}") from error
 
 
 def load_tensors(
@@ -55,13 +129,7 @@ def load_tensors(
 
     Those of parts are sharded, and placed, as `like` has them.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-
-    from tune.training.saving.state_reader import make_safe_reader
-
-    reader = make_safe_reader(directory)
+    reader = _SafeReader(directory)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -73,10 +141,10 @@ def load_tensors(
                 for key, stored in metadata.state_dict_metadata.items()
                 if isinstance(stored, TensorStorageMetadata)  # we write nothing else
             }
-            dcp_load(tensors, storage_reader=reader, no_dist=True)
+            load(tensors, storage_reader=reader, no_dist=True)
     except (CheckpointException, *PICKLE_ERRORS) as error:
         _pass_on_interrupt(error)
-        raise CheckpointError(f"{directory} cannot be read: {first_line(error)}. {CHANGED_SINCE}") from error
+        raise CheckpointError(f"{directory} cannot be read: {_reason(error)}. {CHANGED_SINCE}") from error
     return {key: tensor.to(like[key].device) if key in like else tensor for key, tensor in tensors.items()}
 
 
@@ -93,12 +161,10 @@ def _pass_on_interrupt(error: BaseException) -> None:
         raise KeyboardInterrupt from None
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first sentence of an error's message, or its kind where it has none."""
+def _reason(error: BaseException) -> str:
     # A CheckpointException is made of what failed on each process.
     if failures := getattr(error, "failures", None):
         error = next(iter(failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(". ")[0].rstrip(".")
+    return first_line(error).partition(". ")[0]
