@@ -62,7 +62,7 @@ class FullFinetuneRecipe:
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        self.state = self.checkpoints.begin_state(params.seed)
+        self.state = training.begin_state(params.seed, self.checkpoints.saved, self.mesh)
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()

@@ -76,7 +76,7 @@ from tune.training.signals import StopRequest
 from tune.training.spikes import SpikeWatch
 from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
-from tune.training.train_state import TrainState
+from tune.training.train_state import TrainState, begin_state
 from tune.training.validation import mean_loss
 from tune.utils.mesh import Mesh, init_mesh
 
@@ -104,6 +104,7 @@ __all__ = [
     "TokenCounts",
     "TrainState",
     "activation_offloading",
+    "begin_state",
     "build_loader",
     "build_lr_scheduler",
     "build_optimizer",

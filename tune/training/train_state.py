@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from tune.errors import TrainingError
 from tune.training.batches import TokenCounts
 from tune.training.saving.random_state import seed_step
+from tune.utils import get_logger, set_seed
+from tune.utils.mesh import Mesh
 
-__all__ = ["Stateful", "TrainState"]
+__all__ = ["Stateful", "TrainState", "begin_state"]
 
 
 class Stateful(Protocol):
@@ -164,3 +166,19 @@ class TrainState:
 
 _GIVEN = ("seed", "rank", "num_steps", "steps_per_epoch", "fingerprint", "parts")
 _COUNTERS = tuple(each.name for each in fields(TrainState) if each.name not in _GIVEN)
+
+
+def begin_state(seed: int | None, saved: Mapping[str, Any], mesh: Mesh) -> TrainState:
+    """Return the state of a run that begins, and seed everything random, the same on every process.
+
+    Every process must call this.
+
+    Args:
+        seed: None takes that of the saved step to go on from, or else draws one.
+        saved: what was saved of that step; empty where there is none.
+        mesh: the processes of the run.
+    """
+    chosen = saved.get("seed") if seed is None else seed
+    seed = set_seed(mesh.from_rank_zero(lambda: set_seed(chosen)))
+    get_logger().info(f"{mesh.device}, seed {seed}")
+    return TrainState(seed, mesh.rank)

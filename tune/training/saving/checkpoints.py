@@ -42,7 +42,7 @@ from tune.training.saving.shared_folder import require_shared_folder
 from tune.training.saving.tokenizer_copy import keep_tokenizer
 from tune.training.saving.weight_sums import check_weights, sum_weights
 from tune.training.train_state import TrainState
-from tune.utils import expand_path, get_logger, set_seed
+from tune.utils import expand_path, get_logger
 from tune.utils.lost_connection import is_lost_connection
 from tune.utils.mesh import Mesh
 
@@ -125,17 +125,6 @@ class Checkpoints:
         require_shared_folder(self.output_dir, self.mesh)
         if self.resumed is not None:
             self.saved = read_run(self.resumed.state_dir)
-
-    def begin_state(self, seed: int | None) -> TrainState:
-        """Return the state of a run that begins, and seed everything random, the same on every process.
-
-        Args:
-            seed: None takes that of the saved step to go on from, or else draws one.
-        """
-        chosen = self.saved.get("seed") if seed is None else seed
-        seed = set_seed(self.mesh.from_rank_zero(lambda: set_seed(chosen)))
-        get_logger().info(f"{self.mesh.device}, seed {seed}, output in {self.output_dir}")
-        return TrainState(seed, self.mesh.rank)
 
     def copy_tokenizer(self) -> Path | None:
         """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone."""
