@@ -127,15 +127,9 @@ class FullFinetuneRecipe:
             model = instantiate_offering(params.model, {"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
+        row, settings = training.longest_row(self.dataset.report()), params.memory_settings()
         self.memory_plan = training.plan_memory(
-            model,
-            params,
-            training.longest_row(self.dataset.report()),
-            loss_fn=self.loss_fn,
-            precision=self.precision,
-            device=self.device,
-            shard_dim=self.mesh.shard_dim,
-            cpu_offload=params.fsdp_cpu_offload,
+            model, row, self.loss_fn, self.precision, self.device, self.mesh.shard_dim, **settings
         )
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.

@@ -141,15 +141,10 @@ class LoraFinetuneRecipe:
             params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload or params.optimizer_in_bwd
         )
         is_sharded = training.shards_frozen_base(model, self.mesh, required=needs_shards)
+        row, settings = training.longest_row(self.dataset.report()), params.memory_settings()
+        shard_dim = self.mesh.shard_dim if is_sharded else 1
         self.memory_plan = training.plan_memory(
-            model,
-            params,
-            training.longest_row(self.dataset.report()),
-            loss_fn=self.loss_fn,
-            precision=self.precision,
-            device=self.device,
-            shard_dim=self.mesh.shard_dim if is_sharded else 1,
-            cpu_offload=is_sharded and params.fsdp_cpu_offload,
+            model, row, self.loss_fn, self.precision, self.device, shard_dim, **settings
         )
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.

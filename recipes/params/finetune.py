@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from recipes.params.checks import (
     check_checkpointer,
@@ -304,6 +304,18 @@ class FinetuneParams:
 
     def __post_init__(self) -> None:
         check_params(self)
+
+    def memory_settings(self) -> dict[str, Any]:
+        """Return what decides how much memory the run needs, as `plan_memory` takes it."""
+        return {
+            "optimizer": self.optimizer,
+            "batch_size": self.batch_size,
+            "accumulates": self.gradient_accumulation_steps > 1,
+            "cpu_offload": self.fsdp_cpu_offload,
+            "activation_checkpointing": self.enable_activation_checkpointing,
+            "activation_offloading": self.enable_activation_offloading,
+            "optimizer_in_backward": self.optimizer_in_bwd,
+        }
 
     def notices(self, is_sharded: bool) -> Iterator[str]:
         """Yield what is to be said of settings that do nothing where the model is sharded, or is not."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,21 +105,17 @@ def make(
     if lora:
         apply_lora(model, lora)
         reset_adapters(model, torch.float32)
-    params: Any = SimpleNamespace(
-        optimizer=Component(f"torch.optim.{optimizer}", {"lr": 1e-3}),
-        batch_size=shape[0],
-        gradient_accumulation_steps=steps,
-        enable_activation_checkpointing=recompute,
-        enable_activation_offloading=False,
-        optimizer_in_bwd=in_backward,
-    )
     plan = plan_memory(
         model,
-        params,
         LongestRow(shape[1], is_packed=packed),
-        loss_fn=loss_fn or LinearCrossEntropyLoss(),
-        precision=precision,
-        device=device,
+        loss_fn or LinearCrossEntropyLoss(),
+        precision,
+        device,
+        optimizer=Component(f"torch.optim.{optimizer}", {"lr": 1e-3}),
+        batch_size=shape[0],
+        accumulates=steps > 1,
+        activation_checkpointing=recompute,
+        optimizer_in_backward=in_backward,
     )
     return model.train(), plan
 

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # too little for the weights, for the activations, for the moments of the optimizer.
 SCRIPT = """
 import os, resource, sys
-from types import SimpleNamespace
 import torch
 from tune.config.component import Component
 from tune.errors import TrainingError
@@ -46,8 +43,6 @@ with torch.device("meta"):
 component = Component("torch.optim.AdamW", {"lr": 1e-3})
 loss_fn = LinearCrossEntropyLoss()
 precision = plan_precision("fp32", None, cpu)
-params = SimpleNamespace(optimizer=component, batch_size=2, gradient_accumulation_steps=1, optimizer_in_bwd=False,
-                         enable_activation_checkpointing=False, enable_activation_offloading=False)
 # What training loads when it is first used is loaded now, so that the limit is about tensors.
 weight = torch.nn.Parameter(torch.ones(3))
 build_optimizer(component, [weight], in_backward=False)
@@ -60,8 +55,7 @@ def setup():
 def run():
     plan = None
     with explain_out_of_memory(lambda: plan):
-        plan = plan_memory(model, params, LongestRow(300), loss_fn=loss_fn, precision=precision,
-                           device=cpu)
+        plan = plan_memory(model, LongestRow(300), loss_fn, precision, cpu, optimizer=component, batch_size=2)
         optimizer = setup()
         tokens = torch.randint(0, 3001, (2, 300))
         loss_sum(loss_fn, model, tokens, tokens).backward()
@@ -153,22 +147,8 @@ def test_memory_that_runs_out_on_a_gpu_is_explained() -> None:
             DecoderConfig(**sizes, head_dim=64, intermediate_dim=1536, max_seq_len=600)
         )
     component, loss_fn = Component("torch.optim.AdamW", {"lr": 1e-3}), LinearCrossEntropyLoss()
-    params: Any = SimpleNamespace(
-        optimizer=component,
-        batch_size=4,
-        gradient_accumulation_steps=1,
-        enable_activation_checkpointing=False,
-        enable_activation_offloading=False,
-        optimizer_in_bwd=False,
-    )
-    plan = plan_memory(
-        model,
-        params,
-        LongestRow(600),
-        loss_fn=loss_fn,
-        precision=plan_precision("fp32", None, device),
-        device=device,
-    )
+    precision = plan_precision("fp32", None, device)
+    plan = plan_memory(model, LongestRow(600), loss_fn, precision, device, optimizer=component, batch_size=4)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.empty_cache()
     taken = torch.cuda.memory_reserved(device)

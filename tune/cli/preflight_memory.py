@@ -101,11 +101,10 @@ def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len:
     shard_dim = max(params.data_parallel_shard_dim, 1) if params.enable_fsdp else 1
     return plan_memory(
         model,
-        params,
         LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets)),
-        loss_fn=instantiate_offering(params.loss, {"reduction": "sum"}),
-        precision=plan_precision(params.dtype, params.param_dtype, device),
-        device=device,
-        shard_dim=shard_dim,
-        cpu_offload=params.fsdp_cpu_offload,
+        instantiate_offering(params.loss, {"reduction": "sum"}),
+        plan_precision(params.dtype, params.param_dtype, device),
+        device,
+        shard_dim,
+        **params.memory_settings(),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -149,23 +148,6 @@ class MemoryPlan:
             logger.info(self.verdict())
 
 
-class MemoryParams(Protocol):
-    """What is read of a recipe's parameters; `tune describe full_finetune NAME` says what each means."""
-
-    @property
-    def optimizer(self) -> Optimizer | Component: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def gradient_accumulation_steps(self) -> int: ...
-    @property
-    def enable_activation_checkpointing(self) -> bool: ...
-    @property
-    def enable_activation_offloading(self) -> bool: ...
-    @property
-    def optimizer_in_bwd(self) -> bool: ...
-
-
 @dataclass(frozen=True)
 class LongestRow:
     """The longest row of a micro-batch.
@@ -181,14 +163,19 @@ class LongestRow:
 
 def plan_memory(
     model: TransformerDecoder,
-    params: MemoryParams,
     row: LongestRow,
-    *,
     loss_fn: nn.Module,
     precision: Precision,
     device: torch.device,
     shard_dim: int = 1,
+    *,
+    optimizer: Optimizer | Component,
+    batch_size: int,
+    accumulates: bool = False,
     cpu_offload: bool = False,
+    activation_checkpointing: bool = False,
+    activation_offloading: bool = False,
+    optimizer_in_backward: bool = False,
 ) -> MemoryPlan:
     """Return what a run will need on one rank.
 
@@ -196,31 +183,36 @@ def plan_memory(
 
     Args:
         model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
-        params: the recipe's; the optimizer may also be built already.
         row: of the data.
         loss_fn: the loss.
         precision: of weights and of products; adapters are fp32.
         device: where the run takes place.
         shard_dim: ranks that the weights are cut over.
+        optimizer: built already, or its class and arguments.
+        batch_size: rows of a micro-batch.
+        accumulates: a step has several of them.
         cpu_offload: shards wait in host memory.
+        activation_checkpointing: blocks are recomputed in the backward pass.
+        activation_offloading: what they keep for it waits in host memory.
+        optimizer_in_backward: each weight steps as soon as its gradient is there.
     """
     run = PlannedRun(
         model=model,
-        optimizer=optimizer_sizes(params.optimizer),
+        optimizer=optimizer_sizes(optimizer),
         param_dtype=precision.param_dtype,
         trained_dtype=torch.float32 if adapter_parameters(model) else None,
         compute_dtype=precision.compute_dtype,
         is_autocast=precision.param_dtype != precision.compute_dtype,
-        batch_size=params.batch_size,
+        batch_size=batch_size,
         seq_len=row.num_tokens,
         packed=row.is_packed,
-        accumulates=params.gradient_accumulation_steps > 1,
+        accumulates=accumulates,
         shard_size=shard_dim,
         uses_fsdp=shard_dim > 1,
-        cpu_offload=cpu_offload,
-        activation_checkpointing=params.enable_activation_checkpointing,
-        activation_offloading=params.enable_activation_offloading,
-        optimizer_in_backward=params.optimizer_in_bwd,
+        cpu_offload=cpu_offload and shard_dim > 1,
+        activation_checkpointing=activation_checkpointing,
+        activation_offloading=activation_offloading,
+        optimizer_in_backward=optimizer_in_backward,
         rows_of_logits=_rows_of_logits(loss_fn, device),
         device_type=device.type,
     )
