@@ -3,8 +3,7 @@
     tune run lora_finetune --config llama2/7B_lora model_checkpoint=DIR dataset.source=my.jsonl
 
 Copy this file (`tune cp lora_finetune mine.py`), change what you like, and run it: `tune run ./mine.py ...`.
-It is read from top to bottom: `setup` builds everything in an order it explains, `train` is the loop, and `batch_loss`
-what is learnt. docs/own_recipe.md changes all three.
+It is read from top to bottom: `setup`, `train`, and `batch_loss`, which says what is learnt (docs/own_recipe.md).
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
-from tune.checkpoints import load_adapter, read_adapter_config, save_adapter
+from tune.checkpoints import add_adapters, load_adapter, save_adapter
 from tune.config import fixed_on_resume, instantiate_offering
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
-from tune.modules.peft import adapter_parameters, apply_lora, cast_adapters, choose_lora, reset_adapters
+from tune.modules.peft import reset_adapters
 from tune.utils import get_device, get_logger
 
 
@@ -64,7 +63,7 @@ class LoraFinetuneRecipe:
 
         # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
         self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
-        self.state = training.begin_state(params.seed, self.checkpoints.saved, self.mesh)
+        self.state = state = training.begin_state(params.seed, self.checkpoints.saved, self.mesh)
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
@@ -81,11 +80,9 @@ class LoraFinetuneRecipe:
         self.optimizer = training.build_optimizer(
             params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
         )
-        self.lr_scheduler = training.build_lr_scheduler(
-            params.lr_scheduler, self.optimizer, self.state.num_steps
-        )
+        self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
-        self.guard = training.StepGuard(params.on_non_finite, self.scaler, self.state, self.checkpoints)
+        self.guard = training.StepGuard(params.on_non_finite, self.scaler, state, self.checkpoints)
         self.offloading = training.activation_offloading(
             self.model, self.device, params.enable_activation_offloading
         )
@@ -93,10 +90,10 @@ class LoraFinetuneRecipe:
         # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
         #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
         self._setup_monitor()
-        self.state.seed_next_step()
-        self.checkpoints.restore(self.state, self.model, self.optimizer, params.allow_changes_on_resume)
-        self.monitor.rewind(self.state.step)
-        training.write_resolved_config(params, self.checkpoints, seed=self.state.seed)
+        state.seed_next_step()
+        self.checkpoints.restore(state, self.model, self.optimizer, params.allow_changes_on_resume)
+        self.monitor.rewind(state.step)
+        training.write_resolved_config(params, self.checkpoints, seed=state.seed)
 
     def _setup_data(self) -> None:
         params, state = self.params, self.state
@@ -111,8 +108,7 @@ class LoraFinetuneRecipe:
             num_workers=params.num_workers,
         )
         self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
-        self.loader = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
-        self.sampler: Any = self.loader.sampler
+        self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         state.plan_steps(
             len(self.loader), params.epochs, params.gradient_accumulation_steps, params.max_steps_per_epoch
         )
@@ -124,27 +120,18 @@ class LoraFinetuneRecipe:
     def _setup_model(self) -> None:
         params = self.params
         # The base is always the checkpoint's; what has been learnt since is in the adapters.
-        resumed = self.checkpoints.resumed
-        self.adapter_dir = resumed.adapter_dir if resumed else self.checkpointer.adapter_checkpoint
+        self.adapter_dir = self.checkpoints.adapter_dir or self.checkpointer.adapter_checkpoint
         with torch.device("meta"):
             model = instantiate_offering(params.model, {"checkpoint_dir": str(self.base_dir)})
-            if not adapter_parameters(model):  # a lora_ builder has added them
-                adapter = read_adapter_config(self.adapter_dir, model) if self.adapter_dir else None
-                apply_lora(model, choose_lora(params, adapter))
         self.model = model.to(self.precision.param_dtype).train()
         # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
-        cast_adapters(model, torch.float32)
+        add_adapters(model, params.lora_settings(), self.adapter_dir, torch.float32)
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
-        # A base that fits is held whole by every process, unless that is ruled out. (Steps within the backward pass
-        # come before the gradients of whole copies are added up.)
-        needs_shards = (
-            params.data_parallel_shard_dim > 1 or params.fsdp_cpu_offload or params.optimizer_in_bwd
-        )
-        is_sharded = training.shards_frozen_base(model, self.mesh, required=needs_shards)
-        row, settings = training.longest_row(self.dataset.report()), params.memory_settings()
-        shard_dim = self.mesh.shard_dim if is_sharded else 1
+        # A base that fits is held whole by every process, unless that is ruled out.
+        shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
+        report, settings = self.dataset.report(), params.memory_settings()
         self.memory_plan = training.plan_memory(
-            model, row, self.loss_fn, self.precision, self.device, shard_dim, **settings
+            model, report, self.loss_fn, self.precision, self.device, shard_dim, **settings
         )
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
@@ -152,9 +139,9 @@ class LoraFinetuneRecipe:
             training.checkpoint_activations(model.layers)
         if params.compile:
             training.compile_blocks(model.layers)
-        for notice in params.notices(is_sharded):
+        for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)
-        if is_sharded:
+        if shard_dim > 1:
             training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
 
     def load_checkpoint(self) -> None:
@@ -174,9 +161,8 @@ class LoraFinetuneRecipe:
         repeatability = training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh)
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
-        state.track(sampler=self.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
-        if self.lr_scheduler:
-            state.track(lr_scheduler=self.lr_scheduler)
+        state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
+        state.track(lr_scheduler=self.lr_scheduler)
         # A lora_ builder's arguments are not in the sizes.
         facts = {"builder": params.model, "base": training.hash_weight_files(self.base_dir)}
         state.fingerprint = training.fingerprint_run(
@@ -191,7 +177,7 @@ class LoraFinetuneRecipe:
         with training.StopRequest(self.mesh) as stop, self.checkpoints, self.monitor.watching(state):
             for epoch in range(state.epoch, params.epochs):
                 state.begin_epoch(epoch)
-                self.sampler.set_epoch(epoch)
+                self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
                 for micro_batches in islice(windows, state.steps_per_epoch - state.step_in_epoch):
                     state.begin_step()
@@ -199,23 +185,22 @@ class LoraFinetuneRecipe:
                         loss, grad_norm = self.train_step(micro_batches)
 
                     # From here on everything describes the finished step. A request to stop makes it the last one.
-                    self.sampler.advance(len(micro_batches) * params.batch_size)
+                    self.loader.sampler.advance(len(micro_batches) * params.batch_size)
                     stopping = stop.agreed()
                     metrics: dict[str, Any] = {}
                     if stopping or state.is_due(params.log_every_n_steps, otherwise=True):
                         metrics = self.monitor.measure(
                             state, loss, grad_norm, training.get_lr(self.optimizer)
                         )
-                    if self.lr_scheduler:
-                        self.lr_scheduler.step()
+                    self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
                     self.monitor.log(state.step, metrics)
                     if state.is_due(params.generate_every_n_steps):
                         self.monitor.sample(state.step, params.sample_prompts, self._answer)
                     state.seed_next_step()
-                    save_epoch = state.epoch_ends and params.save_every_epoch
-                    if stopping or save_epoch or state.is_due(params.save_every_n_steps):
+                    ends = stopping or (state.epoch_ends and params.save_every_epoch)
+                    if ends or state.is_due(params.save_every_n_steps):
                         self.save_checkpoint()
                     if stopping:
                         self.exit_code = stop.exit_code
@@ -223,10 +208,8 @@ class LoraFinetuneRecipe:
 
     def train_step(self, micro_batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
         """Take one optimizer step; return its loss and the norm of its gradient, still on the device."""
-        in_backward = self.params.optimizer_in_bwd
-        # 1. Gradients add up over the micro-batches, and so does the loss; the last backward pass adds up those of all
-        #    processes. The divisor is the number of targets that the first micro-batches let expect, which is the
-        #    number itself where there are no others.
+        # 1. Gradients add up over micro-batches, and in the last backward pass over processes. The divisor is the
+        #    number of targets that the first micro-batches let expect: the very number where there are no others.
         total, num_targets, divisor = torch.zeros((), device=self.device), 0, 0
         for batch, is_last_batch in training.mark_last(micro_batches):
             with self.gradients.micro_step(is_last_batch):
@@ -234,7 +217,7 @@ class LoraFinetuneRecipe:
                 total += batch_total.detach()
                 num_targets += batch_targets
                 divisor = divisor or max(self.mesh.sum(batch_targets) * len(micro_batches), 1)
-                if in_backward:  # the next line already steps
+                if self.params.optimizer_in_bwd:  # the next line already steps
                     self.guard.allows(self.mesh.sum_(total / divisor))
                 self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]
         counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets, self.mesh)
@@ -242,7 +225,7 @@ class LoraFinetuneRecipe:
         loss, grad_norm = self.mesh.sum_(total) / num_targets, None
 
         # 2. Unscale (fp16), make the divisor exact, measure, clip; step only if loss and gradient are numbers.
-        if not in_backward:
+        if not self.params.optimizer_in_bwd:
             self.scaler.unscale_(self.optimizer)
             grad_norm = training.clip_gradients(
                 self.model.parameters(), self.params.clip_grad_norm, scale=divisor / num_targets

@@ -317,6 +317,14 @@ class FinetuneParams:
             "optimizer_in_backward": self.optimizer_in_bwd,
         }
 
+    def requires_shards(self) -> bool:
+        """Tell whether weights have to be sharded, where one could choose.
+
+        It was asked for by number; or steps within the backward pass come before the gradients of whole copies are
+        added up.
+        """
+        return self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload or self.optimizer_in_bwd
+
     def notices(self, is_sharded: bool) -> Iterator[str]:
         """Yield what is to be said of settings that do nothing where the model is sharded, or is not."""
         if self.custom_sharded_layers and not is_sharded:

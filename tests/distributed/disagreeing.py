@@ -78,7 +78,7 @@ def have_different_memory(mesh: Mesh) -> None:
     from tune.training.distributed import frozen_base
 
     frozen_base._memory_of = lambda device: 1e9 if mesh.rank == 0 else 10.0
-    assert training.shards_frozen_base(nn.Linear(3, 5), mesh, required=False)
+    assert training.shard_dim_of_base(nn.Linear(3, 5), mesh, required=False)
 
 
 def _fail(*_: object, **__: object) -> None:

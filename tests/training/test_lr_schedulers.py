@@ -98,13 +98,15 @@ def test_build_passes_the_number_of_steps_where_it_is_asked_for() -> None:
     cosine = Component("tune.training.lr_schedulers.get_cosine_schedule_with_warmup", {"num_warmup_steps": 0})
     optimizer = make_optimizer()
     scheduler = build_lr_scheduler(cosine, optimizer, 2)
-    assert scheduler is not None
     optimizer.step()
     scheduler.step()
     assert get_lr(optimizer) == pytest.approx(PEAK / 2)
     step = Component("torch.optim.lr_scheduler.StepLR", {"step_size": 1})
     assert build_lr_scheduler(step, make_optimizer(), 2) is not None
-    assert build_lr_scheduler(None, optimizer, 2) is None
+    constant = build_lr_scheduler(None, optimizer, 2)
+    constant.step()
+    assert get_lr(optimizer) == pytest.approx(PEAK / 2)
+    assert constant.state_dict() == {}
 
 
 @pytest.mark.parametrize(("num_steps", "share"), [(4, "6%"), (50, "98%"), (1, "0%")])

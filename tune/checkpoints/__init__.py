@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tune.checkpoints.adapter_config import find_adapter_dir
-from tune.checkpoints.adapter_files import doubt_base, read_adapter_base, read_base_quantization
-from tune.checkpoints.adapters import load_adapter, read_adapter_config, save_adapter
+from tune.checkpoints.adapter_files import read_adapter_base, read_base_quantization, warn_if_base_differs
+from tune.checkpoints.adapters import add_adapters, load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.compare import match_weights, same_bits
@@ -25,10 +25,10 @@ __all__ = [
     "StoredWeights",
     "TensorInfo",
     "WeightSource",
+    "add_adapters",
     "check_against_config",
     "copy_side_files",
     "describe_model",
-    "doubt_base",
     "find_adapter_dir",
     "find_model_dir",
     "load_adapter",
@@ -47,6 +47,7 @@ __all__ = [
     "staged_directory",
     "tensors_in_layout",
     "token_ids",
+    "warn_if_base_differs",
     "write_json",
     "write_pickle",
     "write_shards",

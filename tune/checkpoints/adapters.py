@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ from tune.checkpoints.adapter_config import (
 from tune.checkpoints.adapter_files import (
     QUANTIZATION,
     WEIGHTS_FILES,
-    doubt_base,
     find_adapter,
     find_adapter_weights,
     read_metadata,
+    warn_if_base_differs,
 )
 from tune.checkpoints.adapter_fusion import fused_size, fused_tensors
 from tune.checkpoints.adapter_layout import (
@@ -50,7 +51,10 @@ from tune.modules.peft import (
     LoRALinear,
     LoRAModule,
     adapted_modules,
+    adapter_parameters,
     apply_lora,
+    cast_adapters,
+    choose_lora,
     chosen_modules,
 )
 from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
@@ -115,6 +119,26 @@ def save_adapter(
         raise CheckpointError(f"the adapter cannot be written to {folder}: {error}") from error
 
 
+def add_adapters(
+    model: TransformerDecoder, settings: Mapping[str, Any], directory: Path | None, dtype: torch.dtype
+) -> None:
+    """Put adapters beside a model's matrices, unless its builder has done so; on the meta device, as it is built.
+
+    Args:
+        model: a decoder.
+        settings: as `choose_lora` takes them.
+        directory: of an adapter to go on from, which says what the settings leave open; None: there is none.
+        dtype: of the adapters.
+
+    Raises:
+        ConfigError, CheckpointError: as `apply_lora` and `read_adapter_config`.
+    """
+    if not adapter_parameters(model):
+        adapter = read_adapter_config(directory, model) if directory else None
+        apply_lora(model, choose_lora(settings, adapter))
+    cast_adapters(model, dtype)
+
+
 def load_adapter(
     model: TransformerDecoder,
     directory: Path | str,
@@ -142,7 +166,7 @@ def load_adapter(
         apply_lora(model, adapter.config)
         present = _adapted(model)
     _compare(adapter, present)
-    if base is not None and (doubt := doubt_base(base, directory)):
+    if base is not None and (doubt := warn_if_base_differs(base, directory)):
         get_logger().warning(f"The adapter in {directory}: {doubt}")
     require_finite(adapter.source, adapter.pieces)
     for piece in adapter.pieces:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tune.checkpoints import (
-    doubt_base,
     find_adapter_dir,
     find_model_dir,
     load_adapter,
@@ -24,6 +23,7 @@ from tune.checkpoints import (
     read_adapter_config,
     read_base_quantization,
     save_model,
+    warn_if_base_differs,
 )
 from tune.errors import CheckpointError, TokenizerError
 from tune.models.loading import auto, from_checkpoint
@@ -117,7 +117,7 @@ def merge_adapter(
         raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror}") from error
     stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
     written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
-    doubt = "" if base is None else doubt_base(base_dir, adapter_dir)
+    doubt = "" if base is None else warn_if_base_differs(base_dir, adapter_dir)
     notes = [doubt] if doubt else []
     with _staging_for(directory) as staging:
         model = from_checkpoint(base_dir, dtype=written)

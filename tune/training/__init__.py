@@ -17,7 +17,7 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
 )
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
-from tune.training.distributed.frozen_base import shards_frozen_base
+from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
 from tune.training.distributed.sharded_model import (
     copy_to_host,
@@ -157,8 +157,8 @@ __all__ = [
     "save_run_state",
     "set_rng_state",
     "setup_torch_profiler",
+    "shard_dim_of_base",
     "shard_model",
-    "shards_frozen_base",
     "step_name",
     "to_device",
     "upcoming_sample_ids",

@@ -12,14 +12,14 @@ from tune.utils.exclusions import Choices, refuse_excluded
 from tune.utils.mesh import Mesh
 from tune.utils.ranks import get_local_world_size
 
-__all__ = ["shards_frozen_base"]
+__all__ = ["shard_dim_of_base"]
 
 # Of a device's memory, what a frozen base may take so that every process holds it whole: the rest is for activations.
 FROZEN_SHARE = 0.5
 
 
-def shards_frozen_base(model: nn.Module, mesh: Mesh, *, required: bool) -> bool:
-    """Tell whether a model of which only adapters are trained is to be sharded; every process must call this.
+def shard_dim_of_base(model: nn.Module, mesh: Mesh, *, required: bool) -> int:
+    """Return over how many processes to cut a model of which only adapters are trained; every process must call this.
 
     Unless shards are required, a base that fits is held whole by every process: then nothing but the gradients of the
     adapters has to be sent. "Fits" is half of the memory of the smallest device.
@@ -33,15 +33,15 @@ def shards_frozen_base(model: nn.Module, mesh: Mesh, *, required: bool) -> bool:
         ConfigError: it is required, but the base is in 4 bits.
     """
     if not mesh.shards:
-        return False
+        return 1
     if any(isinstance(module, FrozenLinear) and module.quantize_base for module in model.modules()):
         # A block of 64 numbers shares a scale, and lies across the rows that shards are made of.
         refuse_excluded(Choices(quantized="quantize_base", sharded=required))
-        return False
+        return 1
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     # The machines of a run may differ; what they do may not.
     least = -mesh.max(-_memory_of(mesh.device))
-    return required or num_bytes > FROZEN_SHARE * least
+    return mesh.shard_dim if required or num_bytes > FROZEN_SHARE * least else 1
 
 
 def _memory_of(device: torch.device) -> float:

@@ -163,7 +163,7 @@ class LongestRow:
 
 def plan_memory(
     model: TransformerDecoder,
-    row: LongestRow,
+    row: LongestRow | DataReport,
     loss_fn: nn.Module,
     precision: Precision,
     device: torch.device,
@@ -183,7 +183,7 @@ def plan_memory(
 
     Args:
         model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
-        row: of the data.
+        row: of the data, or a report of them.
         loss_fn: the loss.
         precision: of weights and of products; adapters are fp32.
         device: where the run takes place.
@@ -196,6 +196,8 @@ def plan_memory(
         activation_offloading: what they keep for it waits in host memory.
         optimizer_in_backward: each weight steps as soon as its gradient is there.
     """
+    if isinstance(row, DataReport):
+        row = longest_row(row)
     run = PlannedRun(
         model=model,
         optimizer=optimizer_sizes(optimizer),

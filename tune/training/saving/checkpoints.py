@@ -78,7 +78,7 @@ class Checkpoints:
     Attributes:
         output_dir, mesh: as given.
         resumes: whether the run was asked to go on.
-        resumed: the saved step to go on from, if any.
+        resumed, model_dir, adapter_dir: the saved step to go on from, if any, and what is in it.
         saved: its counters and facts: what `TrainState.state` returned.
         last_step: saved, or being saved.
     """
@@ -95,6 +95,8 @@ class Checkpoints:
         self.resumes = False
         self.resumed: SavedStep | None = None
         self.saved: dict[str, Any] = {}
+        self.model_dir: Path | None = None
+        self.adapter_dir: Path | None = None
         self.last_step = 0
         self._keep_last_n = keep_last_n
         self._in_background = in_background
@@ -125,6 +127,7 @@ class Checkpoints:
         require_shared_folder(self.output_dir, self.mesh)
         if self.resumed is not None:
             self.saved = read_run(self.resumed.state_dir)
+            self.model_dir, self.adapter_dir = self.resumed.model_dir, self.resumed.adapter_dir
 
     def copy_tokenizer(self) -> Path | None:
         """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone."""
@@ -294,5 +297,5 @@ class Checkpoints:
             finally:
                 if self.mesh.is_rank_zero:
                     staged.discard()
-        meanwhile = "" if held_up is None else f" in the background; training waited {held_up:.2f} s"
+        meanwhile = f" in the background; training waited {held_up:.2f} s" if held_up else ""
         get_logger().info(f"Saved {staged.final} in {time.perf_counter() - start:.2f} s{meanwhile}")

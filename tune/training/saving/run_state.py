@@ -237,10 +237,10 @@ def load_run_state(
         state = content["parts"].get(name)
         if settings_changed and isinstance(part, LRScheduler):
             _advance(part, state["last_epoch"] if state else content["run"]["step"])
-        elif state is None:
+        elif state is None and part.state_dict():
             raise CheckpointError(f"{directory}: nothing was saved of {name}.")
         else:
-            part.load_state_dict(_put_tensors(state, tensors))
+            part.load_state_dict(_put_tensors(state or {}, tensors))
     states = content["rng"]
     set_rng_state(states[mesh.rank] if mesh.rank < len(states) else states[0], mesh.device)
     if mesh.rank >= len(states):
