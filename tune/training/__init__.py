@@ -9,6 +9,7 @@ from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
     FullModelMetaCheckpointer,
+    FullModelTorchTuneCheckpointer,
 )
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
@@ -78,12 +79,15 @@ from tune.training.saving.tokenizer_copy import keep_tokenizer
 from tune.training.signals import StopRequest
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import Speed, SpeedMeter, build_speed_meter, measure_matmul_rate
+from tune.training.torchtune_names import GONE, HERE
+from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "DummyProfiler",
     "FullModelCheckpointer",
     "FullModelHFCheckpointer",
     "FullModelMetaCheckpointer",
+    "FullModelTorchTuneCheckpointer",
     "GradientSync",
     "LongestRow",
     "MemoryCheck",
@@ -176,3 +180,5 @@ __all__ = [
     "write_run_state",
     "write_step",
 ]
+
+offer_names(__name__, HERE, GONE)
