@@ -12,6 +12,7 @@ _IN_BACKWARD = (
 _FORMATS = "the layout of weights is recognised from the files, and the family from the model"
 
 HERE = {
+    "get_cosine_schedule_with_warmup": "tune.training.lr_schedulers.get_cosine_schedule_with_warmup",
     "get_world_size_and_rank": "tune.utils.torchtune_functions.get_world_size_and_rank",
     **{
         name: f"tune.training.torchtune_functions.{name}"
@@ -72,6 +73,16 @@ GONE = {
     **dict.fromkeys(
         ("get_memory_stats", "log_memory_stats"),
         "use torch.cuda.max_memory_allocated(); a run logs its peak with log_peak_memory_stats=true",
+    ),
+    **dict.fromkeys(
+        (
+            "DEFAULT_PROFILER_ACTIVITIES",
+            "DEFAULT_PROFILE_DIR",
+            "DEFAULT_SCHEDULE",
+            "DEFAULT_TRACE_OPTS",
+            "PROFILER_KEY",
+        ),
+        "setup_torch_profiler has arguments for them",
     ),
     "apply_selective_activation_checkpointing": "set_activation_checkpointing takes a function that chooses the blocks",
     "disable_dropout": "dropout is an argument of the builders (attn_dropout, lora_dropout), 0 unless set",
