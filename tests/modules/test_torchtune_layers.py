@@ -17,8 +17,6 @@ from tune.modules.torchtune_layers import (
     RotaryPositionalEmbeddings,
     TransformerSelfAttentionLayer,
     create_block_causal_mask,
-    delete_kv_caches,
-    disable_kv_cache,
     local_kv_cache,
 )
 
@@ -169,9 +167,6 @@ def test_local_caches_come_and_go(model) -> None:
     ):
         mask = torch.ones(B, S, S, dtype=torch.bool).tril()
         first = model(tokens[:, :4], mask=mask[:, :4], input_pos=torch.arange(4)[None])
-        with disable_kv_cache(model):
-            assert not model.caches_are_enabled()
-            torch.testing.assert_close(model(tokens), whole)
         last = model(tokens[:, 4:], mask=mask[:, 4:], input_pos=torch.arange(4, S)[None])
         torch.testing.assert_close(torch.cat((first, last), 1), whole)
         with (
@@ -180,8 +175,3 @@ def test_local_caches_come_and_go(model) -> None:
         ):
             pass
     assert not model.caches_are_enabled()
-    model.setup_caches(B)
-    delete_kv_caches(model)
-    assert not model.caches_are_enabled()
-    with pytest.raises(GenerationError, match="no caches"):
-        delete_kv_caches(model)

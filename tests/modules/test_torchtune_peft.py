@@ -149,8 +149,3 @@ def test_a_builders_module_counts_as_dora_with_magnitudes() -> None:
     assert isinstance(peft.DoRALinear(IN, OUT, RANK, ALPHA), peft.DoRALinear)
     assert not isinstance(peft.LoRALinear(IN, OUT, RANK, ALPHA), peft.DoRALinear)
     assert not isinstance(with_magnitudes, Mine)
-
-
-def test_names_of_modules_with_adapters() -> None:
-    assert peft.get_lora_module_names(["q_proj"], True, False) == ["q_proj", "w1", "w2", "w3"]
-    assert peft.get_lora_module_names(["v_proj", "k_proj"], False, True) == ["v_proj", "k_proj", "output"]

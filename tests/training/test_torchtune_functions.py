@@ -63,16 +63,6 @@ def test_no_other_types_are_trained_in(name) -> None:
         training.get_dtype(name)
 
 
-def test_parameters_of_another_type_are_told() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5).bfloat16())
-    training.validate_expected_param_dtype(model[:1].named_parameters(), dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"1\.weight is torch\.bfloat16, not torch\.float32"):
-        training.validate_expected_param_dtype(model.named_parameters(), torch.float32)
-    training.validate_expected_param_dtype(
-        model.named_parameters(), torch.float32, exclude_param_names=["1."]
-    )
-
-
 def test_a_seed_seeds_everything() -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
@@ -126,11 +116,6 @@ def test_processes_join_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
             training.init_distributed(backend="gloo")
     finally:
         dist.destroy_process_group()
-
-
-def test_backends_by_device() -> None:
-    assert training.get_distributed_backend("cpu") == "gloo"
-    assert training.get_distributed_backend("cuda", offload_ops_to_cpu=True) == "cuda:nccl,cpu:gloo"
 
 
 def test_cleaning_up_needs_no_gpu() -> None:

@@ -249,33 +249,3 @@ def local_kv_cache(
         yield
     finally:
         model.delete_caches()
-
-
-@contextmanager
-def disable_kv_cache(model: TransformerDecoder) -> Iterator[None]:
-    """Let every call stand alone for as long as the body runs; then the caches go on where they were.
-
-    Raises:
-        GenerationError: the model has no caches.
-    """
-    _require_caches(model)
-    cache, model._cache = model._cache, None
-    try:
-        yield
-    finally:
-        model._cache = cache
-
-
-def delete_kv_caches(model: TransformerDecoder) -> None:
-    """Free a model's caches.
-
-    Raises:
-        GenerationError: it has none.
-    """
-    _require_caches(model)
-    model.delete_caches()
-
-
-def _require_caches(model: TransformerDecoder) -> None:
-    if not model.caches_are_enabled():
-        raise GenerationError("no caches are set up: call setup_caches(batch_size, max_seq_len) first")

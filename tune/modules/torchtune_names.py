@@ -12,8 +12,6 @@ HERE = {
             "RotaryPositionalEmbeddings",
             "TransformerSelfAttentionLayer",
             "create_block_causal_mask",
-            "delete_kv_caches",
-            "disable_kv_cache",
             "local_kv_cache",
         )
     },
@@ -32,6 +30,8 @@ GONE = {
         _NO_IMAGES,
     ),
     **dict.fromkeys(("LayerDropout", "prepare_layer_dropout"), "dropping layers is not here"),
+    "delete_kv_caches": "use model.delete_caches()",
+    "disable_kv_cache": "call the model outside local_kv_cache(model, ...)",
     "Fp32LayerNorm": "use torch.nn.LayerNorm on x.float()",
     "FrozenNF4Linear": "use tune.modules.peft.FrozenLinear(in_dim, out_dim, quantize_base=True)",
     "TiedLinear": "a decoder ties its output with DecoderConfig(tie_word_embeddings=True)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -45,17 +45,6 @@ def get_dtype(dtype: str | torch.dtype | None = None, device: torch.device | Non
             raise TrainingError(f"{dtype} is no type to train in; use one of {', '.join(map(str, _WIDE))}.")
         return dtype
     return utils.get_dtype(dtype, device)
-
-
-def validate_expected_param_dtype(
-    named_params: Iterable[tuple[str, nn.Parameter]],
-    dtype: torch.dtype,
-    exclude_param_names: Collection[str] | None = None,
-) -> None:
-    """Raise ValueError where a parameter is of another type, unless its name has one of `exclude_param_names` in it."""
-    for name, parameter in named_params:
-        if parameter.dtype != dtype and not any(part in name for part in exclude_param_names or ()):
-            raise ValueError(f"the parameter {name} is {parameter.dtype}, not {dtype}")
 
 
 def set_seed(seed: int | None = None, debug_mode: str | int | None = None) -> int:
@@ -107,12 +96,6 @@ def init_distributed(**kwargs: Any) -> bool:
         raise RuntimeError("the processes have joined already")
     dist.init_process_group(**kwargs)
     return True
-
-
-def get_distributed_backend(device_type: str, offload_ops_to_cpu: bool = False) -> str:
-    """Return how processes on devices of a kind talk: "nccl" on GPUs, "gloo" on CPUs; if asked, hosts as well."""
-    backend = dist.Backend.default_device_backend_map.get(device_type, "nccl")
-    return f"{device_type}:{backend},cpu:gloo" if offload_ops_to_cpu else backend
 
 
 def cleanup_before_training() -> None:

@@ -21,7 +21,6 @@ HERE = {
             "compile_loss",
             "compile_model",
             "get_act_offloading_ctx_manager",
-            "get_distributed_backend",
             "get_dtype",
             "init_distributed",
             "is_distributed",
@@ -29,7 +28,6 @@ HERE = {
             "set_activation_checkpointing",
             "set_default_dtype",
             "set_seed",
-            "validate_expected_param_dtype",
         )
     },
 }
@@ -86,8 +84,10 @@ GONE = {
     ),
     "apply_selective_activation_checkpointing": "set_activation_checkpointing takes a function that chooses the blocks",
     "disable_dropout": "dropout is an argument of the builders (attn_dropout, lora_dropout), 0 unless set",
+    "get_distributed_backend": "torch.distributed.init_process_group() chooses by the devices there are",
     "get_quantizer_mode": "quantisation-aware training is not here; quantize_base=true trains beside 4-bit weights",
     "get_unmasked_sequence_lengths": "batches are padded on the right: (tokens != pad_id).sum(-1) - 1",
     "prepare_mha_for_tp": "tensor parallelism is not here",
+    "validate_expected_param_dtype": "weights keep the dtype the model was built in: compare parameter.dtype",
     "set_torch_num_threads": "use torch.set_num_threads or OMP_NUM_THREADS",
 }

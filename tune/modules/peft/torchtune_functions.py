@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from tune.errors import ConfigError
-from tune.modules.peft.config import MLP_MODULES, AttnModule
 from tune.modules.peft.lora import LoRALinear
 
 
@@ -60,14 +59,6 @@ def set_trainable_params(model: nn.Module, adapter_params: Collection[str]) -> N
     """Train the parameters that are named, and freeze all others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapter_params)
-
-
-def get_lora_module_names(
-    lora_attn_modules: Sequence[AttnModule], apply_lora_to_mlp: bool, apply_lora_to_output: bool
-) -> list[str]:
-    """Return the last parts of the names of the modules that get adapters."""
-    mlp = MLP_MODULES if apply_lora_to_mlp else ()
-    return [*lora_attn_modules, *mlp, *(["output"] if apply_lora_to_output else [])]
 
 
 def get_adapter_state_dict(
