@@ -133,6 +133,40 @@ def test_cat_prints_recipes_and_files(tune, tmp_path: Path) -> None:
     assert "not UTF-8" in tune("cat", "bytes.yaml").err
 
 
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("llama3_1/8B_lora_single_device", "llama3_1/8B_lora"),
+        ("llama3/8B_qdora_single_device.yaml", "llama3/8B_qdora"),
+        ("code_llama2/7B_full_low_memory", "code_llama2/7B_full"),
+        ("llama3_3/70B_full_multinode", "llama3_3/70B_full"),
+        ("qwen3/8B_full_distributed", "qwen3/8B_full"),
+        ("llama2/7B_qlora", "llama2/7B_qlora_single_device"),
+    ],
+)
+def test_torchtune_config_names_mean_ours(tune, name: str, plain: str) -> None:
+    outcome = tune("validate", name)
+    assert outcome.code == 0
+    assert outcome.err.count(f"warning: {name} is read as {plain}: one config serves") == 1
+    assert ("shows what saves some" in outcome.err) == name.endswith("_low_memory")
+    assert find_config(name).samefile(CONFIG_FOLDER / f"{plain}.yaml")
+
+
+def test_our_own_config_names_come_first(tune) -> None:
+    for name in ("llama2/7B_full_low_memory", "llama2/7B_lora_single_device", "llama2/7B_lora"):
+        assert tune("cat", name).err == ""
+        assert find_config(name).samefile(CONFIG_FOLDER / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3/8B_qat_full", "llama3_2_vision/11B_lora_single_device", "t5/7B_low_memory"]
+)
+def test_what_no_config_stands_for_is_refused(tune, name: str) -> None:
+    outcome = tune("validate", name)
+    assert outcome.code == 2
+    assert f"there is no config {name}" in outcome.err
+
+
 def test_unknown_configs_suggest_the_nearest(tune) -> None:
     assert "did you mean llama2/7B_full?" in tune("cat", "llama2/7B_ful").err
     assert (

@@ -7,13 +7,17 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tune.cli.arguments import UsageError, nearest
+from tune.cli.terminal import report_warning
 from tune.utils.paths import get_recipes_dir
 
 _RECIPE_KEY = re.compile(rb"^recipe[ \t]*:[ \t]+[\"']?([^\s\"'#]+)", re.MULTILINE)
 _MAX_CONFIG_BYTES = 1_000_000
+# What torchtune's names of configs end in: on how many devices they run, and how sparingly.
+_VARIANT = re.compile(r"_(single_device|distributed|multinode|low_memory)$")
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,21 @@ def find_config(name: str) -> Path:
     for ending in (".yaml", ".yml"):
         if os.path.isfile(f"{path}{ending}"):
             return Path(f"{path}{ending}")
-    raise UsageError(_no_such_config(name, list(configs)))
+    variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
+    if not variants:
+        raise UsageError(_no_such_config(name, list(configs)))
+    plain = min(variants, key=len)
+    _tell_once(name, plain)
+    return _seen_from_here(configs[plain])
+
+
+@lru_cache  # one command looks a name up more than once
+def _tell_once(name: str, plain: str) -> None:
+    """Say which config stands for one that torchtune has several of."""
+    message = f"{name} is read as {plain}: one config serves one device and many"
+    if name.endswith("_low_memory"):
+        message += ". It takes more memory than torchtune's; `tune cat llama2/7B_full_low_memory` shows what saves some"
+    report_warning(message)
 
 
 def find_source(name: str) -> tuple[Path, Recipe | None]:

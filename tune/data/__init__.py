@@ -18,6 +18,7 @@ from tune.data.rows import describe
 from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
+from tune.data.torchtune_names import GONE, HERE
 from tune.data.transforms import (
     AlpacaToMessages,
     InputOutputToMessages,
@@ -37,6 +38,7 @@ from tune.tokenizers.templates import (
     SummarizeTemplate,
     get_prompt_template,
 )
+from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
@@ -79,3 +81,5 @@ __all__ = [
     "truncate",
     "validate_messages",
 ]
+
+offer_names(__name__, HERE, GONE)

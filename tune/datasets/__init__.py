@@ -21,6 +21,8 @@ from tune.datasets.published import (
 )
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
+from tune.datasets.torchtune_names import GONE
+from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "ConcatDataset",
@@ -40,3 +42,5 @@ __all__ = [
     "text_completion_dataset",
     "wikitext_dataset",
 ]
+
+offer_names(__name__, {}, GONE)

@@ -19,6 +19,8 @@ from tune.modules.rope_scaling import (
     RopeScaling,
     YarnScaling,
 )
+from tune.modules.torchtune_names import GONE, HERE
+from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "DecoderBlock",
@@ -42,3 +44,5 @@ __all__ = [
     "apply_rotary",
     "flops_per_token",
 ]
+
+offer_names(__name__, HERE, GONE)

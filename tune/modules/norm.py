@@ -16,7 +16,7 @@ class RMSNorm(nn.Module):
         offset: added to the stored scale, so that a scale of 1 - offset changes nothing.
     """
 
-    def __init__(self, dim: int, eps: float, offset: float = 0.0) -> None:
+    def __init__(self, dim: int, eps: float = 1e-6, offset: float = 0.0) -> None:
         super().__init__()
         self.eps = eps
         self.offset = offset

@@ -77,6 +77,23 @@ class BaseTokenizer(ABC):
             self.stop_ids = stop_ids_of(self, template)
             self.chat_template = self.adopted_template = template
 
+    @property
+    def stop_tokens(self) -> list[int]:
+        """`stop_ids`, under torchtune's name."""
+        return list(self.stop_ids)
+
+    def __call__(self, sample: dict[str, Any], inference: bool = False) -> dict[str, Any]:
+        """Put `tokens` and `mask` in place of a row's `messages`, as torchtune's tokenizers do, and return the row.
+
+        Args:
+            sample: changed in place.
+            inference: the last answer is left open, for a model to go on.
+        """
+        sample["tokens"], sample["mask"] = self.tokenize_messages(
+            sample.pop("messages"), add_eos=not inference
+        )
+        return sample
+
     def encode(
         self,
         text: str,

@@ -39,6 +39,37 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Message:
+        """Return the message that `to_dict` wrote, or that torchtune's users write: content may be a list of texts.
+
+        Raises:
+            DataError: role or content is missing, or the message has something that cannot be kept.
+        """
+        if missing := [key for key in ("role", "content") if key not in row]:
+            raise DataError(f"a message has no {missing[0]}: {dict(row)!r:.200}")
+        # Where a turn ends, the template knows; only what it would not do by itself is worth a word.
+        if row.get("ipython") or (row.get("eot") is False and row["role"] not in TOOL_ROLES):
+            raise DataError(
+                "ipython and eot: false mark calls of tools; give those as tool_calls, as OpenAI does"
+            )
+        kept = {key: value for key, value in row.items() if key not in ("content", "ipython", "eot")}
+        if unknown := [key for key in kept if key not in cls.__dataclass_fields__]:
+            raise DataError(f"a message has no field {unknown[0]!r}")
+        content = row["content"]
+        if not isinstance(content, str):
+            if others := [part.get("type") for part in content if part.get("type") != "text"]:
+                raise DataError(f"a message's content has a part of type {others[0]!r}; only texts are read")
+            content = "".join(part["content"] for part in content)
+        if "tool_calls" in kept:
+            kept["tool_calls"] = tuple(kept["tool_calls"])
+        return cls(content=content, **kept)
+
+    @property
+    def text_content(self) -> str:
+        """The content, under torchtune's name: it is text in any case."""
+        return self.content
+
     def to_dict(self) -> dict[str, Any]:
         """Return the message as chat templates read it, without what is not set."""
         row: dict[str, Any] = {"role": self.role, "content": self.content}

@@ -15,6 +15,7 @@ from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
     FullModelMetaCheckpointer,
+    FullModelTorchTuneCheckpointer,
 )
 from tune.training.determinism import describe_repeatability, make_deterministic, nondeterminism
 from tune.training.distributed.frozen_base import shard_dim_of_base
@@ -76,9 +77,11 @@ from tune.training.signals import StopRequest
 from tune.training.spikes import SpikeWatch
 from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
+from tune.training.torchtune_names import GONE, HERE
 from tune.training.train_state import TrainState, begin_state
 from tune.training.validation import mean_loss
 from tune.utils.mesh import Mesh, init_mesh
+from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "Checkpoints",
@@ -86,6 +89,7 @@ __all__ = [
     "FullModelCheckpointer",
     "FullModelHFCheckpointer",
     "FullModelMetaCheckpointer",
+    "FullModelTorchTuneCheckpointer",
     "GradientSync",
     "LongestRow",
     "MemoryPlan",
@@ -169,3 +173,5 @@ __all__ = [
     "write_run_state",
     "write_step",
 ]
+
+offer_names(__name__, HERE, GONE)

@@ -23,7 +23,12 @@ from tune.errors import CheckpointError, ConfigError
 from tune.modules import TransformerDecoder
 from tune.utils import expand_path
 
-__all__ = ["FullModelCheckpointer", "FullModelHFCheckpointer", "FullModelMetaCheckpointer"]
+__all__ = [
+    "FullModelCheckpointer",
+    "FullModelHFCheckpointer",
+    "FullModelMetaCheckpointer",
+    "FullModelTorchTuneCheckpointer",
+]
 
 
 class FullModelCheckpointer:
@@ -121,6 +126,13 @@ class FullModelCheckpointer:
 
 class FullModelHFCheckpointer(FullModelCheckpointer):
     """`FullModelCheckpointer`, under the name torchtune's configs use for Hugging Face weights."""
+
+
+class FullModelTorchTuneCheckpointer(FullModelCheckpointer):
+    """`FullModelCheckpointer`, under the name torchtune's configs use for weights in its own files.
+
+    `tune convert-ckpt SRC DEST --to tune` writes such a file.
+    """
 
 
 class FullModelMetaCheckpointer(FullModelCheckpointer):

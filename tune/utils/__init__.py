@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from tune.utils.precision import DTYPE_NAMES, get_dtype
     from tune.utils.ranks import get_rank, get_world_size, is_rank_zero
     from tune.utils.seed import set_seed
+    from tune.utils.torchtune_functions import batch_to_device, get_world_size_and_rank
 
 __all__ = [
     "DTYPE_NAMES",
     "TuneArgumentParser",
+    "batch_to_device",
     "expand_path",
     "get_device",
     "get_dtype",
     "get_logger",
     "get_rank",
     "get_world_size",
+    "get_world_size_and_rank",
     "is_rank_zero",
     "set_seed",
 ]
@@ -34,12 +37,14 @@ _HOMES = {
     "DTYPE_NAMES": "tune.utils.precision",
     # The one name that looks up a floor: historic recipes import it from here.
     "TuneArgumentParser": "tune.config.parser",
+    "batch_to_device": "tune.utils.torchtune_functions",
     "expand_path": "tune.utils.paths",
     "get_device": "tune.utils.device",
     "get_dtype": "tune.utils.precision",
     "get_logger": "tune.utils.logging",
     "get_rank": "tune.utils.ranks",
     "get_world_size": "tune.utils.ranks",
+    "get_world_size_and_rank": "tune.utils.torchtune_functions",
     "is_rank_zero": "tune.utils.ranks",
     "set_seed": "tune.utils.seed",
 }

@@ -16,6 +16,8 @@ from tune.modules.peft.config import LoRAConfig, LoRAModule, choose_lora
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
+from tune.modules.peft.torchtune_names import GONE, HERE
+from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "FrozenLinear",
@@ -35,3 +37,5 @@ __all__ = [
     "quantize_nf4",
     "reset_adapters",
 ]
+
+offer_names(__name__, HERE, GONE)

@@ -67,6 +67,7 @@ class LoRALinear(FrozenLinear):
         self.dropout = dropout
         self.use_dora = use_dora
         self.use_rslora = use_rslora
+        self.disabled = False  # True while the frozen matrix shall do alone, see `disable_adapter`
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.lora_a = nn.Linear(in_dim, rank, bias=False)
         self.lora_b = nn.Linear(rank, out_dim, bias=False)
@@ -75,6 +76,8 @@ class LoRALinear(FrozenLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., o] for x [..., i]."""
+        if self.disabled:
+            return super().forward(x)
         dtype = compute_dtype(x)
         dropout = self.dropout if self.training else 0.0
         with torch.autocast(x.device.type, enabled=False):
@@ -89,17 +92,23 @@ class LoRALinear(FrozenLinear):
             dtype: what it is computed and returned in; None: the frozen matrix's.
         """
         base = self._base_matrix(dtype)
+        if self.disabled:
+            return base
         with torch.autocast(base.device.type, enabled=False):
             a, b = self.lora_a.weight.to(base.dtype), self.lora_b.weight.to(base.dtype)
             merged = torch.addmm(base, b, a, alpha=self.scaling)
             return (merged * self._stretch()[:, None]).to(base.dtype) if self.use_dora else merged
+
+    def adapter_params(self) -> list[str]:
+        """Return the names of the parameters that are trained."""
+        return ["lora_a.weight", "lora_b.weight", *(["magnitude"] if self.use_dora else [])]
 
     @torch.no_grad()
     def fill_weight(self, tensor: Tensor) -> None:
         """As `FrozenLinear.fill_weight`; DoRA's magnitudes then begin anew, unless they have no memory yet."""
         super().fill_weight(tensor)
         if not self.lora_b.weight.is_meta:
-            self._reset_magnitude()
+            self.initialize_dora_magnitude()
 
     @torch.no_grad()
     def reset_adapter(self, dtype: torch.dtype | None = None) -> None:
@@ -124,7 +133,7 @@ class LoRALinear(FrozenLinear):
             self.lora_a.weight, partial(nn.init.kaiming_uniform_, a=math.sqrt(5))
         )  # uniform within 1 / sqrt(i)
         local_part(self.lora_b.weight).zero_()
-        self._reset_magnitude()
+        self.initialize_dora_magnitude()
 
     def extra_repr(self) -> str:
         """What torch prints between the brackets."""
@@ -186,7 +195,8 @@ class LoRALinear(FrozenLinear):
         return lengths
 
     @torch.no_grad()
-    def _reset_magnitude(self) -> None:
+    def initialize_dora_magnitude(self) -> None:
+        """Make the magnitudes the lengths of the rows as they are now; nothing without DoRA, or without memory."""
         if self.magnitude is None or self.base_device.type == "meta":
             return
         if is_sharded(self.magnitude):
