@@ -34,8 +34,7 @@ def reference_of(**text: Any) -> PreTrainedModel:
     torch.manual_seed(8)
     config = Gemma3Config(
         text_config=Gemma3TextConfig(
-            **SIZES | GEMMA,
-            num_hidden_layers=5,
+            **SIZES | GEMMA | {"num_hidden_layers": 5},
             layer_types=MIXED,
             sliding_window=7,
             rope_parameters=SCALED,
