@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases_llama import CASES as LLAMA_CASES
+from cases import CASES
 from conversion_checkpoints import assert_same, assert_untouched, build, save_sharded
 from transformers import AutoModelForCausalLM
 
@@ -87,7 +87,7 @@ def test_a_family_without_that_layout_says_which_it_has(hf: Path, tmp_path: Path
 
 
 def test_a_model_that_a_layout_cannot_describe_is_refused(tmp_path: Path) -> None:
-    reference = AutoModelForCausalLM.from_config(LLAMA_CASES["llama-biases"]())
+    reference = AutoModelForCausalLM.from_config(CASES["llama-biases"]())
     reference.save_pretrained(tmp_path / "biased")
     with pytest.raises(CheckpointError, match=r"no place for layers\.N\.attn\.q_proj\.bias"):
         convert_checkpoint(tmp_path / "biased", tmp_path / "out", "meta")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases_gemma import MIXED, SCALED, SIZES
+from cases import GEMMA, MIXED, SCALED, SIZES
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -34,7 +34,11 @@ def reference_of(**text: Any) -> PreTrainedModel:
     torch.manual_seed(8)
     config = Gemma3Config(
         text_config=Gemma3TextConfig(
-            **SIZES, num_hidden_layers=5, layer_types=MIXED, sliding_window=7, rope_parameters=SCALED, **text
+            **SIZES | GEMMA | {"num_hidden_layers": 5},
+            layer_types=MIXED,
+            sliding_window=7,
+            rope_parameters=SCALED,
+            **text,
         ),
         vision_config=SiglipVisionConfig(
             hidden_size=12, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, image_size=28

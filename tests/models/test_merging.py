@@ -244,7 +244,7 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(tmp_path: Path) -> None:
     stopped = start(
         lambda: signal.signal(signal.SIGINT, signal.default_int_handler), adapter, base, tmp_path / "stopped"
     )
-    while not list(tmp_path.glob(".stopped.merging/*")):
+    while not list(tmp_path.glob("stopped/.converting/*")):
         assert stopped.poll() is None
         time.sleep(0.001)
     stopped.send_signal(signal.SIGINT)
@@ -255,12 +255,12 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(tmp_path: Path) -> None:
 
 def test_two_merges_do_not_meet_and_what_was_killed_is_cleared(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter")
-    staging = tmp_path / ".merged.merging"
-    staging.mkdir()
+    staging = tmp_path / "merged" / ".converting"
+    staging.mkdir(parents=True)
     (staging / "model.safetensors").write_bytes(b"half")
     other = os.open(staging, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(CheckpointError, match="another merge is writing"):
+    with pytest.raises(CheckpointError, match="another conversion is writing"):
         merge_adapter(adapter, base, tmp_path / "merged")
     assert (staging / "model.safetensors").read_bytes() == b"half"
     os.close(other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune.checkpoints.adapter_config import find_adapter_dir
-from tune.checkpoints.adapter_files import read_adapter_base, read_base_quantization, warn_if_base_differs
+from tune.checkpoints.adapter_files import base_difference, read_adapter_base, read_base_quantization
 from tune.checkpoints.adapters import add_adapters, load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
@@ -26,6 +26,7 @@ __all__ = [
     "TensorInfo",
     "WeightSource",
     "add_adapters",
+    "base_difference",
     "check_against_config",
     "copy_side_files",
     "describe_model",
@@ -47,7 +48,6 @@ __all__ = [
     "staged_directory",
     "tensors_in_layout",
     "token_ids",
-    "warn_if_base_differs",
     "write_json",
     "write_pickle",
     "write_shards",

@@ -70,7 +70,7 @@ def read_base_quantization(directory: Path | str) -> str:
     return read_metadata(find_adapter_weights(find_adapter(directory))).get(QUANTIZATION, "")
 
 
-def warn_if_base_differs(base_dir: Path, directory: Path | str) -> str:
+def base_difference(base_dir: Path, directory: Path | str) -> str:
     """Return what to say where an adapter names another base: weights of the same shapes fit, whatever they are.
 
     "" where it names this one, or none.

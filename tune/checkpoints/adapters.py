@@ -21,10 +21,10 @@ from tune.checkpoints.adapter_config import (
 from tune.checkpoints.adapter_files import (
     QUANTIZATION,
     WEIGHTS_FILES,
+    base_difference,
     find_adapter,
     find_adapter_weights,
     read_metadata,
-    warn_if_base_differs,
 )
 from tune.checkpoints.adapter_fusion import fused_size, fused_tensors
 from tune.checkpoints.adapter_layout import (
@@ -166,7 +166,7 @@ def load_adapter(
         apply_lora(model, adapter.config)
         present = _adapted(model)
     _compare(adapter, present)
-    if base is not None and (doubt := warn_if_base_differs(base, directory)):
+    if base is not None and (doubt := base_difference(base, directory)):
         get_logger().warning(f"The adapter in {directory}: {doubt}")
     require_finite(adapter.source, adapter.pieces)
     for piece in adapter.pieces:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,9 +40,6 @@ LAYOUTS = {"hf": "Hugging Face", "meta": "Meta", "tune": "torchtune"}
 TORCHTUNE_FILE = "torchtune_model_0.pt"
 # Of a source's config.json: what belongs to its tokenizer and to training from scratch.
 _CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range")
-# What params.json has no words for, without which it still describes the same model: how far it was meant to read,
-# and that the output matrix, which Meta's layout always holds, equals the embedding.
-_META_FREE = {"max_seq_len", "attn_dropout", "tie_word_embeddings"}
 
 
 class ConversionProgress(Protocol):
@@ -187,13 +183,10 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
     folder = path.parent if path.is_file() and path.name not in ("latest", "best") else find_model_dir(path)
     source = open_weights(path if path.is_file() and folder == path.parent else folder)
     family, config = read_model_config(folder)
-    target = {"hf": family.hf, "meta": family.meta, "tune": family.torchtune}[to]
-    if target is None or (to == "meta" and family.write_meta_config is None):
-        has = [
-            name
-            for name, layout in (("hf", family.hf), ("meta", family.meta), ("tune", family.torchtune))
-            if layout
-        ]
+    layouts = {"hf": family.hf, "meta": family.meta, "tune": family.torchtune}
+    target = layouts[to]
+    if target is None:
+        has = [name for name, layout in layouts.items() if layout]
         raise CheckpointError(
             f"the {family.name} family has no {LAYOUTS[to]} layout; {folder} can be converted to {' or '.join(has)}"
         )
@@ -231,34 +224,26 @@ def _tied_where_equal(family: Family, config: DecoderConfig, source: WeightSourc
 
 def _describe(plan: _Plan, to: str) -> dict[str, Any]:
     """Return the content of config.json or params.json, once it is certain that it describes the same model."""
-    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
-    family, free = plan.family, set()
-    if to == "meta" and family.write_meta_config is not None and family.read_meta_config is not None:
-        description = family.write_meta_config(plan.config)
-        described, free = family.read_meta_config(_as_read(description), shapes), _META_FREE
-    else:
-        description = describe_model(family, plan.config, plan.tensors)
-        described = family.read_hf_config(_as_read(description))
-        for name in ("generation_config.json", "config.json"):  # Meta's layout has the first alone
-            if (plan.folder / name).is_file():
-                original = read_json(plan.folder / name)
-                description |= {key: original[key] for key in _CARRIED if key in original}
+    if to == "meta":
+        assert plan.family.write_meta_config is not None
+        return plan.family.write_meta_config(plan.config)  # it refuses what params.json has no words for
+    description = describe_model(plan.family, plan.config, plan.tensors)
+    described = plan.family.read_hf_config(json.loads(json.dumps(description)))
     different = [
         f"{field.name}: {getattr(plan.config, field.name)} became {getattr(described, field.name)}"
         for field in fields(plan.config)
-        if field.name not in free and getattr(plan.config, field.name) != getattr(described, field.name)
+        if getattr(plan.config, field.name) != getattr(described, field.name)
     ]
     if different:
         raise CheckpointError(
             f"{plan.to_layout.name} layout cannot describe this model; nothing was written.\n  "
             + "\n  ".join(different)
         )
+    for name in ("generation_config.json", "config.json"):  # Meta's layout has the first alone
+        if (plan.folder / name).is_file():
+            original = read_json(plan.folder / name)
+            description |= {key: original[key] for key in _CARRIED if key in original}
     return description
-
-
-def _as_read(description: Mapping[str, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(json.dumps(description))
-    return content
 
 
 def _write_description(plan: _Plan, staging: Path, to: str) -> list[str]:

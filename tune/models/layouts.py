@@ -14,17 +14,13 @@ _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "outpu
 _FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
-def hf_layout(
-    names: dict[str, str] | None = None, *, prefix: str = "model.", ignored: tuple[str, ...] = ()
-) -> Layout:
+def hf_layout(names: dict[str, str] | None = None) -> Layout:
     """Return the layout of Hugging Face checkpoints.
 
     Args:
         names: names of tensors that differ from the usual ones, ours to theirs: of our parameters "layers.{}.NAME"
             (both sides without "layers.{}."), biases and norms included. Every parameter that some family has is
             known; what a model lacks is left out when it is read or written.
-        prefix: before every name but the output matrix's.
-        ignored: further patterns of tensor names that carry nothing a model needs.
     """
     usual = {
         "sa_norm.scale": "input_layernorm.weight",
@@ -40,15 +36,15 @@ def hf_layout(
     return Layout(
         name="Hugging Face",
         rules=(
-            WeightRule("tok_embeddings.weight", f"{prefix}embed_tokens.weight"),
+            WeightRule("tok_embeddings.weight", "model.embed_tokens.weight"),
             *(
-                WeightRule(f"layers.{{}}.{ours}", f"{prefix}layers.{{}}.{theirs}")
+                WeightRule(f"layers.{{}}.{ours}", f"model.layers.{{}}.{theirs}")
                 for ours, theirs in in_blocks.items()
             ),
-            WeightRule("norm.scale", f"{prefix}norm.weight"),
+            WeightRule("norm.scale", "model.norm.weight"),
             WeightRule("output.weight", "lm_head.weight"),
         ),
-        ignored=(f"{prefix}layers.*.self_attn.rotary_emb.inv_freq", *ignored),
+        ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",),
         tied_output="lm_head.weight",
     )
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tune.checkpoints import (
+    base_difference,
     find_adapter_dir,
     find_model_dir,
     load_adapter,
@@ -23,14 +19,14 @@ from tune.checkpoints import (
     read_adapter_config,
     read_base_quantization,
     save_model,
-    warn_if_base_differs,
+    staged_directory,
 )
 from tune.errors import CheckpointError, TokenizerError
 from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapted_modules, apply_lora
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
-from tune.utils.paths import expand_path, flush
+from tune.utils.paths import expand_path
 
 _NUM_PROBED = 32  # tokens that base, adapted and merged model are asked about
 # Largest part of the logits that merging may change: rounding of one matrix each, in the type they are stored in.
@@ -100,7 +96,7 @@ def merge_adapter(
     Args:
         adapter: a folder in PEFT layout, a saved step or an output directory of a run that has adapters.
         base: the model's folder; None: the one that the adapter names.
-        to: folder to write, which must not exist; None: NAME-merged in the working directory.
+        to: folder to write, which is empty or does not exist; None: NAME-merged in the working directory.
         dtype: what the weights become; None: what the base's are.
 
     Raises:
@@ -111,15 +107,15 @@ def merge_adapter(
         adapter_dir = find_adapter_dir(expand_path(adapter))
         base_dir = find_model_dir(_base_of(adapter_dir) if base is None else base)
         directory = expand_path(to) if to is not None else Path.cwd() / f"{_name_of(adapter_dir)}-merged"
-        if directory.exists() or directory.is_symlink():
+        if directory.is_symlink() or (directory.exists() and not _is_free(directory)):
             raise CheckpointError(f"{directory} is there already; choose another folder to write to")
     except OSError as error:
         raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror}") from error
     stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
     written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
-    doubt = "" if base is None else warn_if_base_differs(base_dir, adapter_dir)
+    doubt = "" if base is None else base_difference(base_dir, adapter_dir)
     notes = [doubt] if doubt else []
-    with _staging_for(directory) as staging:
+    with staged_directory(directory) as staging:
         model = from_checkpoint(base_dir, dtype=written)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.config.vocab_size, (1, _NUM_PROBED), generator=generator)
@@ -147,10 +143,6 @@ def merge_adapter(
             )
         del merged
         drift = _measure_drift(logits, adapter_dir, base_dir, written, tokens, notes)
-        for path in [*staging.rglob("*"), staging]:
-            flush(path)
-        os.rename(staging, directory)
-        flush(directory.parent)
     return MergeReport(
         adapter_dir,
         base_dir,
@@ -165,29 +157,9 @@ def merge_adapter(
     )
 
 
-@contextmanager
-def _staging_for(directory: Path) -> Iterator[Path]:
-    """Yield a folder beside `directory` to write in, ours alone; it is gone at the end, unless it was renamed."""
-    staging = directory.with_name(f".{directory.name}.merging")
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        lock = os.open(staging, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or staging} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise CheckpointError(f"another merge is writing to {directory}") from error
-    try:
-        for leftover in staging.iterdir():  # of an attempt that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        yield staging
-    except OSError as error:
-        raise CheckpointError(f"the merged model cannot be written to {directory}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
+def _is_free(directory: Path) -> bool:
+    """Tell whether a folder holds nothing, but for what a merge that was stopped has left hidden in it."""
+    return directory.is_dir() and all(path.name.startswith(".") for path in directory.iterdir())
 
 
 def _base_of(adapter_dir: Path) -> Path:
