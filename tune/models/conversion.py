@@ -97,7 +97,6 @@ class _Plan:
     stored: StoredWeights
     originals: list[LayoutTensor]  # as the source has them
     tensors: list[LayoutTensor]  # as they will be written
-    description: dict[str, Any]
 
 
 def convert_checkpoint(
@@ -131,13 +130,14 @@ def convert_checkpoint(
         ConfigError: `to` or `dtype` is no such name.
     """
     plan = _make_plan(src, to, dtype)
+    description = _describe(plan, to)
     directory = expand_path(dest)
     _refuse_overlap(plan.folder, expand_path(src), directory)
     num_bytes = sum(tensor.nbytes for tensor in plan.tensors)
     with staged_directory(directory, force=force) as staging:
         require_space(directory, num_bytes)
         companions = copy_side_files(plan.folder, staging)
-        notes = _write_description(plan, staging, to)
+        notes = _write_description(plan, description, staging, to)
         if progress is not None:
             progress.start("write", num_bytes)
         advance = None if progress is None else progress.advance
@@ -209,8 +209,7 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
         dtype=None if dtype is None else get_dtype(dtype),
         repeat_tied=to == "meta",
     )
-    plan = _Plan(folder, source, family, config, layout, target, stored, originals, tensors, {})
-    return replace(plan, description=_describe(plan, to))
+    return _Plan(folder, source, family, config, layout, target, stored, originals, tensors)
 
 
 def _tied_where_equal(family: Family, config: DecoderConfig, source: WeightSource) -> DecoderConfig:
@@ -246,12 +245,12 @@ def _describe(plan: _Plan, to: str) -> dict[str, Any]:
     return description
 
 
-def _write_description(plan: _Plan, staging: Path, to: str) -> list[str]:
+def _write_description(plan: _Plan, description: dict[str, Any], staging: Path, to: str) -> list[str]:
     """Write config.json or params.json; return what a person should know."""
     if to == "meta":
-        write_json(staging / "params.json", plan.description)
+        write_json(staging / "params.json", description)
         return []
-    write_json(staging / "config.json", plan.description)
+    write_json(staging / "config.json", description)
     if (staging / "tokenizer_config.json").exists():
         return []
     # From Meta's files: what other tools need beside a bare tokenizer.model.
@@ -264,7 +263,7 @@ def _write_description(plan: _Plan, staging: Path, to: str) -> list[str]:
         reason = str(error).splitlines()[0].partition(";")[0].replace(str(staging), str(plan.folder))
         return [f"other tools may find no tokenizer: {reason}"]
     # What the source says itself counts more.
-    write_json(staging / "config.json", {**plan.description, **token_ids(tokenizer), **plan.description})
+    write_json(staging / "config.json", {**description, **token_ids(tokenizer), **description})
     return []
 
 
