@@ -219,7 +219,7 @@ def test_what_belongs_to_a_model_comes_along(hf: Path, tmp_path: Path, spm_file:
     assert (tmp_path / "out" / "additional_chat_templates" / "tools.jinja").read_text() == "x"
     assert (tmp_path / "meta" / "tokenizer.model").read_bytes() == spm_file.read_bytes()
     assert not (tmp_path / "meta" / "config.json").exists()
-    assert "LICENSE.txt" in report.companions
+    assert "LICENSE.txt" in report.side_files
     config = json.loads((tmp_path / "direct" / "config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"]) == ([5, 7], 4)
     # What came from Meta's layout has no settings of its own: other tools need them, and the ids.
@@ -235,7 +235,7 @@ def test_metas_downloads_keep_the_tokenizer_one_folder_above(
     shutil.copy(spm_file, tmp_path / "llama" / "tokenizer.model")
     (tmp_path / "llama" / "LICENSE").write_text("terms")
     report = convert_checkpoint(tmp_path / "llama" / "7b", tmp_path / "out")
-    assert report.companions == ("LICENSE", "tokenizer.model")
+    assert report.side_files == ("LICENSE", "tokenizer.model")
 
 
 def test_a_converted_model_continues_a_prompt_as_the_reference(

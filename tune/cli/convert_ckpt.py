@@ -63,8 +63,8 @@ def _summary(report: ConversionReport, to: str) -> str:
         ("layout", f"{report.from_layout} -> {report.to_layout}, {', '.join(report.dtypes)}"),
         ("verified", verified),
     ]
-    if report.companions:
-        rows.append(("carried over", printable(", ".join(report.companions))))
+    if report.side_files:
+        rows.append(("carried over", printable(", ".join(report.side_files))))
     if report.left_out:
         names = ", ".join(report.left_out[:3]) + (" ..." if len(report.left_out) > 3 else "")
         rows.append(("left out", printable(f"{len(report.left_out)} tensors that carry nothing: {names}")))

@@ -65,7 +65,7 @@ class ConversionReport:
         num_exact: tensors of the source that are the same to the bit when read back from `directory`.
         num_cast: those that equal the source's in the type that was asked for.
         left_out: tensors of the source that carry nothing a model needs.
-        companions: files that were carried over.
+        side_files: files that were carried over.
         notes: what a person should know.
     """
 
@@ -80,7 +80,7 @@ class ConversionReport:
     num_exact: int
     num_cast: int
     left_out: tuple[str, ...]
-    companions: tuple[str, ...]
+    side_files: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -136,7 +136,7 @@ def convert_checkpoint(
     num_bytes = sum(tensor.nbytes for tensor in plan.tensors)
     with staged_directory(directory, force=force) as staging:
         require_space(directory, num_bytes)
-        companions = copy_side_files(plan.folder, staging)
+        side_files = copy_side_files(plan.folder, staging)
         notes = _write_description(plan, description, staging, to)
         if progress is not None:
             progress.start("write", num_bytes)
@@ -154,7 +154,7 @@ def convert_checkpoint(
         if progress is not None:
             progress.start("verify", sum(tensor.nbytes for tensor in plan.originals))
         num_exact, num_cast = _verify(plan, staging, progress)
-    if to == "meta" and "tokenizer.model" not in companions:
+    if to == "meta" and "tokenizer.model" not in side_files:
         notes.append("Meta's own programs need tokenizer.model, which the source does not hold")
     known = {tensor.name for tensor in plan.originals} | {plan.from_layout.tied_output}
     return ConversionReport(
@@ -169,7 +169,7 @@ def convert_checkpoint(
         num_exact=num_exact,
         num_cast=num_cast,
         left_out=tuple(name for name in plan.source if name not in known),
-        companions=tuple(companions),
+        side_files=tuple(side_files),
         notes=tuple(notes),
     )
 

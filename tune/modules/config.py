@@ -115,7 +115,7 @@ class DecoderConfig:
             raise ConfigError("no decoder has these sizes:\n  " + "\n  ".join(problems))
 
     @property
-    def turning_dim(self) -> int:
+    def rotary_channels(self) -> int:
         """Channels of a head that turn with the position."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
@@ -173,14 +173,14 @@ class DecoderConfig:
         yield from too_small
         if not too_small and self.num_heads % self.num_kv_heads:
             yield f"num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}"
-        if self.turning_dim % 2 or not 0 < self.turning_dim <= self.head_dim:
+        if self.rotary_channels % 2 or not 0 < self.rotary_channels <= self.head_dim:
             name = "head_dim" if self.rotary_dim is None else "rotary_dim"
             yield (
-                f"{name} is {self.turning_dim}; rotary positions need an even number of channels, "
+                f"{name} is {self.rotary_channels}; rotary positions need an even number of channels, "
                 f"at most head_dim {self.head_dim}"
             )
         elif self.rope_scaling is not None:
-            yield from self.rope_scaling.problems(self.turning_dim)
+            yield from self.rope_scaling.problems(self.rotary_channels)
         if self.num_layers > _MAX_LAYERS:
             yield f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built"
         yield from self._problems_of_layers()

@@ -95,11 +95,11 @@ class TransformerDecoder(nn.Module):
         self.output: nn.Linear | LoRALinear | None = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
-        self.rope = RotaryEmbedding(config.turning_dim, config.rope_base, config.rope_scaling)
+        self.rope = RotaryEmbedding(config.rotary_channels, config.rope_base, config.rope_scaling)
         self.local_rope = (
             None
             if config.local_rope_base is None
-            else RotaryEmbedding(config.turning_dim, config.local_rope_base)
+            else RotaryEmbedding(config.rotary_channels, config.local_rope_base)
         )
         self._cache: KVCache | None = None
         self.reset_parameters()

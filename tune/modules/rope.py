@@ -20,14 +20,14 @@ class RotaryEmbedding(nn.Module):
     device nor `model.to(torch.bfloat16)` can leave garbage or rounded angles behind.
 
     Args:
-        turning_dim: r, channels of a head that turn, even.
+        rotary_channels: r, channels of a head that turn, even.
         base: base of the geometric row of frequencies.
         scaling: how they are stretched for longer texts.
     """
 
-    def __init__(self, turning_dim: int, base: float, scaling: RopeScaling | None = None) -> None:
+    def __init__(self, rotary_channels: int, base: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
-        self.turning_dim = turning_dim
+        self.rotary_channels = rotary_channels
         self.base = base
         self.scaling = scaling
         self._frequencies: dict[tuple[torch.device, bool], Tensor] = {}
@@ -62,14 +62,14 @@ class RotaryEmbedding(nn.Module):
     def _form_frequencies(self, device: torch.device, is_long: bool) -> Tensor:
         # A tensor made under inference_mode would stay unusable for a later training step.
         with torch.inference_mode(False):
-            exponents = torch.arange(0, self.turning_dim, 2, device=device).float() / self.turning_dim
+            exponents = torch.arange(0, self.rotary_channels, 2, device=device).float() / self.rotary_channels
             frequencies = 1.0 / (self.base**exponents)
             if self.scaling is None:
                 return frequencies
             return self.scaling.scale(frequencies, self.base, is_long=is_long)
 
     def extra_repr(self) -> str:
-        return f"turning_dim={self.turning_dim}, base={self.base}, scaling={self.scaling}"
+        return f"rotary_channels={self.rotary_channels}, base={self.base}, scaling={self.scaling}"
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ class RopeScaling(ABC):
             is_long: the text goes beyond `switch_len`.
         """
 
-    def problems(self, turning_dim: int) -> Iterator[str]:
+    def problems(self, rotary_channels: int) -> Iterator[str]:
         """Yield what is wrong with the settings for heads in which this many channels turn."""
-        del turning_dim
+        del rotary_channels
         for name, value in vars(self).items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and not 0 < value < math.inf:
@@ -87,9 +87,9 @@ class Llama3Scaling(RopeScaling):
         kept = kept.clamp(0.0, 1.0)
         return (1 - kept) * frequencies / self.factor + kept * frequencies
 
-    def problems(self, turning_dim: int) -> Iterator[str]:
+    def problems(self, rotary_channels: int) -> Iterator[str]:
         """Yield settings that are not above 0, and bounds in the wrong order."""
-        yield from super().problems(turning_dim)
+        yield from super().problems(rotary_channels)
         if not self.low_freq_factor < self.high_freq_factor:
             yield (
                 f"rope_scaling.low_freq_factor is {self.low_freq_factor}; it must be below high_freq_factor "
@@ -136,10 +136,10 @@ class YarnScaling(RopeScaling):
         divided = ((channels - low) / max(high - low, 0.001)).clamp(0.0, 1.0)  # [r / 2]
         return divided * frequencies / self.factor + (1 - divided) * frequencies
 
-    def _channel(self, turns: float, turning_dim: int, base: float) -> float:
+    def _channel(self, turns: float, rotary_channels: int, base: float) -> float:
         """Return the channel, as a fraction, whose frequency turns this often within the original length."""
         wavelengths = self.original_max_seq_len / (turns * 2 * math.pi)
-        return turning_dim * math.log(wavelengths) / (2 * math.log(base))
+        return rotary_channels * math.log(wavelengths) / (2 * math.log(base))
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,14 @@ class LongRopeScaling(RopeScaling):
         factors = self.long_factors if is_long else self.short_factors
         return frequencies / torch.tensor(factors, dtype=torch.float32, device=frequencies.device)
 
-    def problems(self, turning_dim: int) -> Iterator[str]:
+    def problems(self, rotary_channels: int) -> Iterator[str]:
         """Yield settings that are not above 0, and lists of another length than the frequencies'."""
-        yield from super().problems(turning_dim)
+        yield from super().problems(rotary_channels)
         for name, factors in (("short_factors", self.short_factors), ("long_factors", self.long_factors)):
-            if len(factors) != turning_dim // 2:
+            if len(factors) != rotary_channels // 2:
                 yield (
-                    f"rope_scaling.{name} has {len(factors)} entries; {turning_dim} turning channels need "
-                    f"{turning_dim // 2}"
+                    f"rope_scaling.{name} has {len(factors)} entries; {rotary_channels} turning channels need "
+                    f"{rotary_channels // 2}"
                 )
             if not all(0 < factor < math.inf for factor in factors):
                 yield f"rope_scaling.{name} must be above 0 and finite"

@@ -153,7 +153,7 @@ def trunk_bytes(model: TransformerDecoder, batch: MicroBatch) -> float:
     kept = _Kept(batch)
     kept.norm(model.norm, config.embed_dim, batch.stream_bytes)
     kept.add(8)  # token ids, int64
-    angles = 4 * config.turning_dim * (1 if model.local_rope is None else 2)
+    angles = 4 * config.rotary_channels * (1 if model.local_rope is None else 2)
     # Positions counted from 0 are the same in each row; packed documents begin anew.
     kept.add(angles if batch.packed else angles / batch.batch_size)
     if batch.packed:
