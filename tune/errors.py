@@ -52,5 +52,7 @@ class TrainingError(TuneError):
 
 def first_line(error: BaseException) -> str:
     """Return what an error of a library says first, without its full stop, or its kind where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".:")

@@ -165,6 +165,4 @@ def _reason(error: BaseException) -> str:
     # A CheckpointException is made of what failed on each process.
     if failures := getattr(error, "failures", None):
         error = next(iter(failures.values()))[0]
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return first_line(error).partition(". ")[0]
