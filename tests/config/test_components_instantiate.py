@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.components import trusting
 from tune.config.component import Component
 from tune.config.instantiate import import_component, instantiate, instantiate_offering
-from tune.config.trust import trusting
 from tune.errors import ConfigError
 
 

@@ -35,7 +35,6 @@ class Params:
     batch_size: int = param(2, minimum=1, help="Sequences.", group="Data")
     optimizer: tune.config.Component = param("SGD", slot=OPTIMIZER, help="Optimizer.")
     lr: float | None = param(None, short_for="optimizer.lr", help="Rate.")
-    secret: int = param(1, help="Not shown.", hidden=True)
 
     def __post_init__(self) -> None:
         check_params(self)
@@ -223,7 +222,6 @@ def test_help_lists_the_parameters() -> None:
     text = TuneArgumentParser(params=Params).format_help()
     assert "output_dir (str, required)" in text
     assert "Sequences. [at least 1]" in text
-    assert "secret" not in text
 
 
 def test_parse_reads_the_annotation(config: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,13 +297,9 @@ def test_a_required_parameter() -> None:
         assert [code for code, *_ in faults(run(text))] == ["missing-required"]
     # a key that probably means it says enough
     assert [code for code, *_ in faults(run("output: x\n"))] == ["unknown-key"]
-    # what stands in a part that cannot be read is not missing; the rest may be
-    assert [code for code, *_ in faults(run("epochs: 2\noutput_dir: 'open\n"))] == ["unclosed"]
+    # of a file that cannot be read nothing is missing
+    assert [code for code, *_ in faults(run("epochs: 'open\n"))] == ["unclosed"]
     assert [code for code, *_ in faults(run("epochs: 2\noutput_dir:open\n"))] == ["yaml-syntax"]
-    assert sorted(code for code, *_ in faults(run("epochs: 'open\n"))) == [
-        "missing-required",
-        "unclosed",
-    ]
 
 
 def test_short_forms_conflict_within_one_source_only() -> None:
@@ -380,16 +376,14 @@ def test_references_cannot_be_made_into_bombs(text: str) -> None:
     )
 
 
-def test_what_stands_before_a_bomb_is_judged_too() -> None:
-    bomb = "a0: &a0 [x, x]\n" + "".join(
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
-    )
-    codes = [(code, line) for code, _, line, _ in faults(run("epochs: two\n" + bomb))]
-    assert codes[0] == ("wrong-type", 1)
-    assert codes[-1][0] == "config-too-large"
-    # also where more is wrong than anyone reads
-    many = run("output_dir: a\n" + "".join(f"k{n}: 1\n" for n in range(30_000)))
-    assert [item.code for item in many.errors[-2:]] == ["more-errors", "config-too-large"]
+def test_edits_of_an_unreadable_file_are_not_judged() -> None:
+    found = run("epochs: 'open\n", "~optimizer", "metric_logger.project=x", "a==", "no")
+    assert [code for code, *_ in faults(found)] == ["unclosed", "override-without-value"]
+
+
+def test_of_more_errors_than_anyone_reads_the_rest_is_counted() -> None:
+    many = run("output_dir: a\n" + "".join(f"k{n}: 1\n" for n in range(20_000)))
+    assert many.errors[-1].code == "more-errors"
     assert len(many.errors) < 300
 
 

@@ -23,6 +23,7 @@ from tune.config.nodes import (
 )
 from tune.config.params import ParamInfo, Problem, fields_of
 from tune.config.short_forms import expand_short_forms
+from tune.config.suggestions import add, amend, find_there, guess_parameter
 
 RECIPE_KEY = "recipe"
 
@@ -49,7 +50,6 @@ def check_tree(
     *,
     whole: Source,
     complete: bool = True,
-    lost: frozenset[str] = frozenset(),
 ) -> Checked:
     """Type and check every value of a tree.
 
@@ -59,9 +59,8 @@ def check_tree(
         report: called with every problem and warning.
         whole: the place of the configuration as such, for what is missing from it.
         complete: whether all of the file could be read; if not, nothing is called missing.
-        lost: words of what could not be read: nothing among them is called missing.
     """
-    checked = Checked(bad=set(lost))
+    checked = Checked()
     components = ComponentChecker(infos, report)
     unknown = [key for key in root.entries if key not in infos and key != RECIPE_KEY]
     late_required: list[ParamInfo] = []
@@ -96,9 +95,9 @@ def check_tree(
     checked.bad |= components.guessed
     components.report_renamed()
     if complete:
-        components.report_missing(lost)
+        components.report_missing()
     for info in late_required:
-        if complete and info.name not in components.guessed | lost:
+        if complete and info.name not in components.guessed:
             message = f"{info.name} is required: {info.help}" if info.help else f"{info.name} is required"
             report(Diagnostic("missing-required", info.name, message, whole))
     return checked
@@ -153,16 +152,12 @@ def _report_unknown(
     report: Callable[[Diagnostic], None],
     guessing: bool,
 ) -> None:
-    from tune.config.naming import guess_parameter  # only on the way to an error
-
     guess = guess_parameter(key, infos, components.arguments) if guessing else None
     message = f"there is no parameter {quote(key)}"
     suggestion = None
     if guess is not None:
         reason = guess.reason
         if guess.name and guess.name != key:
-            from tune.config.remedy import add, amend, find_there
-
             there = find_there(root, guess.name, infos)
             suggestion, addition = amend(guess, root.entries[key], there, components.judge_of(guess.name))
             section = guess.name.partition(".")[0]

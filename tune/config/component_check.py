@@ -161,8 +161,11 @@ def _nearest(name: str, slot: Slot) -> str | None:
     """Return the short name in `slot` nearest to what was written, or None."""
     import difflib  # only on the way to an error
 
-    if name.lower() in slot.other_names:
-        return slot.other_names[name.lower()]
+    from tune.config.foreign_names import foreign_names
+
+    ours = foreign_names().components.get(slot.kind, {})
+    if name.lower() in ours:
+        return ours[name.lower()]
     by_folded: dict[str, str] = {}
     for _, names in _namespaces(slot):
         for candidate in names:

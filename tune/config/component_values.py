@@ -16,6 +16,7 @@ from tune.config.merging import name_component
 from tune.config.nodes import MAX_GUESSES, Broken, Listing, Mapped, Node, PythonValue, Scalar
 from tune.config.params import ParamInfo
 from tune.config.slots import Slot
+from tune.config.suggestions import add, amend, guess_argument, judge_plain
 from tune.config.typing import ANY, TypeSpec
 
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
@@ -176,8 +177,6 @@ class ComponentChecker:
         """Return what tries a value for a parameter or an argument, without a trace in what has been found so far."""
         info = self._infos.get(path)
         if info is None or info.slot is None:
-            from tune.config.remedy import judge_plain
-
             short = info or self._short_form_of(path)
             spec = self._types.get(path, ANY if short is None else short.spec)
             return judge_plain(spec, (lambda value: None) if short is None else short.find_fault, path)
@@ -185,7 +184,7 @@ class ComponentChecker:
         def judge(node: Node, report: Callable[[Diagnostic], None]) -> Any:
             checker = ComponentChecker(self._infos, report)
             value = checker.converter.convert(node, info.spec, path, info.slot)
-            checker.report_missing(frozenset())
+            checker.report_missing()
             return value
 
         return judge
@@ -228,14 +227,10 @@ class ComponentChecker:
         if node.written:
             message = f"{called} takes no argument {key}, which is what {node.written} stands for; remove it"
             return Diagnostic("unknown-argument", where, message, source)
-        from tune.config.naming import guess_argument  # only on the way to an error
-
         self._guesses += 1
         guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
         message = f"{called} takes no argument {shorten(printable(key))}"
         if guess is not None:
-            from tune.config.remedy import add, amend
-
             is_elsewhere = guess.name in self._infos and guess.name not in usable
             meant = guess.name if is_elsewhere else f"{path}.{guess.name}"
             self.guessed.add(meant)
@@ -281,12 +276,12 @@ class ComponentChecker:
             finding = replace(finding, message=message)
         self._found(finding, path, node, "warning")
 
-    def report_missing(self, lost: frozenset[str]) -> None:
-        """Report the arguments that are missing, but for those that misspelt or unreadable keys stand for."""
+    def report_missing(self) -> None:
+        """Report the arguments that are missing, but for those that misspelt keys stand for."""
         for item in self._missing:
             short = self._by_short_form.get(item.path)
             names = {item.path} if short is None else {item.path, short.name}
-            if names.isdisjoint(self.guessed) and lost.isdisjoint({item.path.rpartition(".")[2], *names}):
+            if names.isdisjoint(self.guessed):
                 self._report(item)
 
     def _place_of(self, component: Mapped) -> Source:

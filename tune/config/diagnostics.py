@@ -127,13 +127,6 @@ def to_json(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> dic
     }
 
 
-def to_json_text(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> str:
-    """`to_json` as text; ASCII only, so that any terminal and any pipe takes it."""
-    import json  # only where it is asked for: start-up counts
-
-    return json.dumps(to_json(errors, warnings), indent=2)
-
-
 def render_all(
     diagnostics: Sequence[Diagnostic], files: Mapping[str, Sequence[str]], *, color: bool = False
 ) -> str:

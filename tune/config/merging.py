@@ -23,6 +23,7 @@ from tune.config.nodes import (
 )
 from tune.config.overrides import Edit
 from tune.config.params import ParamInfo
+from tune.config.suggestions import nearest
 
 
 @dataclass
@@ -290,8 +291,6 @@ def _refuse_removal(
         raise _Refusal("nothing-to-remove", message, severity="warning")
     parent = _at(root, edit.path[:-1])
     present = list(parent.entries) if isinstance(parent, Mapped) else []
-    from tune.config.naming import nearest  # only on the way to an error
-
     close = nearest(edit.path[-1], present)
     message = f"{edit.dotted} cannot be removed: it is not set in the file"
     if len(edit.path) == 1 and edit.dotted in infos and not infos[edit.dotted].required:

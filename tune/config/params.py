@@ -75,7 +75,6 @@ class ParamInfo:
     short_for: str | None = None
     slot: Slot | None = None
     fixed_on_resume: bool = False
-    hidden: bool = False
 
     def range_text(self) -> str:
         """The allowed range in words: "at least 1", or "" where there is none."""
@@ -140,7 +139,6 @@ def param(
     short_for: str | None = None,
     slot: Slot | None = None,
     fixed_on_resume: bool = False,
-    hidden: bool = False,
 ) -> Any:
     """Declare one field of a params dataclass.
 
@@ -159,7 +157,6 @@ def param(
         short_for: dotted path of the component argument this field is a short form of ("optimizer.lr").
         slot: what kind of component the field holds.
         fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
-        hidden: whether help texts leave it out.
     """
     record = {
         "help": help,
@@ -174,7 +171,6 @@ def param(
         "short_for": short_for,
         "slot": slot,
         "fixed_on_resume": fixed_on_resume,
-        "hidden": hidden,
     }
     if isinstance(default, (list, dict, set)):
         value: Any = dataclasses.field(

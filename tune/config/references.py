@@ -25,6 +25,7 @@ from tune.config.nodes import (
     text_weight,
 )
 from tune.config.params import ParamInfo
+from tune.config.suggestions import nearest
 
 Path = tuple[str, ...]
 
@@ -191,8 +192,6 @@ class _Resolver:
                 f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
             )
             return self._fail(node, path, "dangling-reference", message)
-        from tune.config.naming import nearest  # only on the way to an error
-
         self._failures += 1
         close = self._near(parts, path) if self._failures <= MAX_GUESSES else None
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
@@ -262,8 +261,6 @@ class _Resolver:
             if isinstance(node, Mapped):
                 known |= {f"{key}.{name}" for name in node.entries}
         known |= {info.short_for for info in self._infos.values() if info.short_for}
-        from tune.config.naming import nearest
-
         return nearest(".".join(parts), sorted(known - {path[0]}))  # nothing refers to itself
 
     def _report_cycle(self, path: Path) -> None:

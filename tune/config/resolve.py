@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place
 from tune.config.convert import REFUSED, shadowed, show
 from tune.config.diagnostics import (
-    DEFAULT,
     Diagnostic,
     Source,
     ordered,
@@ -77,11 +76,6 @@ class Resolution(Generic[T]):
         from tune.config.dump import flatten
 
         return flatten(self)
-
-    def source_of(self, path: str) -> Source:
-        """Where the value at `path` comes from; a declared default where nothing set it."""
-        node = self.places.get(path)
-        return DEFAULT if node is None else node.source
 
     def dump(self) -> str:
         """The resolved configuration as YAML, with provenance comments; read back, it gives the same params."""
@@ -165,6 +159,8 @@ def load_tree(
         whole = Source("file", source.name, 1, 1, length=0)
     edits, faults = parse_overrides(overrides, removals)
     problems += faults
+    if document is not None and not document.readable:
+        edits = []  # there is nothing that they could be judged against
     merged = apply_edits(root, edits, infos)
     problems += merged.problems
     root = resolve_references(merged.root, infos, problems.append)
@@ -204,8 +200,7 @@ def resolve(
     elif stated is not None and recipe is not None:
         found += _judge_recipe(stated, root, recipe, recipe_aliases)
     root = expand_short_forms(expand_historic(root, infos, found.append), infos, found.append)
-    lost = frozenset(tree.document.lost) if tree.document is not None else frozenset()
-    checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete, lost=lost)
+    checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete)
     for problem in cross_check(params_cls, checked, infos):
         # of a file that could not be read to its end nobody can say what it leaves out
         if tree.complete or all(find_place(name, checked, infos) for name in problem.fields):
@@ -225,12 +220,9 @@ def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
     """The first errors, and a last one that counts the rest: nobody reads thousands."""
     if len(errors) <= _MAX_ERRORS:
         return errors
-    rest = errors[_MAX_ERRORS:]
-    limits = [
-        item for item in rest if item.code.startswith("config-too-")
-    ]  # these end the reading: always said
-    message = f"and {len(rest) - len(limits)} more errors from here on"
-    return [*errors[:_MAX_ERRORS], Diagnostic("more-errors", "", message, rest[0].source), *limits]
+    message = f"and {len(errors) - _MAX_ERRORS} more errors from here on"
+    rest = Diagnostic("more-errors", "", message, errors[_MAX_ERRORS].source)
+    return [*errors[:_MAX_ERRORS], rest]
 
 
 def read_recipe_name(root: Mapped) -> str | None:

@@ -27,7 +27,6 @@ class Slot:
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
         offers: arguments the recipe passes if the callable takes them and the config does not set them.
         unsuitable: names that are of the kind and yet do not fit, each with the reason.
-        other_names: what other tools call some of them (in lower case), each with the name that is understood.
     """
 
     kind: str
@@ -38,7 +37,6 @@ class Slot:
     supplies: tuple[str, ...] = ()
     offers: tuple[str, ...] = ()
     unsuitable: Mapping[str, str] = field(default_factory=dict, hash=False)
-    other_names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 MODEL = Slot(
@@ -69,17 +67,6 @@ OPTIMIZER = Slot(
     unsuitable={
         "LBFGS": "it runs the whole batch several times per step; use AdamW",
         "SparseAdam": "it takes sparse gradients only; use AdamW",
-    },
-    other_names={
-        "adamw_8bit": "bitsandbytes.optim.AdamW8bit",
-        "adamw_bnb_8bit": "bitsandbytes.optim.AdamW8bit",
-        "adamw8bit": "bitsandbytes.optim.AdamW8bit",
-        "paged_adamw": "bitsandbytes.optim.PagedAdamW",
-        "paged_adamw_32bit": "bitsandbytes.optim.PagedAdamW",
-        "paged_adamw_8bit": "bitsandbytes.optim.PagedAdamW8bit",
-        "pagedadamw": "bitsandbytes.optim.PagedAdamW",
-        "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
-        "lion_8bit": "bitsandbytes.optim.Lion8bit",
     },
 )
 LOSS = Slot(

@@ -8,8 +8,7 @@ user has said ``--trust PACKAGE``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from tune.config.findings import Finding
 from tune.errors import ConfigError
@@ -66,23 +65,6 @@ def parse_trust(values: Iterable[str]) -> tuple[str, ...]:
 def trust(*packages: str) -> None:
     """Allow configurations to name anything in `packages` for the rest of this process."""
     _user_trusted.update(parse_trust(packages))
-
-
-@contextmanager
-def trusting(*packages: str) -> Iterator[None]:
-    """Allow configurations to name anything in `packages` within a with block."""
-    before = set(_user_trusted)
-    trust(*packages)
-    try:
-        yield
-    finally:
-        _user_trusted.clear()
-        _user_trusted.update(before)
-
-
-def trusted_packages() -> tuple[str, ...]:
-    """Return the packages the user has trusted so far, sorted."""
-    return tuple(sorted(_user_trusted))
 
 
 def is_user_trusted(name: str) -> bool:
