@@ -24,7 +24,7 @@ import tune.config
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
 from tune.checkpoints import load_adapter, read_adapter_config, save_adapter
-from tune.config import fixed_on_resume, instantiate_offering
+from tune.config import fixed_on_resume, instantiate
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
@@ -55,7 +55,7 @@ class LoraFinetuneRecipe:
         self.device = get_device(params.device)
         self.mesh = training.init_mesh(self.device, params.process_choices())
         self.exit_stack.callback(self.mesh.close)
-        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
+        self.checkpointer = instantiate(params.checkpointer, defaults={"output_dir": params.output_dir})
         self.checkpoints = training.Checkpoints(
             params.output_dir, self.mesh, params.keep_last_n_checkpoints, params.enable_async_checkpointing
         )
@@ -68,8 +68,8 @@ class LoraFinetuneRecipe:
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
-        self.loss_fn = instantiate_offering(
-            params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
+        self.loss_fn = instantiate(
+            params.loss, defaults={"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
         )
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
@@ -101,7 +101,7 @@ class LoraFinetuneRecipe:
     def _setup_data(self) -> None:
         params, state = self.params, self.state
         self.base_dir = self.checkpointer.find_model_dir()
-        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(self.base_dir)})
+        self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(self.base_dir)})
         build_loader = partial(
             training.build_loader,
             collate_fn=params.collate_fn,
@@ -127,7 +127,7 @@ class LoraFinetuneRecipe:
         resumed = self.checkpoints.resumed
         self.adapter_dir = resumed.adapter_dir if resumed else self.checkpointer.adapter_checkpoint
         with torch.device("meta"):
-            model = instantiate_offering(params.model, {"checkpoint_dir": str(self.base_dir)})
+            model = instantiate(params.model, defaults={"checkpoint_dir": str(self.base_dir)})
             if not adapter_parameters(model):  # a lora_ builder has added them
                 adapter = read_adapter_config(self.adapter_dir, model) if self.adapter_dir else None
                 apply_lora(model, choose_lora(params, adapter))

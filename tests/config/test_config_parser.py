@@ -19,7 +19,8 @@ import pytest
 import tune.config
 from tune import utils
 from tune.config import TuneArgumentParser, json_schema, log_config, parse, resolution_of
-from tune.config.params import Problem, check_params, param
+from tune.config.diagnostics import Diagnostic
+from tune.config.params import check_params, param
 from tune.config.recipe_main import params_class_of
 from tune.config.slots import OPTIMIZER
 from tune.errors import TrainingError
@@ -39,7 +40,7 @@ class Params:
     def __post_init__(self) -> None:
         check_params(self)
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         return iter(())
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from tune.config import resolution_of, resolve
 from tune.config.component import Component
-from tune.config.diagnostics import Diagnostic
+from tune.config.diagnostics import Diagnostic, problem
 from tune.config.dump import dump_params
-from tune.config.params import ParamsError, Problem, check_params, param
+from tune.config.params import ParamsError, check_params, param
 from tune.config.resolve import Resolution, load_tree, read_recipe_name
 from tune.config.slots import DATASET, LR_SCHEDULER, OPTIMIZER
 
@@ -42,9 +42,9 @@ class Small:
     def __post_init__(self) -> None:
         check_params(self)
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         if self.dtype == "fp32" and self.device == "cuda":
-            yield Problem("needs a CPU when dtype is fp32", ("device", "dtype"))
+            yield problem("needs a CPU when dtype is fp32", ("device", "dtype"))
 
 
 def run(text: str, *overrides: str, **options: Any) -> Resolution[Small]:
@@ -426,7 +426,7 @@ def test_objects_built_in_python_are_checked_in_the_same_way() -> None:
     with pytest.raises(ParamsError) as caught:
         Small(batch_size="3", epochs=0, optimizer={"_component_": "SGD", "lrr": 1}, dtype="fp8")  # type: ignore[arg-type]
     assert isinstance(caught.value, (TypeError, ValueError))
-    fields = [problem.fields[0] for problem in caught.value.problems]
+    fields = [item.path for item in caught.value.problems]
     assert sorted(fields) == ["batch_size", "dtype", "epochs", "optimizer.lrr", "output_dir"]
     for field in fields:
         assert field in str(caught.value)

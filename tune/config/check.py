@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune.config.component import Component
@@ -12,16 +12,16 @@ from tune.config.convert import REFUSED, shadowed
 from tune.config.diagnostics import PYTHON, Diagnostic, Source, quote
 from tune.config.nodes import (
     MAX_GUESSES,
-    Listing,
-    Mapped,
+    MappingNode,
     Node,
     PythonValue,
     Scalar,
+    SequenceNode,
     default_node,
     from_python,
-    mapped,
+    mapping_node,
 )
-from tune.config.params import ParamInfo, Problem, fields_of
+from tune.config.params import ParamInfo, fields_of
 from tune.config.short_forms import expand_short_forms
 from tune.config.suggestions import add, amend, find_there, guess_parameter
 
@@ -44,7 +44,7 @@ class Checked:
 
 
 def check_tree(
-    root: Mapped,
+    root: MappingNode,
     infos: Mapping[str, ParamInfo],
     report: Callable[[Diagnostic], None],
     *,
@@ -124,8 +124,7 @@ def _field(
     if value is not REFUSED:
         fault = info.find_fault(value)
         if fault is not None:
-            message = f"{info.name} {fault.message}"
-            report(Diagnostic(fault.code, info.name, message, node.source, fault.suggestion, shadowed(node)))
+            report(replace(fault, source=node.source, shadows=shadowed(node)))
             value = REFUSED
     if value is REFUSED:
         checked.bad.add(info.name)
@@ -135,7 +134,7 @@ def _field(
 def _is_empty(node: Node) -> bool:
     if isinstance(node, Scalar):
         return node.style != "plain" and not node.text.strip()
-    if isinstance(node, Listing):
+    if isinstance(node, SequenceNode):
         return not node.items
     return isinstance(node, PythonValue) and node.value == ""
 
@@ -146,7 +145,7 @@ def _is_empty_default(node: Node, info: ParamInfo) -> bool:
 
 def _report_unknown(
     key: str,
-    root: Mapped,
+    root: MappingNode,
     infos: Mapping[str, ParamInfo],
     components: ComponentChecker,
     report: Callable[[Diagnostic], None],
@@ -172,7 +171,7 @@ def _report_unknown(
     report(Diagnostic("unknown-key", key, message, root.key_source(key), suggestion))
 
 
-def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInfo]) -> list[Problem]:
+def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInfo]) -> list[Diagnostic]:
     """Run the params class's own checks between fields, on what is right so far.
 
     Problems that speak of a field about which something has been said already are left out.
@@ -212,7 +211,7 @@ def find_place(name: str, checked: Checked, infos: Mapping[str, ParamInfo]) -> N
     return None
 
 
-def check_values(params: Any) -> list[Problem]:
+def check_values(params: Any) -> list[Diagnostic]:
     """Check a params object built in Python and normalise its fields in place.
 
     Returns:
@@ -234,30 +233,11 @@ def check_values(params: Any) -> list[Problem]:
         if value is info.default:
             continue
         entries[info.name] = from_python(value)
-    root = expand_short_forms(mapped(PYTHON, entries, {}), infos, report)
+    root = expand_short_forms(mapping_node(PYTHON, entries, {}), infos, report)
     checked = check_tree(root, infos, report, whole=PYTHON)
-    found = [_as_problem(item) for item in dict.fromkeys(problems)]
-    found += cross_check(params_cls, checked, infos)
+    found = [*dict.fromkeys(problems), *cross_check(params_cls, checked, infos)]
     for info in infos.values():
         value = checked.values.get(info.name, REFUSED)
         if value is not REFUSED:
             object.__setattr__(params, info.name, value)
     return found
-
-
-def _as_problem(item: Diagnostic) -> Problem:
-    message = (
-        item.message.removeprefix(item.path).lstrip()
-        if item.message.startswith(item.path + " ")
-        else item.message
-    )
-    if message is item.message:
-        return _Standalone(message, (item.path,) if item.path else (), item.code, item.suggestion)
-    return Problem(message, (item.path,), item.code, item.suggestion)
-
-
-class _Standalone(Problem):
-    """A problem whose message does not read on from its field's name."""
-
-    def __str__(self) -> str:
-        return f"{self.fields[0]}: {self.message}" if self.fields else self.message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tune.config.diagnostics import Diagnostic, Source
-from tune.config.nodes import Listing, Mapped, Node, mapped
+from tune.config.nodes import MappingNode, Node, SequenceNode, mapping_node
 from tune.config.reading import Text
 from tune.config.yaml_tree import Builder, Stop
 
@@ -21,7 +21,7 @@ class Document:
         readable: whether it is YAML at all; if not, `root` says nothing.
     """
 
-    root: Mapped
+    root: MappingNode
     problems: list[Diagnostic] = field(default_factory=list)
     complete: bool = True
     readable: bool = True
@@ -33,7 +33,7 @@ def read_document(text: Text) -> Document:
     Args:
         text: from `tune.config.reading`; its own problems are handed on.
     """
-    empty = mapped(Source("file", text.name, 1, 1), {}, {})
+    empty = mapping_node(Source("file", text.name, 1, 1), {}, {})
     unreadable = Document(empty, list(text.problems), complete=False, readable=False)
     if text.problems:
         return unreadable
@@ -43,7 +43,7 @@ def read_document(text: Text) -> Document:
     except Stop as stop:
         unreadable.problems = [*builder.problems, stop.problem]
         return unreadable
-    if isinstance(root, Mapped):
+    if isinstance(root, MappingNode):
         return Document(root, builder.problems, complete=not builder.lost_key)
     unreadable.problems = builder.problems or [_no_mapping(root, text.name)]
     return unreadable
@@ -53,6 +53,6 @@ def _no_mapping(root: Node | None, name: str) -> Diagnostic:
     if root is None:
         place = Source("file", name, 1, 1)
         return Diagnostic("empty-config", "", f"{name} is empty: there are no parameters in it", place)
-    what = "a list" if isinstance(root, Listing) else "a single value"
+    what = "a list" if isinstance(root, SequenceNode) else "a single value"
     message = f"a configuration is a mapping of parameters (name: value), and this is {what}"
     return Diagnostic("not-a-mapping", "", message, root.source)

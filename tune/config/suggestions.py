@@ -11,7 +11,7 @@ from tune.config.component import COMPONENT_KEY
 from tune.config.convert import REFUSED, Converter
 from tune.config.diagnostics import Diagnostic, shorten
 from tune.config.foreign_names import foreign_names
-from tune.config.nodes import Mapped, Node, Scalar, core_value
+from tune.config.nodes import MappingNode, Node, Scalar, core_value
 from tune.config.params import ParamInfo
 from tune.config.typing import TypeSpec
 
@@ -190,11 +190,11 @@ def add(reason: str, addition: str) -> str:
     )
 
 
-def find_there(root: Mapped, path: str, infos: Mapping[str, ParamInfo]) -> Node | None:
+def find_there(root: MappingNode, path: str, infos: Mapping[str, ParamInfo]) -> Node | None:
     """Return what stands at `path` (or at what it is short for) of a tree whose short forms are expanded."""
     info = infos.get(path)
     parts = (info.short_for if info is not None and info.short_for else path).split(".")
     node: Node | None = root
     for part in parts:
-        node = node.entries.get(part) if isinstance(node, Mapped) else None
+        node = node.entries.get(part) if isinstance(node, MappingNode) else None
     return node

@@ -15,14 +15,14 @@ from tune.config.diagnostics import Diagnostic, Source, quote
 from tune.config.nodes import (
     MAX_DEPTH,
     MAX_WEIGHT,
-    Broken,
-    Listing,
-    Mapped,
+    ErrorNode,
+    MappingNode,
     Node,
     Scalar,
+    SequenceNode,
     core_value,
-    listing,
-    mapped,
+    mapping_node,
+    sequence_node,
     text_weight,
 )
 
@@ -146,24 +146,24 @@ class Builder:
             return self._refuse_tag(tag, source)
         return Scalar(source, event.value, style, weight=text_weight(event.value))
 
-    def _refuse_tag(self, tag: str, source: Source) -> Broken:
+    def _refuse_tag(self, tag: str, source: Source) -> ErrorNode:
         shown = tag.replace(_CORE_TAG, "!!") if tag.startswith(_CORE_TAG) else tag
         message = f"the tag {quote(shown)} would construct an object; only plain values are allowed"
         self._report("yaml-tag", message, source)
-        return Broken(source)
+        return ErrorNode(source)
 
     def _alias(self, event: Any) -> Node:
         source = self._place(event)
         name = event.anchor
         if name in self._open_anchors:
             self._report("yaml-alias", f"*{name} stands inside what it names, &{name}", source)
-            return Broken(source)
+            return ErrorNode(source)
         node = self._anchors.get(name)
         if node is None:
             self._report(
                 "yaml-alias", f"*{name} refers to an anchor that is not there: no &{name} before it", source
             )
-            return Broken(source)
+            return ErrorNode(source)
         self._count(node.weight, event)
         if len(self._stack) + node.height > MAX_DEPTH:
             self._too_deep(event)
@@ -186,11 +186,11 @@ class Builder:
         if frame.is_map:
             for merged in frame.merges:
                 self._merge(frame, merged)
-            node: Node = mapped(frame.source, frame.entries, frame.keys)
+            node: Node = mapping_node(frame.source, frame.entries, frame.keys)
         else:
-            node = listing(frame.source, frame.items)
+            node = sequence_node(frame.source, frame.items)
         if frame.broken:
-            node = Broken(frame.source)
+            node = ErrorNode(frame.source)
         if frame.anchor is not None:
             self._open_anchors.discard(frame.anchor)
             self._anchors[frame.anchor] = node
@@ -214,7 +214,7 @@ class Builder:
 
     def _key(self, node: Node, frame: _Frame) -> str | None:
         """The text of a key, or None if the entry is to be dropped."""
-        if isinstance(node, Broken):
+        if isinstance(node, ErrorNode):
             self.lost_key = True
             return None
         if not isinstance(node, Scalar):
@@ -249,15 +249,15 @@ class Builder:
 
     def _merge(self, frame: _Frame, node: Node) -> None:
         """YAML's merge key: entries of another mapping that are not set here."""
-        if isinstance(node, Listing):
+        if isinstance(node, SequenceNode):
             for item in node.items:
                 self._merge(frame, item)
-        elif isinstance(node, Mapped):
+        elif isinstance(node, MappingNode):
             for key, value in node.entries.items():
                 if key not in frame.entries:
                     frame.entries[key] = value
                     frame.keys[key] = node.key_source(key)
-        elif isinstance(node, Broken):
+        elif isinstance(node, ErrorNode):
             self.lost_key = True
         else:
             message = "the merge key << takes a mapping, or a list of mappings"
