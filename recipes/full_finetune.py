@@ -22,7 +22,7 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
-from tune.config import fixed_on_resume, instantiate_offering
+from tune.config import fixed_on_resume, instantiate
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
@@ -52,7 +52,7 @@ class FullFinetuneRecipe:
         self.device = get_device(params.device)
         self.mesh = training.init_mesh(self.device, params.process_choices())
         self.exit_stack.callback(self.mesh.close)
-        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
+        self.checkpointer = instantiate(params.checkpointer, defaults={"output_dir": params.output_dir})
         self.checkpoints = training.Checkpoints(
             params.output_dir, self.mesh, params.keep_last_n_checkpoints, params.enable_async_checkpointing
         )
@@ -65,8 +65,8 @@ class FullFinetuneRecipe:
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
-        self.loss_fn = instantiate_offering(
-            params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
+        self.loss_fn = instantiate(
+            params.loss, defaults={"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
         )
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
@@ -97,7 +97,7 @@ class FullFinetuneRecipe:
         params, state = self.params, self.state
         self.model_dir: Path | None = self.checkpoints.model_dir or self.checkpointer.find_model_dir()
         tokenizer_dir = self.checkpoints.copy_tokenizer() or self.model_dir
-        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(tokenizer_dir or "")})
+        self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(tokenizer_dir or "")})
         build_loader = partial(
             training.build_loader,
             collate_fn=params.collate_fn,
@@ -119,7 +119,7 @@ class FullFinetuneRecipe:
     def _setup_model(self) -> None:
         params = self.params
         with torch.device("meta"):
-            model = instantiate_offering(params.model, {"checkpoint_dir": str(self.model_dir or "")})
+            model = instantiate(params.model, defaults={"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
         training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
         report, settings = self.dataset.report(), params.memory_settings()

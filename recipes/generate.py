@@ -25,7 +25,7 @@ import torch
 import tune.config
 from recipes.params.generate import GenerateParams
 from tune.checkpoints import load_adapter
-from tune.config import instantiate, instantiate_offering
+from tune.config import instantiate
 from tune.data import get_prompt_template
 from tune.errors import GenerationError
 from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_text
@@ -45,9 +45,9 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
     template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
     checkpointer = instantiate(params.checkpointer)
     model_dir = checkpointer.find_model_dir()
-    offered = {"checkpoint_dir": str(model_dir)}
+    defaults = {"checkpoint_dir": str(model_dir)}
     # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
-    tokenizer = instantiate_offering(params.tokenizer, offered)
+    tokenizer = instantiate(params.tokenizer, defaults=defaults)
     system, variables = params.system_prompt or "", params.chat_template_kwargs
     questions = [
         ask(tokenizer, template, prompt.text, system=system, variables=variables) for prompt in prompts
@@ -58,7 +58,7 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
     dtype = get_dtype(params.dtype or ("fp32" if device.type == "cpu" else "bf16"), device)
     # On the meta device the model costs nothing until each tensor is read: one copy of the weights at most.
     with torch.device("meta"):
-        model = instantiate_offering(params.model, offered).to(dtype)
+        model = instantiate(params.model, defaults=defaults).to(dtype)
     checkpointer.load_into(model, model_dir, device=device)
     if checkpointer.adapter_checkpoint:
         load_adapter(model, checkpointer.adapter_checkpoint, base=model_dir)

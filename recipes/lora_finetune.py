@@ -23,7 +23,7 @@ import tune.config
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, load_adapter, save_adapter
-from tune.config import fixed_on_resume, instantiate_offering
+from tune.config import fixed_on_resume, instantiate
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
 from tune.datasets import build_datasets
 from tune.generation import generate_text
@@ -54,7 +54,7 @@ class LoraFinetuneRecipe:
         self.device = get_device(params.device)
         self.mesh = training.init_mesh(self.device, params.process_choices())
         self.exit_stack.callback(self.mesh.close)
-        self.checkpointer = instantiate_offering(params.checkpointer, {"output_dir": params.output_dir})
+        self.checkpointer = instantiate(params.checkpointer, defaults={"output_dir": params.output_dir})
         self.checkpoints = training.Checkpoints(
             params.output_dir, self.mesh, params.keep_last_n_checkpoints, params.enable_async_checkpointing
         )
@@ -67,8 +67,8 @@ class LoraFinetuneRecipe:
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
-        self.loss_fn = instantiate_offering(
-            params.loss, {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
+        self.loss_fn = instantiate(
+            params.loss, defaults={"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
         )
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
@@ -98,7 +98,7 @@ class LoraFinetuneRecipe:
     def _setup_data(self) -> None:
         params, state = self.params, self.state
         self.base_dir = self.checkpointer.find_model_dir()
-        self.tokenizer = instantiate_offering(params.tokenizer, {"checkpoint_dir": str(self.base_dir)})
+        self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(self.base_dir)})
         build_loader = partial(
             training.build_loader,
             collate_fn=params.collate_fn,
@@ -122,7 +122,7 @@ class LoraFinetuneRecipe:
         # The base is always the checkpoint's; what has been learnt since is in the adapters.
         self.adapter_dir = self.checkpoints.adapter_dir or self.checkpointer.adapter_checkpoint
         with torch.device("meta"):
-            model = instantiate_offering(params.model, {"checkpoint_dir": str(self.base_dir)})
+            model = instantiate(params.model, defaults={"checkpoint_dir": str(self.base_dir)})
         self.model = model.to(self.precision.param_dtype).train()
         # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
         add_adapters(model, params.lora_settings(), self.adapter_dir, torch.float32)

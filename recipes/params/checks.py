@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.config.component import Component
-from tune.config.diagnostics import shorten
-from tune.config.params import Problem
+from tune.config.diagnostics import Diagnostic, problem, shorten
 from tune.config.signatures import Signature, read_signature
 from tune.errors import ConfigError
 from tune.utils.exclusions import Choices, find_exclusions
@@ -21,30 +20,30 @@ _TEMPLATE_FILES = (".jinja", ".jinja2", ".j2")
 _OPTIMIZERS = ("torch.", "bitsandbytes.")
 
 
-def check_optimizer(optimizer: Component) -> Iterator[Problem]:
+def check_optimizer(optimizer: Component) -> Iterator[Diagnostic]:
     """Yield what an optimizer's arguments have against each other, or against training at all."""
     given = optimizer.kwargs if optimizer.path.startswith(_OPTIMIZERS) else {}
     if given.get("fused") and given.get("foreach"):
-        yield Problem("excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach"))
+        yield problem("excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach"))
     for name, why in (
         ("maximize", "would make the loss greater at each step"),
         ("capturable", "is for steps recorded as a CUDA graph, which no recipe does"),
         ("differentiable", "is for gradients of the step itself, which no recipe takes"),
     ):
         if given.get(name):
-            yield Problem(f"{why}; remove it", (f"optimizer.{name}",))
+            yield problem(f"{why}; remove it", (f"optimizer.{name}",))
     if given.get("nesterov") and optimizer.path == "torch.optim.SGD":
         if not given.get("momentum"):
-            yield Problem("needs optimizer.momentum above 0", ("optimizer.nesterov", "optimizer.momentum"))
+            yield problem("needs optimizer.momentum above 0", ("optimizer.nesterov", "optimizer.momentum"))
         elif given.get("dampening"):
-            yield Problem("needs a dampening of 0", ("optimizer.nesterov", "optimizer.dampening"))
+            yield problem("needs a dampening of 0", ("optimizer.nesterov", "optimizer.dampening"))
 
 
-def check_lr_scheduler(schedule: Component | None) -> Iterator[Problem]:
+def check_lr_scheduler(schedule: Component | None) -> Iterator[Diagnostic]:
     """Yield what a schedule of a run cannot be told."""
     given = schedule.kwargs if schedule is not None else {}
     if given.get("last_epoch", -1) != -1:
-        yield Problem(
+        yield problem(
             "must be -1: where a schedule goes on is part of a saved step; remove it",
             ("lr_scheduler.last_epoch",),
             suggestion="-1",
@@ -53,64 +52,64 @@ def check_lr_scheduler(schedule: Component | None) -> Iterator[Problem]:
         yield from _check_one_cycle(given)
 
 
-def _check_one_cycle(given: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_one_cycle(given: Mapping[str, Any]) -> Iterator[Diagnostic]:
     num_steps = given.get("total_steps") or (given.get("epochs") or 0) * (given.get("steps_per_epoch") or 0)
     share = given.get("pct_start", 0.3)  # torch's
     if not num_steps:
-        yield Problem("is required: the optimizer steps of the whole run", ("lr_scheduler.total_steps",))
+        yield problem("is required: the optimizer steps of the whole run", ("lr_scheduler.total_steps",))
     elif share * num_steps == 1:  # torch rises over one step less, and divides by that
-        yield Problem(
+        yield problem(
             f"is {share:g}, one step of {num_steps}, over which nothing can rise: choose a greater one",
             ("lr_scheduler.pct_start", "lr_scheduler.total_steps"),
         )
 
 
-def check_checkpointer(checkpointer: Component) -> Iterator[Problem]:
+def check_checkpointer(checkpointer: Component) -> Iterator[Diagnostic]:
     """Yield what no checkpointer of ours can be told."""
     if not checkpointer.path.startswith("tune."):
         return
     if checkpointer.kwargs.get("safe_serialization") is False:
-        yield Problem(
+        yield problem(
             "must be true: weights are only written as safetensors, since pickled files can run code when loaded",
             ("checkpointer.safe_serialization",),
             suggestion="true",
         )
     if checkpointer.kwargs.get("adapter_checkpoint") == "":
-        yield Problem(
+        yield problem(
             "is empty: give the adapter's folder, or remove it", ("checkpointer.adapter_checkpoint",)
         )
 
 
-def check_collation(collate_fn: Component) -> Iterator[Problem]:
+def check_collation(collate_fn: Component) -> Iterator[Diagnostic]:
     """Yield a label of padding that would be learnt."""
     label = collate_fn.kwargs.get("ignore_idx", _IGNORE_INDEX)
     if label != _IGNORE_INDEX and collate_fn.path.startswith("tune."):
-        yield Problem(
+        yield problem(
             f"must be {_IGNORE_INDEX}, not {label}: padding would be learnt; remove it",
             ("collate_fn.ignore_idx",),
             suggestion=str(_IGNORE_INDEX),
         )
 
 
-def check_loss(loss: Component) -> Iterator[Problem]:
+def check_loss(loss: Component) -> Iterator[Diagnostic]:
     """Yield what makes a loss another than the sum over the target tokens."""
     reduction = loss.kwargs.get("reduction", "sum")
     if reduction != "sum":
-        yield Problem(
+        yield problem(
             f"must be sum, not {reduction}: the recipe divides by the count of all target tokens of a step itself",
             ("loss.reduction",),
             suggestion="sum",
         )
     ignored = loss.kwargs.get("ignore_index", _IGNORE_INDEX)
     if ignored != _IGNORE_INDEX and loss.path.startswith(("tune.", "torch.")):
-        yield Problem(
+        yield problem(
             f"must be {_IGNORE_INDEX}, not {ignored}: that is the label of positions without a target; remove it",
             ("loss.ignore_index",),
             suggestion=str(_IGNORE_INDEX),
         )
 
 
-def check_sizes(model: Component) -> Iterator[Problem]:
+def check_sizes(model: Component) -> Iterator[Diagnostic]:
     """Yield the sizes of a decoder that do not go into each other."""
     if not model.path.startswith("tune."):
         return  # a name may mean anything there
@@ -120,17 +119,17 @@ def check_sizes(model: Component) -> Iterator[Problem]:
     if heads and width and head_dim is None:
         head_dim = _default_of(model.path, "head_dim")  # qwen3 has one
     if heads and kv_heads and heads % kv_heads:
-        yield Problem(
+        yield problem(
             f"is {heads}, not a multiple of num_kv_heads {kv_heads}",
             ("model.num_heads", "model.num_kv_heads"),
         )
     if heads and width and head_dim is None and width % heads:
-        yield Problem(
+        yield problem(
             f"is {width}, not a multiple of num_heads {heads}", ("model.embed_dim", "model.num_heads")
         )
     elif heads and width and (head_dim or width // heads) % 2 and model.kwargs.get("rotary_dim") is None:
         found = ("model.head_dim",) if head_dim else ("model.embed_dim", "model.num_heads")
-        yield Problem(
+        yield problem(
             f"makes heads of {head_dim or width // heads} channels; rotary positions need an even number",
             found,
         )
@@ -144,7 +143,7 @@ def _default_of(path: str, argument: str) -> Any:
 
 def check_datasets(
     name: str, components: Component | tuple[Component, ...] | list[Component] | None
-) -> Iterator[Problem]:
+) -> Iterator[Diagnostic]:
     """Yield the prompt templates and splits among the arguments of our datasets that there cannot be.
 
     Args:
@@ -158,21 +157,21 @@ def check_datasets(
         yield from check_datasets(f"{name}.{index}", component)
 
 
-def _check_source(name: str, dataset: Component) -> Iterator[Problem]:
+def _check_source(name: str, dataset: Component) -> Iterator[Diagnostic]:
     split, source = dataset.kwargs.get("split"), dataset.kwargs.get("source")
     if isinstance(split, str):
         try:
             parse_split(split)
         except ConfigError:
-            yield Problem(
+            yield problem(
                 f"is {split!r}; write a name, or a name with a range: train, train[:500], train[90%:]",
                 (f"{name}.split",),
             )
     if source == "":
-        yield Problem("is empty: give a local file, a folder, or a name on the hub", (f"{name}.source",))
+        yield problem("is empty: give a local file, a folder, or a name on the hub", (f"{name}.source",))
 
 
-def check_template(name: str, template: Any) -> Iterator[Problem]:
+def check_template(name: str, template: Any) -> Iterator[Diagnostic]:
     """Yield why `template` is none; whether a file is there is not a matter of the configuration."""
     is_file = isinstance(template, str) and template.endswith(_TEMPLATE_FILES)
     if is_file or not isinstance(template, (str, Mapping)):
@@ -183,7 +182,7 @@ def check_template(name: str, template: Any) -> Iterator[Problem]:
     try:
         get_prompt_template(template)
     except ConfigError as error:
-        yield Problem(
+        yield problem(
             f"is no template: {shorten(str(error), 400)}",
             (name,),
             suggestion=_nearest(template, template_names()),
@@ -201,7 +200,7 @@ def _nearest(template: Any, names: tuple[str, ...]) -> str | None:
 
 def check_processes(
     choices: Choices, optimizer: Component, quantized: str = "", custom_sharded_layers: Sequence[str] = ()
-) -> Iterator[Problem]:
+) -> Iterator[Diagnostic]:
     """Yield what no number of processes can do together.
 
     Args:
@@ -214,8 +213,8 @@ def check_processes(
         choices, optimizer=optimizer.path, fused=bool(optimizer.kwargs.get("fused")), quantized=quantized
     )
     for message, fields in find_exclusions(choices):
-        yield Problem(message, fields)
+        yield problem(message, fields)
     if choices.shard_dim == 0:
-        yield Problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
+        yield problem("must be -1 (all that are left) or at least 1", ("data_parallel_shard_dim",))
     if "" in custom_sharded_layers:
-        yield Problem("names a layer by an empty text", ("custom_sharded_layers",))
+        yield problem("names a layer by an empty text", ("custom_sharded_layers",))

@@ -17,7 +17,8 @@ from recipes.params.checks import (
     check_sizes,
 )
 from tune.config.component import Component
-from tune.config.params import Problem, check_params, param
+from tune.config.diagnostics import Diagnostic, problem
+from tune.config.params import check_params, param
 from tune.config.slots import (
     CHECKPOINTER,
     COLLATE_FN,
@@ -343,7 +344,7 @@ class FinetuneParams:
             dtype=self.dtype,
         )
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from self._check_optimization()
         yield from self._check_precision_and_device()
@@ -354,18 +355,18 @@ class FinetuneParams:
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
         if self.run_val_every_n_steps and self.dataset_val is None:
-            yield Problem(
+            yield problem(
                 "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
             )
         if self.batch_size_val and self.dataset_val is None:
-            yield Problem("has no effect without dataset_val", ("batch_size_val", "dataset_val"))
+            yield problem("has no effect without dataset_val", ("batch_size_val", "dataset_val"))
         if self.generate_every_n_steps and not self.sample_prompts:
-            yield Problem(
+            yield problem(
                 "needs sample_prompts: there is nothing to answer",
                 ("generate_every_n_steps", "sample_prompts"),
             )
         if self.sample_prompts and not self.generate_every_n_steps:
-            yield Problem(
+            yield problem(
                 "needs generate_every_n_steps, or they are never answered",
                 ("sample_prompts", "generate_every_n_steps"),
             )
@@ -374,19 +375,19 @@ class FinetuneParams:
         """Return the field that asks for weights in 4 bits; "" where none does."""
         return ""
 
-    def _check_optimization(self) -> Iterator[Problem]:
+    def _check_optimization(self) -> Iterator[Diagnostic]:
         if self.optimizer_in_bwd and self.gradient_accumulation_steps > 1:
-            yield Problem(
+            yield problem(
                 f"steps within one backward pass, but {self.gradient_accumulation_steps} are accumulated; use 1",
                 ("optimizer_in_bwd", "gradient_accumulation_steps"),
             )
         if self.optimizer_in_bwd and self.clip_grad_norm is not None:
-            yield Problem(
+            yield problem(
                 "never holds all gradients at once, so their norm cannot be clipped; set clip_grad_norm to null",
                 ("optimizer_in_bwd", "clip_grad_norm"),
             )
         if self.optimizer_in_bwd and self.on_non_finite == "skip":
-            yield Problem(
+            yield problem(
                 "has stepped before all gradients are known, so no step can be skipped; use stop",
                 ("optimizer_in_bwd", "on_non_finite"),
             )
@@ -396,13 +397,13 @@ class FinetuneParams:
         yield from check_collation(self.collate_fn)
         yield from check_checkpointer(self.checkpointer)
 
-    def _check_precision_and_device(self) -> Iterator[Problem]:
+    def _check_precision_and_device(self) -> Iterator[Diagnostic]:
         if self.dtype == "fp32" and self.param_dtype == "bf16":
-            yield Problem("is less precise than dtype fp32; use fp32 or null", ("param_dtype", "dtype"))
+            yield problem("is less precise than dtype fp32; use fp32 or null", ("param_dtype", "dtype"))
         if self.dtype == "fp16" and self.param_dtype == "bf16":
-            yield Problem("must be fp32 (or null) when dtype is fp16", ("param_dtype", "dtype"))
+            yield problem("must be fp32 (or null) when dtype is fp16", ("param_dtype", "dtype"))
         if self.device == "cpu" and self.dtype == "fp16":
-            yield Problem("fp16 has no useful speed on a CPU; use bf16 or fp32", ("dtype", "device"))
+            yield problem("fp16 has no useful speed on a CPU; use bf16 or fp32", ("dtype", "device"))
         for name, what in (("enable_activation_offloading", "activations"), ("fsdp_cpu_offload", "weights")):
             if self.device in ("cpu", "mps") and getattr(self, name):
-                yield Problem(f"moves {what} off a GPU, but device is {self.device}", (name, "device"))
+                yield problem(f"moves {what} off a GPU, but device is {self.device}", (name, "device"))

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from recipes.params.checks import check_checkpointer, check_sizes, check_template
 from tune.config.component import Component
-from tune.config.params import Problem, check_params, param
+from tune.config.diagnostics import Diagnostic, problem
+from tune.config.params import check_params, param
 from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
 
 
@@ -122,17 +123,17 @@ class GenerateParams:
     def __post_init__(self) -> None:
         check_params(self)
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         if not self.checkpointer.kwargs.get("checkpoint_dir"):
-            yield Problem(
+            yield problem(
                 "is required: the folder with the weights",
                 ("model_checkpoint", "checkpointer.checkpoint_dir"),
             )
         yield from check_checkpointer(self.checkpointer)
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(("lora_", "qlora_")):
-            yield Problem(
+            yield problem(
                 f"adds adapters ({builder}), which no checkpoint has: name it {builder.split('lora_', 1)[1]}, "
                 "and the folder of the adapter in adapter_checkpoint",
                 ("model",),
@@ -140,11 +141,11 @@ class GenerateParams:
         yield from check_sizes(self.model)
         yield from check_template("prompt_template", self.prompt_template)
         if self.stop and "" in self.stop:
-            yield Problem("holds an empty text, which every answer begins with; remove it", ("stop",))
+            yield problem("holds an empty text, which every answer begins with; remove it", ("stop",))
         if self.prompt is None and self.prompt_file is None:
-            yield Problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
+            yield problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
         if self.prompt is not None and self.prompt_file is not None:
-            yield Problem("and prompt_file are both set; give one", ("prompt", "prompt_file"))
+            yield problem("and prompt_file are both set; give one", ("prompt", "prompt_file"))
         for name in ("system_prompt", "chat_template_kwargs"):
             if getattr(self, name) and self.prompt_template is None:
-                yield Problem("needs a prompt_template, such as chat", (name, "prompt_template"))
+                yield problem("needs a prompt_template, such as chat", (name, "prompt_template"))

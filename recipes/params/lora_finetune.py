@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from recipes.params.finetune import FinetuneParams
-from tune.config.params import Problem, param
+from tune.config.diagnostics import Diagnostic, problem
+from tune.config.params import param
 
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")
@@ -105,49 +106,49 @@ class LoraFinetuneParams(FinetuneParams):
             "quantize_base": self.quantize_base,
         }
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
         if not self.checkpointer.kwargs.get("checkpoint_dir"):
-            yield Problem(
+            yield problem(
                 "is required: the folder with the weights that the adapters are trained beside",
                 ("model_checkpoint", "checkpointer.checkpoint_dir"),
             )
         yield from self._check_adapters()
 
-    def _check_adapters(self) -> Iterator[Problem]:
+    def _check_adapters(self) -> Iterator[Diagnostic]:
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
         given = [name for name, value in self.lora_settings().items() if value is not None]
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
             for name in given:
-                yield Problem(
+                yield problem(
                     f"is an argument of {builder}: set model.{name}, or name the model without its lora_ "
                     f"({builder.split('lora_', 1)[1]})",
                     (name, "model"),
                 )
             if adapter:
-                yield Problem(
+                yield problem(
                     f"says what the adapters are like, and so does {builder}; use the builder without lora_",
                     ("checkpointer.adapter_checkpoint", "model"),
                 )
         elif adapter:
             for name in given:
                 if name not in ("lora_dropout", "quantize_base"):
-                    yield Problem(
+                    yield problem(
                         "is said by the adapter in adapter_checkpoint; remove one of the two",
                         (name, "checkpointer.adapter_checkpoint"),
                     )
         yield from self._check_matrices(builder)
 
-    def _check_matrices(self, builder: str) -> Iterator[Problem]:
+    def _check_matrices(self, builder: str) -> Iterator[Diagnostic]:
         """Yield what is wrong with the choice of matrices, whether it is made here or in a lora_ builder."""
         named = {name: getattr(self, name) for name in _MATRICES}
         prefix = ""
         if builder.startswith(_ADAPTING_BUILDERS):
             named, prefix = {name: self.model.kwargs.get(name) for name in _MATRICES}, "model."
         if named["apply_lora_to_output"] and self.model.kwargs.get("tie_word_embeddings"):
-            yield Problem(
+            yield problem(
                 "would change the embedding as well, which is the output matrix (tie_word_embeddings); set it to false",
                 (f"{prefix}apply_lora_to_output", "model.tie_word_embeddings"),
             )
@@ -156,9 +157,9 @@ class LoraFinetuneParams(FinetuneParams):
         if not isinstance(modules, (list, tuple)):
             return
         if len(set(map(str, modules))) < len(modules):
-            yield Problem("names a matrix twice", fields[:1])
+            yield problem("names a matrix twice", fields[:1])
         if not modules and not named["apply_lora_to_mlp"] and not named["apply_lora_to_output"]:
-            yield Problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)
+            yield problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)
 
     def _quantized_by(self) -> str:
         builder = self.model.path.rpartition(".")[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.components import trusting
 from tune.cli.main import main
-from tune.config.trust import trusting
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.components import trusting
 from tune.cli.main import COMMANDS, main
 from tune.cli.target import read_params_path
-from tune.config.trust import trusting
 from tune.errors import TuneError
 
 WORDS = [

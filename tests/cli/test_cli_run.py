@@ -207,10 +207,9 @@ def test_run_help_shows_every_parameter(tune, recipe) -> None:
         outcome = tune("run", name, "--help")
         assert outcome.code == 0
         for info in fields_of(recipe.load_params()).values():
-            if not info.hidden:
-                assert f"\n  {info.name} " in outcome.out
-                assert info.help.split()[0] in outcome.out
-                assert f"\n{info.group}:\n" in outcome.out or outcome.out.startswith(f"{info.group}:")
+            assert f"\n  {info.name} " in outcome.out
+            assert info.help.split()[0] in outcome.out
+            assert f"\n{info.group}:\n" in outcome.out or outcome.out.startswith(f"{info.group}:")
 
 
 def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.components import trusting
 from tune.config.component import Component
 from tune.config.component_check import list_components, resolve_component
 from tune.config.lookup import NotFound
@@ -22,7 +23,6 @@ from tune.config.slots import (
     TOKENIZER,
     Slot,
 )
-from tune.config.trust import trusting
 
 PACKAGE = {
     "__init__.py": "from .shapes import Circle as Round\nfrom . import shapes\n",

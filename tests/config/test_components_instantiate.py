@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.components import trusting
 from tune.config.component import Component
-from tune.config.instantiate import import_component, instantiate, instantiate_offering
-from tune.config.trust import trusting
+from tune.config.instantiate import import_component, instantiate
 from tune.errors import ConfigError
 
 
@@ -77,13 +77,13 @@ def test_arguments_are_not_shared_between_builds(parts: str) -> None:
 
 
 def test_offers_are_passed_only_where_they_are_taken(parts: str) -> None:
-    offered = {"size": 9, "colour": "blue", "unknown": 1}
-    assert instantiate_offering(f"{parts}.keyword_only", offered) == (9, "blue")
+    defaults = {"size": 9, "colour": "blue", "unknown": 1}
+    assert instantiate(f"{parts}.keyword_only", defaults=defaults) == (9, "blue")
     green = Component(f"{parts}.keyword_only", {"colour": "green"})
-    assert instantiate_offering(green, offered) == (9, "green")
-    assert instantiate_offering(green, offered, size=4) == (4, "green")
-    assert instantiate_offering(f"{parts}.pair", {"left": 1, "right": 7}, 5) == (5, 7)
-    assert instantiate_offering(f"{parts}.Box", offered).kwargs == {}
+    assert instantiate(green, defaults=defaults) == (9, "green")
+    assert instantiate(green, defaults=defaults, size=4) == (4, "green")
+    assert instantiate(f"{parts}.pair", 5, defaults={"left": 1, "right": 7}) == (5, 7)
+    assert instantiate(f"{parts}.Box", defaults=defaults).kwargs == {}
 
 
 @pytest.mark.parametrize(

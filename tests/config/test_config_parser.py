@@ -19,7 +19,8 @@ import pytest
 import tune.config
 from tune import utils
 from tune.config import TuneArgumentParser, json_schema, log_config, parse, resolution_of
-from tune.config.params import Problem, check_params, param
+from tune.config.diagnostics import Diagnostic
+from tune.config.params import check_params, param
 from tune.config.recipe_main import params_class_of
 from tune.config.slots import OPTIMIZER
 from tune.errors import TrainingError
@@ -35,12 +36,11 @@ class Params:
     batch_size: int = param(2, minimum=1, help="Sequences.", group="Data")
     optimizer: tune.config.Component = param("SGD", slot=OPTIMIZER, help="Optimizer.")
     lr: float | None = param(None, short_for="optimizer.lr", help="Rate.")
-    secret: int = param(1, help="Not shown.", hidden=True)
 
     def __post_init__(self) -> None:
         check_params(self)
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         return iter(())
 
 
@@ -223,7 +223,6 @@ def test_help_lists_the_parameters() -> None:
     text = TuneArgumentParser(params=Params).format_help()
     assert "output_dir (str, required)" in text
     assert "Sequences. [at least 1]" in text
-    assert "secret" not in text
 
 
 def test_parse_reads_the_annotation(config: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,10 +89,6 @@ def tagged(info: ParamInfo, draw: random.Random) -> Fault | None:
     return f"{info.name}: !!python/object:os.system x", "yaml-tag", info.name
 
 
-def unclosed(info: ParamInfo, draw: random.Random) -> Fault | None:
-    return f"{info.name}: {draw.choice(['[a, b', '{a: 1'])}", "unclosed", ""
-
-
 KINDS: tuple[Callable[[ParamInfo, random.Random], Fault | None], ...] = (
     wrong_type,
     null,
@@ -100,7 +96,6 @@ KINDS: tuple[Callable[[ParamInfo, random.Random], Fault | None], ...] = (
     misspelt,
     dangling,
     tagged,
-    unclosed,
 )
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from tune.config import resolution_of, resolve
 from tune.config.component import Component
-from tune.config.diagnostics import Diagnostic
+from tune.config.diagnostics import Diagnostic, problem
 from tune.config.dump import dump_params
-from tune.config.params import ParamsError, Problem, check_params, param
+from tune.config.params import ParamsError, check_params, param
 from tune.config.resolve import Resolution, load_tree, read_recipe_name
 from tune.config.slots import DATASET, LR_SCHEDULER, OPTIMIZER
 
@@ -42,9 +42,9 @@ class Small:
     def __post_init__(self) -> None:
         check_params(self)
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def cross_checks(self) -> Iterator[Diagnostic]:
         if self.dtype == "fp32" and self.device == "cuda":
-            yield Problem("needs a CPU when dtype is fp32", ("device", "dtype"))
+            yield problem("needs a CPU when dtype is fp32", ("device", "dtype"))
 
 
 def run(text: str, *overrides: str, **options: Any) -> Resolution[Small]:
@@ -297,13 +297,9 @@ def test_a_required_parameter() -> None:
         assert [code for code, *_ in faults(run(text))] == ["missing-required"]
     # a key that probably means it says enough
     assert [code for code, *_ in faults(run("output: x\n"))] == ["unknown-key"]
-    # what stands in a part that cannot be read is not missing; the rest may be
-    assert [code for code, *_ in faults(run("epochs: 2\noutput_dir: 'open\n"))] == ["unclosed"]
+    # of a file that cannot be read nothing is missing
+    assert [code for code, *_ in faults(run("epochs: 'open\n"))] == ["unclosed"]
     assert [code for code, *_ in faults(run("epochs: 2\noutput_dir:open\n"))] == ["yaml-syntax"]
-    assert sorted(code for code, *_ in faults(run("epochs: 'open\n"))) == [
-        "missing-required",
-        "unclosed",
-    ]
 
 
 def test_short_forms_conflict_within_one_source_only() -> None:
@@ -380,16 +376,14 @@ def test_references_cannot_be_made_into_bombs(text: str) -> None:
     )
 
 
-def test_what_stands_before_a_bomb_is_judged_too() -> None:
-    bomb = "a0: &a0 [x, x]\n" + "".join(
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
-    )
-    codes = [(code, line) for code, _, line, _ in faults(run("epochs: two\n" + bomb))]
-    assert codes[0] == ("wrong-type", 1)
-    assert codes[-1][0] == "config-too-large"
-    # also where more is wrong than anyone reads
-    many = run("output_dir: a\n" + "".join(f"k{n}: 1\n" for n in range(30_000)))
-    assert [item.code for item in many.errors[-2:]] == ["more-errors", "config-too-large"]
+def test_edits_of_an_unreadable_file_are_not_judged() -> None:
+    found = run("epochs: 'open\n", "~optimizer", "metric_logger.project=x", "a==", "no")
+    assert [code for code, *_ in faults(found)] == ["unclosed", "override-without-value"]
+
+
+def test_of_more_errors_than_anyone_reads_the_rest_is_counted() -> None:
+    many = run("output_dir: a\n" + "".join(f"k{n}: 1\n" for n in range(20_000)))
+    assert many.errors[-1].code == "more-errors"
     assert len(many.errors) < 300
 
 
@@ -432,7 +426,7 @@ def test_objects_built_in_python_are_checked_in_the_same_way() -> None:
     with pytest.raises(ParamsError) as caught:
         Small(batch_size="3", epochs=0, optimizer={"_component_": "SGD", "lrr": 1}, dtype="fp8")  # type: ignore[arg-type]
     assert isinstance(caught.value, (TypeError, ValueError))
-    fields = [problem.fields[0] for problem in caught.value.problems]
+    fields = [item.path for item in caught.value.problems]
     assert sorted(fields) == ["batch_size", "dtype", "epochs", "optimizer.lrr", "output_dir"]
     for field in fields:
         assert field in str(caught.value)

@@ -14,6 +14,7 @@ from torch import nn
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from recipes.interfaces import FTRecipeInterface
+from tests.components import with_arguments
 from tune.checkpoints import open_weights
 from tune.data import shift_labels
 from tune.errors import CheckpointError, ConfigError, TrainingError
@@ -54,7 +55,7 @@ def test_satisfies_the_interface(make_params) -> None:
 
 
 def test_a_run_leaves_what_it_promises(make_params, tmp_path: Path) -> None:
-    params = make_params(dataset_val=make_params().dataset.with_kwargs(limit=5))
+    params = make_params(dataset_val=with_arguments(make_params().dataset, limit=5))
     assert recipe_main(params) == 0
     out = tmp_path / "out"
     rows = metrics_of(out)
@@ -146,7 +147,7 @@ def test_packing_changes_nothing(make_params, tmp_path: Path) -> None:
     dataset = make_params().dataset
     one_step = {"batch_size": 30, "gradient_accumulation_steps": 1, "optimizer": SGD}
     train(make_params(output_dir=str(tmp_path / "plain"), **one_step))
-    train(make_params(dataset=dataset.with_kwargs(packed=True, max_seq_len=50), **one_step))
+    train(make_params(dataset=with_arguments(dataset, packed=True, max_seq_len=50), **one_step))
     assert_equal(weights_of(tmp_path / "plain"), weights_of(tmp_path / "out"), atol=3e-6)
 
 
@@ -157,7 +158,7 @@ def test_logits_losses_and_hidden_losses_agree(make_params, tmp_path: Path) -> N
 
 
 def test_recomputation_changes_nothing(make_params, tmp_path: Path) -> None:
-    model = make_params().model.with_kwargs(attn_dropout=0.2)
+    model = with_arguments(make_params().model, attn_dropout=0.2)
     train(make_params(model=model, output_dir=str(tmp_path / "plain")))
     train(make_params(model=model, enable_activation_checkpointing=True))
     assert_equal(weights_of(tmp_path / "plain"), weights_of(tmp_path / "out"))
@@ -189,11 +190,11 @@ def test_optimizer_in_backward_changes_nothing(make_params, tmp_path: Path) -> N
 
 def test_looking_on_changes_nothing(make_params, tmp_path: Path) -> None:
     """Validation, samples, logging and saving draw no random numbers that training would miss."""
-    model = make_params().model.with_kwargs(attn_dropout=0.2)
+    model = with_arguments(make_params().model, attn_dropout=0.2)
     train(make_params(model=model, output_dir=str(tmp_path / "plain")))
     watched = make_params(
         model=model,
-        dataset_val=make_params().dataset.with_kwargs(limit=5),
+        dataset_val=with_arguments(make_params().dataset, limit=5),
         run_val_every_n_steps=2,
         generate_every_n_steps=3,
         sample_prompts=["green walk", "apple"],
@@ -210,7 +211,7 @@ def test_looking_on_changes_nothing(make_params, tmp_path: Path) -> None:
 
 
 def test_validation_is_the_loss_per_target_token(make_params, tmp_path: Path) -> None:
-    val = make_params().dataset.with_kwargs(limit=7)
+    val = with_arguments(make_params().dataset, limit=7)
     recipe = train(make_params(dataset_val=val, batch_size_val=2))
     total, num_targets = 0.0, 0
     for batch in recipe.loader_val:
@@ -246,7 +247,7 @@ def test_precisions_train(make_params, tmp_path: Path, dtype, param_dtype, saved
 
 def test_several_datasets_are_one(make_params) -> None:
     dataset = make_params().dataset
-    recipe = train(make_params(dataset=(dataset, dataset.with_kwargs(limit=4)), epochs=1))
+    recipe = train(make_params(dataset=(dataset, with_arguments(dataset, limit=4)), epochs=1))
     assert len(recipe.dataset) == 27
 
 
@@ -355,7 +356,7 @@ def test_weights_that_have_gone_bad_replace_no_good_ones(make_params, tmp_path: 
 
 
 def test_a_tokenizer_of_another_model_is_refused(make_params) -> None:
-    params = make_params(model=make_params().model.with_kwargs(vocab_size=591))
+    params = make_params(model=with_arguments(make_params().model, vocab_size=591))
     with pytest.raises(ConfigError, match=r"\d+ different tokens, but the model knows only 591"):
         train(params)
 
@@ -371,7 +372,7 @@ def test_a_directory_with_another_runs_steps_is_refused(make_params, tmp_path: P
 def test_wrong_weights_are_refused(make_params, tmp_path: Path) -> None:
     train(make_params(epochs=1))
     wider = make_params(
-        model=make_params().model.with_kwargs(intermediate_dim=48),
+        model=with_arguments(make_params().model, intermediate_dim=48),
         train_from_scratch=False,
         model_checkpoint=str(tmp_path / "out"),
         output_dir=str(tmp_path / "second"),

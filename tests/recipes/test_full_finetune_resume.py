@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tests.components import with_arguments
 from tune.errors import CheckpointError, TrainingError
 from tune.training import list_saved_steps, read_run, verify_step
 
@@ -52,7 +53,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def with_dropout(make_params):
-    model = make_params().model.with_kwargs(attn_dropout=0.2)
+    model = with_arguments(make_params().model, attn_dropout=0.2)
     return lambda **changes: make_params(**{"model": model, "save_every_n_steps": 1, **changes})
 
 
@@ -80,7 +81,7 @@ def assert_same_run(left: Path, right: Path) -> None:
 def test_resumed_anywhere_it_is_the_same_run(with_dropout, tmp_path: Path, name: str) -> None:
     changes = dict(CHANGES[name])
     if name == "packed":
-        changes["dataset"] = with_dropout().dataset.with_kwargs(packed=True, max_seq_len=50)
+        changes["dataset"] = with_arguments(with_dropout().dataset, packed=True, max_seq_len=50)
     if "eight_bits" in name:
         pytest.importorskip("bitsandbytes")
     whole = tmp_path / "whole"
@@ -291,7 +292,7 @@ def rates_of(output_dir: Path) -> list[float]:
 def test_other_data_is_refused(with_dropout, data_file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     shutil.copy(data_file, copy)
-    dataset = with_dropout().dataset.with_kwargs(source=str(copy))
+    dataset = with_arguments(with_dropout().dataset, source=str(copy))
     recipe_main(with_dropout(dataset=dataset, epochs=1))
     rows = copy.read_text().splitlines()
     rows[11] = json.dumps({"question": "seven", "answer": "twelve"})

@@ -10,8 +10,8 @@ import pytest
 from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.generate import GenerateParams
 from recipes.params.lora_finetune import LoraFinetuneParams
+from tests.components import trusting
 from tune.config import Diagnostic, resolve
-from tune.config.trust import trusting
 
 BASE = "output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\n"
 GENERATE = "model_checkpoint: ck\nprompt: hello\n"

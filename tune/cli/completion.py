@@ -124,7 +124,7 @@ def _parameters(recipe: str, ending: str) -> list[str]:
         params = find_target(recipe).params
     except TuneError:  # half a word is not a recipe yet
         return []
-    return [name + ending for name, info in fields_of(params).items() if not info.hidden] if params else []
+    return [name + ending for name in fields_of(params)] if params else []
 
 
 COMMAND = Command(

@@ -133,7 +133,7 @@ def _describe_component(slot: Slot, name: str) -> str:
         if parameter.name in resolved.supplied:
             continue
         notes = ["required" if parameter.required else f"default: {parameter.default_text}"]
-        if parameter.name in resolved.offered:
+        if parameter.name in resolved.defaults:
             notes = ["the recipe sets it if you do not"]
         text = f"{_first_sentence(texts.get(parameter.name, ''))} [{'; '.join(notes)}]".strip()
         rows.append((parameter.name, parameter.type.short(), text))
@@ -160,7 +160,7 @@ def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) ->
     ]
     if argument in resolved.supplied:
         rows.append(("note", "the recipe sets it; a config must not"))
-    elif argument in resolved.offered:
+    elif argument in resolved.defaults:
         rows.append(("note", "the recipe sets it if you do not"))
     help = read_argument_help(read_doc(resolved.path), [argument]).get(argument, "")
     return _block(f"{info.name}.{argument}", help, rows)

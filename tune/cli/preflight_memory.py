@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tune.checkpoints import find_model_dir
-from tune.config.instantiate import instantiate_offering
+from tune.config.instantiate import instantiate
 from tune.errors import TuneError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
@@ -77,8 +77,8 @@ def _build_model(params: Any) -> TransformerDecoder | None:
     if model_dir is None and params.model.path.endswith(".auto"):
         return None
     with torch.device("meta"):
-        model: TransformerDecoder = instantiate_offering(
-            params.model, {"checkpoint_dir": "" if model_dir is None else str(model_dir)}
+        model: TransformerDecoder = instantiate(
+            params.model, defaults={"checkpoint_dir": "" if model_dir is None else str(model_dir)}
         )
         if hasattr(params, "lora_rank") and not adapter_parameters(model):
             apply_lora(model, choose_lora(params.lora_settings()))
@@ -102,7 +102,7 @@ def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len:
     return plan_memory(
         model,
         LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets)),
-        instantiate_offering(params.loss, {"reduction": "sum"}),
+        instantiate(params.loss, defaults={"reduction": "sum"}),
         plan_precision(params.dtype, params.param_dtype, device),
         device,
         shard_dim,

@@ -19,8 +19,7 @@ def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[
     """
     groups: dict[str, list[ParamInfo]] = {}
     for info in infos:
-        if not info.hidden:
-            groups.setdefault(info.group, []).append(info)
+        groups.setdefault(info.group, []).append(info)
     parts = []
     for group, members in groups.items():
         rows = [(info.name, type_label(info), f"{info.help} {_note(info)}".strip()) for info in members]

@@ -80,11 +80,11 @@ def _name_the_owner(error: Diagnostic, target: Target) -> Diagnostic:
     belongs_to_a_component = error.suggestion is not None and "." in error.suggestion
     if error.code != "unknown-key" or target.recipe is None or belongs_to_a_component:
         return error
-    from tune.config.other_names import OTHER_NAMES
+    from tune.config.foreign_names import foreign_names
     from tune.config.params import fields_of
 
     key = error.path.partition(".")[0]
-    for name in (key, *OTHER_NAMES.get(key.lower(), ())):
+    for name in (key, *foreign_names().renamed.get(key.lower(), ())):
         owners = [recipe.name for recipe in RECIPES if name in fields_of(recipe.load_params())]
         if target.recipe.name in owners:
             return error

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tune.config.component import Component
     from tune.config.describe import json_schema
-    from tune.config.diagnostics import Diagnostic, Source
-    from tune.config.dump import dump_params
-    from tune.config.instantiate import import_component, instantiate, instantiate_offering
-    from tune.config.log import log_config
+    from tune.config.diagnostics import Diagnostic, Source, problem
+    from tune.config.dump import dump_params, log_config
+    from tune.config.instantiate import import_component, instantiate
     from tune.config.params import (
         ParamInfo,
         ParamsError,
-        Problem,
         check_params,
         fields_of,
         fixed_on_resume,
@@ -36,7 +34,6 @@ __all__ = [
     "Diagnostic",
     "ParamInfo",
     "ParamsError",
-    "Problem",
     "Resolution",
     "Slot",
     "Source",
@@ -47,11 +44,11 @@ __all__ = [
     "fixed_on_resume",
     "import_component",
     "instantiate",
-    "instantiate_offering",
     "json_schema",
     "log_config",
     "param",
     "parse",
+    "problem",
     "resolution_of",
     "resolve",
 ]
@@ -61,7 +58,6 @@ _HOMES = {
     "Diagnostic": "diagnostics",
     "ParamInfo": "params",
     "ParamsError": "params",
-    "Problem": "params",
     "Resolution": "resolve",
     "Slot": "slots",
     "Source": "diagnostics",
@@ -72,11 +68,11 @@ _HOMES = {
     "fixed_on_resume": "params",
     "import_component": "instantiate",
     "instantiate": "instantiate",
-    "instantiate_offering": "instantiate",
     "json_schema": "describe",
-    "log_config": "log",
+    "log_config": "dump",
     "param": "params",
     "parse": "recipe_main",
+    "problem": "diagnostics",
     "resolution_of": "resolve",
     "resolve": "resolve",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune.config.component import Component
@@ -12,17 +12,18 @@ from tune.config.convert import REFUSED, shadowed
 from tune.config.diagnostics import PYTHON, Diagnostic, Source, quote
 from tune.config.nodes import (
     MAX_GUESSES,
-    Listing,
-    Mapped,
+    MappingNode,
     Node,
     PythonValue,
     Scalar,
+    SequenceNode,
     default_node,
     from_python,
-    mapped,
+    mapping_node,
 )
-from tune.config.params import ParamInfo, Problem, fields_of
+from tune.config.params import ParamInfo, fields_of
 from tune.config.short_forms import expand_short_forms
+from tune.config.suggestions import add, amend, find_there, guess_parameter
 
 RECIPE_KEY = "recipe"
 
@@ -43,13 +44,12 @@ class Checked:
 
 
 def check_tree(
-    root: Mapped,
+    root: MappingNode,
     infos: Mapping[str, ParamInfo],
     report: Callable[[Diagnostic], None],
     *,
     whole: Source,
     complete: bool = True,
-    lost: frozenset[str] = frozenset(),
 ) -> Checked:
     """Type and check every value of a tree.
 
@@ -59,9 +59,8 @@ def check_tree(
         report: called with every problem and warning.
         whole: the place of the configuration as such, for what is missing from it.
         complete: whether all of the file could be read; if not, nothing is called missing.
-        lost: words of what could not be read: nothing among them is called missing.
     """
-    checked = Checked(bad=set(lost))
+    checked = Checked()
     components = ComponentChecker(infos, report)
     unknown = [key for key in root.entries if key not in infos and key != RECIPE_KEY]
     late_required: list[ParamInfo] = []
@@ -96,9 +95,9 @@ def check_tree(
     checked.bad |= components.guessed
     components.report_renamed()
     if complete:
-        components.report_missing(lost)
+        components.report_missing()
     for info in late_required:
-        if complete and info.name not in components.guessed | lost:
+        if complete and info.name not in components.guessed:
             message = f"{info.name} is required: {info.help}" if info.help else f"{info.name} is required"
             report(Diagnostic("missing-required", info.name, message, whole))
     return checked
@@ -125,8 +124,7 @@ def _field(
     if value is not REFUSED:
         fault = info.find_fault(value)
         if fault is not None:
-            message = f"{info.name} {fault.message}"
-            report(Diagnostic(fault.code, info.name, message, node.source, fault.suggestion, shadowed(node)))
+            report(replace(fault, source=node.source, shadows=shadowed(node)))
             value = REFUSED
     if value is REFUSED:
         checked.bad.add(info.name)
@@ -136,7 +134,7 @@ def _field(
 def _is_empty(node: Node) -> bool:
     if isinstance(node, Scalar):
         return node.style != "plain" and not node.text.strip()
-    if isinstance(node, Listing):
+    if isinstance(node, SequenceNode):
         return not node.items
     return isinstance(node, PythonValue) and node.value == ""
 
@@ -147,22 +145,18 @@ def _is_empty_default(node: Node, info: ParamInfo) -> bool:
 
 def _report_unknown(
     key: str,
-    root: Mapped,
+    root: MappingNode,
     infos: Mapping[str, ParamInfo],
     components: ComponentChecker,
     report: Callable[[Diagnostic], None],
     guessing: bool,
 ) -> None:
-    from tune.config.naming import guess_parameter  # only on the way to an error
-
     guess = guess_parameter(key, infos, components.arguments) if guessing else None
     message = f"there is no parameter {quote(key)}"
     suggestion = None
     if guess is not None:
         reason = guess.reason
         if guess.name and guess.name != key:
-            from tune.config.remedy import add, amend, find_there
-
             there = find_there(root, guess.name, infos)
             suggestion, addition = amend(guess, root.entries[key], there, components.judge_of(guess.name))
             section = guess.name.partition(".")[0]
@@ -177,7 +171,7 @@ def _report_unknown(
     report(Diagnostic("unknown-key", key, message, root.key_source(key), suggestion))
 
 
-def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInfo]) -> list[Problem]:
+def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInfo]) -> list[Diagnostic]:
     """Run the params class's own checks between fields, on what is right so far.
 
     Problems that speak of a field about which something has been said already are left out.
@@ -217,7 +211,7 @@ def find_place(name: str, checked: Checked, infos: Mapping[str, ParamInfo]) -> N
     return None
 
 
-def check_values(params: Any) -> list[Problem]:
+def check_values(params: Any) -> list[Diagnostic]:
     """Check a params object built in Python and normalise its fields in place.
 
     Returns:
@@ -239,30 +233,11 @@ def check_values(params: Any) -> list[Problem]:
         if value is info.default:
             continue
         entries[info.name] = from_python(value)
-    root = expand_short_forms(mapped(PYTHON, entries, {}), infos, report)
+    root = expand_short_forms(mapping_node(PYTHON, entries, {}), infos, report)
     checked = check_tree(root, infos, report, whole=PYTHON)
-    found = [_as_problem(item) for item in dict.fromkeys(problems)]
-    found += cross_check(params_cls, checked, infos)
+    found = [*dict.fromkeys(problems), *cross_check(params_cls, checked, infos)]
     for info in infos.values():
         value = checked.values.get(info.name, REFUSED)
         if value is not REFUSED:
             object.__setattr__(params, info.name, value)
     return found
-
-
-def _as_problem(item: Diagnostic) -> Problem:
-    message = (
-        item.message.removeprefix(item.path).lstrip()
-        if item.message.startswith(item.path + " ")
-        else item.message
-    )
-    if message is item.message:
-        return _Standalone(message, (item.path,) if item.path else (), item.code, item.suggestion)
-    return Problem(message, (item.path,), item.code, item.suggestion)
-
-
-class _Standalone(Problem):
-    """A problem whose message does not read on from its field's name."""
-
-    def __str__(self) -> str:
-        return f"{self.fields[0]}: {self.message}" if self.fields else self.message

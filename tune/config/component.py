@@ -26,10 +26,6 @@ class Component:
     def __bool__(self) -> bool:
         return bool(self.path)
 
-    def with_kwargs(self, **kwargs: Any) -> Component:
-        """The same component with `kwargs` set on top of its own."""
-        return Component(self.path, {**self.kwargs, **kwargs})
-
     def to_mapping(self) -> dict[str, Any]:
         """The component as a configuration writes it: ``{_component_: path, ...kwargs}``."""
         return {

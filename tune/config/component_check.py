@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tune.config.component_fit import (
     areas,
@@ -13,14 +13,14 @@ from tune.config.component_fit import (
     judge_nested,
     with_article,
 )
-from tune.config.findings import Finding
+from tune.config.diagnostics import Diagnostic
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
 from tune.config.signatures import Signature, signature_of
 from tune.config.slots import Slot
 from tune.config.source import read_own_names
 from tune.config.trust import is_dotted_name, is_user_trusted, judge_definition, judge_name, lies_within
 
-HISTORIC_PREFIX = "torchtune."
+TORCHTUNE_PREFIX = "torchtune."
 RENAMED = "renamed-package"
 
 
@@ -34,15 +34,15 @@ class ResolvedName:
         errors: why it cannot be used; without a position, which the caller knows.
         warnings: what the user should know.
         supplied: arguments the recipe passes itself; a config must not set them.
-        offered: arguments the recipe passes where the config does not set them.
+        defaults: arguments the recipe passes where the config does not set them.
     """
 
     path: str
     signature: Signature | None = None
-    errors: tuple[Finding, ...] = ()
-    warnings: tuple[Finding, ...] = ()
+    errors: tuple[Diagnostic, ...] = ()
+    warnings: tuple[Diagnostic, ...] = ()
     supplied: frozenset[str] = frozenset()
-    offered: frozenset[str] = field(default_factory=frozenset)
+    defaults: frozenset[str] = frozenset()
 
 
 def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
@@ -52,22 +52,22 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
         name: a short name (needs a slot) or a dotted path, as the configuration has it.
         slot: the place it was named for; None for a component nested in another one's arguments.
     """
-    if name.startswith(HISTORIC_PREFIX):
-        renamed = "tune." + name.removeprefix(HISTORIC_PREFIX)
+    if name.startswith(TORCHTUNE_PREFIX):
+        renamed = "tune." + name.removeprefix(TORCHTUNE_PREFIX)
         resolved = resolve_component(renamed, slot)
         if resolved.errors and slot is not None:
             # Names moved between torchtune's releases (utils to training, modules to training.lr_schedulers).
             by_last_part = _resolve_short_name(_spelt_as_now(name.split(".")[-1], slot), slot)
             resolved = resolved if by_last_part.errors else by_last_part
         path = resolved.path or renamed
-        notice = Finding(RENAMED, f"{name} is read as {path}", path)
+        notice = Diagnostic(RENAMED, "", f"{name} is read as {path}", suggestion=path)
         return replace(resolved, warnings=(notice, *resolved.warnings))
     if "." in name:
         return _resolve_path(name, slot)
     if slot is None:
         refused = None if is_dotted_name(name) else judge_name(name)
         message = f"{name!r} is not a dotted path; inside another component only those are understood"
-        return _failed(refused or Finding("unknown-component", message))
+        return _failed(refused or Diagnostic("unknown-component", "", message))
     return _resolve_short_name(name, slot)
 
 
@@ -93,13 +93,13 @@ def list_components(slot: Slot) -> dict[str, str]:
     return listed
 
 
-def _failed(*errors: Finding, path: str = "") -> ResolvedName:
+def _failed(*errors: Diagnostic, path: str = "") -> ResolvedName:
     return ResolvedName(path, errors=errors)
 
 
 def _resolve_short_name(name: str, slot: Slot) -> ResolvedName:
     if not name:
-        return _failed(Finding("unknown-component", f"no {slot.kind} is named"))
+        return _failed(Diagnostic("unknown-component", "", f"no {slot.kind} is named"))
     refused = None if is_dotted_name(name) else judge_name(name)
     if refused is not None:
         return _failed(refused)
@@ -145,7 +145,7 @@ def _namespaces(slot: Slot) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield module.name, names
 
 
-def _unknown_short_name(name: str, slot: Slot) -> Finding:
+def _unknown_short_name(name: str, slot: Slot) -> Diagnostic:
     suggestion = _nearest(name, slot)
     places = ", ".join(slot.namespaces)
     missing = [place for place in slot.namespaces if find_module_at(place.split(".")[0]) is None]
@@ -154,15 +154,20 @@ def _unknown_short_name(name: str, slot: Slot) -> Finding:
         hint += (
             f" ({missing[0].split('.')[0]} is not installed here: name what lies in it as {missing[0]}.NAME)"
         )
-    return Finding("unknown-component", f"no {slot.kind} called {name!r} in {places}{hint}", suggestion)
+    return Diagnostic(
+        "unknown-component", "", f"no {slot.kind} called {name!r} in {places}{hint}", suggestion=suggestion
+    )
 
 
 def _nearest(name: str, slot: Slot) -> str | None:
     """Return the short name in `slot` nearest to what was written, or None."""
     import difflib  # only on the way to an error
 
-    if name.lower() in slot.other_names:
-        return slot.other_names[name.lower()]
+    from tune.config.foreign_names import foreign_names
+
+    ours = foreign_names().components.get(slot.kind, {})
+    if name.lower() in ours:
+        return ours[name.lower()]
     by_folded: dict[str, str] = {}
     for _, names in _namespaces(slot):
         for candidate in names:
@@ -214,26 +219,28 @@ def _resolve_path(path: str, slot: Slot | None) -> ResolvedName:
     if supplied is None:
         passed = f"{', '.join(slot.supplies)} the recipe passes to {with_article(slot.kind)}"
         message = f"{path} takes no argument for the {passed}"
-        return _failed(Finding("wrong-component-kind", message))
-    offered = frozenset(name for name in slot.offers if name in signature.parameters)
-    return ResolvedName(path, signature, supplied=supplied, offered=offered - supplied)
+        return _failed(Diagnostic("wrong-component-kind", "", message))
+    defaults = frozenset(slot.defaults) & signature.parameters.keys()
+    return ResolvedName(path, signature, supplied=supplied, defaults=defaults - supplied)
 
 
 def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> ResolvedName:
     package = path.split(".", 1)[0]
     if found.reason == "no-package" and found.where == package:
-        note = Finding(
-            "not-installed", f"{package} is not installed here, so {path} and its arguments were not checked"
+        note = Diagnostic(
+            "not-installed",
+            "",
+            f"{package} is not installed here, so {path} and its arguments were not checked",
         )
         return ResolvedName(path, warnings=(note,))
     if found.reason in ("unreadable", "no-package") or (found.reason == "value" and is_user_trusted(path)):
         if is_user_trusted(path):
-            note = Finding(
-                "unchecked-component", f"{path} has no readable source, so its arguments were not checked"
+            note = Diagnostic(
+                "unchecked-component", "", f"{path} has no readable source, so its arguments were not checked"
             )
             return ResolvedName(path, warnings=(note,))
         return _failed(
-            Finding("unknown-component", f"{path} is made at run time and cannot be checked before it")
+            Diagnostic("unknown-component", "", f"{path} is made at run time and cannot be checked before it")
         )
     suggestion = (
         _nearest(path, slot) if slot is not None and found.reason not in ("module", "value") else None
@@ -246,4 +253,4 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
         "value": f"{path} is a value, neither a class nor a function",
     }
     message = reasons.get(found.reason, f"{found.where} has nothing called {found.part}")
-    return _failed(Finding("unknown-component", message + hint, suggestion))
+    return _failed(Diagnostic("unknown-component", "", message + hint, suggestion=suggestion))

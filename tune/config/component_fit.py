@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tune.config.findings import Finding
+from tune.config.diagnostics import Diagnostic
 from tune.config.signatures import Signature, canonical_path
 from tune.config.slots import SLOTS, Slot
 from tune.config.trust import BUILT_IN_PACKAGES, is_user_trusted, lies_within
@@ -15,11 +15,11 @@ _UNMISTAKABLE = {
 }
 
 
-def judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
+def judge_kind(path: str, signature: Signature, slot: Slot) -> Diagnostic | None:
     """Return why a component does not fit its slot, or None."""
 
-    def misfit(reason: str) -> Finding:
-        return Finding("wrong-component-kind", f"{path} is not {with_article(slot.kind)}: {reason}")
+    def misfit(reason: str) -> Diagnostic:
+        return Diagnostic("wrong-component-kind", "", f"{path} is not {with_article(slot.kind)}: {reason}")
 
     package = path.split(".", 1)[0]
     is_built_in = package in BUILT_IN_PACKAGES and not is_user_trusted(path)
@@ -31,7 +31,7 @@ def judge_kind(path: str, signature: Signature, slot: Slot) -> Finding | None:
         return misfit("it is a function")
     name = path.split(".")[-1]
     if is_built_in and name in slot.unsuitable:
-        return Finding("wrong-component-kind", f"{path} does not fit here: {slot.unsuitable[name]}")
+        return Diagnostic("wrong-component-kind", "", f"{path} does not fit here: {slot.unsuitable[name]}")
     if (
         is_built_in
         and name.startswith(("get_", "from_"))
@@ -64,7 +64,7 @@ def _wrong_return(slot: Slot) -> str:
     return f"it is a function that does not return a {slot.accepts}"
 
 
-def judge_nested(path: str, signature: Signature) -> Finding | None:
+def judge_nested(path: str, signature: Signature) -> Diagnostic | None:
     """Return why a component may not stand inside another's arguments, or None.
 
     A class of an allowed package only builds an object. A function may do anything, so it has to be one that
@@ -75,7 +75,7 @@ def judge_nested(path: str, signature: Signature) -> Finding | None:
     for slot in SLOTS:
         if lies_within(path, areas(slot)) and judge_kind(path, signature, slot) is None:
             return None
-    return Finding("untrusted-component", f"{path} is a function that builds no component")
+    return Diagnostic("untrusted-component", "", f"{path} is a function that builds no component")
 
 
 def claim_supplied(signature: Signature, supplies: tuple[str, ...]) -> frozenset[str] | None:

@@ -11,11 +11,11 @@ from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import REFUSED, Converter, shadowed, show
 from tune.config.diagnostics import Diagnostic, Source, printable, shorten
-from tune.config.findings import Finding
 from tune.config.merging import name_component
-from tune.config.nodes import MAX_GUESSES, Broken, Listing, Mapped, Node, PythonValue, Scalar
+from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonValue, Scalar, SequenceNode
 from tune.config.params import ParamInfo
 from tune.config.slots import Slot
+from tune.config.suggestions import add, amend, guess_argument, judge_plain
 from tune.config.typing import ANY, TypeSpec
 
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
@@ -40,7 +40,7 @@ class ComponentChecker:
         self._types: dict[str, TypeSpec] = {}  # of each argument, by its path
         self.places: dict[str, Node] = {}  # where each argument stands, by its path
         self.guessed: set[str] = set()  # what unknown names probably meant, by path
-        self._renamed: list[tuple[Finding, str, Node]] = []
+        self._renamed: list[tuple[Diagnostic, str, Node]] = []
         self._missing: list[Diagnostic] = []  # kept until it is known what unknown keys meant
 
     def __call__(self, node: Node, path: str, slot: Slot | None) -> Any:
@@ -50,13 +50,13 @@ class ComponentChecker:
             article = "an" if kind[0] in "aeiou" else "a"
             wanted = f"{article} {kind}: a name, a dotpath, or a mapping with {COMPONENT_KEY}"
             message = f"{path} takes {wanted}, not {show(node)}"
-            if isinstance(node, Listing) and slot is not None:
+            if isinstance(node, SequenceNode) and slot is not None:
                 message = f"{path} takes one {kind}, not a list of them"
             return self._refuse("wrong-type", path, message, node)
         name_node = component.entries.get(COMPONENT_KEY)
         if name_node is None:
             return self._without_name(component, path, slot)
-        if isinstance(name_node, Broken):
+        if isinstance(name_node, ErrorNode):
             self._untyped_arguments(component, path)
             return REFUSED
         name = _text_of(name_node)
@@ -84,21 +84,13 @@ class ComponentChecker:
         kwargs = self._arguments(component, path, resolved, slot)
         return REFUSED if kwargs is None else Component(resolved.path, kwargs)
 
-    def _found(self, finding: Finding, path: str, node: Node, severity: str) -> None:
+    def _found(self, found: Diagnostic, path: str, node: Node, severity: str) -> None:
         where = node.written or path
         self._report(
-            Diagnostic(
-                finding.code,
-                where,
-                finding.message,
-                node.source,
-                finding.suggestion,
-                shadowed(node),
-                severity,
-            )
+            replace(found, path=where, source=node.source, shadows=shadowed(node), severity=severity)
         )
 
-    def _without_name(self, component: Mapped, path: str, slot: Slot | None) -> Any:
+    def _without_name(self, component: MappingNode, path: str, slot: Slot | None) -> Any:
         info = self._infos.get(path.split(".")[0])
         default = (
             info.default if info is not None and isinstance(info.default, str) and info.default else None
@@ -110,7 +102,7 @@ class ComponentChecker:
         suggestion = f"{COMPONENT_KEY}: {default}" if default else None
         return self._refuse("missing-component-name", path, message, component, suggestion)
 
-    def _untyped_arguments(self, component: Mapped, path: str) -> None:
+    def _untyped_arguments(self, component: MappingNode, path: str) -> None:
         """Look through arguments nobody can type: nested components in them are still checked."""
         for key, node in component.entries.items():
             if key == COMPONENT_KEY:
@@ -121,7 +113,7 @@ class ComponentChecker:
                 self.converter.convert(node, ANY, f"{path}.{key}")
 
     def _arguments(
-        self, component: Mapped, path: str, resolved: ResolvedName, slot: Slot | None
+        self, component: MappingNode, path: str, resolved: ResolvedName, slot: Slot | None
     ) -> dict[str, Any] | None:
         signature = resolved.signature
         given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
@@ -163,21 +155,16 @@ class ComponentChecker:
         value = self.converter.convert(node, spec, path)
         if short is None or value is REFUSED:
             return value
-        problem = short.find_fault(value)
-        if problem is None:
+        fault = short.find_fault(value, node.written or path)
+        if fault is None:
             return value
-        where = node.written or path
-        self._report(
-            Diagnostic(problem.code, where, f"{where} {problem.message}", node.source, None, shadowed(node))
-        )
+        self._report(replace(fault, source=node.source, suggestion=None, shadows=shadowed(node)))
         return REFUSED
 
     def judge_of(self, path: str) -> Callable[[Node, Callable[[Diagnostic], None]], Any]:
         """Return what tries a value for a parameter or an argument, without a trace in what has been found so far."""
         info = self._infos.get(path)
         if info is None or info.slot is None:
-            from tune.config.remedy import judge_plain
-
             short = info or self._short_form_of(path)
             spec = self._types.get(path, ANY if short is None else short.spec)
             return judge_plain(spec, (lambda value: None) if short is None else short.find_fault, path)
@@ -185,7 +172,7 @@ class ComponentChecker:
         def judge(node: Node, report: Callable[[Diagnostic], None]) -> Any:
             checker = ComponentChecker(self._infos, report)
             value = checker.converter.convert(node, info.spec, path, info.slot)
-            checker.report_missing(frozenset())
+            checker.report_missing()
             return value
 
         return judge
@@ -206,7 +193,7 @@ class ComponentChecker:
         return self._by_short_form.get(f"{slot}.{argument}" if index.isdecimal() else path)
 
     def _judge_name(
-        self, key: str, path: str, component: Mapped, resolved: ResolvedName
+        self, key: str, path: str, component: MappingNode, resolved: ResolvedName
     ) -> Diagnostic | None:
         """Why `key` cannot be an argument here, or None."""
         signature = resolved.signature
@@ -228,14 +215,10 @@ class ComponentChecker:
         if node.written:
             message = f"{called} takes no argument {key}, which is what {node.written} stands for; remove it"
             return Diagnostic("unknown-argument", where, message, source)
-        from tune.config.naming import guess_argument  # only on the way to an error
-
         self._guesses += 1
         guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
         message = f"{called} takes no argument {shorten(printable(key))}"
         if guess is not None:
-            from tune.config.remedy import add, amend
-
             is_elsewhere = guess.name in self._infos and guess.name not in usable
             meant = guess.name if is_elsewhere else f"{path}.{guess.name}"
             self.guessed.add(meant)
@@ -251,10 +234,10 @@ class ComponentChecker:
             message += "; it takes none"
         return Diagnostic("unknown-argument", where, message, source)
 
-    def _note_missing(self, component: Mapped, path: str, resolved: ResolvedName) -> bool:
+    def _note_missing(self, component: MappingNode, path: str, resolved: ResolvedName) -> bool:
         if resolved.signature is None:
             return True
-        present = set(component.entries) | resolved.supplied | resolved.offered
+        present = set(component.entries) | resolved.supplied | resolved.defaults
         present |= {name.rpartition(".")[2] for name in self.guessed if name.startswith(path + ".")}
         missing = [
             name
@@ -281,15 +264,15 @@ class ComponentChecker:
             finding = replace(finding, message=message)
         self._found(finding, path, node, "warning")
 
-    def report_missing(self, lost: frozenset[str]) -> None:
-        """Report the arguments that are missing, but for those that misspelt or unreadable keys stand for."""
+    def report_missing(self) -> None:
+        """Report the arguments that are missing, but for those that misspelt keys stand for."""
         for item in self._missing:
             short = self._by_short_form.get(item.path)
             names = {item.path} if short is None else {item.path, short.name}
-            if names.isdisjoint(self.guessed) and lost.isdisjoint({item.path.rpartition(".")[2], *names}):
+            if names.isdisjoint(self.guessed):
                 self._report(item)
 
-    def _place_of(self, component: Mapped) -> Source:
+    def _place_of(self, component: MappingNode) -> Source:
         """The best place to point at for a component: its name, and failing that all of it."""
         name = component.entries.get(COMPONENT_KEY)
         return name.source if name is not None else component.source
@@ -299,7 +282,7 @@ class ComponentChecker:
         return REFUSED
 
 
-def _as_component(node: Node) -> Mapped | None:
+def _as_component(node: Node) -> MappingNode | None:
     if isinstance(node, PythonValue) and not isinstance(node.value, str):
         # a hero may hand over the class itself
         module = getattr(node.value, "__module__", None)

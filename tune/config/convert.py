@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import DEFAULT, Diagnostic, printable, quote, shorten
 from tune.config.nodes import (
-    Broken,
-    Listing,
-    Mapped,
+    ErrorNode,
+    MappingNode,
     Node,
     PythonValue,
     Scalar,
+    SequenceNode,
     core_value,
     is_null,
     parse_float,
@@ -62,7 +62,7 @@ class Converter:
 
     def convert(self, node: Node, spec: TypeSpec, path: str, slot: Any = None) -> Any:
         """Return the value of `node` as a `spec`, or `REFUSED` after reporting why there is none."""
-        if isinstance(node, Broken):
+        if isinstance(node, ErrorNode):
             return REFUSED
         if _means_null(node, spec):
             return (
@@ -79,7 +79,7 @@ class Converter:
         if spec.kind == "dict":
             return self._dict(node, spec, path)
         if spec.kind == "object":
-            if isinstance(node, Mapped) and COMPONENT_KEY in node.entries:
+            if isinstance(node, MappingNode) and COMPONENT_KEY in node.entries:
                 return self._component(node, path, None)
             if isinstance(node, PythonValue):
                 return node.value
@@ -96,18 +96,18 @@ class Converter:
             return node.text if node.style == "quoted" else core_value(node.text)
         if isinstance(node, PythonValue):
             return node.value
-        if isinstance(node, Mapped):
+        if isinstance(node, MappingNode):
             if COMPONENT_KEY in node.entries:
                 return self._component(node, path, None)
             return self._dict(node, TypeSpec("dict", (ANY,)), path)
         return self._list(node, TypeSpec("list", (ANY,)), path, None)
 
     def _list(self, node: Node, spec: TypeSpec, path: str, slot: Any) -> Any:
-        if isinstance(node, Mapped) and spec.kind == "list":
-            from tune.config.historic import expand_file_names
+        if isinstance(node, MappingNode) and spec.kind == "list":
+            from tune.config.torchtune_compat import expand_file_names
 
             node = expand_file_names(node) or node
-        if not isinstance(node, Listing):
+        if not isinstance(node, SequenceNode):
             suggestion = None
             if isinstance(node, Scalar) and "\n" not in node.text:
                 parts = [part.strip() for part in node.text.split(",") if part.strip()]
@@ -131,7 +131,7 @@ class Converter:
         return values if spec.kind == "list" else tuple(values)
 
     def _dict(self, node: Node, spec: TypeSpec, path: str) -> Any:
-        if not isinstance(node, Mapped):
+        if not isinstance(node, MappingNode):
             return self._wrong(node, spec, path)
         inner = spec.args[0] if spec.args else ANY
         values = {key: self.convert(item, inner, f"{path}.{key}") for key, item in node.entries.items()}
@@ -139,9 +139,9 @@ class Converter:
 
     def _union(self, node: Node, spec: TypeSpec, path: str, slot: Any) -> Any:
         kinds: tuple[str, ...] = ()
-        if isinstance(node, Listing):
+        if isinstance(node, SequenceNode):
             kinds = ("list", "vtuple", "tuple")
-        elif isinstance(node, Mapped):
+        elif isinstance(node, MappingNode):
             kinds = ("dict", "component", "object")
         else:
             for member in spec.args:
@@ -203,9 +203,9 @@ def show(node: Node) -> str:
         return quote(node.text) if node.text else "nothing"
     if isinstance(node, PythonValue):
         return shorten(printable(repr(node.value)))
-    if isinstance(node, Listing):
+    if isinstance(node, SequenceNode):
         return "a list"
-    return "a component" if isinstance(node, Mapped) and COMPONENT_KEY in node.entries else "a mapping"
+    return "a component" if isinstance(node, MappingNode) and COMPONENT_KEY in node.entries else "a mapping"
 
 
 def _reads_as(text: str, spec: TypeSpec) -> bool:

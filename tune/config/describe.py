@@ -34,8 +34,7 @@ def parameters_text(params_cls: type[Any], width: int = 100) -> str:
     """All parameters of a class by group: name, type, default, range, help."""
     groups: dict[str, list[ParamInfo]] = {}
     for info in fields_of(params_cls).values():
-        if not info.hidden:
-            groups.setdefault(info.group, []).append(info)
+        groups.setdefault(info.group, []).append(info)
     blocks = []
     for group, members in groups.items():
         lines = [f"{group} parameters:"]

@@ -72,19 +72,25 @@ class Diagnostic:
         code: stable identifier, such as ``unknown-key``.
         path: dotted path of the value concerned, as the user wrote it; "" for the configuration as a whole.
         message: the fact and the fix, in a sentence that can stand alone.
-        source: where it stands.
+        source: where it stands; what is found without knowing the place gets one later, by `replace`.
         suggestion: text that may replace what `source` points at.
         shadows: place and text of the value this one overrides, if any.
         severity: "error" or "warning".
+        fields: of a problem between several fields all that are concerned, the one to change first.
     """
 
     code: str
     path: str
     message: str
-    source: Source
+    source: Source = PYTHON
     suggestion: str | None = None
     shadows: str | None = None
     severity: str = "error"
+    fields: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        reads_on = not self.path or self.message.startswith(f"{self.path} ")
+        return self.message if reads_on else f"{self.path}: {self.message}"
 
     def to_json(self) -> dict[str, Any]:
         """The diagnostic as ``--json`` writes it."""
@@ -95,6 +101,22 @@ class Diagnostic:
             "source": self.source.to_json(),
             "suggestion": self.suggestion,
         }
+
+
+def problem(
+    message: str, fields: tuple[str, ...] = (), code: str = "inconsistent", suggestion: str | None = None
+) -> Diagnostic:
+    """Return what is wrong with a params object, for its `cross_checks` to yield.
+
+    Args:
+        message: what is wrong and how to mend it. It reads on from the first field's name:
+            "needs dataset_val: there is nothing to validate on".
+        fields: the fields concerned, the one to change first; dotted for a component's argument.
+        code: stable code of the diagnostic.
+        suggestion: text that can replace the value as it stands, or None.
+    """
+    whole = f"{fields[0]} {message}" if fields else message
+    return Diagnostic(code, fields[0] if fields else "", whole, suggestion=suggestion, fields=fields)
 
 
 def printable(text: object) -> str:
@@ -125,13 +147,6 @@ def to_json(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> dic
         "errors": [item.to_json() for item in errors],
         "warnings": [item.to_json() for item in warnings],
     }
-
-
-def to_json_text(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> str:
-    """`to_json` as text; ASCII only, so that any terminal and any pipe takes it."""
-    import json  # only where it is asked for: start-up counts
-
-    return json.dumps(to_json(errors, warnings), indent=2)
 
 
 def render_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -35,6 +36,18 @@ def dump_params(params: Any, recipe: str | None = None, drawn: Mapping[str, Any]
     resolution = resolution_of(params)
     recipe = recipe or (resolution.recipe if resolution else None)
     return _dump(params, recipe, resolution, drawn or {})
+
+
+def log_config(recipe_name: str, params: Any, logger: logging.Logger | None = None) -> None:
+    """Log every parameter of a run with its value and, where it is known, its origin.
+
+    Args:
+        recipe_name: the recipe that runs.
+        params: its params object.
+        logger: where to; None means the logger "tune".
+    """
+    target = logger if logger is not None else logging.getLogger("tune")
+    target.info("Running %s with the resolved configuration:\n\n%s", recipe_name, dump_params(params))
 
 
 def dump_resolution(resolution: Resolution[Any]) -> str:

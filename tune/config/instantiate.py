@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.component_check import HISTORIC_PREFIX, resolve_component
+from tune.config.component_check import TORCHTUNE_PREFIX, resolve_component
 from tune.config.lookup import NotFound, find_definition, find_module, search_path
+from tune.config.slots import Slot
 from tune.config.trust import BUILT_IN_PACKAGES, is_user_trusted, judge_definition, judge_name
 from tune.errors import ConfigError
 
 _MAX_DEPTH = 50
 
 
-def instantiate(component: Component | Mapping[str, Any] | str, *args: Any, **kwargs: Any) -> Any:
+def instantiate(
+    component: Component | Mapping[str, Any] | str,
+    *args: Any,
+    defaults: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
     """Build `component`: import what it names and call it with its arguments.
 
     Args:
         component: a `Component`, a mapping with ``_component_`` and keyword arguments, or a dotted path.
         *args: passed on, first.
+        defaults: arguments to add where the callable takes them and nobody has set them.
         **kwargs: passed on; they win over the component's own.
 
     Returns:
@@ -34,25 +41,29 @@ def instantiate(component: Component | Mapping[str, Any] | str, *args: Any, **kw
     Raises:
         ConfigError: the name is not trusted or not there, or its arguments do not fit.
     """
-    return _build(_as_component(component), args, kwargs, depth=0)
+    component = _as_component(component)
+    if defaults:
+        accepted = _accepted_names(import_component(component.path), args) - component.kwargs.keys()
+        kwargs = {**{name: value for name, value in defaults.items() if name in accepted}, **kwargs}
+    return _build(component, args, kwargs, depth=0)
 
 
-def instantiate_offering(
-    component: Component | Mapping[str, Any] | str, offered: Mapping[str, Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Build `component` as `instantiate` does, adding from `offered` what the callable takes and nobody has set.
+def instantiate_by_name(name: str, slot: Slot, *args: Any, **arguments: Any) -> Any:
+    """Build what a name means in a slot, as a config's `slot: name` does, for programs that do without a config.
+
+    Args:
+        name: a short name or a dotted path.
+        slot: where it is looked up, and what fits.
+        *args: what the recipe would pass.
+        **arguments: what a config would set.
 
     Raises:
-        ConfigError: the name is not trusted or not there, or its arguments do not fit.
+        ConfigError: nothing of that name fits the slot, or it does not take these arguments.
     """
-    component = _as_component(component)
-    accepted = _accepted_names(import_component(component.path), args)
-    taken = {
-        name: value
-        for name, value in offered.items()
-        if name in accepted and name not in component.kwargs and name not in kwargs
-    }
-    return instantiate(component, *args, **taken, **kwargs)
+    resolved = resolve_component(name, slot)
+    if resolved.errors:
+        raise ConfigError("\n".join(error.message for error in resolved.errors))
+    return instantiate(resolved.path, *args, **arguments)
 
 
 def import_component(path: str) -> Callable[..., Any]:
@@ -61,8 +72,8 @@ def import_component(path: str) -> Callable[..., Any]:
     Raises:
         ConfigError: the name is not trusted, not installed, or not there.
     """
-    if path.startswith(HISTORIC_PREFIX):
-        path = "tune." + path.removeprefix(HISTORIC_PREFIX)
+    if path.startswith(TORCHTUNE_PREFIX):
+        path = "tune." + path.removeprefix(TORCHTUNE_PREFIX)
     _refuse_untrusted(path)
     module, attributes = _import_longest(path)
     target: Any = module

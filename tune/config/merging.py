@@ -8,28 +8,29 @@ from dataclasses import dataclass, field, replace
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, quote
 from tune.config.nodes import (
-    Broken,
-    Listing,
-    Mapped,
+    ErrorNode,
+    MappingNode,
     Node,
     PythonValue,
     Scalar,
+    SequenceNode,
     default_node,
     is_null,
-    listing,
-    mapped,
+    mapping_node,
+    sequence_node,
     with_entry,
     without_entry,
 )
 from tune.config.overrides import Edit
 from tune.config.params import ParamInfo
+from tune.config.suggestions import nearest
 
 
 @dataclass
 class Merged:
     """The tree after the edits, and what there is to say about them."""
 
-    root: Mapped
+    root: MappingNode
     problems: list[Diagnostic] = field(default_factory=list)
 
 
@@ -45,21 +46,21 @@ class _Refusal(Exception):
         self.severity = severity
 
 
-def name_component(node: Node) -> Mapped | None:
+def name_component(node: Node) -> MappingNode | None:
     """The mapping form of a component; None for what is not one (null, a list)."""
-    if isinstance(node, Mapped):
+    if isinstance(node, MappingNode):
         return node
-    if isinstance(node, Broken) or is_null(node):
+    if isinstance(node, ErrorNode) or is_null(node):
         return None
     if isinstance(node, Scalar) and node.text:
-        whole = mapped(node.source, {COMPONENT_KEY: node}, {})
+        whole = mapping_node(node.source, {COMPONENT_KEY: node}, {})
         return replace(whole, shadows=node.shadows, written=node.written)
     if isinstance(node, PythonValue) and node.value:
-        return mapped(node.source, {COMPONENT_KEY: node}, {})
+        return mapping_node(node.source, {COMPONENT_KEY: node}, {})
     return None
 
 
-def apply_edits(root: Mapped, edits: Sequence[Edit], infos: Mapping[str, ParamInfo]) -> Merged:
+def apply_edits(root: MappingNode, edits: Sequence[Edit], infos: Mapping[str, ParamInfo]) -> Merged:
     """Apply edits to a tree; the tree itself is left as it is.
 
     Removals come first, as they speak of what the file says; then values, whole components before their
@@ -140,12 +141,12 @@ def _slot_of(path: Sequence[str], infos: Mapping[str, ParamInfo]) -> bool:
     return len(path) == 1 or (len(path) == 2 and path[1].isdecimal())
 
 
-def _at(root: Mapped, path: Sequence[str]) -> Node | None:
+def _at(root: MappingNode, path: Sequence[str]) -> Node | None:
     node: Node = root
     for part in path:
-        if isinstance(node, Mapped) and part in node.entries:
+        if isinstance(node, MappingNode) and part in node.entries:
             node = node.entries[part]
-        elif isinstance(node, Listing) and part.isdecimal() and int(part) < len(node.items):
+        elif isinstance(node, SequenceNode) and part.isdecimal() and int(part) < len(node.items):
             node = node.items[int(part)]
         else:
             return None
@@ -154,13 +155,13 @@ def _at(root: Mapped, path: Sequence[str]) -> Node | None:
 
 def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
     """Say which arguments go when a whole component is replaced."""
-    if not _slot_of(edit.path, infos) or isinstance(edit.node, Broken):
+    if not _slot_of(edit.path, infos) or isinstance(edit.node, ErrorNode):
         return
     old = _at(merged.root, edit.path)
-    kept = set(edit.node.entries) if isinstance(edit.node, Mapped) else set()
-    if isinstance(old, Listing):
-        dropped = [f"a list of {len(old.items)}"] if not isinstance(edit.node, Listing) else []
-    elif isinstance(old, Mapped):
+    kept = set(edit.node.entries) if isinstance(edit.node, MappingNode) else set()
+    if isinstance(old, SequenceNode):
+        dropped = [f"a list of {len(old.items)}"] if not isinstance(edit.node, SequenceNode) else []
+    elif isinstance(old, MappingNode):
         dropped = [key for key in old.entries if key not in kept and key != COMPONENT_KEY]
     else:
         return
@@ -168,7 +169,7 @@ def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo])
         name = edit.dotted
         message = f"{name} is replaced as a whole, which drops {', '.join(dropped)}"
         suggestion = None
-        if isinstance(edit.node, Scalar) and isinstance(old, Mapped) and not is_null(edit.node):
+        if isinstance(edit.node, Scalar) and isinstance(old, MappingNode) and not is_null(edit.node):
             message += f"; {name}.{COMPONENT_KEY}=... would keep what the file sets"
             suggestion = f"{name}.{COMPONENT_KEY}={edit.node.text}"
         merged.problems.append(
@@ -183,13 +184,13 @@ def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo])
         )
 
 
-def _set(root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo]) -> Mapped:
+def _set(root: MappingNode, edit: Edit, infos: Mapping[str, ParamInfo]) -> MappingNode:
     name = edit.path[0]
     if len(edit.path) > 1 and name not in root.entries and name in infos:
         default = default_node(infos[name].default)
         root = with_entry(root, name, default, default.source)
     made = _put(root, edit, 0, infos)
-    if not isinstance(made, Mapped):
+    if not isinstance(made, MappingNode):
         raise AssertionError("the root of a configuration stays a mapping")
     return made
 
@@ -200,11 +201,11 @@ def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> 
         value = edit.node
         if value is None:
             raise AssertionError("removals do not come here")
-        return value if isinstance(node, Broken) else replace(value, shadows=node)
+        return value if isinstance(node, ErrorNode) else replace(value, shadows=node)
     here, part = edit.path[:depth], edit.path[depth]
-    if depth and _slot_of(here, infos) and not isinstance(node, (Mapped, Listing)):
+    if depth and _slot_of(here, infos) and not isinstance(node, (MappingNode, SequenceNode)):
         component = name_component(node)
-        if component is None and isinstance(node, Broken):
+        if component is None and isinstance(node, ErrorNode):
             return node
         if component is None and part != COMPONENT_KEY:
             if infos[here[0]].required and isinstance(node, PythonValue):
@@ -214,26 +215,26 @@ def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> 
                 f"set {'.'.join(here)}.{COMPONENT_KEY} as well"
             )
             raise _Refusal("no-component", message)
-        node = component or mapped(edit.source, {}, {})
-    if isinstance(node, Mapped):
+        node = component or mapping_node(edit.source, {}, {})
+    if isinstance(node, MappingNode):
         old = node.entries.get(part)
         last = depth + 1 == len(edit.path)
         if old is None:
             if last and edit.node is not None:
                 return with_entry(node, part, edit.node, edit.key_source(depth))
-            old = mapped(edit.source, {}, {})
+            old = mapping_node(edit.source, {}, {})
         return with_entry(node, part, _put(old, edit, depth + 1, infos), edit.key_source(depth))
-    if isinstance(node, Listing):
+    if isinstance(node, SequenceNode):
         index = _index(node, part, ".".join(here))
         items = list(node.items)
         items[index] = _put(items[index], edit, depth + 1, infos)
-        return replace(listing(node.source, items), shadows=node.shadows, written=node.written)
-    if isinstance(node, Broken):
+        return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+    if isinstance(node, ErrorNode):
         return node
     raise _Refusal("no-such-place", f"{'.'.join(here)} is a single value and has no part {quote(part)}")
 
 
-def _index(node: Listing, part: str, path: str) -> int:
+def _index(node: SequenceNode, part: str, path: str) -> int:
     count = f"it has {len(node.items)} item{'s' if len(node.items) != 1 else ''}"
     if not part.isdecimal() or len(part) > 9:
         message = f"{path} is a list, so a number has to follow, not {quote(part)}; {count}"
@@ -244,8 +245,8 @@ def _index(node: Listing, part: str, path: str) -> int:
 
 
 def _remove(
-    root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo], replaced: Collection[tuple[str, ...]]
-) -> Mapped:
+    root: MappingNode, edit: Edit, infos: Mapping[str, ParamInfo], replaced: Collection[tuple[str, ...]]
+) -> MappingNode:
     path = edit.path
     if _at(root, path) is None:
         # the same value may stand in its other spelling
@@ -261,27 +262,27 @@ def _remove(
     if node is None:
         _refuse_removal(root, edit, infos, replaced)
     made = _cut(root, path)
-    return made if isinstance(made, Mapped) else root
+    return made if isinstance(made, MappingNode) else root
 
 
 def _cut(node: Node, path: Sequence[str]) -> Node:
     part = path[0]
-    if isinstance(node, Mapped):
+    if isinstance(node, MappingNode):
         if len(path) == 1:
             return without_entry(node, part)
         return with_entry(node, part, _cut(node.entries[part], path[1:]), node.key_source(part))
-    if isinstance(node, Listing):
+    if isinstance(node, SequenceNode):
         items = list(node.items)
         if len(path) == 1:
             del items[int(part)]
         else:
             items[int(part)] = _cut(items[int(part)], path[1:])
-        return replace(listing(node.source, items), shadows=node.shadows, written=node.written)
+        return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
     return node
 
 
 def _refuse_removal(
-    root: Mapped, edit: Edit, infos: Mapping[str, ParamInfo], replaced: Collection[tuple[str, ...]]
+    root: MappingNode, edit: Edit, infos: Mapping[str, ParamInfo], replaced: Collection[tuple[str, ...]]
 ) -> None:
     slot = edit.path[:-1]
     if slot in replaced and _takes(root, slot, edit.path[-1], infos):
@@ -289,9 +290,7 @@ def _refuse_removal(
         message = f"{edit.dotted} is not set in the file, and {'.'.join(slot)} is replaced as a whole"
         raise _Refusal("nothing-to-remove", message, severity="warning")
     parent = _at(root, edit.path[:-1])
-    present = list(parent.entries) if isinstance(parent, Mapped) else []
-    from tune.config.naming import nearest  # only on the way to an error
-
+    present = list(parent.entries) if isinstance(parent, MappingNode) else []
     close = nearest(edit.path[-1], present)
     message = f"{edit.dotted} cannot be removed: it is not set in the file"
     if len(edit.path) == 1 and edit.dotted in infos and not infos[edit.dotted].required:
@@ -300,7 +299,7 @@ def _refuse_removal(
     raise _Refusal("nothing-to-remove", message, suggestion)
 
 
-def _takes(root: Mapped, slot: tuple[str, ...], argument: str, infos: Mapping[str, ParamInfo]) -> bool:
+def _takes(root: MappingNode, slot: tuple[str, ...], argument: str, infos: Mapping[str, ParamInfo]) -> bool:
     """Whether the component at `slot`, before the command line, has this argument, at its default."""
     info = infos[slot[0]]
     component = name_component(_at(root, slot) or default_node(info.default))

@@ -70,14 +70,14 @@ class PythonValue(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Listing(Node):
+class SequenceNode(Node):
     """A list."""
 
     items: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped(Node):
+class MappingNode(Node):
     """A mapping; keys are text. `keys` has the place of each key."""
 
     entries: Mapping[str, Node] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Mapped(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Broken(Node):
+class ErrorNode(Node):
     """A value that has been reported already, and is passed over in silence."""
 
 
@@ -98,9 +98,9 @@ def text_weight(text: str) -> int:
     return 1 + len(text) // _CHARS_PER_WEIGHT
 
 
-def listing(source: Source, items: Sequence[Node]) -> Listing:
+def sequence_node(source: Source, items: Sequence[Node]) -> SequenceNode:
     """A list node, weighed."""
-    return Listing(
+    return SequenceNode(
         source,
         tuple(items),
         weight=1 + sum(item.weight for item in items),
@@ -108,9 +108,9 @@ def listing(source: Source, items: Sequence[Node]) -> Listing:
     )
 
 
-def mapped(source: Source, entries: Mapping[str, Node], keys: Mapping[str, Source]) -> Mapped:
+def mapping_node(source: Source, entries: Mapping[str, Node], keys: Mapping[str, Source]) -> MappingNode:
     """A mapping node, weighed."""
-    return Mapped(
+    return MappingNode(
         source,
         entries,
         keys,
@@ -119,17 +119,17 @@ def mapped(source: Source, entries: Mapping[str, Node], keys: Mapping[str, Sourc
     )
 
 
-def with_entry(node: Mapped, key: str, value: Node, key_source: Source) -> Mapped:
+def with_entry(node: MappingNode, key: str, value: Node, key_source: Source) -> MappingNode:
     """A copy of `node` in which `key` is `value`."""
-    made = mapped(node.source, {**node.entries, key: value}, {**node.keys, key: key_source})
+    made = mapping_node(node.source, {**node.entries, key: value}, {**node.keys, key: key_source})
     return replace(made, shadows=node.shadows, written=node.written)
 
 
-def without_entry(node: Mapped, key: str) -> Mapped:
+def without_entry(node: MappingNode, key: str) -> MappingNode:
     """A copy of `node` without `key`."""
     entries = {name: item for name, item in node.entries.items() if name != key}
     keys = {name: place for name, place in node.keys.items() if name != key}
-    return replace(mapped(node.source, entries, keys), shadows=node.shadows, written=node.written)
+    return replace(mapping_node(node.source, entries, keys), shadows=node.shadows, written=node.written)
 
 
 def from_python(value: Any, source: Source = PYTHON) -> Node:
@@ -137,11 +137,13 @@ def from_python(value: Any, source: Source = PYTHON) -> Node:
     if isinstance(value, Component):
         inner = value.kwargs if value.path else {}
         path = {COMPONENT_KEY: PythonValue(source, value.path)}
-        return mapped(source, {**path, **{key: from_python(item, source) for key, item in inner.items()}}, {})
+        return mapping_node(
+            source, {**path, **{key: from_python(item, source) for key, item in inner.items()}}, {}
+        )
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return mapped(source, {key: from_python(item, source) for key, item in value.items()}, {})
+        return mapping_node(source, {key: from_python(item, source) for key, item in value.items()}, {})
     if isinstance(value, (list, tuple)):
-        return listing(source, [from_python(item, source) for item in value])
+        return sequence_node(source, [from_python(item, source) for item in value])
     return PythonValue(source, value)
 
 
@@ -163,10 +165,10 @@ def is_null(node: Node) -> bool:
 def walk(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
     """Every node below and including `node`, with its path."""
     yield path, node
-    if isinstance(node, Mapped):
+    if isinstance(node, MappingNode):
         for key, item in node.entries.items():
             yield from walk(item, (*path, key))
-    elif isinstance(node, Listing):
+    elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.items):
             yield from walk(item, (*path, str(index)))
 
@@ -211,8 +213,8 @@ def plain_value(node: Node) -> Any:
         return node.value
     if isinstance(node, Scalar):
         return node.text if node.style == "quoted" else core_value(node.text)
-    if isinstance(node, Listing):
+    if isinstance(node, SequenceNode):
         return [plain_value(item) for item in node.items]
-    if isinstance(node, Mapped):
+    if isinstance(node, MappingNode):
         return {key: plain_value(item) for key, item in node.entries.items()}
     return None

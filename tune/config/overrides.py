@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tune.config.diagnostics import Diagnostic, Source, quote, shorten
-from tune.config.nodes import MAX_DEPTH, Broken, Node, Scalar, text_weight
+from tune.config.nodes import MAX_DEPTH, ErrorNode, Node, Scalar, text_weight
 from tune.config.yaml_tree import read_flow
 
 _KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
@@ -74,7 +74,7 @@ def parse_overrides(
 
 
 @dataclass(frozen=True, eq=False)
-class Unreadable(Broken):
+class Unreadable(ErrorNode):
     """A value that cannot be read; its place counts as set, so that nothing follows from that."""
 
     problem: Diagnostic

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tune.config.diagnostics import Diagnostic, problem
 from tune.config.typing import TypeSpec
 from tune.errors import ConfigError
 
@@ -25,31 +26,10 @@ if TYPE_CHECKING:
 _METADATA_KEY = "tune.param"
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a params object, and the fields it speaks of.
-
-    Args:
-        message: what is wrong and how to mend it. It reads on from the first field's name:
-            "needs dataset_val: there is nothing to validate on".
-        fields: the fields concerned, the one to change first; dotted for a component's argument.
-        code: stable code of the diagnostic.
-        suggestion: text that can replace the value as it stands, or None.
-    """
-
-    message: str
-    fields: tuple[str, ...] = ()
-    code: str = "inconsistent"
-    suggestion: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.fields[0]} {self.message}" if self.fields else self.message
-
-
 class ParamsError(ConfigError, TypeError, ValueError):
     """A params object cannot be used; every problem it has is in `problems` and in the message."""
 
-    def __init__(self, problems: Iterable[Problem], params_name: str = "") -> None:
+    def __init__(self, problems: Iterable[Diagnostic], params_name: str = "") -> None:
         self.problems = list(problems)
         count = len(self.problems)
         head = f"{params_name or 'the parameters'}: {count} problem{'s' if count != 1 else ''}"
@@ -75,7 +55,6 @@ class ParamInfo:
     short_for: str | None = None
     slot: Slot | None = None
     fixed_on_resume: bool = False
-    hidden: bool = False
 
     def range_text(self) -> str:
         """The allowed range in words: "at least 1", or "" where there is none."""
@@ -98,12 +77,13 @@ class ParamInfo:
             return f"{words} or null" if self.spec.nullable else words
         return self.spec.describe()
 
-    def find_fault(self, value: Any) -> Problem | None:
-        """Return why a well-typed `value` is not allowed here, or None."""
+    def find_fault(self, value: Any, name: str = "") -> Diagnostic | None:
+        """Return why a well-typed `value` is not allowed here, or None; `name` is what the user called the field."""
         if value is None:
             return None
+        fields = (name or self.name,)
         if self.choices and value not in self.choices:
-            return Problem(f"must be {self.type_text()}, not {value!r}", (self.name,), "not-a-choice")
+            return problem(f"must be {self.type_text()}, not {value!r}", fields, "not-a-choice")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             outside = (
                 (self.minimum is not None and value < self.minimum)
@@ -111,13 +91,13 @@ class ParamInfo:
                 or (self.above is not None and value <= self.above)
             )
             if outside:
-                return Problem(f"must be {self.range_text()}, not {value}", (self.name,), "out-of-range")
+                return problem(f"must be {self.range_text()}, not {value}", fields, "out-of-range")
         if self.pattern is not None and isinstance(value, str) and not re.fullmatch(self.pattern, value):
             shown = value if len(value) <= 80 else value[:77] + "..."
             folded = value.strip().lower().replace("gpu", "cuda")
             suggestion = folded if re.fullmatch(self.pattern, folded) else None
             wanted = f"be {self.pattern_help}" if self.pattern_help else f"match {self.pattern}"
-            return Problem(f"must {wanted}, not {shown!r}", (self.name,), "bad-value", suggestion)
+            return problem(f"must {wanted}, not {shown!r}", fields, "bad-value", suggestion)
         return None
 
 
@@ -140,7 +120,6 @@ def param(
     short_for: str | None = None,
     slot: Slot | None = None,
     fixed_on_resume: bool = False,
-    hidden: bool = False,
 ) -> Any:
     """Declare one field of a params dataclass.
 
@@ -159,7 +138,6 @@ def param(
         short_for: dotted path of the component argument this field is a short form of ("optimizer.lr").
         slot: what kind of component the field holds.
         fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
-        hidden: whether help texts leave it out.
     """
     record = {
         "help": help,
@@ -174,7 +152,6 @@ def param(
         "short_for": short_for,
         "slot": slot,
         "fixed_on_resume": fixed_on_resume,
-        "hidden": hidden,
     }
     if isinstance(default, (list, dict, set)):
         value: Any = dataclasses.field(
@@ -241,7 +218,7 @@ def building_from_checked_values() -> Iterator[None]:
         _already_checked.reset(token)
 
 
-def check_params(params: Any, problems: Iterable[Problem] = ()) -> None:
+def check_params(params: Any, problems: Iterable[Diagnostic] = ()) -> None:
     """Check and normalise a params object; call it at the end of `__post_init__`.
 
     Names and mappings in component fields become `Component`s, short forms move into the component they

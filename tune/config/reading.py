@@ -1,4 +1,4 @@
-"""Getting a configuration's text: bounded, decoded, with what a YAML reader must not see taken out."""
+"""Getting a configuration's text: bounded, decoded, without what a YAML reader must not see."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from dataclasses import dataclass, field
 from tune.config.diagnostics import Diagnostic, Source
 
 MAX_BYTES = 1 << 20
-DAMAGE = "\ue000"  # stands where an unreadable character was: what contains it is not judged further
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _BLANKS = str.maketrans("", "", "\t\n\r")
 
 
 @dataclass
 class Text:
-    """A configuration's text, and what was wrong with it as text."""
+    """A configuration's text, and what was wrong with it as text: with a problem it is not read further."""
 
     name: str
     content: str = ""
     problems: list[Diagnostic] = field(default_factory=list)
-    readable: bool = True
-    damaged: bool = False
 
     @property
     def lines(self) -> list[str]:
         """The text as it is shown in messages."""
-        return split_lines(self.content.replace(DAMAGE, "\ufffd") if self.damaged else self.content)
+        return split_lines(self.content)
 
 
 def split_lines(text: str) -> list[str]:
@@ -75,14 +72,12 @@ def decode(data: bytes, name: str) -> Text:
         message = f"byte 0x{byte:02x} is not UTF-8"
         if guess.isprintable():
             message += f" (in Latin-1 it would be {guess})"
-        text = clean(data.decode("utf-8", errors="replace").replace("\ufffd", DAMAGE), name)
-        text.damaged = True
-        text.problems.append(Diagnostic("bad-encoding", "", f"{message}; save the file as UTF-8", place))
-        return text
+        problem = Diagnostic("bad-encoding", "", f"{message}; save the file as UTF-8", place)
+        return Text(name, data.decode("utf-8", errors="replace"), [problem])
 
 
 def clean(content: str, name: str) -> Text:
-    """Take out characters that YAML does not allow, and report the first."""
+    """Report the first of the characters that YAML does not allow."""
     content = content.removeprefix("\ufeff")
     if len(content) > MAX_BYTES:
         return _unreadable(
@@ -102,8 +97,6 @@ def clean(content: str, name: str) -> Text:
         text.problems.append(
             Diagnostic("bad-encoding", "", f"{what} is not allowed in YAML{more}; remove it", place)
         )
-        text.content = _not_yaml().sub(DAMAGE, content)
-        text.damaged = True
     return text
 
 
@@ -131,4 +124,4 @@ def _wide_encoding(data: bytes) -> str | None:
 
 def _unreadable(name: str, code: str, reason: str) -> Text:
     problem = Diagnostic(code, "", f"{name}: {reason}", Source("file", name))
-    return Text(name, problems=[problem], readable=False)
+    return Text(name, problems=[problem])

@@ -12,19 +12,20 @@ from tune.config.nodes import (
     MAX_DEPTH,
     MAX_GUESSES,
     MAX_WEIGHT,
-    Broken,
-    Listing,
-    Mapped,
+    ErrorNode,
+    MappingNode,
     Node,
     PythonValue,
     Scalar,
+    SequenceNode,
     default_node,
     is_null,
-    listing,
-    mapped,
+    mapping_node,
+    sequence_node,
     text_weight,
 )
 from tune.config.params import ParamInfo
+from tune.config.suggestions import nearest
 
 Path = tuple[str, ...]
 
@@ -35,8 +36,8 @@ _MAX_CHAIN = 100  # references and containers within one another while resolving
 
 
 def resolve_references(
-    root: Mapped, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
-) -> Mapped:
+    root: MappingNode, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
+) -> MappingNode:
     """Replace every reference by what it refers to; the tree is left as it is, a new one is returned.
 
     Args:
@@ -47,7 +48,7 @@ def resolve_references(
     if not _has_reference(root):
         return root
     made = _Resolver(root, infos, report).inside(root, ())
-    return made if isinstance(made, Mapped) else root
+    return made if isinstance(made, MappingNode) else root
 
 
 def escape(text: str) -> str:
@@ -66,16 +67,16 @@ def _has_reference(node: Node) -> bool:
         if isinstance(item, Scalar):
             if "${" in item.text:
                 return True
-        elif isinstance(item, Listing):
+        elif isinstance(item, SequenceNode):
             todo.extend(item.items)
-        elif isinstance(item, Mapped):
+        elif isinstance(item, MappingNode):
             todo.extend(item.entries.values())
     return False
 
 
 class _Resolver:
     def __init__(
-        self, root: Mapped, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
+        self, root: MappingNode, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
     ) -> None:
         self._root = root
         self._infos = infos
@@ -93,18 +94,18 @@ class _Resolver:
             return self._done[path]
         if isinstance(node, Scalar) and "${" not in node.text:
             return node
-        if isinstance(node, (Broken, PythonValue)):
+        if isinstance(node, (ErrorNode, PythonValue)):
             return node
         self._chain += 1
         if isinstance(node, Scalar):
             made = self._scalar(node, path)
-        elif isinstance(node, Mapped):
+        elif isinstance(node, MappingNode):
             entries = {key: self.inside(item, (*path, key)) for key, item in node.entries.items()}
-            whole = mapped(node.source, entries, node.keys)
+            whole = mapping_node(node.source, entries, node.keys)
             made = replace(whole, shadows=node.shadows, written=node.written)
-        elif isinstance(node, Listing):
+        elif isinstance(node, SequenceNode):
             items = [self.inside(item, (*path, str(index))) for index, item in enumerate(node.items)]
-            made = replace(listing(node.source, items), shadows=node.shadows, written=node.written)
+            made = replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
         else:
             made = node
         self._chain -= 1
@@ -114,11 +115,11 @@ class _Resolver:
     def _scalar(self, node: Scalar, path: Path) -> Node:
         if any(path == active for active, _ in self._active):
             self._report_cycle(path)
-            return Broken(node.source)
+            return ErrorNode(node.source)
         self._active.append((path, node))
         made = self._replace(node, path)
         self._active.pop()
-        return Broken(node.source) if path in self._broken else made
+        return ErrorNode(node.source) if path in self._broken else made
 
     def _replace(self, node: Scalar, path: Path) -> Node:
         """The value of a text with references in it."""
@@ -140,8 +141,8 @@ class _Resolver:
             if end < 0 or not name or "{" in name:
                 return self._fail(node, path, "bad-reference", _malformed(name, end >= 0))
             target = self._target(node, path, name)
-            if isinstance(target, Broken):
-                return Broken(node.source)
+            if isinstance(target, ErrorNode):
+                return ErrorNode(node.source)
             if end + 1 == len(text) and not any(pieces):
                 return self._whole(node, path, target)
             position = end + 1
@@ -185,21 +186,19 @@ class _Resolver:
         parts = tuple(name.split("."))
         target = self._find(parts)
         if target is not None:
-            return Broken(target.source) if self._is_misfit(target, name) else target
+            return ErrorNode(target.source) if self._is_misfit(target, name) else target
         if ":" in name:
             message = (
                 f"${{{name}}} is not understood: a reference names another value, such as ${{output_dir}}"
             )
             return self._fail(node, path, "dangling-reference", message)
-        from tune.config.naming import nearest  # only on the way to an error
-
         self._failures += 1
         close = self._near(parts, path) if self._failures <= MAX_GUESSES else None
         message = f"${{{name}}} refers to nothing: there is no {quote(name)} in this configuration"
         if name in self._infos and self._infos[name].required:
             strays = [key for key in self._root.entries if key not in self._infos]
             if self._failures <= MAX_GUESSES and nearest(name, strays):
-                return Broken(node.source)  # misspelt where it is set: that is said there
+                return ErrorNode(node.source)  # misspelt where it is set: that is said there
             message = f"${{{name}}} refers to {name}, which is required and not set"
             close = None
         elif close is None:
@@ -214,7 +213,7 @@ class _Resolver:
             return False
         if is_null(target):
             return not info.spec.nullable
-        return isinstance(target, (Mapped, Listing)) and info.spec.kind in _SINGLE_KINDS
+        return isinstance(target, (MappingNode, SequenceNode)) and info.spec.kind in _SINGLE_KINDS
 
     def _find(self, parts: Path) -> Node | None:
         """The resolved node at `parts`: from the tree, its other spelling, or the declared default."""
@@ -232,21 +231,23 @@ class _Resolver:
         declared = self._infos.get(parts[0])
         if declared is None or declared.required or parts[0] in self._root.entries:
             return None
-        return self._walk(mapped(self._root.source, {parts[0]: default_node(declared.default)}, {}), parts)
+        return self._walk(
+            mapping_node(self._root.source, {parts[0]: default_node(declared.default)}, {}), parts
+        )
 
-    def _walk(self, start: Mapped, parts: Path) -> Node | None:
+    def _walk(self, start: MappingNode, parts: Path) -> Node | None:
         node: Node = start
         for depth, part in enumerate(parts):
             if isinstance(node, Scalar) and "${" in node.text:
                 node = self.inside(node, parts[:depth])
             if depth == 1 and parts[0] in self._infos and self._infos[parts[0]].slot is not None:
                 node = name_component(node) or node
-            if isinstance(node, Broken):
+            if isinstance(node, ErrorNode):
                 return node
-            if isinstance(node, Mapped) and part in node.entries:
+            if isinstance(node, MappingNode) and part in node.entries:
                 node = node.entries[part]
             elif (
-                isinstance(node, Listing)
+                isinstance(node, SequenceNode)
                 and part.isdecimal()
                 and len(part) < 9
                 and int(part) < len(node.items)
@@ -259,11 +260,9 @@ class _Resolver:
     def _near(self, parts: Path, path: Path) -> str | None:
         known = set(self._infos) | set(self._root.entries)
         for key, node in self._root.entries.items():
-            if isinstance(node, Mapped):
+            if isinstance(node, MappingNode):
                 known |= {f"{key}.{name}" for name in node.entries}
         known |= {info.short_for for info in self._infos.values() if info.short_for}
-        from tune.config.naming import nearest
-
         return nearest(".".join(parts), sorted(known - {path[0]}))  # nothing refers to itself
 
     def _report_cycle(self, path: Path) -> None:
@@ -284,9 +283,9 @@ class _Resolver:
 
     def _fail(
         self, node: Scalar, path: Path, code: str, message: str, suggestion: str | None = None
-    ) -> Broken:
+    ) -> ErrorNode:
         self._report(Diagnostic(code, ".".join(path), message, node.source, suggestion))
-        return Broken(node.source)
+        return ErrorNode(node.source)
 
 
 def _malformed(name: str, closed: bool) -> str:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place
 from tune.config.convert import REFUSED, shadowed, show
 from tune.config.diagnostics import (
-    DEFAULT,
     Diagnostic,
     Source,
     ordered,
+    problem,
     quote,
     render_all,
     to_json,
 )
 from tune.config.document import Document, read_document
-from tune.config.historic import expand_historic
 from tune.config.merging import apply_edits
-from tune.config.nodes import Mapped, Node, Scalar, is_null, plain_value, without_entry
+from tune.config.nodes import MappingNode, Node, Scalar, is_null, plain_value, without_entry
 from tune.config.overrides import parse_overrides
-from tune.config.params import ParamInfo, Problem, building_from_checked_values, fields_of
+from tune.config.params import ParamInfo, ParamsError, building_from_checked_values, fields_of
 from tune.config.reading import Text, clean, read_file
 from tune.config.references import resolve_references
 from tune.config.short_forms import expand_short_forms
+from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.errors import TuneError
 
 T = TypeVar("T")
@@ -78,11 +78,6 @@ class Resolution(Generic[T]):
 
         return flatten(self)
 
-    def source_of(self, path: str) -> Source:
-        """Where the value at `path` comes from; a declared default where nothing set it."""
-        node = self.places.get(path)
-        return DEFAULT if node is None else node.source
-
     def dump(self) -> str:
         """The resolved configuration as YAML, with provenance comments; read back, it gives the same params."""
         from tune.config.dump import dump_resolution
@@ -117,7 +112,7 @@ def _remember(resolution: Resolution[Any]) -> None:
 class LoadedTree:
     """File and command line merged, references resolved; nothing typed yet."""
 
-    root: Mapped
+    root: MappingNode
     document: Document | None
     problems: list[Diagnostic]
     files: dict[str, list[str]]
@@ -155,7 +150,7 @@ def load_tree(
     problems: list[Diagnostic] = []
     document = None
     files: dict[str, list[str]] = {}
-    root = Mapped(Source("cli"))
+    root = MappingNode(Source("cli"))
     whole = Source("cli")
     if source is not None:
         document = read_document(source)
@@ -165,6 +160,8 @@ def load_tree(
         whole = Source("file", source.name, 1, 1, length=0)
     edits, faults = parse_overrides(overrides, removals)
     problems += faults
+    if document is not None and not document.readable:
+        edits = []  # there is nothing that they could be judged against
     merged = apply_edits(root, edits, infos)
     problems += merged.problems
     root = resolve_references(merged.root, infos, problems.append)
@@ -203,13 +200,12 @@ def resolve(
         found.append(fault)
     elif stated is not None and recipe is not None:
         found += _judge_recipe(stated, root, recipe, recipe_aliases)
-    root = expand_short_forms(expand_historic(root, infos, found.append), infos, found.append)
-    lost = frozenset(tree.document.lost) if tree.document is not None else frozenset()
-    checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete, lost=lost)
-    for problem in cross_check(params_cls, checked, infos):
+    root = expand_short_forms(expand_torchtune_forms(root, infos, found.append), infos, found.append)
+    checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete)
+    for item in cross_check(params_cls, checked, infos):
         # of a file that could not be read to its end nobody can say what it leaves out
-        if tree.complete or all(find_place(name, checked, infos) for name in problem.fields):
-            found.append(_place_problem(problem, checked, infos, tree.whole))
+        if tree.complete or all(find_place(name, checked, infos) for name in item.fields):
+            found.append(_place(item, checked, infos, tree.whole))
     errors = _bounded(ordered(item for item in found if item.severity == "error"))
     warnings = ordered(item for item in found if item.severity == "warning")
     params = None
@@ -225,20 +221,17 @@ def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
     """The first errors, and a last one that counts the rest: nobody reads thousands."""
     if len(errors) <= _MAX_ERRORS:
         return errors
-    rest = errors[_MAX_ERRORS:]
-    limits = [
-        item for item in rest if item.code.startswith("config-too-")
-    ]  # these end the reading: always said
-    message = f"and {len(rest) - len(limits)} more errors from here on"
-    return [*errors[:_MAX_ERRORS], Diagnostic("more-errors", "", message, rest[0].source), *limits]
+    message = f"and {len(errors) - _MAX_ERRORS} more errors from here on"
+    rest = Diagnostic("more-errors", "", message, errors[_MAX_ERRORS].source)
+    return [*errors[:_MAX_ERRORS], rest]
 
 
-def read_recipe_name(root: Mapped) -> str | None:
+def read_recipe_name(root: MappingNode) -> str | None:
     """The recipe a tree says it is for; None where it does not say."""
     return read_recipe_key(root)[0]
 
 
-def read_recipe_key(root: Mapped) -> tuple[str | None, Diagnostic | None]:
+def read_recipe_key(root: MappingNode) -> tuple[str | None, Diagnostic | None]:
     """The recipe a tree says it is for, or what is wrong with that key."""
     node = root.entries.get(RECIPE_KEY)
     if node is None or is_null(node):
@@ -254,7 +247,7 @@ def recipe_name(text: str) -> str:
     return os.path.basename(text.rstrip("/")).removesuffix(".py")
 
 
-def _judge_recipe(stated: str, root: Mapped, recipe: str, aliases: Iterable[str]) -> list[Diagnostic]:
+def _judge_recipe(stated: str, root: MappingNode, recipe: str, aliases: Iterable[str]) -> list[Diagnostic]:
     known = [recipe_name(recipe), *(recipe_name(alias) for alias in aliases)]
     if stated in known:
         return []
@@ -263,17 +256,12 @@ def _judge_recipe(stated: str, root: Mapped, recipe: str, aliases: Iterable[str]
     return [Diagnostic("wrong-recipe", RECIPE_KEY, message, node.source, known[0], shadowed(node))]
 
 
-def _place_problem(
-    problem: Problem, checked: Checked, infos: Mapping[str, ParamInfo], whole: Source
-) -> Diagnostic:
-    path = problem.fields[0] if problem.fields else ""
-    for name in problem.fields:
+def _place(item: Diagnostic, checked: Checked, infos: Mapping[str, ParamInfo], whole: Source) -> Diagnostic:
+    for name in item.fields:
         node = find_place(name, checked, infos)
         if node is not None:
-            return Diagnostic(
-                problem.code, path, str(problem), node.source, problem.suggestion, shadowed(node)
-            )
-    return Diagnostic(problem.code, path, str(problem), whole, problem.suggestion)
+            return replace(item, source=node.source, shadows=shadowed(node))
+    return replace(item, source=whole)
 
 
 def _build(
@@ -289,8 +277,9 @@ def _build(
         with building_from_checked_values():
             return dacite.from_dict(params_cls, values, setup), []
     except (TypeError, ValueError, TuneError) as error:
-        problems = getattr(error, "problems", None) or [Problem(str(error) or type(error).__name__)]
-        return None, ordered(_place_problem(problem, checked, infos, whole) for problem in problems)
+        problems = error.problems if isinstance(error, ParamsError) else ()
+        found = problems or [problem(str(error) or type(error).__name__)]
+        return None, ordered(_place(item, checked, infos, whole) for item in found)
 
 
 def plain_tree(tree: LoadedTree) -> dict[str, Any]:

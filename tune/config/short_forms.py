@@ -8,13 +8,13 @@ from dataclasses import replace
 from tune.config.diagnostics import Diagnostic, Source
 from tune.config.merging import name_component
 from tune.config.nodes import (
-    Broken,
-    Listing,
-    Mapped,
+    ErrorNode,
+    MappingNode,
     Node,
+    SequenceNode,
     default_node,
     is_null,
-    listing,
+    sequence_node,
     with_entry,
     without_entry,
 )
@@ -23,7 +23,7 @@ from tune.config.params import ParamInfo
 Report = Callable[[Diagnostic], None]
 
 
-def expand_short_forms(root: Mapped, infos: Mapping[str, ParamInfo], report: Report) -> Mapped:
+def expand_short_forms(root: MappingNode, infos: Mapping[str, ParamInfo], report: Report) -> MappingNode:
     """Move the values of short forms into the components they speak of.
 
     Args:
@@ -49,7 +49,7 @@ def expand_short_forms(root: Mapped, infos: Mapping[str, ParamInfo], report: Rep
         if expanded is None:
             # of an owner that must not be empty something is said in any case
             may_be_empty = slot not in infos or infos[slot].spec.nullable
-            if may_be_empty and not isinstance(owner, Broken):
+            if may_be_empty and not isinstance(owner, ErrorNode):
                 message = f"{info.name} stands for {info.short_for}, but there is no {slot} to take it"
                 report(Diagnostic("no-component", info.name, message, node.source))
             root = rest
@@ -62,17 +62,17 @@ def _give(
     owner: Node, argument: str, given: Node, key_source: Source, info: ParamInfo, report: Report
 ) -> Node | None:
     """`owner` with `argument` set to `given`; in a list, every component that does not set it gets it."""
-    if isinstance(owner, Listing):
+    if isinstance(owner, SequenceNode):
         items = [_give(item, argument, given, key_source, info, report) for item in owner.items]
         kept = [item or old for item, old in zip(items, owner.items, strict=True)]
-        return replace(listing(owner.source, kept), shadows=owner.shadows)
+        return replace(sequence_node(owner.source, kept), shadows=owner.shadows)
     component = name_component(owner)
     if component is None:
         return None
     present = component.entries.get(argument)
     if present is None or present.source.kind == "default":
         return with_entry(component, argument, given, key_source)
-    if isinstance(given, Broken) or isinstance(present, Broken):
+    if isinstance(given, ErrorNode) or isinstance(present, ErrorNode):
         return component
     if _is_stronger(given, present):
         return with_entry(component, argument, replace(given, shadows=present), key_source)

@@ -25,9 +25,8 @@ class Slot:
             start or the end stands for anything.
             They keep a stranger's config from calling some function that merely lives in the right package.
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
-        offers: arguments the recipe passes if the callable takes them and the config does not set them.
+        defaults: arguments the recipe passes if the callable takes them and the config does not set them.
         unsuitable: names that are of the kind and yet do not fit, each with the reason.
-        other_names: what other tools call some of them (in lower case), each with the name that is understood.
     """
 
     kind: str
@@ -36,23 +35,22 @@ class Slot:
     accepts: str = ""
     names: tuple[str, ...] = ("*",)
     supplies: tuple[str, ...] = ()
-    offers: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
     unsuitable: Mapping[str, str] = field(default_factory=dict, hash=False)
-    other_names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 MODEL = Slot(
     kind="model",
     namespaces=("tune.models", "tune.models.*"),
     accepts="torch.nn.Module",
-    offers=("checkpoint_dir",),
+    defaults=("checkpoint_dir",),
 )
 TOKENIZER = Slot(
     kind="tokenizer",
     namespaces=("tune.tokenizers", "tune.models.*"),
     patterns=("{}", "{}_tokenizer"),
     names=("*tokenizer", "*Tokenizer", "auto"),
-    offers=("checkpoint_dir",),
+    defaults=("checkpoint_dir",),
 )
 DATASET = Slot(
     kind="dataset",
@@ -70,17 +68,6 @@ OPTIMIZER = Slot(
         "LBFGS": "it runs the whole batch several times per step; use AdamW",
         "SparseAdam": "it takes sparse gradients only; use AdamW",
     },
-    other_names={
-        "adamw_8bit": "bitsandbytes.optim.AdamW8bit",
-        "adamw_bnb_8bit": "bitsandbytes.optim.AdamW8bit",
-        "adamw8bit": "bitsandbytes.optim.AdamW8bit",
-        "paged_adamw": "bitsandbytes.optim.PagedAdamW",
-        "paged_adamw_32bit": "bitsandbytes.optim.PagedAdamW",
-        "paged_adamw_8bit": "bitsandbytes.optim.PagedAdamW8bit",
-        "pagedadamw": "bitsandbytes.optim.PagedAdamW",
-        "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
-        "lion_8bit": "bitsandbytes.optim.Lion8bit",
-    },
 )
 LOSS = Slot(
     kind="loss",
@@ -88,7 +75,7 @@ LOSS = Slot(
     accepts="torch.nn.Module",
     # It is called with logits and token ids: most losses of torch.nn would fail, NLLLoss would train on nonsense.
     names=("*CrossEntropyLoss", "CEWith*"),
-    offers=("ignore_index", "reduction"),
+    defaults=("ignore_index", "reduction"),
 )
 LR_SCHEDULER = Slot(
     kind="lr_scheduler",
@@ -96,7 +83,7 @@ LR_SCHEDULER = Slot(
     patterns=("{}", "get_{}_schedule_with_warmup", "get_{}_schedule"),
     accepts="torch.optim.lr_scheduler.LRScheduler",
     supplies=("optimizer",),
-    offers=("num_training_steps", "last_epoch"),
+    defaults=("num_training_steps", "last_epoch"),
     unsuitable={
         "ReduceLROnPlateau": "it waits for a validation loss; use cosine, linear or constant",
         "LambdaLR": "it takes a function, which a configuration cannot hold",
@@ -109,27 +96,27 @@ CHECKPOINTER = Slot(
     kind="checkpointer",
     namespaces=("tune.training",),
     names=("*Checkpointer",),
-    offers=("output_dir",),
+    defaults=("output_dir",),
 )
 METRIC_LOGGER = Slot(
     kind="metric_logger",
     namespaces=("tune.training.metric_logging",),
     patterns=("{}", "{}Logger"),
     names=("*Logger",),
-    offers=("log_dir",),
+    defaults=("log_dir",),
 )
 PROFILER = Slot(
     kind="profiler",
     namespaces=("tune.training",),
     names=("*_profiler", "*Profiler"),
-    offers=("output_dir",),
+    defaults=("output_dir",),
 )
 COLLATE_FN = Slot(
     kind="collate_fn",
     namespaces=("tune.data",),
     names=("*collate*",),
     supplies=("batch",),
-    offers=("padding_idx", "ignore_idx"),
+    defaults=("padding_idx", "ignore_idx"),
     unsuitable={"padded_collate": "it pads one field alone, and a batch has tokens, labels and positions"},
 )
 

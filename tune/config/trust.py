@@ -8,10 +8,9 @@ user has said ``--trust PACKAGE``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-from tune.config.findings import Finding
+from tune.config.diagnostics import Diagnostic
 from tune.errors import ConfigError
 
 BUILT_IN_PACKAGES = ("tune", "torch", "torchao", "bitsandbytes")
@@ -68,23 +67,6 @@ def trust(*packages: str) -> None:
     _user_trusted.update(parse_trust(packages))
 
 
-@contextmanager
-def trusting(*packages: str) -> Iterator[None]:
-    """Allow configurations to name anything in `packages` within a with block."""
-    before = set(_user_trusted)
-    trust(*packages)
-    try:
-        yield
-    finally:
-        _user_trusted.clear()
-        _user_trusted.update(before)
-
-
-def trusted_packages() -> tuple[str, ...]:
-    """Return the packages the user has trusted so far, sorted."""
-    return tuple(sorted(_user_trusted))
-
-
 def is_user_trusted(name: str) -> bool:
     """Return whether the user has trusted the package that `name` lies in."""
     return lies_within(name, _user_trusted)
@@ -95,38 +77,39 @@ def trusts_part_of(package: str) -> bool:
     return any(trusted.split(".", 1)[0] == package for trusted in _user_trusted)
 
 
-def judge_name(name: str) -> Finding | None:
+def judge_name(name: str) -> Diagnostic | None:
     """Return why a configuration may not name the dotted path `name`, or None where it may.
 
     Nothing is looked up or imported: the name alone is judged.
     """
     if not is_dotted_name(name):
         shown = name if len(name) <= 80 else name[:77] + "..."
-        return Finding(
-            "bad-component-name", f"{shown!r} is not a dotted Python name such as torch.optim.AdamW"
+        return Diagnostic(
+            "bad-component-name", "", f"{shown!r} is not a dotted Python name such as torch.optim.AdamW"
         )
     parts = name.split(".")
     if any(part.startswith("__") for part in parts):
-        return Finding(
-            "untrusted-component", f"{name} reaches into Python's internals; name a class or function"
+        return Diagnostic(
+            "untrusted-component", "", f"{name} reaches into Python's internals; name a class or function"
         )
     if is_user_trusted(name):
         return None
     package = parts[0]
     if package not in BUILT_IN_PACKAGES:
-        return Finding(
+        return Diagnostic(
             "untrusted-component",
+            "",
             f"{name} lies in the package {package}, which is not trusted: building it would run its code. "
             f"If you know who wrote it, add --trust {package}",
         )
     if any(part.startswith("_") for part in parts):
-        return Finding(
-            "untrusted-component", f"{name} is private to {package}; name a public class or function"
+        return Diagnostic(
+            "untrusted-component", "", f"{name} is private to {package}; name a public class or function"
         )
     return _judge_part(name, package)
 
 
-def judge_definition(name: str, named_as: str) -> Finding | None:
+def judge_definition(name: str, named_as: str) -> Diagnostic | None:
     """Return why the place where a component is really defined is not allowed, or None.
 
     A public name may be an import of something else: `name` is where the chain of imports ends, `named_as` what
@@ -136,16 +119,19 @@ def judge_definition(name: str, named_as: str) -> Finding | None:
         return None  # the user vouches for whatever a trusted package hands on
     package = name.split(".", 1)[0]
     if package not in BUILT_IN_PACKAGES:
-        return Finding("untrusted-component", f"{named_as} is only an import of {name}, which is not trusted")
+        return Diagnostic(
+            "untrusted-component", "", f"{named_as} is only an import of {name}, which is not trusted"
+        )
     return _judge_part(name, package)
 
 
-def _judge_part(name: str, package: str) -> Finding | None:
+def _judge_part(name: str, package: str) -> Diagnostic | None:
     open_parts = _OPEN_PARTS[package]
     if lies_within(name, open_parts):
         return None
-    return Finding(
+    return Diagnostic(
         "untrusted-component",
+        "",
         f"{name} is not among the parts of {package} that a configuration may use ({', '.join(open_parts)}): "
         f"elsewhere in it live functions that read files or run code. If you are sure, add --trust {name}",
     )

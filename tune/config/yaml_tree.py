@@ -1,7 +1,7 @@
 """YAML to nodes: every value with its lexeme and place, in bounded time and memory.
 
-PyYAML's events (by libyaml where it is compiled in) are turned into a tree without constructing anything. A
-problem that can be skipped does not end the reading.
+PyYAML's events (by libyaml where it is compiled in) are turned into a tree without constructing anything. A syntax
+error ends the reading; what only the tree can show (a key set twice, a tag) does not.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from tune.config.diagnostics import Diagnostic, Source, quote
 from tune.config.nodes import (
     MAX_DEPTH,
     MAX_WEIGHT,
-    Broken,
-    Listing,
-    Mapped,
+    ErrorNode,
+    MappingNode,
     Node,
     Scalar,
+    SequenceNode,
     core_value,
-    listing,
-    mapped,
+    mapping_node,
+    sequence_node,
     text_weight,
 )
-from tune.config.reading import DAMAGE
 
 _CORE_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE_TAG + name for name in ("int", "float", "bool", "null")}
@@ -35,10 +34,9 @@ _MAX_PROBLEMS = 200
 class Stop(Exception):
     """Reading cannot go on past this point."""
 
-    def __init__(self, problem: Diagnostic, line: int) -> None:
+    def __init__(self, problem: Diagnostic) -> None:
         super().__init__(problem.message)
         self.problem = problem
-        self.line = line
 
 
 @dataclass
@@ -48,7 +46,6 @@ class _Frame:
     source: Source
     is_map: bool
     anchor: str | None
-    is_key: bool = False  # stands where a key belongs
     broken: bool = False
     items: list[Node] = field(default_factory=list)
     entries: dict[str, Node] = field(default_factory=dict)
@@ -69,7 +66,7 @@ def read_flow(text: str, source: Source) -> tuple[Node | None, Diagnostic | None
         text: the value, from its first bracket or quote on.
         source: the argument; its column is that of the value's first character.
     """
-    builder = Builder("", {}, flow_in=source)
+    builder = Builder("", flow_in=source)
     try:
         node = builder.build(text)
     except Stop as stop:
@@ -93,15 +90,11 @@ def _event_reader() -> tuple[Callable[[str], Iterator[Any]], type[Exception]]:
 class Builder:
     """Builds the tree from events, with a stack of its own: depth costs no recursion."""
 
-    def __init__(
-        self, name: str, shifts: dict[int, int], flow_in: Source | None = None, damaged: bool = False
-    ) -> None:
+    def __init__(self, name: str, flow_in: Source | None = None) -> None:
         self.name = name
         self.problems: list[Diagnostic] = []
         self.lost_key = False  # whether a key could not be read
-        self._shifts = shifts
         self._flow_in = flow_in
-        self._damaged = damaged
         self._anchors: dict[str, Node] = {}
         self._open_anchors: set[str] = set()
         self._stack: list[_Frame] = []
@@ -127,19 +120,8 @@ class Builder:
         except (RecursionError, ValueError, OverflowError) as error:
             # the pure Python reader meets its own limits before ours
             place = Source("file", self.name, 1, 1) if self._flow_in is None else self._flow_in
-            raise Stop(
-                Diagnostic("yaml-syntax", "", f"this is not readable YAML: {error}", place), 1
-            ) from None
+            raise Stop(Diagnostic("yaml-syntax", "", f"this is not readable YAML: {error}", place)) from None
         return self._root
-
-    def partial_root(self) -> Mapped | None:
-        """The top-level mapping as far as it was read."""
-        if self._stack and self._stack[0].is_map:
-            frame = self._stack[0]
-            # the last value may have swallowed what could not be read
-            entries = dict(list(frame.entries.items())[:-1])
-            return mapped(frame.source, entries, frame.keys)
-        return None
 
     def _take(self, kind: str, event: Any) -> None:
         if kind == "ScalarEvent":
@@ -162,28 +144,26 @@ class Builder:
             style = "plain"
         elif tag is not None:
             return self._refuse_tag(tag, source)
-        if self._damaged and DAMAGE in event.value:
-            return Broken(source)
         return Scalar(source, event.value, style, weight=text_weight(event.value))
 
-    def _refuse_tag(self, tag: str, source: Source) -> Broken:
+    def _refuse_tag(self, tag: str, source: Source) -> ErrorNode:
         shown = tag.replace(_CORE_TAG, "!!") if tag.startswith(_CORE_TAG) else tag
         message = f"the tag {quote(shown)} would construct an object; only plain values are allowed"
         self._report("yaml-tag", message, source)
-        return Broken(source)
+        return ErrorNode(source)
 
     def _alias(self, event: Any) -> Node:
         source = self._place(event)
         name = event.anchor
         if name in self._open_anchors:
             self._report("yaml-alias", f"*{name} stands inside what it names, &{name}", source)
-            return Broken(source)
+            return ErrorNode(source)
         node = self._anchors.get(name)
         if node is None:
             self._report(
                 "yaml-alias", f"*{name} refers to an anchor that is not there: no &{name} before it", source
             )
-            return Broken(source)
+            return ErrorNode(source)
         self._count(node.weight, event)
         if len(self._stack) + node.height > MAX_DEPTH:
             self._too_deep(event)
@@ -197,8 +177,6 @@ class Builder:
         if event.tag not in (None, "!", _CORE_TAG + ("map" if is_map else "seq")):
             self._refuse_tag(event.tag, frame.source)
             frame.broken = True
-        if self._stack and self._stack[-1].is_map and not self._stack[-1].wants_value:
-            frame.is_key = True
         if event.anchor is not None:
             self._open_anchors.add(event.anchor)
         self._stack.append(frame)
@@ -208,11 +186,11 @@ class Builder:
         if frame.is_map:
             for merged in frame.merges:
                 self._merge(frame, merged)
-            node: Node = mapped(frame.source, frame.entries, frame.keys)
+            node: Node = mapping_node(frame.source, frame.entries, frame.keys)
         else:
-            node = listing(frame.source, frame.items)
+            node = sequence_node(frame.source, frame.items)
         if frame.broken:
-            node = Broken(frame.source)
+            node = ErrorNode(frame.source)
         if frame.anchor is not None:
             self._open_anchors.discard(frame.anchor)
             self._anchors[frame.anchor] = node
@@ -236,7 +214,7 @@ class Builder:
 
     def _key(self, node: Node, frame: _Frame) -> str | None:
         """The text of a key, or None if the entry is to be dropped."""
-        if isinstance(node, Broken):
+        if isinstance(node, ErrorNode):
             self.lost_key = True
             return None
         if not isinstance(node, Scalar):
@@ -271,15 +249,15 @@ class Builder:
 
     def _merge(self, frame: _Frame, node: Node) -> None:
         """YAML's merge key: entries of another mapping that are not set here."""
-        if isinstance(node, Listing):
+        if isinstance(node, SequenceNode):
             for item in node.items:
                 self._merge(frame, item)
-        elif isinstance(node, Mapped):
+        elif isinstance(node, MappingNode):
             for key, value in node.entries.items():
                 if key not in frame.entries:
                     frame.entries[key] = value
                     frame.keys[key] = node.key_source(key)
-        elif isinstance(node, Broken):
+        elif isinstance(node, ErrorNode):
             self.lost_key = True
         else:
             message = "the merge key << takes a mapping, or a list of mappings"
@@ -298,13 +276,11 @@ class Builder:
         self._weight += weight
         if self._weight > MAX_WEIGHT:
             message = f"with its aliases written out this configuration holds more than {MAX_WEIGHT:,} values"
-            place = self._place(event)
-            raise Stop(Diagnostic("config-too-large", "", message, place), place.line or 1)
+            raise Stop(Diagnostic("config-too-large", "", message, self._place(event)))
 
     def _too_deep(self, event: Any) -> None:
-        place = self._place(event)
         message = f"lists and mappings nest more than {MAX_DEPTH} deep here"
-        raise Stop(Diagnostic("config-too-deep", "", message, place), place.line or 1)
+        raise Stop(Diagnostic("config-too-deep", "", message, self._place(event)))
 
     def _place(self, event: Any) -> Source:
         start, end = event.start_mark, event.end_mark
@@ -315,7 +291,7 @@ class Builder:
         if self._flow_in is not None:
             shift = (self._flow_in.col or 1) - 1
             return replace(self._flow_in, col=col + shift if line == 1 else self._flow_in.col, length=length)
-        return Source("file", self.name, line, max(1, col - self._shifts.get(line, 0)), length=length)
+        return Source("file", self.name, line, col, length=length)
 
     def _report(
         self, code: str, message: str, source: Source, *, path: str = "", suggestion: str | None = None
@@ -327,9 +303,7 @@ class Builder:
             self.problems.append(Diagnostic(code, path, message, source, suggestion))
 
     def _stop_at(self, error: Any, content: str) -> Stop:
-        from tune.config.yaml_words import explain, is_tab_problem  # only on the way to an error
+        from tune.config.yaml_errors import explain  # only on the way to an error
 
-        fault = explain(error, content)
-        place = self._at(fault.line, fault.col)
-        code = "tab" if is_tab_problem(fault) else fault.code
-        return Stop(Diagnostic(code, "", fault.message, place), fault.line)
+        code, message, line, col = explain(error, content)
+        return Stop(Diagnostic(code, "", message, self._at(line, col)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tune.config.by_name import instantiate_by_name
+from tune.config.instantiate import instantiate_by_name
 from tune.config.slots import DATASET
 
 if TYPE_CHECKING:

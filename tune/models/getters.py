@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune.config.by_name import instantiate_by_name
+from tune.config.instantiate import instantiate_by_name
 from tune.config.slots import MODEL, TOKENIZER
 from tune.modules import TransformerDecoder
 from tune.tokenizers import Tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tune.config.by_name import instantiate_by_name
+from tune.config.instantiate import instantiate_by_name
 from tune.config.slots import METRIC_LOGGER, OPTIMIZER
 
 __all__ = ["get_metric_logger", "get_optimizer"]

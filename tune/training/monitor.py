@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tune.config.component import Component
-from tune.config.instantiate import instantiate_offering
+from tune.config.instantiate import instantiate
 from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
@@ -76,7 +76,7 @@ class Monitor:
         folder, overwrite = str(self._output_dir), not self._checkpoints.resumed
         self._samples.append(JSONLLogger(folder, "samples.jsonl", overwrite))
         self._metrics.append(JSONLLogger(folder, overwrite=overwrite))
-        self._metrics.append(instantiate_offering(metric_logger, {"log_dir": folder}))
+        self._metrics.append(instantiate(metric_logger, defaults={"log_dir": folder}))
         self._profiler = build_profiler(profiler, self._output_dir / "profiler")
 
     def announce(

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from tune.config.component import Component
-from tune.config.instantiate import instantiate_offering
+from tune.config.instantiate import instantiate
 from tune.config.slots import OPTIMIZER
 from tune.errors import ConfigError, first_line
 from tune.training.optimizer_in_backward import OptimizerInBackward
@@ -59,10 +59,10 @@ def build_optimizer(
     refuse_excluded(choices)
     is_open = component.path.startswith("torch.optim") and name in FUSED_OPTIMIZERS
     is_open = is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys()
-    offered = {"fused": True} if is_open and not any(find_exclusions(replace(choices, fused=True))) else {}
+    defaults = {"fused": True} if is_open and not any(find_exclusions(replace(choices, fused=True))) else {}
 
     def make(params: list[Tensor]) -> Optimizer:
-        optimizer: Optimizer = instantiate_offering(component, offered, params)
+        optimizer: Optimizer = instantiate(component, params, defaults=defaults)
         return optimizer
 
     try:
@@ -158,7 +158,7 @@ def build_lr_scheduler(
     if not component:
         return ConstantRate()
     try:
-        scheduler = instantiate_offering(component, {"num_training_steps": num_training_steps}, optimizer)
+        scheduler = instantiate(component, optimizer, defaults={"num_training_steps": num_training_steps})
     except (ValueError, ArithmeticError) as error:  # torch divides by some arguments' differences
         raise ConfigError(f"lr_scheduler {component.path} cannot be built: {error}") from error
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < num_training_steps:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from tune.config.component import Component
-from tune.config.instantiate import instantiate_offering
+from tune.config.instantiate import instantiate
 from tune.errors import TrainingError
 from tune.utils import expand_path, get_logger
 
@@ -53,7 +53,7 @@ def build_profiler(component: Component | None, output_dir: Path) -> Profiler:
     """Return the profiler a config describes, writing to `output_dir` where it says nothing else; or an idle one."""
     if not component:
         return DummyProfiler()
-    profiler: Profiler = instantiate_offering(component, {"output_dir": str(output_dir)})
+    profiler: Profiler = instantiate(component, defaults={"output_dir": str(output_dir)})
     return profiler
 
 

@@ -7,8 +7,6 @@ import sys
 
 from tune.utils.ranks import is_rank_zero
 
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
 
 def get_logger(level: str | None = None) -> logging.Logger:
     """Return the logger `tune`; with a level, also set it up to write plain lines to stderr.

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from tune.config.diagnostics import Diagnostic
 from tune.config.nodes import (
-    Listing,
-    Mapped,
+    MappingNode,
     Scalar,
+    SequenceNode,
     is_null,
-    listing,
+    sequence_node,
     text_weight,
     with_entry,
     without_entry,
@@ -20,7 +20,7 @@ from tune.config.params import ParamInfo
 _MAX_FILES = 1000
 
 
-def expand_file_names(node: Mapped) -> Listing | None:
+def expand_file_names(node: MappingNode) -> SequenceNode | None:
     """Return the list of file names that ``{filename_format, max_filename}`` stands for; None for any other mapping.
 
     ``model-{}-of-{}.safetensors`` with ``"00003"`` is ``model-00001-of-00003.safetensors`` and so on.
@@ -41,12 +41,12 @@ def expand_file_names(node: Mapped) -> Listing | None:
         for number in range(1, int(last.text) + 1)
     ]
     items = [Scalar(pattern.source, name, "quoted", weight=text_weight(name)) for name in names]
-    return listing(node.source, items)
+    return sequence_node(node.source, items)
 
 
-def expand_historic(
-    root: Mapped, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
-) -> Mapped:
+def expand_torchtune_forms(
+    root: MappingNode, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
+) -> MappingNode:
     """Take out of a tree what its configs say and ours need not, with a warning for each.
 
     ``tensor_parallel_dim: 1`` asks for what is so in any case, and the plan beside it is then not followed;
@@ -64,7 +64,7 @@ def expand_historic(
                 report(Diagnostic("no-effect", name, message, root.key_source(name), severity="warning"))
                 root = without_entry(root, name)
     section = root.entries.get("fsdp")
-    if isinstance(section, Mapped) and set(section.entries) == {"cpu_offload"}:
+    if isinstance(section, MappingNode) and set(section.entries) == {"cpu_offload"}:
         value = section.entries["cpu_offload"]
         if is_null(value) or "fsdp_cpu_offload" in root.entries:
             return root

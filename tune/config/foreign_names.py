@@ -1,0 +1,45 @@
+"""What other tools call things, from `foreign_names.yaml`: read only on the way to an error."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ForeignNames:
+    """What other tools' names probably meant.
+
+    Args:
+        renamed: for each of their names ours, first the one to prefer; dotted for an argument of a component.
+        values: for our name what each of theirs sets it to: `bf16: true` means `dtype: bf16`.
+        absent: for each name of something that is not here what to do about it.
+        components: for each kind of slot what their components are called here.
+    """
+
+    renamed: Mapping[str, tuple[str, ...]]
+    values: Mapping[str, Mapping[str, str]]
+    absent: Mapping[str, str]
+    components: Mapping[str, Mapping[str, str]]
+
+
+@functools.cache
+def foreign_names() -> ForeignNames:
+    """Return the tables; a name is written there once, below what it means."""
+    import yaml
+
+    tables = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return ForeignNames(
+        renamed={
+            name: tuple(ours.split(", ")) for ours, names in tables["renamed"].items() for name in names
+        },
+        values=tables["values"],
+        absent={
+            name: advice.replace("{name}", name)
+            for advice, names in tables["absent"].items()
+            for name in names
+        },
+        components=tables["components"],
+    )

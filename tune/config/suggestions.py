@@ -1,0 +1,200 @@
+"""What a mistaken key probably meant, and whether that can be written in its place, value and all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tune.config.component import COMPONENT_KEY
+from tune.config.convert import REFUSED, Converter
+from tune.config.diagnostics import Diagnostic, shorten
+from tune.config.foreign_names import foreign_names
+from tune.config.nodes import MappingNode, Node, Scalar, core_value
+from tune.config.params import ParamInfo
+from tune.config.typing import TypeSpec
+
+# Tries a value for a path; returns it, or REFUSED after reporting why it is none.
+Judge = Callable[[Node, Callable[[Diagnostic], None]], Any]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What an unknown name probably meant.
+
+    Args:
+        name: what to write instead; dotted for an argument of a component; empty where there is nothing of the kind.
+        reason: why, to go on after the fact: "did you mean lr?".
+        value: what to set it to, where the mistaken name carried the value.
+    """
+
+    name: str
+    reason: str
+    value: str | None = None
+
+
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.72) -> str | None:
+    """The name most like `word`, case and separators aside; None if nothing is near."""
+    if len(word) > 100:
+        return None
+    folded: dict[str, str] = {}
+    for candidate in words:
+        folded.setdefault(fold(candidate), candidate)
+    if fold(word) in folded:
+        return folded[fold(word)]
+    close = difflib.get_close_matches(fold(word), folded, n=1, cutoff=cutoff)
+    return folded[close[0]] if close else None
+
+
+def fold(name: str) -> str:
+    """A name without case and separators: what people mistype most."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def guess_parameter(
+    word: str, infos: Mapping[str, ParamInfo], arguments: Mapping[str, set[str]]
+) -> Guess | None:
+    """What an unknown top-level key probably meant.
+
+    Args:
+        word: the key.
+        infos: the declared parameters.
+        arguments: for each component the arguments it takes (of those whose signature is known).
+    """
+    exact = next((name for name in infos if fold(name) == fold(word)), None)
+    if exact:
+        return Guess(exact, f"did you mean {exact}?")
+    plain = word.lower().replace("-", "_")
+    for target in foreign_names().renamed.get(plain, ()):
+        section, _, argument = target.partition(".")
+        if section not in infos:
+            continue
+        if argument and argument not in arguments.get(section, {argument}):
+            continue
+        value = foreign_names().values.get(target, {}).get(plain)
+        if argument and plain == argument:
+            return Guess(target, f"it is an argument of {section}: write it there, as {target}")
+        return Guess(target, f"here that is called {target}", value)
+    if plain in foreign_names().absent:
+        return Guess("", foreign_names().absent[plain])
+    for section, names in arguments.items():
+        if word in names and section in infos:
+            target = f"{section}.{word}"
+            return Guess(target, f"it is an argument of {section}: write it there, as {target}")
+    section, dot, argument = word.partition(".")
+    if dot and section in infos and argument:
+        short = next((name for name, info in infos.items() if info.short_for == word), None)
+        reason = f"in a file the parts of a path nest: {argument} stands below {section}"
+        return Guess(short or word, reason + (f", or as {short} at the top" if short else ""))
+    close = nearest(word, infos)
+    return Guess(close, f"did you mean {close}?") if close else None
+
+
+def guess_argument(
+    word: str, section: str, names: Iterable[str], infos: Mapping[str, ParamInfo]
+) -> Guess | None:
+    """What an unknown argument of a component probably meant.
+
+    Args:
+        word: the argument.
+        section: the component's place.
+        names: the arguments the component takes.
+        infos: the declared parameters.
+    """
+    known = list(names)
+    exact = next((name for name in known if fold(name) == fold(word)), None)
+    if exact:
+        return Guess(exact, f"did you mean {exact}?")
+    top = section.split(".")[0]
+    for target in foreign_names().renamed.get(word.lower(), ()):
+        owner, _, argument = target.partition(".")
+        argument = argument if owner == top else target  # a lora_ builder has them by the same names
+        if argument in known:
+            return Guess(argument, f"here that is called {argument}")
+    if word in infos:
+        return Guess(word, f"{word} belongs at the top level of the configuration, not in {section}")
+    close = nearest(word, known)
+    if close:
+        return Guess(close, f"did you mean {close}?")
+    for target in foreign_names().renamed.get(word.lower(), ()):
+        if target in infos:
+            return Guess(target, f"here that is called {target}, at the top level")
+    return None
+
+
+def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[str | None, str]:
+    """Return what may replace a mistaken key, or its whole entry, and what to add to the reason.
+
+    Nothing may replace it where its value is not one for that name. An entry is written as the place has it, a file or
+    a command line.
+
+    Args:
+        guess: what the key probably meant.
+        node: its value.
+        there: what stands under the guessed name already.
+        judge: tries a value for that name.
+    """
+    suggestion, addition = _replace_with(guess, node, judge)
+    if there is not None and there.source.kind == node.source.kind == "file":
+        addition = f"it is set already, in line {there.source.line}: keep one of the two"
+    return suggestion, addition
+
+
+def _replace_with(guess: Guess, node: Node, judge: Judge) -> tuple[str | None, str]:
+    def entry(value: str) -> tuple[str, str]:
+        whole = f"{guess.name}={value}" if node.source.kind == "cli" else f"{guess.name}: {value}"
+        return whole, f"write {shorten(whole)}"
+
+    if guess.value is not None:
+        means_it = isinstance(node, Scalar) and core_value(node.text) is True
+        return entry(guess.value) if means_it else (None, "")
+    value, found = _try(judge, node)
+    if value is not REFUSED and not found:
+        return guess.name, ""
+    if not isinstance(node, Scalar):
+        return None, ""
+    better = next((item.suggestion for item in found if item.suggestion is not None), None)
+    if better is not None and "\n" not in better and "." not in guess.name:
+        value, again = _try(judge, replace(node, text=better, style="plain"))
+        if value is not REFUSED and not again:
+            return entry(better)
+    if [item.path for item in found] == ["lr_scheduler.num_warmup_steps"] and node.text.isidentifier():
+        # other tools warm up over no step unless told; here it is always said
+        return entry(f"{{{COMPONENT_KEY}: {node.text}, num_warmup_steps: 0}}")
+    return None, ""
+
+
+def _try(judge: Judge, node: Node) -> tuple[Any, list[Diagnostic]]:
+    found: list[Diagnostic] = []
+    value = judge(node, found.append)
+    return value, [item for item in found if item.severity == "error"]
+
+
+def judge_plain(spec: TypeSpec, find_fault: Callable[[Any], Any], path: str) -> Judge:
+    """Return a judge of values that are no components."""
+
+    def judge(node: Node, report: Callable[[Diagnostic], None]) -> Any:
+        value = Converter(report, lambda inner, where, slot: inner).convert(node, spec, path)
+        return REFUSED if value is not REFUSED and find_fault(value) is not None else value
+
+    return judge
+
+
+def add(reason: str, addition: str) -> str:
+    """Return the reason with what there is to add, as one text."""
+    if not addition:
+        return reason
+    return (
+        f"{reason} {addition[0].upper()}{addition[1:]}" if reason.endswith("?") else f"{reason}; {addition}"
+    )
+
+
+def find_there(root: MappingNode, path: str, infos: Mapping[str, ParamInfo]) -> Node | None:
+    """Return what stands at `path` (or at what it is short for) of a tree whose short forms are expanded."""
+    info = infos.get(path)
+    parts = (info.short_for if info is not None and info.short_for else path).split(".")
+    node: Node | None = root
+    for part in parts:
+        node = node.entries.get(part) if isinstance(node, MappingNode) else None
+    return node
