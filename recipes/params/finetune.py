@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from recipes.params.checks import (
     check_checkpointer,
@@ -18,7 +18,7 @@ from recipes.params.checks import (
 )
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import check_params, param
+from tune.config.params import check_params, param, refuse_unknown
 from tune.config.slots import (
     CHECKPOINTER,
     COLLATE_FN,
@@ -302,6 +302,11 @@ class FinetuneParams:
     profiler: Component | None = param(
         None, slot=PROFILER, group="Logging", help="Profiler, such as tune.training.setup_torch_profiler."
     )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse what is no parameter in our words: `MyParams(**vars(args))` may hand in anything."""
+        refuse_unknown(cls, kwargs)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_params(self)

@@ -21,9 +21,9 @@ def run(given: Given) -> int:
         raise UsageError(
             "tune describe takes a recipe and a parameter: tune describe full_finetune optimizer"
         )
-    target = find_target(given.operands[0])
+    target = find_target(given.operands[0], importing=True)
     if target.params is None:
-        raise UsageError(f"{target.name} declares no params class that can be read without running it")
+        raise UsageError(f"{target.name} declares no params class")
     infos = fields_of(target.params)
     if len(given.operands) == 1:
         sys.stdout.write(format_parameters(infos.values()))

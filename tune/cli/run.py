@@ -52,7 +52,7 @@ def run(given: Given) -> int:
         raise UsageError(
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
-    target = find_target(given.operands[0])
+    target = find_target(given.operands[0], importing="dry_run" in given.switches)
     here = Path(f"{given.operands[0]}.py")
     if not target.is_own and os.path.isfile(here) and not here.samefile(target.file):
         report_warning(f"{target.name} is the recipe that comes with tune; for the file here, write ./{here}")

@@ -14,9 +14,9 @@ def run(given: Given) -> int:
     """Print the schema of one recipe's configs."""
     if len(given.operands) != 1:
         raise UsageError("tune schema takes one recipe: tune schema full_finetune")
-    target = find_target(given.operands[0])
+    target = find_target(given.operands[0], importing=True)
     if target.params is None:
-        raise UsageError(f"{target.name} declares no params class that can be read without running it")
+        raise UsageError(f"{target.name} declares no params class")
     sys.stdout.write(_schema_of(target.params, target.recipe.name if target.recipe else None))
     return 0
 

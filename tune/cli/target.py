@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from tune.cli.arguments import UsageError, nearest
 from tune.cli.catalogue import RECIPES, Recipe, find_recipe, recipe_names, recipe_of_file
-from tune.errors import TuneError
+from tune.errors import TuneError, first_line
 from tune.utils.paths import get_recipes_dir
 
 # Words in the names of torchtune's recipes for what tune does not do.
@@ -57,11 +59,16 @@ class Target:
         return tuple(dict.fromkeys(names))
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, *, importing: bool = False) -> Target:
     """Return the recipe that `name` means: a built-in one, or the user's own file.
+
+    Args:
+        name: as the user has typed it; never one that a config names.
+        importing: import the file if it defines the params class itself. Otherwise only running it can tell.
 
     Raises:
         UsageError: there is no such recipe.
+        TuneError: the file is no Python, cannot be imported, or would run if it were.
     """
     make_recipes_importable()
     recipe = None if "/" in name or os.sep in name else find_recipe(name)
@@ -78,7 +85,7 @@ def find_target(name: str) -> Target:
     built_in = recipe_of_file(path)
     if built_in is not None:
         return Target(path, built_in, built_in.load_params(), is_own=False)
-    return _own_target(path)
+    return _own_target(path, importing)
 
 
 def make_recipes_importable() -> None:
@@ -100,16 +107,19 @@ def _no_such_recipe(name: str) -> str:
     return f"there is no recipe {name!r}{hint}"
 
 
-def _own_target(file: Path) -> Target:
+def _own_target(file: Path, importing: bool) -> Target:
     """Read, without running it, which params the user's recipe takes."""
     dotpath = read_params_path(file)
-    if dotpath is None:
+    if dotpath is None or not (importing or "." in dotpath):
         return Target(file, None, None, is_own=True)
+    add_to_path(file)
+    if "." not in dotpath:
+        params = getattr(_import_file(file), dotpath, None)
+        return Target(file, None, params if isinstance(params, type) else None, is_own=True)
     for recipe in RECIPES:
         if recipe.params == dotpath:
             return Target(file, recipe, recipe.load_params(), is_own=True)
     module, _, name = dotpath.rpartition(".")
-    add_to_path(file)
     try:
         params = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -117,6 +127,31 @@ def _own_target(file: Path) -> Target:
             f"{file} takes its params from {dotpath}, which cannot be imported: {error}"
         ) from error
     return Target(file, None, params if isinstance(params, type) else None, is_own=True)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Return the user's file as a module, as `import` would make it.
+
+    Raises:
+        UsageError: it cannot be imported, or would do its work if it were.
+    """
+    statements = [statement.value for statement in _parse(file).body if isinstance(statement, ast.Expr)]
+    if any(isinstance(value, ast.Call) for value in statements):
+        raise UsageError(
+            f"{file} would run if it were imported, to look at the params it defines: call its main function under "
+            "if __name__ == '__main__'"
+        )
+    name = f"_recipe_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UsageError(f"{file} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+    return module
 
 
 def add_to_path(file: Path) -> None:
@@ -127,38 +162,48 @@ def add_to_path(file: Path) -> None:
 
 
 def read_params_path(file: Path) -> str | None:
-    """Return the dotted path of the params class that a recipe's main function is annotated with, or None.
+    """Return the dotted path of the params class that a recipe's main function takes, or None.
 
-    None also stands for a class that the file itself defines: importing that would run the recipe's imports.
+    It is the function's annotation, or what is handed to `TuneArgumentParser`. A class that the file itself defines has
+    no path but its name.
 
     Raises:
         TuneError: the file is not valid Python, or cannot be read.
     """
-    try:
-        tree = ast.parse(file.read_bytes(), filename=str(file))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: too deeply nested
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        reason = error.args[0] if error.args else "it is nested too deeply"
-        raise TuneError(f"{file}{where} is not valid Python: {reason}") from error
-    except OSError as error:
-        raise TuneError(f"{file} cannot be read: {error.strerror}") from error
-    annotation = next(
-        (
-            statement.args.args[0].annotation
-            for statement in tree.body
-            if isinstance(statement, ast.FunctionDef) and _is_main(statement) and statement.args.args
-        ),
-        None,
-    )
+    tree = _parse(file)
+    found = [
+        statement.args.args[0].annotation
+        for statement in tree.body
+        if isinstance(statement, ast.FunctionDef) and _is_main(statement) and statement.args.args
+    ]
+    found += [
+        node.args[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("TuneArgumentParser")
+    ]
+    annotation = next((node for node in found if node is not None), None)
     if annotation is None:
         return None
     text = ast.unparse(annotation).strip("'\"")
+    if any(isinstance(statement, ast.ClassDef) and statement.name == text for statement in tree.body):
+        return text
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
             for alias in statement.names:
                 if (alias.asname or alias.name) == text:
                     return f"{statement.module}.{alias.name}"
     return None
+
+
+def _parse(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: too deeply nested
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        reason = error.args[0] if error.args else "it is nested too deeply"
+        raise TuneError(f"{file}{where} is not valid Python: {reason}") from error
+    except OSError as error:
+        raise TuneError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _is_main(function: ast.FunctionDef) -> bool:

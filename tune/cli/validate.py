@@ -61,7 +61,7 @@ def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution
 
     trust(*parse_trust(given.all("trust")))
     if target.params is None:
-        raise ConfigError(f"{target.name} declares no params class that can be read without running it")
+        raise ConfigError(f"{target.name} declares no params class")
     names = target.config_names
     resolution: Resolution[Any] = resolve(
         target.params,
@@ -111,7 +111,7 @@ def _choose_target(given: Given, config: Path) -> tuple[Target, str | None]:
     """Return the recipe to judge by; and, where that is a guess, what the config itself says ("" if nothing)."""
     asked = given.one("recipe")
     if asked is not None:
-        return find_target(asked), None
+        return find_target(asked, importing=True), None
     set_here = [item.partition("=")[2] for item in given.overrides if item.startswith("recipe=")]
     stated = set_here[-1] if set_here else read_recipe_key(config)
     from tune.config.resolve import load_tree, read_recipe_name

@@ -218,6 +218,25 @@ def building_from_checked_values() -> Iterator[None]:
         _already_checked.reset(token)
 
 
+def refuse_unknown(params_cls: type, names: Iterable[str]) -> None:
+    """Refuse names that are no fields of a params dataclass.
+
+    Raises:
+        ParamsError: there are some; each with the field that may be meant.
+    """
+    from tune.config.suggestions import nearest  # only on the way to an error
+
+    fields = fields_of(params_cls)
+    found = []
+    for name in names:
+        if name not in fields:
+            close = nearest(name, fields)
+            hint = f"; did you mean {close}?" if close else ""
+            found.append(problem(f"is no parameter{hint}", (name,), "unknown-key", close))
+    if found:
+        raise ParamsError(found, params_cls.__name__)
+
+
 def check_params(params: Any, problems: Iterable[Diagnostic] = ()) -> None:
     """Check and normalise a params object; call it at the end of `__post_init__`.
 
