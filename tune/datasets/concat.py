@@ -5,14 +5,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.data import DataReport, merge_reports
+from tune.datasets.own import OwnDataset
 from tune.datasets.packed import PackedDataset
+from tune.datasets.sft import SFTDataset
+from tune.datasets.text_completion import TextCompletionDataset
 from tune.errors import ConfigError
 from tune.tokenizers import Tokenizer
 
@@ -35,12 +38,24 @@ def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tok
         tokenizer: gives the ids.
 
     Raises:
-        ConfigError: the list is empty, or mixes packed and unpacked ones.
+        ConfigError: the list is empty, mixes packed and unpacked ones, or what was built is no dataset.
         DataError: a source cannot be read or learnt from.
     """
     several = components if isinstance(components, tuple) else (components,)
-    datasets: list[ReportingDataset] = [instantiate(component, tokenizer) for component in several]
+    datasets = [_build(component, tokenizer) for component in several]
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+
+
+def _build(component: Component, tokenizer: Tokenizer) -> ReportingDataset:
+    built: Any = instantiate(component, tokenizer)
+    if isinstance(built, (SFTDataset, TextCompletionDataset, PackedDataset, ConcatDataset)):
+        return built
+    if not hasattr(built, "__len__") or not hasattr(built, "__getitem__"):
+        raise ConfigError(
+            f"dataset {component.path} is a {type(built).__name__}, which has no __len__ or no __getitem__: examples "
+            "are taken by their number"
+        )
+    return OwnDataset(built, component.path)
 
 
 class ConcatDataset(Dataset[dict[str, list[int]]]):
