@@ -130,7 +130,7 @@ class LoraFinetuneRecipe:
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.base_dir)})
             if not adapter_parameters(model):  # a lora_ builder has added them
                 adapter = read_adapter_config(self.adapter_dir, model) if self.adapter_dir else None
-                apply_lora(model, choose_lora(params, adapter))
+                apply_lora(model, choose_lora(params.lora_settings(), adapter))
         self.model = model.to(self.precision.param_dtype).train()
         # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
         cast_adapters(model, torch.float32)

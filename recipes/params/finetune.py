@@ -18,7 +18,7 @@ from recipes.params.checks import (
 )
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import check_params, param
+from tune.config.params import agreed_values, check_params, param
 from tune.config.slots import (
     CHECKPOINTER,
     COLLATE_FN,
@@ -302,6 +302,8 @@ class FinetuneParams:
     profiler: Component | None = param(
         None, slot=PROFILER, group="Logging", help="Profiler, such as tune.training.setup_torch_profiler."
     )
+
+    _agreed: Any = agreed_values()
 
     def __post_init__(self) -> None:
         check_params(self)

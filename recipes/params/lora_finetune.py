@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from recipes.params.finetune import FinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
@@ -92,6 +92,20 @@ class LoraFinetuneParams(FinetuneParams):
         help="Save the adapter alone, not also the whole model with the adapter merged into it.",
     )
 
+    def lora_settings(self) -> dict[str, Any]:
+        """Return what the adapters are to be like, as `choose_lora` takes it."""
+        return {
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "lora_attn_modules": self.lora_attn_modules,
+            "apply_lora_to_mlp": self.apply_lora_to_mlp,
+            "apply_lora_to_output": self.apply_lora_to_output,
+            "use_dora": self.use_dora,
+            "use_rslora": self.use_rslora,
+            "quantize_base": self.quantize_base,
+        }
+
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
@@ -103,19 +117,8 @@ class LoraFinetuneParams(FinetuneParams):
         yield from self._check_adapters()
 
     def _check_adapters(self) -> Iterator[Diagnostic]:
-        settings = {
-            "lora_rank": self.lora_rank,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "lora_attn_modules": self.lora_attn_modules,
-            "apply_lora_to_mlp": self.apply_lora_to_mlp,
-            "apply_lora_to_output": self.apply_lora_to_output,
-            "use_dora": self.use_dora,
-            "use_rslora": self.use_rslora,
-            "quantize_base": self.quantize_base,
-        }
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
-        given = [name for name, value in settings.items() if value is not None]
+        given = [name for name, value in self.lora_settings().items() if value is not None]
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
             for name in given:

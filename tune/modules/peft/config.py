@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from tune.errors import ConfigError
 
@@ -92,51 +92,31 @@ class LoRAConfig:
             yield "no matrix gets an adapter: name some in attn_modules, or set apply_to_mlp"
 
 
-class LoRAParams(Protocol):
-    """What is read of a recipe's parameters; None leaves what stands."""
-
-    @property
-    def lora_rank(self) -> int | None: ...
-    @property
-    def lora_alpha(self) -> float | None: ...
-    @property
-    def lora_dropout(self) -> float | None: ...
-    @property
-    def lora_attn_modules(self) -> Sequence[AttnModule] | None: ...
-    @property
-    def apply_lora_to_mlp(self) -> bool | None: ...
-    @property
-    def apply_lora_to_output(self) -> bool | None: ...
-    @property
-    def use_dora(self) -> bool | None: ...
-    @property
-    def use_rslora(self) -> bool | None: ...
-    @property
-    def quantize_base(self) -> bool | None: ...
+# Names in a configuration, and what they set here.
+_SETTINGS = {
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_attn_modules": "attn_modules",
+    "apply_lora_to_mlp": "apply_to_mlp",
+    "apply_lora_to_output": "apply_to_output",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+    "quantize_base": "quantize_base",
+}
 
 
-def choose_lora(params: LoRAParams, adapter: LoRAConfig | None = None) -> LoRAConfig:
-    """Return what a recipe's parameters say of its adapters.
+def choose_lora(settings: Mapping[str, Any], adapter: LoRAConfig | None = None) -> LoRAConfig:
+    """Return what a configuration says of its adapters.
 
     Args:
-        params: the recipe's.
-        adapter: what parameters that are not set are taken from, instead of the defaults.
+        settings: by the names a configuration has for them (`lora_rank`); None leaves what stands.
+        adapter: what is not set is taken from it, instead of the defaults.
 
     Raises:
         ConfigError: values that no adapter can have.
     """
-    chosen = {
-        "rank": params.lora_rank,
-        "alpha": params.lora_alpha,
-        "dropout": params.lora_dropout,
-        "attn_modules": params.lora_attn_modules,
-        "apply_to_mlp": params.apply_lora_to_mlp,
-        "apply_to_output": params.apply_lora_to_output,
-        "use_dora": params.use_dora,
-        "use_rslora": params.use_rslora,
-        "quantize_base": params.quantize_base,
-    }
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    given = {_SETTINGS[name]: value for name, value in settings.items() if value is not None}
     return replace(adapter or LoRAConfig(), **given)
 
 
