@@ -18,7 +18,7 @@ from recipes.params.checks import (
 )
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import check_params, param, refuse_unknown
+from tune.config.params import agreed_values, check_params, param, refuse_unknown
 from tune.config.slots import (
     CHECKPOINTER,
     COLLATE_FN,
@@ -302,6 +302,8 @@ class FinetuneParams:
     profiler: Component | None = param(
         None, slot=PROFILER, group="Logging", help="Profiler, such as tune.training.setup_torch_profiler."
     )
+
+    _agreed: Any = agreed_values()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse what is no parameter in our words: `MyParams(**vars(args))` may hand in anything."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from recipes.params.checks import check_checkpointer, check_sizes, check_template
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import check_params, param
+from tune.config.params import agreed_values, check_params, param
 from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
 
 
@@ -119,6 +119,8 @@ class GenerateParams:
     log_level: Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"] = param(
         "INFO", group="Output", help="How much is printed to standard error."
     )
+
+    _agreed: Any = agreed_values()
 
     def __post_init__(self) -> None:
         check_params(self)

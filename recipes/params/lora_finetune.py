@@ -93,7 +93,7 @@ class LoraFinetuneParams(FinetuneParams):
     )
 
     def lora_settings(self) -> dict[str, Any]:
-        """Return what is said of the adapters; None where it is left to a lora_ builder, or to an adapter."""
+        """Return what the adapters are to be like, as `choose_lora` takes it."""
         return {
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,

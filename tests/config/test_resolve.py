@@ -16,7 +16,7 @@ from tune.config import resolution_of, resolve
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.dump import dump_params
-from tune.config.params import ParamsError, check_params, param
+from tune.config.params import ParamsError, agreed_values, check_params, param
 from tune.config.resolve import Resolution, load_tree, read_recipe_name
 from tune.config.slots import DATASET, LR_SCHEDULER, OPTIMIZER
 
@@ -38,6 +38,7 @@ class Small:
     extra: dict[str, Any] = param({}, help="Anything.")
     shuffle: bool = param(True, help="Shuffle.")
     note: str = param("none", help="Text.")
+    _agreed: Any = agreed_values()
 
     def __post_init__(self) -> None:
         check_params(self)
@@ -78,7 +79,7 @@ def test_flat_and_component_style_mean_the_same() -> None:
     built = Small(output_dir="a", optimizer="SGD", lr=2e-5)  # type: ignore[arg-type]
     assert flat == nested == built
     assert flat.optimizer == Component("torch.optim.SGD", {"lr": 2e-5})
-    assert flat.lr is None
+    assert flat.lr == 2e-5
 
 
 @pytest.mark.parametrize(
@@ -418,6 +419,29 @@ def test_lists_of_components_share_a_short_form() -> None:
     assert again.params == resolution.params
     missing = resolve(Sets, text="dataset: [alpaca, alpacca]\n")
     assert [(item.path, item.source.col) for item in missing.errors] == [("dataset.1", 19)]
+
+
+@pytest.mark.parametrize("text", ["lr: 1e-4\n", "optimizer: {_component_: AdamW, lr: 1e-4}\n"])
+def test_a_short_form_and_its_component_agree(text: str) -> None:
+    params = good("output_dir: a\n" + text)
+    assert params.lr == params.optimizer.kwargs["lr"] == 1e-4
+    assert good(dump_params(params)) == params
+
+    new_rate = dataclasses.replace(params, lr=5e-5)
+    assert new_rate.lr == new_rate.optimizer.kwargs["lr"] == 5e-5
+    assert dataclasses.replace(new_rate, lr=None).optimizer.kwargs == {}
+    sgd = Component("torch.optim.SGD", {"lr": 0.1})
+    changed = dataclasses.replace(new_rate, optimizer=sgd, epochs=2)
+    assert (changed.lr, changed.optimizer, changed.epochs) == (0.1, sgd, 2)
+    assert dataclasses.replace(new_rate, optimizer="SGD").optimizer.kwargs == {"lr": 5e-5}
+    assert good(dump_params(changed)) == changed
+    assert dataclasses.replace(params, lr=0.1, optimizer=sgd) == dataclasses.replace(params, optimizer=sgd)
+    for made in (
+        lambda: dataclasses.replace(params, lr=0.2, optimizer=sgd),
+        lambda: Small("a", lr=1.0, optimizer=sgd),
+    ):
+        with pytest.raises(ParamsError, match=r"lr and optimizer\.lr are two spellings"):
+            made()
 
 
 def test_objects_built_in_python_are_checked_in_the_same_way() -> None:

@@ -80,7 +80,7 @@ def _build_model(params: Any) -> TransformerDecoder | None:
         model: TransformerDecoder = instantiate(
             params.model, defaults={"checkpoint_dir": "" if model_dir is None else str(model_dir)}
         )
-        if hasattr(params, "lora_rank") and not adapter_parameters(model):
+        if hasattr(params, "lora_settings") and not adapter_parameters(model):
             apply_lora(model, choose_lora(params.lora_settings()))
     return model
 

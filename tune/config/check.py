@@ -9,7 +9,7 @@ from typing import Any
 from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
 from tune.config.convert import REFUSED, shadowed
-from tune.config.diagnostics import PYTHON, Diagnostic, Source, quote
+from tune.config.diagnostics import DEFAULT, PYTHON, Diagnostic, Source, quote
 from tune.config.nodes import (
     MAX_GUESSES,
     MappingNode,
@@ -21,8 +21,8 @@ from tune.config.nodes import (
     from_python,
     mapping_node,
 )
-from tune.config.params import ParamInfo, fields_of
-from tune.config.short_forms import expand_short_forms
+from tune.config.params import AGREED, ParamInfo, fields_of
+from tune.config.short_forms import expand_short_forms, forget_argument, read_argument
 from tune.config.suggestions import add, amend, find_there, guess_parameter
 
 RECIPE_KEY = "recipe"
@@ -86,6 +86,10 @@ def check_tree(
             checked.places[info.name] = node
         checked.values[info.name] = _field(node, info, components, report, checked)
     checked.places.update(components.places)
+    for info in infos.values():
+        slot, _, argument = (info.short_for or "").partition(".")
+        if info.short_for and checked.values.get(info.name) is not REFUSED:
+            checked.values[info.name] = read_argument(checked.values.get(slot), argument)
     if unknown:
         # a stray key may belong to one of them
         for info, node in untouched:
@@ -226,13 +230,20 @@ def check_values(params: Any) -> list[Diagnostic]:
             problems.append(item)
 
     entries = {}
+    # What short forms and components said before `dataclasses.replace` changed one of them: the other one follows.
+    agreed: Mapping[str, Any] = getattr(params, AGREED, None) or {}
     for info in infos.values():
         value = getattr(params, info.name)
         if info.required and isinstance(value, type(info.default)) and value == info.default:
             continue
         if value is info.default:
             continue
-        entries[info.name] = from_python(value)
+        is_handed_on = info.short_for is not None and info.name in agreed and value == agreed[info.name]
+        entries[info.name] = from_python(value, DEFAULT if is_handed_on else PYTHON)
+    for info in infos.values():
+        slot, _, argument = (info.short_for or "").partition(".")
+        if slot in entries and agreed.get(info.name) not in (None, getattr(params, info.name)):
+            entries[slot] = forget_argument(entries[slot], argument, agreed[info.name])
     root = expand_short_forms(mapping_node(PYTHON, entries, {}), infos, report)
     checked = check_tree(root, infos, report, whole=PYTHON)
     found = [*dict.fromkeys(problems), *cross_check(params_cls, checked, infos)]

@@ -63,11 +63,12 @@ def flatten(resolution: Resolution[Any]) -> dict[str, ResolvedValue]:
     from tune.config.resolve import ResolvedValue
 
     flat: dict[str, ResolvedValue] = {}
+    shorts = {info.name: info.short_for or "" for info in fields_of(type(resolution.params)).values()}
     for name, value in resolution.checked.values.items():
         if value is REFUSED:
             continue
         for path, leaf in _leaves(name, value):
-            node = resolution.places.get(path)
+            node = resolution.places.get(path) or resolution.places.get(shorts.get(path, ""))
             if node is None and path != name and not path.endswith(COMPONENT_KEY):
                 node = resolution.places.get(name)
             source = DEFAULT if node is None else node.source
@@ -98,7 +99,7 @@ def _dump(
     group = None
     for info in fields_of(type(params)).values():
         value = getattr(params, info.name)
-        if info.short_for and value is None:
+        if info.short_for:  # its component says it
             continue
         if isinstance(value, Component) and not value:
             continue

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tune.config.slots import Slot
 
 _METADATA_KEY = "tune.param"
+AGREED = "_agreed"
 
 
 class ParamsError(ConfigError, TypeError, ValueError):
@@ -135,7 +136,8 @@ def param(
         choices: the only allowed values.
         pattern: regular expression that a text must match as a whole.
         pattern_help: the same in words, to go on after "must be": "cpu, cuda, cuda:N or mps".
-        short_for: dotted path of the component argument this field is a short form of ("optimizer.lr").
+        short_for: dotted path of the component argument this field is a short form of ("optimizer.lr"). It reads as
+            what the component says, whichever of the two was set. See also `agreed_values`.
         slot: what kind of component the field holds.
         fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
     """
@@ -161,6 +163,14 @@ def param(
     return dataclasses.field(default=default, metadata={_METADATA_KEY: record})
 
 
+def agreed_values() -> Any:
+    """Declare the field `_agreed`, with which `dataclasses.replace` may change a short form or its component alone.
+
+    It remembers what both said, as `replace` hands on all fields alike: what differs from it is what was changed.
+    """
+    return dataclasses.field(default=None, kw_only=True, repr=False, compare=False)
+
+
 def _copy_of(default: Any) -> Any:
     return type(default)(default)
 
@@ -181,7 +191,7 @@ def fields_of(params_cls: type) -> dict[str, ParamInfo]:
         hints = {}
     infos = {}
     for field in dataclasses.fields(params_cls):
-        if not field.init:
+        if not field.init or field.name == AGREED:
             continue
         record = dict(field.metadata.get(_METADATA_KEY, {}))
         if field.default is not dataclasses.MISSING:
@@ -260,3 +270,6 @@ def check_params(params: Any, problems: Iterable[Diagnostic] = ()) -> None:
         found = [*check_values(params), *problems]
     if found:
         raise ParamsError(found, type(params).__name__)
+    if hasattr(params, AGREED):
+        shorts = [info.name for info in fields_of(type(params)).values() if info.short_for]
+        object.__setattr__(params, AGREED, {name: getattr(params, name) for name in shorts})

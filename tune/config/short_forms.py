@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, Source
 from tune.config.merging import name_component
 from tune.config.nodes import (
     ErrorNode,
     MappingNode,
     Node,
+    PythonValue,
     SequenceNode,
     default_node,
     is_null,
@@ -74,6 +76,8 @@ def _give(
         return with_entry(component, argument, given, key_source)
     if isinstance(given, ErrorNode) or isinstance(present, ErrorNode):
         return component
+    if isinstance(given, PythonValue) and isinstance(present, PythonValue) and given.value == present.value:
+        return component
     if _is_stronger(given, present):
         return with_entry(component, argument, replace(given, shadows=present), key_source)
     if _is_stronger(present, given):
@@ -90,4 +94,22 @@ def _give(
 
 
 def _is_stronger(one: Node, other: Node) -> bool:
-    return one.source.kind == "cli" and other.source.kind != "cli"
+    ranks = {"default": 0, "cli": 2}
+    return ranks.get(one.source.kind, 1) > ranks.get(other.source.kind, 1)
+
+
+def forget_argument(owner: Node, argument: str, old: object) -> Node:
+    """Return the component, or list of them, without an argument where that still has its old value."""
+    if isinstance(owner, SequenceNode):
+        return sequence_node(owner.source, [forget_argument(item, argument, old) for item in owner.items])
+    present = owner.entries.get(argument) if isinstance(owner, MappingNode) else None
+    if isinstance(owner, MappingNode) and isinstance(present, PythonValue) and present.value == old:
+        return without_entry(owner, argument)
+    return owner
+
+
+def read_argument(value: object, argument: str) -> object:
+    """Return what a component, or each of a list of them, sets an argument to; None where it does not."""
+    components = value if isinstance(value, (list, tuple)) else (value,)
+    found = [item.kwargs.get(argument) for item in components if isinstance(item, Component)]
+    return found[0] if found and all(item == found[0] for item in found) else None

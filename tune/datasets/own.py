@@ -22,7 +22,8 @@ class OwnDataset(Dataset[dict[str, Any]]):
     """Any object with `__len__` and `__getitem__`, with a report of what there is to learn from it.
 
     Every item is a mapping with `tokens` and `labels`: token ids, and the same again where they are to be learnt, or
-    -100; unshifted, of equal length. Lists, arrays and tensors will do. Further entries are for a `collate_fn` of one's own.
+    -100; unshifted, of equal length. Lists, arrays and tensors will do. Further entries are for a `collate_fn` of one's
+    own.
 
     Args:
         examples: every item is looked at once, to be counted. Its own `report()` and `render_prompt(text)` are used if

@@ -92,8 +92,8 @@ class LoRAConfig:
             yield "no matrix gets an adapter: name some in attn_modules, or set apply_to_mlp"
 
 
-# What the settings of a recipe are called, in the words of builders, and here.
-_FIELDS = {
+# Names in a configuration, and what they set here.
+_SETTINGS = {
     "lora_rank": "rank",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
@@ -107,16 +107,16 @@ _FIELDS = {
 
 
 def choose_lora(settings: Mapping[str, Any], adapter: LoRAConfig | None = None) -> LoRAConfig:
-    """Return what a recipe's settings say of its adapters.
+    """Return what a configuration says of its adapters.
 
     Args:
-        settings: by the names that `lora_` builders have for them, such as `lora_rank`; None leaves one open.
-        adapter: what settings that are left open are taken from, instead of the defaults.
+        settings: by the names a configuration has for them (`lora_rank`); None leaves what stands.
+        adapter: what is not set is taken from it, instead of the defaults.
 
     Raises:
         ConfigError: values that no adapter can have.
     """
-    given: dict[str, Any] = {_FIELDS[name]: value for name, value in settings.items() if value is not None}
+    given = {_SETTINGS[name]: value for name, value in settings.items() if value is not None}
     return replace(adapter or LoRAConfig(), **given)
 
 
