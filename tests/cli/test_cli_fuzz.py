@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tune.cli.main import COMMANDS, main
-from tune.cli.target import read_params_path
+from tune.cli.recipe_lookup import read_params_path
 from tune.config.trust import trusting
 from tune.errors import TuneError
 
