@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.components import trusting
 from tune.cli.main import COMMANDS, main
-from tune.cli.target import read_params_path
+from tune.cli.recipe_lookup import read_params_path
 from tune.errors import TuneError
 
 WORDS = [

@@ -7,7 +7,7 @@ import sys
 
 from tune.cli.arguments import Command, Given, Option, UsageError, nearest
 from tune.cli.catalogue import RECIPES, list_configs, recipe_names
-from tune.cli.target import find_target
+from tune.cli.recipe_lookup import find_target
 from tune.errors import TuneError
 
 SHELLS = ("bash", "zsh", "fish")

@@ -6,8 +6,8 @@ import re
 import sys
 
 from tune.cli.arguments import Command, Given, UsageError, nearest
+from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.show import format_parameters, format_value
-from tune.cli.target import Target, find_target
 from tune.cli.terminal import columns, paint
 from tune.config.component_check import ResolvedName, list_components, resolve_component
 from tune.config.params import ParamInfo, fields_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from tune.cli.quiet import importing_quietly
+from tune.cli.torch_logging import importing_quietly
 
 
 def count_gpus() -> int:

@@ -28,11 +28,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import tune
 from tune.cli.launch_options import LaunchPlan, count_cores
-from tune.cli.meeting import address_towards, is_here, wait_for_host
-from tune.cli.quiet import silence_elastic
 from tune.cli.rank import RANK_VARIABLE
 from tune.cli.rank_report import STOP_SIGNALS
+from tune.cli.rendezvous import address_towards, is_here, wait_for_host
 from tune.cli.supervisor import Supervisor
+from tune.cli.torch_logging import silence_elastic
 from tune.errors import TrainingError
 
 _POLL_S = 0.05

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tune
 from tune.cli.arguments import Command, UsageError, format_help, nearest, read_arguments
 from tune.cli.catalogue import find_recipe, recipe_names
-from tune.cli.failures import exit_code_of
+from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
 from tune.cli.terminal import columns, paint
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from tune.cli.failures import EXIT_BAD_USAGE
+from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.terminal import columns, paint
 from tune.config.component import Component
 from tune.config.lookup import find_module

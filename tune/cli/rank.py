@@ -20,8 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tune.cli.execute import run_file
-from tune.cli.failures import EXIT_INTERRUPTED, exit_code_of
+from tune.cli.exit_codes import EXIT_INTERRUPTED, exit_code_of
 from tune.cli.rank_report import (
     STOP_CODES,
     STOP_SIGNALS,
@@ -31,6 +30,7 @@ from tune.cli.rank_report import (
     read_end,
     write_record,
 )
+from tune.cli.run_file import run_file
 from tune.config.recipe_main import leave_errors_to_caller
 from tune.errors import TuneError
 from tune.utils.lost_connection import is_lost_connection

@@ -23,13 +23,13 @@ from tune.cli.arguments import (
     unknown_option,
 )
 from tune.cli.catalogue import find_config, find_recipe, list_configs
-from tune.cli.execute import execute
-from tune.cli.failures import EXIT_BAD_USAGE
+from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.gpus import count_gpus
 from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
-from tune.cli.quiet import importing_quietly
-from tune.cli.target import Target, find_target
+from tune.cli.recipe_lookup import Target, find_target
+from tune.cli.run_file import execute
 from tune.cli.terminal import paint, report_warning, wants_color
+from tune.cli.torch_logging import importing_quietly
 from tune.cli.validate import resolve_for
 from tune.utils.exclusions import split_processes
 from tune.utils.paths import expand_path

@@ -7,7 +7,7 @@ import sys
 
 from tune.cli.arguments import Command, Given, UsageError
 from tune.cli.catalogue import Recipe
-from tune.cli.target import find_target, make_recipes_importable
+from tune.cli.recipe_lookup import find_target, make_recipes_importable
 
 
 def run(given: Given) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from tune.cli.failures import EXIT_FAILED
+from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.rank_report import (
     STOP_CODES,
     RankEnd,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError, nearest
 from tune.cli.catalogue import RECIPES, Recipe, find_config, find_recipe, read_recipe_key, recipe_names
-from tune.cli.failures import EXIT_BAD_USAGE
-from tune.cli.target import Target, find_target, make_recipes_importable
+from tune.cli.exit_codes import EXIT_BAD_USAGE
+from tune.cli.recipe_lookup import Target, find_target, make_recipes_importable
 from tune.cli.terminal import wants_color
 from tune.config.diagnostics import Diagnostic, Source, to_json
 from tune.errors import ConfigError

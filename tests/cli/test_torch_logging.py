@@ -10,7 +10,7 @@ import pytest
 # The store lives in a process that goes while this one waits for a key.
 LOSE_THE_STORE = """
 import contextlib, os, subprocess, sys, threading
-from tune.cli.quiet import importing_quietly
+from tune.cli.torch_logging import importing_quietly
 before = dict(os.environ)
 with importing_quietly() if sys.argv[1] == "quiet" else contextlib.nullcontext():
     from torch.distributed import DistError, TCPStore

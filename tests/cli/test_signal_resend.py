@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.cli.failures import exit_code_of
+from tune.cli.exit_codes import exit_code_of
 from tune.cli.rank import _kind_of, _StoppedEarly
 from tune.errors import CheckpointError
 
@@ -36,7 +36,7 @@ del thing
 print("went on", flush=True)
 time.sleep(20)
 """
-EXECUTE = "import sys; from pathlib import Path; from tune.cli.execute import execute; "
+EXECUTE = "import sys; from pathlib import Path; from tune.cli.run_file import execute; "
 EXECUTE += "sys.exit(execute(Path('recipe.py'), sys.argv[1:], is_own=True))"
 
 

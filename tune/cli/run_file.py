@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tune.cli.failures import exit_code_of
-from tune.cli.swallowed import resending_swallowed_signals
-from tune.cli.target import add_to_path
+from tune.cli.exit_codes import exit_code_of
+from tune.cli.recipe_lookup import add_to_path
+from tune.cli.signal_resend import resending_swallowed_signals
 
 
 def run_file(file: Path, arguments: Sequence[str], *, is_own: bool) -> None:
