@@ -29,8 +29,8 @@ from tune.training.gradients import NonFiniteGuard, clip_gradients
 from tune.training.loading import build_loader, check_tokenizer_fits, count_steps_per_epoch
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.check import MemoryCheck
+from tune.training.memory.oom import explain_out_of_memory, get_peak_memory_gib
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
-from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import Precision, plan_precision
