@@ -239,7 +239,7 @@ def refuse_unknown(params_cls: type, names: Iterable[str]) -> None:
     fields = fields_of(params_cls)
     found = []
     for name in names:
-        if name not in fields:
+        if name not in params_cls.__dataclass_fields__:  # type: ignore[attr-defined]  # it is a dataclass
             close = nearest(name, fields)
             hint = f"; did you mean {close}?" if close else ""
             found.append(problem(f"is no parameter{hint}", (name,), "unknown-key", close))

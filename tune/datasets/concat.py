@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -13,21 +13,11 @@ from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.data import DataReport, merge_reports
 from tune.datasets.own import OwnDataset
-from tune.datasets.packed import PackedDataset
+from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset
 from tune.errors import ConfigError
 from tune.tokenizers import Tokenizer
-
-
-class ReportingDataset(Protocol):
-    """What every dataset of this package offers."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> dict[str, list[int]]: ...
-    def length(self, index: int) -> int: ...
-    def report(self) -> DataReport: ...
-    def render_prompt(self, text: str) -> str | list[int]: ...
 
 
 def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> ReportingDataset:

@@ -8,7 +8,7 @@ from tune.config.instantiate import instantiate_by_name
 from tune.config.slots import DATASET
 
 if TYPE_CHECKING:
-    from tune.datasets.concat import ReportingDataset
+    from tune.datasets.packed import ReportingDataset
     from tune.tokenizers import Tokenizer
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch.utils.data import Dataset
 
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, pack_lengths
 from tune.errors import ConfigError
 
-if TYPE_CHECKING:
-    from tune.datasets.sft import SFTDataset
-    from tune.datasets.text_completion import TextCompletionDataset
+
+class ReportingDataset(Protocol):
+    """What every dataset of this package offers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict[str, list[int]]: ...
+    def length(self, index: int) -> int: ...
+    def report(self) -> DataReport: ...
+    def render_prompt(self, text: str) -> str | list[int]: ...
 
 
 class PackedDataset(Dataset[dict[str, list[int]]]):
@@ -30,7 +36,7 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
         ConfigError: there is no limit.
     """
 
-    def __init__(self, dataset: SFTDataset | TextCompletionDataset, max_seq_len: int | None = None) -> None:
+    def __init__(self, dataset: ReportingDataset, max_seq_len: int | None = None) -> None:
         capacity = max_seq_len or dataset.report().max_seq_len
         if capacity is None:
             raise ConfigError(

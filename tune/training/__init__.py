@@ -29,8 +29,8 @@ from tune.training.distributed.sharded_model import (
 from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.loading import build_loader, check_tokenizer_fits
 from tune.training.lr_schedulers import get_lr
+from tune.training.memory.oom import explain_out_of_memory, get_peak_memory_gib
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
-from tune.training.memory.running_out import explain_out_of_memory, get_peak_memory_gib
 from tune.training.monitor import Monitor
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer

@@ -14,8 +14,8 @@ from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
 from tune.training.memory.check import MemoryCheck
+from tune.training.memory.oom import get_peak_memory_gib
 from tune.training.memory.plan import MemoryPlan
-from tune.training.memory.running_out import get_peak_memory_gib
 from tune.training.metric_logging import FileLogger, JSONLLogger, MetricLogger
 from tune.training.precision import Precision
 from tune.training.profiler import DummyProfiler, Profiler, build_profiler

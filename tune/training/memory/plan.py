@@ -17,9 +17,9 @@ from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.peft import adapter_parameters
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
+from tune.training.memory.oom import GIB, get_peak_memory_gib
 from tune.training.memory.optimizer_sizes import optimizer_sizes
 from tune.training.memory.prediction import PlannedRun, Prediction, predict
-from tune.training.memory.running_out import GIB, get_peak_memory_gib
 from tune.training.precision import Precision
 from tune.utils import get_logger
 

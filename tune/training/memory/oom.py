@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from tune.errors import TrainingError
 from tune.training.memory.available import available_memory, held_memory
-
-if TYPE_CHECKING:
-    from tune.training.memory.plan import MemoryPlan
 
 __all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib"]
 
@@ -58,8 +55,14 @@ def get_peak_rss_gib() -> float:
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
 
 
+class Explains(Protocol):
+    """What is asked of a memory plan: what there is to say, a line each, with so many bytes in use."""
+
+    def explanation(self, in_use: int) -> list[str]: ...
+
+
 @contextmanager
-def explain_out_of_memory(get_plan: Callable[[], MemoryPlan | None] | None = None) -> Iterator[None]:
+def explain_out_of_memory(get_plan: Callable[[], Explains | None] | None = None) -> Iterator[None]:
     """Turn the body's running out of memory, of a GPU or the host, into an error that says where, and what helps.
 
     Args:
@@ -82,7 +85,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return any(text in str(error) for text in _TEXTS)
 
 
-def _explain(error: Exception, get_plan: Callable[[], MemoryPlan | None] | None) -> str:
+def _explain(error: Exception, get_plan: Callable[[], Explains | None] | None) -> str:
     text = str(error) or type(error).__name__
     # Two sentences tell what was asked for; the rest, and a prefix on the CPU, are for developers of torch.
     first = ". ".join((text.partition("DefaultCPUAllocator: ")[2] or text).split(". ")[:2]).rstrip(". \n")
