@@ -48,7 +48,7 @@ class SpikeWatch:
     def observe(self, step: int, loss: float) -> bool:
         """Take in the loss of a step, read from the device already; return whether a spike begins, which is logged.
 
-        Left out are losses that are no numbers, which are another matter (`NonFiniteGuard`), or not positive.
+        Left out are losses that are no numbers, which are another matter (`StepGuard`), or not positive.
         """
         if not math.isfinite(loss) or loss <= 0.0:
             return False
