@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: list[tuple[str, ...]] = [
     ("recipes", "tune.__main__"),
     ("tune.cli",),
-    ("tune.models", "tune.datasets", "tune.training", "tune.generation"),
-    ("tune.config", "tune.modules", "tune.checkpoints", "tune.tokenizers", "tune.data", "tune.hub"),
+    ("tune.models", "tune.datasets", "tune.training", "tune.generation", "tune.hub"),
+    ("tune.config", "tune.modules", "tune.checkpoints", "tune.tokenizers", "tune.data"),
     ("tune.utils",),
     ("tune.errors", "tune"),
 ]
@@ -22,7 +22,6 @@ FLOORS: list[tuple[str, ...]] = [
 PEERS = {
     ("tune.checkpoints", "tune.modules"),  # a checkpoint is read into a decoder and names its parts
     ("tune.data", "tune.tokenizers"),  # messages become tokens
-    ("tune.hub", "tune.checkpoints"),  # what is sent is opened first
 }
 # The one name that looks up: tune.utils hands on TuneArgumentParser, lazily.
 ALLOWED_UP = {("tune/utils/__init__.py", "tune.config.parser")}

@@ -31,8 +31,8 @@ if __name__ == "__main__":
 PARSED = "@tune.config.parse\ndef recipe_main(params: MyParams) -> None:\n    print('ran', params.ema_decay)"
 PLAIN = (
     "def recipe_main() -> None:\n"
-    "    args = tune.config.TuneArgumentParser(MyParams).parse_args()\n"
-    "    print('ran', MyParams(**vars(args)).ema_decay)"
+    "    params = tune.config.TuneArgumentParser(params=MyParams).parse_params()\n"
+    "    print('ran', params.ema_decay)"
 )
 
 
@@ -74,6 +74,7 @@ def test_its_parameters_are_described(mine: str, capsys: pytest.CaptureFixture[s
         ("import no_such_module\n", "", "cannot be imported: ModuleNotFoundError: No module named"),
         ("raise SystemExit(3)\n", "", "cannot be imported: SystemExit: 3"),
         ("", "recipe_main()\n", "would run if it were imported"),
+        ("", "done = recipe_main()\n", "would run if it were imported"),
     ],
 )
 def test_a_file_that_cannot_be_imported(
@@ -83,6 +84,13 @@ def test_a_file_that_cannot_be_imported(
     Path("mine.py").write_text(before + MINE.format(main=PARSED) + after)
     assert main(["schema", "./mine.py"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_what_a_file_sets_up_at_its_top_is_no_run(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = Path("mine.py").read_text()
+    Path("mine.py").write_text("import logging\nlogging.getLogger('mine').setLevel('ERROR')\n" + content)
+    assert main(["describe", mine, "ema_decay"]) == 0
+    assert "Kept share of the average." in capsys.readouterr().out
 
 
 def test_what_is_no_parameter_is_said_in_our_words() -> None:

@@ -20,7 +20,7 @@ from tune.errors import DataError
 
 GOOD = [
     {"tokens": [3, 5, 7], "labels": [-100, 5, 7]},
-    {"tokens": torch.tensor([3, 9]), "labels": torch.tensor([-100, 9])},
+    {"tokens": torch.tensor([3, 9]), "labels": [np.int64(-100), torch.tensor(9)]},
     {"tokens": np.array([3, 8, 8, 2]), "labels": np.array([-100, -100, 8, 2]), "weight": 0.5},
 ]
 
@@ -65,6 +65,7 @@ def test_what_more_it_offers_is_used() -> None:
         ({"tokens": [3, True], "labels": [3, 5]}, "has True among its tokens"),
         ({"tokens": [3, None], "labels": [3, 5]}, "has None among its tokens"),
         ({"tokens": [3, -1], "labels": [3, 5]}, "has a token below 0: -1"),
+        ({"tokens": [3, 5], "labels": [-5, 5]}, "has a label -5; one that is not learnt is -100"),
     ],
 )
 def test_a_wrong_item_is_told_with_its_number(item: Any, says: str) -> None:

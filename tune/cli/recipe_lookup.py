@@ -135,8 +135,7 @@ def _import_file(file: Path) -> ModuleType:
     Raises:
         UsageError: it cannot be imported, or would do its work if it were.
     """
-    statements = [statement.value for statement in _parse(file).body if isinstance(statement, ast.Expr)]
-    if any(isinstance(value, ast.Call) for value in statements):
+    if _runs_when_imported(_parse(file)):
         raise UsageError(
             f"{file} would run if it were imported, to look at the params it defines: call its main function under "
             "if __name__ == '__main__'"
@@ -154,6 +153,22 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
+def _runs_when_imported(tree: ast.Module) -> bool:
+    """Tell whether a file calls a function of its own outside of functions, classes and an `if __name__ ...`."""
+    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    unguarded = [
+        node
+        for node in tree.body
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        and not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))
+    ]
+    return any(
+        isinstance(call, ast.Call) and ast.unparse(call.func) in own
+        for node in unguarded
+        for call in ast.walk(node)
+    )
+
+
 def add_to_path(file: Path) -> None:
     """Let the user's recipe import what lies beside it, as `python FILE` does, but behind what is installed."""
     folder = str(file.resolve().parent)
@@ -164,8 +179,8 @@ def add_to_path(file: Path) -> None:
 def read_params_path(file: Path) -> str | None:
     """Return the dotted path of the params class that a recipe's main function takes, or None.
 
-    It is the function's annotation, or what is handed to `TuneArgumentParser`. A class that the file itself defines has
-    no path but its name.
+    It is the function's annotation, or what `TuneArgumentParser(params=...)` is given. A class that the file itself
+    defines has no path but its name.
 
     Raises:
         TuneError: the file is not valid Python, or cannot be read.
@@ -177,9 +192,11 @@ def read_params_path(file: Path) -> str | None:
         if isinstance(statement, ast.FunctionDef) and _is_main(statement) and statement.args.args
     ]
     found += [
-        node.args[0]
+        keyword.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("TuneArgumentParser")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TuneArgumentParser")
+        for keyword in node.keywords
+        if keyword.arg == "params"
     ]
     annotation = next((node for node in found if node is not None), None)
     if annotation is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from tune.errors import ConfigError, DataError
 
@@ -19,8 +18,6 @@ _INSTRUCTION_FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] =
 _PROMPT_NAMES = ("instruction", "prompt", "question")
 _ANSWER_NAMES = ("output", "completion", "response", "answer")
 _CHAT_NAMES = ("messages", "conversations", "conversation")
-
-ConversationStyle = Literal["openai", "sharegpt"]
 
 
 @dataclass(frozen=True)

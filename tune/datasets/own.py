@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -56,6 +57,10 @@ class OwnDataset(Dataset[dict[str, Any]]):
             )
         if min(ids["tokens"]) < 0:
             raise self._wrong(index, f"has a token below 0: {min(ids['tokens'])}")
+        if wrong := [label for label in ids["labels"] if label < 0 and label != CROSS_ENTROPY_IGNORE_IDX]:
+            raise self._wrong(
+                index, f"has a label {wrong[0]}; one that is not learnt is {CROSS_ENTROPY_IGNORE_IDX}"
+            )
         return {**item, **ids}
 
     def length(self, index: int) -> int:
@@ -92,10 +97,15 @@ class OwnDataset(Dataset[dict[str, Any]]):
         values = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(values, (list, tuple)) or not values:
             raise self._wrong(index, f"has {key} that are no list of token ids, or an empty one")
+        ids = []
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise self._wrong(index, f"has {value!r} among its {key}, which is no token id")
-        return list(values)
+            try:
+                if isinstance(value, bool):
+                    raise TypeError
+                ids.append(operator.index(value))  # also numpy's numbers, and tensors of one
+            except TypeError:
+                raise self._wrong(index, f"has {value!r} among its {key}, which is no token id") from None
+        return ids
 
     def _wrong(self, index: int, what: str) -> DataError:
         return DataError(f"{self._name}: example {index} {what}")

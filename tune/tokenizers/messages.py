@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from tune.errors import DataError
 
 # "ipython" is what Llama 3 calls a tool.
 Role = Literal["system", "user", "assistant", "tool", "ipython"]
-ALL_ROLES: tuple[str, ...] = get_args(Role)
 # Those that every prompt template knows.
 ROLES = ("system", "user", "assistant")
 TOOL_ROLES = ("tool", "ipython")
