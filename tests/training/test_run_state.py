@@ -101,6 +101,50 @@ def test_another_model_or_optimizer_is_refused(tmp_path: Path) -> None:
         load_run_state(tmp_path, model, per_weight, ALONE, {})
 
 
+class Average:
+    """A part of a recipe of one's own."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def test_a_part_no_longer_tracked_is_not_lost_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    saved = {"average": Average({"w": torch.arange(6.0), "n": 7}), "idle": Average({})}
+    save_run_state(tmp_path, model, optimizer, ALONE, {"step": 1}, saved)
+
+    with pytest.raises(CheckpointError, match=r"the state of average, which .*allow_changes_on_resume=true"):
+        load_run_state(tmp_path, model, optimizer, ALONE, {})
+    with caplog.at_level("WARNING"):
+        load_run_state(tmp_path, model, optimizer, ALONE, {}, allow_lost_parts=True)
+    assert "The saved state of average is left behind" in caplog.text
+
+    again = Average({})
+    load_run_state(tmp_path, model, optimizer, ALONE, {"average": again})  # one that was idle is no loss
+    assert again.state["n"] == 7
+    assert torch.equal(again.state["w"], torch.arange(6.0))
+
+
+def test_plain_state_of_an_unknown_weight_is_refused(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model[0].weight]["count"] = 3  # type: ignore[index]
+    save_run_state(tmp_path, model, optimizer, ALONE, {"step": 1}, {})
+    other = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 2))
+    renamed = nn.ModuleDict({"head": other})
+    with pytest.raises(CheckpointError, match=r"of a weight '0\.weight', not in this model"):
+        load_run_state(tmp_path, renamed, torch.optim.SGD(renamed.parameters(), lr=0.1), ALONE, {})
+
+
 def draw() -> list[Any]:
     return [random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()]
 

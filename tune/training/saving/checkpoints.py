@@ -144,7 +144,7 @@ class Checkpoints:
             state: its counters and parts are restored.
             model: filled from the saved step.
             optimizer: gets back its tensors and settings.
-            allow_changes: go on with other settings or data, having said which.
+            allow_changes: go on with other settings or data, or without a part that was saved, having said which.
 
         Raises:
             CheckpointError: the step is of another run, or cannot be read, or its model is not what was trained.
@@ -157,7 +157,13 @@ class Checkpoints:
         )
         check_weights(self.saved.get("weights"), model, self.mesh, where, allow_changes=allow_changes)
         load_run_state(
-            self.resumed.state_dir, model, optimizer, self.mesh, state.parts, settings_changed=bool(changed)
+            self.resumed.state_dir,
+            model,
+            optimizer,
+            self.mesh,
+            state.parts,
+            settings_changed=bool(changed),
+            allow_lost_parts=allow_changes,
         )
         state.restore(self.saved)
         self.last_step = state.step

@@ -183,6 +183,7 @@ def load_run_state(
     parts: Mapping[str, Stateful],
     *,
     settings_changed: bool = False,
+    allow_lost_parts: bool = False,
 ) -> None:
     """Put the saved state into optimizer, parts and, last, the random generators.
 
@@ -190,11 +191,14 @@ def load_run_state(
         directory, model, optimizer, mesh, parts: as for saving.
         settings_changed: what optimizer and schedule are set to now is meant, and stays: only what they have
             gathered, and how far the schedule has come, is taken over.
+        allow_lost_parts: what was saved of a part that is no longer tracked is left behind, with a warning.
 
     Raises:
-        CheckpointError: the state cannot be read, or is of other weights or another optimizer.
+        CheckpointError: the state cannot be read, or is of other weights or another optimizer, or of a part that
+            is no longer tracked.
     """
     content = _read_run_file(directory)
+    _check_lost_parts(directory, content["parts"], parts, allow_lost_parts)
     weights = dict(model.named_parameters())
     groups = content["groups"]
     if len(groups) != len(optimizer.param_groups):
@@ -221,14 +225,10 @@ def load_run_state(
         name, _, key = full_key.rpartition("/")
         if is_other or full_key.startswith(f"{PARTS}/"):
             continue
-        if name not in weights:
-            raise CheckpointError(
-                f"{directory}: the saved optimizer state is of a weight {name!r}, not in this model."
-            )
-        weight = weights[name]
+        weight = _weight_of(name, weights, directory)
         optimizer.state[weight][key] = tensor.cpu() if full_key in on_host else tensor.to(weight.device)
     for name, values in content["plain"].items() if not is_other else ():
-        optimizer.state[weights[name]].update(values)
+        optimizer.state[_weight_of(name, weights, directory)].update(values)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         if not settings_changed:
             group.update(saved)
@@ -245,6 +245,30 @@ def load_run_state(
     set_rng_state(states[mesh.rank] if mesh.rank < len(states) else states[0], mesh.device)
     if mesh.rank >= len(states):
         mesh.seed_this_rank(torch.initial_seed())  # a process more than there were
+
+
+def _check_lost_parts(
+    directory: Path, saved: Mapping[str, Any], parts: Mapping[str, Stateful], allowed: bool
+) -> None:
+    """Refuse to go on without what was saved of a part, such as an average of the weights; warn where allowed."""
+    lost = [name for name, state in saved.items() if state and name not in parts]
+    if not lost:
+        return
+    names = ", ".join(lost)
+    if not allowed:
+        raise CheckpointError(
+            f"{directory}: it was saved with the state of {names}, which is not tracked now. Track it again, or go "
+            "on without it: allow_changes_on_resume=true"
+        )
+    get_logger().warning(f"The saved state of {names} is left behind: it is not tracked now.")
+
+
+def _weight_of(name: str, weights: Mapping[str, Tensor], directory: Path) -> Tensor:
+    if name not in weights:
+        raise CheckpointError(
+            f"{directory}: the saved optimizer state is of a weight {name!r}, not in this model."
+        )
+    return weights[name]
 
 
 def _advance(schedule: LRScheduler, num_steps: int) -> None:
