@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune.training import clip_gradients, measure_matmul_rate
+from tune.training import clip_gradients
+from tune.training.throughput import measure_matmul_rate
 
 # Train on tokens [b, s] with their targets [b, s], and return the loss per token, not yet read from the device.
 Step = Callable[[Tensor, Tensor], Tensor]

@@ -27,6 +27,8 @@ from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, is_adapter, reset_adapters
 from tune.training import TrainState
 from tune.training.saving import shared_folder
+from tune.training.saving.nonfinite_dump import dump_nonfinite_step, weights_are_finite
+from tune.training.saving.run_state import capture_run_state, load_run_state, write_run_state
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 from tune.utils.sharding import full_tensor, is_sharded, local_part
@@ -55,7 +57,7 @@ def keep_a_shard_to_oneself(mesh: Mesh) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(7, 3)).sum().backward()
     optimizer.step()
-    training.save_run_state(folder, model, optimizer, mesh, {"step": 1}, {})
+    write_run_state(folder, capture_run_state(model, optimizer, {"step": 1}, {}), mesh)
 
 
 def hold_different_folders(mesh: Mesh) -> None:
@@ -173,14 +175,14 @@ def fail_while_a_bad_step_is_studied(mesh: Mesh) -> None:
             loss_of = partial(_loss_of, model, place or "start")
         elif mesh.rank == 1 and place != "nowhere":
             model.get_submodule(place).register_forward_hook(_fail)
-        kept = training.dump_nonfinite_step(folder, number, model, [batch], mesh, batch_loss=loss_of)
+        kept = dump_nonfinite_step(folder, number, model, [batch], mesh, batch_loss=loss_of)
         assert (kept is None) == (place != "nowhere"), place
-        assert training.weights_are_finite(model, mesh)
+        assert weights_are_finite(model, mesh)
         checkpoints = training.Checkpoints(folder, mesh)
         state = TrainState(0, step=number)
         checkpoints.save(state, model, optimizer, lambda model, folder: (folder / "model").mkdir())
         again = torch.optim.AdamW(model.parameters())
-        training.load_run_state(folder / f"step_{number:06d}" / "state", model, again, mesh, {})
+        load_run_state(folder / f"step_{number:06d}" / "state", model, again, {})
         for name, weight in model.named_parameters():
             assert is_sharded(weight), name
             for key, value in optimizer.state[weight].items():
@@ -194,9 +196,7 @@ def fail_while_the_weights_are_gathered(mesh: Mesh) -> None:
     if mesh.rank == 1:
         block: Any = model.layers[1]
         block.set_custom_all_gather(NoRoom())
-    training.dump_nonfinite_step(
-        Path(sys.argv[1]), 7, model, [batch], mesh, batch_loss=partial(_loss_of, model, "")
-    )
+    dump_nonfinite_step(Path(sys.argv[1]), 7, model, [batch], mesh, batch_loss=partial(_loss_of, model, ""))
 
 
 class NoRoom:

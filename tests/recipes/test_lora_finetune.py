@@ -27,7 +27,9 @@ from tune.config import ParamsError
 from tune.errors import CheckpointError
 from tune.models.llama2 import llama2
 from tune.tokenizers import SentencePieceTokenizer
-from tune.training import check_fingerprint, describe_component, list_saved_steps, read_run
+from tune.training import list_saved_steps
+from tune.training.saving.fingerprint import check_fingerprint, describe_component
+from tune.training.saving.run_state import read_run
 
 LORA_BUILDER = {"_component_": "lora_llama2_7b", "lora_attn_modules": ["q_proj"]}
 WITHOUT_FLAT = dict.fromkeys(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from tune.data import padded_collate_sft, shift_labels
-from tune.training import Mesh, TokenCounts, count_targets, count_tokens, group_micro_batches, to_device
+from tune.training import count_targets, count_tokens, group_micro_batches, to_device
+from tune.training.batches import TokenCounts
+from tune.utils.mesh import Mesh
 
 PAD = 0
 

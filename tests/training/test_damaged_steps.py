@@ -22,28 +22,30 @@ from typing import Any
 
 import pytest
 import torch
+from run_states import save_run_state
 from torch import nn
 
 from tests.permissions import binding
 from tune.errors import CheckpointError
 from tune.training import (
     Checkpoints,
-    Mesh,
-    RunLock,
     SavedStep,
     TrainState,
-    choose_step_to_resume,
     find_newest_complete_step,
-    link_steps,
     list_saved_steps,
-    load_run_state,
-    prune_saved_steps,
-    remove_unfinished_steps,
-    save_run_state,
     verify_step,
-    write_step,
 )
 from tune.training.metric_logging import JSONLLogger
+from tune.training.saving.resume_point import choose_step_to_resume
+from tune.training.saving.run_lock import RunLock
+from tune.training.saving.run_state import load_run_state
+from tune.training.saving.saved_steps import (
+    link_steps,
+    prune_saved_steps,
+    remove_unfinished_steps,
+    write_step,
+)
+from tune.utils.mesh import Mesh
 
 
 def save(output_dir: Path, step: int) -> SavedStep:
@@ -57,7 +59,7 @@ def save(output_dir: Path, step: int) -> SavedStep:
             path = staged / f"{name}.safetensors"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(bytes(range(256)) * (step + 1))
-        save_run_state(staged / "state", model, optimizer, Mesh(), {"step": step}, {})
+        save_run_state(staged / "state", model, optimizer, {"step": step}, {})
     return SavedStep(output_dir / f"step_{step:06d}", step)
 
 
@@ -411,7 +413,7 @@ def test_a_state_of_an_older_python_can_be_read(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
-    save_run_state(tmp_path, model, optimizer, Mesh(), {}, {})
+    save_run_state(tmp_path, model, optimizer, {}, {})
     index = tmp_path / "optimizer" / ".metadata"
     metadata = pickle.loads(index.read_bytes())
     for other, is_refused in ((None, False), ((pickle.Pickler, "dump"), True), ((torch.Size, "numel"), True)):
@@ -424,8 +426,8 @@ def test_a_state_of_an_older_python_can_be_read(tmp_path: Path) -> None:
         again = torch.optim.AdamW(model.parameters())
         if is_refused:
             with pytest.raises(CheckpointError, match=r"the index names"):
-                load_run_state(tmp_path, model, again, Mesh(), {})
+                load_run_state(tmp_path, model, again, {})
             continue
-        load_run_state(tmp_path, model, again, Mesh(), {})
+        load_run_state(tmp_path, model, again, {})
         for weight in model.parameters():
             assert torch.equal(again.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg"])

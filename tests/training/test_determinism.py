@@ -13,7 +13,9 @@ import torch
 from tune.config.component import Component
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.config import MoEConfig
-from tune.training import Mesh, describe_repeatability, nondeterminism
+from tune.training import describe_repeatability
+from tune.training.determinism import nondeterminism
+from tune.utils.mesh import Mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -73,7 +75,7 @@ def test_each_cause_is_named(threads, monkeypatch: pytest.MonkeyPatch) -> None:
 STRICT = """
 import os, torch
 from torch import nn
-from tune.training import make_deterministic, nondeterminism
+from tune.training.determinism import make_deterministic, nondeterminism
 from tests_params import ADAMW, make_model, MoEConfig
 cuda = torch.device("cuda", 0)
 make_deterministic()

@@ -9,7 +9,8 @@ import pytest
 
 from tune.config import Component
 from tune.errors import CheckpointError
-from tune.training import check_fingerprint, describe_component, hash_weight_files
+from tune.training import hash_weight_files
+from tune.training.saving.fingerprint import check_fingerprint, describe_component
 
 
 def write(folder: Path, name: str = "model.safetensors", size: int = 300_000, last: bytes = b"\1") -> None:

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tune.data import ResumableSampler, shift_labels
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
-from tune.training import Mesh, checkpoint_activations, dump_nonfinite_step, upcoming_sample_ids
+from tune.training import checkpoint_activations
+from tune.training.saving.nonfinite_dump import dump_nonfinite_step, upcoming_sample_ids
+from tune.utils.mesh import Mesh
 
 SIZES = {"vocab_size": 31, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 12, "head_dim": 6}
 

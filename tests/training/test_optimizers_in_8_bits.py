@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from run_states import save_run_state
 from torch import Tensor, nn
 
 from tune.config.component import Component
 from tune.errors import ConfigError
-from tune.training import build_optimizer, load_run_state, save_run_state
+from tune.training import build_optimizer
 from tune.training.optimizers import check_step, restore_paged_state
+from tune.training.saving.run_state import load_run_state
 
 CPU = torch.device("cpu")
 
@@ -92,8 +94,8 @@ def test_saved_and_read_it_goes_on_as_it_would_have(tmp_path: Path, name: str, i
     again = make_model()
     again.load_state_dict(model.state_dict())
     read = build(again, name, in_backward)
-    save_run_state(tmp_path, model, optimizer, CPU, {}, {})
-    load_run_state(tmp_path, again, read, CPU, {})
+    save_run_state(tmp_path, model, optimizer, {}, {})
+    load_run_state(tmp_path, again, read, {})
     for weight, other in zip(model.parameters(), again.parameters(), strict=True):
         assert optimizer.state[weight].keys() == read.state[other].keys()
         for key, value in optimizer.state[weight].items():
@@ -141,8 +143,8 @@ def test_paged_memory_is_paged_again_after_reading(tmp_path: Path, in_backward: 
     train(model, optimizer, range(3))
     assert optimizer.state[model[3].weight]["state1"].is_paged
     again.load_state_dict(model.state_dict())
-    save_run_state(tmp_path, model, optimizer, device, {}, {})
-    load_run_state(tmp_path, again, read, device, {})
+    save_run_state(tmp_path, model, optimizer, {}, {})
+    load_run_state(tmp_path, again, read, {})
     assert read.state[again[3].weight]["state1"].is_paged
     assert read.state[again[3].weight]["qmap1"].device == device
     expected, actual = train(model, optimizer, range(3, 6)), train(again, read, range(3, 6))

@@ -17,25 +17,21 @@ from tune.config.component import Component
 from tune.config.params import ParamsError
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.training import (
-    Mesh,
-    Progress,
-    SpeedMeter,
     StopRequest,
-    TokenCounts,
     TrainState,
-    check_fingerprint,
-    describe_processes,
     explain_out_of_memory,
-    get_peak_memory_gib,
-    hash_dataset,
     init_mesh,
-    make_fingerprint,
-    measure_matmul_rate,
     plan_precision,
     setup_torch_profiler,
 )
-from tune.training.progress import format_duration, format_summary
+from tune.training.batches import TokenCounts
+from tune.training.distributed.sharded_model import describe_processes
+from tune.training.memory.oom import get_peak_memory_gib
+from tune.training.progress import Progress, format_duration, format_summary
+from tune.training.saving.fingerprint import check_fingerprint, hash_dataset, make_fingerprint
+from tune.training.throughput import SpeedMeter, measure_matmul_rate
 from tune.utils.exclusions import Choices, split_processes
+from tune.utils.mesh import Mesh
 
 CPU = torch.device("cpu")
 

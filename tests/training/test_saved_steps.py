@@ -17,16 +17,13 @@ from pathlib import Path
 import pytest
 
 from tune.errors import CheckpointError, TrainingError
-from tune.training import (
-    RunLock,
-    SavedStep,
-    choose_step_to_resume,
-    find_newest_complete_step,
+from tune.training import SavedStep, find_newest_complete_step, list_saved_steps, verify_step
+from tune.training.saving.resume_point import choose_step_to_resume
+from tune.training.saving.run_lock import RunLock
+from tune.training.saving.saved_steps import (
     link_steps,
-    list_saved_steps,
     prune_saved_steps,
     remove_unfinished_steps,
-    verify_step,
     write_step,
 )
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from tune.training import SpikeWatch
+from tune.training.spikes import SpikeWatch
 
 LENGTH = 150
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.amp import GradScaler
 
 from tune.errors import CheckpointError, TrainingError
-from tune.training import Checkpoints, Mesh, StepGuard, TrainState, clip_gradients
+from tune.training import Checkpoints, StepGuard, TrainState, clip_gradients
 from tune.training.step_guard import MAX_SKIPPED_IN_A_ROW
+from tune.utils.mesh import Mesh
 
 NO_SCALER = GradScaler("cpu", enabled=False)
 NAN, INF = torch.tensor(math.nan), torch.tensor(math.inf)

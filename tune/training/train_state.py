@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from tune.errors import TrainingError
 from tune.training.batches import TokenCounts
-from tune.training.saving.random_state import seed_step
 from tune.utils import get_logger, set_seed
 from tune.utils.mesh import Mesh
+from tune.utils.seed import MAX_SEED
 
 __all__ = ["Stateful", "TrainState", "begin_state"]
 
@@ -116,7 +117,9 @@ class TrainState:
 
     def seed_next_step(self) -> None:
         """Make what is drawn from here on that of the next step: whatever was drawn before leaves no trace."""
-        seed_step(self.seed, self.step, self.rank)
+        # A hash keeps (seed 0, step 1) apart from (seed 1, step 0), which a sum would not.
+        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{self.rank}".encode(), digest_size=8).digest()
+        set_seed(int.from_bytes(digest, "little") % (MAX_SEED + 1))
 
     def undo_step(self) -> None:
         """Take back the step that was begun and could not be taken."""

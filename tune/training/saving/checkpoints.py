@@ -15,11 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tune.errors import CheckpointError
-from tune.training.distributed.sharded_model import (
-    copy_to_host,
-    reshard,
-    write_full_model,
-)
+from tune.training.distributed.sharded_model import copy_to_host, reshard, write_full_model
 from tune.training.saving.fingerprint import check_fingerprint
 from tune.training.saving.resume_point import choose_step_to_resume, set_aside_later_steps
 from tune.training.saving.run_lock import RunLock
@@ -32,11 +28,11 @@ from tune.training.saving.run_state import (
 )
 from tune.training.saving.saved_steps import (
     SavedStep,
-    StagedStep,
-    explain_failed_save,
     link_steps,
     prune_saved_steps,
     remove_unfinished_steps,
+    step_name,
+    write_step,
 )
 from tune.training.saving.shared_folder import require_shared_folder
 from tune.training.saving.tokenizer_copy import keep_tokenizer
@@ -104,7 +100,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._lock: RunLock | None = None
-        self._newest: Path | None = None  # that the first process has seen whole
+        self._newest: Path | None = None  # of this run, or resumed from
 
     def find(self, resume: bool = False, checkpointer: NamesStep | None = None) -> None:
         """Hold the directory, remove what a killed run left unfinished there, and find the step to go on from.
@@ -138,7 +134,7 @@ class Checkpoints:
     ) -> None:
         """Put the saved step's state into what now stands; the weights are there already. Without a step, do nothing.
 
-        Call it after everything that draws random numbers.
+        Call it after everything that draws random numbers: what is drawn from then on is that of the next step.
 
         Args:
             state: its counters and parts are restored.
@@ -160,12 +156,12 @@ class Checkpoints:
             self.resumed.state_dir,
             model,
             optimizer,
-            self.mesh,
             state.parts,
             settings_changed=bool(changed),
             allow_lost_parts=allow_changes,
         )
         state.restore(self.saved)
+        state.seed_next_step()
         self.last_step = state.step
         self._newest = self.resumed.path
         if self.mesh.is_rank_zero:  # a run that was killed may not have come to do it
@@ -176,6 +172,8 @@ class Checkpoints:
         self, state: TrainState, model: nn.Module, optimizer: Optimizer, write_model: WriteModel
     ) -> None:
         """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept.
+
+        What is drawn at random from then on is that of the next step, as in a run that is resumed from this one.
 
         Args:
             state: where the run stands, with its parts.
@@ -193,16 +191,17 @@ class Checkpoints:
         reshard(model)
         run = state.state() | {"weights": sum_weights(model, self.mesh)}
         written = copy_to_host(model, self.mesh) if self._in_background else model
-        snapshot = capture_run_state(
-            model, optimizer, self.mesh, run, state.parts, copied=self._in_background
-        )
+        snapshot = capture_run_state(model, optimizer, run, state.parts, copied=self._in_background)
         held_up = time.perf_counter() - start if self._in_background else None
         write = partial(self._write, state.step, written, snapshot, write_model, state.best_step, held_up)
-        if not self._in_background:
+        if self._in_background:
+            self._thread = threading.Thread(
+                target=self._note_failure, args=(write,), name="saving", daemon=True
+            )
+            self._thread.start()
+        else:
             write()
-            return
-        self._thread = threading.Thread(target=self._note_failure, args=(write,), name="saving", daemon=True)
-        self._thread.start()
+        state.seed_next_step()
 
     def wait(self) -> None:
         """Return once nothing is being written any more.
@@ -276,32 +275,19 @@ class Checkpoints:
         best: int | None,
         held_up: float | None,
     ) -> None:
-        start = time.perf_counter()
-        staged = StagedStep(self.output_dir, step)
-
-        def begin(whole_model: Any) -> None:
-            if self._newest is not None and not self._newest.is_dir():
-                get_logger().warning(
-                    f"{self._newest} was removed during the run, perhaps with all that was saved there; the steps from "
-                    f"{staged.final.name} on are saved in {self.output_dir} as before."
-                )
-            staged.begin()
-            write_model(whole_model, staged.path)
-
-        def finish() -> None:
-            staged.finish()
-            self._newest = staged.final
+        start, name = time.perf_counter(), step_name(step)
+        if self.mesh.is_rank_zero and self._newest is not None and not self._newest.is_dir():
+            get_logger().warning(
+                f"{self._newest} was removed during the run, perhaps with all that was saved there; the steps from "
+                f"{name} on are saved in {self.output_dir} as before."
+            )
+        with write_step(self.output_dir, step, self._thread_mesh) as staged:
+            write_full_model(model, lambda whole: write_model(whole, staged), self._thread_mesh)
+            write_run_state(staged / "state", snapshot, self._thread_mesh)
+        self._newest = self.output_dir / name
+        if self.mesh.is_rank_zero:
             link_steps(self.output_dir, latest=step, best=best)
             if self._keep_last_n:
                 prune_saved_steps(self.output_dir, self._keep_last_n, newest=step, best=best)
-
-        with explain_failed_save(self.output_dir, step):
-            try:
-                write_full_model(model, begin, self._thread_mesh)
-                write_run_state(staged.path / "state", snapshot, self._thread_mesh)
-                self._thread_mesh.from_rank_zero(finish)
-            finally:
-                if self.mesh.is_rank_zero:
-                    staged.discard()
         meanwhile = f" in the background; training waited {held_up:.2f} s" if held_up else ""
-        get_logger().info(f"Saved {staged.final} in {time.perf_counter() - start:.2f} s{meanwhile}")
+        get_logger().info(f"Saved {self._newest} in {time.perf_counter() - start:.2f} s{meanwhile}")

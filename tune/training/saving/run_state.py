@@ -2,8 +2,13 @@
 
 `state/optimizer/` holds all tensors, the optimizer's by weight and name and those of further parts, through
 torch.distributed.checkpoint: each process writes what it holds, and reads what it needs, whatever their number was.
-`state/run.pt` holds everything else, plain values and the random states of every process.
+`state/run.pt` holds everything else, plain values.
 Neither can execute code when read: the first is read with a list of allowed classes, the second weights-only.
+
+The states of random generators are not among it. What is drawn in a step follows from seed, step and process
+(`TrainState.seed_next_step`), which `Checkpoints` calls whenever a step is saved or restored: so a recipe of one's own
+that does not call it draws the same after a resume, too. Steps of older versions have such states; they are what that
+call makes, and are passed over.
 """
 
 from __future__ import annotations
@@ -26,7 +31,6 @@ from tune.checkpoints.file_formats import PICKLE_ERRORS
 from tune.errors import CheckpointError, first_line
 from tune.training.optimizers import restore_paged_state
 from tune.training.saving.manifest import CHANGED_SINCE
-from tune.training.saving.random_state import get_rng_state, set_rng_state
 from tune.training.saving.shared_folder import require_all_written
 from tune.training.train_state import Stateful
 from tune.utils import get_logger
@@ -37,7 +41,6 @@ __all__ = [
     "capture_run_state",
     "load_run_state",
     "read_run",
-    "save_run_state",
     "write_run_state",
 ]
 
@@ -46,7 +49,7 @@ TENSORS_DIR = "optimizer"
 PARTS = "parts"  # what the names of parts' tensors begin with; a weight's name has no slash
 RUN_FILE = "run.pt"
 REFERENCE = "tensor in " + TENSORS_DIR  # the one key of what stands for a tensor in a part's state
-VERSION = 2
+VERSION = 3  # which is 2 without random states
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,16 @@ class RunSnapshot:
 def capture_run_state(
     model: nn.Module,
     optimizer: Optimizer,
-    mesh: Mesh,
     run: Mapping[str, Any],
     parts: Mapping[str, Stateful],
     *,
     copied: bool = False,
 ) -> RunSnapshot:
-    """Return the state of a run as it is now; every process must call this.
+    """Return the state of a run as it is now, of sharded tensors this process's part.
 
     Args:
         model: gives the weights' names, under which their optimizer state is kept.
         optimizer: its state per weight; groups' settings too.
-        mesh: the processes; the random states of their devices are saved, beside the hosts'.
         run: where the run stands: numbers, text, and containers of them.
         parts: further objects with a state: schedule, sampler, scaler, averaged weights.
         copied: tensors are copied to the host, so that training may go on while they are written.
@@ -98,7 +99,6 @@ def capture_run_state(
         "version": VERSION,
         "run": dict(run),
         "parts": states,
-        "rng": mesh.gather_to_all(get_rng_state(mesh.device)),
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "kind": type(optimizer).__name__,
         "plain": plain,
@@ -157,38 +157,19 @@ def write_run_state(directory: Path, snapshot: RunSnapshot, mesh: Mesh) -> None:
     mesh.from_rank_zero(lambda: _write_run_file(directory, snapshot.content))
 
 
-def save_run_state(
-    directory: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    mesh: Mesh,
-    run: Mapping[str, Any],
-    parts: Mapping[str, Stateful],
-) -> None:
-    """Write all that exact resuming needs besides the weights into `directory`, which is created if missing.
-
-    Arguments are those of `capture_run_state`.
-
-    Raises:
-        OSError, RuntimeError: a file could not be written.
-    """
-    write_run_state(directory, capture_run_state(model, optimizer, mesh, run, parts), mesh)
-
-
 def load_run_state(
     directory: Path,
     model: nn.Module,
     optimizer: Optimizer,
-    mesh: Mesh,
     parts: Mapping[str, Stateful],
     *,
     settings_changed: bool = False,
     allow_lost_parts: bool = False,
 ) -> None:
-    """Put the saved state into optimizer, parts and, last, the random generators.
+    """Put the saved state into optimizer and parts.
 
     Args:
-        directory, model, optimizer, mesh, parts: as for saving.
+        directory, model, optimizer, parts: as for saving.
         settings_changed: what optimizer and schedule are set to now is meant, and stays: only what they have
             gathered, and how far the schedule has come, is taken over.
         allow_lost_parts: what was saved of a part that is no longer tracked is left behind, with a warning.
@@ -241,10 +222,6 @@ def load_run_state(
             raise CheckpointError(f"{directory}: nothing was saved of {name}.")
         else:
             part.load_state_dict(_put_tensors(state or {}, tensors))
-    states = content["rng"]
-    set_rng_state(states[mesh.rank] if mesh.rank < len(states) else states[0], mesh.device)
-    if mesh.rank >= len(states):
-        mesh.seed_this_rank(torch.initial_seed())  # a process more than there were
 
 
 def _check_lost_parts(
@@ -281,7 +258,7 @@ def _advance(schedule: LRScheduler, num_steps: int) -> None:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Return where the saved run stood: what `save_run_state` was given as `run`.
+    """Return where the saved run stood: what `capture_run_state` was given as `run`.
 
     Raises:
         CheckpointError: the file is missing or not ours.
@@ -302,7 +279,7 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{directory / RUN_FILE} cannot be read: {first_line(error)}. {CHANGED_SINCE}"
         ) from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+    if not isinstance(content, dict) or content.get("version") not in (2, VERSION):
         raise CheckpointError(
             f"{directory / RUN_FILE} is not the state of a run as this version of tune writes it."
         )

@@ -24,12 +24,11 @@ from tune.errors import CheckpointError
 from tune.training.saving.manifest import MANIFEST_NAME, check_files, write_manifest
 from tune.utils import get_logger
 from tune.utils.lost_connection import is_lost_connection
+from tune.utils.mesh import Mesh
 from tune.utils.paths import flush
 
 __all__ = [
     "SavedStep",
-    "StagedStep",
-    "explain_failed_save",
     "link_steps",
     "list_saved_steps",
     "prune_saved_steps",
@@ -106,70 +105,51 @@ def verify_step(saved: SavedStep, part: str = "") -> None:
     check_files(saved.path, saved.step, part)
 
 
-class StagedStep:
-    """A step that is being written beside its final name.
+@contextmanager
+def write_step(output_dir: Path, step: int, mesh: Mesh | None = None) -> Iterator[Path]:
+    """Give the body an empty directory to fill; on leaving it becomes `output_dir/step_...`, complete.
+
+    Everything is flushed to disk, then the manifest is written, then the directory gets its name. When the body fails
+    nothing is left behind but what was there before.
 
     Args:
         output_dir: where the step will be.
         step: its number.
-    """
-
-    def __init__(self, output_dir: Path, step: int) -> None:
-        self.step = step
-        self.final = output_dir / step_name(step)
-        self.path = output_dir / f"{STAGING_PREFIX}{self.final.name}"
-
-    def begin(self) -> None:
-        """Make an empty directory."""
-        _remove(self.path)
-        self.path.mkdir(parents=True)
-
-    def finish(self) -> None:
-        """Flush everything to disk, write the manifest, and rename: from here on the step is complete."""
-        write_manifest(self.path, self.step)
-        _discard(self.final)
-        os.rename(self.path, self.final)
-        flush(self.final.parent)
-
-    def discard(self) -> None:
-        """Remove what is left, of this step unless it is complete and of an older one of its name."""
-        for path in (self.path, self.final.with_name(f"{DISCARD_PREFIX}{self.final.name}")):
-            with suppress(OSError):
-                _remove(path)
-
-
-@contextmanager
-def write_step(output_dir: Path, step: int) -> Iterator[Path]:
-    """Give the body an empty directory to fill; on leaving it becomes `output_dir/step_...`, complete.
-
-    When the body fails nothing is left behind but what was there before.
+        mesh: the processes that fill it together, of which the first one does all this; None: this one alone.
 
     Raises:
-        CheckpointError: a file could not be written.
+        CheckpointError: a file could not be written; it says what is left and what to do.
+        RuntimeError: another process has gone: the reason is to be found there.
     """
-    staged = StagedStep(output_dir, step)
-    with explain_failed_save(output_dir, step):
-        try:
-            staged.begin()
-            yield staged.path
-            staged.finish()
-        finally:
-            staged.discard()
+    mesh = mesh or Mesh()
+    final = output_dir / step_name(step)
+    staged = output_dir / f"{STAGING_PREFIX}{final.name}"
 
+    def begin() -> None:
+        _remove(staged)
+        staged.mkdir(parents=True)
 
-@contextmanager
-def explain_failed_save(output_dir: Path, step: int) -> Iterator[None]:
-    """Turn what can go wrong while a step is written into a CheckpointError that says what is left and what to do.
+    def finish() -> None:
+        write_manifest(staged, step)
+        _discard(final)
+        os.rename(staged, final)
+        flush(output_dir)
 
-    That another process has gone is passed on as it is: the reason is to be found there.
-    """
     try:
-        yield
+        try:
+            mesh.from_rank_zero(begin)
+            yield staged
+            mesh.from_rank_zero(finish)
+        finally:
+            if mesh.is_rank_zero:
+                for left in (staged, output_dir / f"{DISCARD_PREFIX}{final.name}"):
+                    with suppress(OSError):
+                        _remove(left)
     except (OSError, RuntimeError, CheckpointError) as error:
         if isinstance(error, RuntimeError) and is_lost_connection(str(error)):
             raise
         # torch and safetensors report a full disk as a RuntimeError of their own.
-        raise CheckpointError(_explain_failure(output_dir, step_name(step), error)) from error
+        raise CheckpointError(_explain_failure(output_dir, final.name, error)) from error
 
 
 def link_steps(output_dir: Path, *, latest: int, best: int | None) -> None:
@@ -184,6 +164,8 @@ def prune_saved_steps(
 ) -> list[SavedStep]:
     """Delete all but the newest `keep_last_n` saved steps and the best one; return those deleted.
 
+    One that cannot be deleted is named in the log, and stays.
+
     Args:
         output_dir: where they are.
         keep_last_n: at least 1.
@@ -196,9 +178,16 @@ def prune_saved_steps(
     if link.is_symlink():
         kept_names.add(os.readlink(link))
     steps = [saved for saved in list_saved_steps(output_dir) if newest is None or saved.step <= newest]
-    deleted = [saved for saved in steps[:-keep_last_n] if saved.path.name not in kept_names]
-    for saved in deleted:
-        _discard(saved.path)
+    deleted = []
+    for saved in steps[:-keep_last_n]:
+        if saved.path.name in kept_names:
+            continue
+        try:
+            _discard(saved.path)
+        except OSError as error:
+            get_logger().warning(f"{saved.path} could not be deleted: {error.strerror}.")
+            continue
+        deleted.append(saved)
         with suppress(OSError):  # what is left of it goes when the next run starts
             _remove(output_dir / f"{DISCARD_PREFIX}{saved.path.name}")
     return deleted
