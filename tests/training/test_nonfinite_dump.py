@@ -120,19 +120,28 @@ def test_finding_the_module_that_overflows_changes_nothing(tmp_path: Path) -> No
     assert model.training
 
 
-def test_without_more_the_batches_and_counts_are_there(tmp_path: Path) -> None:
+def dump(
+    folder: Path, step: int, batches: list[dict[str, torch.Tensor]], mesh: Mesh | None = None
+) -> Path | None:
     model = make_model()
-    report = read_report(dump_nonfinite_step(tmp_path, 1, model, make_batches(), Mesh()))
+    return dump_nonfinite_step(
+        folder, step, model, batches, mesh or Mesh(), batch_loss=partial(loss_of, model)
+    )
+
+
+def test_without_more_the_batches_and_counts_are_there(tmp_path: Path) -> None:
+    report = read_report(dump(tmp_path, 1, make_batches()))
     assert report["non_finite_gradients"] == {"num_tensors": 0, "of": 0, "first": {}}
-    assert "first_non_finite_output" not in report
+    assert report["first_non_finite_output"] is None
+    assert "sample_ids" not in report["micro_batches"][0]
     # The same step fails again: the new report takes the old one's place.
-    report = read_report(dump_nonfinite_step(tmp_path, 1, model, make_batches()[:1], Mesh()))
+    report = read_report(dump(tmp_path, 1, make_batches()[:1]))
     assert len(report["micro_batches"]) == 1
 
 
 def test_each_rank_has_files_of_its_own(tmp_path: Path) -> None:
     for rank in range(2):
-        folder = dump_nonfinite_step(tmp_path, 9, make_model(), make_batches(), Mesh(rank=rank, world_size=2))
+        folder = dump(tmp_path, 9, make_batches(), Mesh(rank=rank, world_size=2))
     assert folder is not None
     assert {path.name for path in folder.iterdir()} == {
         f"{name}_rank{rank}.{ending}"
@@ -152,7 +161,7 @@ def test_rows_that_only_even_out_the_ranks_are_no_examples() -> None:
 
 def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    assert dump_nonfinite_step(tmp_path / "file", 2, make_model(), make_batches(), Mesh()) is None
+    assert dump(tmp_path / "file", 2, make_batches()) is None
     record = caplog.records[-1]
     assert record.levelname == "WARNING"
     assert "step 2 could not be kept for study in" in record.message
@@ -160,7 +169,7 @@ def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogC
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        assert dump_nonfinite_step(tmp_path, 3, make_model(), make_batches(), Mesh()) is None
+        assert dump(tmp_path, 3, make_batches()) is None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "non_finite_step_000003").iterdir()) == []

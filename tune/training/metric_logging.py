@@ -1,4 +1,4 @@
-"""Where metrics go. Every logger has `log`, `log_dict`, `rewind` (after a resume) and `close`."""
+"""Where metrics go."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tune.checkpoints.writers import replacing
 from tune.errors import CheckpointError, ConfigError
@@ -29,47 +29,39 @@ __all__ = [
 Scalar = float | int | str | None
 
 
-class MetricLogger(Protocol):
+class MetricLogger(ABC):
     """What the loop needs of a logger."""
-
-    def log(self, name: str, value: Scalar, step: int) -> None: ...
-
-    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None: ...
-
-    def rewind(self, step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class StdoutLogger:
-    """Writes one line per step to stdout."""
 
     def log(self, name: str, value: Scalar, step: int) -> None:
         """Write one metric of optimizer step `step`."""
         self.log_dict({name: value}, step)
+
+    @abstractmethod
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Write the metrics of optimizer step `step`."""
+
+    def rewind(self, step: int) -> None:  # noqa: B027 - what a terminal or a service has shown stays
+        """Take back what is later than `step`, where that can be done."""
+
+    def close(self) -> None:  # noqa: B027
+        """Close what was opened, if anything."""
+
+
+class StdoutLogger(MetricLogger):
+    """Writes one line per step to stdout."""
 
     def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
         """Write the metrics of optimizer step `step` on one line."""
         sys.stdout.write(_format_line(payload, step) + "\n")
         sys.stdout.flush()
 
-    def rewind(self, step: int) -> None:
-        """Do nothing: what a terminal has shown cannot be taken back."""
 
-    def close(self) -> None:
-        """Do nothing: stdout is not ours to close."""
-
-
-class FileLogger(ABC):
+class FileLogger(MetricLogger):
     """A text file with one line per call, opened for appending at the first line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: Any = None
-
-    def log(self, name: str, value: Scalar, step: int) -> None:
-        """Write one metric of optimizer step `step`."""
-        self.log_dict({name: value}, step)
 
     def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
         """Write the metrics of optimizer step `step` on one line; it is in the file when this returns."""
@@ -190,7 +182,7 @@ class DiskLogger(FileLogger):
         return int(words[1]) if is_ours else None
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(MetricLogger):
     """Writes event files that `tensorboard --logdir LOG_DIR` shows.
 
     Args:
@@ -213,18 +205,14 @@ class TensorBoardLogger:
         self._writer: Any = None
         self._purge_step: int | None = None
 
-    def log(self, name: str, value: Scalar, step: int) -> None:
-        """Write one metric of optimizer step `step`; text is left out."""
+    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
+        """Write the metrics of optimizer step `step`; text is left out."""
         if self._writer is None:
             # Opened late, so that a resume can say from which step on older events are void.
             self._writer = self._make_writer(self._log_dir, purge_step=self._purge_step)
-        if isinstance(value, int | float):
-            self._writer.add_scalar(name, value, global_step=step)
-
-    def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
-        """Write the metrics of optimizer step `step`."""
         for name, value in payload.items():
-            self.log(name, value, step)
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, global_step=step)
 
     def rewind(self, step: int) -> None:
         """Void events later than `step`."""
@@ -237,7 +225,7 @@ class TensorBoardLogger:
             self._writer = None
 
 
-class WandBLogger:
+class WandBLogger(MetricLogger):
     """Sends metrics to Weights & Biases.
 
     Args:
@@ -279,16 +267,9 @@ class WandBLogger:
             dir=None if log_dir is None else str(expand_path(log_dir)),
         )
 
-    def log(self, name: str, value: Scalar, step: int) -> None:
-        """Send one metric of optimizer step `step`."""
-        self._run.log({name: value}, step=step)
-
     def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
         """Send the metrics of optimizer step `step`."""
         self._run.log(dict(payload), step=step)
-
-    def rewind(self, step: int) -> None:
-        """Do nothing: each process is a run of its own in the service."""
 
     def close(self) -> None:
         """End the run in the service."""

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -107,8 +107,8 @@ def dump_nonfinite_step(
     micro_batches: Sequence[Mapping[str, Tensor]],
     mesh: Mesh,
     *,
+    batch_loss: BatchLoss,
     sample_ids: Sequence[Sequence[int | None]] | None = None,
-    batch_loss: BatchLoss | None = None,
 ) -> Path | None:
     """Write what there is to know of a step whose loss or gradient is not finite; return where, None where it failed.
 
@@ -122,10 +122,9 @@ def dump_nonfinite_step(
         model: with its gradients, where they are there.
         micro_batches: of this rank, on any device.
         mesh: the processes of the run.
-        sample_ids: the dataset's indices of the examples in each, as `upcoming_sample_ids` gives them.
         batch_loss: returns a micro-batch's loss, and what it is divided by. Called without gradients, it finds the
-            micro-batch and the module where the numbers first go bad; on many ranks all must pass it, since the forward
-            pass may be a collective.
+            micro-batch and the module where the numbers first go bad.
+        sample_ids: the dataset's indices of the examples in each, as `upcoming_sample_ids` gives them.
 
     Raises:
         TrainingError: sharded weights could not be brought together by this process, and the others wait for it: the
@@ -134,21 +133,15 @@ def dump_nonfinite_step(
     folder = output_dir / f"non_finite_{step_name(step)}"
     rank = mesh.rank
     try:
-        with fail_together(model, mesh) if batch_loss is not None else nullcontext():
+        with fail_together(model, mesh):
+            weights = dict(model.named_parameters())
+            gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
             report = {
                 "step": step,
                 "rank": rank,
                 "world_size": mesh.world_size,
-                "non_finite_weights": _count(
-                    {name: weight.detach() for name, weight in model.named_parameters()}
-                ),
-                "non_finite_gradients": _count(
-                    {
-                        name: weight.grad
-                        for name, weight in model.named_parameters()
-                        if weight.grad is not None
-                    }
-                ),
+                "non_finite_weights": _count(weights),
+                "non_finite_gradients": _count(gradients),
             }
             # Before anything is computed, which may fail.
             batches = _write_batches(folder, rank, micro_batches)
@@ -183,34 +176,22 @@ def _write_batches(folder: Path, rank: int, micro_batches: Sequence[Mapping[str,
     return batches
 
 
-def _number(value: Tensor | float | None) -> float | str | None:
-    """Return a number as JSON knows it; one that it does not know, as text."""
-    if value is None:
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else str(number)
-
-
+@torch.no_grad()
 def _count(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return how many tensors hold numbers that are not finite, and of the first of them how many each."""
-    bad: dict[str, str] = {}
-    num_bad = 0
+    bad = {}
     for name, tensor in tensors.items():
-        # Of a sharded tensor this rank's part: the whole would take a collective. (Its class takes seconds to import.)
-        local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        num_wrong = int((~torch.isfinite(local)).sum())
-        if num_wrong:
-            num_bad += 1
-            if len(bad) < _MAX_NAMED:
-                bad[name] = f"{num_wrong} of {local.numel()}"
-    return {"num_tensors": num_bad, "of": len(tensors), "first": bad}
+        local = local_part(tensor)  # the whole would take a collective
+        if num_wrong := int((~torch.isfinite(local)).sum()):
+            bad[name] = f"{num_wrong} of {local.numel()}"
+    return {"num_tensors": len(bad), "of": len(tensors), "first": dict(islice(bad.items(), _MAX_NAMED))}
 
 
 def _look(
     model: nn.Module,
     micro_batches: Sequence[Mapping[str, Tensor]],
     sample_ids: Sequence[Sequence[int | None]] | None,
-    batch_loss: BatchLoss | None,
+    batch_loss: BatchLoss,
 ) -> dict[str, Any]:
     """Return what each micro-batch held and lost, and the module where the first one went bad."""
     rows: list[dict[str, Any]] = []
@@ -219,14 +200,10 @@ def _look(
         row: dict[str, Any] = {"shape": list(batch["tokens"].shape)}
         if sample_ids is not None:
             row["sample_ids"] = list(sample_ids[index])
-        if batch_loss is not None:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watch(model, first_bad):
-                row["loss"] = _number(batch_loss(dict(batch))[0])
-        rows.append(row)
-    looked: dict[str, Any] = {"micro_batches": rows}
-    if batch_loss is not None:
-        looked["first_non_finite_output"] = first_bad[0] if first_bad else None
-    return looked
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watch(model, first_bad):
+            loss = float(batch_loss(dict(batch))[0])
+        rows.append(row | {"loss": loss if math.isfinite(loss) else str(loss)})  # JSON knows no NaN
+    return {"micro_batches": rows, "first_non_finite_output": first_bad[0] if first_bad else None}
 
 
 @contextmanager
@@ -260,9 +237,8 @@ def _summary(report: Mapping[str, Any]) -> str:
     for kind in ("weights", "gradients"):
         count = report[f"non_finite_{kind}"]
         parts.append(f"{count['num_tensors']} of {count['of']} {kind} are not finite")
-    bad = [str(i) for i, row in enumerate(report["micro_batches"]) if isinstance(row.get("loss"), str)]
-    if bad:
+    if bad := [str(i) for i, row in enumerate(report["micro_batches"]) if isinstance(row["loss"], str)]:
         parts.append(f"nor is the loss of micro-batch {', '.join(bad)}")
-    if where := report.get("first_non_finite_output"):
+    if where := report["first_non_finite_output"]:
         parts.append(f"the first bad number came out of {where}")
     return "; ".join(parts)
