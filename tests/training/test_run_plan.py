@@ -28,7 +28,7 @@ from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
 from tune.training.memory.oom import get_peak_memory_gib
 from tune.training.progress import Progress, format_duration, format_summary
-from tune.training.saving.fingerprint import check_fingerprint, hash_dataset, make_fingerprint
+from tune.training.saving.fingerprint import check_fingerprint, describe_component, hash_dataset
 from tune.training.throughput import SpeedMeter, measure_matmul_rate
 from tune.utils.exclusions import Choices, split_processes
 from tune.utils.mesh import Mesh
@@ -253,9 +253,9 @@ def test_a_dataset_is_recognised_and_any_change_seen() -> None:
 
 def test_every_difference_is_shown() -> None:
     optimizers = [Component("torch.optim.AdamW", {"lr": lr, "betas": [0.9, 0.95]}) for lr in (0.1, 0.2)]
-    saved = make_fingerprint({"sequences": 2, "optimizer": optimizers[0], "seed": 3})
+    saved = {"sequences": "2", "optimizer": describe_component(optimizers[0]), "seed": "3"}
     check_fingerprint(saved, dict(saved), "out/step_000001")
-    current = make_fingerprint({"sequences": 4, "optimizer": optimizers[1], "seed": 3})
+    current = {"sequences": "4", "optimizer": describe_component(optimizers[1]), "seed": "3"}
     with pytest.raises(CheckpointError) as caught:
         check_fingerprint(saved, current, "out/step_000001")
     text = str(caught.value)
@@ -268,7 +268,7 @@ def test_every_difference_is_shown() -> None:
 
 
 def test_changes_may_be_allowed_and_are_told(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    saved = make_fingerprint({"sequences": 2, "code": "recipe 1", "threads": 2, "processes": 1})
+    saved = {"sequences": "2", "code": "recipe 1", "threads": "2", "processes": "1"}
     check_fingerprint(saved, {**saved, "sequences": "4"}, "step_000001", allow_changes=True)
     assert "sequences: was 2, is 4" in caplog.text
     caplog.clear()

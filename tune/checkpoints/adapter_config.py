@@ -12,6 +12,7 @@ from typing import Any
 
 from tune.checkpoints.config_fields import ConfigFields, read_json
 from tune.errors import CheckpointError
+from tune.utils.paths import expand_path
 
 CONFIG_FILE = "adapter_config.json"
 # What does not change what an adapter computes, or only how it was begun.
@@ -234,15 +235,19 @@ def _plain(alpha: float) -> float | int:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def find_adapter_dir(path: Path) -> Path:
+def find_adapter_dir(directory: Path | str) -> Path:
     """Return the folder with adapter_config.json: this one, `adapter/` of a saved step, or of an output's latest step.
 
     Raises:
         CheckpointError: there is none.
     """
-    for folder in (path, path / "adapter", path / "latest" / "adapter"):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
+    path = expand_path(directory)
+    try:
+        for folder in (path, path / "adapter", path / "latest" / "adapter"):
+            if (folder / CONFIG_FILE).is_file():
+                return folder
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
     raise CheckpointError(
         f"no adapter was found in {path}: expected {CONFIG_FILE} with adapter_model.safetensors, as peft writes them, "
         "or a saved step with adapter/"

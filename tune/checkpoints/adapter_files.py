@@ -17,18 +17,6 @@ WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 QUANTIZATION = "base_quantization"  # the file's metadata: what the base was kept in; peft reads past it
 
 
-def find_adapter(directory: Path | str) -> Path:
-    """Return the folder with the adapter that `directory` stands for.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    try:
-        return find_adapter_dir(expand_path(directory))
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
-
-
 def find_adapter_weights(folder: Path) -> Path:
     """Return the file with the numbers of the adapter in `folder`.
 
@@ -58,7 +46,7 @@ def read_adapter_base(directory: Path | str) -> str:
     Raises:
         CheckpointError: there is no adapter, or it uses what is not supported.
     """
-    return read_settings(find_adapter(directory)).base
+    return read_settings(find_adapter_dir(directory)).base
 
 
 def read_base_quantization(directory: Path | str) -> str:
@@ -67,7 +55,7 @@ def read_base_quantization(directory: Path | str) -> str:
     Raises:
         CheckpointError: there is no adapter, or its file cannot be read.
     """
-    return read_metadata(find_adapter_weights(find_adapter(directory))).get(QUANTIZATION, "")
+    return read_metadata(find_adapter_weights(find_adapter_dir(directory))).get(QUANTIZATION, "")
 
 
 def base_difference(base_dir: Path, directory: Path | str) -> str:

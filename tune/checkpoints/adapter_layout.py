@@ -153,13 +153,16 @@ def plan_pieces(
             pieces += _split(modules[name], names, settings, ranks)
     if not tensors:
         problems.append(f"no tensor is named {PREFIX}....lora_A.weight")
-    if problems:
-        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise CheckpointError(
-            f"the adapter in {source.path} does not fit the model; nothing was loaded.\n  "
-            + "\n  ".join(shown)
-        )
+    refuse_misfit(source, "does not fit the model", problems)
     return pieces
+
+
+def refuse_misfit(source: WeightSource, what: str, problems: list[str]) -> None:
+    """Raise CheckpointError that an adapter is of no use here, with the problems there are; if there are any."""
+    if problems:
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        lines = (f"the adapter in {source.path} {what}; nothing was loaded.", *problems[:20], *more)
+        raise CheckpointError("\n  ".join(lines))
 
 
 def _sort_tensors(

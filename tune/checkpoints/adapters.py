@@ -16,13 +16,13 @@ from tune.checkpoints.adapter_config import (
     CONFIG_FILE,
     AdapterSettings,
     describe_adapter,
+    find_adapter_dir,
     read_settings,
 )
 from tune.checkpoints.adapter_files import (
     QUANTIZATION,
     WEIGHTS_FILES,
     base_difference,
-    find_adapter,
     find_adapter_weights,
     read_metadata,
 )
@@ -33,6 +33,7 @@ from tune.checkpoints.adapter_layout import (
     Piece,
     plan_pieces,
     possible_copies,
+    refuse_misfit,
     require_finite,
     scaling_of,
     their_modules,
@@ -230,7 +231,7 @@ class _Adapter:
 
 def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
     family = require_family(model)
-    folder = find_adapter(directory)
+    folder = find_adapter_dir(directory)
     settings = read_settings(folder)
     file = find_adapter_weights(folder)
     source = open_weights(file)
@@ -290,12 +291,7 @@ def _compare(adapter: _Adapter, present: Mapping[str, LoRALinear]) -> None:
             problems.append(
                 f"{path}: use_dora is {adapter.settings.use_dora} in the file, {module.use_dora} in the model"
             )
-    if problems:
-        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise CheckpointError(
-            f"the adapter in {adapter.source.path} is of another form than the model's; nothing was loaded.\n  "
-            + "\n  ".join(shown)
-        )
+    refuse_misfit(adapter.source, "is of another form than the model's", problems)
 
 
 @torch.no_grad()

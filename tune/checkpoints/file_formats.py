@@ -21,7 +21,7 @@ from torch import Tensor
 from tune.checkpoints.meta_shards import merged_shape, merged_tensor
 from tune.errors import CheckpointError
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -74,7 +74,7 @@ class SafetensorsFile:
             handle = self._open()
             for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
                 view = handle.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
+                dtype = SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
                 self.infos[name] = TensorInfo(tuple(view.get_shape()), dtype, path)
         except (SafetensorError, OSError) as error:
             raise _unreadable(path, error) from error
@@ -196,7 +196,7 @@ class MetaShards:
 
 
 def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
-    is_plain = tensor.layout is torch.strided and tensor.dtype in _SAFETENSORS_DTYPES.values()
+    is_plain = tensor.layout is torch.strided and tensor.dtype in SAFETENSORS_DTYPES.values()
     return tensor.dtype if is_plain else str(tensor.dtype)
 
 

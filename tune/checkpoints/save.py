@@ -22,12 +22,6 @@ WEIGHT_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "consolidated.*.pth"),
     "torchtune_model*.pt",
 )
-_HF_DTYPES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 
 
 class TokenizerFiles(Protocol):
@@ -132,7 +126,7 @@ def describe_model(family: Family, config: DecoderConfig, tensors: list[LayoutTe
         "architectures": [family.architectures[0]],
         "model_type": family.name,
         **content,
-        "torch_dtype": _HF_DTYPES[max(sizes, key=lambda dtype: sizes[dtype])],
+        "torch_dtype": str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch."),
     }
 
 

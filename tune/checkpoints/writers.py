@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from tune.checkpoints.file_formats import SAFETENSORS_DTYPES
 from tune.checkpoints.mapping import LayoutTensor
 from tune.errors import CheckpointError
 
@@ -22,12 +23,7 @@ __all__ = ["plan_shards", "replacing", "write_json", "write_pickle", "write_safe
 
 Advance = Callable[[int], None]
 _CHUNK_BYTES = 2**22
-_SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 class FileTensor(Protocol):

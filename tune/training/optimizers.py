@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
@@ -126,23 +125,9 @@ def restore_paged_state(optimizer: Optimizer) -> None:
                             state[key] = value
 
 
-class ConstantRate:
-    """Stands where a schedule would, and changes nothing."""
-
-    def step(self) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing that would have to be saved."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing."""
-
-
 def build_lr_scheduler(
     component: Component | None, optimizer: Optimizer, num_training_steps: int
-) -> LRScheduler | ConstantRate:
+) -> LRScheduler:
     """Return the schedule of `optimizer`'s learning rate; None leaves the rate as it is.
 
     One that is still warming up when the run ends is warned of: on little data such a run learns next to nothing.
@@ -156,7 +141,7 @@ def build_lr_scheduler(
         ConfigError: the schedule cannot be stepped after each optimizer step.
     """
     if not component:
-        return ConstantRate()
+        return ConstantLR(optimizer, factor=1.0, total_iters=0)
     try:
         scheduler = instantiate(component, optimizer, defaults={"num_training_steps": num_training_steps})
     except (ValueError, ArithmeticError) as error:  # torch divides by some arguments' differences

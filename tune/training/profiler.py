@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -16,34 +16,17 @@ from tune.utils import expand_path, get_logger
 __all__ = ["DummyProfiler", "Profiler", "build_profiler", "setup_torch_profiler"]
 
 
-class Profiler(Protocol):
+class Profiler(AbstractContextManager[Any, Any], Protocol):
     """What the loop needs of a profiler: a context, and one call after each optimizer step."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> object: ...
 
     def step(self) -> None: ...
 
 
-class DummyProfiler:
+class DummyProfiler(nullcontext[Any]):
     """Stands where a profiler would, and does nothing."""
 
     def __enter__(self) -> DummyProfiler:
         return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
 
     def step(self) -> None:
         """Do nothing."""

@@ -77,8 +77,9 @@ class SpeedMeter:
         num_devices: int = 1,
     ) -> None:
         self._flops_per_token = flops_per_token
-        self._measure_limit = partial(_times, num_devices, measure_limit)
-        self.limit = self._measure_limit()
+        self._measure_limit = measure_limit
+        self._num_devices = num_devices
+        self.limit = num_devices * measure_limit()
         self.device = device
         self.total_seconds = 0.0
         self.total_tokens = 0
@@ -118,7 +119,7 @@ class SpeedMeter:
         mean_length = self._sum_of_squares / max(self._num_tokens, 1)
         flops_per_second = rate * self._flops_per_token(mean_length)
         if flops_per_second > self.limit:
-            self.limit = max(self.limit, self._measure_limit())
+            self.limit = max(self.limit, self._num_devices * self._measure_limit())
         speed = Speed(rate, self._num_targets / seconds, flops_per_second / self.limit)
         self.start()
         return speed
@@ -126,10 +127,6 @@ class SpeedMeter:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _times(number: int, measure: Callable[[], float]) -> float:
-    return number * measure()
 
 
 def measure_matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:

@@ -44,7 +44,7 @@ class TrainState:
         loss: as last read.
         val_loss, val_step: the last validation, and the step it is of.
         best_val_loss, best_step: among saved steps.
-        fingerprint: what a resumed run must have in common with the saved one, see `make_fingerprint`.
+        fingerprint: what a resumed run must have in common with the saved one, see `fingerprint_run`.
         parts: objects with a state of their own, by name; `track` adds to them.
     """
 

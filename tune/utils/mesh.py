@@ -155,11 +155,6 @@ class Mesh:
             dist.all_reduce(numbers, getattr(dist.ReduceOp, operation), group=self.host_group)
         return numbers
 
-    def seed_this_rank(self, seed: int) -> None:
-        """From here on let each process draw other numbers (for dropout); the first goes on as it would alone."""
-        if not self.is_rank_zero:
-            torch.manual_seed((seed + self.rank * 0x9E3779B97F4A7C15) % 2**63)
-
     def for_thread(self) -> Mesh:
         """Return the same mesh for a thread that talks while another one does: with a host group of its own."""
         return replace(self, host_group=_open_host_group() if self.world_size > 1 else None, joined=False)

@@ -27,7 +27,6 @@ __all__ = [
     "hash_code",
     "hash_dataset",
     "hash_weight_files",
-    "make_fingerprint",
 ]
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -81,14 +80,9 @@ def fingerprint_run(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    return make_fingerprint({**settings, **facts})
-
-
-def make_fingerprint(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return facts of a run as texts that can be compared and shown: components with their arguments."""
     return {
         name: describe_component(fact) if isinstance(fact, Component) else str(fact)
-        for name, fact in facts.items()
+        for name, fact in {**settings, **facts}.items()
     }
 
 
@@ -147,22 +141,18 @@ def check_fingerprint(
     code) is mentioned in the log and goes on.
 
     Args:
-        saved, current: from `make_fingerprint`.
+        saved, current: from `fingerprint_run`.
         where: the saved step, for the message.
         allow_changes: mention what else has changed in the log, too, and go on.
 
     Raises:
         CheckpointError: something differs; every difference is listed.
     """
-    changed = [name for name in sorted(saved.keys() | current.keys()) if saved.get(name) != current.get(name)]
-    lines = {
-        name: "\n".join(
-            f"  {line}" for line in _tell(name, saved.get(name, "not set"), current.get(name, "not set"))
-        )
-        for name in changed
-    }
-    harmless = [lines[name] for name in changed if name in LAST_DIGITS]
-    harmful = [lines[name] for name in changed if name not in LAST_DIGITS]
+    unset = dict.fromkeys(sorted(saved.keys() | current.keys()), "not set")
+    was, now = unset | dict(saved), unset | dict(current)
+    lines = {name: _tell(name, was[name], now[name]) for name in unset if was[name] != now[name]}
+    harmless = [line for name, told in lines.items() if name in LAST_DIGITS for line in told]
+    harmful = [line for name, told in lines.items() if name not in LAST_DIGITS for line in told]
     if harmful and not allow_changes:
         raise CheckpointError(
             f"{where} cannot be continued exactly, because this has changed since it was saved:\n"
@@ -177,17 +167,17 @@ def check_fingerprint(
             f"{where} was saved elsewhere; the numbers may differ in their last digits:\n"
             + "\n".join(harmless)
         )
-    return [name for name in changed if name not in LAST_DIGITS]
+    return [name for name in lines if name not in LAST_DIGITS]
 
 
 def _tell(name: str, was: str, now: str) -> list[str]:
-    """Return what has changed; of a component that has kept its name, the arguments alone."""
+    """Return what has changed, in lines; of a component that has kept its name, the arguments alone."""
     (old_path, old), (new_path, new) = (_split_component(text) for text in (was, now))
     if old is None or new is None or old_path != new_path:
-        return [f"{name}: was {was}, is {now}"]
+        return [f"  {name}: was {was}, is {now}"]
     texts = {argument: (_shown(old, argument), _shown(new, argument)) for argument in sorted(old | new)}
     return [
-        f"{name}.{argument}: was {before}, is {after} ({old_path})"
+        f"  {name}.{argument}: was {before}, is {after} ({old_path})"
         for argument, (before, after) in texts.items()
         if before != after
     ]

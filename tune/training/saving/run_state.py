@@ -5,10 +5,10 @@ torch.distributed.checkpoint: each process writes what it holds, and reads what 
 `state/run.pt` holds everything else, plain values.
 Neither can execute code when read: the first is read with a list of allowed classes, the second weights-only.
 
-The states of random generators are not among it. What is drawn in a step follows from seed, step and process
-(`TrainState.seed_next_step`), which `Checkpoints` calls whenever a step is saved or restored: so a recipe of one's own
-that does not call it draws the same after a resume, too. Steps of older versions have such states; they are what that
-call makes, and are passed over.
+The states of random generators are not among it: what a step draws follows from seed, step and process
+(`TrainState.seed_next_step`). `Checkpoints` seeds whenever it saves or restores a step, so a loop of one's own that
+never does so also draws the same after a resume. Older versions saved those states, right after such a seeding: with
+their steps they are passed over.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ def load_run_state(
         optimizer.state[weight][key] = tensor.cpu() if full_key in on_host else tensor.to(weight.device)
     for name, values in content["plain"].items() if not is_other else ():
         optimizer.state[_weight_of(name, weights, directory)].update(values)
-    for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        if not settings_changed:
+    if not settings_changed:
+        for group, saved in zip(optimizer.param_groups, groups, strict=True):
             group.update(saved)
     restore_paged_state(optimizer)
     for name, part in parts.items():
@@ -263,16 +263,10 @@ def read_run(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or not ours.
     """
-    run: dict[str, Any] = _read_run_file(directory)["run"]
-    return run
+    return dict(_read_run_file(directory)["run"])
 
 
 def _read_run_file(directory: Path) -> dict[str, Any]:
-    """Return the content of `state/run.pt`.
-
-    Raises:
-        CheckpointError: the file is missing or not ours.
-    """
     try:
         content = torch.load(directory / RUN_FILE, map_location="cpu", weights_only=True)
     except PICKLE_ERRORS as error:
