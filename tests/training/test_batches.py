@@ -27,7 +27,7 @@ def test_counts_leave_padding_out_and_equal_the_shifted_targets() -> None:
     counts = count_tokens([batch], PAD, 5, Mesh())
     assert counts == TokenCounts(num_tokens=8, num_targets=5, sum_of_squares=25 + 9)
     assert count_targets(batch["labels"]) == 5 == int((shift_labels(batch["labels"]) != -100).sum())
-    assert count_tokens([batch, batch], PAD, 10, Mesh()) == counts + counts
+    assert count_tokens([batch, batch], PAD, 10, Mesh()) == TokenCounts(16, 10, 2 * (25 + 9))
     assert count_tokens([], PAD, 0, Mesh()) == TokenCounts()
 
 

@@ -9,7 +9,6 @@ from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.compare import match_weights, same_bits
 from tune.checkpoints.config_fields import ConfigFields, read_json
-from tune.checkpoints.file_formats import TensorInfo
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
 from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout
@@ -23,7 +22,6 @@ __all__ = [
     "ConfigFields",
     "LayoutTensor",
     "StoredWeights",
-    "TensorInfo",
     "WeightSource",
     "add_adapters",
     "base_difference",

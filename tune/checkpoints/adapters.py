@@ -111,7 +111,7 @@ def save_adapter(
     if any(isinstance(module, FrozenLinear) and module.nf4 is not None for module in model.modules()):
         metadata[QUANTIZATION] = "nf4"
     try:
-        held = [_Held(name, tensor.contiguous()) for name, tensor in tensors.items()]
+        held = [_Held(name, tensor) for name, tensor in tensors.items()]
         write_safetensors(folder / WEIGHTS_FILES[0], held, metadata=metadata)
         write_json(folder / CONFIG_FILE, content)
         if tokenizer is not None:
@@ -196,27 +196,15 @@ def read_adapter_config(directory: Path | str, model: TransformerDecoder) -> LoR
     return _open_adapter(model, directory).config
 
 
-@dataclass(frozen=True, eq=False)
 class _Held:
     """A tensor in memory, to be written."""
 
-    name: str
-    tensor: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name, self._tensor = name, tensor.contiguous()
+        self.shape, self.dtype, self.nbytes = tuple(tensor.shape), tensor.dtype, tensor.nbytes
 
     def read(self) -> Tensor:
-        return self.tensor
+        return self._tensor
 
 
 @dataclass(frozen=True)

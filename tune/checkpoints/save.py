@@ -75,7 +75,6 @@ def save_meta(
     directory: Path | str,
     *,
     tokenizer: TokenizerFiles | None = None,
-    dtype: torch.dtype | None = None,
 ) -> None:
     """Write consolidated.00.pth, params.json and the tokenizer's file in Meta's layout.
 
@@ -83,7 +82,6 @@ def save_meta(
         model: one of a family that has a Meta layout. A tied output matrix is written a second time.
         directory: made if needed; it must not hold weights yet.
         tokenizer: its tokenizer.model is copied, or else all of its files.
-        dtype: what the weights are written in; None: as they are.
 
     Raises:
         CheckpointError: the family has no such layout, the directory holds weights, or a file cannot be written.
@@ -92,7 +90,7 @@ def save_meta(
     if family.meta is None or family.write_meta_config is None:
         raise CheckpointError(f"the {family.name} family has no Meta layout; save it in Hugging Face layout")
     folder = prepare_folder(directory)
-    tensors = tensors_in_layout(ModelWeights(model), family.meta, model.config, dtype=dtype, repeat_tied=True)
+    tensors = tensors_in_layout(ModelWeights(model), family.meta, model.config, repeat_tied=True)
     params = family.write_meta_config(model.config)
     try:
         write_pickle(folder / "consolidated.00.pth", tensors)
@@ -100,8 +98,7 @@ def save_meta(
         if tokenizer is not None:
             files = tokenizer.files()
             # Meta knows one file; a tokenizer of another form goes along as it is.
-            for file in [file for file in files if file.suffix == ".model"][:1] or files:
-                shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
+            _copy_tokenizer([file for file in files if file.suffix == ".model"][:1] or files, folder)
     except OSError as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
@@ -177,12 +174,16 @@ def prepare_folder(directory: Path | str) -> Path:
 
 
 def write_tokenizer(folder: Path, tokenizer: TokenizerFiles) -> None:
-    for file in tokenizer.files():
-        # Other tools look for a SentencePiece model under this name only.
-        shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
+    _copy_tokenizer(tokenizer.files(), folder)
     tokenizer.write_settings(folder)
     if not (folder / "generation_config.json").exists():
         write_json(folder / "generation_config.json", token_ids(tokenizer))
+
+
+def _copy_tokenizer(files: list[Path], folder: Path) -> None:
+    for file in files:
+        # Other tools look for a SentencePiece model under this name only.
+        shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
 
 
 def token_ids(tokenizer: TokenizerFiles | None) -> dict[str, Any]:

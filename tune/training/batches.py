@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -30,13 +31,6 @@ class TokenCounts:
     num_targets: int = 0
     sum_of_squares: int = 0
 
-    def __add__(self, other: TokenCounts) -> TokenCounts:
-        return TokenCounts(
-            self.num_tokens + other.num_tokens,
-            self.num_targets + other.num_targets,
-            self.sum_of_squares + other.sum_of_squares,
-        )
-
 
 def count_tokens(
     batches: Sequence[Mapping[str, Tensor]], padding_idx: int, num_targets: int, mesh: Mesh
@@ -51,7 +45,7 @@ def count_tokens(
         num_targets: positions in them that are trained on, as the objective has counted them.
         mesh: the processes of the run.
     """
-    total = TokenCounts(num_targets=num_targets)
+    num_tokens = sum_of_squares = 0
     for batch in batches:
         tokens = batch["tokens"]
         is_token = tokens != padding_idx
@@ -60,9 +54,9 @@ def count_tokens(
         else:
             positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         # 1 + 3 + 5 + ... of l terms is l squared, so every document adds its own square.
-        squares = ((2 * positions + 1) * is_token).sum()
-        total += TokenCounts(int(is_token.sum()), 0, int(squares))
-    return TokenCounts(*mesh.sums(astuple(total)))
+        sum_of_squares += int(((2 * positions + 1) * is_token).sum())
+        num_tokens += int(is_token.sum())
+    return TokenCounts(*mesh.sums((num_tokens, num_targets, sum_of_squares)))
 
 
 def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
@@ -75,13 +69,8 @@ def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:
 
 def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield lists of `size` batches, the last one shorter when they do not come out even."""
-    group: list[T] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+    remaining = iter(batches)
+    while group := list(islice(remaining, size)):
         yield group
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -52,7 +51,33 @@ def nondeterminism(
         device: where the run takes place.
         model: what is trained.
     """
-    return list(_causes(seed, optimizer, device, model))
+    causes = []
+    if seed is None:
+        causes.append("seed is null, so each run draws another (config.yaml in output_dir names it)")
+    is_strict = torch.are_deterministic_algorithms_enabled()
+    is_strict = is_strict and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == "cuda":
+        if not is_strict:
+            causes.append(
+                "torch's deterministic algorithms are off, so attention's backward pass adds up in any order"
+            )
+        elif os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
+            causes.append(
+                f"{_CUBLAS_VARIABLE} is not {' or '.join(_CUBLAS_FIXED)}, so cuBLAS may change its ways"
+            )
+    elif device.type == "cpu":
+        # The tokens' gradients are gathered from the experts by index, which threads do as they come.
+        has_experts = any(isinstance(module, MixtureOfExperts) for module in model.modules())
+        if has_experts and not is_strict and torch.get_num_threads() > 1:
+            causes.append(
+                f"{torch.get_num_threads()} threads add up what comes back from the experts in any order "
+                "(OMP_NUM_THREADS=1 would not)"
+            )
+    else:
+        causes.append(f"torch has no deterministic algorithms on {device.type}")
+    if device.type != "cpu" and optimizer.path.startswith("bitsandbytes"):
+        causes.append("bitsandbytes does not say whether its kernels are deterministic")
+    return causes
 
 
 def describe_repeatability(seed: int | None, optimizer: Component, model: nn.Module, mesh: Mesh) -> str:
@@ -75,27 +100,3 @@ def describe_repeatability(seed: int | None, optimizer: Component, model: nn.Mod
         conditions.append(f"{threads} thread{'s' * (threads > 1)} (OMP_NUM_THREADS)")
     listed = f"{', '.join(conditions[:-1])} and {conditions[-1]}"
     return f"Repeatable: the same {listed} give the same weights, bit for bit"
-
-
-def _causes(seed: int | None, optimizer: Component, device: torch.device, model: nn.Module) -> Iterator[str]:
-    if seed is None:
-        yield "seed is null, so each run draws another (config.yaml in output_dir names it)"
-    is_strict = torch.are_deterministic_algorithms_enabled()
-    is_strict = is_strict and not torch.is_deterministic_algorithms_warn_only_enabled()
-    if device.type == "cuda":
-        if not is_strict:
-            yield "torch's deterministic algorithms are off, so attention's backward pass adds up in any order"
-        elif os.environ.get(_CUBLAS_VARIABLE) not in _CUBLAS_FIXED:
-            yield f"{_CUBLAS_VARIABLE} is not {' or '.join(_CUBLAS_FIXED)}, so cuBLAS may change its ways"
-    elif device.type == "cpu":
-        # The tokens' gradients are gathered from the experts by index, which threads do as they come.
-        has_experts = any(isinstance(module, MixtureOfExperts) for module in model.modules())
-        if has_experts and not is_strict and torch.get_num_threads() > 1:
-            yield (
-                f"{torch.get_num_threads()} threads add up what comes back from the experts in any order "
-                "(OMP_NUM_THREADS=1 would not)"
-            )
-    else:
-        yield f"torch has no deterministic algorithms on {device.type}"
-    if device.type != "cpu" and optimizer.path.startswith("bitsandbytes"):
-        yield "bitsandbytes does not say whether its kernels are deterministic"

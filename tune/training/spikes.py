@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from itertools import islice, pairwise
+from statistics import median
 from typing import Any
 
 from tune.utils import get_logger
@@ -66,12 +67,12 @@ class SpikeWatch:
         self._is_high = bool(state["is_high"])
 
     def _judge(self, step: int, loss: float) -> bool:
-        usual = _median(list(islice(self._recent, self.num_near)))
+        usual = median(islice(self._recent, self.num_near))
         rise = loss - usual
         if rise <= 0.5 * _MIN_RISE:  # most losses: how far they stray does not matter
             self._is_high = False
             return False
-        strays = _DEVIATIONS_PER_DIFFERENCE * _median([abs(b - a) for a, b in pairwise(self._recent)])
+        strays = _DEVIATIONS_PER_DIFFERENCE * median(abs(b - a) for a, b in pairwise(self._recent))
         limit = max(self.threshold * strays, _MIN_RISE)
         if self._is_high:
             # Only well below the limit is it over: a loss about the limit is one excursion, not many.
@@ -85,9 +86,3 @@ class SpikeWatch:
                 "If it does not come back: lower lr, set clip_grad_norm."
             )
         return self._is_high
-
-
-def _median(values: list[float]) -> float:
-    values.sort()
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else 0.5 * (values[half - 1] + values[half])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,12 @@ from torch.amp import GradScaler
 
 from tune.errors import TrainingError
 from tune.training.saving.checkpoints import Checkpoints
-from tune.training.saving.nonfinite_dump import BatchLoss, keep_for_study
+from tune.training.saving.nonfinite_dump import (
+    BatchLoss,
+    dump_nonfinite_step,
+    upcoming_sample_ids,
+    weights_are_finite,
+)
 from tune.training.train_state import TrainState
 from tune.utils import get_logger
 from tune.utils.sharding import full_tensor
@@ -54,7 +60,7 @@ class StepGuard:
     Args:
         policy: "stop" ends the run with an explanation; "skip" leaves the step out and goes on.
         scaler: while it is still finding fp16's loss scale, an overflowing gradient is part of its search.
-        state: of the run; says which step it is.
+        state: of the run; says which step it is, and by its part `sampler` which examples are learnt from.
         checkpoints: of the run, where what is known of a bad step is kept.
     """
 
@@ -85,20 +91,39 @@ class StepGuard:
             batch_loss: computes the loss of one, to find where the numbers go bad.
             save: saves the state as it is then.
         """
-        assert self._checkpoints is not None, "a guard without checkpoints has nowhere to keep a step"
-        self._study = partial(
-            keep_for_study,
-            self._state,
-            self._checkpoints,
-            model,
-            micro_batches,
-            batch_loss=batch_loss,
-            save=save,
-        )
+        self._study = partial(self._keep_for_study, model, micro_batches, batch_loss, save)
         try:
             yield
         finally:
             self._study = None
+
+    def _keep_for_study(
+        self,
+        model: nn.Module,
+        micro_batches: Sequence[Mapping[str, Tensor]],
+        batch_loss: BatchLoss,
+        save: Callable[[], object],
+    ) -> None:
+        """Go back to the finished step, save it, and write what is known of the one that cannot be taken."""
+        state, checkpoints = self._state, self._checkpoints
+        assert checkpoints is not None, "a guard without checkpoints has nowhere to keep a step"
+        sampler: Any = state.parts.get("sampler")
+        sample_ids = upcoming_sample_ids(sampler, micro_batches) if sampler is not None else None
+        failed_step = state.step
+        state.undo_step()
+        # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
+        if state.step > checkpoints.last_step and weights_are_finite(model, checkpoints.mesh):
+            save()
+            checkpoints.wait()
+        dump_nonfinite_step(
+            checkpoints.output_dir,
+            failed_step,
+            model,
+            micro_batches,
+            checkpoints.mesh,
+            batch_loss=batch_loss,
+            sample_ids=sample_ids,
+        )
 
     def allows(self, loss: Tensor, grad_norm: Tensor | None = None) -> bool:
         """Tell whether the step with this loss and gradient norm may be taken.

@@ -24,14 +24,12 @@ from torch import Tensor, nn
 from tune.checkpoints.writers import replacing
 from tune.errors import TrainingError
 from tune.training.distributed.collective_failure import fail_together
-from tune.training.saving.checkpoints import Checkpoints
 from tune.training.saving.saved_steps import step_name
-from tune.training.train_state import TrainState
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 from tune.utils.sharding import local_part
 
-__all__ = ["dump_nonfinite_step", "keep_for_study", "upcoming_sample_ids", "weights_are_finite"]
+__all__ = ["BatchLoss", "dump_nonfinite_step", "upcoming_sample_ids", "weights_are_finite"]
 
 BatchLoss = Callable[[dict[str, Tensor]], tuple[Tensor, int]]
 
@@ -48,49 +46,6 @@ def upcoming_sample_ids(
     """
     ids = (index if index >= 0 else None for index in sampler)
     return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
-
-
-def keep_for_study(
-    state: TrainState,
-    checkpoints: Checkpoints,
-    model: nn.Module,
-    micro_batches: Sequence[Mapping[str, Tensor]],
-    *,
-    batch_loss: BatchLoss,
-    save: Callable[[], object],
-) -> None:
-    """Save the finished step before one that cannot be taken, and write what is known of that one.
-
-    Args:
-        state: in the step that cannot be taken; it is put back to the one before. Its part `sampler`, if there is one,
-            tells which examples the step was to learn from.
-        checkpoints: of the run.
-        model: with the gradients of the step.
-        micro_batches: of the step, on this process.
-        batch_loss: as for `dump_nonfinite_step`.
-        save: saves the state as it is then.
-
-    Raises:
-        CheckpointError: the finished step could not be saved.
-        TrainingError: as for `dump_nonfinite_step`.
-    """
-    sampler: Any = state.parts.get("sampler")
-    sample_ids = upcoming_sample_ids(sampler, micro_batches) if sampler is not None else None
-    failed_step = state.step
-    state.undo_step()
-    # With optimizer_in_bwd a bad gradient has been stepped with: such weights must not replace good ones.
-    if state.step > checkpoints.last_step and weights_are_finite(model, checkpoints.mesh):
-        save()
-        checkpoints.wait()
-    dump_nonfinite_step(
-        checkpoints.output_dir,
-        failed_step,
-        model,
-        micro_batches,
-        checkpoints.mesh,
-        sample_ids=sample_ids,
-        batch_loss=batch_loss,
-    )
 
 
 @torch.no_grad()
