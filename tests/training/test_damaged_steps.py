@@ -397,6 +397,20 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(tmp_path: Path) -> None:
         (tmp_path / "out").chmod(0o700)
 
 
+def test_an_old_step_that_cannot_be_deleted_ends_no_run(tmp_path: Path, warnings_of_tune: Any) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    in_the_way = tmp_path / ".discarded_step_000001"
+    in_the_way.mkdir()
+    (in_the_way / "file").write_text("")
+    in_the_way.chmod(0o500)
+    with binding():
+        assert [saved.step for saved in prune_saved_steps(tmp_path, 1)] == [2]
+    assert "step_000001 could not be deleted: Permission denied" in warnings_of_tune.text
+    assert [saved.step for saved in list_saved_steps(tmp_path)] == [1, 3]
+    in_the_way.chmod(0o700)
+
+
 class OlderPickler(pickle.Pickler):
     """Pickles members of enumerations as Python 3.11.2 does, and one thing that no index needs."""
 
