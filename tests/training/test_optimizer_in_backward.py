@@ -64,17 +64,6 @@ def test_state_dict_comes_back() -> None:
         assert again._optimizers[0].state is again.state
 
 
-def test_hooks_can_be_removed() -> None:
-    model = make_model()
-    optimizer = OptimizerInBackward(model.parameters(), lambda p: torch.optim.SGD(p, lr=0.1))
-    optimizer.remove_hooks()
-    before = [weight.detach().clone() for weight in model.parameters()]
-    model(torch.ones(2, 3)).sum().backward()
-    for weight, old in zip(model.parameters(), before, strict=True):
-        assert torch.equal(weight, old)
-        assert weight.grad is not None
-
-
 @pytest.mark.parametrize(
     ("path", "kwargs", "fused"),
     [

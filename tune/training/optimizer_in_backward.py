@@ -29,10 +29,8 @@ class OptimizerInBackward(Optimizer):
         # The base class wants groups; the real ones, with every setting, are the inner optimizers'.
         super().__init__(weights, dict(self._optimizers[0].defaults))
         self._share_groups_and_state([optimizer.param_groups[0] for optimizer in self._optimizers])
-        self._hooks = [
+        for weight, optimizer in zip(weights, self._optimizers, strict=True):
             weight.register_post_accumulate_grad_hook(self._make_hook(optimizer))  # type: ignore[no-untyped-call]
-            for weight, optimizer in zip(weights, self._optimizers, strict=True)
-        ]
 
     @property
     def parts(self) -> tuple[Optimizer, ...]:
@@ -50,11 +48,6 @@ class OptimizerInBackward(Optimizer):
         super().load_state_dict(state_dict)
         # The base class has replaced both containers, which the inner optimizers must go on sharing.
         self._share_groups_and_state(list(self.param_groups))
-
-    def remove_hooks(self) -> None:
-        """Let later backward passes leave the weights alone."""
-        for hook in self._hooks:
-            hook.remove()
 
     def _share_groups_and_state(self, groups: list[dict[str, Any]]) -> None:
         self.param_groups = groups
