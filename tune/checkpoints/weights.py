@@ -94,21 +94,14 @@ def _open(location: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
         return WeightSource(path, _open_files([path]))
     if not path.is_dir():
         raise CheckpointError(f"there is no directory or file {path}")
-    for index_name, single, part in (
-        ("model.safetensors.index.json", "model.safetensors", r"model-(\d+)-of-(\d+)\.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin", r"pytorch_model-(\d+)-of-(\d+)\.bin"),
-        # Mistral's own downloads; with others beside them they are the same weights a second time.
-        (
-            "consolidated.safetensors.index.json",
-            "consolidated.safetensors",
-            r"consolidated-(\d+)-of-(\d+)\.safetensors",
-        ),
-    ):
-        if (path / single).is_file():
-            return WeightSource(path, _open_files([path / single]))
-        if (path / index_name).is_file():
-            return _open_indexed(path, path / index_name)
-        if parts := _numbered_parts(path, part):
+    # The last are Mistral's own downloads: with others beside them they are the same weights a second time.
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin"), ("consolidated", "safetensors")):
+        single, index = path / f"{stem}.{suffix}", path / f"{stem}.{suffix}.index.json"
+        if single.is_file():
+            return WeightSource(path, _open_files([single]))
+        if index.is_file():
+            return _open_indexed(path, index)
+        if parts := _numbered_parts(path, rf"{stem}-(\d+)-of-(\d+)\.{suffix}"):
             return WeightSource(path, _open_files(parts))
     if shards := sorted(path.glob("consolidated.*.pth")):
         return WeightSource(path, _open_files(shards))
