@@ -14,19 +14,13 @@ if TYPE_CHECKING:
     from tune.config.component import Component
     from tune.config.describe import json_schema
     from tune.config.diagnostics import Diagnostic, Source, problem
-    from tune.config.dump import dump_params, log_config
+    from tune.config.fields import ParamInfo, fields_of, fixed_on_resume, param
     from tune.config.instantiate import import_component, instantiate
-    from tune.config.params import (
-        ParamInfo,
-        ParamsError,
-        check_params,
-        fields_of,
-        fixed_on_resume,
-        param,
-    )
+    from tune.config.params import ParamsError, check_params
     from tune.config.parser import TuneArgumentParser
     from tune.config.recipe_main import parse
-    from tune.config.resolve import Resolution, resolution_of, resolve
+    from tune.config.resolution import Resolution, dump_params, log_config, resolution_of
+    from tune.config.resolve import resolve
     from tune.config.slots import Slot
 
 __all__ = [
@@ -56,24 +50,24 @@ __all__ = [
 _HOMES = {
     "Component": "component",
     "Diagnostic": "diagnostics",
-    "ParamInfo": "params",
+    "ParamInfo": "fields",
     "ParamsError": "params",
-    "Resolution": "resolve",
+    "Resolution": "resolution",
     "Slot": "slots",
     "Source": "diagnostics",
     "TuneArgumentParser": "parser",
     "check_params": "params",
-    "dump_params": "dump",
-    "fields_of": "params",
-    "fixed_on_resume": "params",
+    "dump_params": "resolution",
+    "fields_of": "fields",
+    "fixed_on_resume": "fields",
     "import_component": "instantiate",
     "instantiate": "instantiate",
     "json_schema": "describe",
-    "log_config": "dump",
-    "param": "params",
+    "log_config": "resolution",
+    "param": "fields",
     "parse": "recipe_main",
     "problem": "diagnostics",
-    "resolution_of": "resolve",
+    "resolution_of": "resolution",
     "resolve": "resolve",
 }
 

@@ -11,9 +11,9 @@ from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import REFUSED, Converter, shadowed, show
 from tune.config.diagnostics import Diagnostic, Source, printable, shorten
+from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonValue, Scalar, SequenceNode
-from tune.config.params import ParamInfo
 from tune.config.slots import Slot
 from tune.config.suggestions import add, amend, guess_argument, judge_plain
 from tune.config.typing import ANY, TypeSpec

@@ -7,7 +7,7 @@ from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.dump import scalar
-from tune.config.params import ParamInfo, fields_of
+from tune.config.fields import ParamInfo, fields_of
 from tune.config.typing import TypeSpec
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, quote
+from tune.config.fields import ParamInfo
 from tune.config.nodes import (
     ErrorNode,
     MappingNode,
@@ -22,7 +23,6 @@ from tune.config.nodes import (
     without_entry,
 )
 from tune.config.overrides import Edit
-from tune.config.params import ParamInfo
 from tune.config.suggestions import nearest
 
 

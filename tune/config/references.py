@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
+from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import (
     MAX_DEPTH,
@@ -24,7 +25,6 @@ from tune.config.nodes import (
     sequence_node,
     text_weight,
 )
-from tune.config.params import ParamInfo
 from tune.config.suggestions import nearest
 
 Path = tuple[str, ...]

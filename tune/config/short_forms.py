@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, Source
+from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import (
     ErrorNode,
@@ -20,7 +21,6 @@ from tune.config.nodes import (
     with_entry,
     without_entry,
 )
-from tune.config.params import ParamInfo
 
 Report = Callable[[Diagnostic], None]
 

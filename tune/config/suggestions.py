@@ -10,9 +10,9 @@ from typing import Any
 from tune.config.component import COMPONENT_KEY
 from tune.config.convert import REFUSED, Converter
 from tune.config.diagnostics import Diagnostic, shorten
+from tune.config.fields import ParamInfo
 from tune.config.foreign_names import foreign_names
 from tune.config.nodes import MappingNode, Node, Scalar, core_value
-from tune.config.params import ParamInfo
 from tune.config.typing import TypeSpec
 
 # Tries a value for a path; returns it, or REFUSED after reporting why it is none.

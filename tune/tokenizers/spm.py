@@ -286,13 +286,13 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
         tokenizer: the tokenizer whose `files()` were, or will be, copied into `directory`.
         directory: the saved model's directory.
     """
-    names = {
+    names: dict[str, Any] = {
         "bos_token": tokenizer.token(tokenizer.bos_id),
         "eos_token": tokenizer.token(tokenizer.eos_id),
         "unk_token": tokenizer.unk_token,
         "pad_token": tokenizer.token(tokenizer.pad_id),
     }
-    config = {
+    config: dict[str, Any] = {
         "add_bos_token": tokenizer.add_bos,
         "add_eos_token": False,
         **names,
