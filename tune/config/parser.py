@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+from tune.config.check import check_tree
 from tune.config.diagnostics import ordered, render_all, shorten
+from tune.config.fields import ParamInfo, fields_of
+from tune.config.nodes import without_entry
 from tune.config.overrides import is_override
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
+from tune.config.short_forms import expand_short_forms
+from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.config.trust import trust
 from tune.errors import ConfigError
 
@@ -43,12 +48,13 @@ class TuneArgumentParser(argparse.ArgumentParser):
 
         params = TuneArgumentParser(params=MyParams).parse_params()    # a frozen, checked object
 
-        args, rest = TuneArgumentParser(description=...).parse_known_args()
-        params = MyParams(**vars(args))                                # plain values, no types known
+        args, rest = TuneArgumentParser(params=MyParams).parse_known_args()
+        params = MyParams(**vars(args))
 
     Args:
-        params: the params dataclass that `parse_params` makes. If it has a class attribute `recipe_names`, a config
-            whose key `recipe` names none of them, nor the running script, is refused.
+        params: the params dataclass, which says what may be set, and what must be; a plain dataclass will do. Without
+            one `parse_known_args` takes any key, with plain values. If the class has an attribute `recipe_names`,
+            `parse_params` refuses a config whose key `recipe` names none of them, nor the running script.
     """
 
     def __init__(self, *args: Any, params: type[Any] | None = None, **kwargs: Any) -> None:
@@ -82,17 +88,21 @@ class TuneArgumentParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse in the historic way: plain values in a namespace, and the arguments nobody knew.
+        """Parse in the historic way: what was set in a namespace, and the arguments nobody knew.
 
-        No dataclass is known here, so values follow YAML 1.2's core types. The config and its overrides set the
-        defaults of the options that were added; such an option given by name counts more.
+        Values have the types of the params class; where none is known, those of YAML 1.2's core. The config and its
+        overrides set the defaults of the options that were added; such an option given by name counts more.
         """
         given = list(sys.argv[1:] if args is None else args)
         own, overrides, rest = self._read_own(given)
-        tree = load_tree({}, config=own.config, overrides=overrides, removals=own.remove or ())
-        self._refuse_if_faulty(tree)
-        values = plain_tree(tree)
         added = {action.dest: action for action in self._actions if action.dest not in _OWN}
+        infos = fields_of(self.params_cls) if self.params_cls is not None else {}
+        tree = load_tree(infos, config=own.config, overrides=overrides, removals=own.remove or ())
+        values = plain_tree(tree)
+        if self.params_cls is not None:
+            infos = {name: info for name, info in infos.items() if name not in added}
+            values |= _typed_values(tree, infos, added)
+        self._refuse_if_faulty(tree)
         for name in values.keys() & added.keys():
             self._check_choice(added[name], values[name])
         needed = [action for action in added.values() if action.required and action.dest in values]
@@ -235,6 +245,19 @@ class TuneArgumentParser(argparse.ArgumentParser):
     def _hint(self, config: str | None) -> None:
         if config is None:
             self._print_message("\nNo --config was given.\n", sys.stderr)
+
+
+def _typed_values(
+    tree: LoadedTree, infos: Mapping[str, ParamInfo], others: Collection[str]
+) -> dict[str, Any]:
+    """The typed values of a tree; what is wrong with them joins its problems. `others` are no parameters."""
+    root = tree.root
+    for name in others:
+        root = without_entry(root, name)
+    report = tree.problems.append
+    root = expand_short_forms(expand_torchtune_forms(root, infos, report), infos, report)
+    checked = check_tree(root, infos, report, whole=tree.whole, complete=tree.complete)
+    return {name: checked.values[name] for name in (*root.entries, *tree.root.entries) if name in infos}
 
 
 def _joined(rest: Sequence[str]) -> list[str]:
