@@ -1,4 +1,4 @@
-"""What numbers the arguments of components may be: no signature says so, and a run finds out late or never."""
+"""What numbers a value may be; of the arguments of components, since no signature says so, and a run late or never."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("tune", "torch", "bitsandbytes")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of an argument, or of each number of one that is a list.
+    """The range of a value, or of each number of one that is a list.
 
     Args:
         minimum, maximum: the least and the greatest value.
@@ -42,14 +42,20 @@ class Bounds:
         )
 
     def describe(self) -> str:
-        """Return the range in words: "at least 0 and below 1"."""
+        """Return the range in words: "at least 0 and below 1"; "" where all is allowed."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
         words = (
             ("at least", self.minimum),
             ("above", self.above),
             ("at most", self.maximum),
             ("below", self.below),
         )
-        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+        return " and ".join(f"{word} {_number(limit)}" for word, limit in words if limit is not None)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def find_bounds(kind: str, path: str, argument: str) -> Bounds | None:

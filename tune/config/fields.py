@@ -6,6 +6,7 @@ the command line, the checks, the help texts and the editor's schema need to kno
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import re
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tune.config.argument_ranges import Bounds
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.slots import Slot
 from tune.config.typing import TypeSpec
@@ -42,17 +44,14 @@ class ParamInfo:
     slot: Slot | None = None
     fixed_on_resume: bool = False
 
+    @property
+    def bounds(self) -> Bounds:
+        """The allowed range."""
+        return Bounds(self.minimum, self.maximum, self.above)
+
     def range_text(self) -> str:
         """The allowed range in words: "at least 1", or "" where there is none."""
-        if self.above is not None and self.maximum is not None:
-            return f"above {_number(self.above)} and at most {_number(self.maximum)}"
-        if self.above is not None:
-            return f"above {_number(self.above)}"
-        if self.minimum is not None and self.maximum is not None:
-            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
-        if self.minimum is not None:
-            return f"at least {_number(self.minimum)}"
-        return f"at most {_number(self.maximum)}" if self.maximum is not None else ""
+        return self.bounds.describe()
 
     def type_text(self) -> str:
         """The type in words a person can act on."""
@@ -70,14 +69,9 @@ class ParamInfo:
         fields = (name or self.name,)
         if self.choices and value not in self.choices:
             return problem(f"must be {self.type_text()}, not {value!r}", fields, "not-a-choice")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            outside = (
-                (self.minimum is not None and value < self.minimum)
-                or (self.maximum is not None and value > self.maximum)
-                or (self.above is not None and value <= self.above)
-            )
-            if outside:
-                return problem(f"must be {self.range_text()}, not {value}", fields, "out-of-range")
+        outside = self.bounds.find_fault(value)
+        if outside:
+            return problem(outside, fields, "out-of-range")
         if self.pattern is not None and isinstance(value, str) and not re.fullmatch(self.pattern, value):
             shown = value if len(value) <= 80 else value[:77] + "..."
             folded = value.strip().lower().replace("gpu", "cuda")
@@ -85,10 +79,6 @@ class ParamInfo:
             wanted = f"be {self.pattern_help}" if self.pattern_help else f"match {self.pattern}"
             return problem(f"must {wanted}, not {shown!r}", fields, "bad-value", suggestion)
         return None
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def param(
@@ -140,12 +130,10 @@ def param(
         "slot": slot,
         "fixed_on_resume": fixed_on_resume,
     }
+    metadata = {_METADATA_KEY: record}
     if isinstance(default, (list, dict, set)):
-        value: Any = dataclasses.field(
-            default_factory=functools.partial(_copy_of, default), metadata={_METADATA_KEY: record}
-        )
-        return value
-    return dataclasses.field(default=default, metadata={_METADATA_KEY: record})
+        return dataclasses.field(default_factory=functools.partial(copy.copy, default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def agreed_values() -> Any:
@@ -154,10 +142,6 @@ def agreed_values() -> Any:
     It remembers what both said, as `replace` hands on all fields alike: what differs from it is what was changed.
     """
     return dataclasses.field(default=None, kw_only=True, repr=False, compare=False)
-
-
-def _copy_of(default: Any) -> Any:
-    return type(default)(default)
 
 
 _known_fields: dict[type, dict[str, ParamInfo]] = {}

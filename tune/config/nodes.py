@@ -162,15 +162,12 @@ def is_null(node: Node) -> bool:
     return node.text in NULL_WORDS or (node.style == "plain" and _NULL.match(node.text) is not None)
 
 
-def walk(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
-    """Every node below and including `node`, with its path."""
-    yield path, node
-    if isinstance(node, MappingNode):
-        for key, item in node.entries.items():
-            yield from walk(item, (*path, key))
-    elif isinstance(node, SequenceNode):
-        for index, item in enumerate(node.items):
-            yield from walk(item, (*path, str(index)))
+def walk(node: Node) -> Iterator[Node]:
+    """Every node below and including `node`."""
+    yield node
+    inner = node.items if isinstance(node, SequenceNode) else ()
+    for item in node.entries.values() if isinstance(node, MappingNode) else inner:
+        yield from walk(item)
 
 
 def parse_int(text: str) -> int | None:

@@ -68,7 +68,7 @@ def _event_reader() -> tuple[Callable[[str], Iterator[Any]], type[Exception]]:
 
 
 class Builder:
-    """Builds the tree from events, one call for each list or mapping: never more than `MAX_DEPTH` within one another."""
+    """Builds the tree from events, one call for each list or mapping, at most `MAX_DEPTH` within one another."""
 
     def __init__(self, name: str, flow_in: Source | None = None) -> None:
         self.name = name
