@@ -125,6 +125,11 @@ def with_entry(node: MappingNode, key: str, value: Node, key_source: Source) -> 
     return replace(made, shadows=node.shadows, written=node.written)
 
 
+def with_items(node: SequenceNode, items: Sequence[Node]) -> SequenceNode:
+    """A copy of `node` that holds `items`."""
+    return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+
+
 def without_entry(node: MappingNode, key: str) -> MappingNode:
     """A copy of `node` without `key`."""
     entries = {name: item for name, item in node.entries.items() if name != key}

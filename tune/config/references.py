@@ -22,9 +22,9 @@ from tune.config.nodes import (
     default_node,
     is_null,
     mapping_node,
-    sequence_node,
     text_weight,
     walk,
+    with_items,
 )
 from tune.config.suggestions import nearest
 
@@ -88,7 +88,7 @@ class _Resolver:
             made = replace(whole, shadows=node.shadows, written=node.written)
         elif isinstance(node, SequenceNode):
             items = [self.inside(item, (*path, str(index))) for index, item in enumerate(node.items)]
-            made = replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+            made = with_items(node, items)
         else:
             made = node
         self._chain -= 1

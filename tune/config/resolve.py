@@ -16,17 +16,17 @@ from tune.config.diagnostics import (
     problem,
     quote,
 )
-from tune.config.document import Document, read_document
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.merging import apply_edits
 from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, without_entry
 from tune.config.overrides import parse_overrides
 from tune.config.params import ParamsError, building_from_checked_values
-from tune.config.reading import Text, clean, read_file
+from tune.config.reading import clean, read_file
 from tune.config.references import resolve_references
 from tune.config.resolution import Resolution, remember
 from tune.config.short_forms import expand_short_forms
 from tune.config.torchtune_compat import expand_torchtune_forms
+from tune.config.yaml_tree import read_document
 from tune.errors import TuneError
 
 __all__ = ["LoadedTree", "Resolution", "load_tree", "plain_tree", "read_recipe_name", "resolve"]
@@ -41,14 +41,10 @@ class LoadedTree:
     """File and command line merged, references resolved; nothing typed yet."""
 
     root: MappingNode
-    document: Document | None
     problems: list[Diagnostic]
     files: dict[str, list[str]]
-    whole: Source
-
-    @property
-    def complete(self) -> bool:
-        return self.document is None or self.document.complete
+    whole: Source  # the place of the configuration as such
+    complete: bool  # whether all of the file could be read
 
 
 def load_tree(
@@ -70,30 +66,21 @@ def load_tree(
         overrides: `a.b=value` and `~a.b` arguments.
         removals: arguments of ``--remove``.
     """
-    source: Text | None = None
-    if text is not None:
-        source = clean(text, name)
-    elif config is not None:
-        source = read_file(config)
-    problems: list[Diagnostic] = []
-    document = None
+    root, whole, complete = MappingNode(Source("cli")), Source("cli"), True
     files: dict[str, list[str]] = {}
-    root = MappingNode(Source("cli"))
-    whole = Source("cli")
-    if source is not None:
+    edits, problems = parse_overrides(overrides, removals)
+    if text is not None or config is not None:
+        source = read_file(config) if text is None and config is not None else clean(text or "", name)
         document = read_document(source)
-        problems += document.problems
+        problems = [*document.problems, *problems]
         files[source.name] = source.lines
-        root = document.root
+        root, complete = document.root, document.complete
         whole = Source("file", source.name, 1, 1, length=0)
-    edits, faults = parse_overrides(overrides, removals)
-    problems += faults
-    if document is not None and not document.readable:
-        edits = []  # there is nothing that they could be judged against
-    merged = apply_edits(root, edits, infos)
-    problems += merged.problems
-    root = resolve_references(merged.root, infos, problems.append)
-    return LoadedTree(root, document, problems, files, whole)
+        if not document.readable:
+            edits = []  # there is nothing that they could be judged against
+    root = apply_edits(root, edits, infos, problems.append)
+    root = resolve_references(root, infos, problems.append)
+    return LoadedTree(root, problems, files, whole, complete)
 
 
 def resolve(

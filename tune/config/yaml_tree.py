@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune.config.diagnostics import Diagnostic, Source, quote
@@ -25,18 +25,67 @@ from tune.config.nodes import (
     sequence_node,
     text_weight,
 )
+from tune.config.reading import Text
 
 _CORE_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE_TAG + name for name in ("int", "float", "bool", "null")}
 _MAX_PROBLEMS = 200
 
 
-class Stop(Exception):
+class _Stop(Exception):
     """Reading cannot go on past this point."""
 
     def __init__(self, problem: Diagnostic) -> None:
         super().__init__(problem.message)
         self.problem = problem
+
+
+@dataclass
+class Document:
+    """What a configuration file says.
+
+    Args:
+        root: the top-level mapping; empty where the file has none, or could not be read.
+        problems: everything wrong with the file as YAML.
+        complete: whether all of it was read; if not, nothing can be said about what is missing.
+        readable: whether it is YAML at all; if not, `root` says nothing.
+    """
+
+    root: MappingNode
+    problems: list[Diagnostic] = field(default_factory=list)
+    complete: bool = True
+    readable: bool = True
+
+
+def read_document(text: Text) -> Document:
+    """Read one configuration document.
+
+    Args:
+        text: from `tune.config.reading`; its own problems are handed on.
+    """
+    empty = mapping_node(Source("file", text.name, 1, 1), {}, {})
+    unreadable = Document(empty, list(text.problems), complete=False, readable=False)
+    if text.problems:
+        return unreadable
+    builder = _Builder(text.name)
+    try:
+        root = builder.build(text.content)
+    except _Stop as stop:
+        unreadable.problems = [*builder.problems, stop.problem]
+        return unreadable
+    if isinstance(root, MappingNode):
+        return Document(root, builder.problems, complete=not builder.lost_key)
+    unreadable.problems = builder.problems or [_no_mapping(root, text.name)]
+    return unreadable
+
+
+def _no_mapping(root: Node | None, name: str) -> Diagnostic:
+    if root is None:
+        place = Source("file", name, 1, 1)
+        return Diagnostic("empty-config", "", f"{name} is empty: there are no parameters in it", place)
+    what = "a list" if isinstance(root, SequenceNode) else "a single value"
+    message = f"a configuration is a mapping of parameters (name: value), and this is {what}"
+    return Diagnostic("not-a-mapping", "", message, root.source)
 
 
 def read_flow(text: str, source: Source) -> tuple[Node | None, Diagnostic | None]:
@@ -46,10 +95,10 @@ def read_flow(text: str, source: Source) -> tuple[Node | None, Diagnostic | None
         text: the value, from its first bracket or quote on.
         source: the argument; its column is that of the value's first character.
     """
-    builder = Builder("", flow_in=source)
+    builder = _Builder("", flow_in=source)
     try:
         node = builder.build(text)
-    except Stop as stop:
+    except _Stop as stop:
         problem = stop.problem
         if "document has ended" in problem.message:
             problem = replace(problem, message="there is text after the end of the value")
@@ -67,7 +116,7 @@ def _event_reader() -> tuple[Callable[[str], Iterator[Any]], type[Exception]]:
     return lambda text: yaml.parse(text, Loader=loader), yaml.error.MarkedYAMLError
 
 
-class Builder:
+class _Builder:
     """Builds the tree from events, one call for each list or mapping, at most `MAX_DEPTH` within one another."""
 
     def __init__(self, name: str, flow_in: Source | None = None) -> None:
@@ -102,7 +151,7 @@ class Builder:
         except (RecursionError, ValueError, OverflowError) as error:
             # the pure Python reader meets its own limits before ours
             place = Source("file", self.name, 1, 1) if self._flow_in is None else self._flow_in
-            raise Stop(Diagnostic("yaml-syntax", "", f"this is not readable YAML: {error}", place)) from None
+            raise _Stop(Diagnostic("yaml-syntax", "", f"this is not readable YAML: {error}", place)) from None
         return root
 
     def _node(self, event: Any) -> Node:
@@ -230,11 +279,11 @@ class Builder:
         self._weight += weight
         if self._weight > MAX_WEIGHT:
             message = f"with its aliases written out this configuration holds more than {MAX_WEIGHT:,} values"
-            raise Stop(Diagnostic("config-too-large", "", message, self._place(event)))
+            raise _Stop(Diagnostic("config-too-large", "", message, self._place(event)))
 
     def _too_deep(self, event: Any) -> None:
         message = f"lists and mappings nest more than {MAX_DEPTH} deep here"
-        raise Stop(Diagnostic("config-too-deep", "", message, self._place(event)))
+        raise _Stop(Diagnostic("config-too-deep", "", message, self._place(event)))
 
     def _place(self, event: Any) -> Source:
         start, end = event.start_mark, event.end_mark
@@ -252,8 +301,8 @@ class Builder:
             self.problems.append(Diagnostic(code, ".".join(self._path), message, source, suggestion))
         return ErrorNode(source)
 
-    def _stop_at(self, error: Any, content: str) -> Stop:
+    def _stop_at(self, error: Any, content: str) -> _Stop:
         from tune.config.yaml_errors import explain  # only on the way to an error
 
         code, message, line, col = explain(error, content)
-        return Stop(Diagnostic(code, "", message, self._at(line, col)))
+        return _Stop(Diagnostic(code, "", message, self._at(line, col)))
