@@ -48,32 +48,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Component": "component",
-    "Diagnostic": "diagnostics",
-    "ParamInfo": "fields",
-    "ParamsError": "params",
-    "Resolution": "resolution",
-    "Slot": "slots",
-    "Source": "diagnostics",
-    "TuneArgumentParser": "parser",
-    "check_params": "params",
-    "dump_params": "resolution",
-    "fields_of": "fields",
-    "fixed_on_resume": "fields",
-    "import_component": "instantiate",
-    "instantiate": "instantiate",
-    "json_schema": "describe",
-    "log_config": "resolution",
-    "param": "fields",
-    "parse": "recipe_main",
-    "problem": "diagnostics",
-    "resolution_of": "resolution",
-    "resolve": "resolve",
+    "component": ("Component",),
+    "describe": ("json_schema",),
+    "diagnostics": ("Diagnostic", "Source", "problem"),
+    "fields": ("ParamInfo", "fields_of", "fixed_on_resume", "param"),
+    "instantiate": ("import_component", "instantiate"),
+    "params": ("ParamsError", "check_params"),
+    "parser": ("TuneArgumentParser",),
+    "recipe_main": ("parse",),
+    "resolution": ("Resolution", "dump_params", "log_config", "resolution_of"),
+    "resolve": ("resolve",),
+    "slots": ("Slot",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
@@ -88,7 +79,7 @@ class _Package(ModuleType):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
+        if name in _HOME_OF and isinstance(value, ModuleType):
             return
         super().__setattr__(name, value)
 
