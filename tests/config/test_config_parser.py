@@ -186,8 +186,9 @@ def test_added_options_take_their_defaults_from_the_config(config: str) -> None:
     with pytest.raises(SystemExit) as caught:
         parser().parse_known_args(["--config", config, "mode=c"])
     assert caught.value.code == 2
-    with pytest.raises(SystemExit):
-        parser().parse_known_args([])
+    for wrong in ([], ["batch_size=many"]):
+        with pytest.raises(SystemExit):
+            parser().parse_known_args(wrong)
     # a parser used twice does not remember the first config
     one = parser()
     one.parse_known_args(["--config", config, "mode=b"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
-from tune.config.convert import REFUSED, shadowed
+from tune.config.convert import shadowed
 from tune.config.diagnostics import Diagnostic, Source, quote
 from tune.config.fields import ParamInfo
 from tune.config.nodes import (
@@ -20,6 +20,7 @@ from tune.config.nodes import (
     SequenceNode,
     default_node,
 )
+from tune.config.scalars import REFUSED
 from tune.config.short_forms import read_argument
 from tune.config.suggestions import add, amend, find_there, guess_parameter
 
@@ -113,7 +114,7 @@ def _field(
     checked: Checked,
 ) -> Any:
     """The value of one field, or `REFUSED`."""
-    if info.slot is not None and _is_empty_default(node, info):
+    if info.slot is not None and not info.required and isinstance(node, PythonValue) and node.value == "":
         return Component()
     if info.required and _is_empty(node):
         name = node.written or info.name
@@ -139,10 +140,6 @@ def _is_empty(node: Node) -> bool:
     if isinstance(node, SequenceNode):
         return not node.items
     return isinstance(node, PythonValue) and node.value == ""
-
-
-def _is_empty_default(node: Node, info: ParamInfo) -> bool:
-    return isinstance(node, PythonValue) and node.value == "" and not info.required
 
 
 def _report_unknown(

@@ -84,8 +84,6 @@ def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, An
 
 def _field_schema(info: ParamInfo) -> dict[str, Any]:
     schema = _type_schema(info.spec.required())
-    if info.choices:
-        schema = {"enum": list(info.choices)}
     if info.minimum is not None:
         schema["minimum"] = info.minimum
     if info.maximum is not None:

@@ -51,40 +51,28 @@ def write_params(
             entry = f"{info.name}: {scalar(drawn[info.name])}"
             lines.append(f"{entry.ljust(_COMMENT_COLUMN)}  # drawn by this run")
             continue
-        lines += _entry(info.name, value, 0, info.name, places)
+        lines += _lines(f"{info.name}:", value, 0, info.name, places)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _entry(key: str, value: Any, indent: int, path: str, places: Places | None) -> list[str]:
-    """The lines of `key: value`, with the origin of what is a leaf."""
+def _lines(head: str, value: Any, indent: int, path: str, places: Places | None) -> list[str]:
+    """The lines of a value behind `head`, "name:" or "-", with the origin of what is a leaf."""
     pad = " " * indent
-    name = _text(key)
     if isinstance(value, Component):
         value = {COMPONENT_KEY: value.path, **value.kwargs}
-    if isinstance(value, Mapping) and value:
-        lines = [f"{pad}{name}:"]
-        for inner, item in value.items():
-            lines += _entry(str(inner), item, indent + 2, f"{path}.{inner}", places)
-        return lines
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (Component, Mapping)) for item in value):
-        lines = [f"{pad}{name}:"]
-        for index, item in enumerate(value):
-            lines += _item(item, indent + 2, f"{path}.{index}", places)
-        return lines
-    return [_commented(f"{pad}{name}: {scalar(value)}", path, places)]
+    inner: list[tuple[str, Any, str]] = []
+    if isinstance(value, Mapping):
+        inner = [(f"{_text(str(key))}:", item, f"{path}.{key}") for key, item in value.items()]
+    elif head != "-" and isinstance(value, (list, tuple)) and any(map(_is_nested, value)):
+        inner = [("-", item, f"{path}.{index}") for index, item in enumerate(value)]
+    if not inner:
+        return [_commented(f"{pad}{head} {scalar(value)}", path, places)]
+    lines = [line for name, item, where in inner for line in _lines(name, item, indent + 2, where, places)]
+    return [f"{pad}- {lines[0].lstrip(' ')}", *lines[1:]] if head == "-" else [pad + head, *lines]
 
 
-def _item(value: Any, indent: int, path: str, places: Places | None) -> list[str]:
-    if isinstance(value, Component):
-        value = {COMPONENT_KEY: value.path, **value.kwargs}
-    pad = " " * indent
-    if not isinstance(value, Mapping) or not value:
-        return [_commented(f"{pad}- {scalar(value)}", path, places)]
-    lines: list[str] = []
-    for key, item in value.items():
-        lines += _entry(str(key), item, indent + 2, f"{path}.{key}", places)
-    lines[0] = pad + "- " + lines[0].lstrip(" ")
-    return lines
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Component, Mapping))
 
 
 def _commented(line: str, path: str, places: Places | None) -> str:

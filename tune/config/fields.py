@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +36,6 @@ class ParamInfo:
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
-    choices: tuple[Any, ...] = ()
     pattern: str | None = None
     pattern_help: str = ""
     short_for: str | None = None
@@ -57,9 +55,6 @@ class ParamInfo:
         """The type in words a person can act on."""
         if self.pattern_help:
             return f"{self.pattern_help}, or null" if self.spec.nullable else self.pattern_help
-        if self.choices:
-            words = "one of " + ", ".join(str(choice) for choice in self.choices)
-            return f"{words} or null" if self.spec.nullable else words
         return self.spec.describe()
 
     def find_fault(self, value: Any, name: str = "") -> Diagnostic | None:
@@ -67,8 +62,6 @@ class ParamInfo:
         if value is None:
             return None
         fields = (name or self.name,)
-        if self.choices and value not in self.choices:
-            return problem(f"must be {self.type_text()}, not {value!r}", fields, "not-a-choice")
         outside = self.bounds.find_fault(value)
         if outside:
             return problem(outside, fields, "out-of-range")
@@ -90,7 +83,6 @@ def param(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
-    choices: Sequence[Any] | None = None,
     pattern: str | None = None,
     pattern_help: str = "",
     short_for: str | None = None,
@@ -108,7 +100,6 @@ def param(
         minimum: smallest allowed value, included.
         maximum: largest allowed value, included.
         above: lower bound that is itself not allowed.
-        choices: the only allowed values.
         pattern: regular expression that a text must match as a whole.
         pattern_help: the same in words, to go on after "must be": "cpu, cuda, cuda:N or mps".
         short_for: dotted path of the component argument this field is a short form of ("optimizer.lr"). It reads as
@@ -123,7 +114,6 @@ def param(
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
-        "choices": tuple(choices or ()),
         "pattern": pattern,
         "pattern_help": pattern_help,
         "short_for": short_for,

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tune.config.check import check_tree, cross_check
-from tune.config.convert import REFUSED
 from tune.config.diagnostics import DEFAULT, PYTHON, Diagnostic, problem
 from tune.config.fields import AGREED, ParamInfo, agreed_values, fields_of, fixed_on_resume, param
 from tune.config.nodes import from_python, mapping_node
+from tune.config.scalars import REFUSED
 from tune.config.short_forms import expand_short_forms, forget_argument
 from tune.config.suggestions import nearest
 from tune.errors import ConfigError
@@ -84,10 +84,7 @@ def check_params(params: Any, problems: Iterable[Diagnostic] = ()) -> None:
     Raises:
         ParamsError: there is at least one problem; all are listed.
     """
-    if _already_checked.get():
-        found = list(problems)
-    else:
-        found = [*_check_values(params), *problems]
+    found = [*([] if _already_checked.get() else _check_values(params)), *problems]
     if found:
         raise ParamsError(found, type(params).__name__)
     if hasattr(params, AGREED):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tune.config.check import check_tree
@@ -15,6 +16,7 @@ from tune.config.nodes import without_entry
 from tune.config.overrides import is_override
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
 from tune.config.short_forms import expand_short_forms
+from tune.config.suggestions import nearest
 from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.config.trust import trust
 from tune.errors import ConfigError
@@ -105,20 +107,17 @@ class TuneArgumentParser(argparse.ArgumentParser):
         self._refuse_if_faulty(tree)
         for name in values.keys() & added.keys():
             self._check_choice(added[name], values[name])
-        needed = [action for action in added.values() if action.required and action.dest in values]
-        before = dict(self._defaults), {name: added[name].default for name in values.keys() & added.keys()}
-        try:
-            for action in needed:
-                action.required = False
-            self.set_defaults(**{name: values[name] for name in before[1]})
-            parsed, _ = super().parse_known_args(given, namespace)
-        finally:
-            # a parser can be used again, and must not remember this config
-            for action in needed:
-                action.required = True
-            self._defaults = before[0]
-            for name, default in before[1].items():
-                added[name].default = default
+        # what the namespace holds already is no option's default, and one that is typed replaces it
+        before = argparse.Namespace() if namespace is None else namespace
+        for name in values.keys() & added.keys():
+            value = values[name]
+            try:
+                value = self._get_value(added[name], value) if isinstance(value, str) else value
+            except argparse.ArgumentError as error:
+                self.error(str(error))
+            setattr(before, name, value)
+        with _optional(action for action in added.values() if action.dest in values):
+            parsed, _ = super().parse_known_args(given, before)
         for name in _OWN:
             if hasattr(parsed, name):
                 delattr(parsed, name)
@@ -165,7 +164,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
         if report:
             self._print_message(report + "\n", sys.stderr)
         if not resolution.ok:
-            self._hint(own.config)
+            if own.config is None:
+                self._print_message("\nNo --config was given.\n", sys.stderr)
             self.exit(_EXIT_BAD_CONFIG)
         if own.dry_run:
             self._print_message(resolution.dump(), sys.stdout)
@@ -188,14 +188,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
 
     def _read_own(self, given: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """This parser's own options, all overrides in the order given, and what is neither."""
-        required = [action for action in self._actions if action.required]
-        for action in required:
-            action.required = False
-        try:
+        with _optional(self._actions):
             own, extras = super().parse_known_args(given)
-        finally:
-            for action in required:
-                action.required = True
         if "--" in extras:
             extras.remove("--")
         bare = [argument for argument in extras if is_override(argument)]
@@ -219,12 +213,10 @@ class TuneArgumentParser(argparse.ArgumentParser):
         """One of this parser's own options that `argument` is a misspelling or abbreviation of."""
         if not argument.startswith("--"):
             return None
-        import difflib  # only on the way to an error
-
         name = argument.partition("=")[0]
         options = [option for option in self._option_string_actions if option.startswith("--")]
         shortened = [option for option in options if len(name) > 4 and option.startswith(name)]
-        return next(iter(shortened or difflib.get_close_matches(name, options, n=1, cutoff=0.85)), None)
+        return shortened[0] if shortened else nearest(name, options, cutoff=0.85)
 
     def _refuse_if_faulty(self, tree: LoadedTree) -> None:
         problems = list(tree.problems)
@@ -242,9 +234,18 @@ class TuneArgumentParser(argparse.ArgumentParser):
             allowed = ", ".join(map(str, action.choices))
             self.error(f"{action.dest}: {value!r} in the config is not one of {allowed}")
 
-    def _hint(self, config: str | None) -> None:
-        if config is None:
-            self._print_message("\nNo --config was given.\n", sys.stderr)
+
+@contextlib.contextmanager
+def _optional(actions: Iterable[argparse.Action]) -> Iterator[None]:
+    """Within this block none of these options is required."""
+    required = [action for action in actions if action.required]
+    for action in required:
+        action.required = False
+    try:
+        yield
+    finally:
+        for action in required:
+            action.required = True
 
 
 def _typed_values(

@@ -9,11 +9,12 @@ from typing import Any, Generic, TypeVar
 
 from tune.config.check import Checked
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.convert import REFUSED, shadowed
+from tune.config.convert import shadowed
 from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, render_all, to_json
 from tune.config.dump import write_params
 from tune.config.fields import fields_of
 from tune.config.nodes import Node
+from tune.config.scalars import REFUSED
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place
-from tune.config.convert import REFUSED, shadowed, show
+from tune.config.convert import shadowed, show
 from tune.config.diagnostics import (
     Diagnostic,
     Source,
@@ -24,6 +24,7 @@ from tune.config.params import ParamsError, building_from_checked_values
 from tune.config.reading import clean, read_file
 from tune.config.references import resolve_references
 from tune.config.resolution import Resolution, remember
+from tune.config.scalars import REFUSED
 from tune.config.short_forms import expand_short_forms
 from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.config.yaml_tree import read_document
