@@ -9,6 +9,7 @@ from typing import Any
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem, shorten
 from tune.config.signatures import Signature, read_signature
+from tune.config.suggestions import nearest
 from tune.errors import ConfigError
 from tune.utils.exclusions import Choices, find_exclusions
 from tune.utils.splits import parse_split
@@ -185,17 +186,8 @@ def check_template(name: str, template: Any) -> Iterator[Diagnostic]:
         yield problem(
             f"is no template: {shorten(str(error), 400)}",
             (name,),
-            suggestion=_nearest(template, template_names()),
+            suggestion=nearest(template, template_names()) if isinstance(template, str) else None,
         )
-
-
-def _nearest(template: Any, names: tuple[str, ...]) -> str | None:
-    import difflib  # only on the way to an error
-
-    if not isinstance(template, str) or len(template) > 100:
-        return None
-    close = difflib.get_close_matches(template.lower(), names, n=1, cutoff=0.7)
-    return close[0] if close else None
 
 
 def check_processes(

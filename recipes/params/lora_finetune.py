@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from recipes.params.finetune import FinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import param
+from tune.config.params import fields_of, param
 
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")
@@ -26,59 +26,63 @@ class LoraFinetuneParams(FinetuneParams):
         "lora_finetune_distributed",
     )
 
-    # --- LoRA: what is trained. null leaves it to a lora_ builder of the model, else to the value named -----
+    # --- LoRA: what is trained --------------------------------------------------------------------------
+    # The values here are those of a run that says nothing. A lora_ builder of the model, or an adapter that is gone on
+    # from, says them itself and counts more; any other value than the default beside it is refused. One that was set to
+    # its default cannot be told from one that was not, as a run writes all of them into its config.yaml.
+    # null is still read, and means the default: runs of earlier versions saved it for what was not set.
     lora_rank: int | None = param(
-        None,
+        8,
         minimum=1,
         maximum=2**16,
         group="LoRA",
         fixed_on_resume=True,
-        help="Inner width r of each adapter; null means 8.",
+        help="Inner width r of each adapter.",
     )
     lora_alpha: float | None = param(
-        None,
+        16.0,
         above=0.0,
         group="LoRA",
         fixed_on_resume=True,
-        help="Scale of what adapters add: alpha / rank, or alpha / sqrt(rank) with use_rslora; null means 16.",
+        help="Scale of what adapters add: alpha / rank, or alpha / sqrt(rank) with use_rslora.",
     )
     lora_dropout: float | None = param(
-        None,
+        0.0,
         minimum=0.0,
         maximum=0.99,
         group="LoRA",
         fixed_on_resume=True,
-        help="Dropout before the adapters; null means 0.",
+        help="Dropout before the adapters.",
     )
     lora_attn_modules: list[Literal["q_proj", "k_proj", "v_proj", "output_proj"]] | None = param(
-        None,
+        ["q_proj", "v_proj"],
         group="LoRA",
         fixed_on_resume=True,
-        help="Matrices of the attention that get an adapter; null means q_proj and v_proj.",
+        help="Matrices of the attention that get an adapter.",
     )
     apply_lora_to_mlp: bool | None = param(
-        None, group="LoRA", fixed_on_resume=True, help="Adapters on the feed-forward, too; null means no."
+        False, group="LoRA", fixed_on_resume=True, help="Adapters on the feed-forward, too."
     )
     apply_lora_to_output: bool | None = param(
-        None, group="LoRA", fixed_on_resume=True, help="An adapter on the output matrix, too; null means no."
+        False, group="LoRA", fixed_on_resume=True, help="An adapter on the output matrix, too."
     )
     use_dora: bool | None = param(
-        None,
+        False,
         group="LoRA",
         fixed_on_resume=True,
-        help="Learn the length of each row apart from its direction; null means no.",
+        help="Learn the length of each row apart from its direction.",
     )
     use_rslora: bool | None = param(
-        None,
+        False,
         group="LoRA",
         fixed_on_resume=True,
-        help="Scale by alpha / sqrt(rank), which suits high ranks; null means no.",
+        help="Scale by alpha / sqrt(rank), which suits high ranks.",
     )
     quantize_base: bool | None = param(
-        None,
+        False,
         group="LoRA",
         fixed_on_resume=True,
-        help="Keep the frozen matrices of the blocks in 4 bits (NF4): QLoRA; null means no.",
+        help="Keep the frozen matrices of the blocks in 4 bits (NF4): QLoRA.",
     )
     adapter_checkpoint: str | None = param(
         None,
@@ -93,8 +97,11 @@ class LoraFinetuneParams(FinetuneParams):
     )
 
     def lora_settings(self) -> dict[str, Any]:
-        """Return what the adapters are to be like, as `choose_lora` takes it."""
-        return {
+        """Return what the adapters are to be like, as `choose_lora` takes it.
+
+        Of an adapter that is gone on from only what differs from the defaults is said here.
+        """
+        settings = {
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
@@ -105,6 +112,9 @@ class LoraFinetuneParams(FinetuneParams):
             "use_rslora": self.use_rslora,
             "quantize_base": self.quantize_base,
         }
+        if self.checkpointer.kwargs.get("adapter_checkpoint"):
+            return _without_defaults(settings)
+        return {name: _DEFAULTS[name] if value is None else value for name, value in settings.items()}
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
@@ -118,7 +128,7 @@ class LoraFinetuneParams(FinetuneParams):
 
     def _check_adapters(self) -> Iterator[Diagnostic]:
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
-        given = [name for name, value in self.lora_settings().items() if value is not None]
+        given = list(_without_defaults(self.lora_settings()))
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
             for name in given:
@@ -168,3 +178,10 @@ class LoraFinetuneParams(FinetuneParams):
         if builder.startswith(_ADAPTING_BUILDERS) and self.model.kwargs.get("quantize_base"):
             return "model.quantize_base"
         return "model" if builder.startswith("qlora_") else ""
+
+
+_DEFAULTS = {name: info.default for name, info in fields_of(LoraFinetuneParams).items()}
+
+
+def _without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value not in (None, _DEFAULTS[name])}

@@ -93,6 +93,47 @@ def test_what_a_file_sets_up_at_its_top_is_no_run(mine: str, capsys: pytest.Capt
     assert "Kept share of the average." in capsys.readouterr().out
 
 
+UNKNOWN_TO_THE_PARSER = """
+from dataclasses import dataclass
+
+import tune.config
+
+
+@dataclass
+class MyParams:
+    lr: float
+    model: str
+
+
+def recipe_main() -> None:
+    args, _ = tune.config.TuneArgumentParser().parse_known_args()
+    print("ran", MyParams(**vars(args)).lr)
+    dict(**vars(args), lr=1)
+
+
+recipe_main()
+"""
+
+
+def test_keys_of_a_dataclass_that_the_parser_was_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(UNKNOWN_TO_THE_PARSER)
+    for arguments, says in (
+        (["lr=1", "model=x", "rate=3"], ["rate is no parameter"]),
+        ([], ["lr is required", "model is required"]),
+    ):
+        assert main(["run", "./mine.py", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        for text in says:
+            assert text in said
+    # What goes wrong elsewhere is the file's own affair.
+    assert main(["run", "./mine.py", "lr=1", "model=x"]) == 1
+    assert "multiple values for keyword argument 'lr'" in capsys.readouterr().err
+
+
 def test_what_is_no_parameter_is_said_in_our_words() -> None:
     with pytest.raises(ParamsError, match=r"batchsize is no parameter; did you mean batch_size\?"):
         FullFinetuneParams(output_dir="out", batchsize=3)  # type: ignore[call-arg]

@@ -128,6 +128,42 @@ def test_the_historic_recipe_snippet(tmp_path: Path) -> None:
     assert "Traceback" not in bad.stderr
 
 
+@dataclass
+class Plain:
+    lr: float
+    model: str = "llama2_7b"
+    tags: list[str] | None = None
+
+
+def test_a_plain_dataclass_gets_typed_values(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("lr: 1\nmodel: 1.10\n")
+    parser = TuneArgumentParser(params=Plain)
+    parser.add_argument("--steps", type=int, default=3)
+    args = parser.parse_args(["--config", str(tmp_path / "c.yaml"), "tags=[a, b]", "steps=5"])
+    assert args.steps == 5
+    del args.steps
+    assert Plain(**vars(args)) == Plain(lr=1.0, model="1.10", tags=["a", "b"])
+
+
+def test_what_a_plain_dataclass_cannot_take_is_said_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("modell: llama2_7b\ntags: 3\n")
+    with pytest.raises(SystemExit) as caught:
+        TuneArgumentParser(params=Plain).parse_args(["--config", str(file)])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "there is no parameter 'modell'; did you mean model?" in said
+    assert f"{file}:1:1" in said
+    assert "tags takes a list of texts or null, not '3'" in said
+    assert "lr is required" in said
+    # An option of the script's own may be what sets a field.
+    parser = TuneArgumentParser(params=Plain)
+    parser.add_argument("--lr", type=float, required=True)
+    assert Plain(**vars(parser.parse_args(["--lr", "0.5"]))) == Plain(0.5)
+
+
 def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
@@ -150,8 +186,9 @@ def test_added_options_take_their_defaults_from_the_config(config: str) -> None:
     with pytest.raises(SystemExit) as caught:
         parser().parse_known_args(["--config", config, "mode=c"])
     assert caught.value.code == 2
-    with pytest.raises(SystemExit):
-        parser().parse_known_args([])
+    for wrong in ([], ["batch_size=many"]):
+        with pytest.raises(SystemExit):
+            parser().parse_known_args(wrong)
     # a parser used twice does not remember the first config
     one = parser()
     one.parse_known_args(["--config", config, "mode=b"])

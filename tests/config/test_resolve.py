@@ -15,8 +15,8 @@ import pytest
 from tune.config import resolution_of, resolve
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.dump import dump_params
 from tune.config.params import ParamsError, agreed_values, check_params, param
+from tune.config.resolution import dump_params
 from tune.config.resolve import Resolution, load_tree, read_recipe_name
 from tune.config.slots import DATASET, LR_SCHEDULER, OPTIMIZER
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
-from tune.config.convert import REFUSED, Converter
+from tune.config.convert import Converter
 from tune.config.diagnostics import Diagnostic, Source
 from tune.config.nodes import PythonValue, Scalar, core_value
+from tune.config.scalars import REFUSED
 from tune.config.typing import TypeSpec
 from tune.config.yaml_tree import read_flow
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tune.config.document import Document, read_document
 from tune.config.nodes import MAX_DEPTH, plain_value
 from tune.config.reading import clean, decode, read_file
+from tune.config.yaml_tree import Document, read_document
 
 
 def read(text: str) -> Document:

@@ -13,10 +13,10 @@ from tune.tokenizers.chat_template import (
     ChatTemplate,
     apply_chat_template,
     stop_ids_of,
+    template_for,
     tokenize_examples,
 )
 from tune.tokenizers.chat_template_builtin import BUILTIN_NAMES, builtin_template
-from tune.tokenizers.templates import template_for
 
 CHAT = [
     Message("system", "Be brief.", masked=True),

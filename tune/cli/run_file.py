@@ -22,6 +22,12 @@ def run_file(file: Path, arguments: Sequence[str], *, is_own: bool) -> None:
     try:
         with resending_swallowed_signals():
             runpy.run_path(path, run_name="__main__")
+    except TypeError as error:
+        from tune.config.recipe_main import explain_params  # only on the way to an error
+
+        if (explained := explain_params(error)) is not None:
+            raise explained from error
+        raise
     finally:
         sys.argv = before
 

@@ -14,19 +14,13 @@ if TYPE_CHECKING:
     from tune.config.component import Component
     from tune.config.describe import json_schema
     from tune.config.diagnostics import Diagnostic, Source, problem
-    from tune.config.dump import dump_params, log_config
+    from tune.config.fields import ParamInfo, fields_of, fixed_on_resume, param
     from tune.config.instantiate import import_component, instantiate
-    from tune.config.params import (
-        ParamInfo,
-        ParamsError,
-        check_params,
-        fields_of,
-        fixed_on_resume,
-        param,
-    )
+    from tune.config.params import ParamsError, check_params
     from tune.config.parser import TuneArgumentParser
     from tune.config.recipe_main import parse
-    from tune.config.resolve import Resolution, resolution_of, resolve
+    from tune.config.resolution import Resolution, dump_params, log_config, resolution_of
+    from tune.config.resolve import resolve
     from tune.config.slots import Slot
 
 __all__ = [
@@ -54,32 +48,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Component": "component",
-    "Diagnostic": "diagnostics",
-    "ParamInfo": "params",
-    "ParamsError": "params",
-    "Resolution": "resolve",
-    "Slot": "slots",
-    "Source": "diagnostics",
-    "TuneArgumentParser": "parser",
-    "check_params": "params",
-    "dump_params": "dump",
-    "fields_of": "params",
-    "fixed_on_resume": "params",
-    "import_component": "instantiate",
-    "instantiate": "instantiate",
-    "json_schema": "describe",
-    "log_config": "dump",
-    "param": "params",
-    "parse": "recipe_main",
-    "problem": "diagnostics",
-    "resolution_of": "resolve",
-    "resolve": "resolve",
+    "component": ("Component",),
+    "describe": ("json_schema",),
+    "diagnostics": ("Diagnostic", "Source", "problem"),
+    "fields": ("ParamInfo", "fields_of", "fixed_on_resume", "param"),
+    "instantiate": ("import_component", "instantiate"),
+    "params": ("ParamsError", "check_params"),
+    "parser": ("TuneArgumentParser",),
+    "recipe_main": ("parse",),
+    "resolution": ("Resolution", "dump_params", "log_config", "resolution_of"),
+    "resolve": ("resolve",),
+    "slots": ("Slot",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
@@ -94,7 +79,7 @@ class _Package(ModuleType):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
+        if name in _HOME_OF and isinstance(value, ModuleType):
             return
         super().__setattr__(name, value)
 

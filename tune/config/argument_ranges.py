@@ -1,4 +1,4 @@
-"""What numbers the arguments of components may be: no signature says so, and a run finds out late or never."""
+"""What numbers a value may be; of the arguments of components, since no signature says so, and a run late or never."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("tune", "torch", "bitsandbytes")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of an argument, or of each number of one that is a list.
+    """The range of a value, or of each number of one that is a list.
 
     Args:
         minimum, maximum: the least and the greatest value.
@@ -42,14 +42,20 @@ class Bounds:
         )
 
     def describe(self) -> str:
-        """Return the range in words: "at least 0 and below 1"."""
+        """Return the range in words: "at least 0 and below 1"; "" where all is allowed."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
         words = (
             ("at least", self.minimum),
             ("above", self.above),
             ("at most", self.maximum),
             ("below", self.below),
         )
-        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+        return " and ".join(f"{word} {_number(limit)}" for word, limit in words if limit is not None)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def find_bounds(kind: str, path: str, argument: str) -> Bounds | None:
@@ -62,7 +68,8 @@ def find_bounds(kind: str, path: str, argument: str) -> Bounds | None:
     """
     if path.partition(".")[0] not in _PACKAGES:
         return None
-    return _BOUNDS.get(kind, {}).get(argument)
+    ranges = _RANGES.get(kind, {})
+    return next((bounds for bounds, names in ranges.items() if argument in names.split()), None)
 
 
 _COUNT = Bounds(minimum=1)
@@ -72,79 +79,32 @@ _SHARE = Bounds(minimum=0, maximum=1)
 _BELOW_ONE = Bounds(minimum=0, below=1)
 _ROW = Bounds(minimum=2)  # one token to read, one to learn
 
-_BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
+# For each kind of component the names of arguments below what they can be.
+_RANGES: Mapping[str, Mapping[Bounds, str]] = {
     "model": {
-        **dict.fromkeys(
-            (
-                "vocab_size",
-                "num_layers",
-                "num_heads",
-                "num_kv_heads",
-                "embed_dim",
-                "head_dim",
-                "intermediate_dim",
-                "max_seq_len",
-                "sliding_window",
-                "lora_rank",
-            ),
-            _COUNT,
-        ),
-        "attn_dropout": _BELOW_ONE,
-        "lora_dropout": _BELOW_ONE,
-        "norm_eps": _BELOW_ONE,
-        "lora_alpha": _POSITIVE,
-        "rope_base": _POSITIVE,
+        _COUNT: "vocab_size num_layers num_heads num_kv_heads embed_dim head_dim intermediate_dim max_seq_len "
+        "sliding_window lora_rank",
+        _BELOW_ONE: "attn_dropout lora_dropout norm_eps",
+        _POSITIVE: "lora_alpha rope_base",
     },
-    "tokenizer": {"max_seq_len": _ROW},
-    "dataset": {"max_seq_len": _ROW, "limit": _COUNT},
+    "tokenizer": {_ROW: "max_seq_len"},
+    "dataset": {_ROW: "max_seq_len", _COUNT: "limit"},
     "optimizer": {
-        **dict.fromkeys(
-            (
-                "lr",
-                "weight_decay",
-                "eps",
-                "momentum",
-                "momentum_decay",
-                "alpha",
-                "lr_decay",
-                "initial_accumulator_value",
-            ),
-            _NOT_NEGATIVE,
-        ),
-        "betas": _BELOW_ONE,
-        "rho": _SHARE,
-        "beta2_decay": Bounds(maximum=0),
-        "ns_steps": _COUNT,
-        "d": _COUNT,
+        _NOT_NEGATIVE: "lr weight_decay eps momentum momentum_decay alpha lr_decay initial_accumulator_value",
+        _BELOW_ONE: "betas",
+        _SHARE: "rho",
+        Bounds(maximum=0): "beta2_decay",
+        _COUNT: "ns_steps d",
     },
     "lr_scheduler": {
-        **dict.fromkeys(("num_warmup_steps", "num_cycles", "eta_min", "power", "total_iters"), _NOT_NEGATIVE),
-        **dict.fromkeys(
-            (
-                "num_training_steps",
-                "step_size",
-                "step_size_up",
-                "step_size_down",
-                "T_max",
-                "T_0",
-                "T_mult",
-                "total_steps",
-                "epochs",
-                "steps_per_epoch",
-            ),
-            _COUNT,
-        ),
-        **dict.fromkeys(("gamma", "max_lr", "div_factor", "final_div_factor"), _POSITIVE),
-        **dict.fromkeys(("milestones", "base_lr"), _NOT_NEGATIVE),
-        # torch divides by them
-        **dict.fromkeys(("factor", "start_factor"), Bounds(above=0, maximum=1)),
-        "end_factor": _SHARE,
-        "pct_start": _SHARE,
+        _NOT_NEGATIVE: "num_warmup_steps num_cycles eta_min power total_iters milestones base_lr",
+        _COUNT: "num_training_steps step_size step_size_up step_size_down T_max T_0 T_mult total_steps epochs "
+        "steps_per_epoch",
+        _POSITIVE: "gamma max_lr div_factor final_div_factor",
+        Bounds(above=0, maximum=1): "factor start_factor",  # torch divides by them
+        _SHARE: "end_factor pct_start",
     },
-    "loss": {"num_output_chunks": _COUNT, "label_smoothing": _SHARE},
-    "profiler": {
-        **dict.fromkeys(("wait_steps", "warmup_steps", "num_cycles"), _NOT_NEGATIVE),
-        "active_steps": _COUNT,
-    },
-    "collate_fn": {"padding_idx": _NOT_NEGATIVE},
+    "loss": {_COUNT: "num_output_chunks", _SHARE: "label_smoothing"},
+    "profiler": {_NOT_NEGATIVE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
+    "collate_fn": {_NOT_NEGATIVE: "padding_idx"},
 }

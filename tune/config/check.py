@@ -8,8 +8,9 @@ from typing import Any
 
 from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
-from tune.config.convert import REFUSED, shadowed
-from tune.config.diagnostics import DEFAULT, PYTHON, Diagnostic, Source, quote
+from tune.config.convert import shadowed
+from tune.config.diagnostics import Diagnostic, Source, quote
+from tune.config.fields import ParamInfo
 from tune.config.nodes import (
     MAX_GUESSES,
     MappingNode,
@@ -18,11 +19,9 @@ from tune.config.nodes import (
     Scalar,
     SequenceNode,
     default_node,
-    from_python,
-    mapping_node,
 )
-from tune.config.params import AGREED, ParamInfo, fields_of
-from tune.config.short_forms import expand_short_forms, forget_argument, read_argument
+from tune.config.scalars import REFUSED
+from tune.config.short_forms import read_argument
 from tune.config.suggestions import add, amend, find_there, guess_parameter
 
 RECIPE_KEY = "recipe"
@@ -115,7 +114,7 @@ def _field(
     checked: Checked,
 ) -> Any:
     """The value of one field, or `REFUSED`."""
-    if info.slot is not None and _is_empty_default(node, info):
+    if info.slot is not None and not info.required and isinstance(node, PythonValue) and node.value == "":
         return Component()
     if info.required and _is_empty(node):
         name = node.written or info.name
@@ -141,10 +140,6 @@ def _is_empty(node: Node) -> bool:
     if isinstance(node, SequenceNode):
         return not node.items
     return isinstance(node, PythonValue) and node.value == ""
-
-
-def _is_empty_default(node: Node, info: ParamInfo) -> bool:
-    return isinstance(node, PythonValue) and node.value == "" and not info.required
 
 
 def _report_unknown(
@@ -213,42 +208,3 @@ def find_place(name: str, checked: Checked, infos: Mapping[str, ParamInfo]) -> N
     if info is not None and info.short_for and info.short_for in checked.places:
         return checked.places[info.short_for]
     return None
-
-
-def check_values(params: Any) -> list[Diagnostic]:
-    """Check a params object built in Python and normalise its fields in place.
-
-    Returns:
-        every problem found; the object is only usable if there is none.
-    """
-    params_cls: type = type(params)
-    infos = fields_of(params_cls)
-    problems: list[Diagnostic] = []
-
-    def report(item: Diagnostic) -> None:
-        if item.severity == "error":
-            problems.append(item)
-
-    entries = {}
-    # What short forms and components said before `dataclasses.replace` changed one of them: the other one follows.
-    agreed: Mapping[str, Any] = getattr(params, AGREED, None) or {}
-    for info in infos.values():
-        value = getattr(params, info.name)
-        if info.required and isinstance(value, type(info.default)) and value == info.default:
-            continue
-        if value is info.default:
-            continue
-        is_handed_on = info.short_for is not None and info.name in agreed and value == agreed[info.name]
-        entries[info.name] = from_python(value, DEFAULT if is_handed_on else PYTHON)
-    for info in infos.values():
-        slot, _, argument = (info.short_for or "").partition(".")
-        if slot in entries and agreed.get(info.name) not in (None, getattr(params, info.name)):
-            entries[slot] = forget_argument(entries[slot], argument, agreed[info.name])
-    root = expand_short_forms(mapping_node(PYTHON, entries, {}), infos, report)
-    checked = check_tree(root, infos, report, whole=PYTHON)
-    found = [*dict.fromkeys(problems), *cross_check(params_cls, checked, infos)]
-    for info in infos.values():
-        value = checked.values.get(info.name, REFUSED)
-        if value is not REFUSED:
-            object.__setattr__(params, info.name, value)
-    return found

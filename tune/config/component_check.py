@@ -67,7 +67,7 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
     if slot is None:
         refused = None if is_dotted_name(name) else judge_name(name)
         message = f"{name!r} is not a dotted path; inside another component only those are understood"
-        return _failed(refused or Diagnostic("unknown-component", "", message))
+        return _failed(refused or _unknown(message))
     return _resolve_short_name(name, slot)
 
 
@@ -93,13 +93,17 @@ def list_components(slot: Slot) -> dict[str, str]:
     return listed
 
 
+def _unknown(message: str, suggestion: str | None = None) -> Diagnostic:
+    return Diagnostic("unknown-component", "", message, suggestion=suggestion)
+
+
 def _failed(*errors: Diagnostic, path: str = "") -> ResolvedName:
     return ResolvedName(path, errors=errors)
 
 
 def _resolve_short_name(name: str, slot: Slot) -> ResolvedName:
     if not name:
-        return _failed(Diagnostic("unknown-component", "", f"no {slot.kind} is named"))
+        return _failed(_unknown(f"no {slot.kind} is named"))
     refused = None if is_dotted_name(name) else judge_name(name)
     if refused is not None:
         return _failed(refused)
@@ -154,9 +158,7 @@ def _unknown_short_name(name: str, slot: Slot) -> Diagnostic:
         hint += (
             f" ({missing[0].split('.')[0]} is not installed here: name what lies in it as {missing[0]}.NAME)"
         )
-    return Diagnostic(
-        "unknown-component", "", f"no {slot.kind} called {name!r} in {places}{hint}", suggestion=suggestion
-    )
+    return _unknown(f"no {slot.kind} called {name!r} in {places}{hint}", suggestion=suggestion)
 
 
 def _nearest(name: str, slot: Slot) -> str | None:
@@ -239,9 +241,7 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
                 "unchecked-component", "", f"{path} has no readable source, so its arguments were not checked"
             )
             return ResolvedName(path, warnings=(note,))
-        return _failed(
-            Diagnostic("unknown-component", "", f"{path} is made at run time and cannot be checked before it")
-        )
+        return _failed(_unknown(f"{path} is made at run time and cannot be checked before it"))
     suggestion = (
         _nearest(path, slot) if slot is not None and found.reason not in ("module", "value") else None
     )
@@ -253,4 +253,4 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
         "value": f"{path} is a value, neither a class nor a function",
     }
     message = reasons.get(found.reason, f"{found.where} has nothing called {found.part}")
-    return _failed(Diagnostic("unknown-component", "", message + hint, suggestion=suggestion))
+    return _failed(_unknown(message + hint, suggestion=suggestion))

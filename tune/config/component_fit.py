@@ -44,9 +44,8 @@ def judge_kind(path: str, signature: Signature, slot: Slot) -> Diagnostic | None
             return misfit(f"it is the base class of every {slot.kind}; name one of its kinds")
         fits = root in signature.kinds
         if not fits and signature.kinds_known:
-            return misfit(
-                f"it is not a subclass of {slot.accepts}" if signature.is_class else _wrong_return(slot)
-            )
+            what = "not a subclass of" if signature.is_class else "a function that does not return a"
+            return misfit(f"it is {what} {slot.accepts}")
         if not fits and is_built_in and (package == "tune" or not lies_within(path, areas(slot))):
             return misfit(f"what it returns is not known to be a {slot.accepts}")
     else:
@@ -58,10 +57,6 @@ def judge_kind(path: str, signature: Signature, slot: Slot) -> Diagnostic | None
     if is_built_in and not is_spelt_like(name, slot):
         return misfit(f"what fits is called {' or '.join(slot.names)}")
     return None
-
-
-def _wrong_return(slot: Slot) -> str:
-    return f"it is a function that does not return a {slot.accepts}"
 
 
 def judge_nested(path: str, signature: Signature) -> Diagnostic | None:

@@ -9,13 +9,14 @@ from typing import Any
 from tune.config.argument_ranges import find_bounds
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
-from tune.config.convert import REFUSED, Converter, shadowed, show
+from tune.config.convert import Converter, shadowed, show
 from tune.config.diagnostics import Diagnostic, Source, printable, shorten
+from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonValue, Scalar, SequenceNode
-from tune.config.params import ParamInfo
+from tune.config.scalars import REFUSED
 from tune.config.slots import Slot
-from tune.config.suggestions import add, amend, guess_argument, judge_plain
+from tune.config.suggestions import add, amend, guess_argument
 from tune.config.typing import ANY, TypeSpec
 
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
@@ -163,17 +164,15 @@ class ComponentChecker:
 
     def judge_of(self, path: str) -> Callable[[Node, Callable[[Diagnostic], None]], Any]:
         """Return what tries a value for a parameter or an argument, without a trace in what has been found so far."""
-        info = self._infos.get(path)
-        if info is None or info.slot is None:
-            short = info or self._short_form_of(path)
-            spec = self._types.get(path, ANY if short is None else short.spec)
-            return judge_plain(spec, (lambda value: None) if short is None else short.find_fault, path)
+        info = self._infos.get(path) or self._short_form_of(path)
+        spec = self._types.get(path, ANY if info is None else info.spec)
 
         def judge(node: Node, report: Callable[[Diagnostic], None]) -> Any:
             checker = ComponentChecker(self._infos, report)
-            value = checker.converter.convert(node, info.spec, path, info.slot)
+            value = checker.converter.convert(node, spec, path, None if info is None else info.slot)
             checker.report_missing()
-            return value
+            is_refused = value is REFUSED or (info is not None and info.find_fault(value) is not None)
+            return REFUSED if is_refused else value
 
         return judge
 

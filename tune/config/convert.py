@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
-import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,25 +16,9 @@ from tune.config.nodes import (
     SequenceNode,
     core_value,
     is_null,
-    parse_float,
-    parse_int,
 )
+from tune.config.scalars import REFUSED, Reading, read_scalar
 from tune.config.typing import ANY, TypeSpec
-
-_YES = {"yes", "on", "y"}
-_NO = {"no", "off", "n"}
-_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[_,']\d{3})+\Z|[-+]?\d+(?:_\d+)+\Z")
-_PADDED = re.compile(r"[-+]?0\d+\Z")
-
-
-class _Refused:
-    """The one value that stands for "reported already"."""
-
-    def __repr__(self) -> str:
-        return "REFUSED"
-
-
-REFUSED: Any = _Refused()
 
 
 class ComponentHook(Protocol):
@@ -84,7 +65,7 @@ class Converter:
             if isinstance(node, PythonValue):
                 return node.value
             return self._wrong(node, spec, path)
-        value, suggestion, reason = _scalar(node, spec)
+        value, suggestion, reason = read_scalar(node, spec)
         if value is REFUSED:
             return self._wrong(node, spec, path, suggestion, reason)
         return value
@@ -151,7 +132,7 @@ class Converter:
             for kind in ("literal", "bool", "int", "float", "path", "str"):
                 for member in spec.args:
                     if member.kind == kind:
-                        value, _, _ = _scalar(node, member)
+                        value, _, _ = read_scalar(node, member)
                         if value is not REFUSED:
                             return value
         for member in spec.args:
@@ -160,7 +141,7 @@ class Converter:
         if isinstance(node, PythonValue) and any(member.kind == "object" for member in spec.args):
             return node.value
         scalars = [member for member in spec.args if member.kind in ("bool", "int", "float", "literal")]
-        _, suggestion, reason = _scalar(node, scalars[-1]) if scalars else (REFUSED, None, "")
+        _, suggestion, reason = read_scalar(node, scalars[-1]) if scalars else Reading()
         return self._wrong(node, spec, path, suggestion, reason)
 
     def _refuse_null(self, node: Node, spec: TypeSpec, path: str) -> Any:
@@ -177,7 +158,7 @@ class Converter:
     ) -> Any:
         message = f"{node.written or path} takes {spec.describe()}, not {show(node)}"
         if suggestion is not None and self.find_fault is not None and spec.kind in ("int", "float"):
-            value = _scalar(Scalar(DEFAULT, suggestion), spec)[0]
+            value = read_scalar(Scalar(DEFAULT, suggestion), spec)[0]
             suggestion = suggestion if self.find_fault(value) is None else None
         if reason:
             message += f": {reason}"
@@ -212,7 +193,7 @@ def _reads_as(text: str, spec: TypeSpec) -> bool:
     """Whether a plain word is a value of this type, as far as one word can be."""
     members = spec.args if spec.kind == "union" else (spec,)
     word = Scalar(DEFAULT, text)
-    return any(member.kind == "any" or _scalar(word, member)[0] is not REFUSED for member in members)
+    return any(member.kind == "any" or read_scalar(word, member)[0] is not REFUSED for member in members)
 
 
 def _means_null(node: Node, spec: TypeSpec) -> bool:
@@ -221,129 +202,3 @@ def _means_null(node: Node, spec: TypeSpec) -> bool:
         text_target = spec.kind in ("str", "path") or any(arg.kind in ("str", "path") for arg in spec.args)
         return is_null(node) or (node.text in ("", "~") and not text_target)
     return is_null(node)
-
-
-def _scalar(node: Node, spec: TypeSpec) -> tuple[Any, str | None, str]:
-    """(value, suggestion, reason); the value is `REFUSED` where `node` is no `spec`."""
-    if isinstance(node, PythonValue):
-        return _python_scalar(node.value, spec)
-    if not isinstance(node, Scalar):
-        return REFUSED, None, ""
-    text, plain = node.text, node.style != "quoted"
-    if spec.kind in ("str", "path"):
-        if "\0" in text:
-            return REFUSED, None, "a text cannot hold the NUL character"
-        return text, None, ""
-    text = text if node.style == "plain" else text.strip()  # `lr= 1e-4`, or "1" in quotes
-    if spec.kind == "literal":
-        return _choice(text, plain, spec)
-    parse = {"bool": _bool, "int": _int, "float": _float}.get(spec.kind)
-    if parse is None:
-        return REFUSED, None, ""
-    value, suggestion, reason = parse(text)
-    if not plain and value is not REFUSED:
-        return REFUSED, text, "quotes make it text; remove them"
-    return value, suggestion, reason
-
-
-def _bool(text: str) -> tuple[Any, str | None, str]:
-    value = core_value(text)
-    if isinstance(value, bool):
-        return value, None, ""
-    lowered = text.lower()
-    if lowered in _YES or text == "1" or lowered == "true":
-        return REFUSED, "true", ""
-    if lowered in _NO or text == "0" or lowered == "false":
-        return REFUSED, "false", ""
-    return REFUSED, None, ""
-
-
-def _int(text: str) -> tuple[Any, str | None, str]:
-    if _PADDED.match(text):
-        digits = text.lstrip("+-").lstrip("0") or "0"
-        sign = "-" if text.startswith("-") else ""
-        return REFUSED, sign + digits, "a leading zero means octal to some readers"
-    value = parse_int(text)
-    if value is not None and abs(value) >= 2**63:
-        return REFUSED, None, "it does not fit into 64 bits"
-    if value is not None:
-        return value, None, ""
-    if _GROUPED.match(text):
-        return REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML"
-    number = parse_float(text)
-    if number is not None and math.isfinite(number) and number.is_integer() and abs(number) < 1e15:
-        return REFUSED, str(int(number)), ""
-    return REFUSED, None, ""
-
-
-def _float(text: str) -> tuple[Any, str | None, str]:
-    if _PADDED.match(text):
-        return REFUSED, _int(text)[1], "a leading zero means octal to some readers"
-    whole = parse_int(text)
-    value: float | None
-    try:
-        value = float(whole) if whole is not None else parse_float(text)
-    except OverflowError:
-        value = math.inf
-    if value is None:
-        if text.lower().lstrip("+-") in ("inf", "nan", "infinity"):
-            return REFUSED, None, "it has to be finite"
-        if _GROUPED.match(text):
-            return REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML"
-        if re.fullmatch(r"[-+]?\d+,\d+", text):
-            return REFUSED, text.replace(",", "."), "the decimal sign is a point"
-        if re.fullmatch(r"[-+]?[\d.]+\s*%", text):
-            return REFUSED, None, "write it as a fraction of one"
-        return REFUSED, None, ""
-    if not math.isfinite(value):
-        return REFUSED, None, "it has to be finite"
-    return value, None, ""
-
-
-def _choice(text: str, plain: bool, spec: TypeSpec) -> tuple[Any, str | None, str]:
-    value = core_value(text) if plain else text
-    for choice in spec.choices:
-        if choice == text or (type(choice) is type(value) and choice == value):
-            return choice, None, ""
-    import difflib  # only on the way to an error
-
-    names = {str(choice).lower(): str(choice) for choice in spec.choices}
-    synonym = _SYNONYMS.get(text.lower(), text.lower())
-    close = difflib.get_close_matches(synonym, names, n=1, cutoff=0.6)
-    return REFUSED, names[close[0]] if close else None, ""
-
-
-# What other tools call the precisions; only ever a suggestion.
-_SYNONYMS = {
-    "bfloat16": "bf16",
-    "torch.bfloat16": "bf16",
-    "float16": "fp16",
-    "half": "fp16",
-    "torch.float16": "fp16",
-    "float32": "fp32",
-    "float": "fp32",
-    "torch.float32": "fp32",
-    "full": "fp32",
-}
-
-
-def _python_scalar(value: Any, spec: TypeSpec) -> tuple[Any, str | None, str]:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if spec.kind == "bool" and isinstance(value, bool):
-        return value, None, ""
-    if spec.kind == "int" and is_number and isinstance(value, int):
-        return value, None, ""
-    if spec.kind == "float" and is_number:
-        if isinstance(value, int) and abs(value) > 10**300:
-            return REFUSED, None, "it has to be finite"
-        return (float(value), None, "") if math.isfinite(value) else (REFUSED, None, "it has to be finite")
-    if spec.kind in ("str", "path") and isinstance(value, (str, os.PathLike)):
-        if "\0" in str(value):
-            return REFUSED, None, "a text cannot hold the NUL character"
-        return (str(value), None, "") if spec.kind == "str" else (value, None, "")
-    if spec.kind == "literal":
-        for choice in spec.choices:
-            if type(choice) is type(value) and choice == value:
-                return choice, None, ""
-        return _choice(str(value), False, spec) if isinstance(value, str) else (REFUSED, None, "")
-    return REFUSED, None, ""

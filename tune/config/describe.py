@@ -7,7 +7,7 @@ from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.dump import scalar
-from tune.config.params import ParamInfo, fields_of
+from tune.config.fields import ParamInfo, fields_of
 from tune.config.typing import TypeSpec
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
@@ -84,8 +84,6 @@ def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, An
 
 def _field_schema(info: ParamInfo) -> dict[str, Any]:
     schema = _type_schema(info.spec.required())
-    if info.choices:
-        schema = {"enum": list(info.choices)}
     if info.minimum is not None:
         schema["minimum"] = info.minimum
     if info.maximum is not None:

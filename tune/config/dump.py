@@ -1,98 +1,39 @@
-"""Writing a resolved configuration as YAML that reads back to the same parameters."""
+"""Writing a params object as YAML that reads back to the same parameters."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.diagnostics import DEFAULT, Source, printable, shorten
-from tune.config.nodes import core_value
-from tune.config.params import fields_of
+from tune.config.diagnostics import Source, printable, shorten
+from tune.config.fields import fields_of
+from tune.config.nodes import Node, core_value
 from tune.config.references import escape
 
-if TYPE_CHECKING:
-    from tune.config.resolve import Resolution, ResolvedValue
+Places = Mapping[str, Node]
 
 _COMMENT_COLUMN = 50
 _PLAIN = re.compile(r"[A-Za-z0-9_./\\+=@~-][A-Za-z0-9_./\\+=@~,() <>|:;-]*\Z")
 
 
-def dump_params(params: Any, recipe: str | None = None, drawn: Mapping[str, Any] | None = None) -> str:
-    """A params object as YAML; where `resolve` made it, with the origin of every value.
+def write_params(
+    params: Any,
+    recipe: str | None = None,
+    places: Places | None = None,
+    drawn: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a params object as YAML.
 
     Args:
         params: a checked params object.
         recipe: name to put into the key `recipe`.
-        drawn: values that the run itself chose where a field was null, such as its seed, by field: written in
-            its place, so that the file repeats this very run.
+        places: the node that each value came from, by dotted path, to be said behind it.
+        drawn: values that the run itself chose where a field was null, by field.
     """
-    from tune.config.resolve import resolution_of
-
-    resolution = resolution_of(params)
-    recipe = recipe or (resolution.recipe if resolution else None)
-    return _dump(params, recipe, resolution, drawn or {})
-
-
-def log_config(recipe_name: str, params: Any, logger: logging.Logger | None = None) -> None:
-    """Log every parameter of a run with its value and, where it is known, its origin.
-
-    Args:
-        recipe_name: the recipe that runs.
-        params: its params object.
-        logger: where to; None means the logger "tune".
-    """
-    target = logger if logger is not None else logging.getLogger("tune")
-    target.info("Running %s with the resolved configuration:\n\n%s", recipe_name, dump_params(params))
-
-
-def dump_resolution(resolution: Resolution[Any]) -> str:
-    """See `Resolution.dump`."""
-    if resolution.params is None:
-        raise ValueError("a configuration with errors has no resolved form")
-    return _dump(resolution.params, resolution.recipe, resolution, {})
-
-
-def flatten(resolution: Resolution[Any]) -> dict[str, ResolvedValue]:
-    """See `Resolution.values`."""
-    from tune.config.convert import REFUSED, shadowed
-    from tune.config.resolve import ResolvedValue
-
-    flat: dict[str, ResolvedValue] = {}
-    shorts = {info.name: info.short_for or "" for info in fields_of(type(resolution.params)).values()}
-    for name, value in resolution.checked.values.items():
-        if value is REFUSED:
-            continue
-        for path, leaf in _leaves(name, value):
-            node = resolution.places.get(path) or resolution.places.get(shorts.get(path, ""))
-            if node is None and path != name and not path.endswith(COMPONENT_KEY):
-                node = resolution.places.get(name)
-            source = DEFAULT if node is None else node.source
-            flat[path] = ResolvedValue(leaf, source, None if node is None else shadowed(node))
-    return flat
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Component):
-        if not value:
-            return
-        yield f"{path}.{COMPONENT_KEY}", value.path
-        for key, item in value.kwargs.items():
-            yield from _leaves(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, (Component, Mapping)) for item in value):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{path}.{index}", item)
-    else:
-        yield path, value
-
-
-def _dump(
-    params: Any, recipe: str | None, resolution: Resolution[Any] | None, drawn: Mapping[str, Any]
-) -> str:
     lines: list[str] = []
     if recipe:
         lines.append(f"recipe: {scalar(recipe)}")
@@ -106,61 +47,49 @@ def _dump(
         if info.group != group:
             group = info.group
             lines += ["", f"# {group}"]
-        if info.name in drawn and value is None:
+        if drawn and info.name in drawn and value is None:
             entry = f"{info.name}: {scalar(drawn[info.name])}"
             lines.append(f"{entry.ljust(_COMMENT_COLUMN)}  # drawn by this run")
             continue
-        lines += _entry(info.name, value, 0, info.name, resolution)
+        lines += _lines(f"{info.name}:", value, 0, info.name, places)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _entry(key: str, value: Any, indent: int, path: str, resolution: Resolution[Any] | None) -> list[str]:
-    """The lines of `key: value`, with the origin of what is a leaf."""
+def _lines(head: str, value: Any, indent: int, path: str, places: Places | None) -> list[str]:
+    """The lines of a value behind `head`, "name:" or "-", with the origin of what is a leaf."""
     pad = " " * indent
-    name = _text(key)
     if isinstance(value, Component):
         value = {COMPONENT_KEY: value.path, **value.kwargs}
-    if isinstance(value, Mapping) and value:
-        lines = [f"{pad}{name}:"]
-        for inner, item in value.items():
-            lines += _entry(str(inner), item, indent + 2, f"{path}.{inner}", resolution)
-        return lines
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (Component, Mapping)) for item in value):
-        lines = [f"{pad}{name}:"]
-        for index, item in enumerate(value):
-            lines += _item(item, indent + 2, f"{path}.{index}", resolution)
-        return lines
-    return [_commented(f"{pad}{name}: {scalar(value)}", path, resolution)]
+    inner: list[tuple[str, Any, str]] = []
+    if isinstance(value, Mapping):
+        inner = [(f"{_text(str(key))}:", item, f"{path}.{key}") for key, item in value.items()]
+    elif head != "-" and isinstance(value, (list, tuple)) and any(map(_is_nested, value)):
+        inner = [("-", item, f"{path}.{index}") for index, item in enumerate(value)]
+    if not inner:
+        return [_commented(f"{pad}{head} {scalar(value)}", path, places)]
+    lines = [line for name, item, where in inner for line in _lines(name, item, indent + 2, where, places)]
+    return [f"{pad}- {lines[0].lstrip(' ')}", *lines[1:]] if head == "-" else [pad + head, *lines]
 
 
-def _item(value: Any, indent: int, path: str, resolution: Resolution[Any] | None) -> list[str]:
-    if isinstance(value, Component):
-        value = {COMPONENT_KEY: value.path, **value.kwargs}
-    pad = " " * indent
-    if not isinstance(value, Mapping) or not value:
-        return [_commented(f"{pad}- {scalar(value)}", path, resolution)]
-    lines: list[str] = []
-    for key, item in value.items():
-        lines += _entry(str(key), item, indent + 2, f"{path}.{key}", resolution)
-    lines[0] = pad + "- " + lines[0].lstrip(" ")
-    return lines
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Component, Mapping))
 
 
-def _commented(line: str, path: str, resolution: Resolution[Any] | None) -> str:
-    if resolution is None:
+def _commented(line: str, path: str, places: Places | None) -> str:
+    if places is None:
         return line
-    return f"{line.ljust(_COMMENT_COLUMN)}  # {_origin(path, resolution)}"
+    return f"{line.ljust(_COMMENT_COLUMN)}  # {_origin(path, places)}"
 
 
-def _origin(path: str, resolution: Resolution[Any]) -> str:
+def _origin(path: str, places: Places) -> str:
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
-        node = resolution.places.get(".".join(parts[:length]))
+        node = places.get(".".join(parts[:length]))
         if node is not None:
             return _describe(node.source)
         if parts[length - 1] == COMPONENT_KEY:
             # the component itself is a default even where some of its arguments are set
-            whole = resolution.places.get(".".join(parts[: length - 1]))
+            whole = places.get(".".join(parts[: length - 1]))
             return _describe(whole.source) if whole is not None else "default"
     return "default"
 

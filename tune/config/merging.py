@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, quote
+from tune.config.fields import ParamInfo
 from tune.config.nodes import (
     ErrorNode,
     MappingNode,
@@ -17,21 +18,12 @@ from tune.config.nodes import (
     default_node,
     is_null,
     mapping_node,
-    sequence_node,
     with_entry,
+    with_items,
     without_entry,
 )
 from tune.config.overrides import Edit
-from tune.config.params import ParamInfo
 from tune.config.suggestions import nearest
-
-
-@dataclass
-class Merged:
-    """The tree after the edits, and what there is to say about them."""
-
-    root: MappingNode
-    problems: list[Diagnostic] = field(default_factory=list)
 
 
 class _Refusal(Exception):
@@ -44,6 +36,10 @@ class _Refusal(Exception):
         self.code = code
         self.suggestion = suggestion
         self.severity = severity
+
+    def about(self, edit: Edit) -> Diagnostic:
+        place = edit.key_source()
+        return Diagnostic(self.code, edit.dotted, str(self), place, self.suggestion, severity=self.severity)
 
 
 def name_component(node: Node) -> MappingNode | None:
@@ -60,8 +56,13 @@ def name_component(node: Node) -> MappingNode | None:
     return None
 
 
-def apply_edits(root: MappingNode, edits: Sequence[Edit], infos: Mapping[str, ParamInfo]) -> Merged:
-    """Apply edits to a tree; the tree itself is left as it is.
+def apply_edits(
+    root: MappingNode,
+    edits: Sequence[Edit],
+    infos: Mapping[str, ParamInfo],
+    report: Callable[[Diagnostic], None],
+) -> MappingNode:
+    """Return a tree with edits made; the tree itself is left as it is.
 
     Removals come first, as they speak of what the file says; then values, whole components before their
     arguments, so that the order on the command line matters only between two values for the same place.
@@ -70,67 +71,44 @@ def apply_edits(root: MappingNode, edits: Sequence[Edit], infos: Mapping[str, Pa
         root: the file's tree.
         edits: from the command line.
         infos: the declared parameters; empty where none are known.
+        report: called with every edit that cannot be made, and with what is lost by one.
     """
-    merged = Merged(root)
     removals = [edit for edit in edits if edit.node is None]
     values = sorted((edit for edit in edits if edit.node is not None), key=lambda edit: len(edit.path))
     replaced = {edit.path for edit in values if _slot_of(edit.path, infos)}
     seen: dict[tuple[str, ...], Edit] = {}
+
+    def repeated(edit: Edit, fact: str) -> Diagnostic:
+        message = f"{edit.dotted} {fact}"
+        return Diagnostic("repeated-override", edit.dotted, message, edit.source, severity="warning")
+
     # deepest and last first, so that removing list items does not move those still to be removed
     for edit in sorted(removals, key=_removal_order, reverse=True):
         if edit.path in seen:
-            _warn_of_repeated(merged, edit, "is removed twice on the command line; once is enough")
-        else:
-            _attempt(merged, edit, infos, replaced)
+            report(repeated(edit, "is removed twice on the command line; once is enough"))
+            continue
         seen[edit.path] = edit
+        try:
+            root = _remove(root, edit, infos, replaced)
+        except _Refusal as refusal:
+            report(refusal.about(edit))
     seen.clear()
     for edit in values:
-        earlier = seen.get(edit.path)
-        if earlier is not None:
-            _warn_of_repeated(merged, earlier, "is set twice on the command line; the last value counts")
+        if edit.path in seen:
+            report(repeated(seen[edit.path], "is set twice on the command line; the last value counts"))
+        elif (dropped := _dropped(root, edit, infos)) is not None:
+            report(dropped)
         seen[edit.path] = edit
-        _attempt(merged, edit, infos, quiet=earlier is not None)
-    return merged
-
-
-def _warn_of_repeated(merged: Merged, edit: Edit, fact: str) -> None:
-    merged.problems.append(
-        Diagnostic("repeated-override", edit.dotted, f"{edit.dotted} {fact}", edit.source, severity="warning")
-    )
+        try:
+            root = _set(root, edit, infos)
+        except _Refusal as refusal:
+            if refusal.code:
+                report(refusal.about(edit))
+    return root
 
 
 def _removal_order(edit: Edit) -> tuple[int, tuple[tuple[int, str], ...]]:
     return len(edit.path), tuple((int(part) if part.isdecimal() else -1, part) for part in edit.path)
-
-
-def _attempt(
-    merged: Merged,
-    edit: Edit,
-    infos: Mapping[str, ParamInfo],
-    replaced: Collection[tuple[str, ...]] = (),
-    quiet: bool = False,
-) -> None:
-    try:
-        if edit.node is None:
-            merged.root = _remove(merged.root, edit, infos, replaced)
-        else:
-            if not quiet:
-                _warn_of_dropped(merged, edit, infos)
-            made = _set(merged.root, edit, infos)
-            merged.root = made
-    except _Refusal as refusal:
-        if not refusal.code:
-            return
-        merged.problems.append(
-            Diagnostic(
-                refusal.code,
-                edit.dotted,
-                str(refusal),
-                edit.key_source(),
-                refusal.suggestion,
-                severity=refusal.severity,
-            )
-        )
 
 
 def _slot_of(path: Sequence[str], infos: Mapping[str, ParamInfo]) -> bool:
@@ -153,35 +131,26 @@ def _at(root: MappingNode, path: Sequence[str]) -> Node | None:
     return node
 
 
-def _warn_of_dropped(merged: Merged, edit: Edit, infos: Mapping[str, ParamInfo]) -> None:
-    """Say which arguments go when a whole component is replaced."""
+def _dropped(root: MappingNode, edit: Edit, infos: Mapping[str, ParamInfo]) -> Diagnostic | None:
+    """Which arguments go when a whole component is replaced, if any do."""
     if not _slot_of(edit.path, infos) or isinstance(edit.node, ErrorNode):
-        return
-    old = _at(merged.root, edit.path)
+        return None
+    old = _at(root, edit.path)
     kept = set(edit.node.entries) if isinstance(edit.node, MappingNode) else set()
-    if isinstance(old, SequenceNode):
-        dropped = [f"a list of {len(old.items)}"] if not isinstance(edit.node, SequenceNode) else []
+    dropped: list[str] = []
+    if isinstance(old, SequenceNode) and not isinstance(edit.node, SequenceNode):
+        dropped = [f"a list of {len(old.items)}"]
     elif isinstance(old, MappingNode):
         dropped = [key for key in old.entries if key not in kept and key != COMPONENT_KEY]
-    else:
-        return
-    if dropped:
-        name = edit.dotted
-        message = f"{name} is replaced as a whole, which drops {', '.join(dropped)}"
-        suggestion = None
-        if isinstance(edit.node, Scalar) and isinstance(old, MappingNode) and not is_null(edit.node):
-            message += f"; {name}.{COMPONENT_KEY}=... would keep what the file sets"
-            suggestion = f"{name}.{COMPONENT_KEY}={edit.node.text}"
-        merged.problems.append(
-            Diagnostic(
-                "dropped-arguments",
-                name,
-                message,
-                edit.key_source(),
-                suggestion,
-                severity="warning",
-            )
-        )
+    if not dropped:
+        return None
+    name = edit.dotted
+    message = f"{name} is replaced as a whole, which drops {', '.join(dropped)}"
+    suggestion = None
+    if isinstance(edit.node, Scalar) and isinstance(old, MappingNode) and not is_null(edit.node):
+        message += f"; {name}.{COMPONENT_KEY}=... would keep what the file sets"
+        suggestion = f"{name}.{COMPONENT_KEY}={edit.node.text}"
+    return Diagnostic("dropped-arguments", name, message, edit.key_source(), suggestion, severity="warning")
 
 
 def _set(root: MappingNode, edit: Edit, infos: Mapping[str, ParamInfo]) -> MappingNode:
@@ -228,7 +197,7 @@ def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> 
         index = _index(node, part, ".".join(here))
         items = list(node.items)
         items[index] = _put(items[index], edit, depth + 1, infos)
-        return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+        return with_items(node, items)
     if isinstance(node, ErrorNode):
         return node
     raise _Refusal("no-such-place", f"{'.'.join(here)} is a single value and has no part {quote(part)}")
@@ -277,7 +246,7 @@ def _cut(node: Node, path: Sequence[str]) -> Node:
             del items[int(part)]
         else:
             items[int(part)] = _cut(items[int(part)], path[1:])
-        return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+        return with_items(node, items)
     return node
 
 

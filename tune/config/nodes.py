@@ -125,6 +125,11 @@ def with_entry(node: MappingNode, key: str, value: Node, key_source: Source) -> 
     return replace(made, shadows=node.shadows, written=node.written)
 
 
+def with_items(node: SequenceNode, items: Sequence[Node]) -> SequenceNode:
+    """A copy of `node` that holds `items`."""
+    return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+
+
 def without_entry(node: MappingNode, key: str) -> MappingNode:
     """A copy of `node` without `key`."""
     entries = {name: item for name, item in node.entries.items() if name != key}
@@ -162,15 +167,12 @@ def is_null(node: Node) -> bool:
     return node.text in NULL_WORDS or (node.style == "plain" and _NULL.match(node.text) is not None)
 
 
-def walk(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
-    """Every node below and including `node`, with its path."""
-    yield path, node
-    if isinstance(node, MappingNode):
-        for key, item in node.entries.items():
-            yield from walk(item, (*path, key))
-    elif isinstance(node, SequenceNode):
-        for index, item in enumerate(node.items):
-            yield from walk(item, (*path, str(index)))
+def walk(node: Node) -> Iterator[Node]:
+    """Every node below and including `node`."""
+    yield node
+    inner = node.items if isinstance(node, SequenceNode) else ()
+    for item in node.entries.values() if isinstance(node, MappingNode) else inner:
+        yield from walk(item)
 
 
 def parse_int(text: str) -> int | None:

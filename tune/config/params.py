@@ -1,30 +1,32 @@
-"""Declaring parameters: `param`, what it records, and the checks a params dataclass runs on itself.
-
-A recipe has one frozen dataclass of parameters. Each field is declared once with `param`, which carries all that
-the command line, the checks, the help texts and the editor's schema need to know about it.
-"""
+"""What a params dataclass is made with: `param` declares a field, `check_params` checks the object."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
-import functools
-import re
-import typing
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from tune.config.diagnostics import Diagnostic, problem
-from tune.config.typing import TypeSpec
+from tune.config.check import check_tree, cross_check
+from tune.config.diagnostics import DEFAULT, PYTHON, Diagnostic, problem
+from tune.config.fields import AGREED, ParamInfo, agreed_values, fields_of, fixed_on_resume, param
+from tune.config.nodes import from_python, mapping_node
+from tune.config.scalars import REFUSED
+from tune.config.short_forms import expand_short_forms, forget_argument
+from tune.config.suggestions import nearest
 from tune.errors import ConfigError
 
-if TYPE_CHECKING:
-    from tune.config.slots import Slot
-
-_METADATA_KEY = "tune.param"
-AGREED = "_agreed"
+__all__ = [
+    "ParamInfo",
+    "ParamsError",
+    "agreed_values",
+    "building_from_checked_values",
+    "check_params",
+    "fields_of",
+    "fixed_on_resume",
+    "param",
+    "refuse_unknown",
+]
 
 
 class ParamsError(ConfigError, TypeError, ValueError):
@@ -35,183 +37,6 @@ class ParamsError(ConfigError, TypeError, ValueError):
         count = len(self.problems)
         head = f"{params_name or 'the parameters'}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
-
-
-@dataclass(frozen=True)
-class ParamInfo:
-    """All that is declared about one field of a params dataclass."""
-
-    name: str
-    spec: TypeSpec
-    default: Any
-    help: str = ""
-    group: str = "General"
-    required: bool = False
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    choices: tuple[Any, ...] = ()
-    pattern: str | None = None
-    pattern_help: str = ""
-    short_for: str | None = None
-    slot: Slot | None = None
-    fixed_on_resume: bool = False
-
-    def range_text(self) -> str:
-        """The allowed range in words: "at least 1", or "" where there is none."""
-        if self.above is not None and self.maximum is not None:
-            return f"above {_number(self.above)} and at most {_number(self.maximum)}"
-        if self.above is not None:
-            return f"above {_number(self.above)}"
-        if self.minimum is not None and self.maximum is not None:
-            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
-        if self.minimum is not None:
-            return f"at least {_number(self.minimum)}"
-        return f"at most {_number(self.maximum)}" if self.maximum is not None else ""
-
-    def type_text(self) -> str:
-        """The type in words a person can act on."""
-        if self.pattern_help:
-            return f"{self.pattern_help}, or null" if self.spec.nullable else self.pattern_help
-        if self.choices:
-            words = "one of " + ", ".join(str(choice) for choice in self.choices)
-            return f"{words} or null" if self.spec.nullable else words
-        return self.spec.describe()
-
-    def find_fault(self, value: Any, name: str = "") -> Diagnostic | None:
-        """Return why a well-typed `value` is not allowed here, or None; `name` is what the user called the field."""
-        if value is None:
-            return None
-        fields = (name or self.name,)
-        if self.choices and value not in self.choices:
-            return problem(f"must be {self.type_text()}, not {value!r}", fields, "not-a-choice")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            outside = (
-                (self.minimum is not None and value < self.minimum)
-                or (self.maximum is not None and value > self.maximum)
-                or (self.above is not None and value <= self.above)
-            )
-            if outside:
-                return problem(f"must be {self.range_text()}, not {value}", fields, "out-of-range")
-        if self.pattern is not None and isinstance(value, str) and not re.fullmatch(self.pattern, value):
-            shown = value if len(value) <= 80 else value[:77] + "..."
-            folded = value.strip().lower().replace("gpu", "cuda")
-            suggestion = folded if re.fullmatch(self.pattern, folded) else None
-            wanted = f"be {self.pattern_help}" if self.pattern_help else f"match {self.pattern}"
-            return problem(f"must {wanted}, not {shown!r}", fields, "bad-value", suggestion)
-        return None
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else str(value)
-
-
-def param(
-    default: Any,
-    *,
-    help: str,
-    group: str = "General",
-    required: bool = False,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    choices: Sequence[Any] | None = None,
-    pattern: str | None = None,
-    pattern_help: str = "",
-    short_for: str | None = None,
-    slot: Slot | None = None,
-    fixed_on_resume: bool = False,
-) -> Any:
-    """Declare one field of a params dataclass.
-
-    Args:
-        default: value where neither the file nor the command line sets one. For a required field, the null
-            value of its type: it is never used.
-        help: one sentence for ``--help``, with the unit where there is one.
-        group: heading the field stands under in help texts.
-        required: whether a config must set it.
-        minimum: smallest allowed value, included.
-        maximum: largest allowed value, included.
-        above: lower bound that is itself not allowed.
-        choices: the only allowed values.
-        pattern: regular expression that a text must match as a whole.
-        pattern_help: the same in words, to go on after "must be": "cpu, cuda, cuda:N or mps".
-        short_for: dotted path of the component argument this field is a short form of ("optimizer.lr"). It reads as
-            what the component says, whichever of the two was set. See also `agreed_values`.
-        slot: what kind of component the field holds.
-        fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
-    """
-    record = {
-        "help": help,
-        "group": group,
-        "required": required,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "choices": tuple(choices or ()),
-        "pattern": pattern,
-        "pattern_help": pattern_help,
-        "short_for": short_for,
-        "slot": slot,
-        "fixed_on_resume": fixed_on_resume,
-    }
-    if isinstance(default, (list, dict, set)):
-        value: Any = dataclasses.field(
-            default_factory=functools.partial(_copy_of, default), metadata={_METADATA_KEY: record}
-        )
-        return value
-    return dataclasses.field(default=default, metadata={_METADATA_KEY: record})
-
-
-def agreed_values() -> Any:
-    """Declare the field `_agreed`, with which `dataclasses.replace` may change a short form or its component alone.
-
-    It remembers what both said, as `replace` hands on all fields alike: what differs from it is what was changed.
-    """
-    return dataclasses.field(default=None, kw_only=True, repr=False, compare=False)
-
-
-def _copy_of(default: Any) -> Any:
-    return type(default)(default)
-
-
-_known_fields: dict[type, dict[str, ParamInfo]] = {}
-
-
-def fields_of(params_cls: type) -> dict[str, ParamInfo]:
-    """Return what is declared about each field of `params_cls`, in order.
-
-    A plain dataclass will do as well: a field without a default is then required.
-    """
-    if params_cls in _known_fields:
-        return _known_fields[params_cls]
-    try:
-        hints = typing.get_type_hints(params_cls)
-    except NameError:  # annotations that only a type checker can see; their text still says enough
-        hints = {}
-    infos = {}
-    for field in dataclasses.fields(params_cls):
-        if not field.init or field.name == AGREED:
-            continue
-        record = dict(field.metadata.get(_METADATA_KEY, {}))
-        if field.default is not dataclasses.MISSING:
-            default = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        else:
-            default = None
-            record.setdefault("required", True)
-        spec = TypeSpec.from_hint(hints.get(field.name, field.type))
-        infos[field.name] = ParamInfo(name=field.name, spec=spec, default=default, **record)
-    _known_fields[params_cls] = infos
-    return infos
-
-
-def fixed_on_resume(params: Any) -> dict[str, Any]:
-    """Return the parameters, by name, that must be as they were for a resumed run to be the same run."""
-    return {
-        name: getattr(params, name) for name, info in fields_of(type(params)).items() if info.fixed_on_resume
-    }
 
 
 # Set while `resolve` builds an object from values it has already checked one by one.
@@ -234,8 +59,6 @@ def refuse_unknown(params_cls: type, names: Iterable[str]) -> None:
     Raises:
         ParamsError: there are some; each with the field that may be meant.
     """
-    from tune.config.suggestions import nearest  # only on the way to an error
-
     fields = fields_of(params_cls)
     found = []
     for name in names:
@@ -261,15 +84,48 @@ def check_params(params: Any, problems: Iterable[Diagnostic] = ()) -> None:
     Raises:
         ParamsError: there is at least one problem; all are listed.
     """
-    if _already_checked.get():
-        found = list(problems)
-    else:
-        # `resolve` imports this module: the checks of values live there and are only needed here and now
-        from tune.config.check import check_values
-
-        found = [*check_values(params), *problems]
+    found = [*([] if _already_checked.get() else _check_values(params)), *problems]
     if found:
         raise ParamsError(found, type(params).__name__)
     if hasattr(params, AGREED):
         shorts = [info.name for info in fields_of(type(params)).values() if info.short_for]
         object.__setattr__(params, AGREED, {name: getattr(params, name) for name in shorts})
+
+
+def _check_values(params: Any) -> list[Diagnostic]:
+    """Check a params object built in Python and normalise its fields in place.
+
+    Returns:
+        every problem found; the object is only usable if there is none.
+    """
+    params_cls: type = type(params)
+    infos = fields_of(params_cls)
+    problems: list[Diagnostic] = []
+
+    def report(item: Diagnostic) -> None:
+        if item.severity == "error":
+            problems.append(item)
+
+    entries = {}
+    # What short forms and components said before `dataclasses.replace` changed one of them: the other one follows.
+    agreed: Mapping[str, Any] = getattr(params, AGREED, None) or {}
+    for info in infos.values():
+        value = getattr(params, info.name)
+        if info.required and isinstance(value, type(info.default)) and value == info.default:
+            continue
+        if value is info.default:
+            continue
+        is_handed_on = info.short_for is not None and info.name in agreed and value == agreed[info.name]
+        entries[info.name] = from_python(value, DEFAULT if is_handed_on else PYTHON)
+    for info in infos.values():
+        slot, _, argument = (info.short_for or "").partition(".")
+        if slot in entries and agreed.get(info.name) not in (None, getattr(params, info.name)):
+            entries[slot] = forget_argument(entries[slot], argument, agreed[info.name])
+    root = expand_short_forms(mapping_node(PYTHON, entries, {}), infos, report)
+    checked = check_tree(root, infos, report, whole=PYTHON)
+    found = [*dict.fromkeys(problems), *cross_check(params_cls, checked, infos)]
+    for info in infos.values():
+        value = checked.values.get(info.name, REFUSED)
+        if value is not REFUSED:
+            object.__setattr__(params, info.name, value)
+    return found

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from tune.config.check import check_tree
 from tune.config.diagnostics import ordered, render_all, shorten
+from tune.config.fields import ParamInfo, fields_of
+from tune.config.nodes import without_entry
 from tune.config.overrides import is_override
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
+from tune.config.short_forms import expand_short_forms
+from tune.config.suggestions import nearest
+from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.config.trust import trust
 from tune.errors import ConfigError
 
@@ -43,12 +50,13 @@ class TuneArgumentParser(argparse.ArgumentParser):
 
         params = TuneArgumentParser(params=MyParams).parse_params()    # a frozen, checked object
 
-        args, rest = TuneArgumentParser(description=...).parse_known_args()
-        params = MyParams(**vars(args))                                # plain values, no types known
+        args, rest = TuneArgumentParser(params=MyParams).parse_known_args()
+        params = MyParams(**vars(args))
 
     Args:
-        params: the params dataclass that `parse_params` makes. If it has a class attribute `recipe_names`, a config
-            whose key `recipe` names none of them, nor the running script, is refused.
+        params: the params dataclass, which says what may be set, and what must be; a plain dataclass will do. Without
+            one `parse_known_args` takes any key, with plain values. If the class has an attribute `recipe_names`,
+            `parse_params` refuses a config whose key `recipe` names none of them, nor the running script.
     """
 
     def __init__(self, *args: Any, params: type[Any] | None = None, **kwargs: Any) -> None:
@@ -82,33 +90,34 @@ class TuneArgumentParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse in the historic way: plain values in a namespace, and the arguments nobody knew.
+        """Parse in the historic way: what was set in a namespace, and the arguments nobody knew.
 
-        No dataclass is known here, so values follow YAML 1.2's core types. The config and its overrides set the
-        defaults of the options that were added; such an option given by name counts more.
+        Values have the types of the params class; where none is known, those of YAML 1.2's core. The config and its
+        overrides set the defaults of the options that were added; such an option given by name counts more.
         """
         given = list(sys.argv[1:] if args is None else args)
         own, overrides, rest = self._read_own(given)
-        tree = load_tree({}, config=own.config, overrides=overrides, removals=own.remove or ())
-        self._refuse_if_faulty(tree)
-        values = plain_tree(tree)
         added = {action.dest: action for action in self._actions if action.dest not in _OWN}
+        infos = fields_of(self.params_cls) if self.params_cls is not None else {}
+        tree = load_tree(infos, config=own.config, overrides=overrides, removals=own.remove or ())
+        values = plain_tree(tree)
+        if self.params_cls is not None:
+            infos = {name: info for name, info in infos.items() if name not in added}
+            values |= _typed_values(tree, infos, added)
+        self._refuse_if_faulty(tree)
         for name in values.keys() & added.keys():
             self._check_choice(added[name], values[name])
-        needed = [action for action in added.values() if action.required and action.dest in values]
-        before = dict(self._defaults), {name: added[name].default for name in values.keys() & added.keys()}
-        try:
-            for action in needed:
-                action.required = False
-            self.set_defaults(**{name: values[name] for name in before[1]})
-            parsed, _ = super().parse_known_args(given, namespace)
-        finally:
-            # a parser can be used again, and must not remember this config
-            for action in needed:
-                action.required = True
-            self._defaults = before[0]
-            for name, default in before[1].items():
-                added[name].default = default
+        # what the namespace holds already is no option's default, and one that is typed replaces it
+        before = argparse.Namespace() if namespace is None else namespace
+        for name in values.keys() & added.keys():
+            value = values[name]
+            try:
+                value = self._get_value(added[name], value) if isinstance(value, str) else value
+            except argparse.ArgumentError as error:
+                self.error(str(error))
+            setattr(before, name, value)
+        with _optional(action for action in added.values() if action.dest in values):
+            parsed, _ = super().parse_known_args(given, before)
         for name in _OWN:
             if hasattr(parsed, name):
                 delattr(parsed, name)
@@ -155,7 +164,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
         if report:
             self._print_message(report + "\n", sys.stderr)
         if not resolution.ok:
-            self._hint(own.config)
+            if own.config is None:
+                self._print_message("\nNo --config was given.\n", sys.stderr)
             self.exit(_EXIT_BAD_CONFIG)
         if own.dry_run:
             self._print_message(resolution.dump(), sys.stdout)
@@ -178,14 +188,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
 
     def _read_own(self, given: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """This parser's own options, all overrides in the order given, and what is neither."""
-        required = [action for action in self._actions if action.required]
-        for action in required:
-            action.required = False
-        try:
+        with _optional(self._actions):
             own, extras = super().parse_known_args(given)
-        finally:
-            for action in required:
-                action.required = True
         if "--" in extras:
             extras.remove("--")
         bare = [argument for argument in extras if is_override(argument)]
@@ -209,12 +213,10 @@ class TuneArgumentParser(argparse.ArgumentParser):
         """One of this parser's own options that `argument` is a misspelling or abbreviation of."""
         if not argument.startswith("--"):
             return None
-        import difflib  # only on the way to an error
-
         name = argument.partition("=")[0]
         options = [option for option in self._option_string_actions if option.startswith("--")]
         shortened = [option for option in options if len(name) > 4 and option.startswith(name)]
-        return next(iter(shortened or difflib.get_close_matches(name, options, n=1, cutoff=0.85)), None)
+        return shortened[0] if shortened else nearest(name, options, cutoff=0.85)
 
     def _refuse_if_faulty(self, tree: LoadedTree) -> None:
         problems = list(tree.problems)
@@ -232,9 +234,31 @@ class TuneArgumentParser(argparse.ArgumentParser):
             allowed = ", ".join(map(str, action.choices))
             self.error(f"{action.dest}: {value!r} in the config is not one of {allowed}")
 
-    def _hint(self, config: str | None) -> None:
-        if config is None:
-            self._print_message("\nNo --config was given.\n", sys.stderr)
+
+@contextlib.contextmanager
+def _optional(actions: Iterable[argparse.Action]) -> Iterator[None]:
+    """Within this block none of these options is required."""
+    required = [action for action in actions if action.required]
+    for action in required:
+        action.required = False
+    try:
+        yield
+    finally:
+        for action in required:
+            action.required = True
+
+
+def _typed_values(
+    tree: LoadedTree, infos: Mapping[str, ParamInfo], others: Collection[str]
+) -> dict[str, Any]:
+    """The typed values of a tree; what is wrong with them joins its problems. `others` are no parameters."""
+    root = tree.root
+    for name in others:
+        root = without_entry(root, name)
+    report = tree.problems.append
+    root = expand_short_forms(expand_torchtune_forms(root, infos, report), infos, report)
+    checked = check_tree(root, infos, report, whole=tree.whole, complete=tree.complete)
+    return {name: checked.values[name] for name in (*root.entries, *tree.root.entries) if name in infos}
 
 
 def _joined(rest: Sequence[str]) -> list[str]:

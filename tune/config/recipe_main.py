@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
+import traceback
 import typing
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tune.config.diagnostics import problem
+from tune.config.params import ParamsError
 from tune.errors import TuneError
 
 R = TypeVar("R")
@@ -59,6 +63,20 @@ def parse(function: Callable[[Any], R]) -> Callable[..., R]:
             raise SystemExit(_EXIT_INTERRUPTED) from None
 
     return main
+
+
+def explain_params(error: TypeError) -> ParamsError | None:
+    """Return what ended `MyParams(**vars(args))`, names that a dataclass does not take or lacks; None for all else."""
+    text = re.match(
+        r"\w+\.__init__\(\) (got an unexpected keyword argument|missing \d+ required)(.*)", str(error)
+    )
+    call = traceback.extract_tb(error.__traceback__)[-1:]
+    if text is None or not call or "**vars(" not in (call[0].line or ""):
+        return None
+    is_missing = text[1].startswith("missing")
+    fact, code = ("is required", "missing-required") if is_missing else ("is no parameter", "unknown-key")
+    names = re.findall(r"'(\w+)'", text[2].partition("?")[0].partition(". Did")[0])
+    return ParamsError([problem(fact, (name,), code) for name in names], str(error).partition(".")[0])
 
 
 def params_class_of(function: Callable[..., Any]) -> type[Any] | None:

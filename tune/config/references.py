@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
+from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import (
     MAX_DEPTH,
@@ -21,10 +22,10 @@ from tune.config.nodes import (
     default_node,
     is_null,
     mapping_node,
-    sequence_node,
     text_weight,
+    walk,
+    with_items,
 )
-from tune.config.params import ParamInfo
 from tune.config.suggestions import nearest
 
 Path = tuple[str, ...]
@@ -45,7 +46,7 @@ def resolve_references(
         infos: the declared parameters: what is not set has its default.
         report: called with every reference that leads nowhere or to itself.
     """
-    if not _has_reference(root):
+    if not any(isinstance(node, Scalar) and "${" in node.text for node in walk(root)):
         return root
     made = _Resolver(root, infos, report).inside(root, ())
     return made if isinstance(made, MappingNode) else root
@@ -54,24 +55,6 @@ def resolve_references(
 def escape(text: str) -> str:
     """`text` written so that it is read back as it stands: `${` becomes `\\${`."""
     return _OPENING.sub(lambda found: found.group(1) * 2 + "\\${", text)
-
-
-def _has_reference(node: Node) -> bool:
-    seen: set[int] = set()
-    todo = [node]
-    while todo:
-        item = todo.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, Scalar):
-            if "${" in item.text:
-                return True
-        elif isinstance(item, SequenceNode):
-            todo.extend(item.items)
-        elif isinstance(item, MappingNode):
-            todo.extend(item.entries.values())
-    return False
 
 
 class _Resolver:
@@ -105,7 +88,7 @@ class _Resolver:
             made = replace(whole, shadows=node.shadows, written=node.written)
         elif isinstance(node, SequenceNode):
             items = [self.inside(item, (*path, str(index))) for index, item in enumerate(node.items)]
-            made = replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+            made = with_items(node, items)
         else:
             made = node
         self._chain -= 1

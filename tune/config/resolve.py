@@ -4,108 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place
-from tune.config.convert import REFUSED, shadowed, show
+from tune.config.convert import shadowed, show
 from tune.config.diagnostics import (
     Diagnostic,
     Source,
     ordered,
     problem,
     quote,
-    render_all,
-    to_json,
 )
-from tune.config.document import Document, read_document
+from tune.config.fields import ParamInfo, fields_of
 from tune.config.merging import apply_edits
-from tune.config.nodes import MappingNode, Node, Scalar, is_null, plain_value, without_entry
+from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, without_entry
 from tune.config.overrides import parse_overrides
-from tune.config.params import ParamInfo, ParamsError, building_from_checked_values, fields_of
-from tune.config.reading import Text, clean, read_file
+from tune.config.params import ParamsError, building_from_checked_values
+from tune.config.reading import clean, read_file
 from tune.config.references import resolve_references
+from tune.config.resolution import Resolution, remember
+from tune.config.scalars import REFUSED
 from tune.config.short_forms import expand_short_forms
 from tune.config.torchtune_compat import expand_torchtune_forms
+from tune.config.yaml_tree import read_document
 from tune.errors import TuneError
+
+__all__ = ["LoadedTree", "Resolution", "load_tree", "plain_tree", "read_recipe_name", "resolve"]
 
 T = TypeVar("T")
 
-_MAX_REMEMBERED = 32
 _MAX_ERRORS = 200
-
-
-@dataclass(frozen=True)
-class ResolvedValue:
-    """One value of a resolved configuration, and where it comes from."""
-
-    value: Any
-    source: Source
-    shadows: str | None = None
-
-
-@dataclass
-class Resolution(Generic[T]):
-    """What a configuration resolved to.
-
-    Args:
-        params: the checked object; None if there are errors.
-        errors: everything wrong, by position.
-        warnings: what the user should know, by position.
-        recipe: what the reserved key `recipe` says, if it is there.
-        places: the node each set value came from, by dotted path.
-        files: the lines of the files read, for messages.
-        checked: the typed values, also of a configuration with errors.
-    """
-
-    params: T | None
-    errors: list[Diagnostic]
-    warnings: list[Diagnostic]
-    recipe: str | None = None
-    places: Mapping[str, Node] = field(default_factory=dict, repr=False)
-    files: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
-    checked: Checked = field(default_factory=Checked, repr=False)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the configuration can be used."""
-        return not self.errors
-
-    @property
-    def values(self) -> dict[str, ResolvedValue]:
-        """Every value by its dotted path ("optimizer.lr"), with its origin; components are taken apart."""
-        from tune.config.dump import flatten
-
-        return flatten(self)
-
-    def dump(self) -> str:
-        """The resolved configuration as YAML, with provenance comments; read back, it gives the same params."""
-        from tune.config.dump import dump_resolution
-
-        return dump_resolution(self)
-
-    def report(self, color: bool = False) -> str:
-        """All errors and warnings as text; "" if there are none."""
-        return render_all(ordered([*self.errors, *self.warnings]), self.files, color=color)
-
-    def to_json(self) -> dict[str, Any]:
-        """The result in the form of ``tune validate --json``."""
-        return to_json(self.errors, self.warnings)
-
-
-_remembered: dict[int, Resolution[Any]] = {}
-
-
-def resolution_of(params: object) -> Resolution[Any] | None:
-    """Return where the values of `params` come from, or None if it was not made by `resolve`."""
-    found = _remembered.get(id(params))
-    return found if found is not None and found.params is params else None
-
-
-def _remember(resolution: Resolution[Any]) -> None:
-    while len(_remembered) >= _MAX_REMEMBERED:
-        del _remembered[next(iter(_remembered))]
-    _remembered[id(resolution.params)] = resolution
 
 
 @dataclass
@@ -113,14 +42,10 @@ class LoadedTree:
     """File and command line merged, references resolved; nothing typed yet."""
 
     root: MappingNode
-    document: Document | None
     problems: list[Diagnostic]
     files: dict[str, list[str]]
-    whole: Source
-
-    @property
-    def complete(self) -> bool:
-        return self.document is None or self.document.complete
+    whole: Source  # the place of the configuration as such
+    complete: bool  # whether all of the file could be read
 
 
 def load_tree(
@@ -142,30 +67,21 @@ def load_tree(
         overrides: `a.b=value` and `~a.b` arguments.
         removals: arguments of ``--remove``.
     """
-    source: Text | None = None
-    if text is not None:
-        source = clean(text, name)
-    elif config is not None:
-        source = read_file(config)
-    problems: list[Diagnostic] = []
-    document = None
+    root, whole, complete = MappingNode(Source("cli")), Source("cli"), True
     files: dict[str, list[str]] = {}
-    root = MappingNode(Source("cli"))
-    whole = Source("cli")
-    if source is not None:
+    edits, problems = parse_overrides(overrides, removals)
+    if text is not None or config is not None:
+        source = read_file(config) if text is None and config is not None else clean(text or "", name)
         document = read_document(source)
-        problems += document.problems
+        problems = [*document.problems, *problems]
         files[source.name] = source.lines
-        root = document.root
+        root, complete = document.root, document.complete
         whole = Source("file", source.name, 1, 1, length=0)
-    edits, faults = parse_overrides(overrides, removals)
-    problems += faults
-    if document is not None and not document.readable:
-        edits = []  # there is nothing that they could be judged against
-    merged = apply_edits(root, edits, infos)
-    problems += merged.problems
-    root = resolve_references(merged.root, infos, problems.append)
-    return LoadedTree(root, document, problems, files, whole)
+        if not document.readable:
+            edits = []  # there is nothing that they could be judged against
+    root = apply_edits(root, edits, infos, problems.append)
+    root = resolve_references(root, infos, problems.append)
+    return LoadedTree(root, problems, files, whole, complete)
 
 
 def resolve(
@@ -211,9 +127,9 @@ def resolve(
     params = None
     if not errors:
         params, errors = _build(params_cls, checked, infos, tree.whole)
-    resolution = Resolution(params, errors, warnings, stated, checked.places, tree.files, checked)
+    resolution = Resolution(params, errors, warnings, stated, tree.files, checked)
     if params is not None:
-        _remember(resolution)
+        remember(resolution)
     return resolution
 
 

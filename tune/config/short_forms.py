@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, Source
+from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import (
     ErrorNode,
@@ -16,11 +17,10 @@ from tune.config.nodes import (
     SequenceNode,
     default_node,
     is_null,
-    sequence_node,
     with_entry,
+    with_items,
     without_entry,
 )
-from tune.config.params import ParamInfo
 
 Report = Callable[[Diagnostic], None]
 
@@ -67,7 +67,7 @@ def _give(
     if isinstance(owner, SequenceNode):
         items = [_give(item, argument, given, key_source, info, report) for item in owner.items]
         kept = [item or old for item, old in zip(items, owner.items, strict=True)]
-        return replace(sequence_node(owner.source, kept), shadows=owner.shadows)
+        return with_items(owner, kept)
     component = name_component(owner)
     if component is None:
         return None
@@ -101,7 +101,7 @@ def _is_stronger(one: Node, other: Node) -> bool:
 def forget_argument(owner: Node, argument: str, old: object) -> Node:
     """Return the component, or list of them, without an argument where that still has its old value."""
     if isinstance(owner, SequenceNode):
-        return sequence_node(owner.source, [forget_argument(item, argument, old) for item in owner.items])
+        return with_items(owner, [forget_argument(item, argument, old) for item in owner.items])
     present = owner.entries.get(argument) if isinstance(owner, MappingNode) else None
     if isinstance(owner, MappingNode) and isinstance(present, PythonValue) and present.value == old:
         return without_entry(owner, argument)

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY
-from tune.config.convert import REFUSED, Converter
 from tune.config.diagnostics import Diagnostic, shorten
+from tune.config.fields import ParamInfo
 from tune.config.foreign_names import foreign_names
 from tune.config.nodes import MappingNode, Node, Scalar, core_value
-from tune.config.params import ParamInfo
-from tune.config.typing import TypeSpec
+from tune.config.scalars import REFUSED
 
 # Tries a value for a path; returns it, or REFUSED after reporting why it is none.
 Judge = Callable[[Node, Callable[[Diagnostic], None]], Any]
@@ -169,16 +168,6 @@ def _try(judge: Judge, node: Node) -> tuple[Any, list[Diagnostic]]:
     found: list[Diagnostic] = []
     value = judge(node, found.append)
     return value, [item for item in found if item.severity == "error"]
-
-
-def judge_plain(spec: TypeSpec, find_fault: Callable[[Any], Any], path: str) -> Judge:
-    """Return a judge of values that are no components."""
-
-    def judge(node: Node, report: Callable[[Diagnostic], None]) -> Any:
-        value = Converter(report, lambda inner, where, slot: inner).convert(node, spec, path)
-        return REFUSED if value is not REFUSED and find_fault(value) is not None else value
-
-    return judge
 
 
 def add(reason: str, addition: str) -> str:

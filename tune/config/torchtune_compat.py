@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tune.config.diagnostics import Diagnostic
+from tune.config.fields import ParamInfo
 from tune.config.nodes import (
     MappingNode,
     Scalar,
@@ -15,7 +16,6 @@ from tune.config.nodes import (
     with_entry,
     without_entry,
 )
-from tune.config.params import ParamInfo
 
 _MAX_FILES = 1000
 

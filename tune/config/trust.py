@@ -89,23 +89,17 @@ def judge_name(name: str) -> Diagnostic | None:
         )
     parts = name.split(".")
     if any(part.startswith("__") for part in parts):
-        return Diagnostic(
-            "untrusted-component", "", f"{name} reaches into Python's internals; name a class or function"
-        )
+        return _untrusted(f"{name} reaches into Python's internals; name a class or function")
     if is_user_trusted(name):
         return None
     package = parts[0]
     if package not in BUILT_IN_PACKAGES:
-        return Diagnostic(
-            "untrusted-component",
-            "",
+        return _untrusted(
             f"{name} lies in the package {package}, which is not trusted: building it would run its code. "
             f"If you know who wrote it, add --trust {package}",
         )
     if any(part.startswith("_") for part in parts):
-        return Diagnostic(
-            "untrusted-component", "", f"{name} is private to {package}; name a public class or function"
-        )
+        return _untrusted(f"{name} is private to {package}; name a public class or function")
     return _judge_part(name, package)
 
 
@@ -119,19 +113,19 @@ def judge_definition(name: str, named_as: str) -> Diagnostic | None:
         return None  # the user vouches for whatever a trusted package hands on
     package = name.split(".", 1)[0]
     if package not in BUILT_IN_PACKAGES:
-        return Diagnostic(
-            "untrusted-component", "", f"{named_as} is only an import of {name}, which is not trusted"
-        )
+        return _untrusted(f"{named_as} is only an import of {name}, which is not trusted")
     return _judge_part(name, package)
+
+
+def _untrusted(message: str) -> Diagnostic:
+    return Diagnostic("untrusted-component", "", message)
 
 
 def _judge_part(name: str, package: str) -> Diagnostic | None:
     open_parts = _OPEN_PARTS[package]
     if lies_within(name, open_parts):
         return None
-    return Diagnostic(
-        "untrusted-component",
-        "",
+    return _untrusted(
         f"{name} is not among the parts of {package} that a configuration may use ({', '.join(open_parts)}): "
         f"elsewhere in it live functions that read files or run code. If you are sure, add --trust {name}",
     )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
-import types
-import typing
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,8 +123,8 @@ class TypeSpec:
 
     @staticmethod
     def from_hint(hint: Any) -> TypeSpec:
-        """The type a live, evaluated hint describes (see `typing.get_type_hints`)."""
-        return _from_hint(hint)
+        """The type a live, evaluated hint describes (see `typing.get_type_hints`), by how it is written."""
+        return _from_text(hint if isinstance(hint, str) else inspect.formatannotation(hint))
 
     @staticmethod
     def from_annotation_ast(node: ast.expr | None) -> TypeSpec:
@@ -201,26 +200,6 @@ def _bare(name: str) -> TypeSpec:
     if name in _OBJECTS:
         return TypeSpec("object", label=name)
     return _generic(name, []) or ANY
-
-
-def _from_hint(hint: Any) -> TypeSpec:
-    if hint is None or hint is type(None):
-        return NONE
-    if isinstance(hint, str):
-        return _from_text(hint)
-    origin = typing.get_origin(hint)
-    args = typing.get_args(hint)
-    if origin is None:
-        return _bare(getattr(hint, "__name__", "")) if isinstance(hint, type) else ANY
-    if origin is typing.Union or origin is types.UnionType:
-        return union_of([_from_hint(arg) for arg in args])
-    if origin is typing.Literal:
-        return literal_of(list(args))
-    if origin in (typing.Annotated, typing.Final):
-        return _from_hint(args[0])
-    ellipsis = bool(args) and args[-1] is Ellipsis
-    known = [_from_hint(arg) for arg in args if arg is not Ellipsis]
-    return _generic(getattr(origin, "__name__", ""), known, ellipsis) or ANY
 
 
 @functools.lru_cache(maxsize=512)

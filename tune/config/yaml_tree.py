@@ -25,13 +25,14 @@ from tune.config.nodes import (
     sequence_node,
     text_weight,
 )
+from tune.config.reading import Text
 
 _CORE_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE_TAG + name for name in ("int", "float", "bool", "null")}
 _MAX_PROBLEMS = 200
 
 
-class Stop(Exception):
+class _Stop(Exception):
     """Reading cannot go on past this point."""
 
     def __init__(self, problem: Diagnostic) -> None:
@@ -40,23 +41,51 @@ class Stop(Exception):
 
 
 @dataclass
-class _Frame:
-    """A list or mapping under construction."""
+class Document:
+    """What a configuration file says.
 
-    source: Source
-    is_map: bool
-    anchor: str | None
-    broken: bool = False
-    items: list[Node] = field(default_factory=list)
-    entries: dict[str, Node] = field(default_factory=dict)
-    keys: dict[str, Source] = field(default_factory=dict)
-    merges: list[Node] = field(default_factory=list)
-    key: str | None = None
-    key_source: Source | None = None
-    wants_value: bool = False
-    is_merge: bool = False
-    weight: int = 1
-    height: int = 1
+    Args:
+        root: the top-level mapping; empty where the file has none, or could not be read.
+        problems: everything wrong with the file as YAML.
+        complete: whether all of it was read; if not, nothing can be said about what is missing.
+        readable: whether it is YAML at all; if not, `root` says nothing.
+    """
+
+    root: MappingNode
+    problems: list[Diagnostic] = field(default_factory=list)
+    complete: bool = True
+    readable: bool = True
+
+
+def read_document(text: Text) -> Document:
+    """Read one configuration document.
+
+    Args:
+        text: from `tune.config.reading`; its own problems are handed on.
+    """
+    empty = mapping_node(Source("file", text.name, 1, 1), {}, {})
+    unreadable = Document(empty, list(text.problems), complete=False, readable=False)
+    if text.problems:
+        return unreadable
+    builder = _Builder(text.name)
+    try:
+        root = builder.build(text.content)
+    except _Stop as stop:
+        unreadable.problems = [*builder.problems, stop.problem]
+        return unreadable
+    if isinstance(root, MappingNode):
+        return Document(root, builder.problems, complete=not builder.lost_key)
+    unreadable.problems = builder.problems or [_no_mapping(root, text.name)]
+    return unreadable
+
+
+def _no_mapping(root: Node | None, name: str) -> Diagnostic:
+    if root is None:
+        place = Source("file", name, 1, 1)
+        return Diagnostic("empty-config", "", f"{name} is empty: there are no parameters in it", place)
+    what = "a list" if isinstance(root, SequenceNode) else "a single value"
+    message = f"a configuration is a mapping of parameters (name: value), and this is {what}"
+    return Diagnostic("not-a-mapping", "", message, root.source)
 
 
 def read_flow(text: str, source: Source) -> tuple[Node | None, Diagnostic | None]:
@@ -66,10 +95,10 @@ def read_flow(text: str, source: Source) -> tuple[Node | None, Diagnostic | None
         text: the value, from its first bracket or quote on.
         source: the argument; its column is that of the value's first character.
     """
-    builder = Builder("", flow_in=source)
+    builder = _Builder("", flow_in=source)
     try:
         node = builder.build(text)
-    except Stop as stop:
+    except _Stop as stop:
         problem = stop.problem
         if "document has ended" in problem.message:
             problem = replace(problem, message="there is text after the end of the value")
@@ -87,25 +116,27 @@ def _event_reader() -> tuple[Callable[[str], Iterator[Any]], type[Exception]]:
     return lambda text: yaml.parse(text, Loader=loader), yaml.error.MarkedYAMLError
 
 
-class Builder:
-    """Builds the tree from events, with a stack of its own: depth costs no recursion."""
+class _Builder:
+    """Builds the tree from events, one call for each list or mapping, at most `MAX_DEPTH` within one another."""
 
     def __init__(self, name: str, flow_in: Source | None = None) -> None:
         self.name = name
         self.problems: list[Diagnostic] = []
         self.lost_key = False  # whether a key could not be read
         self._flow_in = flow_in
-        self._anchors: dict[str, Node] = {}
-        self._open_anchors: set[str] = set()
-        self._stack: list[_Frame] = []
-        self._root: Node | None = None
+        self._events: Iterator[Any] = iter(())
+        self._anchors: dict[str, Node | None] = {}  # None while what it names is being read
+        self._path: list[str] = []  # keys and indices that lead to where the reading is
+        self._depth = 0
         self._weight = 0
 
     def build(self, content: str) -> Node | None:
         parse, syntax_error = _event_reader()
+        root: Node | None = None
         documents = 0
         try:
-            for event in parse(content):
+            self._events = parse(content)
+            for event in self._events:
                 kind = type(event).__name__
                 if kind == "DocumentStartEvent":
                     documents += 1
@@ -113,26 +144,39 @@ class Builder:
                         message = "a second document starts here; a configuration is one document"
                         self._report("many-documents", message, self._place(event))
                         break
-                else:
-                    self._take(kind, event)
+                elif kind not in ("StreamStartEvent", "StreamEndEvent", "DocumentEndEvent"):
+                    root = self._node(event)
         except syntax_error as error:
             raise self._stop_at(error, content) from None
         except (RecursionError, ValueError, OverflowError) as error:
             # the pure Python reader meets its own limits before ours
             place = Source("file", self.name, 1, 1) if self._flow_in is None else self._flow_in
-            raise Stop(Diagnostic("yaml-syntax", "", f"this is not readable YAML: {error}", place)) from None
-        return self._root
+            raise _Stop(Diagnostic("yaml-syntax", "", f"this is not readable YAML: {error}", place)) from None
+        return root
 
-    def _take(self, kind: str, event: Any) -> None:
+    def _node(self, event: Any) -> Node:
+        kind = type(event).__name__
+        if kind == "AliasEvent":
+            return self._alias(event)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
         if kind == "ScalarEvent":
             self._count(text_weight(event.value), event)
-            self._attach(self._register(event, self._scalar(event)))
-        elif kind == "AliasEvent":
-            self._attach(self._alias(event))
-        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
-            self._open(event, is_map=kind == "MappingStartEvent")
-        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
-            self._close()
+            node = self._scalar(event)
+        else:
+            if self._depth >= MAX_DEPTH:
+                self._too_deep(event)
+            self._count(1, event)
+            is_map = kind == "MappingStartEvent"
+            is_plain = event.tag in (None, "!", _CORE_TAG + ("map" if is_map else "seq"))
+            refused = None if is_plain else self._refuse_tag(event.tag, self._place(event))
+            self._depth += 1
+            node = self._mapping(event) if is_map else self._sequence(event)
+            self._depth -= 1
+            node = refused or node
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
 
     def _scalar(self, event: Any) -> Node:
         style = "quoted" if event.style else "plain"
@@ -149,70 +193,55 @@ class Builder:
     def _refuse_tag(self, tag: str, source: Source) -> ErrorNode:
         shown = tag.replace(_CORE_TAG, "!!") if tag.startswith(_CORE_TAG) else tag
         message = f"the tag {quote(shown)} would construct an object; only plain values are allowed"
-        self._report("yaml-tag", message, source)
-        return ErrorNode(source)
+        return self._report("yaml-tag", message, source)
 
     def _alias(self, event: Any) -> Node:
         source = self._place(event)
         name = event.anchor
-        if name in self._open_anchors:
-            self._report("yaml-alias", f"*{name} stands inside what it names, &{name}", source)
-            return ErrorNode(source)
-        node = self._anchors.get(name)
+        if name not in self._anchors:
+            message = f"*{name} refers to an anchor that is not there: no &{name} before it"
+            return self._report("yaml-alias", message, source)
+        node = self._anchors[name]
         if node is None:
-            self._report(
-                "yaml-alias", f"*{name} refers to an anchor that is not there: no &{name} before it", source
-            )
-            return ErrorNode(source)
+            return self._report("yaml-alias", f"*{name} stands inside what it names, &{name}", source)
         self._count(node.weight, event)
-        if len(self._stack) + node.height > MAX_DEPTH:
+        if self._depth + node.height > MAX_DEPTH:
             self._too_deep(event)
         return node
 
-    def _open(self, event: Any, *, is_map: bool) -> None:
-        if len(self._stack) >= MAX_DEPTH:
-            self._too_deep(event)
-        self._count(1, event)
-        frame = _Frame(self._place(event), is_map, event.anchor)
-        if event.tag not in (None, "!", _CORE_TAG + ("map" if is_map else "seq")):
-            self._refuse_tag(event.tag, frame.source)
-            frame.broken = True
-        if event.anchor is not None:
-            self._open_anchors.add(event.anchor)
-        self._stack.append(frame)
+    def _sequence(self, start: Any) -> Node:
+        items: list[Node] = []
+        while type(event := next(self._events)).__name__ != "SequenceEndEvent":
+            self._path.append(str(len(items)))
+            items.append(self._node(event))
+            self._path.pop()
+        return sequence_node(self._place(start), items)
 
-    def _close(self) -> None:
-        frame = self._stack.pop()
-        if frame.is_map:
-            for merged in frame.merges:
-                self._merge(frame, merged)
-            node: Node = mapping_node(frame.source, frame.entries, frame.keys)
-        else:
-            node = sequence_node(frame.source, frame.items)
-        if frame.broken:
-            node = ErrorNode(frame.source)
-        if frame.anchor is not None:
-            self._open_anchors.discard(frame.anchor)
-            self._anchors[frame.anchor] = node
-        self._attach(node)
-
-    def _attach(self, node: Node) -> None:
-        if not self._stack:
-            self._root = node
-            return
-        frame = self._stack[-1]
-        if not frame.is_map:
-            frame.items.append(node)
-        elif frame.wants_value:
-            frame.wants_value = False
-            self._add_entry(frame, node)
-        else:
-            frame.key, frame.key_source = self._key(node, frame), node.source
+    def _mapping(self, start: Any) -> Node:
+        entries: dict[str, Node] = {}
+        keys: dict[str, Source] = {}
+        merges: list[Node] = []
+        while type(event := next(self._events)).__name__ != "MappingEndEvent":
+            key_node = self._node(event)
+            key = self._key(key_node)
+            self._path.append(key or "?")
+            value = self._node(next(self._events))
             # a quoted "<<" is a key like any other
-            frame.is_merge = isinstance(node, Scalar) and node.style == "plain" and node.text == "<<"
-            frame.wants_value = True
+            if isinstance(key_node, Scalar) and key_node.style == "plain" and key_node.text == "<<":
+                merges.append(value)
+            elif key in entries:
+                first = keys[key].line
+                before = f"first in line {first}, and again" if first else "first before it, and again"
+                message = f"{quote(key)} is set twice here: {before}; remove one of them"
+                self._report("duplicate-key", message, key_node.source)
+            elif key is not None:
+                entries[key], keys[key] = value, key_node.source
+            self._path.pop()
+        for merged in merges:
+            self._merge(entries, keys, merged)
+        return mapping_node(self._place(start), entries, keys)
 
-    def _key(self, node: Node, frame: _Frame) -> str | None:
+    def _key(self, node: Node) -> str | None:
         """The text of a key, or None if the entry is to be dropped."""
         if isinstance(node, ErrorNode):
             self.lost_key = True
@@ -227,60 +256,34 @@ class Builder:
             message = (
                 f"a key must be text, and {quote(shown)} is {what} in YAML; quote it if it is meant as text"
             )
-            self._report("bad-key", message, node.source, suggestion=f'"{node.text}"')
+            self._report("bad-key", message, node.source, f'"{node.text}"')
             return None
         return node.text
 
-    def _add_entry(self, frame: _Frame, node: Node) -> None:
-        key, source = frame.key, frame.key_source
-        if key is None or source is None:
-            return
-        if frame.is_merge:
-            frame.merges.append(node)
-            return
-        if key in frame.entries:
-            first = frame.keys[key].line
-            before = f"first in line {first}, and again" if first else "first before it, and again"
-            message = f"{quote(key)} is set twice here: {before}; remove one of them"
-            self._report("duplicate-key", message, source, path=self._path_to(key))
-            return
-        frame.entries[key] = node
-        frame.keys[key] = source
-
-    def _merge(self, frame: _Frame, node: Node) -> None:
+    def _merge(self, entries: dict[str, Node], keys: dict[str, Source], node: Node) -> None:
         """YAML's merge key: entries of another mapping that are not set here."""
         if isinstance(node, SequenceNode):
             for item in node.items:
-                self._merge(frame, item)
+                self._merge(entries, keys, item)
         elif isinstance(node, MappingNode):
             for key, value in node.entries.items():
-                if key not in frame.entries:
-                    frame.entries[key] = value
-                    frame.keys[key] = node.key_source(key)
+                if key not in entries:
+                    entries[key], keys[key] = value, node.key_source(key)
         elif isinstance(node, ErrorNode):
             self.lost_key = True
         else:
             message = "the merge key << takes a mapping, or a list of mappings"
             self._report("yaml-merge", message, node.source)
 
-    def _register(self, event: Any, node: Node) -> Node:
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
-        return node
-
-    def _path_to(self, key: str) -> str:
-        parts = [frame.key or "?" if frame.is_map else str(len(frame.items)) for frame in self._stack[:-1]]
-        return ".".join([*parts, key])
-
     def _count(self, weight: int, event: Any) -> None:
         self._weight += weight
         if self._weight > MAX_WEIGHT:
             message = f"with its aliases written out this configuration holds more than {MAX_WEIGHT:,} values"
-            raise Stop(Diagnostic("config-too-large", "", message, self._place(event)))
+            raise _Stop(Diagnostic("config-too-large", "", message, self._place(event)))
 
     def _too_deep(self, event: Any) -> None:
         message = f"lists and mappings nest more than {MAX_DEPTH} deep here"
-        raise Stop(Diagnostic("config-too-deep", "", message, self._place(event)))
+        raise _Stop(Diagnostic("config-too-deep", "", message, self._place(event)))
 
     def _place(self, event: Any) -> Source:
         start, end = event.start_mark, event.end_mark
@@ -293,17 +296,13 @@ class Builder:
             return replace(self._flow_in, col=col + shift if line == 1 else self._flow_in.col, length=length)
         return Source("file", self.name, line, col, length=length)
 
-    def _report(
-        self, code: str, message: str, source: Source, *, path: str = "", suggestion: str | None = None
-    ) -> None:
-        if not path:
-            keys = [frame.key for frame in self._stack if frame.is_map and frame.wants_value and frame.key]
-            path = ".".join(keys)
+    def _report(self, code: str, message: str, source: Source, suggestion: str | None = None) -> ErrorNode:
         if len(self.problems) < _MAX_PROBLEMS:
-            self.problems.append(Diagnostic(code, path, message, source, suggestion))
+            self.problems.append(Diagnostic(code, ".".join(self._path), message, source, suggestion))
+        return ErrorNode(source)
 
-    def _stop_at(self, error: Any, content: str) -> Stop:
+    def _stop_at(self, error: Any, content: str) -> _Stop:
         from tune.config.yaml_errors import explain  # only on the way to an error
 
         code, message, line, col = explain(error, content)
-        return Stop(Diagnostic(code, "", message, self._at(line, col)))
+        return _Stop(Diagnostic(code, "", message, self._at(line, col)))

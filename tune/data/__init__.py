@@ -25,8 +25,8 @@ from tune.data.transforms import (
     OpenAIToMessages,
     ShareGPTToMessages,
 )
+from tune.tokenizers.chat_template import tokenize_segments
 from tune.tokenizers.messages import Message, Role, validate_messages
-from tune.tokenizers.segments import Segment, tokenize_segments
 from tune.tokenizers.templates import (
     AlpacaInstructTemplate,
     ChatMLTemplate,
@@ -35,6 +35,7 @@ from tune.tokenizers.templates import (
     PlainTemplate,
     PromptTemplate,
     QuestionAnswerTemplate,
+    Segment,
     SummarizeTemplate,
     get_prompt_template,
 )

@@ -17,8 +17,8 @@ from tune.data import (
 )
 from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_template import ChatTemplate, apply_chat_template, tokenize_examples
-from tune.tokenizers.templates import check_variables, template_for
+from tune.tokenizers.chat_template import ChatTemplate, apply_chat_template, template_for, tokenize_examples
+from tune.tokenizers.templates import check_variables
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer

@@ -10,8 +10,8 @@ from typing import Any
 
 from tune.errors import DataError
 from tune.tokenizers import Message, Tokenizer
-from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of
-from tune.tokenizers.templates import AnyTemplate, PromptTemplate, check_variables, template_for
+from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of, template_for
+from tune.tokenizers.templates import AnyTemplate, PromptTemplate, check_variables
 from tune.utils.paths import expand_path
 
 __all__ = ["Prompt", "Question", "ask", "read_prompts"]

@@ -7,17 +7,20 @@ configs. Text given by a user never becomes a special token, whatever it contain
 from __future__ import annotations
 
 from tune.tokenizers.base import BaseTokenizer
-from tune.tokenizers.chat_template import ChatTemplate, tokenize_conversation, tokenize_examples
-from tune.tokenizers.export import write_hf_tokenizer_config
+from tune.tokenizers.chat_template import (
+    ChatTemplate,
+    tokenize_conversation,
+    tokenize_examples,
+    tokenize_segments,
+)
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.loading import auto, from_checkpoint
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.protocol import Tokenizer
-from tune.tokenizers.segments import Segment, tokenize_segments
-from tune.tokenizers.spm import SentencePieceTokenizer
+from tune.tokenizers.spm import SentencePieceTokenizer, write_hf_tokenizer_config
 from tune.tokenizers.stream import StreamDecoder
 from tune.tokenizers.tekken import tekken_tokenizer
-from tune.tokenizers.templates import PromptTemplate, get_prompt_template
+from tune.tokenizers.templates import PromptTemplate, Segment, get_prompt_template
 from tune.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tune.tokenizers.vocab_merges import vocab_merges_tokenizer
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
 from tune.tokenizers.chat_loss_mask import encode_with_mask, end_of_turn, write_examples
+from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
@@ -14,9 +15,8 @@ from tune.tokenizers.chat_template_render import (
     plain_messages,
 )
 from tune.tokenizers.messages import Message
-from tune.tokenizers.segments import tokenize_segments
 from tune.tokenizers.special_token_escape import Conversation, escaper_for
-from tune.tokenizers.templates import AnyTemplate, PromptTemplate, template_for, template_names
+from tune.tokenizers.templates import AnyTemplate, ChatMLTemplate, PromptTemplate, Segment, template_names
 
 if TYPE_CHECKING:
     from tune.tokenizers.protocol import Tokenizer
@@ -26,9 +26,40 @@ __all__ = [
     "ChatTemplate",
     "apply_chat_template",
     "stop_ids_of",
+    "template_for",
     "tokenize_conversation",
     "tokenize_examples",
+    "tokenize_segments",
 ]
+
+
+def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
+    """Return a template as it is used with a tokenizer.
+
+    "chat" becomes the tokenizer's own chat template, and ChatML is written with the special tokens of a tokenizer
+    that has them, as plain text with others.
+
+    Raises:
+        TokenizerError: the tokenizer comes without a chat template, or lacks special tokens of this one.
+    """
+    if isinstance(template, ChatMLTemplate):
+        return chatml_template() if set(CHATML_TOKENS) <= tokenizer.special_tokens.keys() else template
+    if not isinstance(template, ChatTemplate):
+        return template
+    if template.is_checkpoint_s:
+        if tokenizer.chat_template is None:
+            raise TokenizerError(
+                "prompt_template is chat, but this checkpoint comes without a chat template. Choose one: "
+                f"{', '.join(name for name in template_names() if name != CHECKPOINT_TEMPLATE)}, or a .jinja file"
+            )
+        template = tokenizer.chat_template
+    missing = [token for token in template.needs if token not in tokenizer.special_tokens]
+    if missing:
+        raise TokenizerError(
+            f"the template {template.name} needs the special tokens {', '.join(missing)}, which this tokenizer lacks: "
+            "it belongs to another family of models. Choose another prompt_template"
+        )
+    return template
 
 
 def apply_chat_template(
@@ -192,3 +223,30 @@ def _as_message(message: Message | Mapping[str, Any]) -> Message:
     if not isinstance(content, str):
         raise DataError(f"a message has a {type(content).__name__} as content, expected text")
     return Message(message["role"], content)
+
+
+def tokenize_segments(
+    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True
+) -> tuple[list[int], list[bool]]:
+    """Return the tokens of all segments and for each whether it is masked (not learnt).
+
+    A BOS is always masked: nothing comes before it that it could follow from.
+
+    Args:
+        tokenizer: gives the ids.
+        segments: as a template writes them.
+        add_eos: False leaves out the EOS at the very end, for an answer that shall be continued.
+    """
+    tokens: list[int] = []
+    mask: list[bool] = []
+    for segment in segments:
+        ends = segment.add_eos and (add_eos or segment is not segments[-1])
+        ids = tokenizer.encode(
+            segment.text, add_bos=segment.add_bos, add_eos=ends, continuation=segment.continuation
+        )
+        masked = [segment.masked] * len(ids)
+        if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
+            masked[0] = True
+        tokens += ids
+        mask += masked
+    return tokens, mask

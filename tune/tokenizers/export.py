@@ -12,71 +12,26 @@ from tune.tokenizers.settings import read_json
 
 if TYPE_CHECKING:
     from tune.tokenizers.base import BaseTokenizer
-    from tune.tokenizers.spm import SentencePieceTokenizer
 
-_UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # int(1e30), as Hugging Face writes it
+UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # int(1e30), as Hugging Face writes it
 # In tokenizer_config.json: the file beside it that tune reads, where tokenizer.json was made of that for others.
 MADE_FROM = "made_from"
 _TEMPLATES = "additional_chat_templates"
 
 
-def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str | Path) -> list[Path]:
-    """Write what `transformers.AutoTokenizer` needs beside a bare `tokenizer.model`.
-
-    That is an equal tokenizer.json where there can be one: of the model file alone, transformers 5 leaves the space
-    before the first word out for most families, and with it gives other ids than the model was trained with.
-
-    Files that already stand in `directory` are left alone. The tokenizer's own files are not copied here.
-
-    Args:
-        tokenizer: the tokenizer whose `files()` were, or will be, copied into `directory`.
-        directory: the saved model's directory.
-
-    Returns:
-        The files written.
-    """
-    names = {
-        "bos_token": tokenizer.token(tokenizer.bos_id),
-        "eos_token": tokenizer.token(tokenizer.eos_id),
-        "unk_token": tokenizer.unk_token,
-        "pad_token": tokenizer.token(tokenizer.pad_id),
-    }
-    config = {
-        "add_bos_token": tokenizer.add_bos,
-        "add_eos_token": False,
-        **names,
-        "clean_up_tokenization_spaces": False,
-        "legacy": tokenizer.prefix_each,
-        "model_max_length": tokenizer.max_seq_len or _UNLIMITED,
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-    }
-    folder = Path(directory)
-    write_templates(tokenizer, folder)
-    written = []
-    settings = folder / "tokenizer_config.json"
-    # Settings that came with the model name a class, which may make something else of a tokenizer.json.
-    is_ours = not settings.exists() or MADE_FROM in read_json(settings)
-    definition = (
-        tokenizer.as_tokenizer_json() if is_ours and not (folder / "tokenizer.json").exists() else None
-    )
-    if definition is not None:
-        (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
-        written.append(folder / "tokenizer.json")
-        # The class of Llama would make another tokenizer of the vocabulary in it.
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", MADE_FROM: "tokenizer.model"}
-    return written + _write_missing(
-        folder, {"tokenizer_config.json": config, "special_tokens_map.json": names}
-    )
-
-
-def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definition: str) -> list[Path]:
+def write_hf_settings(
+    tokenizer: BaseTokenizer,
+    directory: str | Path,
+    definition: str | None,
+    contents: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Path]:
     """Write a tokenizer.json and the settings beside it, where they do not stand there yet.
 
     Args:
         tokenizer: whose special tokens are named.
         directory: the saved model's directory.
-        definition: content of the tokenizer.json.
+        definition: content of the tokenizer.json; None writes none.
+        contents: what the settings hold, by the name of the file; None means what fits any tokenizer.json.
 
     Returns:
         The files written.
@@ -84,21 +39,21 @@ def write_hf_settings(tokenizer: BaseTokenizer, directory: str | Path, definitio
     folder = Path(directory)
     write_templates(tokenizer, folder)
     written = []
-    if not (folder / "tokenizer.json").exists():
+    if definition is not None and not (folder / "tokenizer.json").exists():
         (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
         written.append(folder / "tokenizer.json")
     config = {
         "clean_up_tokenization_spaces": False,
         **tokenizer.special_token_names,
         "pad_token": tokenizer.token(tokenizer.pad_id),
-        "model_max_length": tokenizer.max_seq_len or _UNLIMITED,
+        "model_max_length": tokenizer.max_seq_len or UNLIMITED,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    return written + _write_missing(folder, {"tokenizer_config.json": config})
+    return written + _write_missing(folder, contents or {"tokenizer_config.json": config})
 
 
 def write_templates(tokenizer: BaseTokenizer, folder: Path) -> None:
-    """Copies chat templates that stand in a folder of their own beside the tokenizer, and writes an adopted one."""
+    """Copy chat templates that stand in a folder of their own beside the tokenizer, and write an adopted one."""
     source, target = tokenizer.path.parent / _TEMPLATES, folder / _TEMPLATES
     if source.is_dir() and not target.exists():
         target.mkdir()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from tune.tokenizers.chat_template_render import ChatTemplate
 from tune.tokenizers.messages import Message
-
-if TYPE_CHECKING:
-    from tune.tokenizers.chat_template import ChatTemplate
-    from tune.tokenizers.templates import AnyTemplate
+from tune.tokenizers.templates import AnyTemplate
 
 
 @runtime_checkable

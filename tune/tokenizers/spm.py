@@ -14,8 +14,8 @@ from typing import Any
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer, Span
 from tune.tokenizers.detect_format import describe_mismatch, read_tokenizer_file
-from tune.tokenizers.export import write_hf_tokenizer_config
-from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings
+from tune.tokenizers.export import MADE_FROM, UNLIMITED, write_hf_settings
+from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings, read_json
 from tune.tokenizers.spm_export import tokenizer_json
 from tune.tokenizers.spm_proto import NO_DUMMY_PREFIX, SPACES_AS_THEY_ARE, read_spans, with_control_pieces
 from tune.tokenizers.templates import PromptTemplateSpec
@@ -272,3 +272,42 @@ def _find_model_file(path: Path) -> Path:
     except OSError as error:
         raise TokenizerError(f"cannot read {error.filename or path}: {error.strerror}") from error
     return path
+
+
+def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str | Path) -> list[Path]:
+    """Write what `transformers.AutoTokenizer` needs beside a bare `tokenizer.model`; return the files written.
+
+    That is an equal tokenizer.json where there can be one: of the model file alone, transformers 5 leaves the space
+    before the first word out for most families, and with it gives other ids than the model was trained with.
+
+    Files that already stand in `directory` are left alone. The tokenizer's own files are not copied here.
+
+    Args:
+        tokenizer: the tokenizer whose `files()` were, or will be, copied into `directory`.
+        directory: the saved model's directory.
+    """
+    names: dict[str, Any] = {
+        "bos_token": tokenizer.token(tokenizer.bos_id),
+        "eos_token": tokenizer.token(tokenizer.eos_id),
+        "unk_token": tokenizer.unk_token,
+        "pad_token": tokenizer.token(tokenizer.pad_id),
+    }
+    config: dict[str, Any] = {
+        "add_bos_token": tokenizer.add_bos,
+        "add_eos_token": False,
+        **names,
+        "clean_up_tokenization_spaces": False,
+        "legacy": tokenizer.prefix_each,
+        "model_max_length": tokenizer.max_seq_len or UNLIMITED,
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    settings, file = Path(directory, "tokenizer_config.json"), Path(directory, "tokenizer.json")
+    # Settings that came with the model name a class, which may make something else of a tokenizer.json.
+    is_ours = not settings.exists() or MADE_FROM in read_json(settings)
+    definition = tokenizer.as_tokenizer_json() if is_ours and not file.exists() else None
+    if definition is not None:
+        # The class of Llama would make another tokenizer of the vocabulary in it.
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", MADE_FROM: "tokenizer.model"}
+    contents = {settings.name: config, "special_tokens_map.json": names}
+    return write_hf_settings(tokenizer, directory, definition, contents)

@@ -8,22 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tune.errors import ConfigError, DataError, TokenizerError
+from tune.errors import ConfigError, DataError
 from tune.tokenizers.chat_template_builtin import (
     BUILTIN_CLASS_NAMES,
     BUILTIN_NAMES,
-    CHATML_TOKENS,
     builtin_template,
-    chatml_template,
 )
 from tune.tokenizers.chat_template_render import CHECKPOINT_TEMPLATE, ChatTemplate
 from tune.tokenizers.messages import ROLES, Message
-from tune.tokenizers.segments import Segment
 
-if TYPE_CHECKING:
-    from tune.tokenizers.protocol import Tokenizer
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text that is tokenized in one go.
+
+    Args:
+        text: as the model reads it.
+        masked: True where its tokens are not learnt.
+        add_bos: starts a sequence with a BOS.
+        add_eos: ends it with an EOS, which is learnt where the text is.
+        continuation: goes on right after the segment before.
+    """
+
+    text: str
+    masked: bool
+    add_bos: bool = False
+    add_eos: bool = False
+    continuation: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,35 +221,6 @@ def get_prompt_template(spec: PromptTemplateSpec) -> AnyTemplate:
         f"prompt_template is a {type(spec).__name__}, expected a name ({', '.join(template_names())}), a .jinja file, "
         "a mapping of roles to [text before, text after], or a PromptTemplate"
     )
-
-
-def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
-    """Return a template as it is used with a tokenizer.
-
-    "chat" becomes the tokenizer's own chat template, and ChatML is written with the special tokens of a tokenizer
-    that has them, as plain text with others.
-
-    Raises:
-        TokenizerError: the tokenizer comes without a chat template, or lacks special tokens of this one.
-    """
-    if isinstance(template, ChatMLTemplate):
-        return chatml_template() if set(CHATML_TOKENS) <= tokenizer.special_tokens.keys() else template
-    if not isinstance(template, ChatTemplate):
-        return template
-    if template.is_checkpoint_s:
-        if tokenizer.chat_template is None:
-            raise TokenizerError(
-                "prompt_template is chat, but this checkpoint comes without a chat template. Choose one: "
-                f"{', '.join(name for name in template_names() if name != CHECKPOINT_TEMPLATE)}, or a .jinja file"
-            )
-        template = tokenizer.chat_template
-    missing = [token for token in template.needs if token not in tokenizer.special_tokens]
-    if missing:
-        raise TokenizerError(
-            f"the template {template.name} needs the special tokens {', '.join(missing)}, which this tokenizer lacks: "
-            "it belongs to another family of models. Choose another prompt_template"
-        )
-    return template
 
 
 def check_variables(template: AnyTemplate, variables: Mapping[str, Any], setting: str) -> None:

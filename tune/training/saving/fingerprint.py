@@ -35,6 +35,16 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 LAST_DIGITS = frozenset(
     {"batch_size", "gradient_accumulation_steps", "processes", "threads", "torch", "code"}
 )
+# Parameters that were null where they were not set, in runs of versions before they said what that meant: this.
+_ONCE_NULL = {
+    "lora_rank": "8",
+    "lora_alpha": "16.0",
+    "lora_dropout": "0.0",
+    "lora_attn_modules": "['q_proj', 'v_proj']",
+    **dict.fromkeys(
+        ("apply_lora_to_mlp", "apply_lora_to_output", "use_dora", "use_rslora", "quantize_base"), "False"
+    ),
+}
 _LOOKED_AT = 2**16  # bytes at either end of a weight file
 
 
@@ -148,8 +158,9 @@ def check_fingerprint(
     Raises:
         CheckpointError: something differs; every difference is listed.
     """
+    saved, current = _without_null(saved), _without_null(current)
     unset = dict.fromkeys(sorted(saved.keys() | current.keys()), "not set")
-    was, now = unset | dict(saved), unset | dict(current)
+    was, now = unset | saved, unset | current
     lines = {name: _tell(name, was[name], now[name]) for name in unset if was[name] != now[name]}
     harmless = [line for name, told in lines.items() if name in LAST_DIGITS for line in told]
     harmful = [line for name, told in lines.items() if name not in LAST_DIGITS for line in told]
@@ -168,6 +179,10 @@ def check_fingerprint(
             + "\n".join(harmless)
         )
     return [name for name in lines if name not in LAST_DIGITS]
+
+
+def _without_null(facts: Mapping[str, str]) -> dict[str, str]:
+    return {name: _ONCE_NULL.get(name, text) if text == "None" else text for name, text in facts.items()}
 
 
 def _tell(name: str, was: str, now: str) -> list[str]:

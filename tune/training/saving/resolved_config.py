@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tune.checkpoints.writers import replacing
-from tune.config.dump import dump_params
+from tune.config.resolution import dump_params
 from tune.errors import CheckpointError
 from tune.training.saving.checkpoints import Checkpoints
 

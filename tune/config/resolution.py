@@ -1,0 +1,147 @@
+"""What a configuration resolved to: the params object, and of every value where it comes from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from tune.config.check import Checked
+from tune.config.component import COMPONENT_KEY, Component
+from tune.config.convert import shadowed
+from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, render_all, to_json
+from tune.config.dump import write_params
+from tune.config.fields import fields_of
+from tune.config.nodes import Node
+from tune.config.scalars import REFUSED
+
+T = TypeVar("T")
+
+_MAX_REMEMBERED = 32
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Component):
+        if not value:
+            return
+        yield f"{path}.{COMPONENT_KEY}", value.path
+        for key, item in value.kwargs.items():
+            yield from _leaves(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, (Component, Mapping)) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(f"{path}.{index}", item)
+    else:
+        yield path, value
+
+
+@dataclass(frozen=True)
+class ResolvedValue:
+    """One value of a resolved configuration, and where it comes from."""
+
+    value: Any
+    source: Source
+    shadows: str | None = None
+
+
+@dataclass
+class Resolution(Generic[T]):
+    """What a configuration resolved to.
+
+    Args:
+        params: the checked object; None if there are errors.
+        errors: everything wrong, by position.
+        warnings: what the user should know, by position.
+        recipe: what the reserved key `recipe` says, if it is there.
+        files: the lines of the files read, for messages.
+        checked: the typed values and the places they came from, also of a configuration with errors.
+    """
+
+    params: T | None
+    errors: list[Diagnostic]
+    warnings: list[Diagnostic]
+    recipe: str | None = None
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    checked: Checked = field(default_factory=Checked, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the configuration can be used."""
+        return not self.errors
+
+    @property
+    def places(self) -> Mapping[str, Node]:
+        """The node each set value came from, by dotted path."""
+        return self.checked.places
+
+    @property
+    def values(self) -> dict[str, ResolvedValue]:
+        """Every value by its dotted path ("optimizer.lr"), with its origin; components are taken apart."""
+        flat: dict[str, ResolvedValue] = {}
+        shorts = {info.name: info.short_for or "" for info in fields_of(type(self.params)).values()}
+        for name, value in self.checked.values.items():
+            if value is REFUSED:
+                continue
+            for path, leaf in _leaves(name, value):
+                node = self.places.get(path) or self.places.get(shorts.get(path, ""))
+                if node is None and path != name and not path.endswith(COMPONENT_KEY):
+                    node = self.places.get(name)
+                source = DEFAULT if node is None else node.source
+                flat[path] = ResolvedValue(leaf, source, None if node is None else shadowed(node))
+        return flat
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML, with provenance comments; read back, it gives the same params."""
+        if self.params is None:
+            raise ValueError("a configuration with errors has no resolved form")
+        return write_params(self.params, self.recipe, self.places)
+
+    def report(self, color: bool = False) -> str:
+        """All errors and warnings as text; "" if there are none."""
+        return render_all(ordered([*self.errors, *self.warnings]), self.files, color=color)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result in the form of ``tune validate --json``."""
+        return to_json(self.errors, self.warnings)
+
+
+_remembered: dict[int, Resolution[Any]] = {}
+
+
+def resolution_of(params: object) -> Resolution[Any] | None:
+    """Return where the values of `params` come from, or None if it was not made by `resolve`."""
+    found = _remembered.get(id(params))
+    return found if found is not None and found.params is params else None
+
+
+def remember(resolution: Resolution[Any]) -> None:
+    """Let `resolution_of` find this one; of many only the last."""
+    while len(_remembered) >= _MAX_REMEMBERED:
+        del _remembered[next(iter(_remembered))]
+    _remembered[id(resolution.params)] = resolution
+
+
+def dump_params(params: Any, recipe: str | None = None, drawn: Mapping[str, Any] | None = None) -> str:
+    """A params object as YAML; where `resolve` made it, with the origin of every value.
+
+    Args:
+        params: a checked params object.
+        recipe: name to put into the key `recipe`.
+        drawn: values that the run itself chose where a field was null, such as its seed, by field: written in
+            its place, so that the file repeats this very run.
+    """
+    resolution = resolution_of(params)
+    recipe = recipe or (resolution.recipe if resolution else None)
+    return write_params(params, recipe, resolution.places if resolution else None, drawn)
+
+
+def log_config(recipe_name: str, params: Any, logger: logging.Logger | None = None) -> None:
+    """Log every parameter of a run with its value and, where it is known, its origin.
+
+    Args:
+        recipe_name: the recipe that runs.
+        params: its params object.
+        logger: where to; None means the logger "tune".
+    """
+    target = logger if logger is not None else logging.getLogger("tune")
+    target.info("Running %s with the resolved configuration:\n\n%s", recipe_name, dump_params(params))
