@@ -340,6 +340,12 @@ def test_completion_follows_the_shell(tune, monkeypatch: pytest.MonkeyPatch) -> 
         (["upload", "x"], []),
         (["merge", "x"], []),
         (["merge", "--b"], ["--base"]),
+        (["merge", "x", "--dtype", "b"], ["bf16"]),
+        (["run", "--config", "tiny/pretrain", "gen"], ["generate"]),
+        (["validate", "tiny/lora_finetune", "quantize_"], ["quantize_base="]),
+        (["validate", "llama2/7B_full", "--remove", "batch_size_"], ["batch_size_val"]),
+        (["validate", "nowhere", "top_"], []),
+        (["download", "olmo2-1b", "olmo2"], []),
     ],
 )
 def test_completion_finds_words(tune, words: list[str], expected: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,9 +100,18 @@ def recipe_of_file(file: Path) -> Recipe | None:
     return None
 
 
-def list_configs() -> list[Config]:
+@lru_cache(maxsize=1)
+def list_configs() -> tuple[Config, ...]:
     """Return every config that comes with tune, sorted by folder and name, numbers by their size."""
-    return sorted(_walk(get_recipes_dir() / "configs"), key=lambda config: _reading_order(config.name))
+    root = get_recipes_dir() / "configs"
+    named = [(file.relative_to(root).with_suffix("").as_posix(), file) for file in root.rglob("*.yaml")]
+    named.sort(key=lambda item: _reading_order(item[0]))
+    return tuple(Config(name, file, read_recipe_key(file)) for name, file in named)
+
+
+def configs_of(recipe: Recipe) -> list[str]:
+    """Return the names of the configs that come with tune for `recipe`."""
+    return [config.name for config in list_configs() if find_recipe(config.recipe or "") == recipe]
 
 
 def _reading_order(name: str) -> tuple[object, ...]:
@@ -111,11 +119,6 @@ def _reading_order(name: str) -> tuple[object, ...]:
     size = re.search(r"/(?:.*_)?(\d+(?:\.\d+)?)([MB])_", name)
     parameters = 0.0 if size is None else float(size[1]) * {"M": 1, "B": 1000}[size[2]]
     return name.count("/"), name.partition("/")[0], parameters, name
-
-
-def _walk(root: Path) -> Iterator[Config]:
-    for file in root.rglob("*.yaml"):
-        yield Config(file.relative_to(root).with_suffix("").as_posix(), file, read_recipe_key(file))
 
 
 def read_recipe_key(file: Path) -> str | None:
