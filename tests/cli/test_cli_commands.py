@@ -301,7 +301,7 @@ def test_everything_can_be_described(tune, recipe: str) -> None:
         (["full_finetune", "batch_size.x"], "no parts"),
         (["full_finetune", "os.system"], "no parameter"),
         (["nothing"], "tune ls"),
-        ([], "tune describe full_finetune optimizer"),
+        ([], "usage: tune describe RECIPE [PARAM"),
     ],
 )
 def test_describe_explains_what_is_not_there(tune, words: list[str], hint: str) -> None:

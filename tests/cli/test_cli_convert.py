@@ -56,7 +56,7 @@ def test_a_conversion_from_start_to_text(tune, hf: Path) -> None:
     ("words", "said"),
     [
         ([], "0 arguments given; usage: tune convert-ckpt SRC DEST"),
-        (["one"], "1 arguments given"),
+        (["one"], "1 argument given"),
         (["one", "two", "three"], "3 arguments given"),
         (["one", ""], "DEST is empty"),
         (["one", "a\0b"], "DEST is empty"),

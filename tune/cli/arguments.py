@@ -204,7 +204,7 @@ def check_operands(command: Command, given: Given, at_least: int, at_most: int |
     """Raise UsageError unless as many words were given as `command` takes; `at_least` exactly without `at_most`."""
     number = len(given.operands)
     if not at_least <= number <= (at_least if at_most is None else at_most):
-        raise UsageError(f"{number} arguments given; usage: tune {command.usage}")
+        raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: tune {command.usage}")
 
 
 def refuse_blank(**values: str | None) -> None:

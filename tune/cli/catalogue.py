@@ -138,25 +138,25 @@ def find_config(name: str) -> Path:
         UsageError: there is no such config.
     """
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):  # os.path answers False where Path would raise: odd or overlong names
-        raise UsageError(f"{name} is a folder; a config is a .yaml file")
-    if os.path.isfile(path):
+    if os.path.isfile(path):  # os.path answers False where Path would raise: odd or overlong names
         return path
+    if os.path.isdir(path):
+        raise UsageError(f"{name} is a folder; a config is a .yaml file")
     if os.path.exists(path):  # it is read more than once: to check it, and by the recipe
         raise UsageError(f"{name} is a pipe or a device; a config has to be a file")
     configs = {config.name: config.file for config in list_configs()}
     bare = re.sub(r"\.ya?ml$", "", name)
-    if bare in configs:
-        return _seen_from_here(configs[bare])
-    for ending in (".yaml", ".yml"):
-        if os.path.isfile(f"{path}{ending}"):
-            return Path(f"{path}{ending}")
-    variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
-    if not variants:
-        raise UsageError(_no_such_config(name, list(configs)))
-    plain = min(variants, key=len)
-    _tell_once(name, plain)
-    return _seen_from_here(configs[plain])
+    if bare not in configs:
+        for file in (f"{path}.yaml", f"{path}.yml"):
+            if os.path.isfile(file):
+                return Path(file)
+        variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
+        if not variants:
+            raise UsageError(_no_such_config(name, list(configs)))
+        bare = min(variants, key=len)
+        _tell_once(name, bare)
+    here = Path.cwd()  # a shorter spelling where it lies below: messages name it
+    return configs[bare].relative_to(here) if configs[bare].is_relative_to(here) else configs[bare]
 
 
 @lru_cache  # one command looks a name up more than once
@@ -186,23 +186,15 @@ def find_source(name: str) -> tuple[Path, Recipe | None]:
         raise UsageError(f"there is no recipe and no config {name}; did you mean {close}?") from error
 
 
-def _seen_from_here(file: Path) -> Path:
-    """Return a shorter spelling of `file` where it lies below the working directory: messages name it."""
-    here = Path.cwd()
-    return file.relative_to(here) if file.is_relative_to(here) else file
-
-
 def _no_such_config(name: str, known: list[str]) -> str:
     if "\0" in name or not name.strip():
         return f"{name!r} is no config; `tune ls` lists them"
     bare = re.sub(r"\.ya?ml$", "", name)
-    close = [found] if (found := nearest(bare, known)) else []
-    if "/" not in bare or not close:
+    close = [nearest(bare, known)]
+    if "/" not in bare or None in close:
         # Many families have a 7B_full: who leaves the folder out is shown them all.
-        last = nearest(bare.rsplit("/", 1)[-1], [known_name.rsplit("/", 1)[-1] for known_name in known])
-        close = [
-            known_name for known_name in known if last and known_name.rsplit("/", 1)[-1] == last
-        ] or close
-    shown = ", ".join(close[:4]) + (f" or {len(close) - 4} more" if len(close) > 4 else "")
+        last = nearest(os.path.basename(bare), [os.path.basename(each) for each in known])
+        close = [each for each in known if os.path.basename(each) == last] or close
+    shown = ", ".join(filter(None, close[:4])) + (f" or {len(close) - 4} more" if len(close) > 4 else "")
     hint = f"; did you mean {shown}?" if shown else ""
     return f"there is no config {name}: neither a file nor one of `tune ls`{hint}"
