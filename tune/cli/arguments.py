@@ -192,12 +192,12 @@ def _flags_of(command: Command) -> dict[str, Option]:
 def unknown_option(command: Command, token: str, value: str | None) -> str:
     """Return the message about an option that `command` does not have, with the nearest it has."""
     flag, _, attached = token.partition("=")
-    close = nearest(flag, [name for name in _flags_of(command) if name.startswith("--")])
-    hint = f"; did you mean {close}?" if close else f"; `tune {command.name} --help` lists the options"
+    hint = f"; `tune {command.name} --help` lists the options"
     bare = flag.lstrip("-").replace("-", "_")
-    if command.takes_overrides and bare and not close:
+    if command.takes_overrides and bare:
         hint = f"; parameters are set without dashes: {bare}={attached or value or 'VALUE'}"
-    return f"tune {command.name} has no option {flag}{hint}"
+    known = [name for name in _flags_of(command) if name.startswith("--")]
+    return f"tune {command.name} has no option {flag}{did_you_mean(flag, known, hint)}"
 
 
 def check_operands(command: Command, given: Given, at_least: int, at_most: int | None = None) -> None:
@@ -220,6 +220,12 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 
     starts = [name for name in known if len(word) > 1 and fold(name).startswith(fold(word))]
     return nearest(word, known, cutoff=0.6) or (starts[0] if len(starts) == 1 else None)
+
+
+def did_you_mean(word: str, known: Sequence[str], otherwise: str = "") -> str:
+    """Return the end of a message about an unknown `word`: the nearest one known, or else what helps otherwise."""
+    close = nearest(word, known)
+    return f"; did you mean {close}?" if close else otherwise
 
 
 def format_help(command: Command) -> str:

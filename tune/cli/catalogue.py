@@ -114,6 +114,11 @@ def configs_of(recipe: Recipe) -> list[str]:
     return [config.name for config in list_configs() if find_recipe(config.recipe or "") == recipe]
 
 
+def example_config(recipe: Recipe) -> str | None:
+    """Return the config to try `recipe` with: for the bundled tiny model where there is one, else the first."""
+    return min(configs_of(recipe), key=lambda name: not name.startswith("tiny/"), default=None)
+
+
 def _reading_order(name: str) -> tuple[object, ...]:
     # Text and numbers in turn: 135M stands before 1.7B, and 2B before 13B.
     size = re.search(r"/(?:.*_)?(\d+(?:\.\d+)?)([MB])_", name)

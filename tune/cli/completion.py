@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands, nearest, read_arguments
+from tune.cli.arguments import (
+    Command,
+    Given,
+    Option,
+    UsageError,
+    check_operands,
+    did_you_mean,
+    read_arguments,
+)
 from tune.cli.catalogue import RECIPES, find_config, find_recipe, list_configs, read_recipe_key
 from tune.cli.recipe_lookup import find_target
 from tune.errors import TuneError
@@ -58,11 +66,8 @@ def run(given: Given) -> int:
     check_operands(COMMAND, given, 0, 1)
     shell = given.operands[0] if given.operands else os.path.basename(os.environ.get("SHELL", ""))
     if shell not in _SCRIPTS:
-        close = nearest(shell, list(_SCRIPTS))
-        hint = f"; did you mean {close}?" if close else ""
-        raise UsageError(
-            f"no completion for {shell or 'an unnamed shell'}; there is {', '.join(_SCRIPTS)}{hint}"
-        )
+        known = f"there is {', '.join(_SCRIPTS)}{did_you_mean(shell, list(_SCRIPTS))}"
+        raise UsageError(f"no completion for {shell or 'an unnamed shell'}; {known}")
     sys.stdout.write(_SCRIPTS[shell])
     return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.cat import read_file
-from tune.cli.catalogue import Recipe, configs_of, find_recipe, find_source, read_recipe_key
+from tune.cli.catalogue import Recipe, example_config, find_recipe, find_source, read_recipe_key
 from tune.cli.recipe_lookup import find_target
 from tune.errors import TuneError
 
@@ -94,8 +94,8 @@ def _next_steps(target: Path, recipe: Recipe | None, owner: Recipe | None) -> li
         return []
     if not target.is_absolute():
         shown = shlex.quote(f".{os.sep}{target}")
-    own = sorted(configs_of(recipe), key=lambda name: not name.startswith("tiny/"))
-    return [f"  tune run {shown} " + (f"--config {own[0]}" if own else "--help")]
+    config = example_config(recipe)
+    return [f"  tune run {shown} --config {config}" if config else f"  tune run {shown} --help"]
 
 
 COMMAND = Command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from tune.cli.arguments import Command, Given, UsageError, check_operands, nearest
+from tune.cli.arguments import Command, Given, UsageError, check_operands, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.show import format_parameters, format_value
 from tune.cli.terminal import columns, paint, section
@@ -56,8 +56,8 @@ def _describe_anywhere(target: Target, infos: dict[str, ParamInfo], asked: str) 
     for info in infos.values():
         if info.slot is not None and "=" not in asked and not resolve_component(asked, info.slot).errors:
             return _describe_component(info.slot, asked)
-    close = nearest(asked.partition(".")[0].partition("=")[0], list(infos))
-    hint = f"; did you mean {close}?" if close else f"; `tune describe {target.name}` lists them"
+    name = asked.partition(".")[0].partition("=")[0]
+    hint = did_you_mean(name, list(infos), f"; `tune describe {target.name}` lists them")
     raise UsageError(f"{target.name} has no parameter {asked!r}{hint}")
 
 
@@ -143,8 +143,7 @@ def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) ->
     resolved = _resolve(slot, name)
     parameters = resolved.signature.parameters if resolved.signature is not None else {}
     if argument not in parameters:
-        close = nearest(argument, list(parameters))
-        hint = f"; did you mean {close}?" if close else f"; it takes {', '.join(parameters) or 'none'}"
+        hint = did_you_mean(argument, list(parameters), f"; it takes {', '.join(parameters) or 'none'}")
         raise UsageError(f"{resolved.path} has no argument {argument!r}{hint}")
     parameter = parameters[argument]
     rows = [

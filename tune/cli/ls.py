@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
-from tune.cli.catalogue import RECIPES, Recipe, configs_of
+from tune.cli.catalogue import RECIPES, Recipe, configs_of, example_config
 from tune.cli.recipe_lookup import find_target
 from tune.cli.terminal import columns, paint, section
 
@@ -43,11 +43,10 @@ def _table(recipes: tuple[Recipe, ...]) -> str:
 
 def _next_steps(recipe: Recipe) -> list[tuple[str, str]]:
     steps = [(f"tune run {recipe.name} --help", "every parameter of it")]
-    own = sorted(configs_of(recipe), key=lambda name: not name.startswith("tiny/"))
-    if own:
+    if config := example_config(recipe):
         steps = [
-            (f"tune run {recipe.name} --config {own[0]}", "run it"),
-            (f"tune cp {own[0]} my.yaml", "make a config your own"),
+            (f"tune run {recipe.name} --config {config}", "run it"),
+            (f"tune cp {config} my.yaml", "make a config your own"),
             (f"tune cp {recipe.name} mine.py", "make a recipe your own"),
             *steps,
         ]

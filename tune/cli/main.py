@@ -67,10 +67,7 @@ def load_command(name: str) -> Command:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments:
-        sys.stdout.write(overview())
-        return 0
-    first, *others = arguments
+    first, *others = arguments or ["--help"]
     if first in ("--version", "-V"):
         sys.stdout.write(f"tune {tune.__version__}\n")
         return 0

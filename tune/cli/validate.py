@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -36,10 +37,10 @@ def run(given: Given) -> int:
             raise
         # Who asked for JSON gets JSON, also where it is the command line that is wrong.
         problem = Diagnostic("bad-command-line", "", str(error), Source("cli"))
-        _print_json(to_json([problem], []))
+        sys.stdout.write(json.dumps(to_json([problem], []), indent=2) + "\n")
         return EXIT_BAD_USAGE
     if as_json:
-        _print_json(resolution.to_json())
+        sys.stdout.write(json.dumps(resolution.to_json(), indent=2) + "\n")
     else:
         print_problems(resolution)
     if not resolution.ok:
@@ -169,12 +170,6 @@ def _judge_stated(resolution: Resolution[Any], stated: str, config: Path, target
         else error
         for error in resolution.errors
     ]
-
-
-def _print_json(result: dict[str, Any]) -> None:
-    import json  # not needed without --json
-
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 def print_problems(resolution: Resolution[Any]) -> None:
