@@ -301,7 +301,7 @@ def test_everything_can_be_described(tune, recipe: str) -> None:
         (["full_finetune", "batch_size.x"], "no parts"),
         (["full_finetune", "os.system"], "no parameter"),
         (["nothing"], "tune ls"),
-        ([], "tune describe full_finetune optimizer"),
+        ([], "usage: tune describe RECIPE [PARAM"),
     ],
 )
 def test_describe_explains_what_is_not_there(tune, words: list[str], hint: str) -> None:
@@ -340,6 +340,12 @@ def test_completion_follows_the_shell(tune, monkeypatch: pytest.MonkeyPatch) -> 
         (["upload", "x"], []),
         (["merge", "x"], []),
         (["merge", "--b"], ["--base"]),
+        (["merge", "x", "--dtype", "b"], ["bf16"]),
+        (["run", "--config", "tiny/pretrain", "gen"], ["generate"]),
+        (["validate", "tiny/lora_finetune", "quantize_"], ["quantize_base="]),
+        (["validate", "llama2/7B_full", "--remove", "batch_size_"], ["batch_size_val"]),
+        (["validate", "nowhere", "top_"], []),
+        (["download", "olmo2-1b", "olmo2"], []),
     ],
 )
 def test_completion_finds_words(tune, words: list[str], expected: list[str]) -> None:

@@ -55,11 +55,11 @@ def test_a_conversion_from_start_to_text(tune, hf: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "takes a checkpoint and a folder to write to, not 0 words"),
-        (["one"], "not 1 words"),
-        (["one", "two", "three"], "not 3 words"),
-        (["one", ""], "takes a checkpoint and a folder"),
-        (["one", "a\0b"], "takes a checkpoint and a folder"),
+        ([], "0 arguments given; usage: tune convert-ckpt SRC DEST"),
+        (["one"], "1 argument given"),
+        (["one", "two", "three"], "3 arguments given"),
+        (["one", ""], "DEST is empty"),
+        (["one", "a\0b"], "DEST is empty"),
         (["one", "two", "--to", "gguf"], "--to gguf: there is only hf, meta, tune"),
         (["one", "two", "--to", "hf", "--to", "meta"], "--to is given 2 times"),
         (["one", "two", "--dtype", "int4"], "--dtype int4: there is only bf16, fp32, fp16"),

@@ -318,8 +318,7 @@ def test_how_a_run_ends(tune, own_recipe: Path, prompt: str, code: int, words: s
 
 
 def test_a_bug_of_ours_says_so(tune, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune.cli.ls.list_configs", lambda: 1 / 0)
-    monkeypatch.setattr("tune.cli.ls.RECIPES", ())
+    monkeypatch.setattr("tune.cli.ls.configs_of", lambda recipe: 1 / 0)
     outcome = tune("ls")
     assert outcome.code == 70
     assert "ZeroDivisionError" in outcome.err

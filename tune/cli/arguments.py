@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tune.cli.terminal import columns, paint, wrap
+from tune.cli.terminal import paint, section, wrap
 from tune.config.overrides import is_override
 from tune.errors import TuneError
 
@@ -24,13 +24,15 @@ class Option:
         flags: its spellings, the long one first.
         help: one sentence.
         metavar: name of its value; None for a switch.
-        many: whether it may be repeated and may take several values at once.
+        many: whether it may be given more than once.
+        choices: the values there are; empty for any.
     """
 
     flags: tuple[str, ...]
     help: str
     metavar: str | None = None
     many: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,16 +91,8 @@ class Given:
     unknown: list[tuple[str, str | None]] = field(default_factory=list)
 
     def one(self, name: str) -> str | None:
-        """Return the value of an option that is given at most once, or None.
-
-        Raises:
-            UsageError: it was given more than once.
-        """
-        values = self.values.get(name, [])
-        if len(values) > 1:
-            flag = "--" + name.replace("_", "-") if len(name) > 1 else "-" + name
-            raise UsageError(f"{flag} is given {len(values)} times: {', '.join(values)}; give it once")
-        return values[0] if values else None
+        """Return the value of an option that is given at most once, or None."""
+        return next(iter(self.all(name)), None)
 
     def all(self, name: str) -> list[str]:
         """Return the values of an option that may be repeated."""
@@ -118,9 +112,9 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
     """Sort the arguments of `command`.
 
     Raises:
-        UsageError: an option is unknown, or lacks its value.
+        UsageError: an option is unknown, lacks its value, or has one too many or one that there is not.
     """
-    options = {flag: option for option in (*command.options, HELP) for flag in option.flags}
+    options = _flags_of(command)
     given = Given()
     waiting = list(argv)
     while waiting:
@@ -135,7 +129,7 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
         flag, equals, value = token.partition("=")
         option = options.get(flag)
         if option is None:
-            _read_unknown(command, given, token, list(options), waiting)
+            _read_unknown(command, given, token, waiting)
         elif option.metavar is None:
             if equals:
                 raise UsageError(f"{flag} takes no value, but got {value!r}")
@@ -143,6 +137,10 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
             given.tokens.append((flag, None))
         else:
             values = [value] if equals else _take_values(option, flag, waiting)
+            if option.choices and values[0] not in option.choices:
+                raise UsageError(f"{flag} {values[0]}: there is only {', '.join(option.choices)}")
+            if option.name in given.values and not option.many:
+                raise UsageError(f"{flag} is given 2 times; give it once")
             given.values.setdefault(option.name, []).extend(values)
             given.tokens.extend((option.flags[0], item) for item in values)
             if option is OVERRIDE:
@@ -176,60 +174,72 @@ def _read_word(command: Command, given: Given, token: str) -> None:
         given.operands.append(token)
 
 
-def _read_unknown(command: Command, given: Given, token: str, known: list[str], waiting: list[str]) -> None:
-    if command.passes_on and given.operands:
-        value = None
-        # A word after it that is no override is its value, as far as anyone here can tell.
-        if waiting and "=" not in token and not waiting[0].startswith("-") and not is_override(waiting[0]):
-            value = waiting.pop(0)
-        given.unknown.append((token, value))
-        given.tokens.append((token, value))
-        return
-    raise UsageError(unknown_option(command, token, None, known))
+def _read_unknown(command: Command, given: Given, token: str, waiting: list[str]) -> None:
+    if not (command.passes_on and given.operands):
+        raise UsageError(unknown_option(command, token, None))
+    value = None
+    # A word after it that is no override is its value, as far as anyone here can tell.
+    if waiting and "=" not in token and not waiting[0].startswith("-") and not is_override(waiting[0]):
+        value = waiting.pop(0)
+    given.unknown.append((token, value))
+    given.tokens.append((token, value))
 
 
-def unknown_option(command: Command, token: str, value: str | None, known: Sequence[str] = ()) -> str:
+def _flags_of(command: Command) -> dict[str, Option]:
+    return {flag: option for option in (*command.options, HELP) for flag in option.flags}
+
+
+def unknown_option(command: Command, token: str, value: str | None) -> str:
     """Return the message about an option that `command` does not have, with the nearest it has."""
     flag, _, attached = token.partition("=")
-    known = known or [name for option in (*command.options, HELP) for name in option.flags]
-    close = nearest(flag, [name for name in known if name.startswith("--")])
-    hint = f"; did you mean {close}?" if close else f"; `tune {command.name} --help` lists the options"
+    hint = f"; `tune {command.name} --help` lists the options"
     bare = flag.lstrip("-").replace("-", "_")
-    if command.takes_overrides and bare and not close:
+    if command.takes_overrides and bare:
         hint = f"; parameters are set without dashes: {bare}={attached or value or 'VALUE'}"
-    return f"tune {command.name} has no option {flag}{hint}"
+    known = [name for name in _flags_of(command) if name.startswith("--")]
+    return f"tune {command.name} has no option {flag}{did_you_mean(flag, known, hint)}"
+
+
+def check_operands(command: Command, given: Given, at_least: int, at_most: int | None = None) -> None:
+    """Raise UsageError unless as many words were given as `command` takes; `at_least` exactly without `at_most`."""
+    number = len(given.operands)
+    if not at_least <= number <= (at_least if at_most is None else at_most):
+        raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: tune {command.usage}")
+
+
+def refuse_blank(**values: str | None) -> None:
+    """Raise UsageError if a path was given, but has no characters (a variable of the shell that is not set)."""
+    for name, value in values.items():
+        if value is not None and (not value.strip() or "\0" in value):
+            raise UsageError(f"{name} is empty: it takes a folder")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the one of `known` that `word` is most likely a misspelling of, or None."""
-    import difflib  # only on the way to an error
+    """Return the one of `known` that `word` is most likely a misspelling or the beginning of, or None."""
+    from tune.config.suggestions import fold, nearest  # only on the way to an error
 
-    by_folded = {name.casefold().replace("_", "").replace("-", ""): name for name in reversed(known)}
-    folded = word.casefold().replace("_", "").replace("-", "")
-    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
-    if close:
-        return by_folded[close[0]]
-    starts = [name for key, name in by_folded.items() if len(folded) > 1 and key.startswith(folded)]
-    return starts[0] if len(starts) == 1 else None
+    starts = [name for name in known if len(word) > 1 and fold(name).startswith(fold(word))]
+    return nearest(word, known, cutoff=0.6) or (starts[0] if len(starts) == 1 else None)
+
+
+def did_you_mean(word: str, known: Sequence[str], otherwise: str = "") -> str:
+    """Return the end of a message about an unknown `word`: the nearest one known, or else what helps otherwise."""
+    close = nearest(word, known)
+    return f"; did you mean {close}?" if close else otherwise
 
 
 def format_help(command: Command) -> str:
     """Return the help text of `command`."""
-    parts = [f"{paint('usage:', 'bold')} tune {command.usage}", ""]
-    for paragraph in command.description.split("\n\n"):
-        parts += [*wrap(paragraph, 96), ""]
-    parts += [paint("examples:", "bold")]
-    for line, meaning in command.examples:
-        parts += [f"  {paint('# ' + meaning, 'dim')}", f"  {line}"]
-    if command.operands:
-        parts += ["", paint("arguments:", "bold"), columns(command.operands)]
-    rows = [(_spell(option), option.help) for option in (*command.options, HELP)]
-    parts += ["", paint("options:", "bold"), columns(rows)]
-    for heading, listed in command.lists:
-        parts += ["", paint(heading, "bold"), columns(listed)]
-    return "\n".join(parts) + "\n"
-
-
-def _spell(option: Option) -> str:
-    flags = ", ".join(option.flags)
-    return f"{flags} {option.metavar}" if option.metavar else flags
+    examples = [f"  {paint('# ' + meaning, 'dim')}\n  {line}" for line, meaning in command.examples]
+    options = [
+        (f"{', '.join(option.flags)} {option.metavar or ''}".rstrip(), option.help)
+        for option in (*command.options, HELP)
+    ]
+    listed = [("arguments:", command.operands)] if command.operands else []
+    parts = [
+        f"{paint('usage:', 'bold')} tune {command.usage}",
+        *("\n".join(wrap(paragraph, 96)) for paragraph in command.description.split("\n\n")),
+        "\n".join([paint("examples:", "bold"), *examples]),
+        *(section(heading, rows) for heading, rows in (*listed, ("options:", options), *command.lists)),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tune.cli.arguments import Command, Given, UsageError
+from tune.cli.arguments import Command, Given, UsageError, check_operands
 from tune.cli.catalogue import find_source
 
 
 def run(given: Given) -> int:
     """Print one config or recipe."""
-    if len(given.operands) != 1:
-        raise UsageError("tune cat takes one config or recipe: tune cat llama2/7B_full")
+    check_operands(COMMAND, given, 1)
     file, _ = find_source(given.operands[0])
     sys.stdout.write(read_file(file))
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,9 +100,23 @@ def recipe_of_file(file: Path) -> Recipe | None:
     return None
 
 
-def list_configs() -> list[Config]:
+@lru_cache(maxsize=1)
+def list_configs() -> tuple[Config, ...]:
     """Return every config that comes with tune, sorted by folder and name, numbers by their size."""
-    return sorted(_walk(get_recipes_dir() / "configs"), key=lambda config: _reading_order(config.name))
+    root = get_recipes_dir() / "configs"
+    named = [(file.relative_to(root).with_suffix("").as_posix(), file) for file in root.rglob("*.yaml")]
+    named.sort(key=lambda item: _reading_order(item[0]))
+    return tuple(Config(name, file, read_recipe_key(file)) for name, file in named)
+
+
+def configs_of(recipe: Recipe) -> list[str]:
+    """Return the names of the configs that come with tune for `recipe`."""
+    return [config.name for config in list_configs() if find_recipe(config.recipe or "") == recipe]
+
+
+def example_config(recipe: Recipe) -> str | None:
+    """Return the config to try `recipe` with: for the bundled tiny model where there is one, else the first."""
+    return min(configs_of(recipe), key=lambda name: not name.startswith("tiny/"), default=None)
 
 
 def _reading_order(name: str) -> tuple[object, ...]:
@@ -111,11 +124,6 @@ def _reading_order(name: str) -> tuple[object, ...]:
     size = re.search(r"/(?:.*_)?(\d+(?:\.\d+)?)([MB])_", name)
     parameters = 0.0 if size is None else float(size[1]) * {"M": 1, "B": 1000}[size[2]]
     return name.count("/"), name.partition("/")[0], parameters, name
-
-
-def _walk(root: Path) -> Iterator[Config]:
-    for file in root.rglob("*.yaml"):
-        yield Config(file.relative_to(root).with_suffix("").as_posix(), file, read_recipe_key(file))
 
 
 def read_recipe_key(file: Path) -> str | None:
@@ -135,25 +143,25 @@ def find_config(name: str) -> Path:
         UsageError: there is no such config.
     """
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):  # os.path answers False where Path would raise: odd or overlong names
-        raise UsageError(f"{name} is a folder; a config is a .yaml file")
-    if os.path.isfile(path):
+    if os.path.isfile(path):  # os.path answers False where Path would raise: odd or overlong names
         return path
+    if os.path.isdir(path):
+        raise UsageError(f"{name} is a folder; a config is a .yaml file")
     if os.path.exists(path):  # it is read more than once: to check it, and by the recipe
         raise UsageError(f"{name} is a pipe or a device; a config has to be a file")
     configs = {config.name: config.file for config in list_configs()}
     bare = re.sub(r"\.ya?ml$", "", name)
-    if bare in configs:
-        return _seen_from_here(configs[bare])
-    for ending in (".yaml", ".yml"):
-        if os.path.isfile(f"{path}{ending}"):
-            return Path(f"{path}{ending}")
-    variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
-    if not variants:
-        raise UsageError(_no_such_config(name, list(configs)))
-    plain = min(variants, key=len)
-    _tell_once(name, plain)
-    return _seen_from_here(configs[plain])
+    if bare not in configs:
+        for file in (f"{path}.yaml", f"{path}.yml"):
+            if os.path.isfile(file):
+                return Path(file)
+        variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
+        if not variants:
+            raise UsageError(_no_such_config(name, list(configs)))
+        bare = min(variants, key=len)
+        _tell_once(name, bare)
+    here = Path.cwd()  # a shorter spelling where it lies below: messages name it
+    return configs[bare].relative_to(here) if configs[bare].is_relative_to(here) else configs[bare]
 
 
 @lru_cache  # one command looks a name up more than once
@@ -183,23 +191,15 @@ def find_source(name: str) -> tuple[Path, Recipe | None]:
         raise UsageError(f"there is no recipe and no config {name}; did you mean {close}?") from error
 
 
-def _seen_from_here(file: Path) -> Path:
-    """Return a shorter spelling of `file` where it lies below the working directory: messages name it."""
-    here = Path.cwd()
-    return file.relative_to(here) if file.is_relative_to(here) else file
-
-
 def _no_such_config(name: str, known: list[str]) -> str:
     if "\0" in name or not name.strip():
         return f"{name!r} is no config; `tune ls` lists them"
     bare = re.sub(r"\.ya?ml$", "", name)
-    close = [found] if (found := nearest(bare, known)) else []
-    if "/" not in bare or not close:
+    close = [nearest(bare, known)]
+    if "/" not in bare or None in close:
         # Many families have a 7B_full: who leaves the folder out is shown them all.
-        last = nearest(bare.rsplit("/", 1)[-1], [known_name.rsplit("/", 1)[-1] for known_name in known])
-        close = [
-            known_name for known_name in known if last and known_name.rsplit("/", 1)[-1] == last
-        ] or close
-    shown = ", ".join(close[:4]) + (f" or {len(close) - 4} more" if len(close) > 4 else "")
+        last = nearest(os.path.basename(bare), [os.path.basename(each) for each in known])
+        close = [each for each in known if os.path.basename(each) == last] or close
+    shown = ", ".join(filter(None, close[:4])) + (f" or {len(close) - 4} more" if len(close) > 4 else "")
     hint = f"; did you mean {shown}?" if shown else ""
     return f"there is no config {name}: neither a file nor one of `tune ls`{hint}"

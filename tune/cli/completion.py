@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
-from tune.cli.arguments import Command, Given, Option, UsageError, nearest
-from tune.cli.catalogue import RECIPES, list_configs, recipe_names
+from tune.cli.arguments import (
+    Command,
+    Given,
+    Option,
+    UsageError,
+    check_operands,
+    did_you_mean,
+    read_arguments,
+)
+from tune.cli.catalogue import RECIPES, find_config, find_recipe, list_configs, read_recipe_key
 from tune.cli.recipe_lookup import find_target
 from tune.errors import TuneError
-
-SHELLS = ("bash", "zsh", "fish")
 
 _BASH = """\
 # eval "$(tune completion bash)"
@@ -57,74 +63,76 @@ def run(given: Given) -> int:
         found = complete(given.operands)
         sys.stdout.write("".join(f"{word}\n" for word in found))
         return 0
-    if len(given.operands) > 1:
-        raise UsageError("tune completion takes one shell: tune completion bash")
+    check_operands(COMMAND, given, 0, 1)
     shell = given.operands[0] if given.operands else os.path.basename(os.environ.get("SHELL", ""))
     if shell not in _SCRIPTS:
-        close = nearest(shell, SHELLS)
-        hint = f"; did you mean {close}?" if close else ""
-        raise UsageError(
-            f"no completion for {shell or 'an unnamed shell'}; there is {', '.join(SHELLS)}{hint}"
-        )
+        known = f"there is {', '.join(_SCRIPTS)}{did_you_mean(shell, list(_SCRIPTS))}"
+        raise UsageError(f"no completion for {shell or 'an unnamed shell'}; {known}")
     sys.stdout.write(_SCRIPTS[shell])
     return 0
 
 
 def complete(words: list[str]) -> list[str]:
     """Return what the last of `words` (those after ``tune``) may be completed to; nothing means a file."""
-    from tune.cli.main import COMMANDS  # main imports this module's siblings by name
+    from tune.cli.main import COMMANDS, load_command  # main imports this module's siblings by name
 
     *before, current = words or [""]
-    recipes = [recipe.name for recipe in RECIPES]
     if not before:
-        candidates = [*COMMANDS, *recipes, "--help", "--version"]
-    elif before[0] in COMMANDS:
-        candidates = _after_command(COMMANDS[before[0]], before[1:], current, recipes)
+        candidates = [*COMMANDS, *_named("RECIPE"), "--help", "--version"]
     else:
-        candidates = _after_command("run", before, current, recipes)
+        first, others = (before[0], before[1:]) if before[0] in COMMANDS else ("run", before)
+        try:
+            candidates = _after(load_command(first), others, current)
+        except TuneError:  # half a word is not a recipe yet
+            candidates = []
     return [candidate for candidate in candidates if candidate.startswith(current)]
 
 
-def _after_command(command: str, before: list[str], current: str, recipes: list[str]) -> list[str]:
-    configs = [config.name for config in list_configs()]
-    if before and before[-1] in ("--config", "-c"):
-        return configs
+def _after(command: Command, before: list[str], current: str) -> list[str]:
+    """Return what may follow the words `before` of a command: an option, the value of one, or an operand."""
     if current.startswith("-"):
-        from tune.cli.main import load_command
-
-        options = load_command(command).options
-        return [flag for option in options for flag in option.flags if flag.startswith("--")] + ["--help"]
-    words = [word for word in before if not word.startswith("-")]
-    if command in ("run", "describe"):
-        return _parameters(words[0], "=" if command == "run" else "") if words else recipes
-    if command == "completion":
-        return list(SHELLS)
-    if before and before[-1] == "--recipe":
-        return recipe_names()
-    if command == "download":
-        from tune.hub.short_names import SHORT_NAMES
-
-        return [] if words else [name for family in SHORT_NAMES.values() for name in family]
-    return {
-        "ls": recipes,
-        "schema": recipes,
-        "cp": [] if words else recipes + configs,
-        "cat": recipes + configs,
-        "convert-ckpt": ["hf", "meta", "tune"] if before[-1:] == ["--to"] else [],
-        "merge": [],
-        "upload": [],
-        "validate": configs if not words else _parameters("full_finetune", "="),
-    }[command]
+        return [flag for option in command.options for flag in option.flags if flag.startswith("--")] + [
+            "--help"
+        ]
+    for option in command.options:
+        if option.metavar and before[-1:] and before[-1] in option.flags:
+            return list(option.choices) or _named(
+                option.metavar, *read_arguments(command, before[:-1]).operands
+            )
+    words = read_arguments(command, before).operands
+    kinds = [kind for kind, _ in command.operands[len(words) :]]
+    return _named(kinds[0], *words) if kinds else []
 
 
-def _parameters(recipe: str, ending: str) -> list[str]:
+def _named(kinds: str, about: str = "", *_: str) -> list[str]:
+    """Return the names of what the help calls `kinds`; parameters are those of the recipe or config `about`."""
+    found: list[str] = []
+    for kind in kinds.split("|"):
+        if kind == "RECIPE":
+            found += [recipe.name for recipe in RECIPES]
+        elif kind == "CONFIG":
+            found += [config.name for config in list_configs()]
+        elif kind == "SHELL":
+            found += _SCRIPTS
+        elif kind == "MODEL":
+            from tune.hub.short_names import SHORT_NAMES
+
+            found += [name for family in SHORT_NAMES.values() for name in family]
+        elif kind in ("PARAM", "KEY", "KEY=VALUE") and about:
+            found += [name + ("=" if "=" in kind else "") for name in _parameters(about)]
+    return found
+
+
+def _parameters(about: str) -> list[str]:
     from tune.config.params import fields_of
 
-    try:
-        params = find_target(recipe).params
-    except TuneError:  # half a word is not a recipe yet
-        return []
-    return [name + ending for name in fields_of(params)] if params else []
+    recipe = find_recipe(about)
+    if recipe is None and not about.endswith(".py"):
+        recipe = find_recipe(read_recipe_key(find_config(about)) or "")
+        if recipe is None:  # a file that a config names is not looked at
+            return []
+    params = find_target(about if recipe is None else recipe.name).params
+    return list(fields_of(params)) if params else []
 
 
 COMMAND = Command(

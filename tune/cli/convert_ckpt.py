@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
 from tune.cli.terminal import columns
 from tune.cli.transfer_progress import format_size
 from tune.config.diagnostics import printable
@@ -21,38 +23,31 @@ _PHASES = {"write": "Writing", "verify": "Reading again"}
 
 def run(given: Given) -> int:
     """Convert one checkpoint and say what was verified."""
-    if len(given.operands) != 2 or not all(word.strip() and "\0" not in word for word in given.operands):
-        raise UsageError(
-            f"tune convert-ckpt takes a checkpoint and a folder to write to, not {len(given.operands)} words: "
-            "tune convert-ckpt SRC DEST --to hf"
-        )
+    check_operands(COMMAND, given, 2)
     src, dest = given.operands
-    to = _choose(given, "to", LAYOUTS) or "hf"
-    dtype = _choose(given, "dtype", DTYPE_NAMES)
+    refuse_blank(SRC=src, DEST=dest)
+    to = given.one("to") or "hf"
 
     from tune.models.conversion import convert_checkpoint
 
     progress = _Progress()
     try:
-        report = convert_checkpoint(src, dest, to, dtype, force="force" in given.switches, progress=progress)
+        report = convert_checkpoint(
+            src, dest, to, given.one("dtype"), force="force" in given.switches, progress=progress
+        )
     except KeyboardInterrupt:
         progress.close()
         sys.stderr.write(f"\nStopped. No half-written model is left in {printable(dest)}.")
         raise
     finally:
         progress.close()
-    sys.stdout.write(_summary(report, to))
+    sys.stdout.write(
+        format_written("converted", report.source, report.directory, _rows(report), report.notes)
+    )
     return 0
 
 
-def _choose(given: Given, name: str, allowed: tuple[str, ...]) -> str | None:
-    value = given.one(name)
-    if value is not None and value not in allowed:
-        raise UsageError(f"--{name} {value}: there is only {', '.join(allowed)}")
-    return value
-
-
-def _summary(report: ConversionReport, to: str) -> str:
+def _rows(report: ConversionReport) -> list[tuple[str, str]]:
     verified = f"{report.num_exact} tensors read back equal to the source's, bit for bit"
     if report.num_cast:
         exact = f", {report.num_exact} of them bit for bit" if report.num_exact else ""
@@ -64,15 +59,21 @@ def _summary(report: ConversionReport, to: str) -> str:
         ("verified", verified),
     ]
     if report.side_files:
-        rows.append(("carried over", printable(", ".join(report.side_files))))
+        rows.append(("carried over", ", ".join(report.side_files)))
     if report.left_out:
         names = ", ".join(report.left_out[:3]) + (" ..." if len(report.left_out) > 3 else "")
-        rows.append(("left out", printable(f"{len(report.left_out)} tensors that carry nothing: {names}")))
-    rows += [("note", printable(note)) for note in report.notes]
-    shown = shlex.quote(str(report.directory))
+        rows.append(("left out", f"{len(report.left_out)} tensors that carry nothing: {names}"))
+    return rows
+
+
+def format_written(
+    done: str, source: Path, directory: Path, rows: Iterable[tuple[str, str]], notes: Iterable[str]
+) -> str:
+    """Return what was `done` with a model that has been written, what is known of it, and the next command."""
+    table = [(name, printable(text)) for name, text in (*rows, *(("note", note) for note in notes))]
     return (
-        f"{printable(str(report.source))} is converted, in {printable(str(report.directory))}:\n{columns(rows)}\n"
-        f'Next:\n  tune run generate model_checkpoint={shown} prompt="Once upon a time"\n'
+        f"{printable(str(source))} is {done}, in {printable(str(directory))}:\n{columns(table)}\n"
+        f'Next:\n  tune run generate model_checkpoint={shlex.quote(str(directory))} prompt="Once upon a time"\n'
     )
 
 
@@ -123,9 +124,12 @@ COMMAND = Command(
         ("DEST", "Folder to write to: empty or new, and not inside SRC."),
     ),
     options=(
-        Option(("--to",), "Layout to write: hf (the default), meta or tune.", "LAYOUT"),
+        Option(("--to",), "Layout to write: hf (the default), meta or tune.", "LAYOUT", choices=LAYOUTS),
         Option(
-            ("--dtype",), "What the weights become: fp32, fp16 or bf16; as they are if left out.", "DTYPE"
+            ("--dtype",),
+            "What the weights become: fp32, fp16 or bf16; as they are if left out.",
+            "DTYPE",
+            choices=DTYPE_NAMES,
         ),
         Option(
             ("--force", "-f"),

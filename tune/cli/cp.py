@@ -8,9 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.cat import read_file
-from tune.cli.catalogue import Recipe, find_recipe, find_source, list_configs, read_recipe_key
+from tune.cli.catalogue import Recipe, example_config, find_recipe, find_source, read_recipe_key
+from tune.cli.recipe_lookup import find_target
 from tune.errors import TuneError
 
 SCHEMA_FOLDER = ".tune"
@@ -20,28 +21,23 @@ _MODELINE = "# yaml-language-server: $schema="
 def run(given: Given) -> int:
     """Copy one recipe or config, and say what to run next."""
     to = given.one("to")
-    if not given.operands or len(given.operands) + (to is not None) > 2:
-        raise UsageError(
-            "tune cp takes a recipe or config and where to put it: tune cp llama2/7B_full my.yaml"
-        )
+    check_operands(COMMAND, given, 1, 2 if to is None else 1)
     name = given.operands[0]
-    wanted = to if to is not None else (given.operands[1] if len(given.operands) == 2 else "")
-    force = "force" in given.switches
     source, recipe = find_source(name)
-    target = _choose_target(source, wanted)
+    target = _choose_target(source, "".join(given.operands[1:]) if to is None else to)
     text = read_file(source)
     if recipe is None and source.suffix == ".py":
         raise UsageError(f"{name} is neither a recipe nor a config of `tune ls`")
+    owner = find_recipe(read_recipe_key(source) or "") if recipe is None else None
     if recipe is None:
-        owner = find_recipe(read_recipe_key(source) or "")
         text = _with_modeline(text, owner)
-        _write(target, text, force=force, source=source)
-        if owner is not None:
-            _write_schema(target.parent, owner)
-        sys.stdout.write(_after_config(target, owner))
-        return 0
-    _write(target, text, force=force, source=source)
-    sys.stdout.write(_after_recipe(target, recipe))
+    _write(target, text, force="force" in given.switches, source=source)
+    if owner is not None:
+        _write_schema(target.parent, owner)
+    lines = [f"Copied to {target}"]
+    if steps := _next_steps(target, recipe, owner):
+        lines += ["Change it, then:", *steps]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
@@ -86,28 +82,20 @@ def _write_schema(folder: Path, recipe: Recipe) -> None:
     file = folder / SCHEMA_FOLDER / f"{recipe.name}.schema.json"
     with contextlib.suppress(OSError):  # editors do without; the config has been written
         file.parent.mkdir(exist_ok=True)
-        file.write_text(schema_text(recipe), encoding="utf-8")
+        file.write_text(schema_text(find_target(recipe.name)), encoding="utf-8")
 
 
-def _after_config(target: Path, recipe: Recipe | None) -> str:
+def _next_steps(target: Path, recipe: Recipe | None, owner: Recipe | None) -> list[str]:
+    """Return the commands for a copied recipe, or for a config of the recipe `owner`."""
     shown = shlex.quote(str(target))
-    lines = [f"Copied to {target}"]
-    if recipe is not None:
-        lines += [
-            "Change it, then:",
-            f"  tune validate {shown}",
-            f"  tune run {recipe.name} --config {shown}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _after_recipe(target: Path, recipe: Recipe) -> str:
-    path = str(target) if target.is_absolute() else f".{os.sep}{target}"
-    shown = shlex.quote(path)
-    own = [config.name for config in list_configs() if config.recipe and find_recipe(config.recipe) == recipe]
-    own.sort(key=lambda name: not name.startswith("tiny/"))
-    command = f"tune run {shown} --config {own[0]}" if own else f"tune run {shown} --help"
-    return "\n".join([f"Copied to {target}", "Change it, then:", f"  {command}"]) + "\n"
+    if owner is not None:
+        return [f"  tune validate {shown}", f"  tune run {owner.name} --config {shown}"]
+    if recipe is None:
+        return []
+    if not target.is_absolute():
+        shown = shlex.quote(f".{os.sep}{target}")
+    config = example_config(recipe)
+    return [f"  tune run {shown} --config {config}" if config else f"  tune run {shown} --help"]
 
 
 COMMAND = Command(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import sys
 
-from tune.cli.arguments import Command, Given, UsageError, nearest
+from tune.cli.arguments import Command, Given, UsageError, check_operands, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.show import format_parameters, format_value
-from tune.cli.terminal import columns, paint
+from tune.cli.terminal import columns, paint, section
 from tune.config.component_check import ResolvedName, list_components, resolve_component
 from tune.config.params import ParamInfo, fields_of
 from tune.config.signatures import read_argument_help, read_doc
@@ -17,18 +17,13 @@ from tune.config.slots import Slot
 
 def run(given: Given) -> int:
     """Print what is known about a recipe's parameters, one of them, or a component."""
-    if not given.operands or len(given.operands) > 2:
-        raise UsageError(
-            "tune describe takes a recipe and a parameter: tune describe full_finetune optimizer"
-        )
+    check_operands(COMMAND, given, 1, 2)
     target = find_target(given.operands[0], importing=True)
     if target.params is None:
         raise UsageError(f"{target.name} declares no params class")
     infos = fields_of(target.params)
-    if len(given.operands) == 1:
-        sys.stdout.write(format_parameters(infos.values()))
-        return 0
-    sys.stdout.write(_describe(target, infos, given.operands[1]))
+    asked = given.operands[1:]
+    sys.stdout.write(_describe(target, infos, *asked) if asked else format_parameters(infos.values()))
     return 0
 
 
@@ -61,8 +56,8 @@ def _describe_anywhere(target: Target, infos: dict[str, ParamInfo], asked: str) 
     for info in infos.values():
         if info.slot is not None and "=" not in asked and not resolve_component(asked, info.slot).errors:
             return _describe_component(info.slot, asked)
-    close = nearest(asked.partition(".")[0].partition("=")[0], list(infos))
-    hint = f"; did you mean {close}?" if close else f"; `tune describe {target.name}` lists them"
+    name = asked.partition(".")[0].partition("=")[0]
+    hint = did_you_mean(name, list(infos), f"; `tune describe {target.name}` lists them")
     raise UsageError(f"{target.name} has no parameter {asked!r}{hint}")
 
 
@@ -105,7 +100,7 @@ def _describe_slot(info: ParamInfo, slot: Slot) -> str:
         for name, path in list_components(slot).items()
     ]
     if known:
-        text += f"\n{paint(f'what fits ({info.name}=NAME, or any dotted path):', 'bold')}\n{columns(known)}\n"
+        text += "\n" + section(f"what fits ({info.name}=NAME, or any dotted path):", known) + "\n"
     if default:
         text += "\n" + _describe_component(slot, default)
     return text
@@ -139,8 +134,7 @@ def _describe_component(slot: Slot, name: str) -> str:
         rows.append((parameter.name, parameter.type.short(), text))
     if resolved.signature.takes_any_keyword:
         rows.append(("...", "", "any further argument"))
-    body = columns(rows) if rows else "  (nothing to set)"
-    return f"{head}  {_first_sentence(doc)}\n\n{paint('arguments:', 'bold')}\n{body}\n"
+    return f"{head}  {_first_sentence(doc)}\n\n{section('arguments:', rows or [('(nothing to set)',)])}\n"
 
 
 def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) -> str:
@@ -149,8 +143,7 @@ def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) ->
     resolved = _resolve(slot, name)
     parameters = resolved.signature.parameters if resolved.signature is not None else {}
     if argument not in parameters:
-        close = nearest(argument, list(parameters))
-        hint = f"; did you mean {close}?" if close else f"; it takes {', '.join(parameters) or 'none'}"
+        hint = did_you_mean(argument, list(parameters), f"; it takes {', '.join(parameters) or 'none'}")
         raise UsageError(f"{resolved.path} has no argument {argument!r}{hint}")
     parameter = parameters[argument]
     rows = [

@@ -30,7 +30,10 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
         own_file: the user's own recipe that was running, if it was one: a bug in it is theirs to see.
     """
     if isinstance(error, SystemExit):
-        return _exit_code(error)
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        report_error(str(error.code))  # sys.exit("some text") means: print it and fail
+        return EXIT_FAILED
     if isinstance(error, KeyboardInterrupt):
         sys.stderr.write("\nInterrupted.\n")
         return EXIT_INTERRUPTED
@@ -41,7 +44,8 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
     if isinstance(error, TuneError):
         report_error(str(error))
         return error.exit_code
-    if _is_out_of_memory(error):
+    # torch's class is compared by name: this module does not import torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         report_error(_out_of_memory(error))
         return EXIT_FAILED
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
@@ -62,15 +66,6 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
     return EXIT_BUG
 
 
-def _exit_code(error: SystemExit) -> int:
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code
-    report_error(str(error.code))  # sys.exit("some text") means: print it and fail
-    return EXIT_FAILED
-
-
 def _stopped_by(error: BaseException) -> int | None:
     """Return the exit code of the request to stop that another exception was made of, if one was.
 
@@ -84,11 +79,6 @@ def _stopped_by(error: BaseException) -> int | None:
             return behind.code
         behind = behind.__cause__ or behind.__context__
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's class is compared by name: this module does not import torch.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _out_of_memory(error: BaseException) -> str:

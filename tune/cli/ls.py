@@ -4,65 +4,52 @@ from __future__ import annotations
 
 import sys
 
-from tune.cli.arguments import Command, Given, Option, UsageError, nearest
-from tune.cli.catalogue import RECIPES, Config, Recipe, find_recipe, list_configs, recipe_names
-from tune.cli.terminal import columns, paint
+from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.catalogue import RECIPES, Recipe, configs_of, example_config
+from tune.cli.recipe_lookup import find_target
+from tune.cli.terminal import columns, paint, section
 
 
 def run(given: Given) -> int:
     """Print the table of recipes and configs."""
-    if len(given.operands) > 1:
-        raise UsageError(f"tune ls takes one recipe at most, not {len(given.operands)}")
+    check_operands(COMMAND, given, 0, 1)
     recipes: tuple[Recipe, ...] = RECIPES
-    if given.operands:
-        chosen = find_recipe(given.operands[0])
-        if chosen is None:
-            close = nearest(given.operands[0], recipe_names())
-            raise UsageError(
-                f"there is no recipe {given.operands[0]!r}" + (f"; did you mean {close}?" if close else "")
-            )
-        recipes = (chosen,)
-    configs = list_configs()
+    for word in given.operands:
+        recipe = find_target(word).recipe
+        if recipe is None:
+            raise UsageError(f"{word} is no recipe that comes with tune; `tune ls` lists them")
+        recipes = (recipe,)
     if "names" in given.switches:
         names = [recipe.name for recipe in recipes] + [
-            c.name for r in recipes for c in _configs_of(r, configs)
+            name for recipe in recipes for name in configs_of(recipe)
         ]
         sys.stdout.write("".join(f"{name}\n" for name in names))
-        return 0
-    sys.stdout.write(_table(recipes, configs))
+    else:
+        sys.stdout.write(_table(recipes))
     return 0
 
 
-def _configs_of(recipe: Recipe, configs: list[Config]) -> list[Config]:
-    return [config for config in configs if config.recipe and find_recipe(config.recipe) == recipe]
-
-
-def _table(recipes: tuple[Recipe, ...], configs: list[Config]) -> str:
+def _table(recipes: tuple[Recipe, ...]) -> str:
     rows = [("RECIPE", "CONFIG")]
-    for recipe in recipes:
-        own = _configs_of(recipe, configs)
-        rows.append((recipe.name, own[0].name if own else "(needs none)"))
-        rows.extend(("", config.name) for config in own[1:])
-        rows.append(("", ""))
-    parts = [paint(columns(rows[:1] + rows[1:-1], indent="").split("\n")[0], "bold")]
-    parts += columns(rows[:-1], indent="").split("\n")[1:]
-    parts += ["", paint("also called:", "bold")]
-    parts += [columns([(recipe.name, ", ".join(recipe.aliases)) for recipe in recipes if recipe.aliases])]
-    parts += ["", paint("next:", "bold"), columns(_next_steps(recipes, configs))]
-    return "\n".join(parts) + "\n"
-
-
-def _next_steps(recipes: tuple[Recipe, ...], configs: list[Config]) -> list[tuple[str, str]]:
     steps = []
     for recipe in recipes:
-        own = sorted(_configs_of(recipe, configs), key=lambda config: not config.name.startswith("tiny/"))
-        if own:
-            steps += [
-                (f"tune run {recipe.name} --config {own[0].name}", "run it"),
-                (f"tune cp {own[0].name} my.yaml", "make a config your own"),
-                (f"tune cp {recipe.name} mine.py", "make a recipe your own"),
-            ]
-        steps.append((f"tune run {recipe.name} --help", "every parameter of it"))
+        first, *others = configs_of(recipe) or ["(needs none)"]
+        rows += [(recipe.name, first), *(("", name) for name in others), ("", "")]
+        steps += _next_steps(recipe)
+    head, *table = columns(rows, indent="").split("\n")
+    aliases = section("also called:", [(recipe.name, ", ".join(recipe.aliases)) for recipe in recipes])
+    return "\n".join([paint(head, "bold"), *table, aliases, "", section("next:", steps)]) + "\n"
+
+
+def _next_steps(recipe: Recipe) -> list[tuple[str, str]]:
+    steps = [(f"tune run {recipe.name} --help", "every parameter of it")]
+    if config := example_config(recipe):
+        steps = [
+            (f"tune run {recipe.name} --config {config}", "run it"),
+            (f"tune cp {config} my.yaml", "make a config your own"),
+            (f"tune cp {recipe.name} mine.py", "make a recipe your own"),
+            *steps,
+        ]
     return steps
 
 

@@ -13,7 +13,7 @@ from tune.cli.arguments import Command, UsageError, format_help, nearest, read_a
 from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
-from tune.cli.terminal import columns, paint
+from tune.cli.terminal import paint, section
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
 COMMANDS = {
@@ -32,8 +32,6 @@ COMMANDS = {
     "completion": "completion",
 }
 
-INTRODUCTION = "tune fine-tunes large language models: a config, a recipe, one command."
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tune` with `argv` (``sys.argv[1:]`` by default) and return its exit code.
@@ -44,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal may know fewer characters than a config
+            # a terminal may know fewer characters than a config
+            stream.reconfigure(errors="backslashreplace")
     try:
         _require_working_directory()
         code = _dispatch(arguments)
@@ -70,10 +67,7 @@ def load_command(name: str) -> Command:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments:
-        sys.stdout.write(overview())
-        return 0
-    first, *others = arguments
+    first, *others = arguments or ["--help"]
     if first in ("--version", "-V"):
         sys.stdout.write(f"tune {tune.__version__}\n")
         return 0
@@ -124,31 +118,19 @@ def _unknown(word: str) -> str:
 
 def overview() -> str:
     """Return what a bare `tune` says: every command in one line, and how to go on."""
-    rows = [
-        (load_command(name).name, load_command(name).summary)
-        for name, file in COMMANDS.items()
-        if name == file
-    ]
+    commands = [load_command(name) for name, file in COMMANDS.items() if name == file]
     examples = [
         ("tune ls", "what there is to run"),
         ("tune run full_finetune --config tiny/full_finetune", "a first run, on any laptop"),
         ("tune run full_finetune --help", "every parameter"),
         ("tune validate my.yaml", "is this config right?"),
     ]
+    options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
     parts = [
         f"{paint('usage:', 'bold')} tune COMMAND ...   or   tune RECIPE --config CONFIG [KEY=VALUE ...]",
-        "",
-        INTRODUCTION,
-        "",
-        paint("commands:", "bold"),
-        columns(rows),
-        "",
-        paint("try:", "bold"),
-        columns(examples),
-        "",
-        paint("options:", "bold"),
-        columns(
-            [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
-        ),
+        "tune fine-tunes large language models: a config, a recipe, one command.",
+        section("commands:", [(command.name, command.summary) for command in commands]),
+        section("try:", examples),
+        section("options:", options),
     ]
-    return "\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n"

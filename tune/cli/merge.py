@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError
-from tune.cli.terminal import columns
-from tune.config.diagnostics import printable
+from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
+from tune.cli.convert_ckpt import format_written
 from tune.utils.precision import DTYPE_NAMES
 
 if TYPE_CHECKING:
@@ -17,47 +15,33 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Merge one adapter and say what comparing the result gave."""
-    if len(given.operands) != 1 or not given.operands[0].strip() or "\0" in given.operands[0]:
-        raise UsageError("tune merge takes one adapter: tune merge out/latest --base DIR --to DIR")
-    for name in ("base", "to"):
-        if (value := given.one(name)) is not None and (not value.strip() or "\0" in value):
-            raise UsageError(f"--{name} is empty: give a folder, or leave it out")
-    dtype = given.one("dtype")
-    if dtype is not None and dtype not in DTYPE_NAMES:
-        raise UsageError(f"--dtype {dtype}: there is only {', '.join(DTYPE_NAMES)}")
+    check_operands(COMMAND, given, 1)
+    (adapter,), base, to, dtype = given.operands, given.one("base"), given.one("to"), given.one("dtype")
+    refuse_blank(**{"ADAPTER": adapter, "--base": base, "--to": to})
 
     from tune.models.merging import merge_adapter
     from tune.utils import get_dtype
 
-    report = merge_adapter(
-        given.operands[0], given.one("base"), given.one("to"), None if dtype is None else get_dtype(dtype)
-    )
-    sys.stdout.write(_summary(report))
+    report = merge_adapter(adapter, base, to, None if dtype is None else get_dtype(dtype))
+    sys.stdout.write(format_written("merged", report.adapter, report.directory, _rows(report), report.notes))
     return 0
 
 
-def _summary(report: MergeReport) -> str:
+def _rows(report: MergeReport) -> list[tuple[str, str]]:
     rows = [
-        ("base", printable(str(report.base))),
+        ("base", str(report.base)),
         ("matrices", f"{report.num_moved} of {report.num_matrices} with an adapter have moved"),
         ("logits", f"the adapter changes them by {report.logits_moved:.2%}"),
         ("verified", f"merged, they are off by {report.logits_off:.2e} of their length ({report.dtype})"),
     ]
     if drift := report.drift:
-        rows.append(
-            (
-                "drift",
-                f"trained beside a base in 4 bits ({drift.quantization}): from what training saw, logits are off by "
-                f"{drift.logits_max:.3g} at most, {drift.logits_mean:.3g} on average; the likeliest token is the same "
-                f"for {drift.num_same} of {drift.num_positions}",
-            )
+        text = (
+            f"trained beside a base in 4 bits ({drift.quantization}): from what training saw, logits are off by "
+            f"{drift.logits_max:.3g} at most, {drift.logits_mean:.3g} on average; the likeliest token is the same "
+            f"for {drift.num_same} of {drift.num_positions}"
         )
-    rows += [("note", printable(note)) for note in report.notes]
-    shown = shlex.quote(str(report.directory))
-    return (
-        f"{printable(str(report.adapter))} is merged, in {printable(str(report.directory))}:\n{columns(rows)}\n"
-        f'Next:\n  tune run generate model_checkpoint={shown} prompt="Once upon a time"\n'
-    )
+        rows.append(("drift", text))
+    return rows
 
 
 COMMAND = Command(
@@ -83,6 +67,11 @@ COMMAND = Command(
             "DIR",
         ),
         Option(("--to",), "Folder to write to, which must not exist; NAME-merged here if left out.", "DIR"),
-        Option(("--dtype",), "What the weights become: fp32, fp16 or bf16; the base's if left out.", "DTYPE"),
+        Option(
+            ("--dtype",),
+            "What the weights become: fp32, fp16 or bf16; the base's if left out.",
+            "DTYPE",
+            choices=DTYPE_NAMES,
+        ),
     ),
 )

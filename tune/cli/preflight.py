@@ -96,9 +96,8 @@ def _check_output(params: Any) -> Iterator[Check]:
         free = shutil.disk_usage(folder).free / 2**30
         weights = _checkpoint_gib(params)
         needed = f"; a saved step takes about {3 * weights:.1f} GiB or more" if weights else ""
-        yield Check(
-            None if weights and free < 3 * weights else True, "output_dir", f"{free:.0f} GiB free{needed}"
-        )
+        ok = None if weights and free < 3 * weights else True
+        yield Check(ok, "output_dir", f"{free:.0f} GiB free{needed}")
 
 
 def _checkpoint_gib(params: Any) -> float:
@@ -115,11 +114,9 @@ def _checkpoint_gib(params: Any) -> float:
 
 
 def _check_packages(params: Any) -> Iterator[Check]:
-    wanted = {component.path.split(".")[0] for _, component in _components(params)} - {"tune"}
-    wanted |= {
-        _PACKAGES[component.path] for _, component in _components(params) if component.path in _PACKAGES
-    }
-    for package in sorted(wanted | {"torch"}):
+    paths = [component.path for _, component in _components(params)]
+    wanted = {_PACKAGES.get(path, path.partition(".")[0]) for path in paths} - {"tune"} | {"torch"}
+    for package in sorted(wanted):
         found = find_module(package) is not None
         yield Check(found, package, "installed" if found else f"not installed: pip install {package}")
 

@@ -28,9 +28,9 @@ from tune.cli.gpus import count_gpus
 from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import execute
-from tune.cli.terminal import paint, report_warning, wants_color
+from tune.cli.terminal import paint, report_warning
 from tune.cli.torch_logging import importing_quietly
-from tune.cli.validate import resolve_for
+from tune.cli.validate import print_problems, resolve_for
 from tune.utils.exclusions import split_processes
 from tune.utils.paths import expand_path
 from tune.utils.ranks import get_world_size
@@ -67,7 +67,7 @@ def run(given: Given) -> int:
         resolution = resolve_for(target, config, given)
         if not resolution.ok:
             _refuse_another_recipes_config(resolution, target, name, given)
-            _report(resolution)
+            print_problems(resolution)
             _hint_at_configs(target, config)
             return EXIT_BAD_USAGE
         is_dry = "dry_run" in given.switches
@@ -79,7 +79,7 @@ def run(given: Given) -> int:
         if not is_dry or (plan.needs_launcher and not asked.count):
             _refuse_another_mesh(plan, resolution.params)
         if is_dry:
-            _report(resolution)
+            print_problems(resolution)
             sys.stdout.write(_plan(target, config, given, resolution, plan))
             return 0
         output_dir = getattr(resolution.params, "output_dir", None)
@@ -192,12 +192,6 @@ def _resuming(target: Target, given: Given, config: Path | None) -> list[str]:
     return [*_forwarded(given, config, without=RESUME), f"{RESUME}=true"]
 
 
-def _report(resolution: Resolution[Any]) -> None:
-    report = resolution.report(color=wants_color(sys.stderr))
-    if report:
-        sys.stderr.write(report.rstrip("\n") + "\n")
-
-
 def _hint_at_configs(target: Target, config: Path | None) -> None:
     """Without a config most parameters are missing: say which configs there are."""
     if config is not None or target.recipe is None:
@@ -234,16 +228,14 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     if target.params is None:
         # Only the recipe itself can say: its own parser prints the help.
         return execute(target.file, [*_forwarded(given, config), "--help"], is_own=target.is_own)
-    from tune.cli.show import format_parameters
+    from tune.cli.show import describe_values, format_parameters
     from tune.config.params import fields_of
 
     values = None
     if config is not None or given.overrides:
-        from tune.cli.provenance import describe_values
-
         resolution = resolve_for(target, config, given)
         if config is not None:  # without one, that things are missing is no news
-            _report(resolution)
+            print_problems(resolution)
         values = describe_values(resolution)
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
     head = [

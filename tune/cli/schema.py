@@ -5,33 +5,29 @@ from __future__ import annotations
 import json
 import sys
 
-from tune.cli.arguments import Command, Given, UsageError
-from tune.cli.catalogue import Recipe
-from tune.cli.recipe_lookup import find_target, make_recipes_importable
+from tune.cli.arguments import Command, Given, UsageError, check_operands
+from tune.cli.recipe_lookup import Target, find_target
 
 
 def run(given: Given) -> int:
     """Print the schema of one recipe's configs."""
-    if len(given.operands) != 1:
-        raise UsageError("tune schema takes one recipe: tune schema full_finetune")
-    target = find_target(given.operands[0], importing=True)
-    if target.params is None:
-        raise UsageError(f"{target.name} declares no params class")
-    sys.stdout.write(_schema_of(target.params, target.recipe.name if target.recipe else None))
+    check_operands(COMMAND, given, 1)
+    sys.stdout.write(schema_text(find_target(given.operands[0], importing=True)))
     return 0
 
 
-def schema_text(recipe: Recipe) -> str:
-    """Return the JSON Schema (draft-07) of a built-in recipe's configs."""
-    make_recipes_importable()
-    return _schema_of(recipe.load_params(), recipe.name)
+def schema_text(target: Target) -> str:
+    """Return the JSON Schema (draft-07) of a recipe's configs.
 
-
-def _schema_of(params: type, recipe: str | None) -> str:
+    Raises:
+        UsageError: nothing is known about its params.
+    """
     from tune.config.describe import json_schema
 
-    title = f"Config of the tune recipe {recipe}" if recipe else None
-    return json.dumps(json_schema(params, title=title), indent=2) + "\n"
+    if target.params is None:
+        raise UsageError(f"{target.name} declares no params class")
+    title = f"Config of the tune recipe {target.recipe.name}" if target.recipe else None
+    return json.dumps(json_schema(target.params, title=title), indent=2) + "\n"
 
 
 COMMAND = Command(

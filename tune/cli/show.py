@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tune.cli.terminal import columns, paint
-from tune.config.component import Component
+from tune.cli.terminal import paint, section
+from tune.config.component import COMPONENT_KEY, Component
+from tune.config.describe import type_text
+from tune.config.dump import scalar
 from tune.config.params import ParamInfo
+from tune.config.resolve import Resolution
 
 
 def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -17,32 +20,37 @@ def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[
         infos: what is declared about them.
         values: for each name that is set, its value and where that came from, in words; a component has several.
     """
-    groups: dict[str, list[ParamInfo]] = {}
+    groups: dict[str, list[tuple[str, str, str]]] = {}
     for info in infos:
-        groups.setdefault(info.group, []).append(info)
-    parts = []
-    for group, members in groups.items():
-        rows = [(info.name, type_label(info), f"{info.help} {_note(info)}".strip()) for info in members]
-        if values is not None:
-            rows = [
-                row for info, row in zip(members, rows) for row in _with_value(row, values.get(info.name, []))
-            ]
-        parts.append(f"{paint(group + ':', 'bold')}\n{columns(rows)}")
-    return "\n\n".join(parts) + "\n"
+        lines = [paint(f"= {value}", "blue") for value in (values or {}).get(info.name, ())]
+        first, *others = [*lines, f"{info.help} {_note(info)}"]
+        rows = groups.setdefault(info.group, [])
+        rows += [(info.name, type_label(info), first), *(("", "", line) for line in others)]
+    return "\n\n".join(section(f"{group}:", rows) for group, rows in groups.items()) + "\n"
 
 
-def _with_value(row: tuple[str, str, str], values: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return the row of a parameter with its value (or a component's values) on lines of their own before the help."""
-    name, label, text = row
-    lines = [("", "", paint(f"= {value}", "blue")) for value in values]
-    return [(name, label, lines[0][2]), *lines[1:], ("", "", text)] if lines else [row]
+def describe_values(resolution: Resolution[Any]) -> dict[str, list[str]]:
+    """Return for each parameter that is set its value and origin: "2e-05 (config, line 7)"; components with arguments.
+
+    What is left at its default is not listed: the default stands in the help anyway.
+    """
+    described: dict[str, list[str]] = {}
+    for path, resolved in resolution.values.items():
+        source = resolved.source
+        if source.kind == "default":
+            continue
+        name, _, rest = path.partition(".")
+        argument = rest.removesuffix(COMPONENT_KEY).rstrip(".")
+        label = f"{argument}: " if argument else ""
+        place = f"config, line {source.line}" if source.kind == "file" else "command line"
+        shadowed = f", over {resolved.shadows}" if resolved.shadows else ""
+        described.setdefault(name, []).append(f"{label}{format_value(resolved.value)} ({place}{shadowed})")
+    return described
 
 
 def type_label(info: ParamInfo) -> str:
     """Return the type in a few characters: "int", "bf16|fp32", "optimizer"."""
-    if info.slot is not None:
-        return info.slot.kind
-    label = info.spec.required().short()
+    label = type_text(info)
     return label if len(label) <= 16 else "choice"
 
 
@@ -62,18 +70,7 @@ def _note(info: ParamInfo) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a config would write it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Component):
-        arguments = ", ".join(f"{name}: {format_value(item)}" for name, item in value.kwargs.items())
-        return f"{value.path} {{{arguments}}}" if arguments else value.path or "null"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(format_value(item) for item in value) + "]"
-    if isinstance(value, str):
-        return value if value and value.isprintable() else repr(value)
-    return str(value)
+    """Return a value as a config would write it; a component as its name and its arguments."""
+    if not isinstance(value, Component):
+        return scalar(value)
+    return f"{value.path} {scalar(value.kwargs)}" if value.kwargs else value.path or "null"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -47,38 +49,28 @@ def _report(word: str, style: str, message: str) -> None:
     sys.stderr.flush()
 
 
-def width() -> int:
-    """Return how many columns to write, between 60 and 120."""
-    given = os.environ.get("COLUMNS", "")
-    try:
-        found = int(given) if given.isdecimal() else os.get_terminal_size().columns
-    except OSError:  # not a terminal
-        found = 100
-    return max(60, min(120, found))
-
-
 def wrap(text: str, columns: int) -> list[str]:
     """Return `text` broken at spaces into lines of at most `columns`; longer words stay whole."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= columns:
-            lines[-1] += " " + word
-        else:
-            lines.append(word)
-    return lines or [""]
+    return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: int = 2) -> str:
-    """Return rows of text as aligned columns; the last one is wrapped to the terminal."""
+    """Return rows of text as aligned columns; the last one is wrapped to the terminal, between 60 and 120 wide."""
     table = [list(row) for row in rows]
     if not table:
         return ""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)]
     start = len(indent) + sum(widths) + gap * len(widths)
+    room = max(20, max(60, min(120, shutil.get_terminal_size((100, 24)).columns)) - start)
     lines = []
     for row in table:
         left = indent + "".join(cell.ljust(size + gap) for cell, size in zip(row, widths))
-        first, *others = wrap(row[-1], max(20, width() - start))
+        first, *others = wrap(row[-1], room) or [""]
         lines.append((left + first).rstrip())
         lines.extend(" " * start + other for other in others)
     return "\n".join(lines)
+
+
+def section(heading: str, rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as columns below a heading."""
+    return f"{paint(heading, 'bold')}\n{columns(rows)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError, nearest
@@ -36,18 +37,23 @@ def run(given: Given) -> int:
             raise
         # Who asked for JSON gets JSON, also where it is the command line that is wrong.
         problem = Diagnostic("bad-command-line", "", str(error), Source("cli"))
-        _print_json(to_json([problem], []))
+        sys.stdout.write(json.dumps(to_json([problem], []), indent=2) + "\n")
         return EXIT_BAD_USAGE
     if as_json:
-        _print_json(resolution.to_json())
+        sys.stdout.write(json.dumps(resolution.to_json(), indent=2) + "\n")
     else:
-        _print_report(resolution, target, name)
-    code = 0 if resolution.ok else EXIT_BAD_USAGE
-    if code == 0 and "preflight" in given.switches:
-        from tune.cli.preflight import preflight
+        print_problems(resolution)
+    if not resolution.ok:
+        return EXIT_BAD_USAGE
+    if not as_json:
+        count = len(resolution.warnings)
+        noted = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
+        sys.stdout.write(f"{name}: valid for {target.name}{noted}\n")
+    if "preflight" not in given.switches:
+        return 0
+    from tune.cli.preflight import preflight
 
-        code = preflight(resolution.params, stream=sys.stderr if as_json else sys.stdout)
-    return code
+    return preflight(resolution.params, stream=sys.stderr if as_json else sys.stdout)
 
 
 def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution[Any]:
@@ -112,19 +118,17 @@ def _choose_target(given: Given, config: Path) -> tuple[Target, str | None]:
     asked = given.one("recipe")
     if asked is not None:
         return find_target(asked, importing=True), None
-    set_here = [item.partition("=")[2] for item in given.overrides if item.startswith("recipe=")]
-    stated = set_here[-1] if set_here else read_recipe_key(config)
     from tune.config.resolve import load_tree, read_recipe_name
 
-    keys: Iterable[str] = ()
-    if stated is None:  # it may still be written in a way that only a YAML reader understands
-        root = load_tree({}, config=config).root
-        stated, keys = read_recipe_name(root), root.entries
-    recipe = find_recipe(PurePath(stated).name) if stated else None
+    set_here = [item for item in given.overrides if item.startswith("recipe=")]
+    root = load_tree({}, config=config, overrides=set_here).root
+    stated = (
+        read_recipe_name(root) or read_recipe_key(config) or ""
+    )  # the text still says it where YAML is broken
+    recipe = find_recipe(stated)
     if recipe is not None:
         return find_target(recipe.name), None
-    keys = keys or load_tree({}, config=config).root.entries
-    return find_target(_most_like(keys, config, given).name), stated or ""
+    return find_target(_most_like(root.entries, config, given).name), stated
 
 
 def _most_like(keys: Iterable[str], config: Path, given: Given) -> Recipe:
@@ -168,24 +172,11 @@ def _judge_stated(resolution: Resolution[Any], stated: str, config: Path, target
     ]
 
 
-def _print_json(result: dict[str, Any]) -> None:
-    import json  # not needed without --json
-
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
-
-
-def _print_problems(resolution: Resolution[Any]) -> None:
+def print_problems(resolution: Resolution[Any]) -> None:
+    """Write all errors and warnings to standard error."""
     report = resolution.report(color=wants_color(sys.stderr))
     if report:
         sys.stderr.write(report.rstrip("\n") + "\n")
-
-
-def _print_report(resolution: Resolution[Any], target: Target, name: str) -> None:
-    _print_problems(resolution)
-    if resolution.ok:
-        count = len(resolution.warnings)
-        noted = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
-        sys.stdout.write(f"{name}: valid for {target.name}{noted}\n")
 
 
 COMMAND = Command(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from types import TracebackType
 from typing import Literal, Self
 
 import torch
@@ -115,9 +114,6 @@ class TokenStream(Iterator[int]):
         self._stop_ids = frozenset(stop_ids)
         self._reason_at_limit: StopReason = reason_at_limit
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> int:
         token = next(self._steps, [None])[0]
         if token is None:
@@ -140,9 +136,7 @@ class TokenStream(Iterator[int]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Self
 
 from tune.errors import GenerationError
@@ -179,9 +178,6 @@ class TextStream(Iterator[str]):
         if piece := self._stops.push(self._decoder.finish()) + self._stops.finish():
             yield piece
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> str:
         return next(self._pieces)
 
@@ -192,7 +188,5 @@ class TextStream(Iterator[str]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

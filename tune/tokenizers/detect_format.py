@@ -32,6 +32,27 @@ def read_tokenizer_file(path: Path) -> bytes:
         raise TokenizerError(f"cannot read {path}: {error.strerror}") from error
 
 
+def find_tokenizer_file(path: Path, *names: str) -> Path:
+    """Return `path`, or the first of `names` that stands in it where it is a directory.
+
+    Raises:
+        TokenizerError: none of them does, or the directory cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            return path
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
+    except OSError as error:
+        raise TokenizerError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    raise TokenizerError(
+        f"no {' or '.join(names)} in {path}; it holds {held or 'nothing'}. Give the path of the file itself if it has "
+        "another name."
+    )
+
+
 def detect_format(content: bytes) -> TokenizerFormat:
     """Return what a file's content is, "unknown" for what is none of the kinds."""
     head = content[:4096].lstrip()

@@ -13,7 +13,7 @@ from typing import Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer, Span
-from tune.tokenizers.detect_format import describe_mismatch, read_tokenizer_file
+from tune.tokenizers.detect_format import describe_mismatch, find_tokenizer_file, read_tokenizer_file
 from tune.tokenizers.export import MADE_FROM, UNLIMITED, write_hf_settings
 from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings, read_json
 from tune.tokenizers.spm_export import tokenizer_json
@@ -58,7 +58,7 @@ class SentencePieceTokenizer(BaseTokenizer):
     ) -> None:
         super().__init__(max_seq_len, prompt_template)
         settings = settings or TokenizerSettings()
-        self.path = _find_model_file(expand_path(path))
+        self.path = find_tokenizer_file(expand_path(path), "tokenizer.model")
         self.add_bos = add_bos if settings.add_bos is None else settings.add_bos
         # Of a model without the setting each text gets its space: as Llama 2 was trained, turn by turn.
         self.prefix_each = settings.legacy is not False
@@ -254,24 +254,6 @@ class SentencePieceTokenizer(BaseTokenizer):
 
     def __repr__(self) -> str:
         return f"SentencePieceTokenizer({str(self.path)!r}, vocab_size={self.vocab_size})"
-
-
-def _find_model_file(path: Path) -> Path:
-    try:
-        if path.is_dir():
-            inner = path / "tokenizer.model"
-            if inner.is_file():
-                return inner
-            names = sorted(entry.name for entry in path.iterdir())[:8]
-            raise TokenizerError(
-                f"no tokenizer.model in {path}; it holds {', '.join(names) if names else 'nothing'}. "
-                "Give the path of the SentencePiece file itself if it has another name."
-            )
-        if not path.is_file():
-            raise TokenizerError(f"there is no tokenizer file {path}")
-    except OSError as error:
-        raise TokenizerError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    return path
 
 
 def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str | Path) -> list[Path]:

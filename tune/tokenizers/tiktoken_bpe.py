@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer, Span
-from tune.tokenizers.detect_format import describe_mismatch, detect_format, read_tokenizer_file
+from tune.tokenizers.detect_format import (
+    describe_mismatch,
+    detect_format,
+    find_tokenizer_file,
+    read_tokenizer_file,
+)
 from tune.tokenizers.export import write_hf_settings
 from tune.tokenizers.nfc import nfc_with_offsets
 from tune.tokenizers.settings import AddedToken, TokenizerSettings
@@ -53,7 +58,7 @@ class TiktokenTokenizer(BaseTokenizer):
         settings: TokenizerSettings | None = None,
     ) -> None:
         super().__init__(max_seq_len, prompt_template)
-        self.path = _find_file(expand_path(path))
+        self.path = find_tokenizer_file(expand_path(path), "tokenizer.model", "qwen.tiktoken")
         settings = settings or TokenizerSettings()
         self._ranks = read_ranks(self.path)
         self._family = find_family(family, self.path.name, len(self._ranks), settings.model_type)
@@ -241,17 +246,6 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         what = f"no token for byte {missing[0]:#04x}" if missing else "ranks that are not 0, 1, 2, ..."
         raise TokenizerError(f"{path} has {what}: the file is damaged ({len(ranks)} tokens)")
     return ranks
-
-
-def _find_file(path: Path) -> Path:
-    if path.is_dir():
-        for name in ("tokenizer.model", "qwen.tiktoken"):
-            if (path / name).is_file():
-                return path / name
-        raise TokenizerError(
-            f"no tokenizer.model or qwen.tiktoken in {path}; give the path of the file itself"
-        )
-    return path
 
 
 def _with_defaults(
