@@ -45,11 +45,11 @@ def run(given: Given) -> int:
         raise UsageError("--output-dir is empty or no path")
 
     from tune.cli.transfer_progress import file_lines, format_size
-    from tune.hub.connection import connect
     from tune.hub.download import download
     from tune.hub.listing import look_up
     from tune.hub.selection import select_files
     from tune.utils import get_logger
+    from tune.utils.hub_access import connect
 
     get_logger("INFO")
     folder = Path(os.path.expanduser(to)) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]

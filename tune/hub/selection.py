@@ -105,13 +105,12 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _no_weights(repository: Repository) -> str:
     kinds = sorted({PurePosixPath(f.name).suffix for f in repository.files if _matches(f.name, _WEIGHTS)})
-    if kinds:
+    if not kinds:
         return (
-            f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads "
-            "model*.safetensors, pytorch_model*.bin and consolidated.*.pth. The repository "
-            "it was made from usually has those"
+            f"{repository.name} holds no weights at all ({len(repository.files)} files). To fetch what there is, "
+            'give --ignore-patterns ""'
         )
     return (
-        f"{repository.name} holds no weights at all ({len(repository.files)} files). To fetch what there is, "
-        'give --ignore-patterns ""'
+        f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads model*.safetensors, "
+        "pytorch_model*.bin and consolidated.*.pth. The repository it was made from usually has those"
     )
