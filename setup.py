@@ -43,6 +43,7 @@ setup(
         "recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
         "tune": [
             "config/foreign_names.yaml",
+            "hub/card.md.jinja",
             "hub/short_names.toml",
             "tokenizers/chat_templates/*.jinja",
         ],
