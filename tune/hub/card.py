@@ -15,28 +15,13 @@ from tune.utils.paths import BUNDLED_PREFIX
 
 __all__ = ["write_card"]
 
-# What changes a result, in the order people ask for it: the key of the config, and what it is called.
-_SETTINGS = {
-    "epochs": "epochs",
-    "max_steps_per_epoch": "steps per epoch, at most",
-    "batch_size": "sequences per process and micro-step",
-    "gradient_accumulation_steps": "micro-steps per optimizer step",
-    "optimizer": "optimizer",
-    "lr_scheduler": "learning-rate schedule",
-    "loss": "loss",
-    "clip_grad_norm": "gradient norm clipped at",
-    "dtype": "precision",
-    "seed": "seed",
-}
-_METRICS = {
-    "loss": "training loss (of this step)",
-    "val_loss": "validation loss",
-    "loss_val": "validation loss",
-    "num_tokens": "tokens seen",
-    "num_trained_tokens": "tokens trained on",
-    "tokens_per_second": "tokens per second",
-    "peak_memory_gib": "peak memory (GiB)",
-}
+# The keys of a config that change a result, in the order people ask for them, and the metrics that tell it; any
+# metric of a validation is shown besides.
+_SETTINGS = (
+    "epochs", "max_steps_per_epoch", "batch_size", "gradient_accumulation_steps", "optimizer", "lr_scheduler", "loss",
+    "clip_grad_norm", "dtype", "seed",
+)  # fmt: skip
+_METRICS = ("loss", "num_tokens", "num_trained_tokens", "tokens_per_second", "peak_memory_gib")
 _DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz")
 _MAX_TEXT = 200
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -63,9 +48,9 @@ def write_card(lineage: Lineage, kind: str, repo: str) -> str:
         datasets=[name for name, where in datasets if where == "hub"] or None,
         **(base.license if base is not None else {}),
     )
-    settings = {label: config[key] for key, label in _SETTINGS.items() if config.get(key) is not None}
+    settings = {key: _value(config[key]) for key in _SETTINGS if config.get(key) is not None}
     measured = {
-        _METRICS.get(key) or _code(key): f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+        key: f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
         for key, value in lineage.metrics.items()
         if (key in _METRICS or "val" in key) and type(value) in (int, float)
     }
@@ -81,8 +66,8 @@ def write_card(lineage: Lineage, kind: str, repo: str) -> str:
         base=_base_model(lineage),
         trained_on=[_dataset(name, where) for name, where in datasets],
         tables={
-            "Training": [(label, _code(_value(value))) for label, value in settings.items()],
-            "Measured": [(label, _code(value)) for label, value in measured.items()],
+            title: [(_code(key), _code(value)) for key, value in rows.items()]
+            for title, rows in {"Training": settings, "Measured after this step": measured}.items()
         },
     )
     return f"{card}\n"

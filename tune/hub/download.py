@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -87,11 +87,14 @@ def download(
                     "folder"
                 )
             _require_space(folder, files)
-            _write_record(folder, repository, files, origin)
+            here = {file.name for file in repository.files}
+            kept = {name: digest for name, digest in origin.digests.items() if name in here}
+            # Noted before they are fetched, so that a later run knows these files for ours.
+            _write_record(folder, repository, kept | {file.name: file.digest for file in files})
             for file, is_new in _make_whole(hub, repository, files, folder, origin):
                 finished(file, is_new)
                 fetched += file.size if is_new else 0
-            _clean_up(folder, repository, origin)
+            _clean_up(folder, origin.digests.keys() - here)
     except OSError as error:
         raise HubError(
             f"{folder} cannot be written: {error.strerror}. Give a folder that can with --output-dir"
@@ -135,11 +138,7 @@ def _require_space(folder: Path, files: Sequence[RemoteFile]) -> None:
         )
 
 
-def _write_record(folder: Path, repository: Repository, files: Sequence[RemoteFile], before: Origin) -> None:
-    """Note what is being fetched before it is, so that a later run knows these files for ours."""
-    still_there = {file.name for file in repository.files}
-    digests = {name: digest for name, digest in before.digests.items() if name in still_there}
-    digests |= {file.name: file.digest for file in files}
+def _write_record(folder: Path, repository: Repository, digests: dict[str, str]) -> None:
     content = {"repo": repository.name, "commit": repository.commit, "files": digests}
     staged = folder / f"{RECORD}.new"
     staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -197,7 +196,7 @@ def _rename_to_old(path: Path) -> str:
     return aside.name
 
 
-def _clean_up(folder: Path, repository: Repository, origin: Origin) -> None:
+def _clean_up(folder: Path, earlier: Iterable[str]) -> None:
     """Remove partial files, and set aside what an earlier revision had and this one has not.
 
     Every file is whole now, so partial ones are of versions nobody asks for any more. Weights of an earlier revision
@@ -206,7 +205,6 @@ def _clean_up(folder: Path, repository: Repository, origin: Origin) -> None:
     for part in (folder / WORK_FOLDER).glob("*.part"):
         part.unlink(missing_ok=True)
     shutil.rmtree(folder / WORK_FOLDER / "xet", ignore_errors=True)
-    for name in origin.digests.keys() - {file.name for file in repository.files}:
-        path = folder / name
+    for path in (folder / name for name in earlier):
         if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             get_logger().warning("%s is of an earlier revision; it is kept as %s", path, _rename_to_old(path))

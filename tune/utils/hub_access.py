@@ -164,8 +164,6 @@ class Hub:
                 ": its name is not known here. Without network, fetch the files on another machine and copy the "
                 "folder; with it, check HF_ENDPOINT"
             )
-        if "Timeout" in kind:
-            return ": no answer in time. Check the network, then run again"
         way = (
             "the proxy that HTTP_PROXY or HTTPS_PROXY names"
             if getproxies()
@@ -239,16 +237,11 @@ def with_retries(ask: Callable[[], T]) -> T:
     for wait in WAITS:
         try:
             return ask()
-        except http.HTTPError as error:
-            response = getattr(error, "response", None)
-            if response is None:
-                passing = isinstance(error, http.ReadError | http.WriteError)
-            else:
-                passing = response.status_code in _PASSING
-            if not passing:
+        except (errors.HfHubHTTPError, http.ReadError, http.WriteError) as error:
+            status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else "connection lost"
+            if status not in (*_PASSING, "connection lost"):
                 raise
-            what = f"the hub answers HTTP {response.status_code}" if response else "the connection was lost"
-            get_logger().info("%s; trying again in %.1f s", what, wait)
+            get_logger().info("The hub: %s; trying again in %.1f s", status, wait)
             time.sleep(wait)
     return ask()
 
