@@ -1,8 +1,10 @@
 """One file from the hub to the disk: resumed where it stopped, verified, and complete before it has its name.
 
-`hf_hub_download` of huggingface_hub 2.4.0 promises neither: it writes into a file of a random name, which it deletes at
-each failure and never finds again after a kill, so that a large file starts anew; and it compares sizes alone. So the
-bytes come by the function that it fetches with, `http_get`, which adds to a file of ours.
+`hf_hub_download` of huggingface_hub 2.4.0, as `snapshot_download` uses it, keeps none of these promises (tried on a hub
+on loopback). It writes into a file of a random name, and what a kill leaves of it is neither continued nor removed; at
+any other failure it deletes the half file; Ctrl-C waits for the end of the transfer; it compares sizes alone; and it
+deletes a file of the user's that has the name. So the bytes come by the function it fetches with, `http_get`, which
+adds to a file of ours. What is too large for HTTP comes by `hf_hub_download` and Xet, and starts anew.
 """
 
 from __future__ import annotations

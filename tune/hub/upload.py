@@ -153,11 +153,10 @@ def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[str], None]) 
     page = f"{hub.endpoint}/{plan.repo}"
     there = {file.name: file for file in look_up(hub, plan.repo, commit.oid).files}
     for file in plan.files:
-        arrived, sent_info = there.get(file.path_in_repo), file.upload_info
-        same = arrived is not None and arrived.size == sent_info.size
-        if arrived is not None and len(arrived.digest) == 64:  # not git's of a small file
-            same = same and arrived.digest == sent_info.sha256.hex()
-        if not same:
+        arrived, info = there.get(file.path_in_repo), file.upload_info
+        # The digest of a small file is git's, which nothing here counts.
+        digests = (info.sha256.hex(), arrived.digest if arrived and len(arrived.digest) == 40 else "")
+        if arrived is None or arrived.size != info.size or arrived.digest not in digests:
             raise HubError(
                 f"{file.path_in_repo} differs on the hub from what was sent: {page} is damaged. Run the same command "
                 "again with --force"

@@ -238,7 +238,9 @@ def with_retries(ask: Callable[[], T]) -> T:
         try:
             return ask()
         except (errors.HfHubHTTPError, http.ReadError, http.WriteError) as error:
-            status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else "connection lost"
+            status = (
+                error.response.status_code if isinstance(error, errors.HfHubHTTPError) else "connection lost"
+            )
             if status not in (*_PASSING, "connection lost"):
                 raise
             get_logger().info("The hub: %s; trying again in %.1f s", status, wait)
