@@ -61,7 +61,8 @@ def nearest_names(word: str, count: int = 3) -> list[str]:
     """Return the short names closest to `word`, the nearest first."""
     folded = {_fold(short): short for short in _REPOSITORIES}
     found = difflib.get_close_matches(_fold(word), folded, n=count, cutoff=0.7)
-    return [folded[key] for key in found]
+    starts = [short for key, short in folded.items() if len(word) > 2 and key.startswith(_fold(word))]
+    return list(dict.fromkeys([*(folded[key] for key in found), *sorted(starts, key=len)]))[:count]
 
 
 def _fold(word: str) -> str:
