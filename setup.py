@@ -41,7 +41,12 @@ setup(
     # Configs and the bundled tiny model belong to the recipes and travel with them.
     package_data={
         "recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
-        "tune": ["config/foreign_names.yaml", "tokenizers/chat_templates/*.jinja"],
+        "tune": [
+            "config/foreign_names.yaml",
+            "hub/card.md.jinja",
+            "hub/short_names.toml",
+            "tokenizers/chat_templates/*.jinja",
+        ],
     },
     include_package_data=False,
     install_requires=CORE,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_server import HubServer
+from huggingface_hub import constants
 
 from tune.training.saving.saved_steps import link_steps, write_step
 
@@ -27,6 +28,7 @@ MODEL_FILES = {path.name for path in TINY.iterdir()}
 @pytest.fixture
 def ann(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """The hub, with ann logged in, who may write."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", constants.HF_HUB_DISABLE_XET)  # undone after
     hub.users |= {TOKEN: ("ann", "write"), "hf_read": ("ann", "read"), "hf_bob": ("bob", "write")}
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return hub

@@ -70,14 +70,14 @@ def test_it_says_what_the_run_knows(tmp_path: Path) -> None:
     assert card.data.base_model is None
     for words in (
         "# parrot", "recipe `full_finetune`", "saved after step 4", "`base (a local folder)`",
-        "`my.jsonl` (a local file)", "| sequences per process and micro-step | `3` |",
-        "| micro-steps per optimizer step | `5` |", "AdamW(lr=0.002, weight_decay=0.1)", "| precision | `bf16` |",
-        "| seed | `7` |", "| training loss (of this step) | `1.5` |", "| validation loss | `2.25` |",
-        "| tokens seen | `123,456` |", 'from_pretrained("ann/parrot")', "tune download ann/parrot",
+        "`my.jsonl` (a local file)", "| `batch_size` | `3` |",
+        "| `gradient_accumulation_steps` | `5` |", "AdamW(lr=0.002, weight_decay=0.1)", "| `dtype` | `bf16` |",
+        "| `seed` | `7` |", "| `loss` | `1.5` |", "| `val_loss` | `2.25` |",
+        "| `num_tokens` | `123,456` |", 'from_pretrained("ann/parrot")', "tune download ann/parrot",
     ):  # fmt: skip
         assert words in text
     assert "0.5" not in text, "a later step is none of its business"
-    assert "learning-rate schedule" not in text
+    assert "lr_scheduler" not in text
 
 
 def test_no_place_on_this_machine_is_named(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer, git_digest
 
-import tune.hub.connection
+import tune.utils.hub_access
 from tune.errors import HubError
-from tune.hub.connection import Hub, connect
 from tune.hub.download import download, read_origin
 from tune.hub.listing import look_up
 from tune.hub.selection import select_files
 from tune.hub.transfer import CHUNK, partial_file
+from tune.utils.hub_access import Hub, connect
 
 WEIGHTS = random.Random(3).randbytes(300_007)
 # So long that a part of it is worth keeping: what a lost connection loses is less than CHUNK.
@@ -34,7 +34,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries, without the waiting between them."""
-    monkeypatch.setattr(tune.hub.connection, "WAITS", (0.0,) * 5)
+    monkeypatch.setattr(tune.utils.hub_access, "WAITS", (0.0,) * 5)
 
 
 def fetch(
@@ -210,7 +210,7 @@ def test_lasting_troubles_are_explained(hub: HubServer, tmp_path: Path, status: 
 
 def test_a_long_wait_is_not_waited_for(hub: HubServer, tmp_path: Path) -> None:
     hub.add("a/b", FILES)
-    hub.fail("/api/models", "status", status=429, headers={"Retry-After": "3600"})
+    hub.fail("/api/models", "status", times=99, status=429, headers={"Retry-After": "3600"})
     with pytest.raises(HubError, match="too many requests"):
         fetch(hub, tmp_path)
 

@@ -82,7 +82,7 @@ def test_a_data_set_is_no_model() -> None:
 @pytest.mark.parametrize(
     ("word", "meant"),
     [("lama2", "llama2"), ("llama-3.2-1b", "llama3.2-1b"), ("Qwen3_8B", "qwen3-8b"), ("mistrall", "mistral"),
-     ("gemma3", "gemma3-1b"), ("meta/llama2-13b", "llama2-13b"), ("olmo2", "olmo2-1b")],
+     ("gemma3", "gemma3-1b"), ("meta/llama2-13b", "llama2-13b"), ("olmo2", "olmo2-1b"), ("code", "codellama-7b")],
 )  # fmt: skip
 def test_near_misses(word: str, meant: str) -> None:
     assert meant in nearest_names(word.rpartition("/")[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ CHECKPOINTS = "checkpoints"
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
     name, patterns = _read_operands(given)
+    token, to, revision = read_token(given), given.one("output_dir"), given.one("revision")
     source = given.one("source")
     if source is not None and source.casefold() != "huggingface":
         raise UsageError(
@@ -33,32 +35,29 @@ def run(given: Given) -> int:
         )
     if {"convert", "no_convert"} <= given.switches:
         raise UsageError("--convert and --no-convert exclude each other; give one")
-    token = read_token(given)
-    try:
-        repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
-    except HubError as error:
-        raise UsageError(str(error)) from error
-    to, revision = given.one("output_dir"), given.one("revision")
     if revision is not None and not revision.strip():
         raise UsageError("--revision is empty; leave it out for the main branch")
     if to is not None and (not to.strip() or "\0" in to):
         raise UsageError("--output-dir is empty or no path")
+    try:
+        repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
+    except HubError as error:
+        raise UsageError(str(error)) from error
 
     from tune.cli.transfer_progress import file_lines, format_size
-    from tune.hub.connection import connect
     from tune.hub.download import download
     from tune.hub.listing import look_up
     from tune.hub.selection import select_files
     from tune.utils import get_logger
+    from tune.utils.hub_access import connect
 
     get_logger("INFO")
-    folder = Path(os.path.expanduser(to)) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
+    folder = Path(to).expanduser() if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
     hub = connect(token)
     repository = look_up(hub, repo, own_revision if revision is None else revision)
     selection = select_files(repository, patterns)
     total = sum(file.size for file in selection.files)
-    size = f"{len(selection.files)} files, {format_size(total)}"
-    shown = printable(str(folder))
+    size, shown = f"{len(selection.files)} files, {format_size(total)}", printable(str(folder))
     sys.stderr.write(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n")
     tell = file_lines(len(selection.files))
 
@@ -120,8 +119,8 @@ def _convert(model: Path, folder: Path, selection: Selection) -> Path:
         return model
     from tune.cli.convert_ckpt import run as convert
 
-    target = folder.resolve().with_name(folder.resolve().name + "-safetensors")
-    target = folder.parent / target.name if folder.name else target
+    beside = folder if folder.name else folder.resolve()
+    target = beside.with_name(f"{folder.resolve().name}-safetensors")
     convert(Given(operands=[str(model), str(target)]))
     return target
 
@@ -144,14 +143,13 @@ def _next_steps(repository: Repository, selection: Selection, model: Path) -> st
 
 def _config_for(name: str) -> str | None:
     """Return the shipped config for full fine-tuning that expects this model, or None."""
-    wanted = f"model_checkpoint: {CHECKPOINTS}/{name}"
-    found = []
-    for config in list_configs():
-        recipe = find_recipe(config.recipe or "")
-        if recipe is not None and recipe.name == "full_finetune":
-            lines = config.file.read_text(encoding="utf-8").splitlines()
-            if any(line.partition(" #")[0].rstrip() == wanted for line in lines):
-                found.append(config.name)
+    wanted = re.compile(rf"^model_checkpoint: {CHECKPOINTS}/{re.escape(name)} *(#.*)?$", re.MULTILINE)
+    found = [
+        config.name
+        for config in list_configs()
+        if (recipe := find_recipe(config.recipe or "")) is not None and recipe.name == "full_finetune"
+        if wanted.search(config.file.read_text(encoding="utf-8"))
+    ]
     # One of a family's folder, the plainest of them, goes before a historic name.
     return min(found, key=lambda found_name: ("/" not in found_name, len(found_name)), default=None)
 

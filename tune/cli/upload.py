@@ -28,11 +28,11 @@ def run(given: Given) -> int:
 
     from tune.cli.download import read_token
     from tune.cli.transfer_progress import file_lines
-    from tune.hub.connection import connect
     from tune.hub.short_names import is_repository
     from tune.hub.upload import plan_upload, send, who_am_i
     from tune.hub.upload_files import find_upload_folder, kind_of
     from tune.utils import get_logger
+    from tune.utils.hub_access import connect
 
     path, repo = given.operands
     token, base_model = read_token(given), given.one("base_model")

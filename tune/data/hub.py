@@ -12,14 +12,6 @@ from urllib.request import getproxies
 
 from tune.data.files import Row
 from tune.errors import DataError
-from tune.utils.hub_errors import (
-    HubRequest,
-    explain_gated,
-    explain_hub_error,
-    find_token,
-    hub_endpoint,
-    ways_to_give_a_token,
-)
 
 
 def read_hub(
@@ -33,6 +25,8 @@ def read_hub(
     import datasets
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
+    from tune.utils.hub_access import connect
+
     try:
         with _offline_without_network():
             loaded = datasets.load_dataset(
@@ -41,8 +35,11 @@ def read_hub(
     except (GatedRepoError, datasets.exceptions.DatasetNotFoundError) as error:
         raise DataError(_not_found(source, revision, str(error))) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        reason = explain_hub_error(error, _request(source, revision)) or _first_lines(error)
-        raise DataError(_not_reached(source, reason)) from error
+        reason = connect(kind="dataset").explain(error, source, revision) or _first_lines(error)
+        raise DataError(
+            f"{source!r} is no local file or folder, and the Hugging Face hub could not be asked for a dataset of that "
+            f"name ({reason}). Without network, give a local json, jsonl, csv or parquet file as dataset.source"
+        ) from error
     except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
         # Unknown splits and configurations come as ValueError, and the text lists those there are.
         raise DataError(f"the dataset {source!r} cannot be loaded: {_first_lines(error)}") from error
@@ -106,28 +103,18 @@ def _rows(source: str, split: str, loaded: Any) -> Iterator[Row]:
     return (Row(f"{source} {split}, row {number}", values) for number, values in enumerate(loaded, start=1))
 
 
-def _request(source: str, revision: str | None) -> HubRequest:
-    _, token_from = find_token()
-    return HubRequest("dataset", source, hub_endpoint(), revision, token_from, options=False)
-
-
 def _not_found(source: str, revision: str | None, text: str) -> str:
+    from tune.utils.hub_access import connect
+
+    hub = connect(kind="dataset")
     # `datasets` drops the hub's own error on the way, so its words tell the two apart.
     if "gated" in text.lower() or "authenticated" in text.lower():
-        return explain_gated(_request(source, revision))
+        return hub.explain_gated(source)
     at = f" at revision {revision!r}" if revision else ""
     return (
         f"there is no dataset {source!r}{at} on the hub that you may read, and no local file or folder of that "
         "name. A local file is given by its path, such as ./data/train.jsonl; a private dataset needs a token: "
-        f"{ways_to_give_a_token(options=False)}"
-    )
-
-
-def _not_reached(source: str, reason: str) -> str:
-    return (
-        f"{source!r} is no local file or folder, and the Hugging Face hub could not be asked for a dataset of "
-        f"that name ({reason}). Without network, give a local json, jsonl, csv or parquet file as "
-        "dataset.source"
+        f"{hub.ways_to_give_a_token}"
     )
 
 

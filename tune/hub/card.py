@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 import tune
 from tune.hub.lineage import Lineage
@@ -15,52 +15,16 @@ from tune.utils.paths import BUNDLED_PREFIX
 
 __all__ = ["write_card"]
 
-# What changes a result, in the order people ask for it: the key of the config, and what it is called.
-_SETTINGS = {
-    "epochs": "epochs",
-    "max_steps_per_epoch": "steps per epoch, at most",
-    "batch_size": "sequences per process and micro-step",
-    "gradient_accumulation_steps": "micro-steps per optimizer step",
-    "optimizer": "optimizer",
-    "lr_scheduler": "learning-rate schedule",
-    "loss": "loss",
-    "clip_grad_norm": "gradient norm clipped at",
-    "dtype": "precision",
-    "seed": "seed",
-}
-_METRICS = {
-    "loss": "training loss (of this step)",
-    "val_loss": "validation loss",
-    "loss_val": "validation loss",
-    "num_tokens": "tokens seen",
-    "num_trained_tokens": "tokens trained on",
-    "tokens_per_second": "tokens per second",
-    "peak_memory_gib": "peak memory (GiB)",
-}
+# The keys of a config that change a result, in the order people ask for them, and the metrics that tell it; any
+# metric of a validation is shown besides.
+_SETTINGS = (
+    "epochs", "max_steps_per_epoch", "batch_size", "gradient_accumulation_steps", "optimizer", "lr_scheduler", "loss",
+    "clip_grad_norm", "dtype", "seed",
+)  # fmt: skip
+_METRICS = ("loss", "num_tokens", "num_trained_tokens", "tokens_per_second", "peak_memory_gib")
 _DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz")
 _MAX_TEXT = 200
-_ADAPTER_USE = """## Use
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{repo}")
-```
-
-Or fetch it for tune: `tune download {repo}`.
-"""
-_MODEL_USE = """## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{repo}")
-tokenizer = AutoTokenizer.from_pretrained("{repo}")
-```
-
-Or fetch it for tune: `tune download {repo}`.
-"""
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
 def write_card(lineage: Lineage, kind: str, repo: str) -> str:
@@ -71,47 +35,42 @@ def write_card(lineage: Lineage, kind: str, repo: str) -> str:
         kind: "model" or "adapter".
         repo: owner/name it is sent to.
     """
-    config, base = lineage.config, lineage.base
-    adapter = kind == "adapter"
+    config, base, adapter = lineage.config, lineage.base, kind == "adapter"
+    base_repo = base.repo if base is not None else None
     recipe = PurePath(name).stem if isinstance(name := config.get("recipe"), str) else ""
     datasets = _datasets(config)
-    front: dict[str, Any] = {}
-    if base is not None and base.repo is not None:
-        front = {"base_model": base.repo, "base_model_relation": "adapter" if adapter else "finetune"}
-    front["library_name"] = "peft" if adapter else "transformers"
-    front["pipeline_tag"] = "text-generation"
-    front["tags"] = list(dict.fromkeys(filter(None, ["tune", recipe.replace("_", "-")])))
-    if hub_datasets := [name for name, where in datasets if where == "hub"]:
-        front["datasets"] = hub_datasets
-    if base is not None:
-        front |= base.license
-
-    what = "An adapter" if adapter else "A language model"
-    how = f" by the recipe {_code(recipe)}" if recipe else ""
-    at = f", saved after step {lineage.step:,}" if lineage.step is not None else ""
-    trained = f" trained with tune {tune.__version__}{how}{at}" if recipe or at else ""
-    facts = [f"- Base model: {_base_model(lineage)}"]
-    facts += [f"- Recipe: {_code(recipe)}"] if recipe else []
-    facts += [f"- Data: {_dataset(name, where)}" for name, where in datasets]
-    settings = [
-        (label, _value(config[key])) for key, label in _SETTINGS.items() if config.get(key) is not None
-    ]
-    measured = [
-        (_METRICS.get(key) or _code(key), f"{value:,}" if isinstance(value, int) else f"{value:.5g}")
+    front = ModelCardData(
+        base_model=base_repo,
+        base_model_relation=("adapter" if adapter else "finetune") if base_repo else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["tune", *filter(None, [recipe.replace("_", "-")])],
+        datasets=[name for name, where in datasets if where == "hub"] or None,
+        **(base.license if base is not None else {}),
+    )
+    settings = {key: _value(config[key]) for key in _SETTINGS if config.get(key) is not None}
+    measured = {
+        key: f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
         for key, value in lineage.metrics.items()
         if (key in _METRICS or "val" in key) and type(value) in (int, float)
-    ]
-    sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
-        f"# {repo.rpartition('/')[2]}\n",
-        "\n".join([f"{what}{trained}.", "", *facts, ""]),
-        _table("Training", settings),
-        _table("Measured", measured),
-        (_ADAPTER_USE if adapter else _MODEL_USE).format(
-            repo=repo, base=(base and base.repo) or "THE_BASE_MODEL"
-        ),
-    ]
-    return "\n".join(section for section in sections if section)
+    }
+    card = ModelCard.from_template(
+        front,
+        template_path=str(_TEMPLATE),
+        name=repo.rpartition("/")[2],
+        repo=repo,
+        adapter=adapter,
+        version=tune.__version__,
+        recipe=_code(recipe),
+        step=lineage.step,
+        base=_base_model(lineage),
+        trained_on=[_dataset(name, where) for name, where in datasets],
+        tables={
+            title: [(_code(key), _code(value)) for key, value in rows.items()]
+            for title, rows in {"Training": settings, "Measured after this step": measured}.items()
+        },
+    )
+    return f"{card}\n"
 
 
 def _base_model(lineage: Lineage) -> str:
@@ -154,30 +113,20 @@ def _datasets(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _value(value: Any) -> str:
     """Return a setting as one line; a component as its name and arguments."""
-    if isinstance(value, Mapping):
-        name = str(value.get("_component_", "")).rpartition(".")[2]
-        rest = [
-            f"{key}={_value(item)}"
-            for key, item in value.items()
-            if key != "_component_" and item is not None
-        ]
-        return f"{name}({', '.join(rest)})" if name else ", ".join(rest)
     if isinstance(value, list):
         return ", ".join(_value(item) for item in value)
-    return _place(value) if isinstance(value, str) else str(value)
+    if not isinstance(value, Mapping):
+        return _place(value) if isinstance(value, str) else str(value)
+    given = {key: item for key, item in value.items() if key != "_component_" and item is not None}
+    arguments = ", ".join(f"{key}={_value(item)}" for key, item in given.items())
+    name = str(value.get("_component_", "")).rpartition(".")[2]
+    return f"{name}({arguments})" if name else arguments
 
 
 def _place(text: str) -> str:
     """Return text without folders: what lies where is nobody's business."""
     text = text.removeprefix(BUNDLED_PREFIX)
     return PurePath(text.replace("\\", "/")).name or text
-
-
-def _table(title: str, rows: list[tuple[str, str]]) -> str:
-    if not rows:
-        return ""
-    lines = [f"| {label} | {_code(value)} |" for label, value in rows]
-    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines, ""])
 
 
 def _code(text: str) -> str:

@@ -6,21 +6,21 @@ import contextlib
 import fcntl
 import json
 import os
-import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from tune.errors import HubError
-from tune.hub.connection import Hub
 from tune.hub.listing import RemoteFile, Repository
 from tune.hub.short_names import is_repository
 from tune.hub.transfer import WORK_FOLDER, fetch_file, holds, partial_file
-from tune.utils import get_logger
+from tune.utils.hub_access import Hub
+from tune.utils.logging import get_logger
 
-__all__ = ["download", "read_origin"]
+__all__ = ["Origin", "download", "read_origin"]
 
 RECORD = f"{WORK_FOLDER}/origin.json"
 # So many files are on their way at once: one connection rarely fills a fast line.
@@ -39,7 +39,7 @@ class Origin:
     """
 
     repo: str
-    digests: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def read_origin(folder: Path) -> Origin | None:
@@ -75,20 +75,26 @@ def download(
         HubError: a file cannot be fetched, verified or written, or the folder belongs to another model.
         KeyboardInterrupt: passed on at once; what has arrived is kept.
     """
+    fetched = 0
     try:
         (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-        _refuse_links(folder, [RECORD, *(file.name for file in files)], repository)
+        _refuse_links(folder, files, repository)
         with _alone_in(folder):
-            origin = read_origin(folder)
-            if origin is not None and origin.repo.casefold() != repository.name.casefold():
+            origin = read_origin(folder) or Origin(repository.name)
+            if origin.repo.casefold() != repository.name.casefold():
                 raise HubError(
                     f"{folder} holds {origin.repo}; give another --output-dir for {repository.name}, or delete that "
                     "folder"
                 )
             _require_space(folder, files)
-            _write_record(folder, repository, files, origin)
-            fetched = _fetch_all(hub, repository, files, folder, origin, finished)
-            _clean_up(folder, repository, origin)
+            here = {file.name for file in repository.files}
+            kept = {name: digest for name, digest in origin.digests.items() if name in here}
+            # Noted before they are fetched, so that a later run knows these files for ours.
+            _write_record(folder, repository, kept | {file.name: file.digest for file in files})
+            for file, is_new in _make_whole(hub, repository, files, folder, origin):
+                finished(file, is_new)
+                fetched += file.size if is_new else 0
+            _clean_up(folder, origin.digests.keys() - here)
     except OSError as error:
         raise HubError(
             f"{folder} cannot be written: {error.strerror}. Give a folder that can with --output-dir"
@@ -96,9 +102,9 @@ def download(
     return fetched
 
 
-def _refuse_links(folder: Path, names: Sequence[str], repository: Repository) -> None:
+def _refuse_links(folder: Path, files: Sequence[RemoteFile], repository: Repository) -> None:
     inside = folder.resolve()
-    for name in names:
+    for name in (RECORD, *(file.name for file in files)):
         if not (folder / name).parent.resolve().is_relative_to(inside):
             raise HubError(
                 f"{name} of {repository.name} would be written outside {folder}, through a link that stands there; "
@@ -121,12 +127,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _require_space(folder: Path, files: Sequence[RemoteFile]) -> None:
-    needed = 0
-    for file in files:
-        whole, part = folder / file.name, partial_file(folder, file)
-        if not whole.is_file() or whole.stat().st_size != file.size:
-            needed += file.size - (part.stat().st_size if part.is_file() else 0)
-    free = shutil.disk_usage(folder).free
+    there = [path.stat().st_size if path.is_file() else -1 for path in (folder / file.name for file in files)]
+    missing = [file for file, size in zip(files, there) if size != file.size]
+    parts = [path.stat().st_size for file in missing if (path := partial_file(folder, file)).is_file()]
+    needed, free = sum(file.size for file in missing) - sum(parts), shutil.disk_usage(folder).free
     if needed > 0 and needed + SPARE_BYTES > free:
         raise HubError(
             f"the disk of {folder} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are still to come. "
@@ -134,40 +138,24 @@ def _require_space(folder: Path, files: Sequence[RemoteFile]) -> None:
         )
 
 
-def _write_record(
-    folder: Path, repository: Repository, files: Sequence[RemoteFile], before: Origin | None
-) -> None:
-    """Note what is being fetched before it is, so that a later run knows these files for ours."""
-    still_there = {file.name for file in repository.files}
-    kept = {name: digest for name, digest in before.digests.items() if name in still_there} if before else {}
-    digests = {**kept, **{file.name: file.digest for file in files}}
+def _write_record(folder: Path, repository: Repository, digests: dict[str, str]) -> None:
     content = {"repo": repository.name, "commit": repository.commit, "files": digests}
     staged = folder / f"{RECORD}.new"
     staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(staged, folder / RECORD)
 
 
-def _fetch_all(
-    hub: Hub,
-    repository: Repository,
-    files: Sequence[RemoteFile],
-    folder: Path,
-    origin: Origin | None,
-    finished: Callable[[RemoteFile, bool], None],
-) -> int:
-    """Make every file whole, over several connections, and return how many bytes came; a failure ends all."""
-    results: queue.SimpleQueue[tuple[RemoteFile, bool | BaseException]] = queue.SimpleQueue()
-    waiting: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
-    # Small ones first: a gated repository or a wrong token shows at once.
-    for file in sorted(files, key=lambda file: (file.size, file.name)):
-        waiting.put(file)
+def _make_whole(
+    hub: Hub, repository: Repository, files: Sequence[RemoteFile], folder: Path, origin: Origin
+) -> Iterator[tuple[RemoteFile, bool]]:
+    """Yield each file once it is whole and verified, and whether it had to be fetched; a failure ends all."""
     stop = threading.Event()
 
-    def make_whole(file: RemoteFile) -> bool:
+    def make_whole(file: RemoteFile) -> tuple[RemoteFile, bool]:
         path = folder / file.name
         try:
-            if holds(path, file):
-                return False
+            if holds(path, file.size, file.digest):
+                return file, False
             _make_way(path, file, origin)
             fetch_file(hub, repository, file, folder, stop)
         except OSError as error:
@@ -175,60 +163,40 @@ def _fetch_all(
                 f"{path} ({file.size:,} bytes) cannot be written: {error.strerror or error}. What has arrived is kept: "
                 "make room, or give another --output-dir, and run the same command again"
             ) from error
-        return True
+        return file, True
 
-    def work() -> None:
-        with contextlib.suppress(queue.Empty):
-            while not stop.is_set():
-                file = waiting.get_nowait()
-                try:
-                    results.put((file, make_whole(file)))
-                except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
-                    results.put((file, error))
-
-    for _ in range(min(MAX_CONNECTIONS, len(files))):
-        # Daemons: a connection that hangs must not hold up Ctrl-C.
-        threading.Thread(target=work, daemon=True).start()
-    fetched = 0
     try:
-        for _ in files:
-            file, result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            finished(file, result)
-            fetched += file.size if result else 0
+        # Its threads are daemons: a connection that hangs holds up neither Ctrl-C nor the first failure.
+        with ThreadPool(MAX_CONNECTIONS) as pool:
+            # Small ones first: a gated repository or a wrong token shows at once.
+            yield from pool.imap_unordered(make_whole, sorted(files, key=lambda file: (file.size, file.name)))
     finally:
-        stop.set()  # whatever ended this, Ctrl-C too, ends the others
-    return fetched
+        stop.set()
 
 
-def _make_way(path: Path, file: RemoteFile, origin: Origin | None) -> None:
+def _make_way(path: Path, file: RemoteFile, origin: Origin) -> None:
     """Rename a file that is not what the hub has, unless it is one we fetched ourselves."""
     if not path.is_symlink() and not path.is_file():
         return
-    came = origin.digests.get(file.name, "") if origin is not None else ""
+    came = origin.digests.get(file.name, "")
     if came == file.digest and len(came) == 64:
         get_logger().warning("%s is damaged; fetching it again", path)
-    elif came != file.digest and holds(path, RemoteFile(file.name, path.stat().st_size, came)):
+    elif came != file.digest and holds(path, path.stat().st_size, came):
         get_logger().info("%s has a newer version on the hub", path)
     else:
-        get_logger().warning(
-            "%s was there and differs from the hub's; it is kept as %s", path, _rename_to_old(path)
-        )
+        kept = _rename_to_old(path)
+        get_logger().warning("%s was there and differs from the hub's; it is kept as %s", path, kept)
 
 
 def _rename_to_old(path: Path) -> str:
     """Give a file a name that nothing reads, and return that name."""
-    aside = path.with_name(path.name + ".old")
-    number = 1
-    while aside.exists() or aside.is_symlink():
-        number += 1
-        aside = path.with_name(f"{path.name}.old{number}")
+    names = (f"{path.name}.old{number}" for number in ("", *range(2, 10_000)))
+    aside = next(aside for name in names if not os.path.lexists(aside := path.with_name(name)))
     path.rename(aside)
     return aside.name
 
 
-def _clean_up(folder: Path, repository: Repository, origin: Origin | None) -> None:
+def _clean_up(folder: Path, earlier: Iterable[str]) -> None:
     """Remove partial files, and set aside what an earlier revision had and this one has not.
 
     Every file is whole now, so partial ones are of versions nobody asks for any more. Weights of an earlier revision
@@ -237,8 +205,6 @@ def _clean_up(folder: Path, repository: Repository, origin: Origin | None) -> No
     for part in (folder / WORK_FOLDER).glob("*.part"):
         part.unlink(missing_ok=True)
     shutil.rmtree(folder / WORK_FOLDER / "xet", ignore_errors=True)
-    still_there = {file.name for file in repository.files}
-    for name in origin.digests if origin is not None else ():
-        path = folder / name
-        if name not in still_there and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+    for path in (folder / name for name in earlier):
+        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             get_logger().warning("%s is of an earlier revision; it is kept as %s", path, _rename_to_old(path))

@@ -39,7 +39,7 @@ class Base:
 
     name: str
     repo: str | None = None
-    license: dict[str, str] = field(default_factory=dict)
+    license: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,27 @@ def read_lineage(output_dir: Path | None, step: int | None, base_model: str | No
     return Lineage(step, config, _read_metrics(output_dir, step) if output_dir is not None else {}, base)
 
 
+def _read_text(path: Path) -> str:
+    """Return what a file says; nothing for one that is not there or cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(_MAX_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def _read_config(output_dir: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(_read_text(output_dir / "config.yaml"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except yaml.YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read_text(path: Path) -> str:
-    with path.open("rb") as stream:
-        return stream.read(_MAX_BYTES).decode("utf-8")
 
 
 def _read_metrics(output_dir: Path, step: int | None) -> dict[str, Any]:
     """Return the newest value of every metric logged up to `step`."""
     found: dict[str, Any] = {}
-    try:
-        lines = _read_text(output_dir / "metrics.jsonl").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return {}
-    for line in lines:
+    for line in _read_text(output_dir / "metrics.jsonl").splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a killed run may leave half a line
             record = json.loads(line)
             if step is None or record["step"] <= step:
@@ -134,12 +134,12 @@ def _noted_place(folder: Path) -> str | None:
     """Return the hub name that config.json says the model was loaded from, if it says one."""
     try:
         noted = json.loads(_read_text(folder / "config.json")).get("_name_or_path")
-    except (OSError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         return None
     return noted if isinstance(noted, str) and not is_local(noted) else None
 
 
-def _read_license(folder: Path) -> dict[str, str]:
+def _read_license(folder: Path) -> dict[str, Any]:
     try:
         content = metadata_load(folder / "README.md") or {}
     except (OSError, ValueError, yaml.YAMLError):

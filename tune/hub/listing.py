@@ -10,11 +10,13 @@ from huggingface_hub import RepoFile
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from tune.errors import HubError
-from tune.hub.connection import TIMEOUT, Hub, translate_hub_errors, with_retries
 from tune.hub.short_names import is_repository, nearest_names
-from tune.utils.hub_errors import hub_failures
+from tune.utils.hub_access import Hub, translate_hub_errors, with_retries
 
 __all__ = ["RemoteFile", "Repository", "check_file_name", "look_up"]
+
+# Seconds without an answer after which the hub counts as lost.
+TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,44 +57,36 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
     Raises:
         HubError: it cannot be asked, is not there, or holds names no honest repository has.
     """
-    request = hub.request(repo, revision or "main")
+    revision = revision or "main"
     try:
-        with translate_hub_errors(hub, request, f"asking for {repo}"):
-            info = with_retries(
-                lambda: hub.api.model_info(repo, revision=revision or "main", timeout=TIMEOUT)
-            )
-            if not isinstance(info.sha, str) or not re.fullmatch("[0-9a-f]{40}", info.sha):
-                raise TypeError(f"it does not say which commit {repo} is at")
-            commit = info.sha
-            tree = with_retries(lambda: list(hub.api.list_repo_tree(repo, recursive=True, revision=commit)))
-        files = [_remote_file(entry) for entry in tree if isinstance(entry, RepoFile)]
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise HubError(
-            f"{hub.endpoint} did not answer as the hub does ({error}); check HF_ENDPOINT"
-        ) from error
+        with translate_hub_errors(hub, repo, revision, KeyError, TypeError, AttributeError):
+            info = with_retries(lambda: hub.api.model_info(repo, revision=revision, timeout=TIMEOUT))
+            tree = list(hub.api.list_repo_tree(repo, recursive=True, revision=_hexadecimal(info.sha, 40)))
+            files = [_remote_file(entry) for entry in tree if isinstance(entry, RepoFile)]
     except HubError as error:
-        raise HubError(str(error) + _what_there_is(hub, repo, error.__cause__)) from error.__cause__
+        raise HubError(f"{error}{_what_there_is(hub, repo, error.__cause__)}") from error.__cause__
     for file in files:
         check_file_name(file.name, repo)
-    name = info.id if isinstance(info.id, str) and is_repository(info.id) else repo
-    return Repository(name, commit, tuple(sorted(files, key=lambda file: file.name)), bool(info.private))
+    name = info.id if is_repository(info.id) else repo
+    return Repository(
+        name, str(info.sha), tuple(sorted(files, key=lambda file: file.name)), bool(info.private)
+    )
 
 
 def _remote_file(entry: RepoFile) -> RemoteFile:
-    """Return what the hub tells of a file, its types made sure of.
-
-    Raises:
-        TypeError: it is not what the hub tells.
-    """
-    name: object = entry.path
+    """Return what the hub tells of a file; a TypeError says that it is no hub that tells it."""
     size, digest = (
         (entry.lfs.size, entry.lfs.sha256) if entry.lfs is not None else (entry.size, entry.blob_id)
     )
-    if not isinstance(name, str) or not isinstance(size, int) or size < 0:
-        raise TypeError(f"it tells no name or size of {name!r}")
-    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest):
-        raise TypeError(f"it tells no checksum of {name!r}")
-    return RemoteFile(name, size, digest)
+    if not isinstance(size, int) or size < 0 or not isinstance(entry.path, str):
+        raise TypeError(f"no name or size of {entry.path!r}")
+    return RemoteFile(entry.path, size, _hexadecimal(digest, 40, 64))
+
+
+def _hexadecimal(text: str | None, *lengths: int) -> str:
+    if text is None or len(text) not in lengths or not re.fullmatch("[0-9a-f]*", text):
+        raise TypeError(f"{text!r} is no checksum")
+    return text
 
 
 def check_file_name(name: str, repo: str) -> None:
@@ -102,19 +96,19 @@ def check_file_name(name: str, repo: str) -> None:
         HubError: the name is not a plain relative path.
     """
     path = PurePosixPath(name)
-    problem = None
-    if not name or name != path.as_posix() or path.is_absolute() or ".." in path.parts or name == ".":
-        problem = "is no plain path inside it"
-    elif set("\\:") & set(name) or not name.isprintable() or name.startswith("~"):
-        problem = "holds characters that mean something else to some systems"
-    elif any(len(part.encode()) > 255 for part in path.parts) or len(path.parts) > 16:
-        problem = "is too long"
-    elif path.parts[0].casefold() in (".git", ".tune_download"):
-        problem = "claims a folder that is not the repository's"
-    if problem:
+    honest = (
+        name == path.as_posix() != "."
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and path.parts[0].casefold() not in (".git", ".tune_download")
+        # These mean something else to some systems.
+        and name.isprintable() and not set("\\:") & set(name) and not name.startswith("~")
+        and len(path.parts) <= 16 and all(len(part.encode()) <= 255 for part in path.parts)
+    )  # fmt: skip
+    if not honest:
         raise HubError(
-            f"{repo} holds a file whose name {problem}: {name!r}. An honest repository has no such file; nothing was "
-            "downloaded"
+            f"{repo} holds a file whose name is no plain path inside it: {name!r}. An honest repository has no such "
+            "file; nothing was downloaded"
         )
 
 
@@ -126,8 +120,9 @@ def _what_there_is(hub: Hub, repo: str, cause: BaseException | None) -> str:
     if not isinstance(cause, RevisionNotFoundError):
         return ""
     try:
-        refs = hub.api.list_repo_refs(repo)
-    except hub_failures(KeyError, TypeError, ValueError):
+        with translate_hub_errors(hub, repo, None, KeyError, TypeError, ValueError):
+            refs = hub.api.list_repo_refs(repo)
+    except HubError:
         return ""  # the list is a courtesy
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

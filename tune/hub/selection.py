@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented there
 
 from tune.errors import HubError
 from tune.hub.listing import RemoteFile, Repository
@@ -66,14 +67,15 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
     patterns = _NOT_FOR_US if ignored is None else [pattern for pattern in ignored if pattern.strip()]
     if not patterns:
         return Selection(repository.files, (), _layout_of(repository.files))
-    wanted = [file for file in repository.files if not _matches(file.name, patterns)]
+    unwanted = _matching(repository.files, patterns)
+    wanted = [file for file in repository.files if file not in unwanted]
     layout = _layout_of(wanted)
-    if layout is not None:
-        copies = [pattern for other, found in LAYOUT_PATTERNS.items() if other != layout for pattern in found]
-        own = LAYOUT_PATTERNS.get(layout, ())
-        wanted = [f for f in wanted if not _matches(f.name, copies) or _matches(f.name, own)]
-    elif ignored is None:
+    if layout is None and ignored is None:
         raise HubError(_no_weights(repository))
+    if layout is not None:
+        others = [pattern for name, found in LAYOUT_PATTERNS.items() if name != layout for pattern in found]
+        own, copies = _matching(wanted, LAYOUT_PATTERNS.get(layout, ())), _matching(wanted, others)
+        wanted = [file for file in wanted if file in own or file not in copies]
     if not wanted:
         raise HubError(
             f"--ignore-patterns leaves nothing of the {len(repository.files)} files of {repository.name}"
@@ -84,34 +86,25 @@ def select_files(repository: Repository, ignored: Sequence[str] | None) -> Selec
 
 def _layout_of(files: Sequence[RemoteFile]) -> str | None:
     """Return which layout that tune reads the weights among `files` have; an index or params.json alone is none."""
-    weights = [file.name for file in files if _matches(file.name, _WEIGHTS)]
+    weights = _matching(files, _WEIGHTS)
     for layout, patterns in LAYOUT_PATTERNS.items():
-        if layout != "mistral" and any(_matches(name, patterns) for name in weights):
+        if layout != "mistral" and _matching(weights, patterns):
             return layout
-    return "adapter" if {"adapter_model.safetensors", "adapter_model.bin"} & set(weights) else None
+    return "adapter" if _matching(weights, ("adapter_model.safetensors", "adapter_model.bin")) else None
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern fits the path, or a folder it names holds the file.
-
-    "model*.safetensors" names files of the main folder, "*.bin" files anywhere, as people mean it.
-    """
-    return any(
-        fnmatch.fnmatchcase(name, pattern + "*" if pattern.endswith("/") else pattern)
-        for pattern in patterns
-        if pattern.startswith("*") or "/" in pattern or "/" not in name
-    )
+def _matching(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteFile]:
+    return list(filter_repo_objects(files, allow_patterns=list(patterns), key=lambda file: file.name))
 
 
 def _no_weights(repository: Repository) -> str:
-    kinds = sorted({PurePosixPath(f.name).suffix for f in repository.files if _matches(f.name, _WEIGHTS)})
-    if kinds:
+    kinds = sorted({PurePosixPath(f.name).suffix for f in _matching(repository.files, _WEIGHTS)})
+    if not kinds:
         return (
-            f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads "
-            "model*.safetensors, pytorch_model*.bin and consolidated.*.pth. The repository "
-            "it was made from usually has those"
+            f"{repository.name} holds no weights at all ({len(repository.files)} files). To fetch what there is, "
+            'give --ignore-patterns ""'
         )
     return (
-        f"{repository.name} holds no weights at all ({len(repository.files)} files). To fetch what there is, "
-        'give --ignore-patterns ""'
+        f"{repository.name} holds no weights that tune reads, only {', '.join(kinds)}: it reads model*.safetensors, "
+        "pytorch_model*.bin and consolidated.*.pth. The repository it was made from usually has those"
     )

@@ -1,7 +1,10 @@
 """One file from the hub to the disk: resumed where it stopped, verified, and complete before it has its name.
 
-The library's `hf_hub_download` throws a half-fetched file away. Here it grows in a file of ours, by the function that
-`hf_hub_download` fetches with, so that a later run goes on in the middle; only what is too large for HTTP takes Xet.
+`hf_hub_download` of huggingface_hub 2.4.0, as `snapshot_download` uses it, keeps none of these promises (tried on a hub
+on loopback). It writes into a file of a random name, and what a kill leaves of it is neither continued nor removed; at
+any other failure it deletes the half file; Ctrl-C waits for the end of the transfer; it compares sizes alone; and it
+deletes a file of the user's that has the name. So the bytes come by the function it fetches with, `http_get`, which
+adds to a file of ours. What is too large for HTTP comes by `hf_hub_download` and Xet, and starts anew.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented there
+from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]  # documented there
 
 from tune.errors import HubError
-from tune.hub.connection import Hub, translate_hub_errors, with_retries
 from tune.hub.listing import RemoteFile, Repository
-from tune.utils import get_logger
+from tune.utils.hub_access import Hub, translate_hub_errors, with_retries
+from tune.utils.logging import get_logger
 
 __all__ = ["fetch_file", "holds", "partial_file"]
 
@@ -28,27 +31,21 @@ WORK_FOLDER = ".tune_download"
 CHUNK = 1 << 20
 
 
-class _Stopped(Exception):
-    """The download was called off while a file was on its way; what has arrived is kept."""
-
-
-def holds(path: Path, file: RemoteFile) -> bool:
-    """Tell whether `path` is `file`, whole and unchanged.
+def holds(path: Path, size: int, digest: str) -> bool:
+    """Tell whether `path` is the file of that size and digest.
 
     Raises:
         OSError: it cannot be read.
     """
-    try:
-        return path.stat().st_size == file.size and _digest_of(path, file) == file.digest
-    except FileNotFoundError:
-        return False
+    return path.is_file() and path.stat().st_size == size and _digest_of(path, digest) == digest
 
 
-def _digest_of(path: Path, file: RemoteFile) -> str:
+def _digest_of(path: Path, like: str) -> str:
+    """Return the digest of a file, of the kind that `like` is: SHA-256, or git's name for its content."""
     digest = hashlib.sha256()
-    if len(file.digest) == 40:
-        # git's name for a file's content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    if len(like) == 40:
+        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: digest).hexdigest()
 
@@ -57,6 +54,10 @@ def partial_file(folder: Path, file: RemoteFile) -> Path:
     """Return where `file` grows: named after its content, so that another version never continues it."""
     key = hashlib.sha256(f"{file.name}\0{file.size}\0{file.digest}".encode()).hexdigest()[:24]
     return folder / WORK_FOLDER / f"{key}.part"
+
+
+class _Stopped(Exception):
+    """The download was called off while a file was on its way; what has arrived is kept."""
 
 
 def fetch_file(
@@ -78,7 +79,7 @@ def fetch_file(
     part = partial_file(folder, file)
     for last in (False, True):
         _add_what_lacks(hub, repository, file, part, stop)
-        if holds(part, file):
+        if holds(part, file.size, file.digest):
             break
         damage = _describe_damage(part, file)
         part.unlink()
@@ -97,51 +98,43 @@ def _add_what_lacks(
     hub: Hub, repository: Repository, file: RemoteFile, part: Path, stop: threading.Event
 ) -> None:
     """Let the library add to `part` what it lacks of `file`; what is then there need not be right."""
-    repo, commit, endpoint = repository.name, repository.commit, hub.endpoint
+    repo, commit = repository.name, repository.commit
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK
-    part.touch()
-    if part.stat().st_size > file.size:
-        os.truncate(part, 0)
 
     class Bar(tqdm):
-        """The library's bar, which ends what nobody waits for, and what has no end."""
+        """The library's bar, which ends what nobody waits for."""
 
         def update(self, n: float | None = 1) -> Any:
             if stop.is_set():
                 raise _Stopped
-            if part.stat().st_size > file.size:
-                raise OSError(f"more than {file.size:,} bytes came")
             return super().update(n)
 
     def by_http() -> None:
-        url = hf_hub_url(repo, file.name, revision=commit, endpoint=endpoint)
+        headers = build_hf_headers(token=hub.token or False, library_name="tune")
         # Sizes and ranges count the file's own bytes, not compressed ones.
-        headers = {**hub.headers, "Accept-Encoding": "identity"}
+        headers["Accept-Encoding"] = "identity"
+        url = hf_hub_url(repo, file.name, revision=commit, endpoint=hub.endpoint)
         with part.open("ab") as stream:
-            done = stream.tell()
             http_get(
-                url,
-                stream,
-                resume_size=done,
-                headers=headers,
-                expected_size=file.size,
-                displayed_filename=file.name,
-                tqdm_class=Bar,
-            )
+                url, stream, resume_size=stream.tell(), headers=headers, expected_size=file.size,
+                displayed_filename=file.name, tqdm_class=Bar,
+            )  # fmt: skip
 
     def by_xet() -> None:
-        where, token = part.parent / "xet", hub.token or False
         path = hf_hub_download(
-            repo, file.name, revision=commit, local_dir=where, token=token, endpoint=endpoint, tqdm_class=Bar
-        )
+            repo, file.name, revision=commit, local_dir=part.parent / "xet", token=hub.token or False,
+            endpoint=hub.endpoint, tqdm_class=Bar,
+        )  # fmt: skip
         os.replace(path, part)
 
-    request, fetch = hub.request(repo, commit), by_http
-    if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-        fetch = by_xet
+    part.touch()
+    if part.stat().st_size > file.size:
+        os.truncate(part, 0)
+    # The hub hands out what is too large for HTTP by Xet alone.
+    fetch = by_xet if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE else by_http
     try:
-        with translate_hub_errors(hub, request, f"fetching {file.name}", ValueError, RuntimeError):
-            with_retries(fetch, lost=False)
+        with translate_hub_errors(hub, repo, commit, ValueError, RuntimeError):
+            with_retries(fetch)
     except HubError as error:
         done = part.stat().st_size
         kept = f"{done:,} of the {file.size:,} bytes of {file.name} have arrived and are kept"
@@ -155,10 +148,9 @@ def _add_what_lacks(
 
 def _describe_damage(part: Path, file: RemoteFile) -> str:
     with part.open("rb") as stream:
-        start = stream.read(100).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page came in its place, perhaps the log-in of a network or a proxy"
-    size, digest = part.stat().st_size, _digest_of(part, file)
+        if stream.read(100).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            return "a web page came in its place, perhaps the log-in of a network or a proxy"
+    digest, size = _digest_of(part, file.digest), part.stat().st_size
     return (
         f"its digest is {digest[:12]}... (of {size:,} bytes), the hub's {file.digest[:12]}... ({file.size:,})"
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented there
 
 from tune.errors import HubError
-from tune.hub.connection import TIMEOUT, Hub, translate_hub_errors, with_retries
-from tune.hub.listing import Repository, look_up
-from tune.utils.hub_errors import TOKEN_PAGE, http_library, ways_to_give_a_token
+from tune.hub.listing import TIMEOUT, look_up
+from tune.utils.hub_access import TOKEN_PAGE, Hub, http, translate_hub_errors
 
 __all__ = ["UploadPlan", "plan_upload", "send", "who_am_i"]
 
@@ -57,19 +54,17 @@ def who_am_i(hub: Hub) -> str:
     """
     if hub.token is None:
         raise HubError(
-            f"uploading needs a token that may write. Make one at {TOKEN_PAGE}, then give it: {ways_to_give_a_token()}"
+            f"uploading needs a token that may write. Make one at {TOKEN_PAGE}, then give it: "
+            f"{hub.ways_to_give_a_token}"
         )
-    with translate_hub_errors(hub, hub.request("", writing=True), "asking who the token is of"):
-        answer = with_retries(hub.api.whoami)
-    try:
-        name, role = answer["name"], answer.get("auth", {}).get("accessToken", {}).get("role")
-    except (TypeError, KeyError, AttributeError) as error:
-        raise HubError(f"{hub.endpoint} does not say whose token this is; check HF_ENDPOINT") from error
+    with translate_hub_errors(hub, "", None, KeyError, TypeError, AttributeError, writing=True):
+        answer = hub.api.whoami()
+        name, role = str(answer["name"]), answer.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise HubError(
             f"the token ({hub.token_from}) of {name} may only read; make one that may write at {TOKEN_PAGE}"
         )
-    return str(name)
+    return name
 
 
 def plan_upload(
@@ -88,8 +83,10 @@ def plan_upload(
             asked for, or the hub cannot be asked.
     """
     target = branch or "main"
-    there = _look_up_or_none(hub, repo, None)
-    existing = there if there is None or target == "main" else _look_up_or_none(hub, repo, branch)
+    with translate_hub_errors(hub, repo, target, writing=True):
+        there = look_up(hub, repo) if hub.api.repo_exists(repo) else None
+        has_branch = there is not None and (target == "main" or hub.api.revision_exists(repo, target))
+    existing = look_up(hub, repo, target) if has_branch else None
     if there is not None and private and not there.private:
         raise HubError(
             f"{repo} is public already, and --private counts only where a repository is made. Make it private at "
@@ -117,15 +114,6 @@ def plan_upload(
     )
 
 
-def _look_up_or_none(hub: Hub, repo: str, branch: str | None) -> Repository | None:
-    try:
-        return look_up(hub, repo, branch)
-    except HubError as error:
-        if isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError):
-            return None
-        raise
-
-
 def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[str], None]) -> str:
     """Carry out `plan` and return the address of the model's page.
 
@@ -138,8 +126,8 @@ def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[str], None]) 
     Raises:
         HubError: something was refused or lost; until the last request the repository shows nothing new.
     """
-    get_session().timeout = http_library().Timeout(SENDING_TIMEOUT, connect=TIMEOUT)
-    request, api = hub.request(plan.repo, plan.branch, writing=True), hub.api
+    get_session().timeout = http.Timeout(SENDING_TIMEOUT, connect=TIMEOUT)
+    api = hub.api
     deletions = [CommitOperationDelete(name) for name in plan.deleted]
     failure = (
         f"sending to {plan.repo} failed: {{}}.\nThe repository shows nothing new. Run the same command again: what has "
@@ -148,31 +136,27 @@ def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[str], None]) 
     # The client wraps what a transfer failed of in RuntimeError, a strange answer in ValueError or KeyError; Xet's own
     # errors are kinds of OSError.
     kinds = (RuntimeError, ValueError, KeyError, OSError)
-    with translate_hub_errors(hub, request, "it", *kinds, message=failure):
+    with translate_hub_errors(hub, plan.repo, plan.branch, *kinds, writing=True, message=failure):
         if plan.makes_repo:
             # None leaves it to what the owner has set as usual.
-            with_retries(lambda: api.create_repo(plan.repo, private=plan.private or None, exist_ok=True))
+            api.create_repo(plan.repo, private=plan.private or None, exist_ok=True)
         if plan.parent is None and plan.branch != "main":
-            with_retries(lambda: api.create_branch(plan.repo, branch=plan.branch, exist_ok=True))
-        with _way_the_hub_takes(hub, plan):
-            for file in plan.files:
-                api.preupload_lfs_files(plan.repo, [file], revision=plan.branch, free_memory=False)
-                sent(file.path_in_repo)
-            commit = api.create_commit(
-                plan.repo,
-                [*plan.files, *deletions],
-                commit_message=message,
-                revision=plan.branch,
-                parent_commit=plan.parent,
-            )
+            api.create_branch(plan.repo, branch=plan.branch, exist_ok=True)
+        _choose_protocol(hub, plan)
+        for file in plan.files:
+            api.preupload_lfs_files(plan.repo, [file], revision=plan.branch, free_memory=False)
+            sent(file.path_in_repo)
+        commit = api.create_commit(
+            plan.repo, [*plan.files, *deletions], commit_message=message, revision=plan.branch,
+            parent_commit=plan.parent,
+        )  # fmt: skip
     page = f"{hub.endpoint}/{plan.repo}"
     there = {file.name: file for file in look_up(hub, plan.repo, commit.oid).files}
     for file in plan.files:
-        arrived, sent_info = there.get(file.path_in_repo), file.upload_info
-        same = arrived is not None and arrived.size == sent_info.size
-        if arrived is not None and len(arrived.digest) == 64:  # not git's of a small file
-            same = same and arrived.digest == sent_info.sha256.hex()
-        if not same:
+        arrived, info = there.get(file.path_in_repo), file.upload_info
+        # The digest of a small file is git's, which nothing here counts.
+        digests = (info.sha256.hex(), arrived.digest if arrived and len(arrived.digest) == 40 else "")
+        if arrived is None or arrived.size != info.size or arrived.digest not in digests:
             raise HubError(
                 f"{file.path_in_repo} differs on the hub from what was sent: {page} is damaged. Run the same command "
                 "again with --force"
@@ -180,14 +164,9 @@ def send(hub: Hub, plan: UploadPlan, message: str, sent: Callable[[str], None]) 
     return page if plan.branch == "main" else f"{page}/tree/{quote(plan.branch, safe='')}"
 
 
-@contextlib.contextmanager
-def _way_the_hub_takes(hub: Hub, plan: UploadPlan) -> Iterator[None]:
-    """Send by Xet where the hub offers it, else by LFS: mirrors know LFS alone, and the library does not look."""
-    before = constants.HF_HUB_DISABLE_XET
-    address = f"{hub.endpoint}/api/models/{plan.repo}/xet-write-token/{quote(plan.branch, safe='')}"
-    answer = with_retries(lambda: get_session().get(address, headers=hub.headers))
-    constants.HF_HUB_DISABLE_XET = before or answer.status_code == 404
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
+def _choose_protocol(hub: Hub, plan: UploadPlan) -> None:
+    """Send by LFS where the hub offers no Xet: huggingface_hub 2.4.0 sends by Xet to mirrors that know LFS alone."""
+    branch = quote(plan.branch, safe="")
+    address = f"{hub.endpoint}/api/models/{plan.repo}/xet-write-token/{branch}"
+    answer = get_session().get(address, headers={"authorization": f"Bearer {hub.token}"})
+    constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET or answer.status_code == 404
