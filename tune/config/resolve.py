@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -106,6 +107,32 @@ def _remember(resolution: Resolution[Any]) -> None:
     while len(_remembered) >= _MAX_REMEMBERED:
         del _remembered[next(iter(_remembered))]
     _remembered[id(resolution.params)] = resolution
+
+
+_handed_over: tuple[Resolution[Any], list[str]] | None = None
+
+
+@contextmanager
+def handing_over(resolution: Resolution[Any] | None, arguments: Sequence[str]) -> Iterator[None]:
+    """In here a recipe that reads `arguments` gets `resolution`, instead of resolving them once more."""
+    global _handed_over
+    if resolution is None:
+        yield
+        return
+    _remember(resolution)
+    _handed_over = resolution, list(arguments)
+    try:
+        yield
+    finally:
+        _handed_over = None
+
+
+def handed_over(params_cls: type[T], arguments: Sequence[str]) -> Resolution[T] | None:
+    """Return what `arguments` have been resolved to for a recipe with these params, or None."""
+    if _handed_over is None or _handed_over[1] != list(arguments):
+        return None
+    resolution = _handed_over[0]
+    return resolution if type(resolution.params) is params_cls else None
 
 
 @dataclass
