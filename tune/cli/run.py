@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -116,9 +117,10 @@ def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
     if given.unknown:
         raise UsageError(unknown_option(COMMAND, *given.unknown[0]))
     for word in given.operands[1:]:
-        hint = (
-            f"; a config is given with --config {word}" if _is_config(word) else " (quoted if it has spaces)"
-        )
+        hint = " (quoted if it has spaces)"
+        with contextlib.suppress(UsageError):
+            find_config(word)
+            hint = f"; a config is given with --config {word}"
         raise UsageError(f"{word!r} is not an override: write key=value{hint}")
 
 
@@ -142,14 +144,6 @@ def _refuse_another_mesh(plan: LaunchPlan, params: Any) -> None:
     # Where another launcher has started this command, it has said how many there are.
     world_size = plan.nnodes * plan.nproc_per_node if plan.needs_launcher else get_world_size()
     split_processes(replace(params.process_choices(), world_size=world_size))
-
-
-def _is_config(word: str) -> bool:
-    try:
-        find_config(word)
-    except UsageError:
-        return False
-    return True
 
 
 def _refuse_another_recipes_config(
