@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tune.cli.arguments import UsageError, read_arguments
-from tune.cli.gpus import count_visible
 from tune.cli.launch_options import LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
 from tune.cli.main import load_command
 from tune.cli.run import COMMAND
@@ -206,11 +205,3 @@ def test_every_process_finds_a_gpu_of_its_own() -> None:
     ):
         with pytest.raises(UsageError, match=hint):
             settled(plan, device, gpus)
-
-
-@pytest.mark.parametrize(
-    ("listed", "count"),
-    [(None, 4), ("", 0), ("0", 1), ("3, 1", 2), ("0,9,1", 1), ("-1,0", 0), ("GPU-8932f937,MIG-1", 2)],
-)
-def test_visible_gpus(listed: str | None, count: int) -> None:
-    assert count_visible(listed, 4) == count

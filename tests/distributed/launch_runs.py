@@ -47,7 +47,7 @@ if mode != "early":
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, on_signal)
 note(f"pid {os.getpid()}")
-print("terminal", sys.stderr.isatty(), os.getsid(0) == os.getppid(), flush=True)
+print("terminal", sys.stderr.isatty(), os.getsid(0) == os.getpid(), flush=True)
 until = time.monotonic() + 30
 while time.monotonic() < until and (not got or mode == "deaf"):
     time.sleep(0.02)

@@ -68,7 +68,7 @@ def test_a_killed_rank_is_named_and_the_run_can_resume(start, tmp_path: Path) ->
     assert f"rank 1 sum 11.0 local 1 again True {threads}\nsaid to stderr by 1\n" in log.read_text()
     assert "error: rank 1 of 2 on " in err
     assert "was killed by SIGKILL: often the kernel's out-of-memory killer" in err
-    assert "Restart 1 (of 1 after failures here), since rank 1 was killed by signal 9." in err
+    assert "Restart 1 (of 1 after failures here)." in err
     # neither what rank 0 met for want of rank 1, nor the agent's own log
     for word in ("onnection", "elastic", "Traceback", "exitcode"):
         assert word not in err

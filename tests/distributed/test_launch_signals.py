@@ -86,6 +86,31 @@ def test_a_run_that_is_still_being_set_up_ends_with_the_signal(start) -> None:
     assert not any(map(is_alive, pids))
 
 
+# Rank 0 waits in gloo, where Python's handler of Ctrl-C is not called, for a peer that is stopped.
+WAITING = """
+import os, pathlib, time
+rank = os.environ["RANK"]
+pathlib.Path(f"rank_{rank}.txt").write_text(f"pid {os.getpid()}\\n")
+if rank == "1":
+    time.sleep(300)
+import torch.distributed
+pathlib.Path("ready").touch()
+torch.distributed.init_process_group("gloo")
+"""
+
+
+def test_a_rank_that_waits_in_a_library_is_stopped_as_well(start, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    run = start("run", "--nproc_per_node", "2", "waiting.py")
+    pids = run.pids()
+    run.wait_for((tmp_path / "ready").exists)
+    run.process.send_signal(signal.SIGINT)
+    code, _, err = run.end()
+    assert code == 130
+    assert "error" not in err
+    assert not any(map(is_alive, pids))
+
+
 def test_ranks_die_with_their_launcher(start) -> None:
     run = start(*TWO, "slow")
     pids = run.pids()

@@ -1,99 +1,93 @@
-"""`tune run` with many processes: starts the ranks through torch's elastic launcher, and looks after them.
+"""`tune run` with many processes: torch's elastic agent starts them, and the rest of what a user expects is here.
 
-torch's agent brings the machines together, numbers the ranks, starts them, and starts them again after a failure. It
-would also answer every signal by ending the ranks within seconds, and every end by a page of log; so it runs in a
-thread of its own, where it gets no signals, and the main thread passes them on and says how the run ended.
+The agent brings the machines together, numbers the ranks, starts them, ends all when one fails, and starts them again.
+It would also answer every signal by ending the ranks within seconds; so it runs in a thread of its own, where it gets
+no signals, and the main thread passes them on and says how the run ended.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import os
+import pickle
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SubprocessContext
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 import tune
+from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.launch_options import LaunchPlan, count_cores
-from tune.cli.rank import RANK_VARIABLE
-from tune.cli.rank_report import STOP_SIGNALS
-from tune.cli.rendezvous import address_towards, is_here, wait_for_host
-from tune.cli.supervisor import Supervisor
-from tune.cli.torch_logging import silence_elastic
+from tune.cli.rank import log_path
+from tune.cli.rank_report import STOP_CODES, STOP_SIGNALS, RankEnd, explain, find_first, read_end
+from tune.cli.rendezvous import find_address
+from tune.cli.run_file import Program
+from tune.cli.terminal import paint
 from tune.errors import TrainingError
 
 _POLL_S = 0.05
+_JOIN_TIMEOUT_S = 600  # torch's, for the machines to come together
+_KILL_AFTER_S = 10.0  # from the second Ctrl-C, which asks to stop at once
 # tune may stand in a clone that is not installed, and must come from the place this one came from. The place is on
 # the path for that import alone, so that nothing in it can take another package's name.
 _RANK_CODE = (
     "import sys; sys.path.insert(0, {home!r}); import tune; del sys.path[0]; "
-    "from tune.cli.rank import main; sys.exit(main())"
+    "from tune.cli.rank import main; main()"
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """What each rank runs.
-
-    Args:
-        file: the recipe's file.
-        is_own: whether it is the user's.
-        arguments: the command line for it.
-        restart_arguments: the one after a failure, which goes on from the newest saved step.
-        log_dir: where the output of all ranks but the first goes; None makes a temporary folder.
-    """
-
-    file: Path
-    is_own: bool
-    arguments: list[str]
-    restart_arguments: list[str]
-    log_dir: Path | None
-
-
-def launch(job: Job, plan: LaunchPlan) -> int:
-    """Run `job` in all processes of `plan` on this machine, and return the exit code of the run.
+def launch(program: Program, plan: LaunchPlan, *, again: Program, log_dir: Path | None) -> int:
+    """Run `program` in all processes of `plan` on this machine, and return the exit code of the run.
 
     That is 0, or the code of the rank that failed first, or what the ranks return after a signal.
+
+    Args:
+        program: the recipe and its arguments.
+        plan: how many processes, and how they meet.
+        again: what to run after a failure, going on from the newest saved step.
+        log_dir: where the output of all ranks but the first goes; None makes a temporary folder.
 
     Raises:
         TrainingError: the machines did not come together.
     """
-    silence_elastic()
-    run_dir = Path(tempfile.mkdtemp(prefix="tune_run_"))
-    log_dir, is_temporary = _make_log_dir(job.log_dir)
-    supervisor = Supervisor(run_dir)
-    specs = _RankSpecs(supervisor, job, plan, log_dir)
-    problems: list[Exception] = []
-    agent = threading.Thread(target=_run_agent, args=(_configure(plan, specs), job, problems), daemon=True)
-    before = {signum: signal.signal(signum, supervisor.on_signal) for signum in STOP_SIGNALS}
-    try:
-        agent.start()
-        while agent.is_alive() and not supervisor.must_leave:
-            agent.join(_POLL_S)
-            supervisor.poll()
-            supervisor.announce(settled=False)
-        for problem in problems:
-            _take_in(problem, supervisor, plan)
-        code = supervisor.conclude()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        shutil.rmtree(run_dir, ignore_errors=True)
-    if is_temporary and code == 0:
-        shutil.rmtree(log_dir, ignore_errors=True)
+    if "LOGLEVEL" not in os.environ:
+        logging.disable(logging.CRITICAL)  # the agent says in forty lines what we say in one
+    if plan.max_restarts:
+        # The store that the agent would share with the ranks still holds the addresses of the dead ones.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // plan.nproc_per_node)))
+    logs = _make_log_dir(log_dir)
+    with tempfile.TemporaryDirectory(prefix="tune_run_") as run_dir:
+        ranks = _Ranks((program, again), plan, Path(run_dir), logs)
+        before = {signum: signal.signal(signum, ranks.on_signal) for signum in STOP_SIGNALS}
+        agent = threading.Thread(target=ranks.work, daemon=True)
+        try:
+            agent.start()
+            while agent.is_alive() and not (ranks.pass_on_signals() and ranks.is_idle):
+                agent.join(_POLL_S)
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+        code = ranks.conclude()
+    if code == 0 and logs != log_dir:
+        shutil.rmtree(logs, ignore_errors=True)
     if agent.is_alive():
         # It waits for other machines, somewhere inside torch, and must not see the interpreter go.
         sys.stdout.flush()
@@ -106,119 +100,168 @@ class _Stopped(Exception):
     """A stop was asked for: nothing is started any more."""
 
 
-class _RankSpecs(LogsSpecs):
-    """Tells each rank, whenever the agent is about to start it, what it is to do and where its output goes."""
+class _Ranks(LocalElasticAgent):
+    """The ranks of this machine: torch's agent in one thread, what the user does and sees in the main one."""
 
-    def __init__(self, supervisor: Supervisor, job: Job, plan: LaunchPlan, log_dir: Path) -> None:
-        super().__init__()
-        self._supervisor, self._job, self._plan, self._log_dir = supervisor, job, plan, log_dir
+    def __init__(
+        self, programs: tuple[Program, Program], plan: LaunchPlan, run_dir: Path, log_dir: Path
+    ) -> None:
+        code = _RANK_CODE.format(home=str(Path(tune.__file__).resolve().parent.parent))
+        words = ("-P", "-c", code, str(run_dir / "task"), str(programs[0].file))
+        self._spec = WorkerSpec(
+            role="rank",
+            local_world_size=plan.nproc_per_node,
+            entrypoint=sys.executable,
+            args=tuple(word.replace("$", "$$") for word in words),  # the agent replaces $-words
+            rdzv_handler=None,  # type: ignore[arg-type]  # follows in `work`: it waits for the others
+            max_restarts=plan.max_restarts,
+            monitor_interval=0.1,
+        )
+        super().__init__(self._spec, DefaultLogsSpecs(log_dir=str(run_dir)))
+        self._programs, self._plan, self._log_dir = programs, plan, log_dir
+        self._task = run_dir / "task"  # what each rank reads when it starts
+        self._lock = threading.Lock()
+        self._requests: list[tuple[int, float]] = []  # signals that the launcher got, and when
+        self._num_passed_on = 0
+        self._running: SubprocessContext | None = None
         self._num_starts = 0
+        self._ends: list[RankEnd] = []  # of the ranks here, once an attempt is over
+        self._shown: RankEnd | None = None
+        self._has_killed = False
+        self._problem: Exception | None = None
 
-    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Complete the environment of the local ranks; all of them keep the terminal until they run our code."""
-        if self._supervisor.requests:
-            raise _Stopped
-        records = self._supervisor.begin(len(envs))
-        self._say(envs)
-        task = {
-            "launcher": os.getpid(),
-            "records": str(records),
-            "file": str(self._job.file),
-            "is_own": self._job.is_own,
-            "arguments": self._job.restart_arguments if self._num_starts else self._job.arguments,
-        }
-        self._num_starts += 1
-        for env in envs.values():
-            env[RANK_VARIABLE] = json.dumps(task | {"log": self._log_of(int(env["RANK"]))})
-            env["TORCHELASTIC_ERROR_FILE"] = ""
-            if "OMP_NUM_THREADS" not in os.environ:
-                env["OMP_NUM_THREADS"] = str(max(1, count_cores() // len(envs)))
-        return LogsDest(
-            stdouts=dict.fromkeys(envs, ""),
-            stderrs=dict.fromkeys(envs, ""),
-            error_files=dict.fromkeys(envs, os.devnull),
+    def work(self) -> None:
+        """Bring the machines together, and start ranks until they are done; for a thread."""
+        # What the ranks inherit: a signal waits until they are ready for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self._spec.rdzv_handler = get_rendezvous_handler(self._find_rendezvous())
+            try:
+                self.run()
+            finally:
+                self._spec.rdzv_handler.shutdown()
+        except _Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001 - it belongs to the main thread
+            self._problem = error
+
+    def _find_rendezvous(self) -> RendezvousParameters:
+        plan, conf = self._plan, dict[str, Any](self._plan.conf)
+        local_addr = plan.local_addr or "localhost"  # not every machine can resolve its own name
+        if plan.nnodes > 1:
+            _say(f"Waiting for {plan.nnodes} machines at {plan.endpoint}.")
+            address, is_host = find_address(plan.endpoint)
+            local_addr = plan.local_addr or address
+            conf.setdefault("is_host", str(is_host).lower())
+            # How long the machines may take to start; torch's own limit for the first of them is a minute.
+            conf.setdefault("read_timeout", conf.get("join_timeout", _JOIN_TIMEOUT_S))
+            if plan.backend == "static":
+                conf["rank"] = plan.node_rank
+                self._spec.master_addr, self._spec.master_port = parse_rendezvous_endpoint(plan.endpoint, -1)
+        self._spec.local_addr = local_addr
+        return RendezvousParameters(
+            backend=plan.backend,
+            endpoint=plan.endpoint,
+            run_id=plan.run_id or uuid.uuid4().hex,
+            min_nodes=plan.nnodes,
+            max_nodes=plan.nnodes,
+            local_addr=local_addr,
+            **conf,
         )
 
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        """Start all ranks, unless a stop was asked for."""
+        program = self._programs[1 if self._num_starts else 0]
+        with open(self._task, "wb") as file:
+            pickle.dump((os.getpid(), self._log_dir, program.file, program.is_own), file)
+            pickle.dump(program, file)
+        with self._lock:
+            if self._requests:
+                raise _Stopped
+            self._announce_start(worker_group)
+            self._num_starts += 1
+            started: dict[int, Any] = super()._start_workers(worker_group)
+            assert isinstance(self._pcontext, SubprocessContext)
+            self._running = self._pcontext
+        return started
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """Look at the ranks; once all have ended, take down how."""
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state is WorkerState.HEALTHY or self._running is None:
+            return result
+        ends = []
+        for worker in worker_group.workers:
+            failure = result.failures.get(worker.global_rank)
+            seen = (failure.exitcode, failure.timestamp) if failure else (0, time.time())
+            error_file = Path(self._running.error_files[worker.local_rank])
+            ends.append(read_end(error_file, worker.global_rank, self._log_of(worker.global_rank), *seen))
+        with self._lock:
+            self._ends, self._running = ends, None
+        if self._requests or any(end.kind in ("stopped", "aborted") for end in self._ends):
+            self._remaining_restarts = 0  # a stop is no failure
+        elif self._remaining_restarts:
+            self._show_failure()
+        return result
+
     @property
-    def root_log_dir(self) -> str:
-        return str(self._log_dir)
+    def is_idle(self) -> bool:
+        """Whether no rank runs: a stop need not wait for anything."""
+        return self._running is None
 
-    def _log_of(self, rank: int) -> str | None:
-        return None if rank == 0 else str(self._log_dir / f"rank_{rank}.log")
+    def on_signal(self, signum: int, frame: object) -> None:
+        """Take note of a signal."""
+        self._requests.append((signum, time.monotonic()))
 
-    def _say(self, envs: Mapping[int, Mapping[str, str]]) -> None:
-        """Say what is started here."""
-        if self._num_starts:
-            text = f"Restart {self._num_starts}"
-            text += f" (of {self._plan.max_restarts} after failures here)" if self._plan.max_restarts else ""
-            text += f", since {self._supervisor.reason}"
-        else:
-            ranks = sorted(int(env["RANK"]) for env in envs.values())
-            span = f"s {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f" {ranks[0]}"
-            text = f"Starting rank{span} of {envs[0]['WORLD_SIZE']}"
-            if ranks[-1] > 0:
-                text += f"; output of {'all but rank 0' if ranks[0] == 0 else 'these'}: {self._log_dir}/rank_N.log"
-        sys.stderr.write(text + ".\n")
-        sys.stderr.flush()
+    def pass_on_signals(self) -> bool:
+        """Send each rank what came since the last call; return whether anything did."""
+        with self._lock:
+            new = self._requests[self._num_passed_on :]
+            self._num_passed_on += len(new)
+            handlers = self._running.subprocess_handlers if self._running else {}
+        for handler in handlers.values():
+            for signum, _ in new:
+                handler.proc.send_signal(signum)
+            if self._must_kill() and handler.proc.poll() is None:
+                self._has_killed = True
+                handler.proc.kill()
+        return bool(new)
 
+    def _must_kill(self) -> bool:
+        interrupts = [when for signum, when in self._requests if signum == signal.SIGINT]
+        return len(interrupts) > 2 or (
+            len(interrupts) == 2 and time.monotonic() - interrupts[1] > _KILL_AFTER_S
+        )
 
-def _configure(plan: LaunchPlan, specs: LogsSpecs) -> LaunchConfig:
-    if plan.max_restarts:
-        # The store that the agent would share with the ranks still holds the addresses of the dead ones.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    conf: dict[str, Any] = dict(plan.conf)
-    if "timeout" in conf:
-        conf["timeout"] = int(conf["timeout"])
-    local_addr = plan.local_addr
-    if plan.nnodes > 1:
-        sys.stderr.write(f"Waiting for {plan.nnodes} machines at {plan.endpoint}.\n")
-        sys.stderr.flush()
-        host, _, port = plan.endpoint.rpartition(":")
-        local_addr = local_addr or address_towards(host.strip("[]"), int(port))
-        if plan.backend == "static":
-            conf["rank"] = plan.node_rank
-        elif "is_host" not in conf:
-            # torch compares names: it would not know the address of a second network card as ours.
-            is_host = is_here(host.strip("[]"), int(port))
-            conf |= {} if is_host is None else {"is_host": str(is_host).lower()}
-    return LaunchConfig(
-        min_nodes=plan.nnodes,
-        max_nodes=plan.nnodes,
-        nproc_per_node=plan.nproc_per_node,
-        run_id=plan.run_id or uuid.uuid4().hex,
-        rdzv_backend=plan.backend,
-        rdzv_endpoint=plan.endpoint,
-        rdzv_configs=conf,
-        max_restarts=plan.max_restarts,
-        logs_specs=specs,
-        local_addr=local_addr or "localhost",  # a machine's own name is not always one that it can resolve
-    )
+    def conclude(self) -> int:
+        """Show what is still to be shown, and return the exit code of the run."""
+        if self._problem is not None:
+            self._raise_problem(self._problem)
+        first = find_first(self._ends)
+        if not self._requests:
+            if first is not None and first.kind not in ("stopped", "aborted"):
+                self._show_failure()
+            return 0 if first is None else EXIT_FAILED if first.kind == "lost" else first.code
+        asked = 128 + self._requests[0][0]
+        if first is None:
+            # A run that was over before it noticed the request is a finished one.
+            return 0 if self._ends else asked
+        if self._has_killed:
+            _say("The ranks did not stop, and were killed.")
+        elif first.kind == "failed" or (first.kind == "killed" and first.code not in STOP_CODES):
+            self._show_failure()
+            return first.code
+        # A rank that was stopped takes the connection away from others, which says nothing about the run.
+        return next((end.code for end in self._ends if end.kind == "stopped"), asked)
 
-
-def _run_agent(config: LaunchConfig, job: Job, problems: list[Exception]) -> None:
-    code = _RANK_CODE.format(home=str(Path(tune.__file__).resolve().parent.parent))
-    try:
-        # The agent replaces $-words in arguments.
-        wait_for_host(config)
-        words = [word.replace("$", "$$") for word in ("-P", "-c", code, str(job.file))]
-        elastic_launch(config, sys.executable)(*words)
-    except Exception as error:  # noqa: BLE001 - it belongs to the main thread
-        problems.append(error)
-
-
-def _take_in(problem: Exception, supervisor: Supervisor, plan: LaunchPlan) -> None:
-    """Make use of what ended the agent: known ends of ranks, or machines that did not meet."""
-    if isinstance(problem, _Stopped):
-        return
-    if isinstance(problem, ChildFailedError):
-        supervisor.poll()
-        supervisor.note_exit_codes({rank: failure.exitcode for rank, failure in problem.failures.items()})
-        return
-    if isinstance(problem, (RendezvousError, DistError)):
-        if supervisor.requests:
+    def _raise_problem(self, problem: Exception) -> None:
+        """Raise what ended the agent, where that says more than a request to stop does."""
+        if not isinstance(problem, (RendezvousError, DistError)):
+            raise problem
+        if self._requests:
             return
-        if supervisor.attempts:
-            supervisor.announce()
+        self._show_failure()
+        plan = self._plan
         reason = str(problem.__cause__ or problem).strip().split("\n")[0]
         raise TrainingError(
             f"the {plan.nnodes} machines lost each other or did not meet at {plan.endpoint}: "
@@ -226,17 +269,44 @@ def _take_in(problem: Exception, supervisor: Supervisor, plan: LaunchPlan) -> No
             "The same command has to run on each of them, and the first of them has to be reachable at that address "
             "and port. --rdzv_conf join_timeout=SECONDS waits longer."
         ) from problem
-    raise problem
+
+    def _announce_start(self, worker_group: WorkerGroup) -> None:
+        if self._num_starts:
+            _say(f"Restart {self._num_starts} (of {self._plan.max_restarts} after failures here).")
+            return
+        ranks = [worker.global_rank for worker in worker_group.workers]
+        span = f"s {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f" {ranks[0]}"
+        text = f"Starting rank{span} of {worker_group.workers[0].world_size}"
+        if ranks[-1] > 0:
+            text += (
+                f"; output of {'all but rank 0' if ranks[0] == 0 else 'these'}: {self._log_dir}/rank_N.log"
+            )
+        _say(text + ".")
+
+    def _show_failure(self) -> None:
+        """Show the error that ended the last attempt, once."""
+        first = find_first(self._ends)
+        if first is None or first is self._shown:
+            return
+        self._shown = first
+        world_size = self._worker_group.workers[0].world_size
+        text = explain(first, self._ends, world_size, self._log_of(first.rank), socket.gethostname())
+        _say(re.sub("^error:", paint("error:", "red", sys.stderr), text, flags=re.MULTILINE))
+
+    def _log_of(self, rank: int) -> Path | None:
+        return log_path(self._log_dir, rank) if rank else None
 
 
-def _make_log_dir(wanted: Path | None) -> tuple[Path, bool]:
-    """Return the folder for the ranks' logs, and whether it is a temporary one."""
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _make_log_dir(wanted: Path | None) -> Path:
+    """Return the folder for the ranks' logs: the wanted one, or else a temporary one."""
     if wanted is not None:
-        try:
+        with contextlib.suppress(OSError):  # the recipe can hardly write there either, and explains it better
             wanted.mkdir(parents=True, exist_ok=True)
             if all(os.access(path, os.W_OK) for path in (wanted, *wanted.glob("rank_*.log"))):
-                return wanted, False
-        except OSError:
-            pass
-        # The recipe can hardly write there either, and explains it better.
-    return Path(tempfile.mkdtemp(prefix="tune_logs_")), True
+                return wanted
+    return Path(tempfile.mkdtemp(prefix="tune_logs_"))

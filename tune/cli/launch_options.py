@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from tune.cli.arguments import Given, Option, UsageError
 
@@ -18,38 +17,33 @@ _MAX_MACHINES = 100_000
 _PORTS = {"c10d": 29400, "static": 29500}  # torchrun's, where an endpoint names none
 _WORDS = ("auto", "gpu", "cpu")
 
+
+def _option(name: str, text: str, metavar: str | None = None) -> Option:
+    return Option(tuple(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))), text, metavar)
+
+
 LAUNCH_OPTIONS = (
-    Option(
-        ("--nproc_per_node", "--nproc-per-node"),
+    _option(
+        "nproc_per_node",
         "Processes on this machine: a number, or gpu (one for each GPU), cpu (for each core), auto (what there is).",
         "N",
     ),
-    Option(("--num_gpus", "--num-gpus"), "The same, by another name.", "N"),
-    Option(("--nnodes",), "Machines. On each of them the same command is started.", "N"),
-    Option(("--node_rank", "--node-rank"), "This machine's number from 0; for the backend static.", "N"),
-    Option(
-        ("--rdzv_endpoint", "--rdzv-endpoint"),
-        "Where the machines meet: one of them, a free port.",
-        "HOST:PORT",
-    ),
-    Option(
-        ("--rdzv_backend", "--rdzv-backend"), "How they meet: c10d, or static with --node_rank.", "BACKEND"
-    ),
-    Option(("--rdzv_id", "--rdzv-id"), "Name of the run, the same on all machines.", "ID"),
-    Option(
-        ("--rdzv_conf", "--rdzv-conf"), "More about the meeting, such as join_timeout=1800.", "KEY=VALUE,..."
-    ),
-    Option(("--master_addr", "--master-addr"), "The HOST of --rdzv_endpoint, by its older name.", "HOST"),
-    Option(("--master_port", "--master-port"), "The PORT of --rdzv_endpoint, by its older name.", "PORT"),
-    Option(
-        ("--local_addr", "--local-addr"), "Address at which the other machines reach this one.", "ADDRESS"
-    ),
-    Option(
-        ("--max_restarts", "--max-restarts"),
+    _option("num_gpus", "The same, by another name.", "N"),
+    _option("nnodes", "Machines. On each of them the same command is started.", "N"),
+    _option("node_rank", "This machine's number from 0; for the backend static.", "N"),
+    _option("rdzv_endpoint", "Where the machines meet: one of them, a free port.", "HOST:PORT"),
+    _option("rdzv_backend", "How they meet: c10d, or static with --node_rank.", "BACKEND"),
+    _option("rdzv_id", "Name of the run, the same on all machines.", "ID"),
+    _option("rdzv_conf", "More about the meeting, such as join_timeout=1800.", "KEY=VALUE,..."),
+    _option("master_addr", "The HOST of --rdzv_endpoint, by its older name.", "HOST"),
+    _option("master_port", "The PORT of --rdzv_endpoint, by its older name.", "PORT"),
+    _option("local_addr", "Address at which the other machines reach this one.", "ADDRESS"),
+    _option(
+        "max_restarts",
         "After a failure start all processes again, from the newest saved step, up to N times.",
         "N",
     ),
-    Option(("--standalone",), "One machine only (which is what happens without --nnodes)."),
+    _option("standalone", "One machine only (which is what happens without --nnodes)."),
 )
 LAUNCH_FLAGS = frozenset(flag for option in LAUNCH_OPTIONS for flag in option.flags)
 
@@ -113,27 +107,24 @@ def read_plan(given: Given) -> LaunchPlan:
         UsageError: a value is none, or the machines are not told how to meet.
     """
     nproc_per_node, count = _read_processes(given)
-    nnodes = _read_nnodes(given)
+    nodes = given.one("nnodes") or ""
+    if re.fullmatch(r"\d+:\d+", nodes):
+        raise UsageError(
+            f"--nnodes {nodes}: a run has a fixed number of machines, since its batches are shared out among them; "
+            f"give one number, such as --nnodes {nodes.partition(':')[2]}"
+        )
+    nnodes = _number(given, "nnodes", 1, _MAX_MACHINES) or 1
+    max_restarts = _number(given, "max_restarts", 0, 1000) or 0
+    conf = _read_conf(given.one("rdzv_conf"))
     plan = LaunchPlan(
         nproc_per_node,
         count,
         nnodes,
+        conf=conf,
         local_addr=given.one("local_addr"),
-        conf=_read_conf(given.one("rdzv_conf")),
-        max_restarts=_number(given, "max_restarts", 0, 0, 1000) or 0,
+        max_restarts=max_restarts,
     )
-    meeting = _read_meeting(given, nnodes)  # judged also where one machine needs none
-    if nnodes == 1:
-        return plan
-    if "standalone" in given.switches:
-        raise UsageError(
-            f"--standalone is for one machine, but there is --nnodes {nnodes}; leave one of them out"
-        )
-    if meeting["backend"] == "static" and plan.max_restarts:
-        raise UsageError(
-            "--max_restarts needs --rdzv_backend c10d: with static, which --node_rank chooses, the ranks meet once"
-        )
-    return replace(plan, **meeting)
+    return _meet(plan, given)
 
 
 def settle(
@@ -155,23 +146,18 @@ def settle(
             f"{plan.nproc_per_node} processes on this machine would share the one device {device}; "
             + ("use one process" if device == "mps" else "write device=cuda, which gives each its own")
         )
-    if plan.count == "gpu" or (plan.count == "auto" and on_gpu):
-        found = count_gpus()
-        if found:
-            return replace(plan, nproc_per_node=found)
-        if plan.count == "gpu":
-            raise UsageError("--nproc_per_node gpu: there is no GPU here; give a number, with device=cpu")
-    if plan.count:
-        return replace(plan, nproc_per_node=count_cores())
-    if is_run and on_gpu and plan.nproc_per_node > 1:
-        found = count_gpus()
-        if found < plan.nproc_per_node and (found or device is not None):
-            raise UsageError(
-                f"{plan.nproc_per_node} processes need a GPU each, but there are {found} here; "
-                + (f"give --nproc_per_node {found}" if found else "train on the processor with device=cpu")
-                + (", or device=cpu" if found else "")
-            )
-    return plan
+    is_counted = plan.count == "gpu" or (plan.count == "auto" and on_gpu)
+    is_checked = not plan.count and is_run and on_gpu and plan.nproc_per_node > 1
+    found = count_gpus() if is_counted or is_checked else 0
+    if is_checked and found < plan.nproc_per_node and (found or device is not None):
+        raise UsageError(
+            f"{plan.nproc_per_node} processes need a GPU each, but there are {found} here; "
+            + (f"give --nproc_per_node {found}, or " if found else "train on the processor with ")
+            + "device=cpu"
+        )
+    if plan.count == "gpu" and not found:
+        raise UsageError("--nproc_per_node gpu: there is no GPU here; give a number, with device=cpu")
+    return replace(plan, nproc_per_node=found or count_cores()) if plan.count else plan
 
 
 def count_cores() -> int:
@@ -191,64 +177,60 @@ def _read_processes(given: Given) -> tuple[int, str]:
     for name, value in asked.items():
         if value in _WORDS:
             return 0, value
-        return _number(given, name, 1, 1, _MAX_PROCESSES, f", or one of {', '.join(_WORDS)}") or 1, ""
+        return _number(given, name, 1, _MAX_PROCESSES, f", or one of {', '.join(_WORDS)}") or 1, ""
     return 1, ""
 
 
-def _read_nnodes(given: Given) -> int:
-    text = given.one("nnodes")
-    if text is not None and re.fullmatch(r"\d+:\d+", text):
-        raise UsageError(
-            f"--nnodes {text}: a run has a fixed number of machines, since its batches are shared out among them; "
-            f"give one number, such as --nnodes {text.partition(':')[2]}"
-        )
-    return _number(given, "nnodes", 1, 1, _MAX_MACHINES) or 1
-
-
-def _number(
-    given: Given, name: str, default: int | None, minimum: int, maximum: int, others: str = ""
-) -> int | None:
+def _number(given: Given, name: str, minimum: int, maximum: int, others: str = "") -> int | None:
     text = given.one(name)
     if text is None:
-        return default
+        return None
     # isdecimal alone takes digits of other scripts
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and minimum <= int(text) <= maximum):
         raise UsageError(f"--{name} takes a whole number from {minimum} to {maximum}{others}, not {text!r}")
     return int(text)
 
 
-def _read_meeting(given: Given, nnodes: int) -> dict[str, Any]:
-    """Return how several machines meet; raises where they are not told."""
-    endpoint, backend = given.one("rdzv_endpoint"), given.one("rdzv_backend")
-    master_addr, master_port = given.one("master_addr"), _number(given, "master_port", None, 1, 65535)
-    node_rank = _number(given, "node_rank", None, 0, nnodes - 1)
+def _meet(plan: LaunchPlan, given: Given) -> LaunchPlan:
+    """Return the plan with how its machines meet.
+
+    Raises:
+        UsageError: they are not told, or in two ways.
+    """
+    endpoint, backend, host = (given.one(name) for name in ("rdzv_endpoint", "rdzv_backend", "master_addr"))
+    port = _number(given, "master_port", 1, 65535)
+    node_rank = _number(given, "node_rank", 0, plan.nnodes - 1)
     if backend is not None and backend not in _PORTS:
         raise UsageError(f"--rdzv_backend takes {' or '.join(_PORTS)}, not {backend!r}")
     # Who numbers the machines by hand means the backend that reads these numbers.
     backend = backend or ("static" if node_rank is not None else "c10d")
-    if endpoint is not None and master_addr is not None:
+    if endpoint is not None and host is not None:
         raise UsageError("--rdzv_endpoint and --master_addr both say where the machines meet; keep one")
-    if endpoint is None and master_addr is not None:
-        endpoint = f"[{master_addr}]" if master_addr.count(":") > 1 else master_addr
-        endpoint += f":{master_port}" if master_port is not None else ""
+    if endpoint is None and host is not None:
+        endpoint = (f"[{host}]" if host.count(":") > 1 else host) + (f":{port}" if port else "")
+    endpoint = None if endpoint is None else _with_port(endpoint, _PORTS[backend])
+    if plan.nnodes == 1:
+        return plan
     if endpoint is None:
-        if nnodes == 1:
-            return {}
         raise UsageError(
-            f"--nnodes {nnodes}: the machines need a place to meet; give all of them the same "
+            f"--nnodes {plan.nnodes}: the machines need a place to meet; give all of them the same "
             "--rdzv_endpoint HOST:PORT, where HOST is one of them"
         )
-    if nnodes > 1 and backend == "static" and node_rank is None:
+    if backend == "static" and node_rank is None:
         raise UsageError(
-            f"--rdzv_backend static needs --node_rank, from 0 to {nnodes - 1} and different on each machine; "
+            f"--rdzv_backend static needs --node_rank, from 0 to {plan.nnodes - 1} and different on each machine; "
             "--rdzv_backend c10d finds it out"
         )
-    return {
-        "backend": backend,
-        "endpoint": _with_port(endpoint, _PORTS[backend]),
-        "node_rank": node_rank,
-        "run_id": given.one("rdzv_id") or "tune",
-    }
+    if "standalone" in given.switches:
+        raise UsageError(
+            f"--standalone is for one machine, but there is --nnodes {plan.nnodes}; leave one of them out"
+        )
+    if backend == "static" and plan.max_restarts:
+        raise UsageError(
+            "--max_restarts needs --rdzv_backend c10d: with static, which --node_rank chooses, the ranks meet once"
+        )
+    run_id = given.one("rdzv_id") or "tune"
+    return replace(plan, backend=backend, endpoint=endpoint, node_rank=node_rank, run_id=run_id)
 
 
 def _with_port(endpoint: str, default: int) -> str:
@@ -263,12 +245,11 @@ def _with_port(endpoint: str, default: int) -> str:
 
 def _read_conf(text: str | None) -> dict[str, str]:
     conf: dict[str, str] = {}
-    for item in (text or "").split(","):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if item.strip() and not (key and equals and value):
+    for item in filter(str.strip, (text or "").split(",")):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if not (key and value):
             raise UsageError(
                 f"--rdzv_conf takes KEY=VALUE,KEY=VALUE, such as join_timeout=1800, not {text!r}"
             )
-        if key:
-            conf[key] = value
+        conf[key] = value
     return conf

@@ -1,7 +1,7 @@
 """How the processes of a run ended, and which of them ended it.
 
-When one rank dies, the others soon fail, too: their connection to it is lost. What helps is the first real failure,
-so each rank writes down when and with what it ended, and the launcher adds what a rank could not say itself.
+When one rank dies, the others soon fail, too: their connection to it is lost. What helps is the first real failure.
+A rank that fails writes it to the file that torch's agent names for that; the agent adds how each process ended.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tune.utils.lost_connection import is_lost_connection
 # A finished step, saved because it was asked for by a signal: no failure, and nothing to start again after.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_CODES = frozenset(128 + signum for signum in STOP_SIGNALS)
+RUN_HEADING = "--- rank "  # how the lines of one run begin in a log that holds several
 
 _USUAL_CAUSES: dict[int, str] = {
     signal.SIGKILL: ": often the kernel's out-of-memory killer (`dmesg` names its victims)",
@@ -35,55 +36,43 @@ class RankEnd:
 
     Args:
         rank: its number among all.
-        time: seconds since the epoch.
+        timestamp: seconds since the epoch.
         kind: "done"; "stopped" on request, in order; "aborted" on request, at once; "lost": another rank was gone;
-            "failed"; "killed" by a signal that nobody here sent.
+            "failed"; "killed" by a signal.
         code: its exit code, 128 plus the signal's number where that ended it.
-        text: what it has to say: the `error:` block, after a traceback where that helps.
+        message: what it has to say: the `error:` block, after a traceback where that helps.
     """
 
     rank: int
-    time: float
+    timestamp: float
     kind: str
     code: int
-    text: str = ""
+    message: str = ""
 
 
-@dataclass(frozen=True)
-class RankStart:
-    """A rank that has started: its process, and where its output goes (None: to the terminal)."""
-
-    rank: int
-    world_size: int
-    pid: int
-    log: str | None
-    log_offset: int = 0
-
-
-def write_record(path: Path, record: RankEnd | RankStart) -> None:
-    """Write a record so that a reader finds all of it or none."""
+def write_end(path: Path, end: RankEnd) -> None:
+    """Write how a rank ended so that a reader finds all of it or nothing."""
     staged = path.with_name(f".{path.name}")
-    staged.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    staged.write_text(json.dumps(asdict(end)), encoding="utf-8")
     staged.replace(path)
 
 
-def read_start(path: Path) -> RankStart:
-    """Return the record of a start."""
-    return RankStart(**json.loads(path.read_text(encoding="utf-8")))
+def read_end(path: Path, rank: int, log: Path | None, status: int, timestamp: float) -> RankEnd:
+    """Return how a rank ended: what it wrote, or else what its process shows.
 
-
-def read_end(path: Path) -> RankEnd:
-    """Return the record of an end."""
-    return RankEnd(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def end_of_process(start: RankStart, time: float, status: int) -> RankEnd:
-    """Return the end of a rank that left no record; `status` is negative for a signal, as in `subprocess`."""
+    Args:
+        path: the file that `write_end` was given, if the rank came that far.
+        rank: its number among all.
+        log: where its output went; None for the terminal.
+        status: the exit code, negative for a signal, as in `subprocess`.
+        timestamp: when the agent saw the end.
+    """
+    if path.exists():
+        return RankEnd(**json.loads(path.read_text(encoding="utf-8")))
     if status >= 0:
-        return RankEnd(start.rank, time, "failed" if status else "done", status)
-    if -status == signal.SIGABRT and is_lost_connection(read_tail(start)):
-        return RankEnd(start.rank, time, "lost", 128 - status)
-    return RankEnd(start.rank, time, "killed", 128 - status)
+        return RankEnd(rank, timestamp, "failed" if status else "done", status)
+    is_lost = status == -signal.SIGABRT and is_lost_connection(read_tail(log))
+    return RankEnd(rank, timestamp, "lost" if is_lost else "killed", 128 - status)
 
 
 def find_first(ends: Sequence[RankEnd]) -> RankEnd | None:
@@ -91,66 +80,65 @@ def find_first(ends: Sequence[RankEnd]) -> RankEnd | None:
 
     None where all are done.
     """
-    in_order = sorted(ends, key=lambda end: end.time)
-    real = [end for end in in_order if end.kind == "failed" or _is_killed_from_outside(end, in_order)]
-    others = [end for end in in_order if end.kind not in ("done", "failed")]
-    return next(iter(real or others), None)
+    begin = min((end.timestamp for end in ends if end.kind != "done"), default=0.0)
+
+    def order(end: RankEnd) -> tuple[int, float]:
+        by_agent = end.code == 128 + signal.SIGTERM or end.timestamp - begin > _ENDED_BY_AGENT_S
+        if end.kind == "failed" or (end.kind == "killed" and not by_agent):
+            # gloo and NCCL abort where a peer has gone
+            return (1 if end.code == 128 + signal.SIGABRT else 0), end.timestamp
+        return 2, end.timestamp
+
+    return min((end for end in ends if end.kind != "done"), key=order, default=None)
 
 
-def _is_killed_from_outside(end: RankEnd, in_order: Sequence[RankEnd]) -> bool:
-    """Tell whether a signal that ended a rank is news, and not the end of what another rank began."""
-    earlier = [other for other in in_order if other.kind != "done" and other.time < end.time]
-    if end.kind != "killed":
-        return False
-    if end.code == 128 + signal.SIGTERM:
-        return not earlier
-    return not earlier or end.time - earlier[0].time < _ENDED_BY_AGENT_S
-
-
-def read_tail(start: RankStart) -> str:
-    """Return the last lines that a rank wrote to its log."""
-    if start.log is None:
+def read_tail(log: Path | None) -> str:
+    """Return the last lines that a rank wrote to its log in this run."""
+    if log is None:
         return ""
     try:
-        with open(start.log, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(start.log_offset, size - _TAIL_BYTES))
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
     # A progress bar draws over its own line: only what it showed last is of interest.
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.rstrip().replace("\r\n", "\n").split("\n")]
-    return "\n".join(lines[-_TAIL_LINES:])
+    headings = [number for number, line in enumerate(lines) if line.startswith(RUN_HEADING)]
+    return "\n".join(lines[headings[-1] + 1 if headings else 0 :][-_TAIL_LINES:])
 
 
-def explain(first: RankEnd, ends: Sequence[RankEnd], start: RankStart | None, host: str) -> str:
+def explain(first: RankEnd, ends: Sequence[RankEnd], world_size: int, log: Path | None, host: str) -> str:
     """Return what the user reads about the rank that ended the run: its error, then which one it was.
 
     Args:
         first: that rank's end.
         ends: those of all ranks of this machine.
-        start: that rank's start, or None where it never got that far.
+        world_size: the number of ranks on all machines.
+        log: where that rank's output went; None for the terminal.
         host: this machine's name.
     """
-    rank = f"rank {first.rank}" + (f" of {start.world_size}" if start else "") + f" on {host}"
-    log = f"its whole output: {start.log}" if start and start.log else ""
-    if first.kind == "lost" and start and start.world_size > len(ends):
+    rank = f"rank {first.rank} of {world_size} on {host}"
+    output = f"its whole output: {log}" if log else ""
+    if first.kind == "lost" and world_size > len(ends):
         ranks = "all ranks here" if len(ends) > 1 else rank
         text = f"error: {ranks} lost the connection to the others; the failure itself is on another machine"
-        return "\n".join([text, *first.text.strip().split("\n")[-1:], *([f"({log})"] if log else [])])
-    if first.text:
-        same = len(ends) > 1 and all(end.text == first.text for end in ends)
+        return "\n".join(
+            [text, *first.message.strip().split("\n")[-1:], *([f"({output})"] if output else [])]
+        )
+    if first.message:
+        same = len(ends) > 1 and all(end.message == first.message for end in ends)
         who = f"all {len(ends)} ranks on {host} ended with this" if same else f"{rank} failed first"
-        return f"{first.text.rstrip()}\n({who}; exit code {first.code}{'; ' + log if log else ''})"
+        return f"{first.message.rstrip()}\n({who}; exit code {first.code}{'; ' + output if output else ''})"
     if first.kind == "killed":
         text = f"error: {rank} was killed by {_signal_name(first.code - 128)}"
         text += _USUAL_CAUSES.get(first.code - 128, "")
     else:
         text = f"error: {rank} ended with exit code {first.code}"
-    tail = read_tail(start) if start else ""
+    tail = read_tail(log)
     if tail:
         text += "\nits last lines:\n" + "\n".join(f"  {line}" for line in tail.split("\n"))
-    return text + (f"\n({log})" if log else "")
+    return text + (f"\n({output})" if output else "")
 
 
 def _signal_name(number: int) -> str:

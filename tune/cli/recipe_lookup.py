@@ -113,20 +113,15 @@ def _own_target(file: Path, importing: bool) -> Target:
     if dotpath is None or not (importing or "." in dotpath):
         return Target(file, None, None, is_own=True)
     add_to_path(file)
-    if "." not in dotpath:
-        params = getattr(_import_file(file), dotpath, None)
-        return Target(file, None, params if isinstance(params, type) else None, is_own=True)
-    for recipe in RECIPES:
-        if recipe.params == dotpath:
-            return Target(file, recipe, recipe.load_params(), is_own=True)
+    recipe = next((recipe for recipe in RECIPES if recipe.params == dotpath), None)
     module, _, name = dotpath.rpartition(".")
     try:
-        params = getattr(importlib.import_module(module), name)
+        params = getattr(importlib.import_module(module) if module else _import_file(file), name)
     except (ImportError, AttributeError) as error:
         raise TuneError(
             f"{file} takes its params from {dotpath}, which cannot be imported: {error}"
         ) from error
-    return Target(file, None, params if isinstance(params, type) else None, is_own=True)
+    return Target(file, recipe, params if isinstance(params, type) else None, is_own=True)
 
 
 def _import_file(file: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -24,19 +25,18 @@ from tune.cli.arguments import (
 )
 from tune.cli.catalogue import find_config, find_recipe, list_configs
 from tune.cli.exit_codes import EXIT_BAD_USAGE
-from tune.cli.gpus import count_gpus
 from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
 from tune.cli.recipe_lookup import Target, find_target
-from tune.cli.run_file import execute
+from tune.cli.run_file import Program, execute
 from tune.cli.terminal import paint, report_warning
-from tune.cli.torch_logging import importing_quietly
+from tune.cli.torch_logging import count_gpus, importing_quietly
 from tune.cli.validate import print_problems, resolve_for
 from tune.utils.exclusions import split_processes
 from tune.utils.paths import expand_path
 from tune.utils.ranks import get_world_size
 
 if TYPE_CHECKING:
-    from tune.config.resolve import Resolution
+    from tune.config.resolution import Resolution
 
 RESUME = "resume_from_checkpoint"  # set when a failed run is started again
 SHARED_WORK = "data_parallel_shard_dim"  # a parameter of the recipes that many processes work on together
@@ -63,6 +63,7 @@ def run(given: Given) -> int:
     _refuse_what_is_not_understood(target, given)
     plan = read_plan(given)
     log_dir: Path | None = None
+    resolution: Resolution[Any] | None = None
     if target.params is not None:
         resolution = resolve_for(target, config, given)
         if not resolution.ok:
@@ -90,14 +91,14 @@ def run(given: Given) -> int:
         )
     else:
         plan = settle(plan, None, count_gpus, is_run=False)  # which device it uses only the file knows
-    arguments = _forwarded(given, config)
+    program = _program(target, config, given, resolution)
     if not plan.needs_launcher:
-        return execute(target.file, arguments, is_own=target.is_own)
+        return execute(program)
     with importing_quietly():
-        from tune.cli.launch import Job, launch  # imports torch
+        from tune.cli.launch import launch  # imports torch
 
-    again = _resuming(target, given, config)
-    return launch(Job(target.file, target.is_own, arguments, again, log_dir), plan)
+    again = _resuming(program, target, config, given) if plan.max_restarts else program
+    return launch(program, plan, again=again, log_dir=log_dir)
 
 
 def _find_config(name: str) -> Path:
@@ -116,9 +117,10 @@ def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
     if given.unknown:
         raise UsageError(unknown_option(COMMAND, *given.unknown[0]))
     for word in given.operands[1:]:
-        hint = (
-            f"; a config is given with --config {word}" if _is_config(word) else " (quoted if it has spaces)"
-        )
+        hint = " (quoted if it has spaces)"
+        with contextlib.suppress(UsageError):
+            find_config(word)
+            hint = f"; a config is given with --config {word}"
         raise UsageError(f"{word!r} is not an override: write key=value{hint}")
 
 
@@ -144,14 +146,6 @@ def _refuse_another_mesh(plan: LaunchPlan, params: Any) -> None:
     split_processes(replace(params.process_choices(), world_size=world_size))
 
 
-def _is_config(word: str) -> bool:
-    try:
-        find_config(word)
-    except UsageError:
-        return False
-    return True
-
-
 def _refuse_another_recipes_config(
     resolution: Resolution[Any], target: Target, config: str | None, given: Given
 ) -> None:
@@ -166,30 +160,40 @@ def _refuse_another_recipes_config(
         )
 
 
-def _forwarded(given: Given, config: Path | None, without: str = "") -> list[str]:
-    """Return the arguments for the recipe itself: all but ours, and the config as a path it can open.
-
-    Args:
-        without: a parameter whose overrides are left out as well.
-    """
+def _forwarded(given: Given, config: Path | None) -> list[str]:
+    """Return the arguments for the recipe itself: all but ours, and the config as a path it can open."""
     arguments: list[str] = []
     for token, value in given.tokens:
-        if token in LAUNCH_FLAGS or (without and (value or token).startswith(f"{without}=")):
-            continue
         if token == CONFIG.flags[0]:
             arguments += [token, str(config)]
-        else:
+        elif token not in LAUNCH_FLAGS:
             arguments += [token] if value is None else [token, value]
     return arguments
 
 
-def _resuming(target: Target, given: Given, config: Path | None) -> list[str]:
-    """Return the arguments for a run that goes on after a failure, as far as the recipe can."""
+def _program(
+    target: Target, config: Path | None, given: Given, resolution: Resolution[Any] | None
+) -> Program:
+    """Return what is to be run; the recipe need not resolve again what is known whole."""
+    is_for_recipe = given.unknown or given.operands[1:]  # to judge the rest
+    if is_for_recipe or (target.recipe is None and hasattr(target.params, "recipe_names")):
+        resolution = None
+    return Program(
+        target.file, target.is_own, _forwarded(given, config), resolution, tuple(given.all("trust"))
+    )
+
+
+def _resuming(program: Program, target: Target, config: Path | None, given: Given) -> Program:
+    """Return the program for a run that goes on after a failure, as far as the recipe can."""
     from tune.config.params import fields_of
 
     if target.params is None or RESUME not in fields_of(target.params):
-        return _forwarded(given, config)
-    return [*_forwarded(given, config, without=RESUME), f"{RESUME}=true"]
+        return program
+    overrides = [item for item in given.overrides if not item.startswith(f"{RESUME}=")]
+    tokens = [item for item in given.tokens if not (item[1] or item[0]).startswith(f"{RESUME}=")]
+    resume = f"{RESUME}=true"
+    given = replace(given, overrides=[*overrides, resume], tokens=[*tokens, (resume, None)])
+    return _program(target, config, given, resolve_for(target, config, given))
 
 
 def _hint_at_configs(target: Target, config: Path | None) -> None:
@@ -227,7 +231,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     """Print every parameter of a recipe; with a config or overrides also its value and where that came from."""
     if target.params is None:
         # Only the recipe itself can say: its own parser prints the help.
-        return execute(target.file, [*_forwarded(given, config), "--help"], is_own=target.is_own)
+        return execute(Program(target.file, target.is_own, [*_forwarded(given, config), "--help"]))
     from tune.cli.show import describe_values, format_parameters
     from tune.config.params import fields_of
 

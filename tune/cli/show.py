@@ -10,7 +10,7 @@ from tune.config.component import COMPONENT_KEY, Component
 from tune.config.describe import type_text
 from tune.config.dump import scalar
 from tune.config.params import ParamInfo
-from tune.config.resolve import Resolution
+from tune.config.resolution import Resolution
 
 
 def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[str]] | None = None) -> str:

@@ -1,8 +1,7 @@
-"""Keeping torch's launcher from telling in pages what we say in a line."""
+"""Importing torch where nothing but an error of its C++ parts is to be seen."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +26,9 @@ def importing_quietly() -> Iterator[None]:
         del os.environ[_LEVEL]
 
 
-def silence_elastic() -> None:
-    """Keep the agent's log to itself, unless it was asked for: it says in forty lines what we say in one."""
-    if "LOGLEVEL" not in os.environ:
-        logger = logging.getLogger("torch.distributed")
-        for handler in list(logger.handlers):  # torch puts its own here
-            logger.removeHandler(handler)
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False
+def count_gpus() -> int:
+    """Return how many GPUs torch sees; for a launcher, which imports torch anyway."""
+    with importing_quietly():
+        import torch
+
+    return torch.cuda.device_count()

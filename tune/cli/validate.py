@@ -18,7 +18,7 @@ from tune.config.diagnostics import Diagnostic, Source, to_json
 from tune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tune.config.resolve import Resolution
+    from tune.config.resolution import Resolution
 
 _OF_THE_PARAMS = ("unknown-key", "missing-required", "inconsistent")
 

@@ -14,6 +14,7 @@ from tune.config.diagnostics import ordered, render_all, shorten
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.nodes import without_entry
 from tune.config.overrides import is_override
+from tune.config.resolution import Resolution, handed_over
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
 from tune.config.short_forms import expand_short_forms
 from tune.config.suggestions import nearest
@@ -147,6 +148,10 @@ class TuneArgumentParser(argparse.ArgumentParser):
                 "parse_params needs to know the params class: TuneArgumentParser(params=MyParams)"
             )
         given = list(sys.argv[1:] if argv is None else argv)
+        resolution = handed_over(self.params_cls, given)  # by `tune run`, which has judged them
+        if resolution is not None:
+            self._report(resolution)
+            return resolution.params
         own, overrides, rest = self._read_own(given)
         # what is no option and no override is shown among the other problems
         overrides += _joined(rest)
@@ -160,9 +165,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
             recipe=names[0] if names else None,
             recipe_aliases=(*names, sys.argv[0]),
         )
-        report = resolution.report(color=sys.stderr.isatty())
-        if report:
-            self._print_message(report + "\n", sys.stderr)
+        self._report(resolution)
         if not resolution.ok:
             if own.config is None:
                 self._print_message("\nNo --config was given.\n", sys.stderr)
@@ -208,6 +211,11 @@ class TuneArgumentParser(argparse.ArgumentParser):
         except ConfigError as error:
             self.error(str(error))
         return own, overrides, rest
+
+    def _report(self, resolution: Resolution[Any]) -> None:
+        report = resolution.report(color=sys.stderr.isatty())
+        if report:
+            self._print_message(report + "\n", sys.stderr)
 
     def _near_option(self, argument: str) -> str | None:
         """One of this parser's own options that `argument` is a misspelling or abbreviation of."""

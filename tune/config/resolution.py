@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -145,3 +146,29 @@ def log_config(recipe_name: str, params: Any, logger: logging.Logger | None = No
     """
     target = logger if logger is not None else logging.getLogger("tune")
     target.info("Running %s with the resolved configuration:\n\n%s", recipe_name, dump_params(params))
+
+
+_handed_over: tuple[Resolution[Any], list[str]] | None = None
+
+
+@contextmanager
+def handing_over(resolution: Resolution[Any] | None, arguments: Sequence[str]) -> Iterator[None]:
+    """In here a recipe that reads `arguments` gets `resolution`, instead of resolving them once more."""
+    global _handed_over
+    if resolution is None:
+        yield
+        return
+    remember(resolution)
+    _handed_over = resolution, list(arguments)
+    try:
+        yield
+    finally:
+        _handed_over = None
+
+
+def handed_over(params_cls: type[T], arguments: Sequence[str]) -> Resolution[T] | None:
+    """Return what `arguments` have been resolved to for a recipe with these params, or None."""
+    if _handed_over is None or _handed_over[1] != list(arguments):
+        return None
+    resolution = _handed_over[0]
+    return resolution if type(resolution.params) is params_cls else None
