@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tune.errors import TuneError
+from tune.utils.escape import escape_lines
 
 R = TypeVar("R")
 
@@ -52,7 +53,7 @@ def parse(function: Callable[[Any], R]) -> Callable[..., R]:
         try:
             return function(params)
         except TuneError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {escape_lines(error)}\n")
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
