@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from tune.config.diagnostics import printable
+from tune.utils.escape import escape_lines
 
 _STYLES = {
     "bold": "\x1b[1m",
@@ -44,7 +44,7 @@ def report_warning(message: str) -> None:
 
 
 def _report(word: str, style: str, message: str) -> None:
-    lines = [printable(line) for line in message.strip().split("\n")]
+    lines = escape_lines(message.strip()).split("\n")
     sys.stderr.write("\n".join([f"{paint(word + ':', style, sys.stderr)} {lines[0]}", *lines[1:]]) + "\n")
     sys.stderr.flush()
 

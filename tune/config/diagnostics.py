@@ -6,15 +6,13 @@ is known, a suggestion: the text that may replace what the place points at (a ke
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tune.utils.escape import escape_control
+
 _MAX_SNIPPET = 110
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _RED, _YELLOW, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;33m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 
 
@@ -121,7 +119,7 @@ def problem(
 
 def printable(text: object) -> str:
     """`text` with what would disturb a terminal (control and direction characters, lone surrogates) spelt out."""
-    return _UNPRINTABLE.sub(lambda m: m.group().encode("unicode_escape").decode(), str(text))
+    return escape_control(text)
 
 
 def shorten(text: str, limit: int = 60) -> str:

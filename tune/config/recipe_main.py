@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from tune.config.diagnostics import problem
 from tune.config.params import ParamsError
 from tune.errors import TuneError
+from tune.utils.escape import escape_lines
 
 R = TypeVar("R")
 
@@ -56,7 +57,7 @@ def parse(function: Callable[[Any], R]) -> Callable[..., R]:
         try:
             return function(params)
         except TuneError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {escape_lines(error)}\n")
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tune.errors import ConfigError, DataError
+from tune.utils.escape import escape_control
 
 # prompt column, answer columns, columns of further text for the prompt
 _INSTRUCTION_FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -17,6 +18,8 @@ _INSTRUCTION_FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] =
 )
 _PROMPT_NAMES = ("instruction", "prompt", "question")
 _ANSWER_NAMES = ("output", "completion", "response", "answer")
+# Names that a misspelt one is compared with, for comparing takes long.
+_MAX_COMPARED, _MAX_COMPARED_LENGTH = 1000, 100
 _CHAT_NAMES = ("messages", "conversations", "conversation")
 
 
@@ -35,7 +38,7 @@ class InstructionColumns:
     def describe(self, columns: Sequence[str]) -> str:
         """Return how the columns of some data are read, those that are not used among them."""
         unused = [name for name in columns if name not in (self.prompt, self.answer, self.context)]
-        return f"{self}{f', unused: {_listed(unused)}' if unused else ''}"
+        return f"{self}{f', unused: {list_names(unused)}' if unused else ''}"
 
 
 def find_instruction_columns(
@@ -99,7 +102,7 @@ def find_conversation_column(
     if _known_formats(columns):
         hint = ". These look like prompts and answers: use instruct_dataset"
     raise DataError(
-        f"no column of {source} holds conversations: found {_listed(columns)}, expected one of "
+        f"no column of {source} holds conversations: found {list_names(columns)}, expected one of "
         f"{', '.join(_CHAT_NAMES)}. Name it with dataset.conversation_column=COLUMN{hint}"
     )
 
@@ -119,7 +122,7 @@ def find_text_column(columns: Sequence[str], told: str | None = None, source: st
     if len(columns) == 1:
         return columns[0]
     raise DataError(
-        f"{source} has no column 'text': found {_listed(columns)}. Name it with dataset.column=COLUMN"
+        f"{source} has no column 'text': found {list_names(columns)}. Name it with dataset.column=COLUMN"
     )
 
 
@@ -150,7 +153,7 @@ def _read_map(
         else:
             raise ConfigError(
                 f"dataset.column_map has no part {part!r}; parts are {', '.join(_PROMPT_NAMES)}, input, "
-                f"{', '.join(_ANSWER_NAMES)}, each mapped to a column of the data ({_listed(columns)})"
+                f"{', '.join(_ANSWER_NAMES)}, each mapped to a column of the data ({list_names(columns)})"
             )
         if role in told:
             raise ConfigError(f"dataset.column_map names the {role} twice: {told[role]!r} and {column!r}")
@@ -173,7 +176,7 @@ def _complete(columns: Sequence[str], told: Mapping[str, str]) -> InstructionCol
         if len(found) != 1:
             raise DataError(
                 f"dataset.column_map leaves the {role} open, and {'several columns' if found else 'no column'} "
-                f"could hold it: {_listed(found or columns)}. Name it in the map too"
+                f"could hold it: {list_names(found or columns)}. Name it in the map too"
             )
         chosen[role] = found[0]
     context = chosen.get("context") or _literal_input(columns, chosen)
@@ -187,13 +190,14 @@ def _literal_input(columns: Sequence[str], told: Mapping[str, str]) -> str | Non
 
 def _check_exists(column: str, columns: Sequence[str], setting: str) -> None:
     if column not in columns:
-        near = difflib.get_close_matches(str(column), columns, n=1)
+        short = [name for name in columns[:_MAX_COMPARED] if len(name) <= _MAX_COMPARED_LENGTH]
+        near = difflib.get_close_matches(str(column)[:_MAX_COMPARED_LENGTH], short, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{setting} is {column!r}, but the data has {_listed(columns)}{hint}")
+        raise ConfigError(f"{setting} is {column!r}, but the data has {list_names(columns)}{hint}")
 
 
 def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str) -> str:
-    text = f"cannot tell which columns of {source} hold prompts and answers: found {_listed(columns)}. "
+    text = f"cannot tell which columns of {source} hold prompts and answers: found {list_names(columns)}. "
     chat = [name for name in _CHAT_NAMES if name in columns]
     if chat:
         return text + f"{chat[0]!r} looks like conversations: use chat_dataset (in a config: dataset=chat)"
@@ -215,7 +219,7 @@ def _parts(input_is_context: bool, example: InstructionColumns | None = None) ->
     return f"{'instruction' if input_is_context else 'input'}: {prompt}, output: {answer}"
 
 
-def _listed(columns: Sequence[str]) -> str:
-    names = [name[:60] if name.strip() else repr(name) for name in columns[:12]]
-    shown = ", ".join(names) + (", ..." if len(columns) > 12 else "")
-    return shown or "no columns"
+def list_names(columns: Sequence[str], limit: int = 12) -> str:
+    """Return the names of columns, fit for a message: no more than `limit`, none too long."""
+    names = [escape_control(name, 60) if name.strip() else repr(name[:60]) for name in columns[:limit]]
+    return (", ".join(names) + (", ..." if len(columns) > limit else "")) or "no columns"

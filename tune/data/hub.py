@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +12,46 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from tune.data.files import Row
+from tune.data.arrow_stream import check_arrow
+from tune.data.columns import list_names
+from tune.data.files import DataFile, Row
+from tune.data.tables import table_rows
 from tune.errors import DataError
+from tune.utils.escape import escape_control
+
+_BATCH_ROWS = 1000
+_DICT_FILE = "dataset_dict.json"
+
+
+class LoadedRows:
+    """The rows of a dataset that `datasets` has loaded, without its decoding of pictures and sounds."""
+
+    def __init__(self, place: str, loaded: Any) -> None:
+        self._place = place
+        self._loaded = loaded
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def __iter__(self) -> Iterator[Row]:
+        # What an index picks is copied, one row or many.
+        at_once = _BATCH_ROWS if self._loaded._indices is None else 1
+        number = 0
+        try:
+            for table in self._loaded.with_format("arrow").iter(at_once):
+                for batch in table.to_batches():
+                    yield from table_rows(f"{self._place}, row", batch, number)
+                    number += batch.num_rows
+        except _failures() as error:
+            raise DataError(
+                f"{self._place} cannot be read beyond row {number:,}: {_first_lines(error)}"
+            ) from error
 
 
 def read_hub(
     source: str, split: str, name: str | None, revision: str | None, data_files: Any = None
-) -> Iterator[Row]:
-    """Yield the rows of a hub dataset, downloaded once and then read from the cache.
+) -> LoadedRows:
+    """Return the rows of a hub dataset, downloaded once and then read from the cache.
 
     Raises:
         DataError: it does not exist, is gated, has no such split or configuration, or cannot be reached.
@@ -36,20 +70,73 @@ def read_hub(
         raise DataError(_not_found(source, revision, str(error))) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         reason = connect(kind="dataset").explain(error, source, revision) or _first_lines(error)
-        raise DataError(
-            f"{source!r} is no local file or folder, and the Hugging Face hub could not be asked for a dataset of that "
-            f"name ({reason}). Without network, give a local json, jsonl, csv or parquet file as dataset.source"
-        ) from error
-    except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-        # Unknown splits and configurations come as ValueError, and the text lists those there are.
-        raise DataError(f"the dataset {source!r} cannot be loaded: {_first_lines(error)}") from error
+        raise DataError(_not_reached(source, reason)) from error
     except RuntimeError as error:
         # `datasets` runs no scripts since 4.0, and says so with a RuntimeError.
         raise DataError(
-            f"the dataset {source!r} cannot be loaded: {_first_lines(error)}. Where a dataset is a script, name one "
-            "that holds data files (dataset.source), or a local copy of its rows"
+            f"the dataset {escape_control(source, 200)!r} cannot be loaded: {_first_lines(error)}. Where a dataset is "
+            "a script, name one that holds data files (dataset.source), or a local copy of its rows"
         ) from error
-    return _rows(source, split, loaded)
+    except _failures() as error:
+        # Unknown splits and configurations come as ValueError, and the text lists those there are.
+        reason = connect(kind="dataset").explain(error, source, revision) or _first_lines(error)
+        raise DataError(f"the dataset {escape_control(source, 200)!r} cannot be loaded: {reason}") from error
+    return LoadedRows(f"{source} {split}", loaded)
+
+
+def read_addresses(kind: str, split: str, data_files: Any) -> LoadedRows:
+    """Return the rows of files of the web, downloaded once and then read from the cache.
+
+    Args:
+        kind: what they hold: json, jsonl, csv, parquet or text.
+        split: of those that `data_files` names, or "train".
+        data_files: addresses, also by split.
+
+    Raises:
+        DataError: one cannot be fetched or read.
+    """
+    import datasets
+
+    named = escape_control(data_files, 200)
+    try:
+        loaded = datasets.load_dataset(
+            "json" if kind == "jsonl" else kind, name=None, split=split, revision=None, data_files=data_files
+        )
+    except ImportError as error:
+        raise DataError(
+            f"{named} cannot be fetched: {_first_lines(error)}. Install what is missing (for http and https: "
+            "pip install aiohttp requests), or fetch the file yourself and give its path"
+        ) from error
+    except _failures() as error:
+        raise DataError(
+            f"{named} cannot be fetched or read as {kind}: {_first_lines(error)}. Check the address in a browser, or "
+            "fetch the file yourself and give its path"
+        ) from error
+    return LoadedRows(f"{named} {split}", loaded)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return every kind of exception that `datasets` ends in for data, addresses or answers it cannot use."""
+    import datasets
+    import pyarrow
+
+    from tune.utils.hub_access import HUB_FAILURES
+
+    web = sys.modules.get("aiohttp")  # asked for by the addresses that need it
+    return (
+        *HUB_FAILURES,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        OverflowError,
+        pyarrow.ArrowException,
+        datasets.exceptions.DatasetsError,
+        *([web.ClientError] if web else []),
+    )
 
 
 @contextmanager
@@ -82,25 +169,27 @@ def _offline_without_network() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def read_saved_to_disk(folder: Path, split: str) -> Iterator[Row]:
-    """Yield the rows of a dataset that `datasets` saved with `save_to_disk`."""
+def read_saved_to_disk(folder: Path, split: str) -> LoadedRows:
+    """Return the rows of a dataset that `datasets` saved with `save_to_disk`."""
     import datasets
 
+    named = escape_control(folder)
     try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} cannot be loaded as a saved dataset: {_first_lines(error)}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f"{folder} has no split {split!r}, only {', '.join(loaded)}")
-        loaded = loaded[split]
-    elif split != "train":
-        raise DataError(f"{folder} is saved without splits, so all of it is 'train'; there is no {split!r}")
-    return _rows(str(folder), split, loaded)
-
-
-def _rows(source: str, split: str, loaded: Any) -> Iterator[Row]:
-    return (Row(f"{source} {split}, row {number}", values) for number, values in enumerate(loaded, start=1))
+        if (folder / _DICT_FILE).is_file():
+            splits = json.loads((folder / _DICT_FILE).read_text(encoding="utf-8"))["splits"]
+            if split not in splits:
+                raise DataError(f"{named} has no split {split!r}, only {list_names(list(map(str, splits)))}")
+            folder = folder / split
+        elif split != "train":
+            raise DataError(
+                f"{named} is saved without splits, so all of it is 'train'; there is no {split!r}"
+            )
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for entry in [*state["_data_files"], *(state.get("_indices_data_files") or ())]:
+            check_arrow(DataFile(folder / entry["filename"]))
+        return LoadedRows(f"{named} {split}", datasets.load_from_disk(str(folder)))
+    except _failures() as error:
+        raise DataError(f"{named} cannot be loaded as a saved dataset: {_first_lines(error)}") from error
 
 
 def _not_found(source: str, revision: str | None, text: str) -> str:
@@ -111,13 +200,26 @@ def _not_found(source: str, revision: str | None, text: str) -> str:
     if "gated" in text.lower() or "authenticated" in text.lower():
         return hub.explain_gated(source)
     at = f" at revision {revision!r}" if revision else ""
+    named = escape_control(source, 200)
     return (
-        f"there is no dataset {source!r}{at} on the hub that you may read, and no local file or folder of that "
+        f"there is no dataset {named!r}{at} on the hub that you may read, and no local file or folder of that "
         "name. A local file is given by its path, such as ./data/train.jsonl; a private dataset needs a token: "
         f"{hub.ways_to_give_a_token}"
     )
 
 
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:400]}" if lines else type(error).__name__
+def _not_reached(source: str, reason: str) -> str:
+    named = escape_control(source, 200)
+    return (
+        f"{named!r} is no local file or folder, and the Hugging Face hub could not be asked for a dataset of "
+        f"that name ({reason}). Without network, give a local json, jsonl, csv or parquet file as "
+        "dataset.source"
+    )
+
+
+def _first_lines(error: BaseException) -> str:
+    # An error that wraps another says little itself.
+    while error.__cause__ is not None and type(error).__name__ == "DatasetGenerationError":
+        error = error.__cause__
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {escape_control(words, 400)}" if words else type(error).__name__

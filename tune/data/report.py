@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tune.utils.escape import escape_control
+
 # Places of dropped rows that a report names.
 _MAX_PLACES = 5
+_MAX_REASON = 1000
 
 
 @dataclass
@@ -59,7 +62,7 @@ class DataReport:
         """Count a row that is left out, and remembers the first few."""
         self.num_dropped += 1
         if len(self.dropped) < _MAX_PLACES:
-            self.dropped.append(f"{place}: {reason}")
+            self.dropped.append(f"{place}: {escape_control(reason, _MAX_REASON)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts, with `share_trained`, as plain values."""

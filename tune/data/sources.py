@@ -5,21 +5,30 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote
 
+from tune.data.columns import list_names
 from tune.data.files import Row
-from tune.data.hub import read_hub, read_saved_to_disk
+from tune.data.hub import read_addresses, read_hub, read_saved_to_disk
 from tune.data.rows import KINDS, TextUnit, file_kind, read_file
 from tune.errors import ConfigError, DataError
+from tune.utils.escape import escape_control
 from tune.utils.paths import expand_path
 from tune.utils.splits import parse_split
 
 DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 # What Hugging Face calls its builders for local files.
 _FILE_KINDS = ("json", "jsonl", "csv", "parquet", "text")
+_FILE_SCHEME = "file://"
+_ENDLESS = sys.maxsize
+_MAX_FILES = 1_000_000
+# Names that a misspelt one is compared with, for comparing takes long.
+_MAX_COMPARED = 5000
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,9 @@ class Source:
 
     def __str__(self) -> str:
         """Return the source as reports name it."""
-        parts = [self.source]
+        parts = [escape_control(self.source, 1000)]
         if self.data_files is not None:
-            parts.append(str(self.data_files))
+            parts.append(escape_control(self.data_files, 200))
         if self.split != "train":
             parts.append(self.split)
         if self.limit is not None:
@@ -72,18 +81,27 @@ class Source:
         try:
             rows = self._all_rows(split)
         except OSError as error:
-            raise DataError(f"cannot read {error.filename or self.source}: {error.strerror}") from error
+            name = escape_control(error.filename or self.source)
+            raise DataError(f"cannot read {name}: {error.strerror or error}") from error
         if start is not None or stop is not None:
-            rows = _slice(rows, start, stop)
-        return islice(rows, self.limit)
+            # Two passes rather than all rows in memory.
+            first, last = (
+                _resolve_range(start, stop, _count(rows))
+                if _needs_count(start, stop)
+                else (int(start or 0), int(stop) if stop else None)
+            )
+            return islice(
+                rows, first, last if self.limit is None else min(first + self.limit, last or _ENDLESS)
+            )
+        return islice(rows, None if self.limit is None else min(self.limit, _ENDLESS))
 
-    def _all_rows(self, split: str) -> Iterator[Row]:
+    def _all_rows(self, split: str) -> Iterable[Row]:
         if self.data_files is not None and self.source in _FILE_KINDS:
             if not _has_urls(self.data_files):
                 return self._read_files(
                     _expand_data_files(self.data_files, split, Path()), f"data_files of {split}"
                 )
-            return read_hub(self.source, split, self.name, self.revision, self.data_files)
+            return read_addresses(self.source, split, self.data_files)
         place = expand_path(self.source)
         if self.source in _FILE_KINDS and not place.exists():
             raise ConfigError(
@@ -106,7 +124,7 @@ class Source:
             raise DataError(_no_file(place, "file or folder"))
         return read_hub(self.source, split, self.name, self.revision, self.data_files)
 
-    def _read_folder(self, folder: Path, split: str) -> Iterator[Row]:
+    def _read_folder(self, folder: Path, split: str) -> Iterable[Row]:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return read_saved_to_disk(folder, split)
         if self.data_files is not None:
@@ -115,37 +133,58 @@ class Source:
             files = _files_of_split(folder, split)
         return self._read_files(files, str(folder))
 
-    def _read_files(self, files: Sequence[Path], what: str) -> Iterator[Row]:
+    def _read_files(self, files: Sequence[Path], what: str) -> Iterable[Row]:
         if not files:
-            raise DataError(f"{what} names no files")
+            raise DataError(f"{escape_control(what)} names no files")
         for file in files:
             if not file.is_file():
                 raise DataError(_no_file(file))
-        return (row for file in files for row in read_file(file, self.field, self.text_unit))
+        return _FileRows(files, self.field, self.text_unit)
 
 
-def _slice(rows: Iterator[Row], start: str | None, stop: str | None) -> Iterator[Row]:
-    bounds = (start or "", stop or "")
-    if not any(bound.startswith("-") or bound.endswith("%") for bound in bounds):
-        return islice(rows, int(start) if start else 0, int(stop) if stop else None)
-    held = list(rows)
+class _FileRows:
+    """The rows of files, read anew whenever they are asked for."""
+
+    def __init__(self, files: Sequence[Path], field: str | None, text_unit: TextUnit) -> None:
+        self._files, self._field, self._text_unit = files, field, text_unit
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for file in self._files for row in read_file(file, self._field, self._text_unit))
+
+
+def _count(rows: Iterable[Row]) -> int:
+    return len(rows) if isinstance(rows, Sized) else sum(1 for _ in rows)
+
+
+def _needs_count(*bounds: str | None) -> bool:
+    return any(bound and (bound.startswith("-") or bound.endswith("%")) for bound in bounds)
+
+
+def _resolve_range(start: str | None, stop: str | None, total: int) -> tuple[int, int]:
+    """Return the first row of a range, and the one after its last."""
 
     def place(bound: str | None) -> int | None:
         if not bound:
             return None
-        if bound.endswith("%"):
-            # Rounded as Hugging Face does, so that [:90%] and [90%:] share nothing and leave nothing out.
-            return round(int(bound[:-1]) * len(held) / 100)
-        return int(bound)
+        # Rounded as Hugging Face does, so that [:90%] and [90%:] share nothing and leave nothing out.
+        return round(int(bound[:-1]) * total / 100) if bound.endswith("%") else int(bound)
 
-    return iter(held[place(start) : place(stop)])
+    first, last, _ = slice(place(start), place(stop)).indices(total)
+    return first, max(first, last)
 
 
 def _has_urls(data_files: DataFiles) -> bool:
     if isinstance(data_files, Mapping):
         return any(_has_urls(files) for files in data_files.values())
     names = [data_files] if isinstance(data_files, str) else data_files
-    return any("://" in name for name in names)
+    return any("://" in name and not name.startswith(_FILE_SCHEME) for name in names)
+
+
+def _local_path(name: str) -> Path:
+    """Return the path that an entry of `data_files` means, which may be an address of this machine."""
+    if name.startswith(_FILE_SCHEME):
+        return Path(unquote(name.removeprefix(_FILE_SCHEME).removeprefix("localhost")))
+    return expand_path(name)
 
 
 def _expand_data_files(data_files: DataFiles, split: str, folder: Path) -> list[Path]:
@@ -163,13 +202,19 @@ def _expand_data_files(data_files: DataFiles, split: str, folder: Path) -> list[
         )
     files: list[Path] = []
     for name in [data_files] if isinstance(data_files, str) else data_files:
-        path = folder / expand_path(name)
+        path = folder / _local_path(name)
         if not any(mark in name for mark in "*?[") or path.is_file():
             files.append(path)
             continue
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        found = glob.iglob(str(path), recursive=True)
+        matches = sorted(Path(match) for match in islice(found, _MAX_FILES + 1))
         if not matches:
-            raise DataError(f"no file matches {path}")
+            raise DataError(f"no file matches {escape_control(path)}")
+        if len(matches) > _MAX_FILES:
+            raise DataError(
+                f"more than {_MAX_FILES:,} files match {escape_control(path)}, the most that one dataset may have; put "
+                "them together into fewer files"
+            )
         files += matches
     return files
 
@@ -177,8 +222,8 @@ def _expand_data_files(data_files: DataFiles, split: str, folder: Path) -> list[
 def _check_single_file(file: Path, split: str) -> None:
     if split != "train":
         raise ConfigError(
-            f"dataset.split is {split!r}, but the single file {file} is all 'train'; give the file that holds "
-            f"the {split} rows as the source, or take a range of this one: split=train[90%:]"
+            f"dataset.split is {split!r}, but the single file {escape_control(file)} is all 'train'; give the file "
+            f"that holds the {split} rows as the source, or take a range of this one: split=train[90%:]"
         )
 
 
@@ -192,7 +237,7 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     # Configuration and notes that often stand beside the data.
     files = [file for file in files if file.name not in ("dataset_info.json", "dataset_infos.json")]
     if not files:
-        raise DataError(f"the folder {folder} holds no data files ({', '.join(KINDS)})")
+        raise DataError(f"the folder {escape_control(folder)} holds no data files ({', '.join(KINDS)})")
     named: dict[str, list[Path]] = {}
     for file in files:
         named.setdefault(_split_of(file.relative_to(folder)), []).append(file)
@@ -201,12 +246,12 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     wanted = named.get(_SPLIT_ALIASES.get(split, split), [])
     if not wanted:
         known = ", ".join(sorted(name or "(files that name no split)" for name in named))
-        raise DataError(f"the folder {folder} has no files of split {split!r}; found {known}")
+        raise DataError(f"the folder {escape_control(folder)} has no files of split {split!r}; found {known}")
     kinds = {file_kind(file) for file in wanted}
     if len(kinds) > 1:
         raise DataError(
-            f"the folder {folder} mixes kinds of files for split {split!r} "
-            f"({', '.join(file.name for file in wanted[:6])}); name one file as the source, or use data_files"
+            f"the folder {escape_control(folder)} mixes kinds of files for split {split!r} "
+            f"({list_names([file.name for file in wanted], 6)}); name one file as the source, or use data_files"
         )
     return wanted
 
@@ -241,11 +286,14 @@ def _looks_like_a_path(source: str) -> bool:
 
 def _no_file(path: Path, wanted: str = "file") -> str:
     """Return what is at a path that leads to no file."""
+    name = escape_control(path)
     if path.is_symlink() and not path.exists():
-        return f"{path} is a link to {path.readlink()}, which leads nowhere"
+        return f"{name} is a link to {escape_control(path.readlink())}, which leads nowhere"
     if path.exists():
-        return f"{path} is neither a file nor a folder" if not path.is_dir() else f"{path} is a folder"
+        return f"{name} is neither a file nor a folder" if not path.is_dir() else f"{name} is a folder"
     if not path.parent.is_dir():
-        return f"there is no {wanted} {path} (nor a folder {path.parent})"
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"there is no {wanted} {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        return f"there is no {wanted} {name} (nor a folder {escape_control(path.parent)})"
+    entries = [entry.name for entry in islice(path.parent.iterdir(), _MAX_COMPARED)]
+    near = difflib.get_close_matches(path.name, entries, n=1)
+    hint = f"; did you mean {escape_control(path.parent / near[0])}?" if near else ""
+    return f"there is no {wanted} {name}{hint}"

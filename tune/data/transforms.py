@@ -6,14 +6,16 @@ not fit raises `DataError` that says what is wrong with it; datasets add the pla
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from tune.data.columns import list_names
+from tune.data.json_text import parse
 from tune.data.rows import describe
 from tune.errors import DataError
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.templates import AlpacaInstructTemplate
+from tune.utils.escape import escape_control
 
 _OPENAI_ROLES: dict[str, Role] = {
     "system": "system",
@@ -184,7 +186,9 @@ def _chat_messages(
             )
         role = roles.get(turn[keys[0]]) if isinstance(turn[keys[0]], str) else None
         if role is None:
-            raise DataError(f"{where} has the {keys[0]} {turn[keys[0]]!r}; known are {', '.join(roles)}")
+            raise DataError(
+                f"{where} has the {keys[0]} {_named(turn[keys[0]])}; known are {', '.join(roles)}"
+            )
         if role == "system" and system:
             continue
         masked = (role != "assistant" and not train_on_input) or turn.get("weight") == 0
@@ -202,6 +206,10 @@ def _chat_messages(
         )
     validate_messages(messages)
     return {"messages": messages}
+
+
+def _named(role: Any) -> str:
+    return repr(role[:40]) if isinstance(role, str) else describe(role)
 
 
 def _label(turn: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -228,7 +236,9 @@ def _tool_calls(calls: Any, where: str) -> tuple[dict[str, Any], ...]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             # Columns of parquet files cannot hold objects of varying keys, and OpenAI writes text as well.
-            arguments = _json(arguments, f"{where} calls {function['name']} with arguments that are")
+            arguments = _json(
+                arguments, f"{where} calls {escape_control(function['name'], 60)} with arguments that are"
+            )
         parts = {key: value for key, value in function.items() if value is not None}
         rest = {} if function is call else {key: value for key, value in call.items() if value is not None}
         read.append({"type": "function", **rest, "function": {**parts, "arguments": arguments or {}}})
@@ -249,8 +259,8 @@ def _tools(row: Mapping[str, Any]) -> list[Any]:
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse(text)
+    except ValueError as error:
         raise DataError(f"{what} no JSON: {describe(text)}") from error
 
 
@@ -268,7 +278,7 @@ def _content(value: Any, where: str) -> str:
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
-        raise DataError(f"has no column {column!r} (it has {', '.join(map(str, row)) or 'none'})")
+        raise DataError(f"has no column {column!r} (it has {list_names(list(map(str, row)))})")
     return row[column]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from tune.data import DataReport, Row, Source, TokenStore
@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 OnBadRows = Literal["error", "drop"]
 # Rows looked at to learn which columns there are: optional ones may be missing from the first.
 _NUM_PEEKED = 1000
+_PEEKED_BYTES = 64 << 20
 _NUM_BETWEEN_NEWS = 100_000
 # Faulty rows after which reading stops: the file is of another kind.
 _NUM_COLLECTED = 1000
@@ -45,7 +46,7 @@ class RowReader:
         self.report = DataReport(source=str(source) if isinstance(source, Source) else "the rows given")
         self._drop = on_bad_rows == "drop"
         rows = source.rows() if isinstance(source, Source) else _number(source)
-        self._peeked = peeked = list(islice(rows, _NUM_PEEKED))
+        self._peeked = peeked = _peek(rows)
         self.columns = list(dict.fromkeys(str(name) for row in peeked for name in row.values))
         self._rows: Iterator[Row] = chain(peeked, rows)
         if not peeked:
@@ -136,6 +137,31 @@ def sequence_limit(tokenizer: Tokenizer, max_seq_len: int | None) -> int | None:
         )
     limits = [limit for limit in (max_seq_len, tokenizer.max_seq_len) if limit is not None]
     return min(limits) if limits else None
+
+
+def _peek(rows: Iterator[Row]) -> list[Row]:
+    """Return the first rows: fewer where they are large, for all of them are held."""
+    peeked: list[Row] = []
+    weight = 0
+    while len(peeked) < _NUM_PEEKED and weight < _PEEKED_BYTES and (row := next(rows, None)) is not None:
+        peeked.append(row)
+        weight += _weight(row.values)
+    return peeked
+
+
+def _weight(values: Any) -> int:
+    """Return about how many bytes of memory a row's values take."""
+    weight, held = 0, [values]
+    while held:
+        value = held.pop()
+        weight += 64
+        if isinstance(value, Mapping):
+            held += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            held += value
+        elif isinstance(value, str | bytes):
+            weight += len(value)
+    return weight
 
 
 def _number(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from tune.data import DataReport, Source, TokenStore, describe, find_text_column
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, add_example, check_learnable, sequence_limit
 from tune.errors import TokenizerError
+from tune.utils.escape import escape_control
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -49,13 +50,14 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         column = find_text_column(rows.columns, column, rows.report.source)
         self._store = TokenStore(tokenizer.vocab_size)
         self._report = rows.report
-        self._report.format = f"{column}, plain text"
+        shown = escape_control(column, 60)
+        self._report.format = f"{shown}, plain text"
         self._report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len)
         for place, values in rows:
             text = values.get(column)
             if not isinstance(text, str) or not text.strip():
                 found = "empty" if isinstance(text, str) else describe(text)
-                rows.reject(place, f"column {column!r} is {found}, expected text")
+                rows.reject(place, f"column {shown!r} is {found}, expected text")
                 continue
             try:
                 tokens = tokenizer.encode(text, add_bos=True, add_eos=add_eos)

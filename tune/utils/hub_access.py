@@ -32,11 +32,11 @@ http: Any = sys.modules[_http_error.__module__.partition(".")[0]]
 # What a request to the hub ends in that is no bug of ours.
 HUB_FAILURES: tuple[type[Exception], ...] = (
     http.HTTPError, http.InvalidURL, http.StreamError, ConnectionError, ssl.SSLError,
-    errors.HFValidationError, json.JSONDecodeError, UnicodeError,
+    errors.HFValidationError, json.JSONDecodeError, UnicodeError, RecursionError,
 )  # fmt: skip
 
 # What reading the answer of something else than a hub ends in.
-_NO_HUB = (json.JSONDecodeError, UnicodeError, KeyError, TypeError, AttributeError)
+_NO_HUB = (json.JSONDecodeError, UnicodeError, RecursionError, KeyError, TypeError, AttributeError)
 
 T = TypeVar("T")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from tune.utils.escape import escape_lines
 from tune.utils.ranks import is_rank_zero
 
 
@@ -34,7 +35,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.write(escape_lines(self.format(record)) + "\n")
             sys.stderr.flush()
         except (OSError, ValueError):  # a closed pipe must not end a training run
             self.handleError(record)
