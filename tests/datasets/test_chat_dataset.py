@@ -130,10 +130,6 @@ def test_the_template_of_the_training_is_saved(chat_folder, write, tmp_path: Pat
     again = from_checkpoint(saved)
     assert again.apply_chat_template(plain, add_generation_prompt=True) == asked
     assert set(again.stop_ids) == {1, end}
-    # One that came with the checkpoint stays its own.
-    own = from_checkpoint(chat_folder(LINES))
-    chat_dataset(own, source=write({"messages": TURNS}), prompt_template="chatml")
-    assert own.adopted_template is None
 
 
 def test_a_template_that_rewrites_answers_gives_several_examples(chat_folder, write):

@@ -80,6 +80,37 @@ def test_the_merged_model_is_base_and_adapter_together(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["lora", "dora", "rslora"]
+)
+@pytest.mark.parametrize(("stored", "written"), [("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+def test_an_exact_sum_is_rounded_once(
+    base: Path, tmp_path: Path, settings: dict[str, bool], stored: str, written: str
+) -> None:
+    halved = tmp_path / "base"
+    LlamaForCausalLM.from_pretrained(base, dtype=getattr(torch, stored)).save_pretrained(halved)
+    adapter = make_adapter(base, tmp_path / "adapter", **settings)  # in fp32
+    dtype = getattr(torch, written)
+    merge_adapter(adapter, halved, tmp_path / "merged", dtype)
+    ours = load_file(tmp_path / "merged/model.safetensors")
+    before, added = load_file(halved / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    scaling = 12 / (3**0.5 if "use_rslora" in settings else 3)
+    num_off = num_elements = 0
+    for name in (name for name in added if "lora_A" in name):
+        a, b = added[name].double(), added[name.replace("lora_A", "lora_B")].double()
+        path = name.removeprefix("base_model.model.").replace(".lora_A", "")
+        exact = before[path].double() + scaling * b @ a
+        if "use_dora" in settings:
+            lengths = added[name.replace("lora_A.weight", "lora_magnitude_vector")].double()
+            exact *= (lengths / exact.norm(dim=1))[:, None]
+        assert ours[path].dtype == dtype
+        num_off += int((ours[path] != exact.to(dtype)).sum())
+        num_elements += exact.numel()
+    assert num_elements == 2 * (48 * 48 + 48 * 50)
+    # An element that lies between two bf16 numbers, to the precision of fp32, may fall to either side.
+    assert num_off <= 2
+
+
 def test_from_the_command_line_base_and_name_are_found(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

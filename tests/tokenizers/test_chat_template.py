@@ -245,7 +245,7 @@ def test_files_that_cannot_be_read(chat_folder, tmp_path):
 @pytest.mark.parametrize(
     ("template", "kind", "says"),
     [
-        ("{% for m in messages %}", TokenizerError, "tokenizer_config.json is no Jinja template, line 1"),
+        ("{% for m in messages %}", TokenizerError, "tokenizer_config.json is no Jinja template: line 1: "),
         ("{{ 'x' | no_such_filter }}", TokenizerError, "No filter named 'no_such_filter'"),
         (
             "{{ raise_exception('roles must alternate') }}",

@@ -8,8 +8,9 @@ import tracemalloc
 import pytest
 
 from tune.errors import DataError, TokenizerError, TuneError
-from tune.tokenizers import chat_template_sandbox
+from tune.tokenizers import chat_template_render
 from tune.tokenizers.chat_template import ChatTemplate
+from tune.utils.workers import Worker
 
 MESSAGES = [{"role": "user", "content": "x" * 100}]
 
@@ -64,59 +65,50 @@ def test_the_conversation_is_not_changed(change):
     assert MESSAGES == [{"role": "user", "content": "x" * 100}]
 
 
+def doubled(use):
+    """Return a template that doubles a list 26 times, so that it is small until it is used."""
+    return (
+        "{% set a = namespace(x=['x']) %}{% for i in range(26) %}{% set a.x = [a.x, a.x] %}{% endfor %}" + use
+    )
+
+
 @pytest.mark.parametrize(
     "template",
     [
         "{{ 'x' * 999999999 }}",
         "{{ [1] * 999999999 }}",
-        "{{ 999999999 * 'x' }}",
-        "{{ (9 ** 9999) ** 9999 }}",
-        "{{ 'x'.center(999999999) }}",
+        "{{ ((9 ** 99999) ** 99999) % 7 }}",
         "{{ 'x' | center(999999999) }}",
-        "{{ 'x'.zfill(999999999) }}",
         "{{ '%999999999d' % 7 }}",
-        "{{ '%*d' % (999999999, 7) }}",
-        "{{ '{:>999999999}'.format(7) }}",
-        "{{ '{:>{}}'.format(7, 99999999) }}",
-        "{{ strftime_now('%999999999Y') }}",
-        "{{ 'x' | indent(999999999, true) }}",
-        "{{ messages | tojson(indent=999999) }}",
-        "{{ 'a\\tb'.expandtabs(999999999) }}",
-        "{{ range(999999999) | list }}",
-        "{{ [messages[0].content * 100000] * 99 | join }}",
+        "{{ '{:>{}}'.format(7, 999999999) }}",
+        "{{ messages | tojson(indent=9999999999) }}",
         "{{ ([messages[0].content * 100000] * 99) | join }}",
-        "{{ ''.join([messages[0].content * 100000] * 99) }}",
-        "{{ (messages[0].content * 10000).replace('x', 'y' * 100000) }}",
-        "{{ (messages[0].content * 10000) | replace('x', 'y' * 100000) }}",
         "{{ (messages[0].content * 10000).replace('', 'y' * 100000) }}",
+        "{{ ('a' * 999999).translate({97: 'x' * 99999}) | length }}",
+        "{{ ('\ufdfa' * 19000000).encode('punycode') | length }}",
         grow("{% set ns.s = ns.s + ns.s %}"),
-        grow("{% set ns.s = ns.s ~ ns.s %}"),
-        grow("{% set ns.s = '%s%s' % (ns.s, ns.s) %}"),
-        grow("{% set ns.s = '{}{}'.format(ns.s, ns.s) %}"),
         grow("{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
-        grow("{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = t %}"),
-        grow("{% set ns.s = [ns.s, ns.s] %}"),
-        grow("{% set ns.s = {'a': ns.s, 'b': ns.s} %}").replace(
-            "{{ ns.s }}{% end", "{{ ns.s | tojson }}{% end"
-        ),
-        grow("{% set ns.s = ns.s + (ns.s | list) | join %}"),
-        grow("{% filter upper %}{{ ns.s }}{% endfilter %}{% set ns.s = ns.s ~ ns.s ~ ns.s %}"),
+        grow("{% set ns.s = {'a': ns.s, 'b': ns.s} %}"),
+        doubled("{{ a.x | upper }}"),
+        doubled("{{ raise_exception(a.x) }}"),
+        doubled("{{ a.x == (a.x | tojson) }}{{ {(a.x | string): 1} }}"),
+        doubled(
+            "{% set b = namespace(x=['y']) %}{% for i in range(26) %}{% set b.x = [b.x, b.x] %}{% endfor %}"
+        )
+        + "{{ [a.x, b.x] | sort }}{{ a.x | map('list') | list }}{{ a.x | string | length }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{{ messages[0].content * 999 }}{% endfor %}",
         "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
-        "{% for i in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}",
-        "{{ lipsum(n=99999) }}",
-        "{% set tick = ''.format %}{% set _tick = tick %}"
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ lipsum(n=9999999) }}",
         "{{ ([[1]] * 999999) | sum(start=[]) | length }}",
-        "{{ ([{'a': [1]}] * 999999) | sum('a', []) | length }}",
+        "".join(
+            f"{{% block b{n} %}}{{{{ self.b{n + 1}() }}}}{{{{ self.b{n + 1}() }}}}{{% endblock %}}"
+            for n in range(40)
+        )
+        + "{% block b40 %}{% endblock %}",
     ],
 )
-def test_time_and_memory_have_bounds(template, monkeypatch):
-    # As in earnest, but so that the test is quick.
-    monkeypatch.setattr(chat_template_sandbox, "MAX_PASSES", 20_000)
-    monkeypatch.setattr(chat_template_sandbox, "MAX_CHARS", 2_000_000)
-    monkeypatch.setattr(chat_template_sandbox, "MAX_CHARS_MADE", 20_000_000)
+def test_time_and_memory_have_bounds(template, small_worker):
     started = time.process_time()  # of this process alone: the machine may be busy
     tracemalloc.start()
     try:
@@ -125,26 +117,20 @@ def test_time_and_memory_have_bounds(template, monkeypatch):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 5
     assert peak < 100e6
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value)) < 700
+    assert ChatTemplate("{{ messages[0].role }}").render(MESSAGES) == "user"
 
 
-def test_blocks_that_write_others_twice_are_counted(monkeypatch):
-    monkeypatch.setattr(chat_template_sandbox, "MAX_PASSES", 2_000)
-    source = "{% block b15 %}{% endblock %}"
-    for name in range(15):
-        call = f"{{{{ self.b{name + 1}() }}}}"
-        source += f"{{% block b{name} %}}{call}{call}{{% endblock %}}"
-    with pytest.raises(TokenizerError, match="more than 2,000 times"):
-        ChatTemplate(source).render(MESSAGES)
-
-
-def test_the_clock_is_looked_at(monkeypatch):
-    monkeypatch.setattr(chat_template_sandbox, "MAX_SECONDS", 0.05)
-    slow = "{% for i in range(99999) %}{{ range(20000) | sum and '' }}{% endfor %}"
-    with pytest.raises(TokenizerError, match="runs for more than 0 seconds"):
-        ChatTemplate(slow).render(MESSAGES)
+@pytest.fixture(scope="module")
+def small_worker():
+    """As in earnest, but so that the tests are quick."""
+    worker = Worker(memory_bytes=200 << 20, seconds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_template_render, "_worker", worker)
+        yield
+    worker.stop()
 
 
 @pytest.mark.parametrize(
@@ -154,17 +140,6 @@ def test_the_clock_is_looked_at(monkeypatch):
 def test_a_template_too_large_to_compile(source):
     with pytest.raises(TokenizerError):
         ChatTemplate(source).render(MESSAGES)
-
-
-def test_nothing_is_worked_out_while_a_template_is_compiled():
-    tracemalloc.start()
-    try:
-        ChatTemplate(
-            "{{ 'x' | center(999999) }}" * 2000 + "{% set x = 'x' | center(999999) %}" * 2000
-        ).check()
-        assert tracemalloc.get_traced_memory()[1] < 100e6
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_long_conversation_is_no_attack():

@@ -17,7 +17,13 @@ from tune.data import (
 )
 from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_template import ChatTemplate, apply_chat_template, template_for, tokenize_examples
+from tune.tokenizers.chat_template import (
+    CHECKPOINT_TEMPLATE,
+    ChatTemplate,
+    apply_chat_template,
+    template_for,
+    tokenize_examples,
+)
 from tune.tokenizers.templates import check_variables
 
 if TYPE_CHECKING:
@@ -99,8 +105,11 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
                 add_example(self._store, self._report, tokens, mask, limit)
         rows.finish()
         check_learnable(self._report)
-        if isinstance(self._template, ChatTemplate):
-            tokenizer.adopt_chat_template(self._template)
+        tokenizer.adopt_chat_template(self._inference_template, self._system_prompt, self._variables)
+        if isinstance(self._template, ChatTemplate) and (
+            self._template.name == "custom" or self._system_prompt or self._variables
+        ):
+            self._report.template = CHECKPOINT_TEMPLATE  # which it is from now on, all that it needs included
 
     def __len__(self) -> int:
         return len(self._store)

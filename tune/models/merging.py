@@ -116,16 +116,18 @@ def merge_adapter(
     doubt = "" if base is None else base_difference(base_dir, adapter_dir)
     notes = [doubt] if doubt else []
     with staged_directory(directory) as staging:
-        model = from_checkpoint(base_dir, dtype=written)
+        # Rounded once, when it is written: neither base nor adapter is brought to a smaller type before they are added.
+        wide = torch.promote_types(written, stored) if isinstance(stored, torch.dtype) else written
+        model = from_checkpoint(base_dir, dtype=wide)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.config.vocab_size, (1, _NUM_PROBED), generator=generator)
         alone = model(tokens).float()
-        load_adapter(model, adapter_dir)
+        load_adapter(model, adapter_dir, torch.promote_types(wide, torch.float32))
         model.eval()
         adapted = model(tokens).float()
         paths = list(adapted_modules(model))
 
-        _save(model, staging, base_dir, notes)
+        _save(model, staging, base_dir, written, notes)
         del model
         merged = from_checkpoint(staging, dtype=written)
         logits = merged(tokens).float()
@@ -181,13 +183,15 @@ def _name_of(adapter_dir: Path) -> str:
     return folder.parent.name if folder.name == "adapter" else folder.name
 
 
-def _save(model: TransformerDecoder, staging: Path, base_dir: Path, notes: list[str]) -> None:
+def _save(
+    model: TransformerDecoder, staging: Path, base_dir: Path, dtype: torch.dtype, notes: list[str]
+) -> None:
     tokenizer = None
     try:
         tokenizer = tokenizer_from_checkpoint(base_dir)
     except TokenizerError as error:
         notes.append(f"no tokenizer was copied: {error}")
-    save_model(model, staging, tokenizer=tokenizer)
+    save_model(model, staging, tokenizer=tokenizer, dtype=dtype)
 
 
 def _count_moved(merged: TransformerDecoder, base_dir: Path, paths: list[str], dtype: torch.dtype) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tune.errors import TokenizerError
 from tune.tokenizers.messages import Message
 from tune.tokenizers.templates import AnyTemplate, PromptTemplateSpec, get_prompt_template
+from tune.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from tune.tokenizers.chat_template import ChatTemplate
@@ -62,20 +63,40 @@ class BaseTokenizer(ABC):
             None if prompt_template is None else get_prompt_template(prompt_template)
         )
         self.chat_template: ChatTemplate | None = None
-        # One that came with no file of the checkpoint: saved with the tokenizer.
+        # What the model is trained in, and the same where it did not come with the checkpoint: saved in its place.
+        self.trained_template: ChatTemplate | None = None
         self.adopted_template: ChatTemplate | None = None
 
-    def adopt_chat_template(self, template: ChatTemplate) -> None:
-        """Make a template that the model is trained in its own, where the checkpoint came with none.
+    def adopt_chat_template(
+        self, template: AnyTemplate, system_prompt: str = "", variables: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make the template that a model is trained in its own; of several, the first.
 
         From then on the token that ends its turns ends generations, and both are saved with the tokenizer: other tools
-        would not know how the model is to be asked, nor when it has answered.
-        """
-        from tune.tokenizers.chat_template import stop_ids_of
+        would not know how the model is to be asked, nor when it has answered. Messages written one right after the
+        other (`plain`) are no conversation that a model could be asked in, and leave things as they are.
 
-        if self.chat_template is None:
+        Args:
+            template: as it is used with this tokenizer.
+            system_prompt: what conversations without a system text began with.
+            variables: what the template was given beside the conversation.
+        """
+        from tune.tokenizers.chat_template import ChatTemplate, as_chat_template, stop_ids_of
+
+        trained = as_chat_template(self, template, system_prompt, variables or {})
+        if trained is None:
+            return
+        if self.trained_template is None:
             self.stop_ids = stop_ids_of(self, template)
-            self.chat_template = self.adopted_template = template
+            is_own = self.chat_template is not None and self.chat_template.source == trained.source
+            self.trained_template, self.adopted_template = trained, None if is_own else trained
+            if self.chat_template is None and isinstance(template, ChatTemplate):
+                self.chat_template = trained
+        elif trained.source != self.trained_template.source:
+            get_logger().warning(
+                f"The data is not all written alike: in {trained}, after {self.trained_template} (or with another "
+                "system prompt, or other variables). The first is what is saved with the model."
+            )
 
     @property
     def stop_tokens(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,16 @@ from tune.tokenizers.chat_template_render import (
 )
 from tune.tokenizers.messages import Message
 from tune.tokenizers.special_token_escape import Conversation, escaper_for
-from tune.tokenizers.templates import AnyTemplate, ChatMLTemplate, PromptTemplate, Segment, template_names
+from tune.tokenizers.templates import (
+    AnyTemplate,
+    ChatMLTemplate,
+    PlainTemplate,
+    PromptTemplate,
+    Segment,
+    template_names,
+    text_template_in,
+)
+from tune.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from tune.tokenizers.protocol import Tokenizer
@@ -25,6 +35,7 @@ __all__ = [
     "CHECKPOINT_TEMPLATE",
     "ChatTemplate",
     "apply_chat_template",
+    "as_chat_template",
     "stop_ids_of",
     "template_for",
     "tokenize_conversation",
@@ -53,6 +64,8 @@ def template_for(template: AnyTemplate, tokenizer: Tokenizer) -> AnyTemplate:
                 f"{', '.join(name for name in template_names() if name != CHECKPOINT_TEMPLATE)}, or a .jinja file"
             )
         template = tokenizer.chat_template
+    if (text_template := text_template_in(template.source, bool(tokenizer.bos_ids))) is not None:
+        return text_template  # whose ids are those of the training
     missing = [token for token in template.needs if token not in tokenizer.special_tokens]
     if missing:
         raise TokenizerError(
@@ -197,6 +210,52 @@ def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
     return tuple(
         dict.fromkeys((*tokenizer.stop_ids, *end_of_turn(chosen, escaper, tokenizer.special_token_names)))
     )
+
+
+def as_chat_template(
+    tokenizer: Tokenizer, template: AnyTemplate, system_prompt: str, variables: Mapping[str, Any]
+) -> ChatTemplate | None:
+    """Return what other tools have to render to write what was trained, None where Jinja cannot say it.
+
+    Args:
+        tokenizer: of the model.
+        template: what conversations were written in.
+        system_prompt: what those without a system text began with.
+        variables: what the template was given beside the conversation.
+    """
+    chosen = template_for(template, tokenizer)
+    if isinstance(chosen, PlainTemplate):
+        return None
+    if isinstance(chosen, ChatTemplate):
+        source, for_tools = chosen.source, chosen.for_tools
+    else:
+        source, for_tools = chosen.to_jinja(add_bos=bool(tokenizer.bos_ids)), None
+        if source is None:
+            get_logger().warning(
+                f"The template {chosen.name} is code, so no chat template can be saved of it: ask the trained model "
+                "with the same template."
+            )
+            return None
+    first = ""
+    for name, value in plain_data(dict(variables), "a variable of the chat template").items():
+        first += f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
+    if system_prompt:
+        message = f"{{'role': 'system', 'content': {_literal(system_prompt)}}}"
+        first += (
+            "{% if not messages or messages[0].role != 'system' %}"
+            f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
+        )
+    if not first and isinstance(chosen, ChatTemplate):
+        return chosen
+    sources = [
+        text if text is None or text.startswith(first) else first + text for text in (source, for_tools)
+    ]
+    return ChatTemplate(sources[0] or "", chosen.name, getattr(chosen, "origin", ""), for_tools=sources[1])
+
+
+def _literal(value: Any) -> str:
+    # Of JSON, Jinja reads all: true, false and null among it, where null is spelled none.
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _conversation(

@@ -38,4 +38,4 @@ def chatml_template() -> ChatTemplate:
 @lru_cache(maxsize=32)
 def _read(name: str, needs: tuple[str, ...]) -> ChatTemplate:
     source = (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-    return ChatTemplate(source, name, needs=needs)
+    return ChatTemplate(source, name, needs=needs, is_builtin=True)

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from tune.errors import DataError, TokenizerError
 from tune.utils.paths import expand_path
+from tune.utils.workers import Worker, WorkerLimitError, is_worker
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from tune.tokenizers.chat_template_sandbox import Budget
+R = TypeVar("R")
 
 # The name under which configs and commands ask for the template of the checkpoint itself.
 CHECKPOINT_TEMPLATE = "chat"
 # Versions before let a template out: CVE-2024-56201, CVE-2024-56326, CVE-2025-27516.
 _FIRST_SAFE_JINJA = (3, 1, 6)
 _MAX_BYTES = 16_000_000
-# What a template does wrong in Python's own words: it called a text, divided by zero, recursed without end, ...
-_PYTHON_ERRORS = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-)
+# What a stranger's template may take to write one conversation; an honest one takes a thousandth.
+_worker = Worker(memory_bytes=1 << 30, seconds=10)
 
 
 class ChatTemplate:
     """A model's chat template, run in a sandbox: a stranger's template can neither run code nor read files.
 
-    Nothing is compiled before the first use, so a broken template hurts nobody who does not need it.
+    What did not come with tune runs in a process of its own, so that it can neither fill the memory nor go on without
+    end. Nothing is compiled before the first use, so a broken template hurts nobody who does not need it.
 
     Args:
         source: the Jinja text.
@@ -43,6 +36,7 @@ class ChatTemplate:
         origin: file it was read from, for errors.
         for_tools: the text to use instead where tools are given, if the model has two.
         needs: special tokens without which it means nothing.
+        is_builtin: it came with tune.
     """
 
     def __init__(
@@ -53,16 +47,17 @@ class ChatTemplate:
         *,
         for_tools: str | None = None,
         needs: Sequence[str] = (),
+        is_builtin: bool = False,
     ) -> None:
         self.source = source
         self.name = name
         self.origin = origin
         self.for_tools = for_tools
         self.needs = tuple(needs)
+        self.is_builtin = is_builtin
         self.is_checkpoint_s = False
         # Found once for each set of special tokens: the ids by which the template ends an answer.
         self.ends_of_turn: dict[Any, frozenset[int]] = {}
-        self._compiled: dict[str, tuple[Template, Budget]] = {}
         self._names: dict[str, frozenset[str]] = {}
 
     @classmethod
@@ -117,11 +112,11 @@ class ChatTemplate:
         return f"ChatTemplate({self.name!r}, {len(self.source)} characters{f', {self.origin!r}' * bool(self.origin)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_compiled": {}, "ends_of_turn": {}}
+        return self.__dict__ | {"ends_of_turn": {}}
 
     def check(self) -> None:
         """Raise TokenizerError where the template is none."""
-        self._compile(self.source)
+        self._names_in(self.source)
 
     def variables(self) -> frozenset[str]:
         """Return the names that the template reads beside the conversation itself.
@@ -160,13 +155,10 @@ class ChatTemplate:
             DataError: the template refuses the conversation.
             TokenizerError: it is no template, or does what none may do.
         """
-        from jinja2 import TemplateError
-        from jinja2.exceptions import SecurityError
-
-        from tune.tokenizers.chat_template_sandbox import render
+        _check_jinja()
+        from tune.tokenizers.chat_template_sandbox import TemplateFailure, render
 
         source = self.for_tools if tools is not None and self.for_tools is not None else self.source
-        template, budget = self._compile(source)
         given = {
             "documents": None,
             **(variables or {}),
@@ -175,52 +167,59 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return render(template, budget, given)
-        except SecurityError as error:
-            raise TokenizerError(f"{self} is stopped: {error}") from error
-        except TemplateError as error:
-            roles = ", ".join(str(message.get("role")) for message in messages[:8])
-            more = ", ..." if len(messages) > 8 else ""
+            return self._call(render, source, given)
+        except TemplateFailure as failure:
+            if failure.kind == "refused":
+                roles = ", ".join(str(message.get("role")) for message in messages[:8])
+                more = ", ..." if len(messages) > 8 else ""
+                reason = failure.reason.rstrip(".")
+                raise DataError(f"{self} refuses a conversation of {roles}{more}: {reason}") from failure
             raise DataError(
-                f"{self} refuses a conversation of {roles}{more}: {str(error).rstrip('.')}"
-            ) from error
-        except _PYTHON_ERRORS as error:
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise DataError(
-                f"{self} cannot write a conversation of {len(messages)} messages: {reason}"
-            ) from error
+                f"{self} cannot write a conversation of {len(messages)} messages: {failure.reason}"
+            ) from failure
 
     def _names_in(self, source: str) -> frozenset[str]:
-        from jinja2 import meta
+        _check_jinja()
+        from tune.tokenizers.chat_template_sandbox import names_in
 
         if source not in self._names:
-            environment = self._compile(source)[0].environment
-            self._names[source] = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+            self._names[source] = self._call(names_in, source)
         return self._names[source]
 
-    def _compile(self, source: str) -> tuple[Template, Budget]:
-        if source not in self._compiled:
-            try:
-                from jinja2 import TemplateError, __version__
+    def _call(self, function: Callable[..., R], *args: Any) -> R:
+        """Return what a function of the sandbox returns, called where this template may run.
 
-                from tune.tokenizers.chat_template_sandbox import compile_template
-            except ImportError as error:
-                raise TokenizerError("chat templates need jinja2: pip install 'jinja2>=3.1.6'") from error
-            if tuple(int(part) for part in __version__.split(".")[:3] if part.isdigit()) < _FIRST_SAFE_JINJA:
-                raise TokenizerError(
-                    f"jinja2 {__version__} has ways out of its sandbox, and chat templates come from strangers: "
-                    "pip install 'jinja2>=3.1.6'"
-                )
-            try:
-                self._compiled[source] = compile_template(source)
-            except TemplateError as error:
-                line = getattr(error, "lineno", None)
-                raise TokenizerError(
-                    f"{self} is no Jinja template{f', line {line}' if line else ''}: {error}"
-                ) from error
-            except RecursionError as error:
-                raise TokenizerError(f"{self} is nested too deeply to be read") from error
-        return self._compiled[source]
+        Raises:
+            TokenizerError: it is no template, or does what none may do.
+            TemplateFailure: it wrote nothing, for another reason.
+        """
+        from tune.tokenizers.chat_template_sandbox import TemplateFailure
+
+        try:
+            return function(*args) if self.is_builtin or is_worker() else _worker.call(function, *args)
+        except WorkerLimitError as error:
+            raise TokenizerError(f"{self} is stopped: {error}") from error
+        except OSError as error:
+            raise TokenizerError(f"{self} needs a process to run in: {error.strerror}") from error
+        except TemplateFailure as failure:
+            if failure.kind == "syntax":
+                raise TokenizerError(f"{self} is no Jinja template: {failure.reason}") from failure
+            if failure.kind == "stopped":
+                raise TokenizerError(f"{self} is stopped: {failure.reason}") from failure
+            raise
+
+
+@cache
+def _check_jinja() -> None:
+    try:
+        version = metadata.version("jinja2")
+    except metadata.PackageNotFoundError as error:
+        raise TokenizerError("chat templates need jinja2: pip install 'jinja2>=3.1.6'") from error
+    if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < _FIRST_SAFE_JINJA:
+        raise TokenizerError(
+            f"jinja2 {version} has ways out of its sandbox, and chat templates come from strangers: "
+            "pip install 'jinja2>=3.1.6'"
+        )
 
 
 def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:

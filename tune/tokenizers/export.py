@@ -53,18 +53,39 @@ def write_hf_settings(
 
 
 def write_templates(tokenizer: BaseTokenizer, folder: Path) -> None:
-    """Copy chat templates that stand in a folder of their own beside the tokenizer, and write an adopted one."""
-    source, target = tokenizer.path.parent / _TEMPLATES, folder / _TEMPLATES
-    if source.is_dir() and not target.exists():
-        target.mkdir()
+    """Write the chat template that a model was trained in, and the token that ends its turns, into a model's folder.
+
+    Where none was, templates that stand in a folder of their own beside the tokenizer are copied.
+    """
+    extra, adopted = folder / _TEMPLATES, tokenizer.adopted_template
+    source = tokenizer.path.parent / _TEMPLATES
+    if adopted is None and source.is_dir() and not extra.exists():
+        extra.mkdir()
         for file in sorted(source.glob("*.jinja")):
-            shutil.copyfile(file, target / file.name)
-    if tokenizer.adopted_template is not None:
-        (folder / "chat_template.jinja").write_text(tokenizer.adopted_template.source, encoding="utf-8")
-        generation = folder / "generation_config.json"
-        if generation.exists():  # a copy of the base model's, which does not end turns
-            content = read_json(generation) | {"eos_token_id": list(tokenizer.stop_ids)}
-            generation.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            shutil.copyfile(file, extra / file.name)
+    if adopted is not None:
+        # In place of the base model's, wherever in the files copied here that stands.
+        (folder / "chat_template.json").unlink(missing_ok=True)
+        (folder / "chat_template.jinja").write_text(adopted.source, encoding="utf-8")
+        shutil.rmtree(extra, ignore_errors=True)
+        if adopted.for_tools is not None:
+            extra.mkdir()
+            (extra / "tool_use.jinja").write_text(adopted.for_tools, encoding="utf-8")
+        settings = folder / "tokenizer_config.json"
+        if "chat_template" in (content := read_json(settings)):
+            _write_json(settings, content | {"chat_template": adopted.source})
+    generation = folder / "generation_config.json"
+    if tokenizer.trained_template is not None and generation.exists():
+        # A copy of the base model's, which may not end these turns.
+        content = read_json(generation)
+        known = content.get("eos_token_id")
+        stops = known if isinstance(known, list) else [known] if isinstance(known, int) else []
+        if missing := [stop for stop in tokenizer.stop_ids if stop not in stops]:
+            _write_json(generation, content | {"eos_token_id": [*stops, *missing]})
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_missing(folder: Path, contents: Mapping[str, Mapping[str, Any]]) -> list[Path]:
@@ -72,6 +93,6 @@ def _write_missing(folder: Path, contents: Mapping[str, Mapping[str, Any]]) -> l
     for name, content in contents.items():
         file = folder / name
         if not file.exists():
-            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _write_json(file, content)
             written.append(file)
     return written

@@ -97,7 +97,12 @@ class LoRALinear(FrozenLinear):
         with torch.autocast(base.device.type, enabled=False):
             a, b = self.lora_a.weight.to(base.dtype), self.lora_b.weight.to(base.dtype)
             merged = torch.addmm(base, b, a, alpha=self.scaling)
-            return (merged * self._stretch()[:, None]).to(base.dtype) if self.use_dora else merged
+            if not self.use_dora:
+                return merged
+            # Where the sum is exact enough its rows are measured, and not what their parts promise.
+            is_wide = base.dtype == torch.promote_types(base.dtype, torch.float32)
+            stretch = self._stretch(_lengths_of_rows(merged.detach()) if is_wide else None)
+            return (merged * stretch[:, None]).to(base.dtype)
 
     def adapter_params(self) -> list[str]:
         """Return the names of the parameters that are trained."""
@@ -169,11 +174,11 @@ class LoRALinear(FrozenLinear):
         turned = self._base_linear(dropped, None) + added
         return (self._base_linear(x, self.bias) + added + change * turned).to(dtype)
 
-    def _stretch(self) -> Tensor:
+    def _stretch(self, lengths: Tensor | None = None) -> Tensor:
         """Return magnitude over length of each row of W + scaling * B A, [o]; the length is a constant."""
         assert self.magnitude is not None
         # Rounded as the magnitude was when it began, so that the two are the same then.
-        lengths = self._row_lengths().to(self.magnitude.dtype)
+        lengths = (self._row_lengths() if lengths is None else lengths).to(self.magnitude.dtype)
         wide = torch.promote_types(self.magnitude.dtype, torch.float32)
         return self.magnitude.to(wide) / lengths.to(wide)
 
@@ -202,11 +207,16 @@ class LoRALinear(FrozenLinear):
         if is_sharded(self.magnitude):
             # B is zero here, and rows are cut as magnitudes are: each process has all it needs.
             rows = local_part(self._base_matrix())
-            dtype = torch.promote_types(self.base_dtype, torch.float32)
-            squares = torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()
-            local_part(self.magnitude).copy_(squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt())
+            local_part(self.magnitude).copy_(_lengths_of_rows(rows))
         else:
             self.magnitude.copy_(self._row_lengths())
+
+
+def _lengths_of_rows(matrix: Tensor) -> Tensor:
+    """Return the length of each row, at least fp32 [o]; a row of zeros has next to none."""
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    squares = torch.linalg.vector_norm(matrix, dim=1, dtype=dtype).square()
+    return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
 
 class _AdaptedLinear(torch.autograd.Function):
