@@ -37,8 +37,11 @@ def _table(recipes: tuple[Recipe, ...]) -> str:
         rows += [(recipe.name, first), *(("", name) for name in others), ("", "")]
         steps += _next_steps(recipe)
     head, *table = columns(rows, indent="").split("\n")
-    aliases = section("also called:", [(recipe.name, ", ".join(recipe.aliases)) for recipe in recipes])
-    return "\n".join([paint(head, "bold"), *table, aliases, "", section("next:", steps)]) + "\n"
+    named = [(recipe.name, ", ".join(recipe.aliases)) for recipe in recipes if recipe.aliases]
+    return (
+        "\n".join([paint(head, "bold"), *table, section("also called:", named), "", section("next:", steps)])
+        + "\n"
+    )
 
 
 def _next_steps(recipe: Recipe) -> list[tuple[str, str]]:
