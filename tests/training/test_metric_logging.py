@@ -116,3 +116,46 @@ def test_a_missing_package_is_named_with_the_fix(
     arguments = {"log_dir": "nowhere"} if package == "tensorboard" else {}
     with pytest.raises(ConfigError, match=f"pip install {package}"):
         logger_cls(**arguments)
+
+
+@pytest.mark.parametrize("filename", ["../x", "a/b", "/etc/x", "", ".", "..", "a\\b", "a\0b"])
+def test_a_filename_is_a_bare_one(tmp_path, filename):
+    with pytest.raises(ConfigError, match="expected a bare name"):
+        DiskLogger(str(tmp_path), filename)
+
+
+@pytest.mark.parametrize("kind", [DiskLogger, JSONLLogger])
+@pytest.mark.parametrize("text", ["notes\n", "notes", '{"loss": 1}\n', "Stephen\n", "\n", "\0\0"])
+def test_what_tune_did_not_write_is_left_as_it_is(tmp_path, kind, text):
+    victim = tmp_path / "victim"
+    victim.write_text(text)
+    for arguments in ({}, {"overwrite": True}) if kind is JSONLLogger else ({},):
+        with pytest.raises(CheckpointError, match="left as it is"):
+            kind(str(tmp_path), "victim", **arguments)
+    # Nor where it came there while the run went on.
+    logger = kind(str(tmp_path), "mine")
+    (tmp_path / "mine").write_text(text)
+    with pytest.raises(CheckpointError, match="left as it is"):
+        logger.rewind(0)
+    assert victim.read_text() == (tmp_path / "mine").read_text() == text
+
+
+@pytest.mark.parametrize("kind", [DiskLogger, JSONLLogger])
+def test_a_line_cut_short_does_not_stop_the_next_run(tmp_path, kind):
+    logger = kind(str(tmp_path))
+    logger.log("loss", 1.0, 1)
+    logger.close()
+    whole = logger.path.read_text()
+    for length in range(len(whole)):
+        logger.path.write_text(whole[:length])
+        again = kind(str(tmp_path))
+        again.rewind(0)
+        again.log("loss", 0.5, 1)
+        again.close()
+        assert again.path.read_text().count("\n") == 1
+        # One that begins anew without a look back leaves whole lines, too.
+        logger.path.write_text(whole + whole[:length])
+        again = kind(str(tmp_path))
+        again.log("loss", 1.0, 1)
+        again.close()
+        assert again.path.read_text() == whole * 2

@@ -226,16 +226,14 @@ def as_chat_template(
     chosen = template_for(template, tokenizer)
     if isinstance(chosen, PlainTemplate):
         return None
-    if isinstance(chosen, ChatTemplate):
-        source, for_tools = chosen.source, chosen.for_tools
-    else:
-        source, for_tools = chosen.to_jinja(add_bos=bool(tokenizer.bos_ids)), None
-        if source is None:
-            get_logger().warning(
-                f"The template {chosen.name} is code, so no chat template can be saved of it: ask the trained model "
-                "with the same template."
-            )
-            return None
+    add_bos = bool(tokenizer.bos_ids)
+    source = chosen.source if isinstance(chosen, ChatTemplate) else chosen.to_jinja(add_bos)
+    if source is None:
+        get_logger().warning(
+            f"The template {chosen.name} is code, so no chat template can be saved of it: ask the trained model with "
+            "the same template."
+        )
+        return None
     first = ""
     for name, value in plain_data(dict(variables), "a variable of the chat template").items():
         first += f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
@@ -245,12 +243,16 @@ def as_chat_template(
             "{% if not messages or messages[0].role != 'system' %}"
             f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
         )
-    if not first and isinstance(chosen, ChatTemplate):
+    if isinstance(chosen, PromptTemplate):
+        return ChatTemplate(_once(first, source), chosen.name)
+    if not first:
         return chosen
-    sources = [
-        text if text is None or text.startswith(first) else first + text for text in (source, for_tools)
-    ]
-    return ChatTemplate(sources[0] or "", chosen.name, getattr(chosen, "origin", ""), for_tools=sources[1])
+    for_tools = None if chosen.for_tools is None else _once(first, chosen.for_tools)
+    return ChatTemplate(_once(first, source), chosen.name, chosen.origin, for_tools=for_tools)
+
+
+def _once(first: str, source: str) -> str:
+    return source if source.startswith(first) else first + source
 
 
 def _literal(value: Any) -> str:

@@ -19,6 +19,7 @@ class Tokenizer(Protocol):
         vocab_size: number of ids the tokenizer can produce, added tokens included.
         bos_id, eos_id, pad_id: ids of the special tokens; `pad_id` is always a valid row of an embedding. A model
             without a BOS gets none, whatever `bos_id` says.
+        bos_ids: put before a text where a BOS is asked for; () for models that use none.
         stop_ids: ids that end a generation, `eos_id` among them.
         max_seq_len: tokens after which datasets truncate an example; None for no limit.
         special_tokens: every special token, text to id. They come from text only where that is asked for.
@@ -31,6 +32,7 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
     pad_id: int
+    bos_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     max_seq_len: int | None
     special_tokens: Mapping[str, int]

@@ -9,8 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tune.checkpoints.writers import replacing
 from tune.errors import CheckpointError, ConfigError
@@ -57,11 +56,33 @@ class StdoutLogger(MetricLogger):
 
 
 class FileLogger(MetricLogger):
-    """A text file with one line per call, opened for appending at the first line."""
+    """A text file with one line per call, opened for appending at the first line.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A file that holds anything but such lines is somebody else's: it is neither added to, cut nor removed.
+
+    Args:
+        log_dir: folder of the file.
+        filename: its name, without a folder.
+        overwrite: forget what an earlier run left in the file.
+
+    Raises:
+        ConfigError: the name is none of a file in that folder.
+        CheckpointError: the file is not of this kind, or cannot be read.
+    """
+
+    MARK: ClassVar[str]  # how each line begins
+
+    def __init__(self, log_dir: str, filename: str, overwrite: bool = False) -> None:
+        if filename in ("", ".", "..") or set("/\\\0") & set(filename):
+            raise ConfigError(
+                f"the metric logger's filename is {filename!r}, expected a bare name in its log_dir"
+            )
+        self.path = expand_path(log_dir) / filename
         self._file: Any = None
+        lines = self._read_own()
+        if overwrite and lines:
+            with self._explained():
+                self.path.unlink(missing_ok=True)
 
     def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
         """Write the metrics of optimizer step `step` on one line; it is in the file when this returns."""
@@ -70,6 +91,8 @@ class FileLogger(MetricLogger):
                 self.close()  # somebody removed it: what else is written would be seen by nobody
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                if (lines := self._read_own()) and not lines[-1].endswith("\n"):
+                    self._replace(lines[:-1])
                 self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
             self._file.write(self.format(payload, step) + "\n")
             self._file.flush()
@@ -86,18 +109,17 @@ class FileLogger(MetricLogger):
     def rewind(self, step: int) -> None:
         """Cut the lines at the end that are later than `step`, or half written: the resumed run writes them again."""
         self.close()
-        if not self.path.is_file():
+        lines = self._read_own()
+        if not lines:
             return
         with self._explained():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             # From the end only: a file that several runs share keeps what the others wrote before.
             while lines:
                 last = self.read_step(lines[-1])
                 if last is not None and last <= step and lines[-1].endswith("\n"):
                     break
                 lines.pop()
-            with replacing(self.path) as staged:
-                staged.write_text("".join(lines), encoding="utf-8")
+            self._replace(lines)
 
     def close(self) -> None:
         """Close the file; a later line opens it again."""
@@ -105,6 +127,24 @@ class FileLogger(MetricLogger):
             with suppress(OSError):  # a line that could not be written was an error then
                 self._file.close()
             self._file = None
+
+    def _read_own(self) -> list[str]:
+        """Return the file's lines, of which the last may be cut short; none where there is no file."""
+        with self._explained():
+            if not self.path.is_file() and not self.path.is_dir():  # a pipe has no lines to take back
+                return []
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        # The last may be cut short.
+        if any(not line.startswith(self.MARK[: len(line)]) for line in lines):
+            raise CheckpointError(
+                f"{self.path} holds something else than lines of {type(self).__name__}, so it is left as it is. Choose "
+                "another filename or log_dir for the metric logger, or move that file away."
+            )
+        return lines
+
+    def _replace(self, lines: list[str]) -> None:
+        with replacing(self.path) as staged:
+            staged.write_text("".join(lines), encoding="utf-8")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -128,17 +168,13 @@ class FileLogger(MetricLogger):
 class JSONLLogger(FileLogger):
     """Writes one JSON object per step: {"step": 3, "loss": 2.1, ...}. NaN and infinities become text.
 
-    Args:
-        log_dir: folder of the file.
-        filename: its name.
-        overwrite: forget what an earlier run left in the file.
+    Args and Raises: those of `FileLogger`.
     """
 
+    MARK = '{"step": '
+
     def __init__(self, log_dir: str, filename: str = "metrics.jsonl", overwrite: bool = False) -> None:
-        super().__init__(expand_path(log_dir) / filename)
-        if overwrite:
-            with self._explained():
-                self.path.unlink(missing_ok=True)
+        super().__init__(log_dir, filename, overwrite)
 
     def format(self, payload: Mapping[str, Scalar], step: int) -> str:
         """Return `payload` as strict JSON, which has no NaN."""
@@ -163,13 +199,13 @@ class JSONLLogger(FileLogger):
 class DiskLogger(FileLogger):
     """Writes one readable line per step: `Step 3 | loss:2.1 lr:2e-05`.
 
-    Args:
-        log_dir: folder of the file.
-        filename: its name.
+    Args and Raises: those of `FileLogger`.
     """
 
+    MARK = "Step "
+
     def __init__(self, log_dir: str, filename: str = "log.txt") -> None:
-        super().__init__(expand_path(log_dir) / filename)
+        super().__init__(log_dir, filename)
 
     def format(self, payload: Mapping[str, Scalar], step: int) -> str:
         """Return the line for `payload`."""

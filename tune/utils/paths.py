@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import tune
 from tune.errors import ConfigError
 
 BUNDLED_PREFIX = "bundled:"
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 
 
 def get_recipes_dir() -> Path:
@@ -23,14 +25,28 @@ def expand_path(text: str | os.PathLike[str]) -> Path:
     working directory), `~` is the home directory, and anything else stands as it is.
 
     Raises:
-        ConfigError: the text holds a NUL, which no file system takes.
+        ConfigError: the text holds a NUL, which no file system takes, leads out of the bundled files, or begins with an
+            unknown user's home or with an environment variable, which nothing fills in here.
     """
     name = os.fspath(text)
     if "\0" in name:
         raise ConfigError(f"the path {name!r} holds a NUL character, which no path can")
     if name.startswith(BUNDLED_PREFIX):
-        return get_recipes_dir() / "bundled" / name.removeprefix(BUNDLED_PREFIX)
-    return Path(os.path.expanduser(name))  # leaves the ~ of an unknown user as it is, where pathlib raises
+        bundled = get_recipes_dir() / "bundled"
+        path = bundled / name.removeprefix(BUNDLED_PREFIX)
+        if bundled.resolve() not in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{name} leads out of the files that came with tune, {bundled}")
+        return path
+    if (variable := _VARIABLE.match(name)) and not os.path.lexists(name):
+        filled = "${oc.env:" + variable[1] + "}"
+        raise ConfigError(
+            f"the path {name} begins with a variable of the shell, which is not filled in here: write "
+            f"{filled}{name[variable.end() :]} in a config"
+        )
+    path = Path(os.path.expanduser(name))
+    if path.parts and path.parts[0].startswith("~") and not os.path.lexists(path.parts[0]):
+        raise ConfigError(f"the path {name} begins with the home of a user who is not known here")
+    return path
 
 
 def flush(path: Path) -> None:

@@ -216,7 +216,8 @@ def _lengths_of_rows(matrix: Tensor) -> Tensor:
     """Return the length of each row, at least fp32 [o]; a row of zeros has next to none."""
     dtype = torch.promote_types(matrix.dtype, torch.float32)
     squares = torch.linalg.vector_norm(matrix, dim=1, dtype=dtype).square()
-    return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    lengths: Tensor = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return lengths
 
 
 class _AdaptedLinear(torch.autograd.Function):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tune.errors import CheckpointError
 from tune.training.saving.saved_steps import SavedStep, list_saved_steps, verify_step
-from tune.utils import get_logger
+from tune.utils import expand_path, get_logger
 
 __all__ = ["choose_step_to_resume", "find_newest_complete_step", "set_aside_later_steps"]
 
@@ -59,7 +59,9 @@ def choose_step_to_resume(output_dir: Path, resume: bool, name: str | None = Non
             )
         return None
     if name is not None:
-        named = [saved for saved in steps if saved.path.name == Path(name).name]
+        # A path is taken where it leads to one of these steps, and not for the step of that name.
+        at = {name, str(expand_path(name).resolve())}
+        named = [saved for saved in steps if at & {saved.path.name, str(saved.path.resolve())}]
         if not named:
             there = ", ".join(saved.path.name for saved in steps) or "none"
             raise CheckpointError(
