@@ -37,7 +37,7 @@ from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.launch_options import LaunchPlan, count_cores
 from tune.cli.rank import log_path
 from tune.cli.rank_report import STOP_CODES, STOP_SIGNALS, RankEnd, explain, find_first, read_end
-from tune.cli.rendezvous import find_address
+from tune.cli.rendezvous import find_address, wait_for_host
 from tune.cli.run_file import Program
 from tune.cli.terminal import paint
 from tune.errors import TrainingError
@@ -153,9 +153,10 @@ class _Ranks(LocalElasticAgent):
             address, is_host = find_address(plan.endpoint)
             local_addr = plan.local_addr or address
             conf.setdefault("is_host", str(is_host).lower())
-            # How long the machines may take to start; torch's own limit for the first of them is a minute.
-            for name in ("read_timeout", "timeout"):  # of c10d, of static
-                conf.setdefault(name, conf.get("join_timeout", _JOIN_TIMEOUT_S))
+            seconds = int(conf.get("join_timeout", _JOIN_TIMEOUT_S))
+            conf.setdefault("timeout", seconds)  # the static backend's name for it
+            if plan.node_rank != 0 and conf["is_host"] == "false":
+                wait_for_host(plan.endpoint, seconds)
             if plan.backend == "static":
                 conf["rank"] = plan.node_rank
                 self._spec.master_addr, self._spec.master_port = parse_rendezvous_endpoint(plan.endpoint, -1)
