@@ -37,7 +37,7 @@ from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.launch_options import LaunchPlan, count_cores
 from tune.cli.rank import log_path
 from tune.cli.rank_report import STOP_CODES, STOP_SIGNALS, RankEnd, explain, find_first, read_end
-from tune.cli.rendezvous import find_address
+from tune.cli.rendezvous import find_address, wait_for_host
 from tune.cli.run_file import Program
 from tune.cli.terminal import paint
 from tune.errors import TrainingError
@@ -74,7 +74,7 @@ def launch(program: Program, plan: LaunchPlan, *, again: Program, log_dir: Path 
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // plan.nproc_per_node)))
     logs = _make_log_dir(log_dir)
-    with tempfile.TemporaryDirectory(prefix="tune_run_") as run_dir:
+    with tempfile.TemporaryDirectory(prefix="tune_run_", ignore_cleanup_errors=True) as run_dir:
         ranks = _Ranks((program, again), plan, Path(run_dir), logs)
         before = {signum: signal.signal(signum, ranks.on_signal) for signum in STOP_SIGNALS}
         agent = threading.Thread(target=ranks.work, daemon=True)
@@ -153,8 +153,10 @@ class _Ranks(LocalElasticAgent):
             address, is_host = find_address(plan.endpoint)
             local_addr = plan.local_addr or address
             conf.setdefault("is_host", str(is_host).lower())
-            # How long the machines may take to start; torch's own limit for the first of them is a minute.
-            conf.setdefault("read_timeout", conf.get("join_timeout", _JOIN_TIMEOUT_S))
+            seconds = int(conf.get("join_timeout", _JOIN_TIMEOUT_S))
+            conf.setdefault("timeout", seconds)  # the static backend's name for it
+            if plan.node_rank != 0 and conf["is_host"] == "false":
+                wait_for_host(plan.endpoint, seconds)
             if plan.backend == "static":
                 conf["rank"] = plan.node_rank
                 self._spec.master_addr, self._spec.master_port = parse_rendezvous_endpoint(plan.endpoint, -1)
@@ -162,7 +164,7 @@ class _Ranks(LocalElasticAgent):
         return RendezvousParameters(
             backend=plan.backend,
             endpoint=plan.endpoint,
-            run_id=plan.run_id or uuid.uuid4().hex,
+            run_id=plan.run_id.replace("/", "_") or uuid.uuid4().hex,  # it becomes the name of a folder
             min_nodes=plan.nnodes,
             max_nodes=plan.nnodes,
             local_addr=local_addr,
@@ -180,10 +182,16 @@ class _Ranks(LocalElasticAgent):
                 raise _Stopped
             self._announce_start(worker_group)
             self._num_starts += 1
+            self._ends = []
             started: dict[int, Any] = super()._start_workers(worker_group)
             assert isinstance(self._pcontext, SubprocessContext)
             self._running = self._pcontext
         return started
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        """End all ranks, as when those of another machine are started again."""
+        super()._stop_workers(worker_group)
+        self._running = None
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         """Look at the ranks; once all have ended, take down how."""

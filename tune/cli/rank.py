@@ -43,6 +43,7 @@ def main() -> NoReturn:
         if is_own:
             add_to_path(path)  # the params class may lie beside the recipe
         program: Program = pickle.load(file)
+    error_file = Path(os.environ.pop("TORCHELASTIC_ERROR_FILE"))  # torch's name for it
     faulthandler.enable()
     end = _run(program)
     # A signal that comes from here on must not turn a finished rank into one that was stopped.
@@ -51,7 +52,8 @@ def main() -> NoReturn:
     if has_log and end.message:
         with contextlib.suppress(OSError):  # the log's disk may be full
             sys.stderr.write(end.message)
-    write_end(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), end)
+    with contextlib.suppress(OSError):  # and so may this one: the exit code remains
+        write_end(error_file, end)
     if end.kind in ("failed", "lost"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_LEAVE_WITHIN_S)
