@@ -19,7 +19,7 @@ from tune.errors import ConfigError, DataError, TuneError
 
 MIB = 1 << 20
 COUNT = """
-import sys
+import json, sys
 import pyarrow.parquet
 from tune.data import Source
 from tune.errors import TuneError
@@ -27,24 +27,24 @@ def peak():
     # ru_maxrss would also count what the parent took before this program was started in its place
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-before = peak()
-try:
-    said = sum(1 for row in Source(sys.argv[1]).rows())
-except TuneError as error:
-    said = error
-print((peak() - before) // 1024)
-print(said)
+before, said = peak(), []
+for name in sys.argv[1:]:
+    try:
+        said.append(sum(1 for row in Source(name).rows()))
+    except TuneError as error:
+        said.append(str(error))
+print(json.dumps([(peak() - before) // 1024, said]))
 """
 
 
-def read_in_child(path):
-    """Return MiB of memory that reading takes, and the number of rows or what is said instead."""
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT, str(path)], capture_output=True, text=True, timeout=300
-    )
+def read_in_child(*paths):
+    """Return MiB of memory that reading takes at most, and of each file the number of rows, or what is said instead."""
+    if sys.platform != "linux":
+        pytest.skip("what a process took at most is asked of /proc")
+    command = [sys.executable, "-c", COUNT, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    mib, said = done.stdout.split("\n", 1)
-    return int(mib), said.strip()
+    return tuple(json.loads(done.stdout))
 
 
 def pack(file, start, piece, times, end=b""):
@@ -53,23 +53,32 @@ def pack(file, start, piece, times, end=b""):
     return file
 
 
-@pytest.mark.parametrize(
-    ("name", "start", "piece", "says"),
-    [
-        ("d.jsonl.gz", b'{"text": "', b"a" * MIB, r"gz:1: this line .*more than 33,554,432 bytes.* [\d,]+ bytes on the disk"),
-        ("d.jsonl.gz", b'{"a": 1}\n', b"[" * MIB, r"gz:2: this line"),
-        ("d.json.gz", b'[{"a": 1}, "', b"a" * MIB, r"item 2 goes on for more than 33,554,432"),
-        ("d.json.gz", b'{"data": [', b"{}," * (MIB // 3), r"its one object goes on"),
-        ("d.csv.gz", b"", b"a" * MIB, r"gz:1: the row"),
-        ("d.csv.gz", b'a,b\n1,"', b"xy\n" * (MIB // 3), r"gz:\d+: the row .*is a quote left open"),
-        ("d.csv.gz", b"a,b\n", b'"a\n",' * (MIB // 5), r"gz:\d+: the row"),
-        ("d.csv.gz", b"", b"," * (MIB - 1) + b"a", r"gz:1: the row"),
-        ("d.txt.gz", b"", b"a" * MIB, r"more than 268,435,456 bytes.*text_unit=paragraph"),
-    ],
-)
-def test_a_row_that_inflates_is_refused(tmp_path, name, start, piece, says):
-    mib, said = read_in_child(pack(tmp_path / name, start, piece, 300))
-    assert re.search(says, said), said
+BOMBS = [
+    (
+        "d.jsonl.gz",
+        b'{"text": "',
+        b"a" * MIB,
+        r"gz:1: this line .*more than 16,777,216 bytes.* [\d,]+ bytes on the disk",
+    ),
+    ("d.jsonl.gz", b'{"a": 1}\n', b"[" * MIB, r"gz:2: this line"),
+    ("d.json.gz", b'[{"a": 1}, "', b"a" * MIB, r"item 2 goes on for more than 16,777,216"),
+    ("d.json.gz", b'{"data": [', b"{}," * (MIB // 3), r"its one object goes on"),
+    ("d.csv.gz", b"", b"a" * MIB, r"gz:1: the row"),
+    ("d.csv.gz", b'a,b\n1,"', b"xy\n" * (MIB // 3), r"gz:\d+: the row .*is a quote left open"),
+    ("d.csv.gz", b"a,b\n", b'"a\n",' * (MIB // 5), r"gz:\d+: the row"),
+    ("d.csv.gz", b"", b"," * (MIB - 1) + b"a", r"gz:1: the row"),
+    ("d.txt.gz", b"", b"a" * MIB, r"more than 268,435,456 bytes.*text_unit=paragraph"),
+]
+
+
+def test_a_row_that_inflates_is_refused(tmp_path):
+    files = []
+    for number, (name, start, piece, _) in enumerate(BOMBS):
+        times = 300 if name.endswith("txt.gz") else 40
+        files.append(pack(tmp_path / f"{number}{name}", start, piece, times))
+    mib, said = read_in_child(*files)
+    for message, (_, _, _, says) in zip(said, BOMBS, strict=True):
+        assert re.search(says, message), message
     assert mib < 1000
 
 
@@ -80,7 +89,10 @@ def test_many_rows_of_a_packed_file_are_streamed(tmp_path):
         ("d.json.gz", b"[", (row + b",\n") * 5000, row + b"]", 250_001),
         ("d.csv.gz", b"q,a\n", b"the river,green\n" * 5000, b"", 250_000),
     ):
-        assert read_in_child(pack(tmp_path / name, start, piece, 50, end)) == (pytest.approx(0, abs=60), str(rows))
+        assert read_in_child(pack(tmp_path / name, start, piece, 50, end)) == (
+            pytest.approx(0, abs=60),
+            str(rows),
+        )
 
 
 def test_a_range_at_the_end_holds_no_rows(tmp_path):
@@ -92,7 +104,7 @@ def test_a_range_at_the_end_holds_no_rows(tmp_path):
         ("train[-3:-1]", [98, 99]),
         ("train[5:-94]", [5, 6]),
         (f"train[:{10**30}]", list(range(101))),
-        (f"train[-{10**5000}:]", list(range(101))),
+        (f"train[-{'9' * 5000}:]", list(range(101))),
     ):
         assert [row.values["n"] for row in Source(str(file), split).rows()] == expected
     assert [row.values["n"] for row in Source(str(file), "train[99:]", limit=10**30).rows()] == [99, 100]
@@ -113,11 +125,13 @@ def write_parquet(file, columns, **options):
 def repeated(value, times):
     import pyarrow
 
-    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * times, pyarrow.int32()), pyarrow.array([value]))
+    return pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * times, pyarrow.int32()), pyarrow.array([value])
+    )
 
 
 def test_parquet_that_repeats_large_values_is_streamed(tmp_path):
-    text = "a" * (2 * MIB)
+    text = "a" * MIB
     for options, column in (
         ({}, repeated(text, 1500)),
         ({"use_dictionary": False, "column_encoding": {"q": "DELTA_BYTE_ARRAY"}}, [text] * 150),
@@ -125,18 +139,18 @@ def test_parquet_that_repeats_large_values_is_streamed(tmp_path):
         file = write_parquet(tmp_path / "d.parquet", {"q": column}, compression="zstd", **options)
         assert file.stat().st_size < 2000
         mib, said = read_in_child(file)
-        assert (mib < 1000, said) == (True, str(len(column)))
+        assert (mib < 1000, said) == (True, [len(column)])
 
 
 @pytest.mark.parametrize("compression", ["zstd", "brotli", "lz4", "gzip", "snappy"])
 def test_one_huge_value_in_parquet_is_refused(tmp_path, compression):
-    text = "a" * (70 * MIB)
+    text = "a" * (20 * MIB)
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
-    mib, said = read_in_child(write_parquet(tmp_path / "d.parquet", {"q": [text]}, **options))
-    assert re.search(r"column 'q' unpack to 73,400,\d+ bytes at once, at most 33,554,432", said), said
+    mib, (said,) = read_in_child(write_parquet(tmp_path / "d.parquet", {"q": [text]}, **options))
+    assert re.search(r"column 'q' unpack to 20,971,\d+ bytes at once, at most 16,777,216", said), said
     assert mib < 100
     file = write_parquet(tmp_path / "d.parquet", {"q": ["x", "y", "z", text]}, **options)
-    with pytest.raises(DataError, match=r"row 4 takes 73,400,\d+ bytes of memory, at most 33,554,432"):
+    with pytest.raises(DataError, match=r"row 4 takes 20,971,\d+ bytes of memory, at most 16,777,216"):
         list(read_file(file))
 
 
@@ -202,7 +216,7 @@ def test_damaged_parquet_is_explained(tmp_path):
     file = write_parquet(tmp_path / "d.parquet", {"q": [f"text {n}" for n in range(500)]}, compression="zstd")
     whole = file.read_bytes()
     footer = struct.unpack("<I", whole[-8:-4])[0]
-    for place in range(4, len(whole) - 1, 41):
+    for place in range(4, len(whole) - 1, 97):
         for bits in (0xFF, 0x01):
             broken = bytearray(whole)
             broken[place] ^= bits
@@ -241,7 +255,7 @@ def test_saved_datasets_that_inflate_are_refused(tmp_path, compression):
     save(tmp_path / "small", [{"q": "a" * 1000}] * 20, compression)
     assert len(list(Source(str(tmp_path / "small")).rows())) == 20
     save(tmp_path / "large", [{"q": "a" * MIB}] * 260, compression)
-    mib, said = read_in_child(tmp_path / "large")
+    mib, (said,) = read_in_child(tmp_path / "large")
     assert re.search(r"unpacks to 272,6\d\d,\d+ bytes in memory, at most 268,435,456", said), said
     assert mib < 200
 
@@ -249,13 +263,20 @@ def test_saved_datasets_that_inflate_are_refused(tmp_path, compression):
 def test_broken_saved_datasets_are_explained(tmp_path):
     file = save(tmp_path / "saved", [{"q": "a"}] * 3)
     whole = file.read_bytes()
-    for length in range(0, len(whole) - 8, 97):
+    for length in range(0, len(whole) - 8, 197):
         file.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"saved"):
             list(Source(str(tmp_path / "saved")).rows())
     file.write_bytes(whole)
     state = tmp_path / "saved" / "state.json"
-    for content in ("", "[]", "{}", "[" * 100_000, '{"_data_files": [7]}', '{"_data_files": [{"filename": "no"}]}'):
+    for content in (
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"_data_files": [7]}',
+        '{"_data_files": [{"filename": "no"}]}',
+    ):
         state.write_text(content)
         with pytest.raises(DataError, match=r"saved"):
             list(Source(str(tmp_path / "saved")).rows())
@@ -289,7 +310,11 @@ def test_odd_files_are_read(tmp_path, name, content, expected):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("d.jsonl", b'{"q": ' + b"9" * 10_000 + b"}\n", r"more digits than the limit of 4,300; write it as text"),
+        (
+            "d.jsonl",
+            b'{"q": ' + b"9" * 10_000 + b"}\n",
+            r"more digits than the limit of 4,300; write it as text",
+        ),
         ("d.jsonl", b'{"q": ' + b"[" * 300 + b"]" * 300 + b"}\n", r"nested too deeply, beyond 200 levels"),
         ("d.jsonl", b'{"q": ' * 100_000, r"nested too deeply"),
         ("d.json", b'[{"q": ' + b"9" * 10_000 + b"}]", r"item 1: a whole number has more digits"),
@@ -368,7 +393,7 @@ def test_an_address_of_this_machine_is_a_path(tmp_path):
 
 
 def test_a_pattern_of_many_files_is_read(tmp_path):
-    for number in range(3000):
+    for number in range(1000):
         (tmp_path / f"{number:04}.jsonl").write_text(json.dumps({"n": number}))
     rows = Source("json", data_files=str(tmp_path / "*.jsonl")).rows()
-    assert [row.values["n"] for row in rows] == list(range(3000))
+    assert [row.values["n"] for row in rows] == list(range(1000))

@@ -143,9 +143,10 @@ class JsonReader:
                         raise self._file.row_too_long(f"{self._file}, {what}")
                     self._at = end
                     return value
-            if len(self._text) - self._at > MAX_ROW_BYTES:
+            if len(self._text) - self._at > MAX_ROW_BYTES + _CUT:
                 raise self._file.row_too_long(f"{self._file}, {what}")
-            self._read(size)
+            # No further than it takes to know that it is too long.
+            self._read(min(size, MAX_ROW_BYTES + _CUT + 1 - (len(self._text) - self._at)))
             size *= 2
 
     def members(self) -> Iterator[str]:
