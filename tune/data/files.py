@@ -17,8 +17,8 @@ from tune.utils.escape import escape_control
 
 UTF8_BOM = b"\xef\xbb\xbf"
 MIB = 1 << 20
-# A row beyond this (some eight million tokens) is no example. JSON of many small values takes 25 times as much.
-MAX_ROW_BYTES = 32 * MIB
+# A row beyond this (some four million tokens) is no example. JSON of many small values takes 25 times as much.
+MAX_ROW_BYTES = 16 * MIB
 # A text file that is one document is read whole.
 MAX_DOCUMENT_BYTES = 256 * MIB
 _UNDECODED = re.compile("[\udc80-\udcff]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from json import JSONDecodeError
@@ -20,6 +21,7 @@ _CHUNK = 1 << 20
 _CUT = 32
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
+_BLANKS = re.compile(f"[{_BLANK}]+")
 
 
 def parse(text: str) -> Any:
@@ -98,8 +100,8 @@ class JsonReader:
     def peek(self) -> str:
         """Return the next character that is not blank, "" at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in _BLANK:
-                self._at += 1
+            if blank := _BLANKS.match(self._text, self._at):
+                self._at = blank.end()
             if self._at < len(self._text) or not self._read(_CHUNK):
                 return self._text[self._at : self._at + 1]
 
@@ -141,9 +143,10 @@ class JsonReader:
                         raise self._file.row_too_long(f"{self._file}, {what}")
                     self._at = end
                     return value
-            if len(self._text) - self._at > MAX_ROW_BYTES:
+            if len(self._text) - self._at > MAX_ROW_BYTES + _CUT:
                 raise self._file.row_too_long(f"{self._file}, {what}")
-            self._read(size)
+            # No further than it takes to know that it is too long.
+            self._read(min(size, MAX_ROW_BYTES + _CUT + 1 - (len(self._text) - self._at)))
             size *= 2
 
     def members(self) -> Iterator[str]:

@@ -127,7 +127,7 @@ def _is_json_lines(file: DataFile) -> bool:
     with file.open() as stream:
         while (first := stream.readline(MAX_ROW_BYTES)) and not first.strip():
             pass
-        if not first.lstrip().startswith(b"{"):
+        if not first.lstrip().startswith(b"{") or len(first) >= MAX_ROW_BYTES:
             return False
         try:
             parse(first.decode("utf-8", errors="replace"))
