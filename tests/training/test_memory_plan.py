@@ -160,6 +160,73 @@ def test_what_autograd_keeps_was_predicted(name: str) -> None:
     assert predicted + casts == pytest.approx(measured, rel=0.04)
 
 
+class ThreeGates(nn.Module):
+    """A feed-forward that tune does not know: three wide products are kept, and a squared one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.matrices = nn.ModuleList(nn.Linear(width, 3 * width, bias=False) for _ in range(3))
+        self.back = nn.Linear(3 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third = (matrix(x) for matrix in self.matrices)
+        out: torch.Tensor = self.back((first.sigmoid() * second).square() * third)
+        return out
+
+
+def replan(plan: MemoryPlan, model: TransformerDecoder) -> MemoryPlan:
+    run = plan.run
+    return plan_memory(
+        model,
+        LongestRow(run.seq_len),
+        LinearCrossEntropyLoss(),
+        plan_precision("fp32", None, CPU),
+        CPU,
+        optimizer=Component("torch.optim.AdamW", {"lr": 1e-3}),
+        batch_size=run.batch_size,
+    )
+
+
+def test_a_block_of_ones_own_is_measured_as_any_other() -> None:
+    model, plan = make(dtype="fp32")
+    model.layers[1].mlp = ThreeGates(SIZES["embed_dim"])  # type: ignore[assignment]
+    own = replan(plan, model)
+    measured = measure_moments(model, own, {"dtype": "fp32"})
+    predicted = [
+        size - own.prediction.parts["torch's own code, loaded on first use"][0]
+        for size in own.prediction.moments
+    ]
+    assert predicted == pytest.approx(measured, rel=0.01)
+
+
+class LooksAtValues(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * len(x.unique())
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    """A module whose shapes depend on values leaves weights and states, and no verdict but of those."""
+    model, plan = make(dtype="fp32")
+    model.layers[2].mlp = LooksAtValues()  # type: ignore[assignment]
+    own = replan(plan, model)
+    assert own.prediction.parts.keys() >= {"gradients", "optimizer (AdamW, 4 B per bf16 weight)"}
+    assert "without activations and loss, which cannot be measured (" in own.verdict()
+    assert with_room(own, 2.0).fits is None
+    assert with_room(own, 0.9).fits is False
+    assert own.advice() == ()  # nothing is compared with what is not known
+
+
+def test_planning_takes_no_memory_and_leaves_the_model_alone() -> None:
+    with torch.device("meta"):
+        model = make_model(num_layers=3, embed_dim=8192, intermediate_dim=2**16, num_heads=64, head_dim=128)
+    _, plan = make(dtype="fp32")
+    before, held = dict(model.named_parameters()), held_memory(CPU)
+    planned = replan(plan, model)
+    assert planned.prediction.moments[2] > 2**34
+    assert held_memory(CPU) - held < 2**28
+    assert all(weight is before[name] and weight.grad is None for name, weight in model.named_parameters())
+
+
 # ---- a whole step
 
 STEPS: dict[str, dict[str, Any]] = {

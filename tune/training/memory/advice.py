@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ def _together(run: PlannedRun, usable: float, changes: list[_Change]) -> tuple[s
 def _peak_with(run: PlannedRun, changes: list[_Change]) -> float:
     for change in changes:
         run = replace(run, **change.changes)
-    return predict(run).peak
+    prediction = predict(run)
+    return inf if prediction.unknown else prediction.peak
 
 
 def _changes(run: PlannedRun) -> Iterator[_Change]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,31 +29,12 @@ from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.nf4 import NF4Weight
 
-__all__ = ["BlockBytes", "LiveBytes", "MicroBatch", "StepBytes", "measure_step", "without_memory"]
+__all__ = ["CANNOT_RUN", "BlockBytes", "LiveBytes", "StepBytes", "measure_step", "without_memory"]
 
 # What modules and optimizers raise that look at the values of tensors, which have none without memory; or that are not
 # installed.
 CANNOT_RUN = (TuneError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What goes through the model at once, and how.
-
-    Args:
-        batch_size, seq_len: rows and the tokens of the longest.
-        packed: rows hold several documents, so a mask and positions are given.
-        autocast_dtype: of the forward pass; None: it runs without autocast.
-        accumulates: gradients of an earlier micro-batch stand.
-        steps_in_backward: each gradient goes as soon as it is there.
-    """
-
-    batch_size: int
-    seq_len: int
-    packed: bool = False
-    autocast_dtype: torch.dtype | None = None
-    accumulates: bool = False
-    steps_in_backward: bool = False
+Gradients = Literal["stand", "grow", "go"]
 
 
 @dataclass
@@ -63,14 +45,13 @@ class BlockBytes:
         input: what comes in, which is kept where the block is recomputed.
         kept: for the backward pass; without weights, and without the next.
         casts: weights that autocast has turned into its own dtype.
-        in_forward, in_backward: the most that stands beside what earlier blocks keep and the gradients of later
-            ones: what the block itself keeps, the gradients of its weights, and what comes and goes.
+        in_backward: the most that stands beside what earlier blocks keep and the gradients of later ones: what the
+            block itself keeps, the gradients of its weights, and what comes and goes.
     """
 
     input: int = 0
     kept: int = 0
     casts: int = 0
-    in_forward: int = 0
     in_backward: int = 0
 
 
@@ -81,7 +62,8 @@ class StepBytes:
     Attributes:
         trunk: kept outside the blocks, up to the hidden states.
         at_loss, in_loss_backward, at_end: the most that stands beside what the blocks keep and the gradients there
-            are: after the last block, before its backward pass begins, and after that of the first.
+            are: in the forward pass of the last block or after it, before the last block's backward pass begins, and
+            after that of the first.
         head_gradients: gradients there are when the last block's backward pass begins.
         unknown: why nothing of this could be measured.
     """
@@ -95,7 +77,7 @@ class StepBytes:
     unknown: str = ""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, every tensor an operator returns is counted until its storage is freed.
 
     Numbers that a tensor without memory cannot tell are assumed: experts get equally many tokens, every position is a
@@ -107,7 +89,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[Tensor] = (), max_targets: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.max_targets = max_targets
         self.now = self.peak = 0
         self.weights = {storage_key(weight) for weight in weights}
@@ -168,7 +150,7 @@ def measured_device(device_type: str) -> str:
 
 def storage_key(tensor: Tensor) -> int:
     """Return what tensors have in common that share memory."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def without_memory(
@@ -208,14 +190,23 @@ def without_memory(
 
 @lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
 def measure_step(
-    model: TransformerDecoder, loss_fn: nn.Module, batch: MicroBatch, device_type: str
+    model: TransformerDecoder,
+    loss_fn: nn.Module,
+    shape: tuple[int, int],
+    packed: bool,
+    autocast_dtype: torch.dtype | None,
+    gradients: Gradients,
+    device_type: str,
 ) -> StepBytes:
     """Return what a step takes, measured on one block of each kind.
 
     Args:
         model: as `without_memory` gives it, in the dtypes it is trained in.
         loss_fn: the loss.
-        batch: a micro-batch.
+        shape: rows of a micro-batch and the tokens of the longest.
+        packed: rows hold several documents, so a mask and positions are given.
+        autocast_dtype: of the forward pass; None: it runs without autocast.
+        gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
         device_type: whose kernels are chosen, see `measured_device`.
     """
     device = measured_device(device_type)
@@ -224,12 +215,16 @@ def measure_step(
     max_targets = None
     if isinstance(loss_fn, LinearCrossEntropyLoss) and device == "cpu":
         # Its pieces are small there, and alike from the second one on: thousands would be run to no purpose.
-        max_targets = 2 * loss_fn.rows_per_piece(batch.batch_size * batch.seq_len, torch.device(device))
+        max_targets = 2 * loss_fn.rows_per_piece(prod(shape), torch.device(device))
     try:
         # On this thread, where the modes are entered.
         with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.set_multithreading_enabled(False):
             part = without_memory(model, None, device, firsts).train()
-            step = _Recorder(part, batch, max_targets).run(loss_fn, batch, device)
+            autocast = (
+                nullcontext() if autocast_dtype is None else torch.autocast(device, dtype=autocast_dtype)
+            )
+            tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+            step = _Recorder(part, gradients, max_targets).run(loss_fn, tokens, packed, autocast)
     except CANNOT_RUN as error:
         return StepBytes([BlockBytes() for _ in kinds], unknown=first_line(error))
     measured = {kinds[i]: block for i, block in zip(firsts, step.blocks, strict=True)}
@@ -260,14 +255,14 @@ def _kinds(model: TransformerDecoder) -> list[str]:
 class _Recorder:
     """Runs a step and notes what stands whenever a block begins or ends, and which of them keeps what."""
 
-    def __init__(self, model: TransformerDecoder, batch: MicroBatch, max_targets: int | None) -> None:
+    def __init__(self, model: TransformerDecoder, gradients: Gradients, max_targets: int | None) -> None:
         self.model = model
         self.step = StepBytes([BlockBytes() for _ in model.layers])
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         for weight in self.trained:
-            if batch.accumulates:
+            if gradients == "stand":
                 weight.grad = torch.empty_like(weight)
-            if batch.steps_in_backward:
+            if gradients == "go":
                 weight.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         standing = [weight.grad for weight in self.trained if weight.grad is not None]
         self.live = LiveBytes([*model.parameters(), *model.buffers(), *standing], max_targets)
@@ -282,15 +277,14 @@ class _Recorder:
             block.register_forward_pre_hook(partial(self._enter, index))
             block.register_forward_hook(partial(self._leave, index))
 
-    def run(self, loss_fn: nn.Module, batch: MicroBatch, device: str) -> StepBytes:
-        """Return what was noted of the forward and the backward pass."""
-        dtype = batch.autocast_dtype
-        autocast = nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+    def run(
+        self, loss_fn: nn.Module, tokens: Tensor, packed: bool, autocast: AbstractContextManager[object]
+    ) -> StepBytes:
+        """Return what was noted of the forward and the backward pass of tokens [b, s]."""
         mask = positions = None
         with self.live:
-            tokens = torch.zeros(batch.batch_size, batch.seq_len, dtype=torch.int64, device=device)
-            labels = tokens.clone()
-            if batch.packed:
+            tokens, labels = tokens.clone(), tokens.clone()
+            if packed:
                 mask = tokens[:, :, None] == tokens[:, None]  # [b, s, s]
                 positions = tokens.clone()
             with autocast, torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor):
@@ -305,14 +299,12 @@ class _Recorder:
         self.block.input = args[0].nbytes
         self.there = self.live.seen - {storage_key(args[0])}
         if index == 0 and args[0].requires_grad:
-            args[0].register_hook(lambda _: self._next(-1))
-        self.live.restart()
+            args[0].register_hook(lambda _: self._next(-1))  # type: ignore[no-untyped-call]
 
     def _leave(self, index: int, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        self.step.blocks[index].in_forward = self.live.restart() - self._kept(index)
         self.block = None
         if out.requires_grad:
-            out.register_hook(lambda _: self._next(index))
+            out.register_hook(lambda _: self._next(index))  # type: ignore[no-untyped-call]
 
     def _save(self, tensor: Tensor) -> Tensor:
         key, size = storage_key(tensor), tensor.untyped_storage().nbytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -156,14 +157,8 @@ class MemoryPlan:
             logger.info(self.verdict())
 
 
-@dataclass(frozen=True)
-class LongestRow:
-    """The longest row of a micro-batch.
-
-    Args:
-        num_tokens: its length.
-        is_packed: rows hold several documents.
-    """
+class LongestRow(NamedTuple):
+    """The longest row of a micro-batch: its tokens, and whether rows hold several documents."""
 
     num_tokens: int
     is_packed: bool = False

@@ -16,7 +16,7 @@ from torch import nn
 from tune.modules import TransformerDecoder
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.nf4 import NF4Weight
-from tune.training.memory.measure import MicroBatch, StepBytes, measure_step, without_memory
+from tune.training.memory.measure import StepBytes, measure_step, without_memory
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 
 __all__ = ["MOMENTS", "PlannedRun", "Prediction", "WeightSizes", "predict"]
@@ -117,22 +117,17 @@ def predict(run: PlannedRun) -> Prediction:
     step = measure_step(
         model,
         run.loss_fn,
-        MicroBatch(
-            run.batch_size,
-            run.seq_len,
-            run.packed,
-            None if run.param_dtype in (None, run.compute_dtype) else run.compute_dtype,
-            run.accumulates,
-            run.optimizer_in_backward,
-        ),
+        (run.batch_size, run.seq_len),
+        run.packed,
+        None if run.param_dtype in (None, run.compute_dtype) else run.compute_dtype,
+        "go" if run.optimizer_in_backward else "stand" if run.accumulates else "grow",
         run.device_type,
     )
-    at_loss = max(_forward(run, step, weights), key=lambda moment: moment.total)
     in_backward = max(_backward(run, step, weights), key=lambda moment: moment.total)
     kept, working = _optimizer(run, model)
     on_device = _share(run)
     at_step = _Moment(weights.trained * on_device, working=working * on_device)
-    moments = (at_loss, in_backward, _Moment() if run.optimizer_in_backward else at_step)
+    moments = (_at_loss(run, step, weights), in_backward, _Moment() if run.optimizer_in_backward else at_step)
 
     def part(name: str) -> tuple[float, float, float]:
         first, second, third = (getattr(moment, name) for moment in moments)
@@ -200,18 +195,14 @@ def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
     return [float(block.input if run.activation_checkpointing else block.kept) for block in step.blocks]
 
 
-def _forward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
-    """Yield what stands in each block's forward pass, and at the loss."""
-    kept, casts = _kept(run, step), [float(block.casts) for block in step.blocks]
-    standing = weights.trained * _share(run) * run.accumulates
+def _at_loss(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> _Moment:
+    """Return what stands when the forward pass ends."""
+    kept = _kept(run, step)
     # Of what waits on the host, one block's is on its way there.
-    held = [0.0] * len(kept) if run.activation_offloading else kept
-    moving = max(kept) if run.activation_offloading else 0.0
-    yield _Moment(standing, sum(held) + moving + step.trunk, sum(casts), step.at_loss - step.trunk)
-    if not run.activation_checkpointing:  # else there is less than when it is run again
-        for i, block in enumerate(step.blocks):
-            working = block.in_forward - block.kept - block.casts
-            yield _Moment(standing, sum(held[:i]) + block.kept, sum(casts[: i + 1]), working=working)
+    held = max(kept) if run.activation_offloading else sum(kept)
+    casts = sum(block.casts for block in step.blocks)
+    standing = weights.trained * _share(run) * run.accumulates
+    return _Moment(standing, held + step.trunk, casts, step.at_loss - step.trunk)
 
 
 def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
