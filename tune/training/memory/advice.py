@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache
+from math import inf
 from typing import Any
 
 import torch
+from torch import nn
 
+from tune.config.component import Component
 from tune.config.lookup import find_module
+from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
-from tune.modules.peft import adapter_parameters
-from tune.training.memory.activation_sizes import Adapters
+from tune.modules.loss.linear_cross_entropy import LossFromHidden
+from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
+from tune.modules.peft.frozen import FrozenLinear
+from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.prediction import PlannedRun, predict
 
@@ -84,7 +91,8 @@ def _together(run: PlannedRun, usable: float, changes: list[_Change]) -> tuple[s
 def _peak_with(run: PlannedRun, changes: list[_Change]) -> float:
     for change in changes:
         run = replace(run, **change.changes)
-    return predict(run).peak
+    prediction = predict(run)
+    return inf if prediction.unknown else prediction.peak
 
 
 def _changes(run: PlannedRun) -> Iterator[_Change]:
@@ -98,24 +106,19 @@ def _changes(run: PlannedRun) -> Iterator[_Change]:
     for size in dict.fromkeys((1, run.batch_size // 2)):
         if 0 < size < run.batch_size:
             yield _smaller_batch(run, size)
-    if run.rows_of_logits is None:
-        rows = partial(LinearCrossEntropyLoss().rows_per_piece, device=torch.device(run.device_type))
-        yield _Change(
-            "loss=LinearCrossEntropyLoss",
-            {"rows_of_logits": rows},
-            "; the same loss without all logits",
-            True,
-        )
+    if not isinstance(run.loss_fn, LossFromHidden):
+        changes = {"loss_fn": LinearCrossEntropyLoss()}
+        yield _Change("loss=LinearCrossEntropyLoss", changes, "; the same loss without all logits", True)
     if not run.optimizer_in_backward and not run.accumulates:
         yield _Change("optimizer_in_bwd=true", {"optimizer_in_backward": True}, "; without clip_grad_norm")
     if is_cuda and run.optimizer.name in ("Adam", "AdamW"):
         name = f"{run.optimizer.name}8bit"
         remark = "" if find_module("bitsandbytes") else "; needs pip install bitsandbytes"
         setting = f"optimizer=bitsandbytes.optim.{name}"
-        yield _Change(setting, {"optimizer": OptimizerSizes(name)}, remark)
+        optimizer = OptimizerSizes(Component(setting.partition("=")[2]), run.device_type)
+        yield _Change(setting, {"optimizer": optimizer}, remark)
     ranks = 2 * run.shard_size
-    sharded: dict[str, Any] = {"shard_size": ranks, "uses_fsdp": True}
-    yield _Change(f"data_parallel_shard_dim={ranks}", sharded, f"; on {ranks} devices")
+    yield _Change(f"data_parallel_shard_dim={ranks}", {"shard_size": ranks}, f"; on {ranks} devices")
     if run.seq_len >= 64:
         half = run.seq_len // 2
         yield _Change(f"tokenizer.max_seq_len={half}", {"seq_len": half}, "; cuts longer texts")
@@ -136,14 +139,38 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[_Change]:
     if torch.float32 in (run.param_dtype, run.compute_dtype):
         given = {"dtype": run.compute_dtype, "param_dtype": run.param_dtype}
         setting = " ".join(f"{name}=bf16" for name, dtype in given.items() if dtype != torch.bfloat16)
-        changes = {"param_dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "is_autocast": False}
+        changes = {"param_dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
         yield _Change(setting, changes, "; rounds weights to three digits")
     if adapter_parameters(run.model):
-        if not run.quantize_base and not predict(run).weights.quantized:
+        if not any(isinstance(module, NF4Weight) for module in run.model.modules()):
             remark = "; keeps the frozen matrices in 4 bits"
-            yield _Change("quantize_base=true", {"quantize_base": True}, remark)
+            yield _Change("quantize_base=true", {"model": _in_4_bits(run.model)}, remark)
         return
-    adapters: dict[str, Any] = {"adapters": Adapters()}
+    adapters = {"model": _with_adapters(run.model, False)}
     yield _Change("tune run lora_finetune", adapters, "; trains adapters alone")
-    changes = {**adapters, "quantize_base": True}
-    yield _Change("tune run lora_finetune quantize_base=true", changes, "; on a 4-bit base")
+    adapters = {"model": _with_adapters(run.model, True)}
+    yield _Change("tune run lora_finetune quantize_base=true", adapters, "; on a 4-bit base")
+
+
+@lru_cache(maxsize=4)  # one model each, so that what was measured of it is known the next time
+def _with_adapters(model: TransformerDecoder, quantize_base: bool) -> TransformerDecoder:
+    model = copy.deepcopy(model)
+    apply_lora(model, LoRAConfig(quantize_base=quantize_base))
+    return model
+
+
+@lru_cache(maxsize=4)
+def _in_4_bits(model: TransformerDecoder) -> TransformerDecoder:
+    """Return a copy of a model with adapters whose frozen matrices are in 4 bits."""
+    model = copy.deepcopy(model)
+    for path, module in list(model.layers.named_modules()):
+        if isinstance(module, FrozenLinear):
+            module.quantize_base = True
+        elif (
+            isinstance(module, nn.Linear) and not module.weight.requires_grad and not path.endswith(".router")
+        ):
+            with torch.device("meta"):
+                frozen = FrozenLinear(module.in_features, module.out_features, quantize_base=True)
+            frozen.bias = module.bias
+            model.layers.set_submodule(path, frozen)
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ def available_memory(device: torch.device) -> int | None:
         return int(free) + torch.cuda.memory_reserved(device)
     if device.type != "cpu":
         return None
-    available = _host_available()
-    left = [number for number in (available, *_left_in_cgroups()) if number is not None]
+    left = [1024 * kib for name, kib in _fields_of(_PROC / "meminfo").items() if name == "MemAvailable"]
+    left += _left_in_cgroups()
     # torchrun and our own launcher say how many share the machine.
     return min(left) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if left else None
 
@@ -40,49 +41,27 @@ def held_memory(device: torch.device) -> int:
         return 0
 
 
-def _host_available() -> int | None:
-    try:
-        for line in (_PROC / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
-
-
-def _left_in_cgroups() -> list[int]:
-    """Return what each limit above this process leaves (cgroups(7)); the page cache can be given back."""
-    left = []
-    for folder, limit_name, usage_name, cache_name in _cgroup_files():
-        limit, usage = _number_in(folder / limit_name), _number_in(folder / usage_name)
-        if limit is None or usage is None or limit >= 2**60:  # version 1 writes no limit as a huge one
-            continue
-        left.append(max(limit - usage + _cache_in(folder / "memory.stat", cache_name), 0))
-    return left
-
-
-def _cgroup_files() -> list[tuple[Path, str, str, str]]:
+def _left_in_cgroups() -> Iterator[int]:
+    """Yield what each limit above this process leaves (cgroups(7)); the page cache can be given back."""
     try:
         rows = [row.split(":", 2) for row in (_PROC / "self" / "cgroup").read_text().splitlines()]
     except OSError:
-        return []
-    files = []
+        return
     for _, controllers, path in (row for row in rows if len(row) == 3):
-        version_2 = controllers == ""
-        if not version_2 and "memory" not in controllers.split(","):
+        if controllers == "":  # version 2
+            root, names = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = _CGROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
             continue
-        root = _CGROUPS if version_2 else _CGROUPS / "memory"
-        names = (
-            ("memory.max", "memory.current")
-            if version_2
-            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        )
-        cache = "inactive_file" if version_2 else "total_inactive_file"
         # Inside a container the path may be the host's: what is mounted at the root is then the container's own.
         own = root / path.lstrip("/")
-        folders = [folder for folder in (own, *own.parents) if folder == root or root in folder.parents]
-        files += [(folder, *names, cache) for folder in folders if (folder / names[0]).is_file()]
-    return files
+        for folder in (own, *own.parents):
+            limit, usage = _number_in(folder / names[0]), _number_in(folder / names[1])
+            # Version 1 writes no limit as a huge one.
+            if folder.is_relative_to(root) and limit is not None and usage is not None and limit < 2**60:
+                yield max(limit - usage + _fields_of(folder / "memory.stat").get(names[2], 0), 0)
 
 
 def _number_in(path: Path) -> int | None:
@@ -92,9 +71,10 @@ def _number_in(path: Path) -> int | None:
         return None
 
 
-def _cache_in(path: Path, name: str) -> int:
+def _fields_of(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of lines that name one each; {} where it cannot be read."""
     try:
-        rows = dict(row.split() for row in path.read_text().splitlines())
-        return int(rows.get(name, 0))
-    except (OSError, ValueError):
-        return 0
+        rows = [line.split() for line in path.read_text().splitlines()]
+        return {row[0].rstrip(":"): int(row[1]) for row in rows}
+    except (OSError, ValueError, IndexError):
+        return {}

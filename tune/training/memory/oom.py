@@ -19,6 +19,11 @@ from tune.training.memory.available import available_memory, held_memory
 __all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib"]
 
 GIB = 1024**3
+GENERAL_ADVICE = (
+    "What helps, in this order: a smaller batch_size with more gradient_accumulation_steps; "
+    "enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; dtype=bf16; optimizer_in_bwd=true; "
+    "on a GPU, enable_activation_offloading=true."
+)
 # How a lack of memory reads where it is a plain RuntimeError.
 _TEXTS = (
     "can't allocate memory",
@@ -98,11 +103,7 @@ def _explain(error: Exception, get_plan: Callable[[], Explains | None] | None) -
             return explained + "\n".join(plan.explanation(held_memory(device)))
     except (RuntimeError, MemoryError):
         pass  # there is no memory for the explanation: the short one has to do
-    return (
-        explained + "What helps, in this order: a smaller batch_size with more "
-        "gradient_accumulation_steps; enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; "
-        "dtype=bf16; optimizer_in_bwd=true; on a GPU, enable_activation_offloading=true."
-    )
+    return explained + GENERAL_ADVICE
 
 
 def _where(start: TracebackType | None) -> str:

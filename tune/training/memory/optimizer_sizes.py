@@ -1,44 +1,25 @@
-"""How much an optimizer keeps for each weight it trains, after its first step."""
+"""How much an optimizer keeps for each weight it trains: measured in steps on a weight without memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import inspect
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from tune.config.component import Component
+from tune.training.memory.measure import CANNOT_RUN, LiveBytes, measured_device
 from tune.training.optimizer_in_backward import OptimizerInBackward
-from tune.training.optimizers import FUSED_OPTIMIZERS, IMPLEMENTATION_ARGUMENTS
+from tune.training.optimizers import build_optimizer
 
-__all__ = ["OptimizerSizes", "optimizer_sizes"]
+__all__ = ["OptimizerSizes"]
 
-# Tensors of a weight's size and dtype that each class of torch.optim keeps beside it, as its source has it.
-_TENSORS = {
-    "Adadelta": 2,
-    "Adagrad": 1,
-    "Adam": 2,
-    "AdamW": 2,
-    "Adamax": 2,
-    "ASGD": 1,
-    "Muon": 1,
-    "NAdam": 2,
-    "RAdam": 2,
-    "RMSprop": 1,
-    "Rprop": 2,
-    "SGD": 0,
-}
-# One more each, where an argument of that name is set.
-_MORE = {
-    "Adam": ("amsgrad",),
-    "AdamW": ("amsgrad",),
-    "Adadelta": (),
-    "RMSprop": ("momentum", "centered"),
-    "SGD": ("momentum",),
-}
-# bitsandbytes: states in 8 bits with a scale in fp32 per 256 numbers; small weights keep theirs in fp32.
+# bitsandbytes steps in kernels of its own, which need memory: states in 8 bits with a scale in fp32 per 256 numbers;
+# small weights keep theirs in fp32.
 _STATES_8BIT = {
     "AdamW8bit": 2,
     "Adam8bit": 2,
@@ -51,59 +32,71 @@ _SMALL_8BIT, _BLOCK_8BIT = 4096, 256
 _UNKNOWN = 2
 
 
-@dataclass(frozen=True)
+class StateBytes(NamedTuple):
+    """Bytes kept for a weight, and those that come and go in its step, with those of all weights at once or not."""
+
+    kept: float
+    working: float = 0.0
+    is_foreach: bool = False
+
+
 class OptimizerSizes:
     """What an optimizer keeps.
 
     Args:
-        name: its class.
-        settings: arguments that decide how much.
-        is_foreach: on a GPU it steps all weights at once, through results as large as they are.
+        optimizer: built already, or its class and arguments.
+        device_type: where it steps.
     """
 
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    is_foreach: bool = False
+    def __init__(self, optimizer: Optimizer | Component, device_type: str) -> None:
+        self._optimizer = optimizer.parts[0] if isinstance(optimizer, OptimizerInBackward) else optimizer
+        self._device = measured_device(device_type)
+        self._known: dict[tuple[tuple[int, ...], torch.dtype], StateBytes | None] = {}
+        if isinstance(self._optimizer, Component):
+            self.name = self._optimizer.path.rpartition(".")[2]
+        else:
+            self.name = type(self._optimizer).__name__
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the size is this class's, and not a guess."""
-        return self.name in _TENSORS or self.name in _STATES_8BIT or self.name == "Adafactor"
-
-    @property
-    def is_8bit(self) -> bool:
-        """Whether states are kept in 8 bits."""
-        return self.name in _STATES_8BIT
-
-    def bytes_for(self, shape: tuple[int, ...], itemsize: int) -> float:
-        """Return the bytes kept for a weight of this shape, of `itemsize` bytes a number."""
+    def state_of(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateBytes:
+        """Return what is kept for a weight."""
         size = prod(shape)
-        if self.is_8bit:
-            states = _STATES_8BIT[self.name]
-            return states * size * (4 if size < _SMALL_8BIT else 1 + 4 / _BLOCK_8BIT)
-        if self.name == "Adafactor":
-            # Sums over rows and over columns in place of the matrix (arXiv:1804.04235, algorithm 4).
-            return itemsize * (size if len(shape) < 2 else size // shape[-1] + size // shape[-2])
-        tensors = _TENSORS.get(self.name, _UNKNOWN)
-        tensors += sum(bool(self.settings.get(name)) for name in _MORE.get(self.name, ()))
-        return tensors * size * itemsize
+        if self.name in _STATES_8BIT:
+            states = _STATES_8BIT[self.name] * size
+            return StateBytes(states * (4 if size < _SMALL_8BIT else 1 + 4 / _BLOCK_8BIT))
+        if (shape, dtype) not in self._known:
+            self._known[shape, dtype] = self._measure(shape, dtype)
+        return self._known[shape, dtype] or StateBytes(_UNKNOWN * size * dtype.itemsize)
+
+    def _measure(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateBytes | None:
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=self._device))
+                weight.grad = torch.empty_like(weight)
+                optimizer = self._build(weight)
+                group = optimizer.param_groups[0]
+                if self._device == "cuda" and not group.get("fused") and group.get("foreach", False) is None:
+                    group["foreach"] = True  # as torch chooses there, for tensors that have memory
+                with LiveBytes([weight, weight.grad]) as live:
+                    optimizer.step()
+                    live.restart()
+                    optimizer.step()
+        except CANNOT_RUN:
+            return None
+        tensors = (value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+        kept = sum(tensor.nbytes for tensor in tensors if tensor.dim())  # counts of steps are scalars
+        return StateBytes(kept, live.peak - live.now, bool(group.get("foreach")))
+
+    def _build(self, weight: nn.Parameter) -> Optimizer:
+        if isinstance(self._optimizer, Component):
+            return build_optimizer(self._optimizer, [weight])
+        kind = type(self._optimizer)
+        known = inspect.signature(kind).parameters
+        settings = {name: value for name, value in self._optimizer.defaults.items() if name in known}
+        return kind([weight], **settings)
 
     def __str__(self) -> str:
-        if not self.is_known:
+        shape = (4096, 4096)
+        kept = self.state_of(shape, torch.bfloat16).kept
+        if self._known.get((shape, torch.bfloat16), kept) is None:
             return f"{self.name}: unknown, taken as {_UNKNOWN} tensors per weight"
-        return f"{self.name}, {self.bytes_for((4096, 4096), 2) / 4096**2:.3g} B per bf16 weight"
-
-
-def optimizer_sizes(optimizer: Optimizer | Component) -> OptimizerSizes:
-    """Return what an optimizer, or the component that will build one, keeps."""
-    if isinstance(optimizer, Component):
-        name, settings = optimizer.path.rpartition(".")[2], dict(optimizer.kwargs)
-        # As `build_optimizer` builds it: fused where the config leaves it open.
-        if name in FUSED_OPTIMIZERS and not IMPLEMENTATION_ARGUMENTS & settings.keys():
-            settings["fused"] = True
-    else:
-        built = optimizer._optimizers[0] if isinstance(optimizer, OptimizerInBackward) else optimizer
-        name, settings = type(built).__name__, dict(built.defaults)
-    # torch takes the form that steps all weights at once, on a GPU, unless it is told otherwise.
-    is_foreach = not settings.get("fused") and settings.get("foreach") is not False
-    return OptimizerSizes(name, settings, is_foreach)
+        return f"{self.name}, {kept / prod(shape):.3g} B per bf16 weight"

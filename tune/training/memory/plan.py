@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,12 +12,11 @@ from torch.optim import Optimizer
 from tune.config.component import Component
 from tune.data import DataReport
 from tune.modules import TransformerDecoder
-from tune.modules.loss import LinearCrossEntropyLoss
-from tune.modules.peft import adapter_parameters
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
-from tune.training.memory.oom import GIB, get_peak_memory_gib
-from tune.training.memory.optimizer_sizes import optimizer_sizes
+from tune.training.memory.measure import without_memory
+from tune.training.memory.oom import GENERAL_ADVICE, GIB, get_peak_memory_gib
+from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.prediction import PlannedRun, Prediction, predict
 from tune.training.precision import Precision
 from tune.utils import get_logger
@@ -53,8 +51,11 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the device has as much; None where that is not known."""
-        return None if self.available is None else self.peak <= self.available
+        """Whether the device has as much; None where that, or all that is needed, is not known."""
+        if self.available is None:
+            return None
+        fits = self.peak <= self.available
+        return None if fits and self.prediction.unknown else fits
 
     @property
     def is_tight(self) -> bool:
@@ -86,9 +87,13 @@ class MemoryPlan:
     def verdict(self) -> str:
         """Return whether it fits, in a sentence."""
         text = f"memory: {_gib(self.peak)} GiB predicted at the fullest, {self.prediction.fullest}"
+        if self.prediction.unknown:
+            text += f", without activations and loss, which cannot be measured ({self.prediction.unknown})"
         if self.available is None:
             return f"{text}; what {self.device} has is not known"
         text += f"; {_gib(self.available)} GiB available on {self.device}"
+        if self.fits is None:
+            return text
         if not self.fits:
             return f"{text}: it will probably run out of memory"
         return f"{text}: {'tight' if self.is_tight else 'fits'}"
@@ -117,7 +122,11 @@ class MemoryPlan:
         if self.device.type != "cuda":
             in_use = max(in_use - self.held_before, 0)
         usable = min(self._usable, in_use) if self.available is not None else in_use
-        return ["This was predicted:", *self.table(), verdict, *self.advice_lines(usable)]
+        try:
+            advice = self.advice_lines(usable)
+        except (RuntimeError, MemoryError):  # there is no memory left to measure other settings
+            advice = [GENERAL_ADVICE]
+        return ["This was predicted:", *self.table(), verdict, *advice]
 
     def compare(self, measured: float | None = None, *, seen: tuple[int, int] | None = None) -> str:
         """Return a line with what was predicted beside what was measured. Ask after two optimizer steps or more.
@@ -148,14 +157,8 @@ class MemoryPlan:
             logger.info(self.verdict())
 
 
-@dataclass(frozen=True)
-class LongestRow:
-    """The longest row of a micro-batch.
-
-    Args:
-        num_tokens: its length.
-        is_packed: rows hold several documents.
-    """
+class LongestRow(NamedTuple):
+    """The longest row of a micro-batch: its tokens, and whether rows hold several documents."""
 
     num_tokens: int
     is_packed: bool = False
@@ -199,23 +202,20 @@ def plan_memory(
     if isinstance(row, DataReport):
         row = longest_row(row)
     run = PlannedRun(
-        model=model,
-        optimizer=optimizer_sizes(optimizer),
+        model=without_memory(model, None),
+        loss_fn=loss_fn,
+        optimizer=OptimizerSizes(optimizer, device.type),
         param_dtype=precision.param_dtype,
-        trained_dtype=torch.float32 if adapter_parameters(model) else None,
         compute_dtype=precision.compute_dtype,
-        is_autocast=precision.param_dtype != precision.compute_dtype,
         batch_size=batch_size,
         seq_len=row.num_tokens,
         packed=row.is_packed,
         accumulates=accumulates,
         shard_size=shard_dim,
-        uses_fsdp=shard_dim > 1,
         cpu_offload=cpu_offload and shard_dim > 1,
         activation_checkpointing=activation_checkpointing,
         activation_offloading=activation_offloading,
         optimizer_in_backward=optimizer_in_backward,
-        rows_of_logits=_rows_of_logits(loss_fn, device),
         device_type=device.type,
     )
     return MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
@@ -228,14 +228,6 @@ def longest_row(report: DataReport) -> LongestRow:
     if report.num_packs:
         return LongestRow(report.max_seq_len, is_packed=True)
     return LongestRow(min(report.longest, report.max_seq_len))
-
-
-def _rows_of_logits(loss_fn: nn.Module, device: torch.device) -> Callable[[int], int] | None:
-    return (
-        partial(loss_fn.rows_per_piece, device=device)
-        if isinstance(loss_fn, LinearCrossEntropyLoss)
-        else None
-    )
 
 
 def _gib(num_bytes: float) -> str:

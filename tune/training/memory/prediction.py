@@ -1,4 +1,4 @@
-"""The peak memory of a training step on one rank, predicted part by part from a run's sizes.
+"""The peak memory of a training step on one rank: what one block of each kind was measured to take, put together.
 
 A step has three moments of which one is the fullest. *At the loss* all activations stand, and the loss's own
 buffers. *In the backward pass* activations go as gradients come. *At the optimizer's step* all gradients stand.
@@ -6,18 +6,20 @@ buffers. *In the backward pass* activations go as gradients come. *At the optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
+from torch import nn
 
 from tune.modules import TransformerDecoder
-from tune.modules.peft.lora import LoRALinear
-from tune.training.memory.activation_sizes import Adapters, MicroBatch, block_bytes, trunk_bytes
+from tune.modules.peft.apply import is_adapter
+from tune.modules.peft.nf4 import NF4Weight
+from tune.training.memory.measure import StepBytes, measure_step, without_memory
 from tune.training.memory.optimizer_sizes import OptimizerSizes
-from tune.training.memory.weight_sizes import WeightSizes, weigh
 
-__all__ = ["MOMENTS", "PlannedRun", "Prediction", "predict"]
+__all__ = ["MOMENTS", "PlannedRun", "Prediction", "WeightSizes", "predict"]
 
 # What a step of the smallest model makes resident beside its tensors, as measured.
 _HOST_CODE = 0.1 * 1024**3
@@ -28,26 +30,44 @@ MOMENTS = ("at the loss", "in the backward pass", "at the optimizer's step")
 class PlannedRun:
     """What decides a run's memory on one rank; `plan_memory` says what each means."""
 
-    model: TransformerDecoder
+    model: TransformerDecoder  # without memory
+    loss_fn: nn.Module
     optimizer: OptimizerSizes
     param_dtype: torch.dtype | None
-    trained_dtype: torch.dtype | None
     compute_dtype: torch.dtype
-    is_autocast: bool
     batch_size: int
     seq_len: int
     packed: bool
     accumulates: bool
     shard_size: int
-    uses_fsdp: bool
     cpu_offload: bool
     activation_checkpointing: bool
     activation_offloading: bool
     optimizer_in_backward: bool
-    rows_of_logits: Callable[[int], int] | None  # of the tokens: those whose logits stand at once; None: all
     device_type: str
-    adapters: Adapters | None = None
-    quantize_base: bool = False
+
+
+@dataclass
+class WeightSizes:
+    """Bytes of a model's parts, and their numbers.
+
+    Attributes:
+        total, trained, quantized, adapters: bytes of all weights and buffers, and of those that get gradients, are in
+            4 bits, or are adapters.
+        num_parameters, num_trained: how many numbers.
+        blocks, block_gradients: bytes of each block without its 4-bit weights, and of its gradients.
+        largest_quantized: numbers of the largest 4-bit matrix.
+    """
+
+    total: float = 0.0
+    trained: float = 0.0
+    quantized: float = 0.0
+    adapters: float = 0.0
+    num_parameters: int = 0
+    num_trained: int = 0
+    blocks: list[float] = field(default_factory=list)
+    block_gradients: list[float] = field(default_factory=list)
+    largest_quantized: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class Prediction:
 
     parts: dict[str, tuple[float, float, float]]
     on_host: float
-    weights: WeightSizes
+    unknown: str  # why nothing but weights and states is predicted
 
     @property
     def moments(self) -> tuple[float, float, float]:
@@ -75,143 +95,159 @@ class Prediction:
         return MOMENTS[self.moments.index(self.peak)]
 
 
+@dataclass
+class _Moment:
+    """Bytes that stand at once beside weights and what the optimizer keeps."""
+
+    gradients: float = 0.0
+    activations: float = 0.0
+    casts: float = 0.0
+    loss: float = 0.0
+    working: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.gradients + self.activations + self.casts + self.loss + self.working
+
+
 def predict(run: PlannedRun) -> Prediction:
     """Return what a run needs on one rank, from its second optimizer step on: the first one's ends with the states."""
-    weights = weigh(
-        run.model,
-        param_dtype=run.param_dtype,
-        trained_dtype=torch.float32 if run.adapters else run.trained_dtype,
-        state_bytes=run.optimizer.bytes_for,
-        adapters=run.adapters,
-        quantize_base=run.quantize_base,
+    model = _in_dtype(run.model, run.param_dtype)
+    weights = weigh(model)
+    step = measure_step(
+        model,
+        run.loss_fn,
+        (run.batch_size, run.seq_len),
+        run.packed,
+        None if run.param_dtype in (None, run.compute_dtype) else run.compute_dtype,
+        "go" if run.optimizer_in_backward else "stand" if run.accumulates else "grow",
+        run.device_type,
     )
-    shards = run.shard_size
-    on_device = 0.0 if run.cpu_offload else 1.0 / shards
-    kept, full_block, on_host = _activations(run)
-    casts = weights.casts * run.compute_dtype.itemsize * run.is_autocast
-    at_loss, after_loss = _loss(run, weights)
+    in_backward = max(_backward(run, step, weights), key=lambda moment: moment.total)
+    kept, working = _optimizer(run, model)
+    on_device = _share(run)
+    at_step = _Moment(weights.trained * on_device, working=working * on_device)
+    moments = (_at_loss(run, step, weights), in_backward, _Moment() if run.optimizer_in_backward else at_step)
 
-    gradients = weights.trained / shards
-    if run.optimizer_in_backward:
-        gradients = weights.largest_gradient / shards
-    elif run.cpu_offload:
-        gradients = 0.0
-    standing = gradients if run.accumulates else 0.0
-    head = 0.0 if run.accumulates else min(weights.head_gradient / shards, gradients)
+    def part(name: str) -> tuple[float, float, float]:
+        first, second, third = (getattr(moment, name) for moment in moments)
+        return first, second, third
 
-    working = _working(run, weights) + full_block
-    if run.accumulates:
-        working += weights.largest_gradient  # a gradient, before it is added to the one that stands
-    step_working = 0.0
-    if run.optimizer.is_foreach and run.device_type == "cuda" and not run.optimizer_in_backward:
-        step_working = weights.trained * on_device
-
-    # Activations go as gradients come: one end of the backward pass or the other is the fuller.
-    begins_fuller = kept + casts + after_loss + head + standing >= gradients
-    in_backward = (kept, casts, after_loss, head + standing) if begins_fuller else (0.0, 0.0, 0.0, gradients)
-    adapters = weights.adapters
-    plain = (weights.total - weights.quantized - adapters) * on_device
+    plain = (weights.total - weights.quantized - weights.adapters) * on_device
     parts = {
         f"weights, {_count(weights.num_parameters)}": (plain,) * 3,
-        "4-bit base": (weights.quantized * on_device,) * 3,
-        f"adapters, {_count(weights.num_trained)}": (adapters * on_device,) * 3,
-        f"optimizer ({run.optimizer})": (weights.optimizer * on_device,) * 3,
-        "gradients": (standing, in_backward[3], gradients),
-        "activations": (kept, in_backward[0], 0.0),
-        "weights cast by autocast": (casts, in_backward[1], 0.0),
-        "loss": (at_loss, in_backward[2], 0.0),
-        "work in progress": (0.0, working, step_working),
-        "FSDP's gathered blocks": (*_gathered(run, weights), 0.0),
+        # FSDP leaves buffers alone: every rank has all of it.
+        "4-bit base": (weights.quantized,) * 3,
+        f"adapters, {_count(weights.num_trained)}": (weights.adapters * on_device,) * 3,
+        f"optimizer ({run.optimizer})": (kept * on_device,) * 3,
+        "gradients": part("gradients"),
+        "activations": part("activations"),
+        "weights cast by autocast": part("casts"),
+        "loss": part("loss"),
+        "work in progress": part("working"),
+        "FSDP's gathered blocks": (*_gathered(run, weights, step), 0.0),
         "torch's own code, loaded on first use": (_HOST_CODE * (run.device_type == "cpu"),) * 3,
     }
+    on_host = 0.0
+    if run.activation_offloading:
+        on_host += sum(_kept(run, step))
     if run.cpu_offload:
-        on_host += (weights.total + weights.trained + weights.optimizer) / shards
-    return Prediction({name: sizes for name, sizes in parts.items() if max(sizes) > 0.0}, on_host, weights)
+        on_host += (weights.total - weights.quantized + weights.trained + kept) / run.shard_size
+    return Prediction(
+        {name: sizes for name, sizes in parts.items() if max(sizes) > 0.0}, on_host, step.unknown
+    )
+
+
+@lru_cache(maxsize=16)
+def _in_dtype(model: TransformerDecoder, dtype: torch.dtype | None) -> TransformerDecoder:
+    return without_memory(model, dtype)
+
+
+def weigh(model: TransformerDecoder) -> WeightSizes:
+    """Return what a model's weights take, 4-bit ones filled or not."""
+    sizes = WeightSizes(blocks=[0.0] * len(model.layers), block_gradients=[0.0] * len(model.layers))
+    for name, weight in model.named_parameters():
+        sizes.total += weight.nbytes
+        sizes.num_parameters += weight.numel()
+        sizes.trained += weight.nbytes * weight.requires_grad
+        sizes.num_trained += weight.numel() * weight.requires_grad
+        sizes.adapters += weight.nbytes * is_adapter(name)
+        if name.startswith("layers."):
+            block = int(name.split(".")[1])
+            sizes.blocks[block] += weight.nbytes
+            sizes.block_gradients[block] += weight.nbytes * weight.requires_grad
+    sizes.total += sum(buffer.nbytes for buffer in model.buffers())
+    for module in model.modules():
+        if isinstance(module, NF4Weight):
+            size = module.shape.numel()
+            sizes.quantized += module.nbytes
+            sizes.num_parameters += size
+            sizes.largest_quantized = max(sizes.largest_quantized, size)
+    return sizes
 
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:,.1f}M"
 
 
-def _micro_batch(run: PlannedRun) -> MicroBatch:
-    stream = run.param_dtype or next(run.model.parameters()).dtype
-    return MicroBatch(
-        run.batch_size,
-        run.seq_len,
-        run.compute_dtype.itemsize,
-        stream.itemsize if run.is_autocast else run.compute_dtype.itemsize,
-        run.device_type == "cuda",
-        run.packed,
-        run.model.config.sliding_window if run.model.config.sliding_layers else None,
-        run.adapters,
-    )
+def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
+    """Return what each block keeps until its backward pass: all, or its input alone (arXiv:1604.06174)."""
+    return [float(block.input if run.activation_checkpointing else block.kept) for block in step.blocks]
 
 
-def _activations(run: PlannedRun) -> tuple[float, float, float]:
-    """Return the bytes kept on the device, those of the block that is recomputed, and those sent to the host."""
-    batch = _micro_batch(run)
-    blocks = [block_bytes(block, batch) for block in run.model.layers]  # type: ignore[arg-type]
-    trunk = trunk_bytes(run.model, batch)
-    largest = max(blocks)
-    kept, full_block = sum(blocks), 0.0
-    if run.activation_checkpointing:
-        # Of each block its input alone (arXiv:1604.06174); one at a time is run again.
-        kept = len(blocks) * batch.num_tokens * run.model.config.embed_dim * float(batch.stream_bytes)
-        full_block = largest
-    if run.activation_offloading:
-        # On their way out or back in is what one block keeps.
-        return trunk + min(kept, largest), full_block, kept
-    return trunk + kept, full_block, 0.0
+def _at_loss(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> _Moment:
+    """Return what stands when the forward pass ends."""
+    kept = _kept(run, step)
+    # Of what waits on the host, one block's is on its way there.
+    held = max(kept) if run.activation_offloading else sum(kept)
+    casts = sum(block.casts for block in step.blocks)
+    standing = weights.trained * _share(run) * run.accumulates
+    return _Moment(standing, held + step.trunk, casts, step.at_loss - step.trunk)
 
 
-def _working(run: PlannedRun, weights: WeightSizes) -> float:
-    """Return the bytes that come and go while the backward pass is in one block."""
-    config, tokens = run.model.config, run.batch_size * run.seq_len
-    e = run.compute_dtype.itemsize
-    per_token = config.moe.experts_per_token if config.moe else 1
-    width = config.moe.intermediate_dim if config.moe else config.intermediate_dim
-    # Gradients of the gate, of its function and of what it multiplies; or, where queries turn, in fp32 four times.
-    work = max(3 * e * width * per_token, 16 * config.num_heads * config.head_dim)
-    # A 4-bit matrix stands in full while it is multiplied.
-    return float(tokens) * (work + 2 * e * config.embed_dim) + float(weights.block_quantized * e)
+def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
+    """Yield what stands before the last block's backward pass, in each block's, and after that of the first."""
+    kept, again = _kept(run, step), run.activation_checkpointing
+    held = [0.0] * len(kept) if run.activation_offloading else kept
+    casts = [
+        0.0 if again else float(block.casts) for block in step.blocks
+    ]  # autocast drops them with the forward pass
+    grows = 0.0 if run.accumulates or run.optimizer_in_backward else _share(run)
+    gradients = weights.trained * _share(run) * run.accumulates
+    # A 4-bit matrix stands in full while it is multiplied, inside an operator.
+    in_operator = weights.largest_quantized * run.compute_dtype.itemsize
+    yield _Moment(gradients, sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
+    gradients += step.head_gradients * grows
+    for i, block in reversed(list(enumerate(step.blocks))):
+        working = max(block.in_backward - block.kept - block.casts - step.trunk, 0) + in_operator
+        activations = sum(held[:i]) + block.kept + step.trunk
+        yield _Moment(gradients, activations, sum(casts[:i]) + block.casts, working=working)
+        gradients += weights.block_gradients[i] * grows
+    yield _Moment(gradients, step.trunk, working=step.at_end - step.trunk)
 
 
-def _loss(run: PlannedRun, weights: WeightSizes) -> tuple[float, float]:
-    """Return the bytes of the loss while it is formed, and those it keeps for the backward pass.
-
-    What counts are tokens with a target; how many that are is not known before, so all are taken.
-    """
-    config, tokens, e = run.model.config, float(run.batch_size * run.seq_len), run.compute_dtype.itemsize
-    stream = _micro_batch(run).stream_bytes
-    vocab, hidden = config.vocab_size, tokens * config.embed_dim * stream
-    head_is_trained = weights.head_gradient > 0.0
-    matrix = vocab * config.embed_dim
-    if run.rows_of_logits is None:
-        # Logits in their own dtype and in fp32, and the logarithms of their shares; those are kept, and in the
-        # backward pass there are two gradients of their size beside them.
-        logits = tokens * vocab
-        return hidden + logits * (8 if e == 4 else 8 + e), hidden + logits * 12
-    rows = min(run.rows_of_logits(int(tokens)), int(tokens))
-    logits = rows * vocab * (4.0 if e == 4 else 4.0 + e)
-    if config.final_softcap is not None:
-        logits += 4.0 * rows * vocab
-    at_loss = 2 * hidden + logits  # the hidden states and their gradient
-    if head_is_trained:
-        # The matrix's gradient in fp32, and a piece's, which is the weight's dtype before it is added.
-        at_loss += matrix * (4.0 if e == 4 else 4.0 + e)
-    if run.is_autocast or isinstance(run.model.output, LoRALinear):
-        at_loss += matrix * e
-    return at_loss, hidden
+def _share(run: PlannedRun) -> float:
+    """Return which part of a weight's bytes is on the device."""
+    return 0.0 if run.cpu_offload else 1.0 / run.shard_size
 
 
-def _gathered(run: PlannedRun, weights: WeightSizes) -> tuple[float, float]:
+def _optimizer(run: PlannedRun, model: TransformerDecoder) -> tuple[float, float]:
+    """Return the bytes of the optimizer's states, and those that come and go in its step."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    states = [run.optimizer.state_of(tuple(weight.shape), weight.dtype) for weight in trained]
+    at_once = sum(state.working for state in states if state.is_foreach)
+    return sum(state.kept for state in states), max([at_once, *(state.working for state in states)])
+
+
+def _gathered(run: PlannedRun, weights: WeightSizes, step: StepBytes) -> tuple[float, float]:
     """Return what stands unsharded, at the loss and in the backward pass.
 
-    Two blocks (one is computed, the next one fetched) and what is outside them; in the backward pass also their
-    gradients before each rank keeps its part: as they come, and in fp32 to be summed.
+    Two blocks (one is computed, the next one fetched) and what is outside them; in the backward pass also gradients
+    before each rank keeps its part: the head's, and a block's in fp32 to be summed.
     """
-    if not run.uses_fsdp:
+    if run.shard_size == 1:
         return 0.0, 0.0
-    whole = 2 * weights.block + weights.root
-    itemsize = weights.trained / weights.num_trained if weights.num_trained else 0.0
-    return whole, whole + weights.block_trained * (itemsize + 4.0) + weights.head_gradient
+    root = weights.total - weights.quantized - sum(weights.blocks)
+    whole = 2 * max(weights.blocks) + root
+    itemsize = weights.trained / max(weights.num_trained, 1)
+    return whole, whole + max(weights.block_gradients) * 4.0 / max(itemsize, 1.0) + step.head_gradients

@@ -1,0 +1,340 @@
+"""What a training step allocates, measured by running it on tensors without memory.
+
+One block of each kind runs, forward and backward, between the model's own embedding and loss; what is kept, and the
+most that stands at once, is counted by the storages that operators return. So whatever the modules are, it is right
+for them. Not seen is what an operator takes for itself while it works, and what allocators lose between tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from tune.errors import TuneError, first_line
+from tune.modules import TransformerDecoder
+from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
+from tune.modules.peft.apply import is_adapter
+from tune.modules.peft.frozen import FrozenLinear
+from tune.modules.peft.nf4 import NF4Weight
+
+__all__ = ["CANNOT_RUN", "BlockBytes", "LiveBytes", "StepBytes", "measure_step", "without_memory"]
+
+# What modules and optimizers raise that look at the values of tensors, which have none without memory; or that are not
+# installed.
+CANNOT_RUN = (TuneError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
+Gradients = Literal["stand", "grow", "go"]
+
+
+@dataclass
+class BlockBytes:
+    """Bytes of one block.
+
+    Attributes:
+        input: what comes in, which is kept where the block is recomputed.
+        kept: for the backward pass; without weights, and without the next.
+        casts: weights that autocast has turned into its own dtype.
+        in_backward: the most that stands beside what earlier blocks keep and the gradients of later ones: what the
+            block itself keeps, the gradients of its weights, and what comes and goes.
+    """
+
+    input: int = 0
+    kept: int = 0
+    casts: int = 0
+    in_backward: int = 0
+
+
+@dataclass
+class StepBytes:
+    """Bytes of a step's parts: each block in the model's order, and what is around them.
+
+    Attributes:
+        trunk: kept outside the blocks, up to the hidden states.
+        at_loss, in_loss_backward, at_end: the most that stands beside what the blocks keep and the gradients there
+            are: in the forward pass of the last block or after it, before the last block's backward pass begins, and
+            after that of the first.
+        head_gradients: gradients there are when the last block's backward pass begins.
+        unknown: why nothing of this could be measured.
+    """
+
+    blocks: list[BlockBytes] = field(default_factory=list)
+    trunk: int = 0
+    at_loss: int = 0
+    in_loss_backward: int = 0
+    at_end: int = 0
+    head_gradients: int = 0
+    unknown: str = ""
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, every tensor an operator returns is counted until its storage is freed.
+
+    Numbers that a tensor without memory cannot tell are assumed: experts get equally many tokens, every position is a
+    target, and a check of values finds nothing.
+
+    Args:
+        weights: what was there before, and does not count; nor do views of it.
+        max_targets: more positions are not taken for targets.
+    """
+
+    def __init__(self, weights: Iterable[Tensor] = (), max_targets: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.max_targets = max_targets
+        self.now = self.peak = 0
+        self.weights = {storage_key(weight) for weight in weights}
+        self.casts: set[int] = set()
+        self.seen = set(self.weights)
+
+    def restart(self) -> int:
+        """Return the peak since the last call, and begin a new one."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = self._assumed(func, args, kwargs or {})
+        if out is None:
+            out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        if func is torch.ops.aten._to_copy.default and storage_key(args[0]) in self.weights:
+            self.casts.add(storage_key(out))
+        return out
+
+    def _assumed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        aten = torch.ops.aten
+        if func is aten._local_scalar_dense.default:
+            return 0.5 if args[0].is_floating_point() else args[0].dtype != torch.bool
+        if func is aten.nonzero.default:
+            num = min(args[0].numel(), self.max_targets or args[0].numel())
+            return args[0].new_empty((num, args[0].dim()), dtype=torch.int64)
+        if func is aten.bincount.default and (num_bins := max(0, *args[2:], kwargs.get("minlength", 0))):
+            share, left = divmod(args[0].numel(), num_bins)
+            with _disable_current_modes():
+                return torch.tensor([share + (i < left) for i in range(num_bins)])
+        return None
+
+    def _count(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), storage_key(tensor)
+        if key not in self.seen:
+            self.seen.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.casts.discard(key)
+        self.now -= size
+
+
+def measured_device(device_type: str) -> str:
+    """Return whose kernels are measured here.
+
+    A GPU's where there is one. Elsewhere a CPU's, which keep rather more: autograd cannot pretend to a device that
+    torch was built without (2.13 ends the process).
+    """
+    return "cuda" if device_type == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return what tensors have in common that share memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def without_memory(
+    model: TransformerDecoder,
+    dtype: torch.dtype | None,
+    device: str = "meta",
+    blocks: Sequence[int] | None = None,
+) -> TransformerDecoder:
+    """Return a copy of a model without memory: its weights in `dtype` (None: as they are), adapters in fp32.
+
+    Args:
+        model: with memory, or on the meta device.
+        dtype: of its weights.
+        device: what the copy says it is on; one with memory within a `FakeTensorMode` only.
+        blocks: which of its `layers` the copy has; None: all.
+    """
+    memo: dict[int, Any] = {}
+    for name, weight in model.named_parameters():
+        kind = torch.float32 if is_adapter(name) else dtype or weight.dtype
+        empty = torch.empty(weight.shape, dtype=kind, device=device)
+        memo[id(weight)] = nn.Parameter(empty, weight.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+    with _disable_current_modes():  # other tensors that a module holds stay as they are
+        if blocks is not None:
+            memo[id(model.layers)] = nn.ModuleList(copy.deepcopy(model.layers[i], memo) for i in blocks)
+        copied = copy.deepcopy(model, memo)
+    for module in list(copied.modules()):
+        # What was wrapped (recomputed, compiled) would still call the original.
+        module.__dict__.pop("forward", None)
+        if isinstance(module, FrozenLinear) and module.quantize_base and module.weight is not None:
+            shape = (module.out_dim, module.in_dim)
+            module.nf4 = NF4Weight(shape, dtype=module.weight.dtype, device=device)
+            module.weight = None
+    return copied
+
+
+@lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
+def measure_step(
+    model: TransformerDecoder,
+    loss_fn: nn.Module,
+    shape: tuple[int, int],
+    packed: bool,
+    autocast_dtype: torch.dtype | None,
+    gradients: Gradients,
+    device_type: str,
+) -> StepBytes:
+    """Return what a step takes, measured on one block of each kind.
+
+    Args:
+        model: as `without_memory` gives it, in the dtypes it is trained in.
+        loss_fn: the loss.
+        shape: rows of a micro-batch and the tokens of the longest.
+        packed: rows hold several documents, so a mask and positions are given.
+        autocast_dtype: of the forward pass; None: it runs without autocast.
+        gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
+        device_type: whose kernels are chosen, see `measured_device`.
+    """
+    device = measured_device(device_type)
+    kinds = _kinds(model)
+    firsts = sorted({kinds.index(kind) for kind in kinds})
+    max_targets = None
+    if isinstance(loss_fn, LinearCrossEntropyLoss) and device == "cpu":
+        # Its pieces are small there, and alike from the second one on: thousands would be run to no purpose.
+        max_targets = 2 * loss_fn.rows_per_piece(prod(shape), torch.device(device))
+    try:
+        # On this thread, where the modes are entered.
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.set_multithreading_enabled(False):
+            part = without_memory(model, None, device, firsts).train()
+            autocast = (
+                nullcontext() if autocast_dtype is None else torch.autocast(device, dtype=autocast_dtype)
+            )
+            tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+            step = _Recorder(part, gradients, max_targets).run(loss_fn, tokens, packed, autocast)
+    except CANNOT_RUN as error:
+        return StepBytes([BlockBytes() for _ in kinds], unknown=first_line(error))
+    measured = {kinds[i]: block for i, block in zip(firsts, step.blocks, strict=True)}
+    step.blocks = [measured[kind] for kind in kinds]
+    return step
+
+
+def _kinds(model: TransformerDecoder) -> list[str]:
+    """Return for each block what those have in common that take as much memory."""
+    kinds = []
+    # What comes before the first trained weight gets no gradient, and is kept less often.
+    has_gradient = model.tok_embeddings.weight.requires_grad
+    for block in model.layers:
+        parts = [
+            (
+                name,
+                type(module),
+                [pair for pair in vars(module).items() if isinstance(pair[1], int | float | str)],
+            )
+            for name, module in block.named_modules()
+        ]
+        weights = [(name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()]
+        kinds.append(repr((has_gradient, parts, weights)))
+        has_gradient |= any(weight.requires_grad for weight in block.parameters())
+    return kinds
+
+
+class _Recorder:
+    """Runs a step and notes what stands whenever a block begins or ends, and which of them keeps what."""
+
+    def __init__(self, model: TransformerDecoder, gradients: Gradients, max_targets: int | None) -> None:
+        self.model = model
+        self.step = StepBytes([BlockBytes() for _ in model.layers])
+        self.trained = [weight for weight in model.parameters() if weight.requires_grad]
+        for weight in self.trained:
+            if gradients == "stand":
+                weight.grad = torch.empty_like(weight)
+            if gradients == "go":
+                weight.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
+        standing = [weight.grad for weight in self.trained if weight.grad is not None]
+        self.live = LiveBytes([*model.parameters(), *model.buffers(), *standing], max_targets)
+        self.block: BlockBytes | None = None  # whose forward pass runs
+        self.there: set[int] = set()  # storages that are not of that block
+        self.saved: set[int] = set()
+        self.place = len(
+            model.layers
+        )  # of the block whose backward pass runs; beyond them the loss, -1 the end
+        self.gradients = 0
+        for index, block in enumerate(model.layers):
+            block.register_forward_pre_hook(partial(self._enter, index))
+            block.register_forward_hook(partial(self._leave, index))
+
+    def run(
+        self, loss_fn: nn.Module, tokens: Tensor, packed: bool, autocast: AbstractContextManager[object]
+    ) -> StepBytes:
+        """Return what was noted of the forward and the backward pass of tokens [b, s]."""
+        mask = positions = None
+        with self.live:
+            tokens, labels = tokens.clone(), tokens.clone()
+            if packed:
+                mask = tokens[:, :, None] == tokens[:, None]  # [b, s, s]
+                positions = tokens.clone()
+            with autocast, torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor):
+                loss = loss_sum(loss_fn, self.model, tokens, labels, mask, positions)
+            self.step.at_loss = self.live.restart() - self._kept(self.place)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._next(-1)
+        return self.step
+
+    def _enter(self, index: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.block = self.step.blocks[index]
+        self.block.input = args[0].nbytes
+        self.there = self.live.seen - {storage_key(args[0])}
+        if index == 0 and args[0].requires_grad:
+            args[0].register_hook(lambda _: self._next(-1))  # type: ignore[no-untyped-call]
+
+    def _leave(self, index: int, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.block = None
+        if out.requires_grad:
+            out.register_hook(lambda _: self._next(index))  # type: ignore[no-untyped-call]
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        key, size = storage_key(tensor), tensor.untyped_storage().nbytes()
+        if key in self.saved or key in self.live.weights:
+            return tensor
+        self.saved.add(key)
+        if self.block is None or key in self.there:
+            self.step.trunk += size
+        elif key in self.live.casts:
+            self.block.casts += size
+        else:
+            self.block.kept += size
+        return tensor
+
+    def _kept(self, place: int) -> int:
+        return sum(block.kept + block.casts for block in self.step.blocks[: max(place, 0)])
+
+    def _next(self, place: int) -> None:
+        """Note the part of the backward pass that has ended; that of the block at `place` begins."""
+        most = self.live.restart() - self._kept(self.place) - self.gradients
+        given = (weight.grad for weight in self.trained if weight.grad is not None)
+        self.gradients = sum(grad.nbytes for grad in given if storage_key(grad) not in self.live.weights)
+        if self.place == len(self.step.blocks):
+            self.step.in_loss_backward, self.step.head_gradients = most, self.gradients
+        elif self.place >= 0:
+            self.step.blocks[self.place].in_backward = most
+        else:
+            self.step.at_end = max(self.step.at_end, most)
+        self.place = place
+
+
+def _drop_gradient(weight: Tensor) -> None:
+    weight.grad = None
