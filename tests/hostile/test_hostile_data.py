@@ -162,7 +162,7 @@ def test_parquet_of_nothing_but_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"11,000,000 rows in \d+ bytes; at most 10,000,000"):
         list(read_file(file))
     one = pyarrow.ListArray.from_arrays([0, 3_000_000], pyarrow.nulls(3_000_000, pyarrow.int8()))
-    with pytest.raises(DataError, match=r"row 1 takes \d\d,\d+,\d+ bytes of memory"):
+    with pytest.raises(DataError, match=r"1 rows hold lists of 3,000,000 values, at most 1,048,576"):
         list(read_file(write_parquet(file, {"q": one})))
 
 

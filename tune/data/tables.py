@@ -160,6 +160,13 @@ def _check_num_values(file: DataFile, table: ParquetFile) -> None:
     check_num_rows(file, meta.num_rows)
     groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
     for column in range(meta.num_columns):
+        for group in groups:
+            num, allowed = group.column(column).num_values, group.num_rows * (MAX_ROW_BYTES // _VALUE_BYTES)
+            if num > allowed:  # Arrow takes hours for such a row
+                raise DataError(
+                    f"{file}: {group.num_rows:,} rows hold lists of {num:,} values, at most {allowed:,} are read; "
+                    "split them into several rows"
+                )
         check_num_rows(file, sum(group.column(column).num_values for group in groups), "values in a column")
 
 
