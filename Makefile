@@ -12,13 +12,15 @@ PINS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 # Test files that run side by side, with a thread each; WORKERS=0 runs them one after the other.
 WORKERS ?= 2
 KILLS ?= 100
+MINUTES ?= 10
 
-.PHONY: help demo test soak check format clean
+.PHONY: help demo test soak attack check format clean
 
 help:
 	@echo "make demo    fine-tune the bundled tiny Llama on this machine and look at the result"
 	@echo "make test    run every test: no network, no GPU"
 	@echo "make soak    kill runs at random moments, KILLS=100 times each, and compare how they end"
+	@echo "make attack  read mutated files of strangers for MINUTES=10 and keep those that fell"
 	@echo "make check   ruff, ruff format, mypy --strict"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   remove the environment and the demo's output"
@@ -51,6 +53,9 @@ test: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.distributed.soak --kills $(KILLS)
+
+attack: $(VENV)/.dev
+	$(BIN)/python -m tests.hostile.attack --minutes $(MINUTES)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

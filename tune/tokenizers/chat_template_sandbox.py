@@ -83,6 +83,9 @@ def _compile(source: str) -> Template:
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise TemplateFailure("syntax", f"{f'line {line}: ' if line else ''}{str(error)[:500]}") from None
+    except ValueError:
+        # Python's own words name a function of Python.
+        raise TemplateFailure("syntax", "it holds a number of too many digits") from None
     except (SyntaxError, RecursionError, OverflowError) as error:
         raise TemplateFailure("syntax", f"it is nested too deeply ({str(error)[:200]})") from None
     except MemoryError:
