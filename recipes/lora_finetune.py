@@ -124,9 +124,9 @@ class LoraFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.base_dir)})
         self.model = model.to(self.precision.param_dtype).train()
+        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
         # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
         add_adapters(model, params.lora_settings(), self.adapter_dir, torch.float32)
-        training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
         # A base that fits is held whole by every process, unless that is ruled out.
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
         report, settings = self.dataset.report(), params.memory_settings()

@@ -26,6 +26,7 @@ from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapted_modules, apply_lora
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
+from tune.tokenizers import note_tokens_without_row
 from tune.utils.paths import expand_path
 
 _NUM_PROBED = 32  # tokens that base, adapted and merged model are asked about
@@ -187,6 +188,9 @@ def _save(model: TransformerDecoder, staging: Path, base_dir: Path, notes: list[
         tokenizer = tokenizer_from_checkpoint(base_dir)
     except TokenizerError as error:
         notes.append(f"no tokenizer was copied: {error}")
+    else:
+        if note := note_tokens_without_row(tokenizer, model.config.vocab_size):
+            notes.append(note)
     save_model(model, staging, tokenizer=tokenizer)
 
 

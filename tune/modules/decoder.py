@@ -101,6 +101,8 @@ class TransformerDecoder(nn.Module):
             if config.local_rope_base is None
             else RotaryEmbedding(config.rotary_channels, config.local_rope_base)
         )
+        # Rows of the embedding in checkpoints, where the vocabulary has grown since (`resize_vocabulary`).
+        self.num_stored_rows: int | None = None
         self._cache: KVCache | None = None
         self.reset_parameters()
 

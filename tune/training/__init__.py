@@ -27,7 +27,7 @@ from tune.training.distributed.sharded_model import (
     write_full_model,
 )
 from tune.training.getters import get_metric_logger, get_optimizer
-from tune.training.loading import build_loader, check_tokenizer_fits
+from tune.training.loading import build_loader
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory, get_peak_memory_gib
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
@@ -80,6 +80,7 @@ from tune.training.throughput import Speed, SpeedMeter, measure_matmul_rate
 from tune.training.torchtune_names import GONE, HERE
 from tune.training.train_state import TrainState, begin_state
 from tune.training.validation import mean_loss
+from tune.training.vocabulary import check_tokenizer_fits, fit_vocabulary
 from tune.utils.mesh import Mesh, init_mesh
 from tune.utils.torchtune_names import offer_names
 
@@ -130,6 +131,7 @@ __all__ = [
     "explain_out_of_memory",
     "find_newest_complete_step",
     "fingerprint_run",
+    "fit_vocabulary",
     "format_summary",
     "get_lr",
     "get_metric_logger",
