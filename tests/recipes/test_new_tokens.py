@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,12 +18,16 @@ import tune.models
 from recipes.full_finetune import FullFinetuneRecipe
 from recipes.full_finetune import recipe_main as full_finetune
 from recipes.generate import recipe_main as generate
+from recipes.lora_finetune import LoraFinetuneRecipe
+from recipes.lora_finetune import recipe_main as lora_finetune
 from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.generate import GenerateParams
-from tune.checkpoints import load_into, open_weights, save_model
+from recipes.params.lora_finetune import LoraFinetuneParams
+from tune.checkpoints import load_adapter, load_into, open_weights, save_model
 from tune.cli.main import main
 from tune.errors import ConfigError, GenerationError
 from tune.models.llama2 import llama2
+from tune.models.merging import merge_adapter
 from tune.modules.new_rows import resize_vocabulary
 from tune.tokenizers import from_checkpoint
 
@@ -233,6 +238,140 @@ def test_resuming_is_bit_for_bit(base, values, tmp_path: Path) -> None:
     assert all(
         (files[0].parent / name).read_bytes() == (files[1].parent / name).read_bytes() for name in names
     )
+
+
+# ---- beside adapters
+
+
+@pytest.fixture
+def lora_values(values: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    return lambda base, **changes: values(base, **{"lora_rank": 3, "max_steps_per_epoch": 3, **changes})
+
+
+def spread(messages: list[dict[str, str]], tokenizer: Any) -> torch.Tensor:
+    return torch.tensor([tokenizer.apply_chat_template(messages, add_generation_prompt=True)])
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_lora_trains_the_new_rows_and_peft_loads_them(
+    base, lora_values, tmp_path: Path, capsys, tied: bool
+) -> None:
+    folder = base(tied=tied)
+    recipe = LoraFinetuneRecipe(LoraFinetuneParams(**lora_values(folder)))
+    recipe.setup()
+    trained = {
+        name
+        for name, weight in recipe.model.named_parameters()
+        if weight.requires_grad and "lora" not in name
+    }
+    assert trained == {"tok_embeddings.token_rows", *(() if tied else ("output.token_rows",))}
+    began = recipe.model.tok_embeddings.token_rows.detach().clone()
+    recipe.train()
+    moved = (recipe.model.tok_embeddings.token_rows.detach() - began).abs().sum(1)
+    assert (moved > 0).all()
+    recipe.cleanup()
+    adapter = tmp_path / "out" / "latest" / "adapter"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    new_ids = [NUM_TOKENS, NUM_TOKENS + 1]
+    assert config["trainable_token_indices"] == {
+        "embed_tokens": new_ids,
+        **({} if tied else {"lm_head": new_ids}),
+    }
+    assert load_file(adapter / "adapter_model.safetensors")[
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    ].shape == (2, 24)
+
+    tokenizer = from_checkpoint(adapter)
+    tokens = spread([{"role": "user", "content": "green apple"}], tokenizer)
+    assert set(new_ids) <= set(tokens[0].tolist())
+    ours = tune.models.from_checkpoint(folder)
+    load_adapter(ours, adapter, base=folder)
+    logits = ours.eval()(tokens)
+    # It sees the tokenizer beside the adapter, and resizes the base.
+    theirs = AutoPeftModelForCausalLM.from_pretrained(adapter)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "latest" / "model")
+    merge_adapter(adapter, folder, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        for model in (theirs, saved, merged):
+            torch.testing.assert_close(model.eval()(tokens).logits, logits, rtol=1e-4, atol=1e-5)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == NUM_TOKENS + 2
+    beside = answer(folder, "apple", capsys, adapter_checkpoint=str(tmp_path / "out"), prompt_template="chat")
+    assert beside == answer(tmp_path / "merged", "apple", capsys, prompt_template="chat")
+
+
+def test_lora_trains_spare_rows_of_a_padded_vocabulary(base, lora_values, tmp_path: Path) -> None:
+    folder = base(NUM_TOKENS + 16)
+    assert lora_finetune(LoraFinetuneParams(**lora_values(folder))) == 0
+    config = json.loads((tmp_path / "out" / "latest" / "adapter" / "adapter_config.json").read_text())
+    assert config["trainable_token_indices"]["lm_head"] == [NUM_TOKENS, NUM_TOKENS + 1]
+    assert tune.models.from_checkpoint(tmp_path / "out").config.vocab_size == NUM_TOKENS + 16
+
+
+def test_lora_with_new_rows_resumes_bit_for_bit(base, lora_values, tmp_path: Path) -> None:
+    folder = base()
+    once = lora_values(folder, epochs=2, output_dir=str(tmp_path / "once"), quantize_base=True)
+    assert lora_finetune(LoraFinetuneParams(**once)) == 0
+    twice = {**once, "output_dir": str(tmp_path / "twice")}
+    (tmp_path / "twice").mkdir()
+    shutil.copytree(tmp_path / "once" / "step_000003", tmp_path / "twice" / "step_000003")
+    assert lora_finetune(LoraFinetuneParams(**twice, resume_from_checkpoint=True)) == 0
+    for name in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
+        first, second = (load_file(tmp_path / run / "latest" / name) for run in ("once", "twice"))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_adapter_with_new_rows_is_trained_further(base, lora_values, tmp_path: Path) -> None:
+    folder = base()
+    assert lora_finetune(LoraFinetuneParams(**lora_values(folder, output_dir=str(tmp_path / "first")))) == 0
+    # Its tokenizer is taken, and one more token is added.
+    changes = {"lora_rank": None, "adapter_checkpoint": str(tmp_path / "first")}
+    tokenizer = {"_component_": "auto", "add_tokens": ["<tool>"]}
+    recipe = LoraFinetuneRecipe(LoraFinetuneParams(**lora_values(folder, tokenizer=tokenizer, **changes)))
+    recipe.setup()
+    before = load_file(tmp_path / "first" / "latest" / "adapter" / "adapter_model.safetensors")
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    assert torch.equal(recipe.model.tok_embeddings.token_rows[:2], before[key])
+    assert recipe.model.tok_embeddings.token_ids == (NUM_TOKENS, NUM_TOKENS + 1, NUM_TOKENS + 2)
+    recipe.train()
+    recipe.cleanup()
+    assert tune.models.from_checkpoint(tmp_path / "out").config.vocab_size == NUM_TOKENS + 3
+
+
+def test_an_adapter_with_whole_matrices_is_trained_further(base, lora_values, tmp_path: Path) -> None:
+    folder = base()
+    config = LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(tmp_path / "peft")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "peft")
+    changes = {"lora_rank": None, "adapter_checkpoint": str(tmp_path / "peft"), "epochs": 2}
+    tokenizer = {"_component_": "auto", "prompt_template": "plain"}
+    once = lora_values(folder, tokenizer=tokenizer, output_dir=str(tmp_path / "once"), **changes)
+    assert lora_finetune(LoraFinetuneParams(**once)) == 0
+    twice = {**once, "output_dir": str(tmp_path / "twice")}
+    (tmp_path / "twice").mkdir()
+    shutil.copytree(tmp_path / "once" / "step_000003", tmp_path / "twice" / "step_000003")
+    assert lora_finetune(LoraFinetuneParams(**twice, resume_from_checkpoint=True)) == 0
+    first, second = (
+        load_file(tmp_path / run / "latest/adapter/adapter_model.safetensors") for run in ("once", "twice")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    adapter = tmp_path / "once" / "latest" / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["modules_to_save"] == [
+        "embed_tokens",
+        "lm_head",
+    ]
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter)
+    saved = tune.models.from_checkpoint(tmp_path / "once")
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(saved(tokens), theirs.eval()(tokens).logits, rtol=1e-4, atol=1e-5)
+        base_head = tune.models.from_checkpoint(folder).output_weight
+        assert (theirs.base_model.lm_head.weight - base_head).abs().max() > 1e-3
+
+
+def test_an_adapter_on_the_output_matrix_excludes_new_rows(base, lora_values) -> None:
+    with pytest.raises(ConfigError, match="set apply_lora_to_output to false"):
+        lora_finetune(LoraFinetuneParams(**lora_values(base(), apply_lora_to_output=True)))
 
 
 def test_validate_checks_the_types(base, values, tmp_path: Path, capsys) -> None:

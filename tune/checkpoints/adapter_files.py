@@ -70,6 +70,24 @@ def read_base_quantization(directory: Path | str) -> str:
     return read_metadata(find_adapter_weights(find_adapter(directory))).get(QUANTIZATION, "")
 
 
+def adapter_tokenizer_dir(base_dir: Path, directory: Path | str | None) -> Path:
+    """Return where the tokenizer of a base with an adapter is: beside the adapter, if that has rows of tokens.
+
+    Args:
+        base_dir: of the base.
+        directory: of the adapter; None: there is none.
+
+    Raises:
+        CheckpointError: there is no adapter, or its file cannot be read.
+    """
+    if directory is None:
+        return base_dir
+    folder = find_adapter(directory)
+    has_rows = any(".lora_" not in name for name in open_weights(find_adapter_weights(folder)))
+    has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
+    return folder if has_rows and has_tokenizer else base_dir
+
+
 def base_difference(base_dir: Path, directory: Path | str) -> str:
     """Return what to say where an adapter names another base: weights of the same shapes fit, whatever they are.
 

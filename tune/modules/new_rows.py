@@ -38,10 +38,12 @@ def resize_vocabulary(model: TransformerDecoder, vocab_size: int) -> None:
             "new tokens need new rows of the output matrix, and an adapter beside it would change them all: set "
             "apply_lora_to_output to false"
         )
-    model.num_stored_rows = model.config.vocab_size
+    if model.num_stored_rows is None:
+        model.num_stored_rows = model.config.vocab_size
     model.config = replace(model.config, vocab_size=vocab_size)
     for module in (model.tok_embeddings, model.output):
         if module is not None:
+            # Rows of tokens that are trained on their own stay what they are.
             rows = with_mean_rows(module.weight, vocab_size)
             module.weight = nn.Parameter(rows, requires_grad=module.weight.requires_grad)
     model.tok_embeddings.num_embeddings = vocab_size
@@ -58,3 +60,13 @@ def with_mean_rows(matrix: Tensor, num_rows: int) -> Tensor:
         grown[: matrix.shape[0]] = matrix
         grown[matrix.shape[0] :] = matrix.mean(0, dtype=wide).to(matrix.dtype)
     return grown
+
+
+@torch.no_grad()
+def untie_output(model: TransformerDecoder) -> None:
+    """Give a model that ties its output matrix to the embedding one of its own, with the same values, in place."""
+    weight = model.tok_embeddings.weight
+    output = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    output.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+    model.output = output.train(model.training)
+    model.config = replace(model.config, tie_word_embeddings=False)

@@ -60,6 +60,7 @@ class BaseTokenizer(ABC):
     num_rows: int | None = None
     # Tokens were added on purpose: a model that is trained with them gets the rows that it lacks.
     may_outgrow_model: bool = False
+    new_ids: tuple[int, ...] = ()  # theirs, those of tokens that the model had no row for among them
 
     def __init__(self, max_seq_len: int | None, prompt_template: PromptTemplateSpec | None) -> None:
         if max_seq_len is not None and max_seq_len < 2:

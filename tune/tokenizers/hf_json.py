@@ -153,7 +153,9 @@ class HFTokenizer(BaseTokenizer):
         self.__dict__.pop("_definition")
         self.__dict__.pop("_has_prefix", None)
         self.dropped_tokens, self.pad_without_row, self._is_extended = {}, None, True
+        known = self._backend.get_vocab().values()
         self._take(backend)
+        self.new_ids += tuple(sorted(set(backend.get_vocab().values()) - set(known)))
         self._hidden_ids = self._find_hidden_ids()
 
     @property

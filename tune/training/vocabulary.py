@@ -5,6 +5,7 @@ from __future__ import annotations
 from tune.data import DataReport
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.new_rows import resize_vocabulary
+from tune.modules.peft import adapter_parameters, add_token_rows
 from tune.tokenizers import Tokenizer, require_rows
 from tune.utils import get_logger
 
@@ -14,8 +15,10 @@ __all__ = ["check_tokenizer_fits", "fit_vocabulary"]
 def fit_vocabulary(model: TransformerDecoder, tokenizer: Tokenizer, report: DataReport) -> None:
     """Give a model the rows that it lacks for tokens added on purpose, and check that the tokenizer then fits it.
 
+    Beside adapters, rows of the tokens that were added are trained, and the rest of embedding and output matrix is not.
+
     Args:
-        model: on the meta device, before it gets adapters.
+        model: on the meta device, before it is wrapped or compiled.
         tokenizer: with `add_tokens` or `add_special_tokens`, the vocabulary grows to it.
         report: of the dataset.
 
@@ -30,6 +33,8 @@ def fit_vocabulary(model: TransformerDecoder, tokenizer: Tokenizer, report: Data
             f"The {matrices} grow from {num_rows} rows to {tokenizer.vocab_size}; each new row begins as the mean of "
             "the old ones."
         )
+    if adapter_parameters(model) and (token_ids := getattr(tokenizer, "new_ids", ())):
+        add_token_rows(model, token_ids)
     check_tokenizer_fits(tokenizer, model.config, report)
 
 
