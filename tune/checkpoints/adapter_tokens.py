@@ -79,7 +79,8 @@ def plan_token_matrices(
         for name in settings.token_ids
         if name and not any(_is_named(module, name) for module in modules.values())
     ]
-    matrices, taken = [], set[str]()
+    matrices: list[TokenMatrix] = []
+    taken: set[str] = set()
     for ours, module in modules.items():
         if ours == ROWS_OF_TOKENS[1] and isinstance(model.output, LoRALinear):
             continue  # its base is compared with ours

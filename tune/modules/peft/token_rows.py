@@ -19,21 +19,28 @@ __all__ = ["TokenRowsEmbedding", "TokenRowsLinear", "with_token_rows"]
 class _TokenRows(nn.Module):
     """A frozen matrix [v, d], and the rows [k, d] that stand in place of its own for some tokens."""
 
-    weight: nn.Parameter
+    weight: Tensor
     token_ids: tuple[int, ...]
     token_rows: nn.Parameter
 
-    def _add_rows(self, weight: nn.Parameter, token_ids: Sequence[int]) -> None:
+    def _add_rows(self, weight: Tensor, token_ids: Sequence[int]) -> None:
         self.weight = weight
         self.token_ids = tuple(sorted(set(token_ids)))
         rows = torch.empty(len(self.token_ids), weight.shape[1], dtype=weight.dtype, device="meta")
         self.token_rows = nn.Parameter(rows)
+        self._index: Tensor | None = None
         self.reset_token_rows()
+
+    def _ids(self, device: torch.device) -> Tensor:
+        """Return the tokens as a tensor; it is kept, so that nothing waits for a copy."""
+        if self._index is None or self._index.device != device:
+            with torch.inference_mode(False):  # backward passes use it, too
+                self._index = torch.tensor(self.token_ids, device=device)
+        return self._index
 
     def merged_weight(self) -> Tensor:
         """Return the matrix [v, d] with the trained rows in it, in the frozen one's dtype; gradients reach the rows."""
-        index = torch.tensor(self.token_ids, device=self.weight.device)
-        return self.weight.index_copy(0, index, self.token_rows.to(self.weight.dtype))
+        return self.weight.index_copy(0, self._ids(self.weight.device), self.token_rows.to(self.weight.dtype))
 
     @torch.no_grad()
     def reset_token_rows(self, dtype: torch.dtype | None = None) -> None:
@@ -61,14 +68,14 @@ class TokenRowsEmbedding(_TokenRows, nn.Embedding):
         token_ids: of those with a trained row.
     """
 
-    def __init__(self, weight: nn.Parameter, token_ids: Sequence[int]) -> None:
-        nn.Embedding.__init__(self, *weight.shape, device="meta", _weight=weight.detach(), _freeze=True)
+    def __init__(self, weight: Tensor, token_ids: Sequence[int]) -> None:
+        nn.Embedding.__init__(self, weight.shape[0], weight.shape[1], device="meta", _weight=weight.detach())
         self._add_rows(weight, token_ids)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [..., d] for token ids [...]."""
         frozen = F.embedding(tokens, self.weight)
-        ids = torch.tensor(self.token_ids, device=tokens.device)
+        ids = self._ids(tokens.device)
         slots = torch.searchsorted(ids, tokens).clamp(max=len(self.token_ids) - 1)
         # Looked up in the rows' own dtype: their gradients are added up in it.
         trained = F.embedding(slots, self.token_rows).to(frozen.dtype)
@@ -83,7 +90,7 @@ class TokenRowsLinear(_TokenRows, nn.Linear):
         token_ids: of those with a trained row.
     """
 
-    def __init__(self, weight: nn.Parameter, token_ids: Sequence[int]) -> None:
+    def __init__(self, weight: Tensor, token_ids: Sequence[int]) -> None:
         nn.Linear.__init__(self, weight.shape[1], weight.shape[0], bias=False, device="meta")
         self._add_rows(weight, token_ids)
 
@@ -110,7 +117,7 @@ def without_token_rows(module: TokenRowsEmbedding | TokenRowsLinear) -> nn.Embed
     weight = module.merged_weight()
     plain: nn.Embedding | nn.Linear
     if isinstance(module, nn.Embedding):
-        plain = nn.Embedding(*weight.shape, _weight=weight, _freeze=True)
+        plain = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight, _freeze=True)
     else:
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
