@@ -13,6 +13,7 @@ import torch
 
 from tune.modules import TransformerDecoder
 from tune.modules.peft.lora import LoRALinear
+from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.training.memory.activation_sizes import Adapters, MicroBatch, block_bytes, trunk_bytes
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.weight_sizes import WeightSizes, weigh
@@ -184,7 +185,9 @@ def _loss(run: PlannedRun, weights: WeightSizes) -> tuple[float, float]:
     config, tokens, e = run.model.config, float(run.batch_size * run.seq_len), run.compute_dtype.itemsize
     stream = _micro_batch(run).stream_bytes
     vocab, hidden = config.vocab_size, tokens * config.embed_dim * stream
-    head_is_trained = weights.head_gradient > 0.0
+    output = run.model.tok_embeddings if run.model.output is None else run.model.output
+    has_token_rows = isinstance(output, TokenRowsEmbedding | TokenRowsLinear)  # put into a copy of the matrix
+    head_is_trained = weights.head_gradient > 0.0 or has_token_rows
     matrix = vocab * config.embed_dim
     if run.rows_of_logits is None:
         # Logits in their own dtype and in fp32, and the logarithms of their shares; those are kept, and in the
@@ -199,7 +202,7 @@ def _loss(run: PlannedRun, weights: WeightSizes) -> tuple[float, float]:
     if head_is_trained:
         # The matrix's gradient in fp32, and a piece's, which is the weight's dtype before it is added.
         at_loss += matrix * (4.0 if e == 4 else 4.0 + e)
-    if run.is_autocast or isinstance(run.model.output, LoRALinear):
+    if run.is_autocast or has_token_rows or isinstance(run.model.output, LoRALinear):
         at_loss += matrix * e
     return at_loss, hidden
 
