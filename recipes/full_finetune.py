@@ -121,7 +121,7 @@ class FullFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
-        training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
+        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
         report, settings = self.dataset.report(), params.memory_settings()
         self.memory_plan = training.plan_memory(
             model, report, self.loss_fn, self.precision, self.device, self.mesh.shard_dim, **settings

@@ -47,7 +47,8 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
     model_dir = checkpointer.find_model_dir()
     defaults = {"checkpoint_dir": str(model_dir)}
     # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
-    tokenizer = instantiate(params.tokenizer, defaults=defaults)
+    tokenizer_dir = checkpointer.find_tokenizer_dir()
+    tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(tokenizer_dir)})
     system, variables = params.system_prompt or "", params.chat_template_kwargs
     questions = [
         ask(tokenizer, template, prompt.text, system=system, variables=variables) for prompt in prompts

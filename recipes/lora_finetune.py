@@ -98,7 +98,8 @@ class LoraFinetuneRecipe:
     def _setup_data(self) -> None:
         params, state = self.params, self.state
         self.base_dir = self.checkpointer.find_model_dir()
-        self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(self.base_dir)})
+        tokenizer_dir = self.checkpointer.find_tokenizer_dir()
+        self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(tokenizer_dir)})
         build_loader = partial(
             training.build_loader,
             collate_fn=params.collate_fn,
@@ -124,9 +125,8 @@ class LoraFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.base_dir)})
         self.model = model.to(self.precision.param_dtype).train()
-        # In fp32 whatever the base is: they are small, and bf16 would round small steps away.
-        add_adapters(model, params.lora_settings(), self.adapter_dir, torch.float32)
-        training.check_tokenizer_fits(self.tokenizer, model.config, self.dataset.report())
+        add_adapters(model, params.lora_settings(), self.adapter_dir, torch.float32)  # bf16 loses small steps
+        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
         # A base that fits is held whole by every process, unless that is ruled out.
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
         report, settings = self.dataset.report(), params.memory_settings()

@@ -362,11 +362,11 @@ def test_a_merged_weight_is_rounded_once(base: Path, tmp_path: Path) -> None:
         ("task_type", "SEQ_CLS"),
         ("bias", "lora_only"),
         ("fan_in_fan_out", True),
-        ("modules_to_save", ["lm_head"]),
+        ("modules_to_save", "lm_head"),
         ("init_lora_weights", "pissa"),
         ("layer_replication", [[0, 2]]),
         ("target_parameters", ["mlp.experts.gate_up_proj"]),
-        ("trainable_token_indices", [1, 2]),
+        ("trainable_token_indices", {"embed_tokens": ["one"]}),
         ("alora_invocation_tokens", [1]),
         ("lora_bias", True),
         ("megatron_config", {"a": 1}),
@@ -409,11 +409,11 @@ def test_settings_that_are_not_supported_are_named(
         read_adapter_base(tmp_path)
 
 
-def test_trained_embeddings_are_named(base: Path, tmp_path: Path) -> None:
-    made_by_peft(base, tmp_path / "one", target_modules=["q_proj"], modules_to_save=["lm_head"])
+def test_other_trained_modules_are_named(base: Path, tmp_path: Path) -> None:
+    made_by_peft(base, tmp_path / "one", target_modules=["q_proj"], modules_to_save=["lm_head", "norm"])
     made_by_peft(base, tmp_path / "two", target_modules=["q_proj", "embed_tokens"])
     for name, fact in (
-        ("one", "`modules_to_save` is"),
+        ("one", "`modules_to_save` names 'norm'"),
         ("two", "lora_embedding_A: no part of a linear adapter"),
     ):
         with pytest.raises(CheckpointError, match=fact):

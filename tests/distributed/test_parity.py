@@ -35,6 +35,8 @@ EXPERTS = DecoderConfig(
     max_seq_len=64,
     moe=MoEConfig(num_experts=5, experts_per_token=2, intermediate_dim=40),
 )
+# More than the models have spare rows, and one that is a word of the data.
+NEW_TOKENS = {"_component_": "auto", "add_tokens": ["river seven", *(f"<{number}>" for number in range(9))]}
 FULL: dict[str, dict[str, Any]] = {
     "tied": {"base": "tied", "sample_prompts": ["river seven"], "generate_every_n_steps": 4},
     "accumulated": {"base": "tied", "gradient_accumulation_steps": 3, "clip_grad_norm": 0.5},
@@ -46,6 +48,7 @@ FULL: dict[str, dict[str, Any]] = {
     "adamw": {"base": "tied", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.003}},
     "from_scratch": {"base": "scratch"},
     "bf16": {"base": "untied", "dtype": "bf16", "param_dtype": "fp32", "optimizer": {**SGD, "lr": 0.005}},
+    "new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
 LORA: dict[str, dict[str, Any]] = {
     "lora": {"base": "tied", "apply_lora_to_mlp": True},
@@ -53,10 +56,11 @@ LORA: dict[str, dict[str, Any]] = {
     "dora": {"base": "untied", "use_dora": True},
     "qlora": {"base": "untied", "quantize_base": True},
     "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
+    "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
 # Four processes on two cores are slow: what a mesh of two dimensions and a rank without targets could change.
 WITH_FOUR = ("tied", "accumulated", "whole_copies", "experts", "packed", "lora_output", "dora", "qlora")
-SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora")}
+SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens")}
 
 
 @pytest.fixture(scope="module")

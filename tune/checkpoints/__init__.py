@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from tune.checkpoints.adapter_config import find_adapter_dir
-from tune.checkpoints.adapter_files import base_difference, read_adapter_base, read_base_quantization
+from tune.checkpoints.adapter_files import (
+    adapter_tokenizer_dir,
+    base_difference,
+    read_adapter_base,
+    read_base_quantization,
+)
 from tune.checkpoints.adapters import add_adapters, load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
@@ -23,6 +28,7 @@ __all__ = [
     "LayoutTensor",
     "StoredWeights",
     "WeightSource",
+    "adapter_tokenizer_dir",
     "add_adapters",
     "base_difference",
     "check_against_config",

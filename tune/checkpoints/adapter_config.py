@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,12 @@ CONFIG_FILE = "adapter_config.json"
 # What does not change what an adapter computes, or only how it was begun.
 _HARMLESS = (
     *("auto_mapping", "peft_version", "inference_mode", "revision", "task_type", "megatron_core"),
-    *("layers_pattern", "ensure_weight_tying", "qalora_group_size"),
+    *("layers_pattern", "qalora_group_size"),
     "merge_weights",  # of 2023: whether eval() merged
 )
 # How adapters were begun beside a base that stayed what it was. The others ("pissa", "olora", "corda", "loftq",
 # "lora_ga") took something out of it, and what they left is not in the adapter's files.
 _BEGUN = (True, False, "gaussian", "eva", "orthogonal")
-_ALSO_TRAINED = {
-    "modules_to_save": "whole modules that were trained",
-    "target_parameters": "parameters (of experts, say) that were trained",
-    "trainable_token_indices": "rows of the embedding that were trained",
-}
 _MAX_PATTERN = 300  # characters
 _MAX_PATTERNS = 4000
 
@@ -43,6 +38,9 @@ class AdapterSettings:
         rank_pattern, alpha_pattern: other values for modules whose names end as a pattern says; the first one counts.
         targets: names, or ends of names, of the modules with adapters; None where they are given in some other form,
             and the weights alone say which they are.
+        modules_to_save: names, or ends of names, of modules that were trained whole.
+        token_ids: tokens whose rows were trained, by name, or end of a name, of the module; "" is the embedding.
+        keeps_tie: a matrix trained whole is both embedding and output matrix, where the base ties them.
     """
 
     base: str
@@ -54,6 +52,9 @@ class AdapterSettings:
     rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
     targets: tuple[str, ...] | None
+    modules_to_save: tuple[str, ...] = ()
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    keeps_tie: bool = False
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's adapter."""
@@ -96,8 +97,11 @@ def read_settings(folder: Path) -> AdapterSettings:
     )
     for name in ("fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora"):
         fields.expect(name, False)
-    for name, what in _ALSO_TRAINED.items():
-        fields.expect(name, [], advice=f"{what} beside the adapters cannot be taken along")
+    fields.expect(
+        "target_parameters",
+        [],
+        advice="parameters (of experts, say) beside the adapters cannot be taken along",
+    )
     fields.expect("layer_replication", [])
     for name in ("loftq_config", "corda_config", "lora_ga_config"):
         fields.expect(name, {})
@@ -115,6 +119,9 @@ def read_settings(folder: Path) -> AdapterSettings:
         rank_pattern=_read_patterns(fields, "rank_pattern", int),
         alpha_pattern=_read_patterns(fields, "alpha_pattern", float),
         targets=_read_targets(fields, content),
+        modules_to_save=_read_modules_to_save(fields, content),
+        token_ids=_read_token_ids(fields, content),
+        keeps_tie=fields.flag("ensure_weight_tying", False),
     )
     ranks = (settings.rank, *(rank for _, rank in settings.rank_pattern))
     alphas = (settings.alpha, *(alpha for _, alpha in settings.alpha_pattern))
@@ -142,6 +149,31 @@ def _read_targets(fields: ConfigFields, content: Mapping[str, Any]) -> tuple[str
         fields.problem(f"`target_modules` is {targets!r}; it must be a list of names")
     # A regular expression chooses modules as well, and so do layers; then the weights themselves are asked.
     return tuple(targets) if isinstance(targets, list) and not narrowing else None
+
+
+def _read_modules_to_save(fields: ConfigFields, content: Mapping[str, Any]) -> tuple[str, ...]:
+    fields.ignore(("modules_to_save",))
+    names = content.get("modules_to_save")
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        fields.problem("`modules_to_save` is no list of names")
+        return ()
+    return tuple(names)
+
+
+def _read_token_ids(fields: ConfigFields, content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    fields.ignore(("trainable_token_indices",))
+    given = content.get("trainable_token_indices")
+    by_module = {"": given} if isinstance(given, list) else given
+    if not by_module:
+        return {}
+    if not isinstance(by_module, dict) or not all(
+        isinstance(ids, list) and all(type(token_id) is int for token_id in ids) for ids in by_module.values()
+    ):
+        fields.problem("`trainable_token_indices` is no list of token ids, nor one for each module")
+        return {}
+    return {name: tuple(ids) for name, ids in by_module.items() if ids}
 
 
 def _read_patterns(fields: ConfigFields, name: str, kind: type) -> tuple[tuple[re.Pattern[str], Any], ...]:

@@ -58,6 +58,25 @@ def read_base_quantization(directory: Path | str) -> str:
     return read_metadata(find_adapter_weights(find_adapter_dir(directory))).get(QUANTIZATION, "")
 
 
+def adapter_tokenizer_dir(base_dir: Path, directory: Path | str | None) -> Path:
+    """Return where the tokenizer of a base with an adapter is: beside the adapter, if one was saved with it.
+
+    That is the one it was trained with: its chat template, the token that ends its turns, and tokens added for it.
+
+    Args:
+        base_dir: of the base.
+        directory: of the adapter; None: there is none.
+
+    Raises:
+        CheckpointError: there is no adapter, or its file cannot be read.
+    """
+    if directory is None:
+        return base_dir
+    folder = find_adapter_dir(directory)
+    has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
+    return folder if has_tokenizer else base_dir
+
+
 def base_difference(base_dir: Path, directory: Path | str) -> str:
     """Return what to say where an adapter names another base: weights of the same shapes fit, whatever they are.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +113,7 @@ def plan_pieces(
     parts: str | None,
     modules: Mapping[str, TheirModule],
     copies: Mapping[str, Tensor],
+    others: Collection[str] = (),
 ) -> list[Piece]:
     """Return our adapters as parts of a file's tensors, all of which are accounted for.
 
@@ -122,11 +123,12 @@ def plan_pieces(
         parts: what the file's metadata say of fused adapters.
         modules: that may have adapters.
         copies: tensors of the base by the names under which peft may write them, changed or not, beside an adapter.
+        others: names of tensors that belong to no linear adapter, and have been dealt with.
 
     Raises:
         CheckpointError: tensors are missing, unknown or misshapen; all are listed.
     """
-    tensors, problems = _sort_tensors(source, copies)
+    tensors, problems = _sort_tensors(source, copies, others)
     pieces = []
     missing_targets = [
         name
@@ -166,20 +168,20 @@ def refuse_misfit(source: WeightSource, what: str, problems: list[str]) -> None:
 
 
 def _sort_tensors(
-    source: WeightSource, copies: Mapping[str, Tensor]
+    source: WeightSource, copies: Mapping[str, Tensor], others: Collection[str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the tensors' names by module and kind, and a problem for each that belongs to no adapter."""
     tensors: dict[str, dict[str, str]] = {}
     problems = []
     for name in sorted(source):
         kind = next((kind for kind in _KINDS if name.endswith(f".{kind}")), None)
+        if name in others:
+            continue
         if name in copies:
             if not _is_copy(source.read(name), copies[name]):
-                problems.append(f"{name}: not the base's own; trained embeddings and heads are not supported")
+                problems.append(f"{name}: not the base's own, where an adapter is beside it")
         elif kind is None or not name.startswith(PREFIX):
-            problems.append(
-                f"{name}: no part of a linear adapter (trained embeddings and heads are not supported)"
-            )
+            problems.append(f"{name}: no part of a linear adapter, nor the embedding or output matrix")
         elif isinstance(source.infos[name].dtype, str):
             problems.append(
                 f"{name}: stored as {source.infos[name].dtype}; only fp64, fp32, fp16 and bf16 are read"

@@ -38,6 +38,13 @@ from tune.checkpoints.adapter_layout import (
     scaling_of,
     their_modules,
 )
+from tune.checkpoints.adapter_tokens import (
+    TokenMatrix,
+    apply_token_matrices,
+    fill_token_matrices,
+    plan_token_matrices,
+    token_tensors,
+)
 from tune.checkpoints.load import require_family
 from tune.checkpoints.locate import STAGING
 from tune.checkpoints.mapping import lending_of, places_by_name, plain_path
@@ -98,6 +105,8 @@ def save_adapter(
             sizes[module.name] = fused_size(module.name, own)
             if len(module.paths) > 1:
                 parts[module.name] = {path: adapter.rank for path, adapter in own.items()}
+    token_parts, token_fields = token_tensors(model, family.hf)
+    tensors.update(token_parts)
     first = next(iter(adapted.values()))
     content = describe_adapter(
         sizes,
@@ -107,6 +116,7 @@ def save_adapter(
         use_dora=first.use_dora,
         use_rslora=first.use_rslora,
     )
+    content.update(token_fields)
     metadata = {PARTS: json.dumps(parts)} if parts else {}
     if any(isinstance(module, FrozenLinear) and module.nf4 is not None for module in model.modules()):
         metadata[QUANTIZATION] = "nf4"
@@ -135,8 +145,10 @@ def add_adapters(
         ConfigError, CheckpointError: as `apply_lora` and `read_adapter_config`.
     """
     if not adapter_parameters(model):
-        adapter = read_adapter_config(directory, model) if directory else None
-        apply_lora(model, choose_lora(settings, adapter))
+        adapter = _open_adapter(model, directory) if directory else None
+        apply_lora(model, choose_lora(settings, adapter.config if adapter else None))
+        if adapter:
+            apply_token_matrices(model, adapter.matrices, adapter.source)
     cast_adapters(model, dtype)
 
 
@@ -165,11 +177,13 @@ def load_adapter(
         raise CheckpointError("the base has no memory yet: load it before its adapter")
     if not (present := _adapted(model)):
         apply_lora(model, adapter.config)
+        apply_token_matrices(model, adapter.matrices, adapter.source)
         present = _adapted(model)
     _compare(adapter, present)
     if base is not None and (doubt := base_difference(base, directory)):
         get_logger().warning(f"The adapter in {directory}: {doubt}")
     require_finite(adapter.source, adapter.pieces)
+    fill_token_matrices(model, adapter.matrices, adapter.source, dtype)
     for piece in adapter.pieces:
         module = present[piece.path]
         a, b = (adapter.source.read(piece.names[kind]) for kind in ("a", "b"))
@@ -215,6 +229,7 @@ class _Adapter:
     settings: AdapterSettings
     pieces: list[Piece]
     config: LoRAConfig
+    matrices: list[TokenMatrix]
 
 
 def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
@@ -232,8 +247,9 @@ def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
     layout, modules = max(
         layouts, key=lambda pair: sum(f"{PREFIX}{name}.lora_A.weight" in source for name in pair[1])
     )
-    pieces = plan_pieces(source, settings, parts, modules, possible_copies(layout, model))
-    return _Adapter(source, settings, pieces, _describe(model, settings, pieces))
+    matrices, others = plan_token_matrices(source, settings, layout, model)
+    pieces = plan_pieces(source, settings, parts, modules, possible_copies(layout, model), others)
+    return _Adapter(source, settings, pieces, _describe(model, settings, pieces), matrices)
 
 
 def _describe(model: TransformerDecoder, settings: AdapterSettings, pieces: list[Piece]) -> LoRAConfig:

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from tune.checkpoints.compare import match_weights
 from tune.checkpoints.mapping import Place, places_by_name
+from tune.checkpoints.new_rows import stored_shapes
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
+from tune.modules.new_rows import with_mean_rows
 from tune.utils.sharding import copy_into_, is_sharded
 
 
@@ -36,12 +38,16 @@ def load_into(
             checkpoint is of another family, or a file cannot be read to its end.
     """
     places = places_by_name(model)
-    shapes = {name: place.shape for name, place in places.items()}
-    layout, stored = match_weights(source, require_family(model), model.config, shapes)
+    family = require_family(model)
+    shapes = stored_shapes(model, family, source, {name: place.shape for name, place in places.items()})
+    layout, stored = match_weights(source, family, model.config, shapes)
     target = torch.device("cpu" if device is None else device)
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
         for rule in rules:
-            _fill(rule.ours, places[rule.ours], stored.read(rule.ours), target, dtype)
+            tensor, place = stored.read(rule.ours), places[rule.ours]
+            if shapes[rule.ours] != place.shape:
+                tensor = with_mean_rows(tensor, place.shape[0])
+            _fill(rule.ours, place, tensor, target, dtype)
 
 
 def require_family(model: TransformerDecoder) -> Family:

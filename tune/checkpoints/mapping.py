@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import DecoderConfig, Layout, WeightRule
-from tune.modules.peft import FrozenLinear, is_adapter
+from tune.modules.peft import FrozenLinear, TokenRowsEmbedding, TokenRowsLinear, is_adapter
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -105,6 +105,8 @@ class ModelWeights:
         with self._lending(place.owner):
             if place.frozen is not None:
                 return place.frozen.merged_weight(torch.promote_types(place.dtype, torch.float32))
+            if isinstance(place.owner, TokenRowsEmbedding | TokenRowsLinear):
+                return place.owner.merged_weight().detach()
             tensor: Tensor = getattr(place.owner, place.leaf)
             return tensor.detach()
 

@@ -17,7 +17,7 @@ from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset
 from tune.errors import ConfigError
-from tune.tokenizers import Tokenizer
+from tune.tokenizers import Tokenizer, refuse_dropped_tokens
 
 
 def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> ReportingDataset:
@@ -28,9 +28,11 @@ def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tok
         tokenizer: gives the ids.
 
     Raises:
-        ConfigError: the list is empty, mixes packed and unpacked ones, or what was built is no dataset.
+        ConfigError: the list is empty, mixes packed and unpacked ones, or what was built is no dataset; or the
+            tokenizer has tokens that its model has no row for.
         DataError: a source cannot be read or learnt from.
     """
+    refuse_dropped_tokens(tokenizer)  # before a template writes them in pieces
     several = components if isinstance(components, tuple) else (components,)
     datasets = [_build(component, tokenizer) for component in several]
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tune.errors import DataError
-from tune.tokenizers import Message, Tokenizer
+from tune.errors import DataError, GenerationError
+from tune.tokenizers import Message, Tokenizer, show_tokens
 from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of, template_for
 from tune.tokenizers.templates import AnyTemplate, PromptTemplate, check_variables
 from tune.utils.paths import expand_path
@@ -67,6 +67,7 @@ def ask(
     Raises:
         ConfigError: The template reads no such variable.
         DataError: The chat template refuses the question.
+        GenerationError: The chat template writes tokens that the model has no row for.
         TokenizerError: The template does not fit the tokenizer.
     """
     if template is None:
@@ -77,6 +78,12 @@ def ask(
         # What training put after every answer ends one here, even if the model does not go on to say EOS.
         end = bound.assistant[1].strip()
         return Question(bound.prompt(text, system), (end,) if end else ())
+    written = [text for text in getattr(tokenizer, "tokens_without_row", {}) if text in bound.source]
+    if written:
+        raise GenerationError(
+            f"the chat template writes tokens that the model has no row for: {show_tokens(written)}. It would read "
+            "them as pieces of other text; ask it with another prompt_template"
+        )
     messages = [*([Message("system", system)] if system else []), Message("user", text)]
     ids = apply_chat_template(
         tokenizer, messages, template=bound, add_generation_prompt=True, **dict(variables or {})

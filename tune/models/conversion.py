@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from tune.checkpoints import (
 from tune.errors import CheckpointError, ConfigError, TokenizerError
 from tune.models.loading import read_model_config
 from tune.modules import DecoderConfig, Family, Layout, TransformerDecoder
+from tune.tokenizers import from_checkpoint, note_tokens_without_row
 from tune.utils import expand_path, get_dtype
 from tune.utils.precision import DTYPE_NAMES
 
@@ -154,6 +156,9 @@ def convert_checkpoint(
         if progress is not None:
             progress.start("verify", sum(tensor.nbytes for tensor in plan.originals))
         num_exact, num_cast = _verify(plan, staging, progress)
+    with suppress(TokenizerError):  # there need be none
+        if note := note_tokens_without_row(from_checkpoint(plan.folder), plan.config.vocab_size):
+            notes.append(note)
     if to == "meta" and "tokenizer.model" not in side_files:
         notes.append("Meta's own programs need tokenizer.model, which the source does not hold")
     known = {tensor.name for tensor in plan.originals} | {plan.from_layout.tied_output}
@@ -254,8 +259,6 @@ def _write_description(plan: _Plan, description: dict[str, Any], staging: Path, 
     if (staging / "tokenizer_config.json").exists():
         return []
     # From Meta's files: what other tools need beside a bare tokenizer.model.
-    from tune.tokenizers import from_checkpoint
-
     try:
         tokenizer = from_checkpoint(staging)
         tokenizer.write_settings(staging)

@@ -13,7 +13,7 @@ from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, wri
 from tune.models.layouts import META_LAYOUT, hf_layout, torchtune_layout
 from tune.models.meta_params import read_llama_params, write_llama_params
 from tune.modules import DecoderConfig, Family, TransformerDecoder
-from tune.tokenizers import SentencePieceTokenizer
+from tune.tokenizers import BaseTokenizer, SentencePieceTokenizer, with_new_tokens
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
@@ -135,19 +135,26 @@ qlora_llama2_70b = LoRABuilder(llama2_70b, quantize_base=True)
 
 
 def llama2_tokenizer(
-    path: str, max_seq_len: int | None = None, prompt_template: str | dict[str, list[str]] | None = None
-) -> SentencePieceTokenizer:
+    path: str,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
+) -> BaseTokenizer:
     """Return the tokenizer of a Llama 2 checkpoint.
 
     Args:
         path: its tokenizer.model, or the directory that holds it.
         max_seq_len: tokens after which an example is cut; None: never.
         prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
         TokenizerError: there is no such file, or it is no SentencePiece model.
     """
-    return SentencePieceTokenizer(path, max_seq_len, prompt_template)
+    tokenizer = SentencePieceTokenizer(path, max_seq_len, prompt_template)
+    return with_new_tokens(tokenizer, add_tokens, add_special_tokens)
 
 
 Llama2Tokenizer = llama2_tokenizer

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tune.checkpoints import (
+    adapter_tokenizer_dir,
+    add_adapters,
     base_difference,
     find_adapter_dir,
     find_model_dir,
@@ -16,7 +18,6 @@ from tune.checkpoints import (
     load_into,
     open_weights,
     read_adapter_base,
-    read_adapter_config,
     read_base_quantization,
     save_model,
     staged_directory,
@@ -24,8 +25,9 @@ from tune.checkpoints import (
 from tune.errors import CheckpointError, TokenizerError
 from tune.models.loading import auto, from_checkpoint
 from tune.modules import TransformerDecoder
-from tune.modules.peft import adapted_modules, apply_lora
+from tune.modules.peft import adapted_modules, has_token_rows
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
+from tune.tokenizers import note_tokens_without_row
 from tune.utils.paths import expand_path
 
 _NUM_PROBED = 32  # tokens that base, adapted and merged model are asked about
@@ -124,16 +126,21 @@ def merge_adapter(
         alone = model(tokens).float()
         load_adapter(model, adapter_dir, torch.promote_types(wide, torch.float32))
         model.eval()
+        num_known, brings_rows = alone.shape[-1], bool(model.replaced_weights) or has_token_rows(model)
+        # Tokens that the base does not know come after the others, which do not see them.
+        new_tokens = torch.arange(num_known, model.config.vocab_size)[None, :_NUM_PROBED]
+        tokens = torch.cat([tokens, new_tokens], 1)
         adapted = model(tokens).float()
         paths = list(adapted_modules(model))
 
-        _save(model, staging, base_dir, written, notes)
+        tokenizer_dir = adapter_tokenizer_dir(base_dir, adapter_dir)
+        _save(model, staging, tokenizer_dir, written, notes)
         del model
         merged = from_checkpoint(staging, dtype=written)
         logits = merged(tokens).float()
         off = _part(logits - adapted, adapted)
         num_moved = _count_moved(merged, base_dir, paths, written)
-        if num_moved == 0:
+        if num_moved == 0 and not brings_rows:
             raise CheckpointError(
                 f"the adapter in {adapter_dir} changes none of the {len(paths)} matrices it is beside (B is zero, or "
                 "too small for their type); nothing was written"
@@ -152,7 +159,7 @@ def merge_adapter(
         written,
         num_matrices=len(paths),
         num_moved=num_moved,
-        logits_moved=_part(adapted - alone, alone),
+        logits_moved=_part(adapted[:, :_NUM_PROBED, :num_known] - alone, alone),
         logits_off=off,
         drift=drift,
         notes=tuple(notes),
@@ -184,13 +191,16 @@ def _name_of(adapter_dir: Path) -> str:
 
 
 def _save(
-    model: TransformerDecoder, staging: Path, base_dir: Path, dtype: torch.dtype, notes: list[str]
+    model: TransformerDecoder, staging: Path, tokenizer_dir: Path, dtype: torch.dtype, notes: list[str]
 ) -> None:
     tokenizer = None
     try:
-        tokenizer = tokenizer_from_checkpoint(base_dir)
+        tokenizer = tokenizer_from_checkpoint(tokenizer_dir)
     except TokenizerError as error:
         notes.append(f"no tokenizer was copied: {error}")
+    else:
+        if note := note_tokens_without_row(tokenizer, model.config.vocab_size):
+            notes.append(note)
     save_model(model, staging, tokenizer=tokenizer, dtype=dtype)
 
 
@@ -221,7 +231,7 @@ def _measure_drift(
         return None
     with torch.device("meta"):
         model = auto(str(base_dir))
-        apply_lora(model, replace(read_adapter_config(adapter_dir, model), quantize_base=True))
+        add_adapters(model, {"quantize_base": True}, adapter_dir, dtype)
     load_into(model, open_weights(base_dir), dtype=dtype)
     load_adapter(model, adapter_dir)
     seen = model.eval()(tokens).float()  # [1, s, v]

@@ -6,7 +6,11 @@ from tune.tokenizers import BaseTokenizer, from_checkpoint
 
 
 def tokenizer_at(
-    path: str, max_seq_len: int | None = None, prompt_template: str | dict[str, list[str]] | None = None
+    path: str,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
     """Return the tokenizer that a checkpoint's files describe.
 
@@ -15,11 +19,13 @@ def tokenizer_at(
         max_seq_len: tokens after which an example is cut; None: what the model was made for.
         prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
             checkpoint's own template says.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
         TokenizerError: there is no such file, or it cannot be read.
     """
-    return from_checkpoint(path, max_seq_len, prompt_template)
+    return from_checkpoint(path, max_seq_len, prompt_template, add_tokens, add_special_tokens)
 
 
 def tokenizer_beside_special_tokens(
@@ -27,6 +33,8 @@ def tokenizer_beside_special_tokens(
     special_tokens_path: str | None = None,
     max_seq_len: int | None = None,
     prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
     """Return the tokenizer that a checkpoint's files describe; another may hold its special tokens.
 
@@ -36,8 +44,12 @@ def tokenizer_beside_special_tokens(
         max_seq_len: tokens after which an example is cut; None: what the model was made for.
         prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
             checkpoint's own template says.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
         TokenizerError: there is no such file, or it cannot be read.
     """
-    return from_checkpoint(special_tokens_path or path, max_seq_len, prompt_template)
+    return from_checkpoint(
+        special_tokens_path or path, max_seq_len, prompt_template, add_tokens, add_special_tokens
+    )

@@ -21,6 +21,7 @@ from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.peft.lora import LoRALinear
+from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.rope import RotaryEmbedding
 from tune.utils.sharding import init_sharded_
 
@@ -101,6 +102,10 @@ class TransformerDecoder(nn.Module):
             if config.local_rope_base is None
             else RotaryEmbedding(config.rotary_channels, config.local_rope_base)
         )
+        # Rows of the embedding in checkpoints, where the vocabulary has grown since (`resize_vocabulary`).
+        self.num_stored_rows: int | None = None
+        # Of these two matrices, those that an adapter brings along whole (`tune.checkpoints.load_adapter`).
+        self.replaced_weights: set[str] = set()
         self._cache: KVCache | None = None
         self.reset_parameters()
 
@@ -113,7 +118,10 @@ class TransformerDecoder(nn.Module):
         """
         if isinstance(self.output, LoRALinear):
             return self.output.merged_weight()
-        weight: Tensor = self.tok_embeddings.weight if self.output is None else self.output.weight
+        module = self.tok_embeddings if self.output is None else self.output
+        if isinstance(module, TokenRowsEmbedding | TokenRowsLinear):
+            return module.merged_weight()
+        weight: Tensor = module.weight
         return weight
 
     def forward(

@@ -16,7 +16,15 @@ from tune.tokenizers.chat_template import (
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.loading import auto, from_checkpoint
 from tune.tokenizers.messages import Message, Role, validate_messages
+from tune.tokenizers.new_tokens import with_new_tokens
 from tune.tokenizers.protocol import Tokenizer
+from tune.tokenizers.rows import (
+    find_tokens_without_row,
+    note_tokens_without_row,
+    refuse_dropped_tokens,
+    require_rows,
+    show_tokens,
+)
 from tune.tokenizers.spm import SentencePieceTokenizer, write_hf_tokenizer_config
 from tune.tokenizers.stream import StreamDecoder
 from tune.tokenizers.tekken import tekken_tokenizer
@@ -37,13 +45,19 @@ __all__ = [
     "TiktokenTokenizer",
     "Tokenizer",
     "auto",
+    "find_tokens_without_row",
     "from_checkpoint",
     "get_prompt_template",
+    "note_tokens_without_row",
+    "refuse_dropped_tokens",
+    "require_rows",
+    "show_tokens",
     "tekken_tokenizer",
     "tokenize_conversation",
     "tokenize_examples",
     "tokenize_segments",
     "validate_messages",
     "vocab_merges_tokenizer",
+    "with_new_tokens",
     "write_hf_tokenizer_config",
 ]

@@ -6,10 +6,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.messages import Message
+from tune.tokenizers.settings import AddedToken
 from tune.tokenizers.templates import AnyTemplate, PromptTemplateSpec, get_prompt_template
 from tune.utils.logging import get_logger
 
@@ -52,6 +54,14 @@ class BaseTokenizer(ABC):
     special_token_names: dict[str, str]
     # Put before a text where a BOS is asked for; () for models that use none.
     bos_ids: tuple[int, ...]
+    # By id, left out because the model beside the file has no row for them; and which of them is there to pad with.
+    dropped_tokens: Mapping[int, AddedToken] = MappingProxyType({})
+    pad_without_row: str | None = None
+    # Of the embedding of that model; None where there is none beside the file.
+    num_rows: int | None = None
+    # Tokens were added on purpose: a model that is trained with them gets the rows that it lacks.
+    may_outgrow_model: bool = False
+    new_ids: tuple[int, ...] = ()  # theirs, those of tokens that the model had no row for among them
 
     def __init__(self, max_seq_len: int | None, prompt_template: PromptTemplateSpec | None) -> None:
         if max_seq_len is not None and max_seq_len < 2:
@@ -97,6 +107,11 @@ class BaseTokenizer(ABC):
                 f"The data is not all written alike: in {trained}, after {self.trained_template} (or with another "
                 "system prompt, or other variables). The first is what is saved with the model."
             )
+
+    @property
+    def tokens_without_row(self) -> dict[str, int]:
+        """Tokens of its files that are left out, because the model beside them has no row for them, text to id."""
+        return {token.content: token_id for token_id, token in self.dropped_tokens.items()}
 
     @property
     def stop_tokens(self) -> list[int]:

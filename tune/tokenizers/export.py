@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune.tokenizers.settings import read_json
+from tune.tokenizers.settings import AddedToken, read_json
 
 if TYPE_CHECKING:
     from tune.tokenizers.base import BaseTokenizer
@@ -50,6 +50,33 @@ def write_hf_settings(
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     return written + _write_missing(folder, contents or {"tokenizer_config.json": config})
+
+
+def write_extended(
+    directory: str | Path, definition: str, entries: Mapping[int, AddedToken], made_here: bool
+) -> None:
+    """Write a tokenizer to which tokens were added over the copies of its files, which do not know them.
+
+    Args:
+        directory: the saved model's directory, with all other files of the tokenizer.
+        definition: content of the tokenizer.json.
+        entries: all added tokens by id.
+        made_here: the tokenizer.json was made of a file of another kind.
+    """
+    folder = Path(directory)
+    (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
+    config = read_json(folder / "tokenizer_config.json")
+    config.pop(MADE_FROM, None)  # no longer equal to it
+    if made_here:  # as in `write_hf_tokenizer_config`
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["added_tokens_decoder"] = {
+        str(token_id): {"content": token.content, **token.flags()} for token_id, token in entries.items()
+    }
+    contents = {"tokenizer_config.json": config}
+    if (folder / "added_tokens.json").exists():
+        contents["added_tokens.json"] = {token.content: token_id for token_id, token in entries.items()}
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_templates(tokenizer: BaseTokenizer, folder: Path) -> None:

@@ -93,19 +93,20 @@ def join_added_tokens(
 
 def drop_tokens_without_row(
     backend: tokenizers.Tokenizer, settings: TokenizerSettings, path: Path
-) -> tokenizers.Tokenizer:
-    """Return a tokenizer without the added tokens for which the model's embedding has no row."""
+) -> tuple[tokenizers.Tokenizer, dict[int, AddedToken]]:
+    """Return a tokenizer without the added tokens for which the model's embedding has no row, and these by id."""
     added = backend.get_added_tokens_decoder()
     if all(map(settings.fits, added)):
-        return backend
+        return backend, {}
     in_model = backend.get_vocab(with_added_tokens=False)
     definition = json.loads(backend.to_str())
-    definition["added_tokens"] = [
-        entry
-        for entry in definition["added_tokens"]
-        if settings.fits(entry["id"]) or entry["content"] in in_model
-    ]
-    return _parse(json.dumps(definition), path)
+    dropped = {
+        token_id: as_added_token(token)
+        for token_id, token in sorted(added.items())
+        if not settings.fits(token_id) and token.content not in in_model
+    }
+    definition["added_tokens"] = [entry for entry in definition["added_tokens"] if entry["id"] not in dropped]
+    return _parse(json.dumps(definition), path), dropped
 
 
 def read_affixes(backend: tokenizers.Tokenizer) -> tuple[int, ...]:

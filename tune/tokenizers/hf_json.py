@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tune.errors import TokenizerError
 from tune.tokenizers.base import SIDE_FILES, BaseTokenizer, Span
 from tune.tokenizers.detect_format import parse_json, read_tokenizer_file
-from tune.tokenizers.export import write_hf_settings
+from tune.tokenizers.export import write_extended, write_hf_settings
 from tune.tokenizers.hf_backend import (
     Definition,
     as_added_token,
@@ -27,8 +27,9 @@ from tune.tokenizers.hf_backend import (
     without_special_pieces,
 )
 from tune.tokenizers.hf_pieces import PieceEncoder, unused_block
-from tune.tokenizers.settings import TokenizerSettings, read_settings
-from tune.tokenizers.special_tokens import find_special_tokens
+from tune.tokenizers.rows import show_tokens
+from tune.tokenizers.settings import AddedToken, TokenizerSettings, read_settings
+from tune.tokenizers.special_tokens import find_pad, find_special_tokens
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.utils.paths import expand_path
 
@@ -91,17 +92,11 @@ class HFTokenizer(BaseTokenizer):
         check_definition(definition, self.path, content)
         backend = build_backend(text, self.path)
         join_added_tokens(backend, settings, definition, self.path)
-        self._backend = drop_tokens_without_row(backend, settings, self.path)
-        affixes = read_affixes(self._backend)
-        self._backend.encode_special_tokens = True
-        self.vocab_size = 1 + max(self._backend.get_vocab().values(), default=-1)
-        self._entries = {
-            token_id: as_added_token(token)
-            for token_id, token in sorted(self._backend.get_added_tokens_decoder().items())
-        }
-        self.special_tokens = {
-            token.content: token_id for token_id, token in self._entries.items() if token.special
-        }
+        self.num_rows = settings.num_rows
+        backend, self.dropped_tokens = drop_tokens_without_row(backend, settings, self.path)
+        self.pad_without_row = find_pad(self.dropped_tokens.values(), settings)
+        affixes = read_affixes(backend)
+        self._take(backend)
         special = find_special_tokens(self, settings, affixes[0] if affixes else None)
         self.bos_id, self.eos_id, self.pad_id = special.bos_id, special.eos_id, special.pad_id
         self.stop_ids, self.special_token_names = special.stop_ids, special.names
@@ -109,14 +104,59 @@ class HFTokenizer(BaseTokenizer):
             self.bos_ids = affixes
         else:
             self.bos_ids = (self.bos_id,) if add_bos else ()
-        # A text with unknown characters holds unk tokens by right.
-        unknown = self.token_id(str(self.special_token_names.get("unk_token")))
-        self._hidden_ids = frozenset(self.special_tokens.values()) - {unknown}
+        self._hidden_ids = self._find_hidden_ids()
         is_bpe = type(self._backend.model).__name__ == "BPE"
         self._clean_up = settings.clean_up and not is_bpe
         self._joins_bytes = uses(definition, "decoder", "ByteFallback")
+        self._is_extended = False
+
+    def _take(self, backend: tokenizers.Tokenizer) -> None:
+        """Make this the library's tokenizer behind this one, and read its tokens."""
+        self._backend = backend
+        self._backend.encode_special_tokens = True
+        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
+        self._entries = {
+            token_id: as_added_token(token)
+            for token_id, token in sorted(backend.get_added_tokens_decoder().items())
+        }
+        self.special_tokens = {
+            token.content: token_id for token_id, token in self._entries.items() if token.special
+        }
         self._variants: dict[tuple[bool, bool, bool], tokenizers.Tokenizer] = {}
         self._piece_encoders: dict[tuple[int, bool], PieceEncoder] = {}
+
+    def _find_hidden_ids(self) -> frozenset[int]:
+        # A text with unknown characters holds unk tokens by right.
+        unknown = self.token_id(str(self.special_token_names.get("unk_token")))
+        return frozenset(self.special_tokens.values()) - {-1 if unknown is None else unknown}
+
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
+        """Add tokens in place, numbered from the last id on; those that are there already get their flags.
+
+        First come the tokens of its files that were left out, because the model beside them has no row for them.
+
+        Raises:
+            TokenizerError: those had other ids than they would get now.
+        """
+        import tokenizers
+
+        left_out = self.dropped_tokens
+        wanted = [*left_out.values(), *tokens]
+        backend = build_backend(self._definition, self.path)
+        backend.add_tokens([tokenizers.AddedToken(token.content, **token.flags()) for token in wanted])
+        moved = [t.content for i, t in left_out.items() if backend.token_to_id(t.content) != i]
+        if moved:
+            raise TokenizerError(
+                f"{self.path} cannot take new tokens: ids of it that the model has no row for would be others "
+                f"({show_tokens(moved)})"
+            )
+        self.__dict__.pop("_definition")
+        self.__dict__.pop("_has_prefix", None)
+        self.dropped_tokens, self.pad_without_row, self._is_extended = {}, None, True
+        known = self._backend.get_vocab().values()
+        self._take(backend)
+        self.new_ids += tuple(sorted(set(backend.get_vocab().values()) - set(known)))
+        self._hidden_ids = self._find_hidden_ids()
 
     @property
     def add_bos(self) -> bool:
@@ -134,6 +174,8 @@ class HFTokenizer(BaseTokenizer):
     def write_settings(self, directory: Path) -> None:
         """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_settings(self, directory, self._definition)
+        if self._is_extended:
+            write_extended(directory, self._definition, self._entries, self.path.suffix == ".model")
 
     def token(self, token_id: int) -> str:
         """Return the token as it stands in the vocabulary, such as "Ġthe" or "<0x0A>"; "" for an unused id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tune.tokenizers.base import BaseTokenizer
 from tune.tokenizers.detect_format import describe_mismatch, detect_format, read_tokenizer_file
 from tune.tokenizers.export import MADE_FROM
 from tune.tokenizers.hf_json import HFTokenizer
+from tune.tokenizers.new_tokens import with_new_tokens
 from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
 from tune.tokenizers.spm import SentencePieceTokenizer
 from tune.tokenizers.tekken import tekken_tokenizer
@@ -25,7 +27,11 @@ _OWN_NAMES = (*_FILE_NAMES, "tiktoken.model")
 
 
 def from_checkpoint(
-    directory: str | Path, max_seq_len: int | None = None, prompt_template: PromptTemplateSpec | None = None
+    directory: str | Path,
+    max_seq_len: int | None = None,
+    prompt_template: PromptTemplateSpec | None = None,
+    add_tokens: Sequence[str] | None = None,
+    add_special_tokens: Sequence[str] | None = None,
 ) -> BaseTokenizer:
     """Return the tokenizer that stands in a model's directory.
 
@@ -40,9 +46,11 @@ def from_checkpoint(
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
         prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`; by default
             the model's own chat template.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
-        TokenizerError: no tokenizer there, or one that cannot be read.
+        TokenizerError: no tokenizer there, one that cannot be read, or a text that cannot be a token.
     """
     try:
         file, folder = _find(expand_path(directory))
@@ -55,7 +63,7 @@ def from_checkpoint(
         from tune.tokenizers.chat_template import ChatTemplate
 
         tokenizer.chat_template = ChatTemplate.from_directory(folder)
-    return tokenizer
+    return with_new_tokens(tokenizer, add_tokens, add_special_tokens)
 
 
 def auto(
@@ -63,6 +71,8 @@ def auto(
     checkpoint_dir: str = "",
     max_seq_len: int | None = None,
     prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
     """Return the tokenizer at `path`, or else the one that stands beside the model's weights.
 
@@ -71,14 +81,16 @@ def auto(
         checkpoint_dir: the model's directory, used where `path` is not given.
         max_seq_len: tokens after which examples are truncated; by default what the model was made for.
         prompt_template: how conversations are written, see `tune.tokenizers.get_prompt_template`.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
         TokenizerError: neither is given, or nothing readable is there.
     """
-    if path:
-        return from_checkpoint(path, max_seq_len, prompt_template)
-    if checkpoint_dir:
-        return from_checkpoint(checkpoint_dir, max_seq_len, prompt_template)
+    if path or checkpoint_dir:
+        return from_checkpoint(
+            path or checkpoint_dir, max_seq_len, prompt_template, add_tokens, add_special_tokens
+        )
     raise TokenizerError(
         "no tokenizer: set tokenizer.path to a tokenizer.json or tokenizer.model, or checkpointer.checkpoint_dir "
         "to a directory that holds one beside the weights"

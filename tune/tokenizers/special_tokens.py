@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tune.errors import TokenizerError
-from tune.tokenizers.settings import TOKEN_NAMES, TokenizerSettings
+from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings
 
 if TYPE_CHECKING:
     from tune.tokenizers.base import BaseTokenizer
@@ -70,6 +71,12 @@ def find_special_tokens(
         stop_ids=tuple(dict.fromkeys(stops)),
         names=names,
     )
+
+
+def find_pad(tokens: Iterable[AddedToken], settings: TokenizerSettings) -> str | None:
+    """Return the text of the one of some tokens that is there to pad with, None if none is."""
+    texts = {token.content for token in tokens}
+    return next((text for text in (settings.name("pad_token"), *_USUAL_PAD) if text in texts), None)
 
 
 def _usual_eos(tokenizer: BaseTokenizer, settings: TokenizerSettings) -> int:

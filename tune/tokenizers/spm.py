@@ -16,6 +16,7 @@ from tune.tokenizers.base import BaseTokenizer, Span
 from tune.tokenizers.detect_format import describe_mismatch, find_tokenizer_file, read_tokenizer_file
 from tune.tokenizers.export import MADE_FROM, UNLIMITED, write_hf_settings
 from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings, read_json
+from tune.tokenizers.special_tokens import find_pad
 from tune.tokenizers.spm_export import tokenizer_json
 from tune.tokenizers.spm_proto import NO_DUMMY_PREFIX, SPACES_AS_THEY_ARE, read_spans, with_control_pieces
 from tune.tokenizers.templates import PromptTemplateSpec
@@ -67,6 +68,9 @@ class SentencePieceTokenizer(BaseTokenizer):
             raise TokenizerError(describe_mismatch("SentencePiece model", self.path, self._proto))
         self._load_processors()
         entries = {token_id: token for token_id, token in settings.added.items() if settings.fits(token_id)}
+        self.num_rows = settings.num_rows
+        self.dropped_tokens = {i: token for i, token in sorted(settings.added.items()) if i not in entries}
+        self.pad_without_row = find_pad(self.dropped_tokens.values(), settings)
         entries |= {i: AddedToken(text, special=True) for text, i in (added_tokens or {}).items()}
         self._make_control(entries)
         self._added = {

@@ -22,7 +22,7 @@ from tune.tokenizers.detect_format import (
 from tune.tokenizers.export import write_hf_settings
 from tune.tokenizers.nfc import nfc_with_offsets
 from tune.tokenizers.settings import AddedToken, TokenizerSettings
-from tune.tokenizers.special_tokens import find_special_tokens
+from tune.tokenizers.special_tokens import find_pad, find_special_tokens
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.tokenizers.tiktoken_export import tokenizer_json
 from tune.tokenizers.tiktoken_families import TiktokenFamily, find_family
@@ -85,7 +85,7 @@ class TiktokenTokenizer(BaseTokenizer):
 
     def write_settings(self, directory: Path) -> None:
         """Write an equal tokenizer.json and what belongs to it, where they do not stand there yet."""
-        write_hf_settings(self, directory, self._as_tokenizer_json)
+        write_hf_settings(self, directory, self.as_tokenizer_json())
 
     def token(self, token_id: int) -> str:
         """Return the text of a token, U+FFFD for bytes that are none; "" for an unused id."""
@@ -163,8 +163,8 @@ class TiktokenTokenizer(BaseTokenizer):
     def _by_rank(self) -> dict[int, bytes]:
         return {rank: token for token, rank in self._ranks.items()}
 
-    @cached_property
-    def _as_tokenizer_json(self) -> str:
+    def as_tokenizer_json(self) -> str:
+        """Return the content of a tokenizer.json with the same ids."""
         bos = self.token(self.bos_id) if self.bos_ids else None
         if bos is not None and bos not in self.special_tokens:
             raise TokenizerError(
@@ -180,6 +180,13 @@ class TiktokenTokenizer(BaseTokenizer):
         by_id = {first + place: text for place, text in enumerate(self._family.special)}
         # Settings may give the reserved tokens names of their own.
         by_id |= {i: token.content for i, token in settings.added.items() if i >= first}
+        self.num_rows = settings.num_rows
+        self.dropped_tokens = {
+            token_id: settings.added.get(token_id, AddedToken(text, special=True))
+            for token_id, text in sorted(by_id.items())
+            if not settings.fits(token_id)
+        }
+        self.pad_without_row = find_pad(self.dropped_tokens.values(), settings)
         return {text: token_id for token_id, text in sorted(by_id.items()) if settings.fits(token_id)}
 
     def _check_size(self, settings: TokenizerSettings) -> None:

@@ -16,7 +16,7 @@ from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
 from tune.training.distributed.sharded_model import shard_model, write_full_model
 from tune.training.getters import get_metric_logger, get_optimizer
-from tune.training.loading import build_loader, check_tokenizer_fits
+from tune.training.loading import build_loader
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
@@ -35,6 +35,7 @@ from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.torchtune_names import GONE, HERE
 from tune.training.train_state import TrainState, begin_state
 from tune.training.validation import mean_loss
+from tune.training.vocabulary import check_tokenizer_fits, fit_vocabulary
 from tune.utils.mesh import init_mesh
 from tune.utils.torchtune_names import offer_names
 
@@ -69,6 +70,7 @@ __all__ = [
     "explain_out_of_memory",
     "find_newest_complete_step",
     "fingerprint_run",
+    "fit_vocabulary",
     "get_lr",
     "get_metric_logger",
     "get_optimizer",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tune.checkpoints import (
+    adapter_tokenizer_dir,
     check_against_config,
     find_model_dir,
     load_into,
@@ -87,6 +88,15 @@ class FullModelCheckpointer:
         """
         self._start_dir = find_model_dir(self.checkpoint_dir) if self.checkpoint_dir else None
         return self._start_dir
+
+    def find_tokenizer_dir(self) -> Path | None:
+        """Return the folder with the tokenizer: the model's, or that of an adapter which has one of its own.
+
+        Raises:
+            CheckpointError: as `find_model_dir`, or there is no adapter to go on from.
+        """
+        model_dir = self.find_model_dir()
+        return model_dir and adapter_tokenizer_dir(model_dir, self.adapter_checkpoint)
 
     def load_into(self, model: TransformerDecoder, model_dir: Path, *, device: torch.device) -> None:
         """Fill a model built on the meta device, one tensor at a time.

@@ -13,15 +13,12 @@ from torch.utils.data import DataLoader
 
 from tune.config.component import Component
 from tune.config.instantiate import import_component
-from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, FilledDataset, ResumableSampler
-from tune.errors import ConfigError
-from tune.modules import DecoderConfig
-from tune.tokenizers import Tokenizer
+from tune.data import CROSS_ENTROPY_IGNORE_IDX, FilledDataset, ResumableSampler
 from tune.training.signals import StopRequest
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 
-__all__ = ["build_loader", "check_tokenizer_fits"]
+__all__ = ["build_loader"]
 
 
 class MapDataset(Protocol):
@@ -92,22 +89,3 @@ def _end_when_the_run_says_so() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def check_tokenizer_fits(tokenizer: Tokenizer, config: DecoderConfig, report: DataReport) -> None:
-    """Refuse tokens that the model has no row for; warn of texts longer than it was made for.
-
-    Raises:
-        ConfigError: the tokenizer is another model's.
-    """
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} different tokens, but the model knows only "
-            f"{config.vocab_size}: they do not belong together. Set tokenizer_checkpoint to the model's own."
-        )
-    longest = report.longest if report.max_seq_len is None else min(report.longest, report.max_seq_len)
-    if longest > config.max_seq_len:
-        get_logger().warning(
-            f"The longest sequence has {longest} tokens, but the model was made for {config.max_seq_len}. "
-            f"Set tokenizer.max_seq_len={config.max_seq_len} to cut there."
-        )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from tune.modules.peft.apply import (
     adapted_modules,
     adapter_parameters,
+    add_token_rows,
     apply_lora,
     cast_adapters,
     chosen_modules,
+    has_token_rows,
     is_adapter,
     merge_adapters,
     reset_adapters,
@@ -16,6 +18,7 @@ from tune.modules.peft.config import LoRAConfig, LoRAModule, choose_lora
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
+from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.peft.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
@@ -25,12 +28,16 @@ __all__ = [
     "LoRALinear",
     "LoRAModule",
     "NF4Weight",
+    "TokenRowsEmbedding",
+    "TokenRowsLinear",
     "adapted_modules",
     "adapter_parameters",
+    "add_token_rows",
     "apply_lora",
     "cast_adapters",
     "choose_lora",
     "chosen_modules",
+    "has_token_rows",
     "is_adapter",
     "merge_adapters",
     "nf4_linear",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +12,17 @@ from tune.errors import ConfigError
 from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES, LoRAConfig, LoRAModule
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
+from tune.modules.peft.token_rows import (
+    TokenRowsEmbedding,
+    TokenRowsLinear,
+    with_token_rows,
+    without_token_rows,
+)
 
 if TYPE_CHECKING:  # the decoder's output may be adapted, so it knows this package
     from tune.modules.decoder import TransformerDecoder
 
-_ADAPTER_ENDINGS = (".lora_a.weight", ".lora_b.weight", ".magnitude")
+_ADAPTER_ENDINGS = (".lora_a.weight", ".lora_b.weight", ".magnitude", ".token_rows")
 
 
 def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
@@ -51,6 +58,42 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
         # A router is small, and rounding it sends tokens to other experts.
         if isinstance(linear, nn.Linear) and not path.endswith(".router"):
             _replace(model, path, _quantized(linear))
+
+
+def add_token_rows(
+    model: TransformerDecoder,
+    token_ids: Sequence[int],
+    names: Sequence[str] = ("tok_embeddings.weight", "output.weight"),
+) -> None:
+    """Train the rows of some tokens beside a model's adapters, in place; they begin as they are.
+
+    Args:
+        model: frozen, before it is wrapped, compiled or given to an optimizer.
+        token_ids: of the tokens.
+        names: of the matrices: the embedding, and the output matrix where it is not the same one.
+
+    Raises:
+        ConfigError: there is an adapter beside the output matrix.
+    """
+    for name in names:
+        path = name.removesuffix(".weight")
+        module = getattr(model, path)
+        if module is None or (isinstance(module, nn.Embedding | nn.Linear) and module.weight.requires_grad):
+            continue  # tied, or trained whole
+        if not isinstance(module, nn.Embedding | nn.Linear):
+            raise ConfigError(
+                "new tokens need rows of their own in the output matrix, and an adapter beside it changes all rows: "
+                "set apply_lora_to_output to false"
+            )
+        rows = with_token_rows(module, token_ids)
+        if adapters := adapter_parameters(model):
+            rows.token_rows.data = rows.token_rows.data.to(next(iter(adapters.values())).dtype)
+        _replace(model, path, rows)
+
+
+def has_token_rows(model: nn.Module) -> bool:
+    """Whether rows of some tokens are trained beside a model's adapters."""
+    return any(isinstance(module, TokenRowsEmbedding | TokenRowsLinear) for module in model.modules())
 
 
 def is_adapter(name: str) -> bool:
@@ -91,6 +134,9 @@ def reset_adapters(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         raise ConfigError(f"load the base first: {empty[0]} and {len(empty) - 1} more have no memory yet")
     for module in modules.values():
         module.reset_adapter(dtype)
+    for owner in model.modules():
+        if isinstance(owner, TokenRowsEmbedding | TokenRowsLinear):
+            owner.reset_token_rows(dtype)
 
 
 @torch.no_grad()
@@ -101,7 +147,9 @@ def merge_adapters(model: nn.Module) -> None:
     matrix more than the model. All parameters stay frozen.
     """
     for path, module in list(model.named_modules()):
-        if isinstance(module, FrozenLinear):
+        if isinstance(module, TokenRowsEmbedding | TokenRowsLinear):
+            _replace(model, path, without_token_rows(module))
+        elif isinstance(module, FrozenLinear):
             # At least fp32 until the sum is made: an adapter is small beside its matrix.
             wide = torch.promote_types(module.base_dtype, torch.float32)
             merged = module.merged_weight(wide).to(module.base_dtype)
