@@ -317,3 +317,18 @@ def test_names_that_cannot_be_are_errors_of_their_own(
     monkeypatch.chdir(tmp_path)
     assert main(["merge", *(str(adapter) if word == "ADAPTER" else word for word in words)]) == code
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_tokenizer_that_was_trained_with_goes_along(base: Path, chat_folder: object, tmp_path: Path) -> None:
+    """The chat template and the token that ends its turns are part of what was trained."""
+    adapter = make_adapter(base, tmp_path / "adapter")
+    tokenizer = chat_folder()  # type: ignore[operator]
+    for file in tokenizer.iterdir():
+        (adapter / file.name).write_bytes(file.read_bytes())
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}<|end|>")
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [1, 4]}')
+    report = merge_adapter(adapter, base, tmp_path / "merged")
+    assert not any("no tokenizer" in note for note in report.notes)
+    assert (report.directory / "chat_template.jinja").read_text() == "{{ messages[0].content }}<|end|>"
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((report.directory / name).read_text())["eos_token_id"] == [1, 4]
