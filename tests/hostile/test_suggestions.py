@@ -1,4 +1,4 @@
-"""Every suggestion that a machine may apply: done as it says, the problem is gone, and no key is unknown or there twice."""
+"""Suggestions a machine may apply: done as they say, the problem is gone, and no key is unknown or there twice."""
 
 from __future__ import annotations
 
