@@ -46,8 +46,13 @@ def _check_learning_rate(optimizer: Component) -> Iterator[Diagnostic]:
     if optimizer.kwargs.get("lr") is not None or not optimizer.path:
         return
     signature = read_signature(optimizer.path)
-    known = isinstance(signature, Signature)
-    if "lr" in signature.parameters if known else optimizer.path.startswith(_OPTIMIZERS):
+    # of a package that is not installed here nothing can be read
+    takes_one = (
+        "lr" in signature.parameters
+        if isinstance(signature, Signature)
+        else optimizer.path.startswith(_OPTIMIZERS)
+    )
+    if takes_one:
         yield problem(
             "is required: no learning rate suits every model. Write it as lr, for example lr: 2e-5",
             ("optimizer.lr", "optimizer"),

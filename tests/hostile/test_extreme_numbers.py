@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.generate import GenerateParams
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import fields_of, resolve
+from tune.generation.sampling import Sampling, token_probabilities
 
 TRAINING = "output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\nlr: 1e-4\n"
 KINDS = {
@@ -64,6 +66,13 @@ def test_no_argument_takes_an_extreme_number(slot: str, name: str, arguments: st
 def test_what_rounds_to_nothing_trains_nothing(name: str, value: str) -> None:
     (error,) = resolve(LoraFinetuneParams, text=TRAINING + f"{name}: {value}\n").errors
     assert (error.path, error.code) == (name, "out-of-range")
+
+
+def test_a_temperature_that_rounds_to_0_is_greedy() -> None:
+    logits = torch.tensor([[1.0, -2.0, 5.0]])
+    for temperature in (1e-300, 1e-40, 0.0):
+        drawn = token_probabilities(logits, Sampling(temperature, top_k=2, top_p=1e-300))
+        assert drawn.tolist() == [[0.0, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adafactor", "bitsandbytes.optim.AdamW8bit", None])
