@@ -108,9 +108,8 @@ class FullFinetuneRecipe:
         )
         self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
-        state.plan_steps(
-            len(self.loader), params.epochs, params.gradient_accumulation_steps, params.max_steps_per_epoch
-        )
+        limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
+        state.plan_steps(len(self.loader), params.epochs, params.gradient_accumulation_steps, **limits)
         if params.dataset_val:
             dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
             batch_size_val = params.batch_size_val or params.batch_size
@@ -168,11 +167,11 @@ class FullFinetuneRecipe:
         if state.step == 0:
             self.monitor.sample(state.step, params.sample_prompts, self._answer)
         with training.StopRequest(self.mesh) as stop, self.checkpoints, self.monitor.watching(state):
-            for epoch in range(state.epoch, params.epochs):
+            for epoch in range(state.epoch, state.num_epochs):
                 state.begin_epoch(epoch)
                 self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, state.steps_per_epoch - state.step_in_epoch):
+                for micro_batches in islice(windows, state.steps_left_in_epoch):
                     state.begin_step()
                     with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
                         loss, grad_norm = self.train_step(micro_batches)

@@ -23,6 +23,7 @@ _OPTIMIZERS = ("torch.", "bitsandbytes.")
 
 def check_optimizer(optimizer: Component) -> Iterator[Diagnostic]:
     """Yield what an optimizer's arguments have against each other, or against training at all."""
+    yield from _check_learning_rate(optimizer)
     given = optimizer.kwargs if optimizer.path.startswith(_OPTIMIZERS) else {}
     if given.get("fused") and given.get("foreach"):
         yield problem("excludes foreach: choose one implementation", ("optimizer.fused", "optimizer.foreach"))
@@ -40,6 +41,25 @@ def check_optimizer(optimizer: Component) -> Iterator[Diagnostic]:
             yield problem("needs a dampening of 0", ("optimizer.nesterov", "optimizer.dampening"))
 
 
+def _check_learning_rate(optimizer: Component) -> Iterator[Diagnostic]:
+    # The default of an optimizer's signature is no rate for fine-tuning: AdamW's 1e-3 ruins a pre-trained model.
+    if optimizer.kwargs.get("lr") is not None or not optimizer.path:
+        return
+    signature = read_signature(optimizer.path)
+    # of a package that is not installed here nothing can be read
+    takes_one = (
+        "lr" in signature.parameters
+        if isinstance(signature, Signature)
+        else optimizer.path.startswith(_OPTIMIZERS)
+    )
+    if takes_one:
+        yield problem(
+            "is required: no learning rate suits every model. Write it as lr, for example lr: 2e-5",
+            ("optimizer.lr", "optimizer"),
+            code="missing-required",
+        )
+
+
 def check_lr_scheduler(schedule: Component | None) -> Iterator[Diagnostic]:
     """Yield what a schedule of a run cannot be told."""
     given = schedule.kwargs if schedule is not None else {}
@@ -48,6 +68,11 @@ def check_lr_scheduler(schedule: Component | None) -> Iterator[Diagnostic]:
             "must be -1: where a schedule goes on is part of a saved step; remove it",
             ("lr_scheduler.last_epoch",),
             suggestion="-1",
+        )
+    if given.get("warmup_ratio") is not None and given.get("num_warmup_steps") is not None:
+        yield problem(
+            "and num_warmup_steps both say how long the warmup is; keep one",
+            ("lr_scheduler.warmup_ratio", "lr_scheduler.num_warmup_steps"),
         )
     if schedule is not None and schedule.path == "torch.optim.lr_scheduler.OneCycleLR":
         yield from _check_one_cycle(given)

@@ -33,6 +33,10 @@ from tune.config.slots import (
 )
 from tune.utils.exclusions import Choices
 
+# More steps, passes or tokens than anyone waits for, and sequences than any device holds: a slip of the keyboard.
+_MANY = 10**9
+_MANY_SEQUENCES = 2**20
+
 
 @dataclass(frozen=True)
 class FinetuneParams:
@@ -91,7 +95,12 @@ class FinetuneParams:
         True, group="Data", fixed_on_resume=True, help="Take the examples in a new random order every epoch."
     )
     batch_size: int = param(
-        2, minimum=1, group="Data", fixed_on_resume=True, help="Sequences per device and micro-step."
+        2,
+        minimum=1,
+        maximum=_MANY_SEQUENCES,
+        group="Data",
+        fixed_on_resume=True,
+        help="Sequences per device and micro-step.",
     )
     num_workers: int = param(
         0,
@@ -101,7 +110,11 @@ class FinetuneParams:
         help="Processes that prepare batches ahead, for each process that trains; 0 prepares them in between.",
     )
     batch_size_val: int | None = param(
-        None, minimum=1, group="Data", help="Sequences per device in validation; null means batch_size."
+        None,
+        minimum=1,
+        maximum=_MANY_SEQUENCES,
+        group="Data",
+        help="Sequences per device in validation; null means batch_size.",
     )
     collate_fn: Component = param(
         "tune.data.padded_collate_sft",
@@ -112,10 +125,21 @@ class FinetuneParams:
     )
 
     # --- Optimization: how it learns --------------------------------------------------------------------
-    epochs: int = param(1, minimum=1, group="Optimization", help="Passes over the training data.")
+    epochs: int = param(
+        1, minimum=1, maximum=_MANY, group="Optimization", help="Passes over the training data."
+    )
+    max_steps: int | None = param(
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Optimization",
+        help="End the run after this many optimizer steps, in as many passes over the data as that takes: epochs then "
+        "counts for nothing. null takes epochs.",
+    )
     max_steps_per_epoch: int | None = param(
         None,
         minimum=1,
+        maximum=_MANY,
         group="Optimization",
         fixed_on_resume=True,
         help="End each epoch after this many optimizer steps.",
@@ -123,6 +147,7 @@ class FinetuneParams:
     gradient_accumulation_steps: int = param(
         1,
         minimum=1,
+        maximum=_MANY_SEQUENCES,
         group="Optimization",
         fixed_on_resume=True,
         help="Micro-steps whose gradients make one optimizer step.",
@@ -135,7 +160,12 @@ class FinetuneParams:
         help="Optimizer class, such as AdamW or SGD.",
     )
     lr: float | None = param(
-        None, short_for="optimizer.lr", minimum=0.0, group="Optimization", help="Learning rate at its peak."
+        None,
+        short_for="optimizer.lr",
+        minimum=0.0,
+        maximum=1e3,
+        group="Optimization",
+        help="Learning rate at its peak. It has to be given, here or as an argument of the optimizer.",
     )
     lr_scheduler: Component | None = param(
         None,
@@ -153,7 +183,7 @@ class FinetuneParams:
     )
     clip_grad_norm: float | None = param(
         None,
-        above=0.0,
+        minimum=1e-6,
         group="Optimization",
         fixed_on_resume=True,
         help="Scale the gradient down to this 2-norm when it is larger.",
@@ -216,11 +246,16 @@ class FinetuneParams:
         True, group="Distributed", help="Shard weights over the processes; without effect on one process."
     )
     data_parallel_replicate_dim: int = param(
-        1, minimum=1, group="Distributed", help="Groups of processes that each hold a full copy."
+        1,
+        minimum=1,
+        maximum=_MANY_SEQUENCES,
+        group="Distributed",
+        help="Groups of processes that each hold a full copy.",
     )
     data_parallel_shard_dim: int = param(
         -1,
         minimum=-1,
+        maximum=_MANY_SEQUENCES,
         group="Distributed",
         help="Processes one copy is sharded over; -1 means all that are left.",
     )
@@ -249,7 +284,7 @@ class FinetuneParams:
         False, group="Output", help="Go on from the newest complete saved step in output_dir."
     )
     save_every_n_steps: int | None = param(
-        None, minimum=1, group="Output", help="Also save every so many optimizer steps."
+        None, minimum=1, maximum=_MANY, group="Output", help="Also save every so many optimizer steps."
     )
     allow_changes_on_resume: bool = param(
         False,
@@ -265,24 +300,33 @@ class FinetuneParams:
         True, group="Output", help="Save at the end of each epoch. The last step is always saved."
     )
     keep_last_n_checkpoints: int | None = param(
-        None, minimum=1, group="Output", help="Delete older saved steps beyond this many; null keeps all."
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Output",
+        help="Delete older saved steps beyond this many; null keeps all.",
     )
 
     # --- Looking on -------------------------------------------------------------------------------------
     run_val_every_n_steps: int | None = param(
         None,
         minimum=1,
+        maximum=_MANY,
         group="Logging",
         help="Validate every so many optimizer steps; null validates at each epoch's end.",
     )
     generate_every_n_steps: int | None = param(
-        None, minimum=1, group="Logging", help="Answer sample_prompts every so many optimizer steps."
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Logging",
+        help="Answer sample_prompts every so many optimizer steps.",
     )
     sample_prompts: list[str] | None = param(
         None, group="Logging", help="Prompts to answer as training goes on, put into the dataset's template."
     )
     sample_max_new_tokens: int = param(
-        64, minimum=1, group="Logging", help="Longest sample answer, in tokens."
+        64, minimum=1, maximum=_MANY, group="Logging", help="Longest sample answer, in tokens."
     )
     metric_logger: Component = param(
         "disk",
@@ -291,7 +335,11 @@ class FinetuneParams:
         help="Where metrics go besides metrics.jsonl: disk, stdout, tensorboard, wandb.",
     )
     log_every_n_steps: int | None = param(
-        1, minimum=1, group="Logging", help="Log every so many optimizer steps; null logs each."
+        1,
+        minimum=1,
+        maximum=_MANY,
+        group="Logging",
+        help="Log every so many optimizer steps; null logs each.",
     )
     log_peak_memory_stats: bool = param(
         True, group="Logging", help="Log the peak memory of the process or GPU."

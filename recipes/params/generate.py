@@ -75,12 +75,18 @@ class GenerateParams:
     )
 
     # --- Sampling ---------------------------------------------------------------------------------------
-    max_new_tokens: int = param(256, minimum=1, group="Sampling", help="Longest completion, in tokens.")
+    max_new_tokens: int = param(
+        256, minimum=1, maximum=10**9, group="Sampling", help="Longest completion, in tokens."
+    )
     temperature: float = param(
-        0.0, minimum=0.0, group="Sampling", help="0 always takes the likeliest token; higher is more random."
+        0.0,
+        minimum=0.0,
+        maximum=1e3,
+        group="Sampling",
+        help="0 always takes the likeliest token; higher is more random.",
     )
     top_k: int | None = param(
-        None, minimum=1, group="Sampling", help="Sample among the k likeliest tokens only."
+        None, minimum=1, maximum=10**9, group="Sampling", help="Sample among the k likeliest tokens only."
     )
     top_p: float | None = param(
         None,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from recipes.params.finetune import FinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import fields_of, param
+from tune.config.params import fields_of, given_fields, param
 
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")
@@ -28,8 +28,7 @@ class LoraFinetuneParams(FinetuneParams):
 
     # --- LoRA: what is trained --------------------------------------------------------------------------
     # The values here are those of a run that says nothing. A lora_ builder of the model, or an adapter that is gone on
-    # from, says them itself and counts more; any other value than the default beside it is refused. One that was set to
-    # its default cannot be told from one that was not, as a run writes all of them into its config.yaml.
+    # from, says them itself; one that is set beside it is refused, whatever its value.
     # null is still read, and means the default: runs of earlier versions saved it for what was not set.
     lora_rank: int | None = param(
         8,
@@ -41,7 +40,8 @@ class LoraFinetuneParams(FinetuneParams):
     )
     lora_alpha: float | None = param(
         16.0,
-        above=0.0,
+        minimum=1e-6,
+        maximum=1e6,
         group="LoRA",
         fixed_on_resume=True,
         help="Scale of what adapters add: alpha / rank, or alpha / sqrt(rank) with use_rslora.",
@@ -99,9 +99,10 @@ class LoraFinetuneParams(FinetuneParams):
     def lora_settings(self) -> dict[str, Any]:
         """Return what the adapters are to be like, as `choose_lora` takes it.
 
-        Of an adapter that is gone on from only what differs from the defaults is said here.
+        Of an adapter that is gone on from only what was set is said here.
         """
-        settings = {
+        given = given_fields(self)
+        values = {
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
@@ -113,8 +114,21 @@ class LoraFinetuneParams(FinetuneParams):
             "quantize_base": self.quantize_base,
         }
         if self.checkpointer.kwargs.get("adapter_checkpoint"):
-            return _without_defaults(settings)
-        return {name: _DEFAULTS[name] if value is None else value for name, value in settings.items()}
+            return {name: value for name, value in values.items() if name in given}
+        return {name: _DEFAULTS[name] if value is None else value for name, value in values.items()}
+
+    def decided_elsewhere(self) -> dict[str, str]:
+        """Return the settings of adapters that are not this object's to say, and who says them instead."""
+        builder = self.model.path.rpartition(".")[2]
+        if builder.startswith(_ADAPTING_BUILDERS):
+            return dict.fromkeys(_SETTINGS, f"as {builder} has it, see model")
+        if self.checkpointer.kwargs.get("adapter_checkpoint"):
+            kept = given_fields(self) | {"quantize_base"}
+            return dict.fromkeys(
+                (name for name in _SETTINGS if name not in kept),
+                "as the adapter in adapter_checkpoint has it",
+            )
+        return {}
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
@@ -128,7 +142,7 @@ class LoraFinetuneParams(FinetuneParams):
 
     def _check_adapters(self) -> Iterator[Diagnostic]:
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
-        given = list(_without_defaults(self.lora_settings()))
+        given = [name for name in _SETTINGS if name in given_fields(self)]
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
             for name in given:
@@ -181,7 +195,9 @@ class LoraFinetuneParams(FinetuneParams):
 
 
 _DEFAULTS = {name: info.default for name, info in fields_of(LoraFinetuneParams).items()}
-
-
-def _without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value not in (None, _DEFAULTS[name])}
+# What says what an adapter is like; all of it is in a lora_ builder too, and most of it in an adapter's folder.
+_SETTINGS = tuple(
+    name
+    for name, info in fields_of(LoraFinetuneParams).items()
+    if info.group == "LoRA" and not info.short_for
+)

@@ -266,7 +266,7 @@ def test_schema_is_json_schema(tune) -> None:
         (["torch.optim.RAdam"], ["torch.optim.RAdam", "decoupled_weight_decay"]),
         (["optimizer.fused"], ["optimizer.fused", "torch.optim.AdamW", "true or false"]),
         (["lr"], ["short for", "optimizer.lr", "0.001"]),
-        (["batch_size"], ["whole number", "at least 1", "Sequences"]),
+        (["batch_size"], ["whole number", "between 1 and", "Sequences"]),
         (["dataset"], ["alpaca", "required", "list of them"]),
         (["model=llama2_7b"], ["tune.models.llama2.llama2_7b"]),
         (["lr_scheduler=cosine"], ["num_warmup_steps", "the recipe sets it"]),

@@ -25,7 +25,7 @@ def test_every_config_is_valid(tune, config) -> None:
 
 def test_validate_shows_all_problems_with_their_places(tune, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
-        "recipe: full_finetune\nbath_size: 3\nbatch_size: two\noptimizer:\n  _component_: SGD\n  momentun: 0.9\n"
+        "recipe: full_finetune\nbath_size_val: 3\nbatch_size: two\noptimizer:\n  _component_: SGD\n  momentun: 0.9\n"
     )
     outcome = tune("validate", "bad.yaml", "epochs=0")
     assert outcome.code == 2
@@ -41,7 +41,7 @@ def test_validate_shows_all_problems_with_their_places(tune, tmp_path: Path) -> 
     for error in result["errors"]:
         assert set(error) == {"code", "path", "message", "source", "suggestion"}
         assert set(error["source"]) == {"kind", "file", "line", "col"}
-    assert {"batch_size", "momentum"} <= {error["suggestion"] for error in result["errors"]}
+    assert {"batch_size_val", "momentum"} <= {error["suggestion"] for error in result["errors"]}
 
 
 def test_valid_json_says_so(tune) -> None:
@@ -451,7 +451,7 @@ def test_a_config_without_a_recipe_is_judged_by_the_nearest(tune, tmp_path: Path
     # Every key is one of both recipes, and only one of them trains such a model.
     model = "{_component_: torchtune.models.qwen2.lora_qwen2_0_5b, lora_attn_modules: [q_proj]}"
     (tmp_path / "my.yaml").write_text(
-        f"output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\nmodel: {model}\n"
+        f"output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\nlr: 1e-4\nmodel: {model}\n"
     )
     outcome = tune("validate", "my.yaml")
     assert (outcome.code, outcome.out) == (0, "my.yaml: valid for lora_finetune, with 2 warnings\n")

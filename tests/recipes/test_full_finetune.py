@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,32 @@ def test_max_steps_and_the_schedule_count_optimizer_steps(make_params, tmp_path:
     assert recipe.state.num_steps == 6
     rates = [row["lr"] for row in metrics_of(tmp_path / "out")]
     assert rates == pytest.approx([0.01 * (6 - step) / 6 for step in range(6)])
+
+
+@pytest.mark.parametrize(("max_steps", "num_epochs"), [(2, 1), (4, 1), (6, 2), (11, 3)])
+def test_max_steps_ends_the_run_whatever_epochs_says(
+    make_params, tmp_path: Path, capfd, max_steps: int, num_epochs: int
+) -> None:
+    schedule = {"_component_": "linear", "num_warmup_steps": 0}
+    params = make_params(
+        max_steps=max_steps, epochs=2, lr_scheduler=schedule, save_every_epoch=False, log_level="INFO"
+    )
+    assert recipe_main(params) == 0  # four steps an epoch
+    rows = metrics_of(tmp_path / "out")
+    assert [row["step"] for row in rows] == list(range(1, max_steps + 1))
+    rates = [0.01 * (max_steps - step) / max_steps for step in range(max_steps)]
+    assert [row["lr"] for row in rows] == pytest.approx(rates)
+    assert [saved.step for saved in list_saved_steps(tmp_path / "out")] == [max_steps]
+    assert f"Finished {max_steps} of {max_steps} steps" in capfd.readouterr().err
+    # It is complete: going on takes no step, and says so.
+    assert recipe_main(replace(params, resume_from_checkpoint=True)) == 0
+    assert len(metrics_of(tmp_path / "out")) == max_steps
+
+
+def test_max_steps_counts_beside_max_steps_per_epoch(make_params, tmp_path: Path) -> None:
+    recipe = train(make_params(max_steps=5, max_steps_per_epoch=3, epochs=1))
+    assert (recipe.state.num_steps, recipe.state.num_epochs, recipe.state.epoch) == (5, 2, 1)
+    assert len(metrics_of(tmp_path / "out")) == 5
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "packed": {"dataset": "packed", "batch_size": 1, "epochs": 3},
     "workers": {"num_workers": 2},
     "background": {"enable_async_checkpointing": True},
+    "cut_run": {"max_steps": 6, "epochs": 1, "lr_scheduler": {"_component_": "linear", "warmup_ratio": 0.3}},
     "cut_epochs": {"max_steps_per_epoch": 3, "epochs": 3},
     # Some matrices are large enough for 8 bits, some are not.
     "eight_bits": {"optimizer": {"_component_": "bitsandbytes.optim.AdamW8bit", "lr": 0.01}},

@@ -13,7 +13,7 @@ from tune.errors import CheckpointError
 from tune.modules.peft import LoRAConfig, choose_lora
 from tune.training.saving.fingerprint import check_fingerprint
 
-RUN: dict[str, Any] = {"model_checkpoint": "base", "output_dir": "out", "dataset": "alpaca"}
+RUN: dict[str, Any] = {"model_checkpoint": "base", "output_dir": "out", "dataset": "alpaca", "lr": 1e-4}
 
 
 def test_adapters_are_by_default_as_the_help_says() -> None:
@@ -36,13 +36,63 @@ def test_an_adapter_says_what_has_its_default_here() -> None:
     assert beside.lora_settings() == {"lora_dropout": 0.5}
 
 
-def test_a_builder_says_what_has_its_default_here() -> None:
-    builder = {"_component_": "lora_llama2_7b", "lora_attn_modules": ["q_proj"], "lora_rank": 64}
-    written = dump_params(LoraFinetuneParams(**RUN, model=builder))
-    assert "\nlora_rank: 8" in written
-    assert resolve(LoraFinetuneParams, text=written).ok
-    refused = resolve(LoraFinetuneParams, text=written, overrides=["lora_rank=16"]).errors
-    assert [(item.path, item.code) for item in refused] == [("lora_rank", "inconsistent")]
+BUILDER = """\
+model:
+  _component_: lora_llama2_7b
+  lora_attn_modules: [q_proj]
+  lora_rank: 64
+"""
+FILE = "model_checkpoint: base\noutput_dir: out\ndataset: alpaca\nlr: 1e-4\n"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "lora_rank=8",
+        "lora_rank=16",
+        "lora_alpha=16",
+        "lora_dropout=0",
+        "use_dora=false",
+        "quantize_base=false",
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "line"])
+def test_what_is_set_beside_a_builder_is_refused(setting: str, place: str) -> None:
+    name = setting.partition("=")[0]
+    line = [setting] if place == "line" else []
+    text = FILE + BUILDER + ("" if line else setting.replace("=", ": ") + "\n")
+    (error,) = resolve(LoraFinetuneParams, text=text, overrides=line).errors
+    assert (error.path, error.code) == (name, "inconsistent")
+    assert f"set model.{name}" in error.message
+
+
+@pytest.mark.parametrize("setting", ["lora_rank=8", "lora_alpha=16", "apply_lora_to_mlp=false"])
+def test_what_is_set_beside_an_adapter_is_refused(setting: str) -> None:
+    text = FILE + "adapter_checkpoint: ad\n"
+    (error,) = resolve(LoraFinetuneParams, text=text, overrides=[setting]).errors
+    assert (error.path, error.code) == (setting.partition("=")[0], "inconsistent")
+
+
+def test_a_dropout_of_0_counts_beside_an_adapter() -> None:
+    text = FILE + "adapter_checkpoint: ad\nlora_dropout: 0\n"
+    params = resolve(LoraFinetuneParams, text=text).params
+    assert params is not None
+    assert params.lora_settings() == {"lora_dropout": 0.0}
+    again = resolve(LoraFinetuneParams, text=dump_params(params)).params
+    assert again is not None
+    assert again.lora_settings()["lora_dropout"] == 0.0
+
+
+@pytest.mark.parametrize("extra", [BUILDER, "adapter_checkpoint: ad\n", ""])
+def test_the_written_config_reads_back(extra: str) -> None:
+    params = resolve(LoraFinetuneParams, text=FILE + extra).params
+    assert params is not None
+    written = dump_params(params)
+    again = resolve(LoraFinetuneParams, text=written)
+    assert [str(item) for item in again.errors] == []
+    assert again.params == params
+    assert ("\nlora_rank: 8" in written) == (not extra)
+    assert ("\n# lora_rank: as " in written) == bool(extra)
 
 
 def test_a_run_that_saved_null_for_a_default_resumes() -> None:

@@ -44,6 +44,31 @@ def test_cosine_rises_to_the_peak_and_falls_to_zero() -> None:
     ] == pytest.approx(0, abs=1e-12)
 
 
+def test_cosine_has_a_floor() -> None:
+    seen = rates("get_cosine_schedule_with_warmup", 30, num_training_steps=10, min_lr_rate=0.2)
+    assert seen[0] == PEAK
+    assert seen[5] == pytest.approx(PEAK * (0.2 + 0.8 / 2))
+    assert seen[10] == pytest.approx(PEAK * 0.2)
+    assert min(seen) >= PEAK * 0.2 - 1e-12
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_warmup_as_a_share_of_the_run(name: str) -> None:
+    schedule = f"get_{name}_schedule_with_warmup"
+    # 0.25 of 10 steps is rounded up, as by the Trainer of Hugging Face
+    shared = rates(schedule, 10, num_training_steps=10, warmup_ratio=0.25)
+    counted = rates(schedule, 10, num_training_steps=10, num_warmup_steps=3)
+    assert shared == counted
+    assert shared[3] == PEAK
+    assert rates(schedule, 1, num_training_steps=10, warmup_ratio=0.0) == [PEAK]
+    for wrong in ({"warmup_ratio": 1.5}, {"warmup_ratio": 0.1, "num_warmup_steps": 3}):
+        with pytest.raises(TrainingError, match="warmup"):
+            rates(schedule, 1, num_training_steps=10, **wrong)
+    if name != "constant":
+        with pytest.raises(TrainingError, match="num_training_steps is required"):
+            rates(schedule, 1)
+
+
 def test_linear_and_constant() -> None:
     assert rates(
         "get_linear_schedule_with_warmup", 7, num_warmup_steps=2, num_training_steps=6

@@ -72,39 +72,52 @@ def find_bounds(kind: str, path: str, argument: str) -> Bounds | None:
     return next((bounds for bounds, names in ranges.items() if argument in names.split()), None)
 
 
-_COUNT = Bounds(minimum=1)
-_NOT_NEGATIVE = Bounds(minimum=0)
-_POSITIVE = Bounds(above=0)
+# What no run has more of: the greater number is a slip of the keyboard, and 1e300 is infinite in fp32.
+_MANY = 10**9
+_COUNT = Bounds(minimum=1, maximum=_MANY)
+_COUNT_OR_NONE = Bounds(minimum=0, maximum=_MANY)
+_SIZE = Bounds(minimum=1, maximum=2**24)
+_FEW = Bounds(minimum=1, maximum=2**12)
+_RATE = Bounds(minimum=0, maximum=1e3)
+_POSITIVE_RATE = Bounds(above=0, maximum=1e3)
 _SHARE = Bounds(minimum=0, maximum=1)
 _BELOW_ONE = Bounds(minimum=0, below=1)
-_ROW = Bounds(minimum=2)  # one token to read, one to learn
+_RATIO = Bounds(minimum=1e-6, maximum=1e6)
+_ROW = Bounds(minimum=2, maximum=2**24)  # one token to read, one to learn
 
 # For each kind of component the names of arguments below what they can be.
 _RANGES: Mapping[str, Mapping[Bounds, str]] = {
     "model": {
-        _COUNT: "vocab_size num_layers num_heads num_kv_heads embed_dim head_dim intermediate_dim max_seq_len "
-        "sliding_window lora_rank",
+        _SIZE: "vocab_size embed_dim intermediate_dim max_seq_len sliding_window "
+        "sliding_window_size query_pre_attn_scalar moe_intermediate_size",
+        _FEW: "num_layers num_heads num_kv_heads head_dim num_experts num_experts_per_tok",
+        Bounds(minimum=1, maximum=2**16): "lora_rank",
         _BELOW_ONE: "attn_dropout lora_dropout norm_eps",
-        _POSITIVE: "lora_alpha rope_base",
+        _RATIO: "lora_alpha hidden_capping_value final_capping_value scale_factor rope_factor",
+        Bounds(minimum=1, maximum=1e12): "rope_base local_rope_base",
     },
     "tokenizer": {_ROW: "max_seq_len"},
     "dataset": {_ROW: "max_seq_len", _COUNT: "limit"},
     "optimizer": {
-        _NOT_NEGATIVE: "lr weight_decay eps momentum momentum_decay alpha lr_decay initial_accumulator_value",
+        _RATE: "lr weight_decay eps alpha momentum_decay lr_decay initial_accumulator_value dampening",
+        _SHARE: "rho momentum lambd",
+        Bounds(minimum=0, maximum=_MANY): "t0",
         _BELOW_ONE: "betas",
-        _SHARE: "rho",
-        Bounds(maximum=0): "beta2_decay",
-        _COUNT: "ns_steps d",
+        Bounds(minimum=-1e3, maximum=0): "beta2_decay",
+        Bounds(minimum=1, maximum=100): "ns_steps",  # each is three products of matrices
+        Bounds(minimum=1, maximum=1e6): "d",
     },
     "lr_scheduler": {
-        _NOT_NEGATIVE: "num_warmup_steps num_cycles eta_min power total_iters milestones base_lr",
+        _COUNT_OR_NONE: "num_warmup_steps total_iters milestones",
         _COUNT: "num_training_steps step_size step_size_up step_size_down T_max T_0 T_mult total_steps epochs "
         "steps_per_epoch",
-        _POSITIVE: "gamma max_lr div_factor final_div_factor",
-        Bounds(above=0, maximum=1): "factor start_factor",  # torch divides by them
-        _SHARE: "end_factor pct_start",
+        _RATE: "num_cycles eta_min power base_lr",
+        _POSITIVE_RATE: "gamma max_lr",
+        Bounds(minimum=1e-6, maximum=1e9): "div_factor final_div_factor",
+        Bounds(minimum=1e-12, maximum=1): "factor start_factor",  # torch divides by them
+        _SHARE: "end_factor pct_start warmup_ratio min_lr_rate base_momentum max_momentum",
     },
     "loss": {_COUNT: "num_output_chunks", _SHARE: "label_smoothing"},
-    "profiler": {_NOT_NEGATIVE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
-    "collate_fn": {_NOT_NEGATIVE: "padding_idx"},
+    "profiler": {_COUNT_OR_NONE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
+    "collate_fn": {_COUNT_OR_NONE: "padding_idx"},
 }

@@ -10,7 +10,7 @@ from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
 from tune.config.convert import shadowed
 from tune.config.diagnostics import Diagnostic, Source, quote
-from tune.config.fields import ParamInfo
+from tune.config.fields import ParamInfo, note_given
 from tune.config.nodes import (
     MAX_GUESSES,
     MappingNode,
@@ -161,6 +161,10 @@ def _report_unknown(
             section = guess.name.partition(".")[0]
             if section != guess.name and infos[section].spec.nullable and section not in components.arguments:
                 suggestion, addition = None, f"there is no {section} yet, set that as well"
+            owner = infos.get(guess.name)
+            names = {guess.name, owner.short_for if owner is not None and owner.short_for else guess.name}
+            if suggestion is not None and not names.isdisjoint(components.guessed):
+                suggestion, addition = None, "another key here means the same: keep one of the two"
             reason = add(reason, addition)
         message += f"; {reason}"
         components.guessed.add(guess.name)
@@ -168,6 +172,11 @@ def _report_unknown(
         if target is not None and target.short_for:
             components.guessed.add(target.short_for)
     report(Diagnostic("unknown-key", key, message, root.key_source(key), suggestion))
+
+
+def set_fields(checked: Checked) -> list[str]:
+    """Return what a file or a command line sets, by dotted path."""
+    return [name for name, node in checked.places.items() if node.source.kind in ("file", "cli")]
 
 
 def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInfo]) -> list[Diagnostic]:
@@ -184,6 +193,8 @@ def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInf
         if value is REFUSED:
             value = Component() if info.slot is not None and not info.spec.nullable else info.default
         object.__setattr__(candidate, info.name, value)
+    if given := set_fields(checked):
+        note_given(candidate, given)
     try:
         problems = list(cross_checks(candidate))
     except (TypeError, ValueError, AttributeError, LookupError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -169,7 +170,7 @@ def _nearest(name: str, slot: Slot) -> str | None:
 
     ours = foreign_names().components.get(slot.kind, {})
     if name.lower() in ours:
-        return ours[name.lower()]
+        return ours[name.lower()] or None
     by_folded: dict[str, str] = {}
     for _, names in _namespaces(slot):
         for candidate in names:
@@ -181,12 +182,22 @@ def _nearest(name: str, slot: Slot) -> str | None:
     for close in difflib.get_close_matches(last, by_folded, n=3, cutoff=0.7):
         if not resolve_component(by_folded[close], slot).errors:
             return by_folded[close]
-    # Other tools decorate the name: adamw_torch_fused, paged_adamw.
-    inside = [key for key in by_folded if len(key) > 3 and key in last]
+    # Other tools decorate the name: adamw_torch_fused. What else is in it may be another thing: galore_adamw.
+    inside = [
+        key for key in by_folded if len(key) > 3 and key in last and _is_decoration(last.replace(key, " ", 1))
+    ]
     for key in sorted(inside, key=len, reverse=True):
         if not resolve_component(by_folded[key], slot).errors:
             return by_folded[key]
     return None
+
+
+def _is_decoration(rest: str) -> bool:
+    """Tell whether what a name has besides ours says who implements it, or what it is."""
+    return (
+        re.fullmatch(r"(torch|fused|hf|apex|xla|npu|optimizer|scheduler|schedule|loss|dataset| )*", rest)
+        is not None
+    )
 
 
 def _shorten(name: str, slot: Slot) -> str:

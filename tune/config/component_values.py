@@ -223,6 +223,8 @@ class ComponentChecker:
             self.guessed.add(meant)
             there = None if is_elsewhere else component.entries.get(guess.name)
             suggestion, addition = amend(guess, node, there, self.judge_of(meant))
+            if is_elsewhere:
+                suggestion = None  # no key that could stand here
             message += f"; {add(guess.reason, addition)}"
             return Diagnostic("unknown-argument", where, message, source, suggestion)
         if usable:

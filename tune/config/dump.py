@@ -29,7 +29,8 @@ def write_params(
     """Return a params object as YAML.
 
     Args:
-        params: a checked params object.
+        params: a checked params object. What its `decided_elsewhere()` names, if it has that, must not be set: it
+            becomes a comment.
         recipe: name to put into the key `recipe`.
         places: the node that each value came from, by dotted path, to be said behind it.
         drawn: values that the run itself chose where a field was null, by field.
@@ -38,6 +39,7 @@ def write_params(
     if recipe:
         lines.append(f"recipe: {scalar(recipe)}")
     group = None
+    elsewhere = params.decided_elsewhere() if hasattr(params, "decided_elsewhere") else {}
     for info in fields_of(type(params)).values():
         value = getattr(params, info.name)
         if info.short_for:  # its component says it
@@ -47,6 +49,9 @@ def write_params(
         if info.group != group:
             group = info.group
             lines += ["", f"# {group}"]
+        if info.name in elsewhere:
+            lines.append(f"# {info.name}: {elsewhere[info.name]}")
+            continue
         if drawn and info.name in drawn and value is None:
             entry = f"{info.name}: {scalar(drawn[info.name])}"
             lines.append(f"{entry.ljust(_COMMENT_COLUMN)}  # drawn by this run")

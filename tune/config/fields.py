@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import re
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from tune.config.typing import TypeSpec
 
 _METADATA_KEY = "tune.param"
 AGREED = "_agreed"
+_GIVEN = "_given"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,23 @@ def fields_of(params_cls: type) -> dict[str, ParamInfo]:
         infos[field.name] = ParamInfo(name=field.name, spec=spec, default=default, **record)
     _known_fields[params_cls] = infos
     return infos
+
+
+def note_given(params: Any, names: Iterable[str]) -> None:
+    """Remember which fields of `params` were set by a file or a command line."""
+    object.__setattr__(params, _GIVEN, frozenset(names))
+
+
+def given_fields(params: Any) -> frozenset[str]:
+    """Return the names of the fields that were set; of an object built in Python, of those other than their default.
+
+    A field that is set to null counts as one that was not.
+    """
+    infos = fields_of(type(params))
+    given = getattr(params, _GIVEN, None)
+    if given is None:
+        given = frozenset(name for name, info in infos.items() if getattr(params, name) != info.default)
+    return frozenset(name for name in given if name in infos and getattr(params, name) is not None)
 
 
 def fixed_on_resume(params: Any) -> dict[str, Any]:

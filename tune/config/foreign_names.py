@@ -14,9 +14,9 @@ class ForeignNames:
 
     Args:
         renamed: for each of their names ours, first the one to prefer; dotted for an argument of a component.
-        values: for our name what each of theirs sets it to: `bf16: true` means `dtype: bf16`.
+        values: for our name what each of theirs sets it to: `fp16: true` means `dtype: fp16`.
         absent: for each name of something that is not here what to do about it.
-        components: for each kind of slot what their components are called here.
+        components: for each kind of slot what their components are called here; "" is something that is not here.
     """
 
     renamed: Mapping[str, tuple[str, ...]]

@@ -9,7 +9,15 @@ from typing import Any
 
 from tune.config.check import check_tree, cross_check
 from tune.config.diagnostics import DEFAULT, PYTHON, Diagnostic, problem
-from tune.config.fields import AGREED, ParamInfo, agreed_values, fields_of, fixed_on_resume, param
+from tune.config.fields import (
+    AGREED,
+    ParamInfo,
+    agreed_values,
+    fields_of,
+    fixed_on_resume,
+    given_fields,
+    param,
+)
 from tune.config.nodes import from_python, mapping_node
 from tune.config.scalars import REFUSED
 from tune.config.short_forms import expand_short_forms, forget_argument
@@ -24,6 +32,7 @@ __all__ = [
     "check_params",
     "fields_of",
     "fixed_on_resume",
+    "given_fields",
     "param",
     "refuse_unknown",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place
+from tune.config.check import RECIPE_KEY, Checked, check_tree, cross_check, find_place, set_fields
 from tune.config.convert import shadowed, show
 from tune.config.diagnostics import (
     Diagnostic,
@@ -16,7 +16,7 @@ from tune.config.diagnostics import (
     problem,
     quote,
 )
-from tune.config.fields import ParamInfo, fields_of
+from tune.config.fields import ParamInfo, fields_of, note_given
 from tune.config.merging import apply_edits
 from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, without_entry
 from tune.config.overrides import parse_overrides
@@ -191,11 +191,13 @@ def _build(
     values = {name: value for name, value in checked.values.items() if value is not REFUSED}
     try:
         with building_from_checked_values():
-            return dacite.from_dict(params_cls, values, setup), []
+            params = dacite.from_dict(params_cls, values, setup)
     except (TypeError, ValueError, TuneError) as error:
         problems = error.problems if isinstance(error, ParamsError) else ()
         found = problems or [problem(str(error) or type(error).__name__)]
         return None, ordered(_place(item, checked, infos, whole) for item in found)
+    note_given(params, set_fields(checked))
+    return params, []
 
 
 def plain_tree(tree: LoadedTree) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, shorten
 from tune.config.fields import ParamInfo
 from tune.config.foreign_names import foreign_names
@@ -125,8 +124,8 @@ def guess_argument(
 def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[str | None, str]:
     """Return what may replace a mistaken key, or its whole entry, and what to add to the reason.
 
-    Nothing may replace it where its value is not one for that name. An entry is written as the place has it, a file or
-    a command line.
+    Nothing may replace it where its value is not one for that name, or where that is set already in the file. An entry
+    is written as the place has it, a file or a command line.
 
     Args:
         guess: what the key probably meant.
@@ -136,7 +135,7 @@ def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[s
     """
     suggestion, addition = _replace_with(guess, node, judge)
     if there is not None and there.source.kind == node.source.kind == "file":
-        addition = f"it is set already, in line {there.source.line}: keep one of the two"
+        suggestion, addition = None, f"it is set already, in line {there.source.line}: keep one of the two"
     return suggestion, addition
 
 
@@ -158,9 +157,6 @@ def _replace_with(guess: Guess, node: Node, judge: Judge) -> tuple[str | None, s
         value, again = _try(judge, replace(node, text=better, style="plain"))
         if value is not REFUSED and not again:
             return entry(better)
-    if [item.path for item in found] == ["lr_scheduler.num_warmup_steps"] and node.text.isidentifier():
-        # other tools warm up over no step unless told; here it is always said
-        return entry(f"{{{COMPONENT_KEY}: {node.text}, num_warmup_steps: 0}}")
     return None, ""
 
 

@@ -92,7 +92,7 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
     scores = logits.float()
     vocab_size = scores.shape[-1]
     ids: Tensor | None = None
-    if sampling.temperature == 0.0:
+    if sampling.temperature < torch.finfo(scores.dtype).tiny:  # 0, or what fp32 rounds to it
         ids = scores.argmax(dim=-1, keepdim=True)  # [b, 1], the first of several equal maxima
         return torch.ones_like(ids, dtype=torch.float32), ids
     # The maximum goes first: dividing raw logits by a tiny temperature overflows to inf, and inf - inf is NaN.

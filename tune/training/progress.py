@@ -137,7 +137,7 @@ def format_summary(
         else f"model_checkpoint={result}"
     )
     lines = [
-        f"{'Finished' if state.step == state.num_steps else 'Stopped after'} {state.step} of {state.num_steps} steps: "
+        f"{'Finished' if state.step >= state.num_steps else 'Stopped after'} {state.step} of {state.num_steps} steps: "
         + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
         f"  time     {format_duration(speed.total_seconds)} in steps, for {speed.total_tokens:,} tokens: "
         f"{rate:,.0f} per second",

@@ -91,6 +91,7 @@ class TrainState:
         epochs: int,
         gradient_accumulation_steps: int = 1,
         max_steps_per_epoch: int | None = None,
+        max_steps: int | None = None,
     ) -> None:
         """Find out how many optimizer steps there are; an epoch's last one may have fewer micro-batches than others.
 
@@ -99,11 +100,14 @@ class TrainState:
             epochs: passes.
             gradient_accumulation_steps: micro-batches that make one step.
             max_steps_per_epoch: each epoch ends after so many steps.
+            max_steps: of the whole run, in as many passes as that takes; `epochs` then counts for nothing.
         """
         self.steps_per_epoch = -(-num_micro_batches // gradient_accumulation_steps)
         if max_steps_per_epoch is not None:
             self.steps_per_epoch = min(self.steps_per_epoch, max_steps_per_epoch)
         self.num_steps = epochs * self.steps_per_epoch
+        if max_steps is not None and self.steps_per_epoch:
+            self.num_steps = max_steps
 
     def begin_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; does nothing if that epoch is under way."""
@@ -126,6 +130,16 @@ class TrainState:
         self.step -= 1
         self.step_in_epoch -= 1
         self.seed_next_step()
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the data that the run needs, the last one perhaps in part."""
+        return -(-self.num_steps // max(self.steps_per_epoch, 1))
+
+    @property
+    def steps_left_in_epoch(self) -> int:
+        """Optimizer steps until this pass, or the run, is over."""
+        return max(min(self.steps_per_epoch - self.step_in_epoch, self.num_steps - self.step), 0)
 
     @property
     def epoch_ends(self) -> bool:
