@@ -32,6 +32,7 @@ Path = tuple[str, ...]
 
 _OPENING = re.compile(r"(?<!\\)(\\*)\$\{")  # the look-behind keeps the search linear
 _MAX_TEXT = 100_000  # characters a text may grow to
+_MAX_COMPARED = 1000  # names that a mistaken one is compared with
 _SINGLE_KINDS = ("bool", "int", "float", "str", "path", "literal")
 _MAX_CHAIN = 100  # references and containers within one another while resolving
 
@@ -107,7 +108,7 @@ class _Resolver:
     def _replace(self, node: Scalar, path: Path) -> Node:
         """The value of a text with references in it."""
         pieces: list[str] = []
-        position = 0
+        position = grown = 0
         text = node.text
         while True:
             found = _OPENING.search(text, position)
@@ -136,7 +137,8 @@ class _Resolver:
                     node, path, "bad-reference", f"${{{name}}} is {what} and cannot be part of a text"
                 )
             pieces.append(embedded)
-            if sum(map(len, pieces)) > _MAX_TEXT:
+            grown += len(embedded)
+            if grown > _MAX_TEXT:
                 return self._fail(
                     node, path, "config-too-large", f"this text grows beyond {_MAX_TEXT:,} characters"
                 )
@@ -246,6 +248,8 @@ class _Resolver:
             if isinstance(node, MappingNode):
                 known |= {f"{key}.{name}" for name in node.entries}
         known |= {info.short_for for info in self._infos.values() if info.short_for}
+        if len(known) > _MAX_COMPARED:
+            return None
         return nearest(".".join(parts), sorted(known - {path[0]}))  # nothing refers to itself
 
     def _report_cycle(self, path: Path) -> None:

@@ -12,6 +12,7 @@ from tune.config.convert import shadowed, show
 from tune.config.diagnostics import (
     Diagnostic,
     Source,
+    bounded,
     ordered,
     problem,
     quote,
@@ -33,8 +34,6 @@ from tune.errors import TuneError
 __all__ = ["LoadedTree", "Resolution", "load_tree", "plain_tree", "read_recipe_name", "resolve"]
 
 T = TypeVar("T")
-
-_MAX_ERRORS = 200
 
 
 @dataclass
@@ -122,8 +121,8 @@ def resolve(
         # of a file that could not be read to its end nobody can say what it leaves out
         if tree.complete or all(find_place(name, checked, infos) for name in item.fields):
             found.append(_place(item, checked, infos, tree.whole))
-    errors = _bounded(ordered(item for item in found if item.severity == "error"))
-    warnings = ordered(item for item in found if item.severity == "warning")
+    errors = bounded(ordered(item for item in found if item.severity == "error"))
+    warnings = bounded(ordered(item for item in found if item.severity == "warning"))
     params = None
     if not errors:
         params, errors = _build(params_cls, checked, infos, tree.whole)
@@ -131,15 +130,6 @@ def resolve(
     if params is not None:
         remember(resolution)
     return resolution
-
-
-def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
-    """The first errors, and a last one that counts the rest: nobody reads thousands."""
-    if len(errors) <= _MAX_ERRORS:
-        return errors
-    message = f"and {len(errors) - _MAX_ERRORS} more errors from here on"
-    rest = Diagnostic("more-errors", "", message, errors[_MAX_ERRORS].source)
-    return [*errors[:_MAX_ERRORS], rest]
 
 
 def read_recipe_name(root: MappingNode) -> str | None:
