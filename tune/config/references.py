@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
+from tune.config.environment import VARIABLE_PREFIX, is_set, read_variable
 from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import (
@@ -168,6 +169,9 @@ class _Resolver:
             return self._fail(
                 node, path, "bad-reference", f"more than {_MAX_CHAIN} references lead from one to the next"
             )
+        if name.startswith(VARIABLE_PREFIX):
+            variable = read_variable(name)
+            return variable if isinstance(variable, Scalar) else self._fail(node, path, *variable)
         parts = tuple(name.split("."))
         target = self._find(parts)
         if target is not None:
@@ -186,6 +190,9 @@ class _Resolver:
                 return ErrorNode(node.source)  # misspelt where it is set: that is said there
             message = f"${{{name}}} refers to {name}, which is required and not set"
             close = None
+        elif close is None and is_set(name):
+            close = f"{VARIABLE_PREFIX}{name}"
+            message += f"; ${{{close}}} is the variable of the environment"
         elif close is None:
             message += f"; \\${{{name}}} stands for the characters themselves"
         suggestion = f"${{{close}}}" if close else None

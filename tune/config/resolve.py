@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,9 +19,10 @@ from tune.config.diagnostics import (
 )
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.merging import apply_edits
-from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, without_entry
+from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, walk, without_entry, yaml_1_1_bool
 from tune.config.overrides import parse_overrides
 from tune.config.params import ParamsError, building_from_checked_values
+from tune.config.places import check_places
 from tune.config.reading import clean, read_file
 from tune.config.references import resolve_references
 from tune.config.resolution import Resolution, remember
@@ -121,6 +122,7 @@ def resolve(
         # of a file that could not be read to its end nobody can say what it leaves out
         if tree.complete or all(find_place(name, checked, infos) for name in item.fields):
             found.append(_place(item, checked, infos, tree.whole))
+    found += check_places(checked.values, checked.places)
     errors = bounded(ordered(item for item in found if item.severity == "error"))
     warnings = bounded(ordered(item for item in found if item.severity == "warning"))
     params = None
@@ -188,8 +190,17 @@ def _build(
         return None, ordered(_place(item, checked, infos, whole) for item in found)
 
 
-def plain_tree(tree: LoadedTree) -> dict[str, Any]:
-    """The values of a tree for which no parameters are declared, by YAML 1.2's core rules."""
+def plain_tree(tree: LoadedTree, declared: Collection[str] = ()) -> dict[str, Any]:
+    """The values of a tree, by YAML 1.2's core rules; words that older YAML reads otherwise join its problems.
+
+    Args:
+        tree: the whole configuration.
+        declared: keys that have a type, which decides what a word is there.
+    """
     root = without_entry(tree.root, RECIPE_KEY)
+    for key, node in root.entries.items():
+        if key not in declared:
+            found = (yaml_1_1_bool(inner, key) for inner in walk(node))
+            tree.problems += [warning for warning in found if warning is not None]
     value = plain_value(root)
     return value if isinstance(value, dict) else {}
