@@ -32,7 +32,7 @@ def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -
     path = checkpoints.output_dir / "config.yaml"
     text = dump_params(params, drawn=drawn)
     try:
-        if not _is_own(path, text):
+        if not _is_own(path, params):
             raise CheckpointError(
                 f"{path} is no configuration of tune's, so it is left as it is. Choose another output_dir, or move "
                 "it away."
@@ -45,10 +45,10 @@ def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -
         ) from error
 
 
-def _is_own(path: Path, text: str) -> bool:
-    """Tell whether what is at `path`, if anything, has most of its keys in common with `text`."""
+def _is_own(path: Path, params: Any) -> bool:
+    """Tell whether what is at `path`, if anything, has mostly parameters for its keys."""
     if not path.is_file():
         return not path.is_dir()
     held = path.read_text(encoding="utf-8", errors="replace")
     keys = set(_KEY.findall(held))
-    return not held.strip() or 2 * len(keys & {*_KEY.findall(text), "recipe"}) > len(keys)
+    return not held.strip() or 2 * len(keys & {*vars(params), "recipe"}) > len(keys)
