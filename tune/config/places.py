@@ -20,8 +20,9 @@ from tune.utils.paths import BUNDLED_PREFIX, expand_path, get_recipes_dir
 
 OUTPUT_DIR = "output_dir"
 _WRITTEN = (OUTPUT_DIR, "log_dir", "output_file")
-_PATHS = (*_WRITTEN, "checkpoint_dir", "path", "source", "data_files", "adapter_checkpoint", "prompt_file")
-_PATHS += ("merges_file", "vocab_path", "recipe_checkpoint")
+_READ = ("checkpoint_dir", "path", "source", "data_files", "adapter_checkpoint", "prompt_file")
+_READ_SELDOM = ("merges_file", "vocab_path", "recipe_checkpoint")
+_PATHS = frozenset((*_WRITTEN, *_READ, *_READ_SELDOM))
 _LOGGERS = "tune.training.metric_logging."
 _CHECKPOINTERS = (
     "tune.training."  # they write where the recipe does, whatever their argument of older configs says
