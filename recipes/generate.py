@@ -38,6 +38,7 @@ STOP_REASONS = {
     "max_new_tokens": "max_new_tokens was reached",
     "max_seq_len": "the model's max_seq_len was reached",
 }
+ROW_START = b'{"prompt": '  # how each line of output_file begins
 
 
 def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[Question]]:
@@ -198,6 +199,11 @@ def open_output(params: GenerateParams) -> IO[str] | None:
         raise GenerationError(f"output_file is {file}, the prompt_file itself: it would be overwritten.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file():
+            with file.open("rb") as stream:
+                held = stream.read(len(ROW_START))
+            if held not in (b"", ROW_START):
+                raise GenerationError(f"output_file {file} holds no answers, so it is left as it is.")
         return file.open("a", encoding="utf-8")
     except OSError as error:
         raise GenerationError(f"output_file {file} cannot be written: {error.strerror}.") from error

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
+from recipes.params.full_finetune import FullFinetuneParams
+from tune.config import resolve
 from tune.config.convert import Converter
 from tune.config.diagnostics import Diagnostic, Source
 from tune.config.nodes import PythonValue, Scalar, core_value
@@ -52,7 +54,7 @@ def convert(text: str, hint: Any, *, style: str = "plain") -> tuple[Any, list[Di
         ("three", int | str, "three"),
         ("3", int | float, 3),
         ("3.5", int | float, 3.5),
-        ("yes", Any, "yes"),
+        ("maybe", Any, "maybe"),
         ("0o10", Any, 8),
         ("1e3", Any, 1000.0),
         ("TRUE", Any, True),
@@ -133,7 +135,7 @@ def test_verbatim_text_of_the_command_line() -> None:
         ("[1, 2]", list[int], [1, 2]),
         ("[0.9, 1]", tuple[float, float], (0.9, 1.0)),
         ("[1, 2, 3]", tuple[int, ...], (1, 2, 3)),
-        ("{a: yes, b: 2}", dict[str, Any], {"a": "yes", "b": 2}),
+        ("{a: yess, b: 2}", dict[str, Any], {"a": "yess", "b": 2}),
         ("[a]", str | list[str], ["a"]),
         ("{a: 1.5}", dict[str, float], {"a": 1.5}),
     ],
@@ -204,3 +206,31 @@ def test_numbered_checkpoint_files_are_written_out() -> None:
         value, problems = convert(bad, list[str] | None, style="flow")
         assert value is REFUSED
         assert [problem.code for problem in problems] == ["wrong-type"]
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "meant"),
+    [
+        ("no", "no", "false"),
+        ("Off", "Off", "false"),
+        ("yes", "yes", "true"),
+        ("ON", "ON", "true"),
+        ("false", False, None),
+        ("'no'", "no", None),
+        ("1", 1, None),
+    ],
+)
+@pytest.mark.parametrize("on_command_line", [False, True])
+def test_yes_and_no_without_a_type_are_text_with_a_warning(word, value, meant, on_command_line):
+    """A template that reads the text "no" takes it for true, so nobody must believe that it is false."""
+    head = "output_dir: o\nmodel_checkpoint: m\nlr: 1e-3\n"
+    dataset = "{_component_: chat, source: x, chat_template_kwargs: {thinking: WORD}}"
+    named = "dataset.chat_template_kwargs.thinking"
+    if on_command_line:
+        text = head + f"dataset: {dataset.replace('WORD', '3')}\n"
+        resolution = resolve(FullFinetuneParams, text=text, overrides=[f"{named}={word}"])
+    else:
+        resolution = resolve(FullFinetuneParams, text=head + f"dataset: {dataset.replace('WORD', word)}\n")
+    assert resolution.params.dataset.kwargs["chat_template_kwargs"] == {"thinking": value}
+    warned = [(item.code, item.path, item.suggestion) for item in resolution.warnings]
+    assert warned == ([] if meant is None else [("yes-is-text", named, meant)])

@@ -191,12 +191,17 @@ def test_what_cannot_be_done_is_explained(model_dir: Path, tmp_path: Path) -> No
     with pytest.raises(GenerationError, match="cannot be written"):
         run(model_dir, prompt="a", output_file=str(model_dir / "config.json" / "out.jsonl"))
     kept = tmp_path / "earlier.jsonl"
-    kept.write_text("earlier answers")
+    earlier = '{"prompt": "earlier"}\n'
+    kept.write_text(earlier)
     with pytest.raises(CheckpointError):
         run(tmp_path / "nowhere", prompt="a", output_file=str(kept))
-    assert kept.read_text() == "earlier answers"
+    assert kept.read_text() == earlier
     run(model_dir, prompt="a", max_new_tokens=1, output_file=str(kept))
     assert "earlier" not in kept.read_text()
+    kept.write_text("somebody's notes")
+    with pytest.raises(GenerationError, match="left as it is"):
+        run(model_dir, prompt="a", output_file=str(kept))
+    assert kept.read_text() == "somebody's notes"
 
 
 def start(model_dir: Path, *words: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,39 @@ def test_a_line_cut_short_does_not_stop_the_next_run(tmp_path, kind):
         again.log("loss", 1.0, 1)
         again.close()
         assert again.path.read_text() == whole * 2
+
+
+STAND_IN = """
+import json, sys
+class Run:
+    def log(self, payload, step): pass
+    def finish(self): pass
+def init(**arguments):
+    with open({file!r}, "a") as stream:
+        stream.write(json.dumps(arguments) + "\\n")
+    return Run()
+"""
+
+
+def test_a_resumed_run_goes_on_in_the_service(tmp_path, monkeypatch):
+    """wandb is not installed where this is tested: a module that records what `init` is given stands in for it."""
+    calls = tmp_path / "calls"
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/wandb.py").write_text(STAND_IN.format(file=str(calls)))
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    folder = str(tmp_path / "out")
+    for resume in (False, True, True, False):
+        WandBLogger(log_dir=folder, resume=resume).close()
+    WandBLogger().close()
+    given = [json.loads(line) for line in calls.read_text().splitlines()]
+    first, second, third, anew, nowhere = [(row["id"], row["resume"]) for row in given]
+    assert first == second == third
+    assert first[1] == anew[1] == "allow"
+    assert anew[0] != first[0]
+    assert nowhere == (None, None)
+    assert (tmp_path / "out/wandb_run_id").read_text() == f"{anew[0]}\n"
+    (tmp_path / "out/wandb_run_id").write_text("my notes")
+    with pytest.raises(CheckpointError, match="left as it is"):
+        WandBLogger(log_dir=folder)
+    monkeypatch.delitem(sys.modules, "wandb")

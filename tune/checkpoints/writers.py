@@ -44,6 +44,7 @@ class FileTensor(Protocol):
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name to write under; the file gets its own name once it is whole, and is removed if it is not."""
     partial = path.with_name(f".{path.name}.part")
+    partial.unlink(missing_ok=True)  # a link there would be followed
     try:
         yield partial
         os.replace(partial, path)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.terminal import columns, paint
 from tune.config.component import Component
+from tune.config.fields import fields_of
 from tune.config.lookup import find_module
+from tune.errors import ConfigError, DataError
 from tune.utils.paths import expand_path
 
 _PACKAGES = {
@@ -21,6 +24,11 @@ _PACKAGES = {
     "tune.training.metric_logging.WandBLogger": "wandb",
 }
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".tsv")
+_FILE_KINDS = ("json", "jsonl", "csv", "parquet", "text")
+_TEMPLATE_ENDINGS = (".jinja", ".jinja2", ".j2")
+_FOLDERS = ("checkpoint_dir", "adapter_checkpoint")
+_FILES = ("path", "merges_file", "vocab_path")
+_MAX_COMPARED = 1000  # names that a misspelt one is compared with
 
 
 @dataclass(frozen=True)
@@ -45,41 +53,111 @@ def preflight(params: Any, stream: TextIO | None = None) -> int:
     return EXIT_BAD_USAGE if any(check.ok is False for check in checks) else 0
 
 
+def refuse_what_is_missing(params: Any) -> None:
+    """Raise what a run of `params` would fail from later; nothing is created, and torch is not imported.
+
+    Raises:
+        ConfigError: an optional package is not installed.
+        DataError: a file or folder is not there, or not of the right kind.
+    """
+    packages = [check for check in _check_packages(params) if check.ok is False]
+    files = [check for check in (*_check_files(params), *_check_output(params)) if check.ok is False]
+    lines = [f"{check.about}: {check.text}" for check in (*files, *packages)]
+    if lines:
+        raise (ConfigError if packages else DataError)("\n".join(lines))
+
+
 def _components(params: Any) -> Iterator[tuple[str, Component]]:
     for name, value in vars(params).items():
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, Component) and item:
-                yield name, item
+        if isinstance(value, (list, tuple)):
+            yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Component))
+        elif isinstance(value, Component) and value:
+            yield name, value
 
 
 def _check_files(params: Any) -> Iterator[Check]:
+    shorts = {info.short_for: info.name for info in fields_of(type(params)).values() if info.short_for}
     for name, component in _components(params):
-        for argument, value in component.kwargs.items():
-            if argument in ("checkpoint_dir", "path") and isinstance(value, str):
-                yield _exists(f"{name}.{argument}", value)
-            elif argument in ("source", "data_files"):
-                for item in value if isinstance(value, (list, tuple)) else [value]:
-                    yield from _check_source(f"{name}.{argument}", item)
+        if not component.path.startswith("tune.") and component.path != "auto":
+            continue  # what an argument means there only its author knows
+        given = component.kwargs
+        for argument, value in given.items():
+            about = shorts.get(f"{name}.{argument}", f"{name}.{argument}")
+            if not isinstance(value, str) or not value:
+                continue
+            if argument in _FOLDERS and not (argument == "checkpoint_dir" and _goes_on(params)):
+                yield _exists(about, value, folder=True)
+            elif argument in _FILES:
+                yield _exists(about, value)
+            elif argument == "prompt_template":
+                yield from _check_template(about, value)
+        if name.split(".")[0].startswith("dataset"):
+            yield from _check_data(name, given.get("source"), given.get("data_files"))
+    yield from _check_template("prompt_template", getattr(params, "prompt_template", None))
     prompt_file = getattr(params, "prompt_file", None)
     if prompt_file:
-        yield _exists("prompt_file", prompt_file)
+        yield _exists("prompt_file", prompt_file, folder=False)
 
 
-def _check_source(about: str, value: Any) -> Iterator[Check]:
-    if not isinstance(value, str) or value in ("json", "csv", "parquet", "text"):
-        return
-    looks_local = value.endswith(_FILE_ENDINGS) or value.startswith((".", "/", "~", "bundled:"))
-    if looks_local or expand_path(value).exists():
-        yield _exists(about, value)
-    else:
-        yield Check(None, about, f"{value}: a name on the Hugging Face hub, fetched when the run starts")
+def _goes_on(params: Any) -> bool:
+    """Tell whether the weights come from a saved step, so that those to start from need not be there any more."""
+    output_dir, checkpointer = getattr(params, "output_dir", ""), getattr(params, "checkpointer", None)
+    inside = checkpointer.kwargs.get("resume_from_checkpoint") if checkpointer else False
+    if not output_dir or not (inside or getattr(params, "resume_from_checkpoint", False)):
+        return False
+    return next(expand_path(output_dir).glob("step_*"), None) is not None
 
 
-def _exists(about: str, value: str) -> Check:
+def _check_template(about: str, value: Any) -> Iterator[Check]:
+    if isinstance(value, str) and value.endswith(_TEMPLATE_ENDINGS):
+        yield _exists(about, value, folder=False)
+
+
+def _check_data(name: str, source: Any, data_files: Any) -> Iterator[Check]:
+    """Look for a dataset's files: `data_files` lie in the source, where that is a folder."""
+    folder = Path()
+    if isinstance(source, str) and source and source not in _FILE_KINDS:
+        looks_local = source.endswith(_FILE_ENDINGS) or source.startswith((".", "/", "~", "bundled:"))
+        if not looks_local and "://" not in source and not os.path.exists(expand_path(source)):
+            text = f"{source}: a name on the Hugging Face hub, fetched when the run starts"
+            yield Check(None, f"{name}.source", text)
+            return  # and so are its data_files
+        folder = expand_path(source)
+        if "://" not in source:
+            yield _exists(f"{name}.source", source)
+    if isinstance(data_files, Mapping):
+        data_files = [
+            file for files in data_files.values() for file in ([files] if isinstance(files, str) else files)
+        ]
+    for file in [data_files] if isinstance(data_files, str) else data_files or ():
+        if isinstance(file, str) and "://" not in file and not any(mark in file for mark in "*?["):
+            yield _exists(f"{name}.data_files", str(folder / expand_path(file)), folder=False)
+
+
+def _exists(about: str, value: str, folder: bool | None = None) -> Check:
+    """Return whether there is a file or folder; `folder` says which of the two it has to be."""
     path = expand_path(value)
-    if os.path.exists(path):
-        return Check(True, about, str(path))
-    return Check(False, about, f"{path} does not exist (seen from {Path.cwd()})")
+    if not path.exists():
+        if path.is_symlink():
+            return Check(False, about, f"{path} is a link to {os.readlink(path)}, which is gone")
+        hint = "; `tune download` fetches a model from the hub" if about.endswith("model_checkpoint") else ""
+        return Check(False, about, f"{path} does not exist (seen from {Path.cwd()}){_near(path)}{hint}")
+    if folder is True and not path.is_dir() and path.name not in ("latest", "best"):
+        return Check(False, about, f"{path} is a file; give the folder that holds it")
+    if folder is True and path.is_dir() and os.access(path, os.R_OK) and next(path.iterdir(), None) is None:
+        return Check(False, about, f"{path} is an empty folder")
+    if folder is False and path.is_dir():
+        return Check(False, about, f"{path} is a folder, not a file")
+    return Check(True, about, str(path))
+
+
+def _near(path: Path) -> str:
+    from tune.config.suggestions import nearest
+
+    if not path.parent.is_dir() or not os.access(path.parent, os.R_OK):
+        return ""
+    near = nearest(path.name, [entry.name for entry in islice(path.parent.iterdir(), _MAX_COMPARED)])
+    return f"; there is {path.with_name(near)}" if near else ""
 
 
 def _check_output(params: Any) -> Iterator[Check]:

@@ -26,6 +26,7 @@ from tune.cli.arguments import (
 from tune.cli.catalogue import find_config, find_recipe, list_configs
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
+from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import Program, execute
 from tune.cli.terminal import paint, report_warning
@@ -73,6 +74,8 @@ def run(given: Given) -> int:
             return EXIT_BAD_USAGE
         is_dry = "dry_run" in given.switches
         _refuse_many_processes(target, plan)
+        if not is_dry and not target.is_own:  # what one's own recipe does with them only it knows
+            refuse_what_is_missing(resolution.params)
         asked = plan
         plan = settle(asked, getattr(resolution.params, "device", None), count_gpus, is_run=not is_dry)
         _refuse_many_processes(target, plan)  # now that they are counted

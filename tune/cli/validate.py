@@ -50,6 +50,10 @@ def run(given: Given) -> int:
         noted = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
         sys.stdout.write(f"{name}: valid for {target.name}{noted}\n")
     if "preflight" not in given.switches:
+        if not as_json:
+            sys.stderr.write(
+                "Not looked at: files, folders, packages, device and memory (--preflight does).\n"
+            )
         return 0
     from tune.cli.preflight import preflight
 

@@ -16,6 +16,7 @@ from tune.config.nodes import (
     SequenceNode,
     core_value,
     is_null,
+    yaml_1_1_bool,
 )
 from tune.config.scalars import REFUSED, Reading, read_scalar
 from tune.config.typing import ANY, TypeSpec
@@ -74,6 +75,7 @@ class Converter:
         if isinstance(node, Scalar):
             if "\0" in node.text:
                 return self._wrong(node, ANY, path, None, "a text cannot hold the NUL character")
+            self._note_word(node, path)
             return node.text if node.style == "quoted" else core_value(node.text)
         if isinstance(node, PythonValue):
             return node.value
@@ -134,6 +136,8 @@ class Converter:
                     if member.kind == kind:
                         value, _, _ = read_scalar(node, member)
                         if value is not REFUSED:
+                            if kind == "str" and any(other.kind == "bool" for other in spec.args):
+                                self._note_word(node, path)
                             return value
         for member in spec.args:
             if member.kind in kinds:
@@ -143,6 +147,11 @@ class Converter:
         scalars = [member for member in spec.args if member.kind in ("bool", "int", "float", "literal")]
         _, suggestion, reason = read_scalar(node, scalars[-1]) if scalars else Reading()
         return self._wrong(node, spec, path, suggestion, reason)
+
+    def _note_word(self, node: Node, path: str) -> None:
+        warning = yaml_1_1_bool(node, node.written or path)
+        if warning is not None:
+            self._report(warning)
 
     def _refuse_null(self, node: Node, spec: TypeSpec, path: str) -> Any:
         message = f"{node.written or path} cannot be null; it takes {spec.describe()}"

@@ -7,12 +7,15 @@ is known, a suggestion: the text that may replace what the place points at (a ke
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tune.utils.escape import escape_control
 
 _MAX_SNIPPET = 110
+# Far above what is written on purpose: a long key or value of a file must not become a page of message.
+_MAX_MESSAGE, _MAX_PATH = 1500, 300
+_MAX_SHOWN, _MAX_REPORT = 200, 60_000  # problems, and characters of all of them
 _RED, _YELLOW, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;33m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 
 
@@ -86,6 +89,13 @@ class Diagnostic:
     severity: str = "error"
     fields: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, limit in (("message", _MAX_MESSAGE), ("path", _MAX_PATH), ("shadows", _MAX_PATH)):
+            if len(getattr(self, name) or "") > limit:
+                object.__setattr__(self, name, shorten(getattr(self, name), limit))
+        if len(self.suggestion or "") > _MAX_PATH:  # cut, it could replace nothing
+            object.__setattr__(self, "suggestion", None)
+
     def __str__(self) -> str:
         reads_on = not self.path or self.message.startswith(f"{self.path} ")
         return self.message if reads_on else f"{self.path}: {self.message}"
@@ -135,6 +145,28 @@ def quote(text: str, limit: int = 60) -> str:
 def ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """The diagnostics by position (file, then command line, then the rest), without repetitions."""
     return sorted(dict.fromkeys(diagnostics), key=lambda item: (item.source.sort_key(), item.path))
+
+
+def bounded(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
+    """The first of `diagnostics`, and a last one that counts the rest: nobody reads thousands."""
+    size = 0
+    for count, item in enumerate(diagnostics):
+        size += len(item.message) + len(item.path) + len(item.suggestion or "") + len(item.shadows or "")
+        if count == _MAX_SHOWN or size > _MAX_REPORT:
+            message = f"and {len(diagnostics) - count} more {item.severity}s from here on"
+            return [
+                *diagnostics[:count],
+                replace(
+                    item,
+                    code=f"more-{item.severity}s",
+                    path="",
+                    message=message,
+                    suggestion=None,
+                    shadows=None,
+                    fields=(),
+                ),
+            ]
+    return diagnostics
 
 
 def to_json(errors: Sequence[Diagnostic], warnings: Sequence[Diagnostic]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.diagnostics import DEFAULT, PYTHON, Source
+from tune.config.diagnostics import DEFAULT, PYTHON, Diagnostic, Source
 
 MAX_DEPTH = 64
 MAX_WEIGHT = 50_000  # values a configuration may stand for once aliases and references are written out
@@ -22,6 +22,7 @@ _CHARS_PER_WEIGHT = 100
 NULL_WORDS = frozenset({"null", "Null", "NULL"})
 _NULL = re.compile(r"(?:null|Null|NULL|~|)\Z")
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_YAML_1_1_BOOL = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _BASED_INT = re.compile(r"0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
@@ -207,6 +208,19 @@ def core_value(text: str) -> Any:
         return number
     value = parse_float(text)
     return text if value is None else value
+
+
+def yaml_1_1_bool(node: Node, path: str) -> Diagnostic | None:
+    """A warning about a word that older YAML reads as true or false, and that is text here; None for all else."""
+    if not isinstance(node, Scalar) or node.style == "quoted":
+        return None
+    meant = _YAML_1_1_BOOL.get(node.text.lower())
+    if meant is None:
+        return None
+    message = (
+        f"{path} is the text {node.text!r}: in YAML 1.2 that is no boolean; write {meant}, or quote the text"
+    )
+    return Diagnostic("yes-is-text", path, message, node.source, meant, severity="warning")
 
 
 def plain_value(node: Node) -> Any:

@@ -12,6 +12,7 @@ from tune.config.yaml_tree import read_flow
 
 _KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
 _FLOW_STARTS = ("[", "{", '"', "'")
+_MAX_OVERRIDES = 1000  # each copies the part of the tree that it changes
 _MAX_GUESSED = 500  # characters of an argument up to which its meaning is guessed at
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -62,7 +63,11 @@ def parse_overrides(
     """
     edits: list[Edit] = []
     problems: list[Diagnostic] = []
-    for index, argument in enumerate([*overrides, *("~" + path for path in removals)]):
+    arguments = [*overrides, *("~" + path for path in removals)]
+    if len(arguments) > _MAX_OVERRIDES:
+        message = f"more than {_MAX_OVERRIDES} overrides; put them into a config"
+        return [], [Diagnostic("config-too-large", "", message, Source("cli", arg=arguments[_MAX_OVERRIDES]))]
+    for index, argument in enumerate(arguments):
         result = _parse(argument, index)
         if isinstance(result, Diagnostic):
             problems.append(result)

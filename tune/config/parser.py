@@ -101,7 +101,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
         added = {action.dest: action for action in self._actions if action.dest not in _OWN}
         infos = fields_of(self.params_cls) if self.params_cls is not None else {}
         tree = load_tree(infos, config=own.config, overrides=overrides, removals=own.remove or ())
-        values = plain_tree(tree)
+        values = plain_tree(tree, infos)
         if self.params_cls is not None:
             infos = {name: info for name, info in infos.items() if name not in added}
             values |= _typed_values(tree, infos, added)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
+from tune.config.environment import VARIABLE_PREFIX, is_set, read_variable
 from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import (
@@ -32,6 +33,7 @@ Path = tuple[str, ...]
 
 _OPENING = re.compile(r"(?<!\\)(\\*)\$\{")  # the look-behind keeps the search linear
 _MAX_TEXT = 100_000  # characters a text may grow to
+_MAX_COMPARED = 1000  # names that a mistaken one is compared with
 _SINGLE_KINDS = ("bool", "int", "float", "str", "path", "literal")
 _MAX_CHAIN = 100  # references and containers within one another while resolving
 
@@ -107,7 +109,7 @@ class _Resolver:
     def _replace(self, node: Scalar, path: Path) -> Node:
         """The value of a text with references in it."""
         pieces: list[str] = []
-        position = 0
+        position = grown = 0
         text = node.text
         while True:
             found = _OPENING.search(text, position)
@@ -136,7 +138,8 @@ class _Resolver:
                     node, path, "bad-reference", f"${{{name}}} is {what} and cannot be part of a text"
                 )
             pieces.append(embedded)
-            if sum(map(len, pieces)) > _MAX_TEXT:
+            grown += len(embedded)
+            if grown > _MAX_TEXT:
                 return self._fail(
                     node, path, "config-too-large", f"this text grows beyond {_MAX_TEXT:,} characters"
                 )
@@ -166,6 +169,9 @@ class _Resolver:
             return self._fail(
                 node, path, "bad-reference", f"more than {_MAX_CHAIN} references lead from one to the next"
             )
+        if name.startswith(VARIABLE_PREFIX):
+            variable = read_variable(name)
+            return variable if isinstance(variable, Scalar) else self._fail(node, path, *variable)
         parts = tuple(name.split("."))
         target = self._find(parts)
         if target is not None:
@@ -184,6 +190,9 @@ class _Resolver:
                 return ErrorNode(node.source)  # misspelt where it is set: that is said there
             message = f"${{{name}}} refers to {name}, which is required and not set"
             close = None
+        elif close is None and is_set(name):
+            close = f"{VARIABLE_PREFIX}{name}"
+            message += f"; ${{{close}}} is the variable of the environment"
         elif close is None:
             message += f"; \\${{{name}}} stands for the characters themselves"
         suggestion = f"${{{close}}}" if close else None
@@ -246,6 +255,8 @@ class _Resolver:
             if isinstance(node, MappingNode):
                 known |= {f"{key}.{name}" for name in node.entries}
         known |= {info.short_for for info in self._infos.values() if info.short_for}
+        if len(known) > _MAX_COMPARED:
+            return None
         return nearest(".".join(parts), sorted(known - {path[0]}))  # nothing refers to itself
 
     def _report_cycle(self, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -12,15 +12,17 @@ from tune.config.convert import shadowed, show
 from tune.config.diagnostics import (
     Diagnostic,
     Source,
+    bounded,
     ordered,
     problem,
     quote,
 )
 from tune.config.fields import ParamInfo, fields_of, note_given
 from tune.config.merging import apply_edits
-from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, without_entry
+from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, walk, without_entry, yaml_1_1_bool
 from tune.config.overrides import parse_overrides
 from tune.config.params import ParamsError, building_from_checked_values
+from tune.config.places import check_places
 from tune.config.reading import clean, read_file
 from tune.config.references import resolve_references
 from tune.config.resolution import Resolution, remember
@@ -33,8 +35,6 @@ from tune.errors import TuneError
 __all__ = ["LoadedTree", "Resolution", "load_tree", "plain_tree", "read_recipe_name", "resolve"]
 
 T = TypeVar("T")
-
-_MAX_ERRORS = 200
 
 
 @dataclass
@@ -122,8 +122,9 @@ def resolve(
         # of a file that could not be read to its end nobody can say what it leaves out
         if tree.complete or all(find_place(name, checked, infos) for name in item.fields):
             found.append(_place(item, checked, infos, tree.whole))
-    errors = _bounded(ordered(item for item in found if item.severity == "error"))
-    warnings = ordered(item for item in found if item.severity == "warning")
+    found += check_places(checked.values, checked.places)
+    errors = bounded(ordered(item for item in found if item.severity == "error"))
+    warnings = bounded(ordered(item for item in found if item.severity == "warning"))
     params = None
     if not errors:
         params, errors = _build(params_cls, checked, infos, tree.whole)
@@ -131,15 +132,6 @@ def resolve(
     if params is not None:
         remember(resolution)
     return resolution
-
-
-def _bounded(errors: list[Diagnostic]) -> list[Diagnostic]:
-    """The first errors, and a last one that counts the rest: nobody reads thousands."""
-    if len(errors) <= _MAX_ERRORS:
-        return errors
-    message = f"and {len(errors) - _MAX_ERRORS} more errors from here on"
-    rest = Diagnostic("more-errors", "", message, errors[_MAX_ERRORS].source)
-    return [*errors[:_MAX_ERRORS], rest]
 
 
 def read_recipe_name(root: MappingNode) -> str | None:
@@ -200,8 +192,17 @@ def _build(
     return params, []
 
 
-def plain_tree(tree: LoadedTree) -> dict[str, Any]:
-    """The values of a tree for which no parameters are declared, by YAML 1.2's core rules."""
+def plain_tree(tree: LoadedTree, declared: Collection[str] = ()) -> dict[str, Any]:
+    """The values of a tree, by YAML 1.2's core rules; words that older YAML reads otherwise join its problems.
+
+    Args:
+        tree: the whole configuration.
+        declared: keys that have a type, which decides what a word is there.
+    """
     root = without_entry(tree.root, RECIPE_KEY)
+    for key, node in root.entries.items():
+        if key not in declared:
+            found = (yaml_1_1_bool(inner, key) for inner in walk(node))
+            tree.problems += [warning for warning in found if warning is not None]
     value = plain_value(root)
     return value if isinstance(value, dict) else {}

@@ -103,7 +103,7 @@ METRIC_LOGGER = Slot(
     namespaces=("tune.training.metric_logging",),
     patterns=("{}", "{}Logger"),
     names=("*Logger",),
-    defaults=("log_dir",),
+    defaults=("log_dir", "resume"),
 )
 PROFILER = Slot(
     kind="profiler",

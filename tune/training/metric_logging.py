@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import secrets
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tune.checkpoints.writers import replacing
@@ -270,10 +273,13 @@ class WandBLogger(MetricLogger):
         group: name that joins several runs.
         name: name of this run; None lets the service invent one.
         mode: "online", "offline" or "disabled".
-        log_dir: folder for the service's local files.
+        log_dir: folder for the service's local files, and for `wandb_run_id`, which says which run this is there.
+        resume: go on with the run that `wandb_run_id` names, if there is one. Steps that it shows already stay as
+            they are there: the service takes no step twice.
 
     Raises:
         ConfigError: wandb is not installed.
+        CheckpointError: `wandb_run_id` is something else, or cannot be written.
     """
 
     def __init__(
@@ -284,6 +290,7 @@ class WandBLogger(MetricLogger):
         name: str | None = None,
         mode: str = "online",
         log_dir: str | None = None,
+        resume: bool = False,
     ) -> None:
         try:
             import wandb
@@ -292,15 +299,17 @@ class WandBLogger(MetricLogger):
                 "metric_logger wandb needs the package wandb, which is not installed here: "
                 "pip install wandb (or metric_logger=disk)."
             ) from error
-        if log_dir is not None:
-            expand_path(log_dir).mkdir(parents=True, exist_ok=True)
+        folder = None if log_dir is None else expand_path(log_dir)
+        run_id = None if folder is None else _choose_run_id(folder / "wandb_run_id", resume)
         self._run: Any = wandb.init(
             project=project,
             entity=entity,
             group=group,
             name=name,
             mode=mode,
-            dir=None if log_dir is None else str(expand_path(log_dir)),
+            dir=None if folder is None else str(folder),
+            id=run_id,
+            resume=None if run_id is None else "allow",
         )
 
     def log_dict(self, payload: Mapping[str, Scalar], step: int) -> None:
@@ -310,6 +319,23 @@ class WandBLogger(MetricLogger):
     def close(self) -> None:
         """End the run in the service."""
         self._run.finish()
+
+
+def _choose_run_id(file: Path, resume: bool) -> str:
+    """Return the id that `file` holds where a run goes on; otherwise a new one, which is written there."""
+    try:
+        held = file.read_text(encoding="utf-8", errors="replace") if os.path.lexists(file) else ""
+        if held and not re.fullmatch(r"[a-z0-9]{8}\n", held):
+            raise CheckpointError(f"{file} holds no id of a run, so it is left as it is; move it away.")
+        if held and resume:
+            return held.strip()
+        run_id = secrets.token_hex(4)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as staged:
+            staged.write_text(run_id + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {error.strerror}. Choose another output_dir.") from error
+    return run_id
 
 
 def _format_line(payload: Mapping[str, Scalar], step: int) -> str:

@@ -76,7 +76,9 @@ class Monitor:
         folder, overwrite = str(self._output_dir), not self._checkpoints.resumed
         self._samples.append(JSONLLogger(folder, "samples.jsonl", overwrite))
         self._metrics.append(JSONLLogger(folder, overwrite=overwrite))
-        self._metrics.append(instantiate(metric_logger, defaults={"log_dir": folder}))
+        # The service goes on with the run that it knows, as the files do.
+        defaults = {"log_dir": folder, "resume": self._checkpoints.resumed is not None}
+        self._metrics.append(instantiate(metric_logger, defaults=defaults))
         self._profiler = build_profiler(profiler, self._output_dir / "profiler")
 
     def announce(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +88,10 @@ def setup_torch_profiler(
     directory.mkdir(parents=True, exist_ok=True)
 
     def write_trace(finished: torch.profiler.profile) -> None:
-        path = Path(directory) / f"trace_step_{finished.step_num}.json"
+        name, number = f"trace_step_{finished.step_num}", 2
+        path = directory / f"{name}.json"
+        while os.path.lexists(path):  # of an earlier run, or anybody's
+            path, number = directory / f"{name}_{number}.json", number + 1
         finished.export_chrome_trace(str(path))
         get_logger().info(f"Profiler: wrote {path} (open it at https://ui.perfetto.dev)")
 

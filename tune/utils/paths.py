@@ -10,7 +10,7 @@ import tune
 from tune.errors import ConfigError
 
 BUNDLED_PREFIX = "bundled:"
-_VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_VARIABLE = re.compile(r"(?:(?<=/)|^)\$([A-Za-z_][A-Za-z0-9_]*)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def get_recipes_dir() -> Path:
@@ -26,7 +26,7 @@ def expand_path(text: str | os.PathLike[str]) -> Path:
 
     Raises:
         ConfigError: the text holds a NUL, which no file system takes, leads out of the bundled files, or begins with an
-            unknown user's home or with an environment variable, which nothing fills in here.
+            unknown user's home, or holds an environment variable, which nothing fills in here.
     """
     name = os.fspath(text)
     if "\0" in name:
@@ -37,11 +37,11 @@ def expand_path(text: str | os.PathLike[str]) -> Path:
         if bundled.resolve() not in (path.resolve(), *path.resolve().parents):
             raise ConfigError(f"{name} leads out of the files that came with tune, {bundled}")
         return path
-    if (variable := _VARIABLE.match(name)) and not os.path.lexists(name):
-        filled = "${oc.env:" + variable[1] + "}"
+    if (variable := _VARIABLE.search(name)) and not os.path.lexists(name):
+        filled = "${oc.env:" + (variable[1] or variable[2]) + "}"
         raise ConfigError(
-            f"the path {name} begins with a variable of the shell, which is not filled in here: write "
-            f"{filled}{name[variable.end() :]} in a config"
+            f"the path {name} holds a variable of the shell, which is not filled in here: write "
+            f"{name[: variable.start()]}{filled}{name[variable.end() :]} in a config"
         )
     path = Path(os.path.expanduser(name))
     if path.parts and path.parts[0].startswith("~") and not os.path.lexists(path.parts[0]):

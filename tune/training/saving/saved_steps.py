@@ -12,6 +12,7 @@ complete once. The manifest tells when it no longer is.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -217,6 +218,8 @@ def _link_step(output_dir: Path, link: str, step: int) -> None:
     if not (output_dir / step_name(step)).is_dir():
         return
     try:
+        if final.is_file() and not final.is_symlink() and not final.read_bytes().startswith(b"step_"):
+            raise FileExistsError(errno.EEXIST, "a file of that name is there, which tune did not write")
         _remove(staged)
         staged.symlink_to(step_name(step), target_is_directory=True)
         os.replace(staged, final)
