@@ -109,7 +109,7 @@ class FullFinetuneRecipe:
         self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         state.plan_steps(
-            len(self.loader), params.epochs, params.gradient_accumulation_steps, params.max_steps_per_epoch
+            self.loader, params.epochs, params.gradient_accumulation_steps, params.max_steps_per_epoch
         )
         if params.dataset_val:
             dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
@@ -172,7 +172,7 @@ class FullFinetuneRecipe:
                 state.begin_epoch(epoch)
                 self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, state.steps_per_epoch - state.step_in_epoch):
+                for micro_batches in islice(windows, state.steps_left_in_epoch):
                     state.begin_step()
                     with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
                         loss, grad_norm = self.train_step(micro_batches)

@@ -90,9 +90,7 @@ class FinetuneParams:
     shuffle: bool = param(
         True, group="Data", fixed_on_resume=True, help="Take the examples in a new random order every epoch."
     )
-    batch_size: int = param(
-        2, minimum=1, group="Data", fixed_on_resume=True, help="Sequences per device and micro-step."
-    )
+    batch_size: int = param(2, minimum=1, group="Data", help="Sequences per device and micro-step.")
     num_workers: int = param(
         0,
         minimum=0,
@@ -124,7 +122,6 @@ class FinetuneParams:
         1,
         minimum=1,
         group="Optimization",
-        fixed_on_resume=True,
         help="Micro-steps whose gradients make one optimizer step.",
     )
     optimizer: Component = param(

@@ -71,17 +71,18 @@ def fingerprint_run(
     Args:
         settings: parameters and their values, from `tune.config.fixed_on_resume`, and whatever else must stay. Without
             an `lr_scheduler` more epochs only add steps at the end, so their number does not matter.
-        state: its seed, and the number of steps.
+        state: its seed, the number of steps, and what a step takes.
         model: its sizes count.
         dataset: what is trained on.
         mesh: how many processes share a step, and their device.
         recipe: its file.
     """
-    num_sequences = int(settings["batch_size"]) * int(settings["gradient_accumulation_steps"])
     facts = {
+        "batch_size": state.batch_size,
+        "gradient_accumulation_steps": state.gradient_accumulation_steps,
         "model": model.config,
         "dataset": mesh.from_rank_zero(lambda: hash_dataset(dataset)),
-        "sequences_per_step": num_sequences * mesh.data_parallel_size,
+        "sequences_per_step": state.sequences_per_step,
         "code": hash_code(recipe),
         "seed": state.seed,
         "device": mesh.device.type,

@@ -258,12 +258,14 @@ def _advance(schedule: LRScheduler, num_steps: int) -> None:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Return where the saved run stood: what `capture_run_state` was given as `run`.
+    """Return where the saved run stood: what `capture_run_state` was given as `run`; and the state of its sampler.
 
     Raises:
         CheckpointError: the file is missing or not ours.
     """
-    return dict(_read_run_file(directory)["run"])
+    content = _read_run_file(directory)
+    place = content["parts"].get("sampler")
+    return {**content["run"], **({"sampler": place} if place else {})}
 
 
 def _read_run_file(directory: Path) -> dict[str, Any]:
