@@ -138,7 +138,7 @@ def other_data(params: Any, tmp_path: Path, num_rows: int) -> dict[str, Any]:
 def test_other_data_may_follow_a_whole_epoch(make_params, tmp_path: Path) -> None:
     recipe_main(make_params(epochs=1))
     changed = {"dataset": other_data(make_params(), tmp_path, 31), "resume_from_checkpoint": True}
-    with pytest.raises(CheckpointError, match="dataset: was 23 examples, .*, is 31 examples"):
+    with pytest.raises(CheckpointError, match=r"dataset: was 23 examples, .*, is 31 examples"):
         run(FullFinetuneRecipe(make_params(**changed)))
     resumed = FullFinetuneRecipe(make_params(**changed, seed=4, allow_changes_on_resume=True))
     assert len(set(run(resumed))) == 31
@@ -149,7 +149,7 @@ def test_other_data_in_mid_epoch_is_refused(make_params, tmp_path: Path) -> None
     recipe_main(make_params(save_every_n_steps=3))
     forget_after(tmp_path / "out", 3)
     changed = {"dataset": other_data(make_params(), tmp_path, 31), "resume_from_checkpoint": True}
-    with pytest.raises(CheckpointError, match="dataset: was 23 examples, .*, is 31 examples"):
+    with pytest.raises(CheckpointError, match=r"dataset: was 23 examples, .*, is 31 examples"):
         run(FullFinetuneRecipe(make_params(**changed)))
-    with pytest.raises(DataError, match="num_examples was 23 .* 31 now"):
+    with pytest.raises(DataError, match=r"num_examples was 23 .* 31 now"):
         run(FullFinetuneRecipe(make_params(**changed, allow_changes_on_resume=True)))
