@@ -28,9 +28,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
+from tune.checkpoints.manifest import CHANGED_SINCE
 from tune.errors import CheckpointError, first_line
 from tune.training.optimizers import restore_paged_state
-from tune.training.saving.manifest import CHANGED_SINCE
 from tune.training.saving.shared_folder import require_all_written
 from tune.training.train_state import Stateful
 from tune.utils import get_logger

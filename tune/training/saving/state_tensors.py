@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.futures import Future
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
+from tune.checkpoints.manifest import CHANGED_SINCE
 from tune.errors import CheckpointError, first_line
-from tune.training.saving.manifest import CHANGED_SINCE
 from tune.utils.mesh import Mesh
 from tune.utils.sharding import is_sharded
 
