@@ -162,7 +162,8 @@ class TrainState:
             except DataError:  # said when the state is restored, after all that has changed
                 return sampler.num_examples
         # No sampler was tracked: what a step took then is in the fingerprint.
-        per_step = int(self.resumed["fingerprint"].get("sequences_per_step", self.sequences_per_step))
+        text = self.resumed["fingerprint"].get("sequences_per_step", "")
+        per_step = int(text) if text.isdecimal() and len(text) < 10 else self.sequences_per_step
         return int(min(self.resumed["step_in_epoch"] * per_step, sampler.num_examples))
 
     def begin_epoch(self, epoch: int) -> None:

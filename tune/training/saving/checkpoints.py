@@ -18,8 +18,10 @@ from tune.errors import CheckpointError
 from tune.training.distributed.sharded_model import copy_to_host, reshard, write_full_model
 from tune.training.saving.fingerprint import check_fingerprint
 from tune.training.saving.resume_point import choose_step_to_resume, set_aside_later_steps
+from tune.training.saving.run_fields import check_run
 from tune.training.saving.run_lock import RunLock
 from tune.training.saving.run_state import (
+    RUN_FILE,
     RunSnapshot,
     capture_run_state,
     load_run_state,
@@ -123,6 +125,7 @@ class Checkpoints:
         require_shared_folder(self.output_dir, self.mesh)
         if self.resumed is not None:
             self.saved = read_run(self.resumed.state_dir)
+            check_run(self.saved, self.resumed.state_dir / RUN_FILE, self.resumed.step)
             self.model_dir, self.adapter_dir = self.resumed.model_dir, self.resumed.adapter_dir
 
     def copy_tokenizer(self) -> Path | None:
