@@ -362,6 +362,13 @@ class FinetuneParams:
             yield problem(
                 "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
             )
+        every, saved = self.run_val_every_n_steps, self.save_every_n_steps
+        if every and saved and self.dataset_val is not None and every % saved and saved % every:
+            yield problem(
+                f"validates every {every} steps and saves every {saved}, so that the best step is seldom one that is "
+                "saved: make one a multiple of the other",
+                ("run_val_every_n_steps", "save_every_n_steps"),
+            )
         if self.batch_size_val and self.dataset_val is None:
             yield problem("has no effect without dataset_val", ("batch_size_val", "dataset_val"))
         if self.generate_every_n_steps and not self.sample_prompts:

@@ -27,10 +27,15 @@ def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -
         return
     path = checkpoints.output_dir / "config.yaml"
     text = dump_params(params, drawn=drawn)
-    try:
-        with replacing(path) as staged:
-            staged.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror}. Make room there, or choose another output_dir."
-        ) from error
+
+    def write() -> None:
+        try:
+            with replacing(path) as staged:
+                staged.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {path}: {error.strerror}. Make room there, or choose another output_dir."
+            ) from error
+
+    write()
+    checkpoints.write_config = write
