@@ -109,7 +109,7 @@ class FullFinetuneRecipe:
         self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
-        state.plan_steps(len(self.loader), params.epochs, params.gradient_accumulation_steps, **limits)
+        state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
         if params.dataset_val:
             dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
             batch_size_val = params.batch_size_val or params.batch_size

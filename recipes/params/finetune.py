@@ -99,7 +99,6 @@ class FinetuneParams:
         minimum=1,
         maximum=_MANY_SEQUENCES,
         group="Data",
-        fixed_on_resume=True,
         help="Sequences per device and micro-step.",
     )
     num_workers: int = param(
@@ -149,7 +148,6 @@ class FinetuneParams:
         minimum=1,
         maximum=_MANY_SEQUENCES,
         group="Optimization",
-        fixed_on_resume=True,
         help="Micro-steps whose gradients make one optimizer step.",
     )
     optimizer: Component = param(
@@ -412,6 +410,13 @@ class FinetuneParams:
         if self.run_val_every_n_steps and self.dataset_val is None:
             yield problem(
                 "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
+            )
+        every, saved = self.run_val_every_n_steps, self.save_every_n_steps
+        if every and saved and self.dataset_val is not None and every % saved and saved % every:
+            yield problem(
+                f"validates every {every} steps and saves every {saved}, so that the best step is seldom one that is "
+                "saved: make one a multiple of the other",
+                ("run_val_every_n_steps", "save_every_n_steps"),
             )
         if self.batch_size_val and self.dataset_val is None:
             yield problem("has no effect without dataset_val", ("batch_size_val", "dataset_val"))

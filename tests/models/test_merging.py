@@ -319,7 +319,9 @@ def test_names_that_cannot_be_are_errors_of_their_own(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_the_tokenizer_that_was_trained_with_goes_along(base: Path, chat_folder: object, tmp_path: Path) -> None:
+def test_the_tokenizer_that_was_trained_with_goes_along(
+    base: Path, chat_folder: object, tmp_path: Path
+) -> None:
     """The chat template and the token that ends its turns are part of what was trained."""
     adapter = make_adapter(base, tmp_path / "adapter")
     tokenizer = chat_folder()  # type: ignore[operator]

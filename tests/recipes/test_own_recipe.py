@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.distributed.launching import ROOT, launch
 from tune import models
+from tune.checkpoints.manifest import write_manifest
 from tune.errors import CheckpointError
-from tune.training.saving.manifest import write_manifest
 
 DOC = (ROOT / "docs" / "own_recipe.md").read_text(encoding="utf-8")
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
 import torch
 
+from tune.config import Component
 from tune.data import padded_collate_sft, shift_labels
 from tune.training import count_targets, count_tokens, group_micro_batches, to_device
-from tune.training.batches import TokenCounts
+from tune.training.batches import TokenCounts, collate_with_lengths
+from tune.training.loading import build_loader
 from tune.utils.mesh import Mesh
 
 PAD = 0
@@ -55,3 +62,61 @@ def test_counting_does_not_depend_on_the_split() -> None:
     whole = count_tokens([{"tokens": tokens}], PAD, count_targets(labels), Mesh())
     num_targets = sum(map(count_targets, labels.split(4)))
     assert whole == count_tokens([{"tokens": part} for part in tokens.split(4)], PAD, num_targets, Mesh())
+
+
+# Where the token that pads is also the one that ends a text (2), and stands within one.
+ENDED = [
+    {"tokens": [1, 2, 6, 7, 2], "labels": [-100, -100, 6, 7, -100]},
+    {"tokens": [2, 9, 2], "labels": [2, 9, 2]},
+    {"tokens": [1, 4, 4, 2], "labels": [-100, -100, 4, 2]},
+]
+PACKED = [
+    {
+        "tokens": [1, 5, 2, 1, 7, 8, 2],
+        "labels": [-100, 5, 2, -100, 7, 8, -100],
+        "input_pos": [0, 1, 2, 0, 1, 2, 3],
+    },
+    {"tokens": [1, 2], "labels": [-100, 2], "input_pos": [0, 1]},
+]
+
+
+def left_padded(batch: Sequence[Mapping[str, Any]], padding_idx: int) -> dict[str, torch.Tensor]:
+    """Of a user's own: padding on the left, at most four tokens of each row."""
+    rows = [row["tokens"][:4] for row in batch]
+    labels = [row["labels"][:4] for row in batch]
+    return {
+        "tokens": torch.tensor([[padding_idx] * (4 - len(row)) + row for row in rows]),
+        "labels": torch.tensor([[-100] * (4 - len(row)) + row for row in labels]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"), [(ENDED, [5, 3, 4]), (PACKED, [3, 4, 2])], ids=["padded", "packed"]
+)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_token_that_ends_texts_and_pads(rows, lengths: list[int], world_size: int) -> None:
+    counts = []
+    for rank in range(world_size):  # the last row of one is only there to make them even
+        loader = build_loader(
+            rows,
+            Component("tune.data.padded_collate_sft"),
+            batch_size=2,
+            padding_idx=2,
+            shuffle=False,
+            seed=0,
+            mesh=Mesh(rank=rank, world_size=world_size, shard_dim=world_size),
+        )
+        counts += [count_tokens([batch], 2, 0, Mesh()) for batch in loader]
+    assert sum(count.num_tokens for count in counts) == sum(lengths)
+    assert sum(count.sum_of_squares for count in counts) == sum(length**2 for length in lengths)
+
+
+def test_a_collate_function_of_ones_own_counts_too() -> None:
+    batch = collate_with_lengths(partial(left_padded, padding_idx=2), 2, ENDED)
+    assert count_tokens([batch], 2, 0, Mesh()) == TokenCounts(11, 0, 16 + 9 + 16)
+    assert collate_with_lengths(len, 2, ENDED) == 3
+
+
+def test_without_lengths_what_is_trained_on_is_no_padding() -> None:
+    counts = count_tokens([padded_collate_sft(ENDED[1:], 2)], 2, 0, Mesh())
+    assert counts == TokenCounts(7, 0, 9 + 16)

@@ -58,3 +58,14 @@ def test_of_a_component_the_arguments_that_changed_are_named() -> None:
         CheckpointError, match=r'builder: was tune\.models\.x \{"a": 1.*, is tune\.models\.y \{'
     ):
         check_fingerprint(saved, other, "step")
+
+
+def test_another_program_is_not_a_matter_of_last_digits(caplog: pytest.LogCaptureFixture) -> None:
+    saved = {"code": "tune 0.1.0, recipe 0a", "threads": "2", "seed": "3"}
+    assert check_fingerprint(saved, {**saved, "code": "tune 0.1.0, recipe 0b"}, "step_7") == []
+    assert "step_7 was saved by another program" in caplog.text
+    assert "may train otherwise" in caplog.text
+    assert "code: was tune 0.1.0, recipe 0a, is tune 0.1.0, recipe 0b" in caplog.text
+    assert "last digits" not in caplog.text
+    assert check_fingerprint(saved, {**saved, "threads": "1"}, "step_7") == []
+    assert "last digits:\n  threads: was 2, is 1" in caplog.text

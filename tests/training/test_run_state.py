@@ -18,9 +18,9 @@ from run_states import save_run_state
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
+from tune.checkpoints.manifest import MANIFEST_NAME, write_manifest
 from tune.errors import CheckpointError
 from tune.training import Checkpoints, OptimizerInBackward, TrainState, list_saved_steps
-from tune.training.saving.manifest import MANIFEST_NAME, write_manifest
 from tune.training.saving.run_state import load_run_state, read_run
 from tune.utils.mesh import Mesh
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune.checkpoints.config_fields import ConfigFields, read_json
+from tune.checkpoints.manifest import check_saved_folder
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
 
@@ -271,12 +272,13 @@ def find_adapter_dir(directory: Path | str) -> Path:
     """Return the folder with adapter_config.json: this one, `adapter/` of a saved step, or of an output's latest step.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or a saved step's is no longer what was saved.
     """
     path = expand_path(directory)
     try:
         for folder in (path, path / "adapter", path / "latest" / "adapter"):
             if (folder / CONFIG_FILE).is_file():
+                check_saved_folder(folder)
                 return folder
     except OSError as error:
         raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror}") from error

@@ -7,6 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tune.checkpoints.manifest import check_saved_folder
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
 
@@ -22,6 +23,8 @@ _MODEL_FILES = (
     "*.pth",
     "torchtune_model*.pt",
 )
+# What takes long to read of them, and is checked where it is opened.
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
 # A model that is converted into a folder is written in this one inside it, and has this file once it is whole.
 STAGING = ".converting"
@@ -36,10 +39,13 @@ def find_model_dir(path: str | os.PathLike[str]) -> Path:
             ``best``), whose ``model/`` is meant, or an output directory, whose ``latest`` step is meant.
 
     Raises:
-        CheckpointError: There is no such folder, or no model in it.
+        CheckpointError: There is no such folder, or no model in it; or it is a saved step's, and a file beside its
+            weights is no longer what was saved.
     """
     try:
-        return _find(expand_path(path))
+        found = _find(expand_path(path))
+        check_saved_folder(found, without=WEIGHT_PATTERNS)
+        return found
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 

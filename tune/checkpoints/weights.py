@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.file_formats import MetaShards, PickleFile, SafetensorsFile, TensorInfo, WeightFile
+from tune.checkpoints.manifest import check_saved_folder
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
 
@@ -74,7 +75,8 @@ def open_weights(location: str | os.PathLike[str] | Sequence[str | os.PathLike[s
             or a list of files that together are a checkpoint.
 
     Raises:
-        CheckpointError: there are no weights, parts are missing, or a file is cut short or not of its format.
+        CheckpointError: there are no weights, parts are missing, a file is cut short or not of its format, or is no
+            longer what was saved with the step it lies in.
     """
     try:
         return _open(location)
@@ -88,8 +90,10 @@ def _open(location: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
         if not paths:
             raise CheckpointError("the list of weight files is empty")
         _require(paths, paths[0].parent)
+        check_saved_folder(paths[0].parent)
         return WeightSource(paths[0].parent, _open_files(paths))
     path = expand_path(location)
+    check_saved_folder(path.parent if path.is_file() else path)
     if path.is_file():
         return WeightSource(path, _open_files([path]))
     if not path.is_dir():

@@ -79,17 +79,28 @@ class ResumableSampler(Sampler[int]):
         """Continues at a saved place.
 
         Raises:
-            DataError: the data or its order is not what the place was saved with.
+            DataError: as `find_position`.
         """
+        self.position = self.find_position(state)
+        self.epoch = state["epoch"]
+
+    def find_position(self, state: dict[str, Any]) -> int:
+        """Return how many examples of its epoch a saved place has behind it; at the epoch's end other data may follow.
+
+        Raises:
+            DataError: it is in the middle of an epoch, and the data or its order is not what it was saved with.
+        """
+        if state["position"] >= state["num_examples"]:
+            return self.num_examples
         for key in ("num_examples", "shuffle", "seed"):
             if state[key] != getattr(self, key):
                 raise DataError(
                     f"cannot resume in the middle of the data: {key} was {state[key]} when the step was saved "
                     f"and is {getattr(self, key)} now, so other examples would follow. "
-                    f"Set it back to {state[key]}, or start a new run from the saved weights"
+                    f"Set it back to {state[key]}, or go on from a step at an epoch's end, or start a new run from "
+                    "the saved weights"
                 )
-        self.epoch = state["epoch"]
-        self.position = state["position"]
+        return int(state["position"])
 
     def _order(self) -> list[int]:
         if not self.shuffle:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
+from itertools import islice, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tune.utils.mesh import Mesh
 
-__all__ = ["TokenCounts", "count_targets", "count_tokens", "group_micro_batches", "to_device"]
+__all__ = [
+    "TokenCounts",
+    "collate_with_lengths",
+    "count_targets",
+    "count_tokens",
+    "group_micro_batches",
+    "to_device",
+]
+
+LENGTHS = "lengths"
 
 T = TypeVar("T")
 
@@ -40,23 +49,77 @@ def count_tokens(
     Every process must call this.
 
     Args:
-        batches: each with `tokens` [b, s]; `input_pos` [b, s] if packed.
-        padding_idx: the token that pads.
+        batches: each with the `lengths` of its documents, as loaders of `build_loader` give them. Without: with
+            `tokens` [b, s], and `labels` and (if packed) `input_pos`, of which tokens that pad, at either end of a row
+            and not trained on, are left out.
+        padding_idx: the token that pads, which may be one that texts have, too.
         num_targets: positions in them that are trained on, as the objective has counted them.
         mesh: the processes of the run.
     """
-    num_tokens = sum_of_squares = 0
-    for batch in batches:
-        tokens = batch["tokens"]
-        is_token = tokens != padding_idx
-        if "input_pos" in batch:
-            positions = batch["input_pos"]
-        else:
-            positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        # 1 + 3 + 5 + ... of l terms is l squared, so every document adds its own square.
-        sum_of_squares += int(((2 * positions + 1) * is_token).sum())
-        num_tokens += int(is_token.sum())
-    return TokenCounts(*mesh.sums((num_tokens, num_targets, sum_of_squares)))
+    lengths = [
+        length
+        for batch in batches
+        for length in (batch[LENGTHS] if LENGTHS in batch else _find_lengths(batch, padding_idx)).tolist()
+    ]
+    return TokenCounts(*mesh.sums((sum(lengths), num_targets, sum(length**2 for length in lengths))))
+
+
+def collate_with_lengths(
+    collate: Callable[[Sequence[Mapping[str, Any]]], Any],
+    padding_idx: int,
+    examples: Sequence[Mapping[str, Any]],
+) -> Any:
+    """Return the batch that `collate` makes of examples, with the `lengths` [n] of the documents in it.
+
+    In the batch itself a token that pads may not be told from one of the text. Where examples have no `tokens`, or
+    `collate` gives no mapping or lengths of its own, its batch is left as it is.
+
+    Args:
+        collate: whatever a config names.
+        padding_idx: of rows that only even out the processes, which have nothing else and nothing to learn.
+        examples: with `tokens`, packed ones with `input_pos`.
+    """
+    batch = collate(examples)
+    if (
+        not isinstance(batch, dict)
+        or LENGTHS in batch
+        or not all("tokens" in example for example in examples)
+    ):
+        return batch
+    rows = batch.get("tokens")
+    longest = rows.shape[1] if isinstance(rows, Tensor) and rows.dim() == 2 else None
+    lengths: list[int] = []
+    for example in examples:
+        tokens = torch.as_tensor(example["tokens"])[:longest]
+        labels = torch.as_tensor(example.get("labels", ()))
+        if (labels >= 0).any() or (tokens != padding_idx).any():
+            lengths += _document_lengths(tokens, example.get("input_pos"))
+    return {**batch, LENGTHS: torch.tensor(lengths, dtype=torch.int64)}
+
+
+def _find_lengths(batch: Mapping[str, Tensor], padding_idx: int) -> Tensor:
+    """Return the lengths of the documents in a batch, by the tokens themselves."""
+    is_text = batch["tokens"] != padding_idx  # [b, s]
+    if "labels" in batch and batch["labels"].shape == is_text.shape:
+        is_text = is_text | (batch["labels"] >= 0)
+    lengths: list[int] = []
+    for row, positions in zip(is_text, batch.get("input_pos", [None] * len(is_text)), strict=True):
+        places = row.nonzero()
+        if len(places):
+            first, last = int(places[0]), int(places[-1]) + 1
+            lengths += _document_lengths(
+                row[first:last], None if positions is None else positions[first:last]
+            )
+    return torch.tensor(lengths, dtype=torch.int64)
+
+
+def _document_lengths(tokens: Tensor, input_pos: Any) -> list[int]:
+    """Return the length of each document in a row [s]: their positions begin at 0; without positions it is one."""
+    later: list[int] = []
+    if input_pos is not None:
+        later = (torch.as_tensor(input_pos)[1 : len(tokens)] == 0).nonzero().flatten().tolist()
+    bounds = [0, *(place + 1 for place in later), len(tokens)]
+    return [end - start for start, end in pairwise(bounds)]
 
 
 def count_targets(labels: Tensor, ignore_idx: int = -100) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tune.config.component import Component
 from tune.config.instantiate import import_component
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, FilledDataset, ResumableSampler
+from tune.training.batches import collate_with_lengths
 from tune.training.signals import StopRequest
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
@@ -65,7 +66,9 @@ def build_loader(
         FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
         batch_size,
         sampler=sampler,
-        collate_fn=partial(import_component(collate_fn.path), **arguments),
+        collate_fn=partial(
+            collate_with_lengths, partial(import_component(collate_fn.path), **arguments), padding_idx
+        ),
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_run,
         pin_memory=mesh.device.type == "cuda",

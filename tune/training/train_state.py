@@ -7,13 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from tune.errors import TrainingError
+from tune.errors import DataError, TrainingError
 from tune.training.batches import TokenCounts
 from tune.utils import get_logger, set_seed
 from tune.utils.mesh import Mesh
 from tune.utils.seed import MAX_SEED
 
 __all__ = ["Stateful", "TrainState", "begin_state"]
+
+
+class PlacedSampler(Protocol):
+    """What is read of a sampler that knows its place in the data: `tune.data.ResumableSampler`."""
+
+    num_examples: int
+    world_size: int
+
+    def find_position(self, state: dict[str, Any]) -> int: ...
+
+
+class Loader(Protocol):
+    """What is read of a loader: the size of its micro-batches, and its sampler."""
+
+    @property
+    def batch_size(self) -> int | None: ...
+
+    @property
+    def sampler(self) -> Any: ...
 
 
 class Stateful(Protocol):
@@ -35,7 +54,13 @@ class TrainState:
         seed: of the run.
         rank: of this process, which draws numbers of its own (for dropout).
         num_steps: optimizer steps of the whole run.
+        num_epochs: passes over the data that these take, the last one perhaps in part.
         steps_per_epoch: optimizer steps of one pass over the data.
+        last_step_in_epoch: `step_in_epoch` at which this pass ends; another number where a resumed run has cut what was
+            left of it into steps of another size.
+        batch_size, gradient_accumulation_steps, sequences_per_step: of the steps that are planned.
+        resumed: counters of the saved step that the run goes on from, and the place of its sampler; empty where there
+            is none.
         step: optimizer steps taken.
         epoch: passes over the data begun before this one.
         step_in_epoch: optimizer steps of this pass.
@@ -51,7 +76,13 @@ class TrainState:
     seed: int
     rank: int = 0
     num_steps: int = 0
+    num_epochs: int = 0
     steps_per_epoch: int = 0
+    last_step_in_epoch: int = 0
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    sequences_per_step: int = 1
+    resumed: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
@@ -87,32 +118,70 @@ class TrainState:
 
     def plan_steps(
         self,
-        num_micro_batches: int,
+        loader: Loader,
         epochs: int,
         gradient_accumulation_steps: int = 1,
         max_steps_per_epoch: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        """Find out how many optimizer steps there are; an epoch's last one may have fewer micro-batches than others.
+        """Find out how many optimizer steps there are; an epoch's last one may have fewer sequences than others.
+
+        A run that goes on counts the steps it has taken, and cuts what is left of its epoch into steps as they are now:
+        batch size, accumulation and number of processes may be others than they were.
 
         Args:
-            num_micro_batches: of one pass over the data, on this process.
+            loader: of this process; its sampler knows the number of examples, and how many processes share them.
             epochs: passes.
             gradient_accumulation_steps: micro-batches that make one step.
             max_steps_per_epoch: each epoch ends after so many steps.
             max_steps: of the whole run, in as many passes as that takes; `epochs` then counts for nothing.
         """
-        self.steps_per_epoch = -(-num_micro_batches // gradient_accumulation_steps)
-        if max_steps_per_epoch is not None:
-            self.steps_per_epoch = min(self.steps_per_epoch, max_steps_per_epoch)
-        self.num_steps = epochs * self.steps_per_epoch
+        sampler: PlacedSampler = loader.sampler
+        self.batch_size, self.gradient_accumulation_steps = (
+            loader.batch_size or 1,
+            gradient_accumulation_steps,
+        )
+        self.sequences_per_step = self.batch_size * gradient_accumulation_steps * sampler.world_size
+        limit = float("inf") if max_steps_per_epoch is None else max_steps_per_epoch
+
+        def count_steps(num_examples: int, limit: float) -> int:
+            # Ranks get equally many examples, so that rounding up once is the same as for ranks, batches and steps.
+            return int(max(min(-(-num_examples // self.sequences_per_step), limit), 0))
+
+        self.steps_per_epoch = self.last_step_in_epoch = count_steps(sampler.num_examples, limit)
+        taken, epoch = 0, -1
+        if self.resumed:
+            taken, epoch, in_epoch = (self.resumed[name] for name in ("step", "epoch", "step_in_epoch"))
+            left = 0
+            if epoch < epochs or max_steps is not None:
+                left = count_steps(sampler.num_examples - self._saved_position(sampler), limit - in_epoch)
+            taken, self.last_step_in_epoch = taken + left, in_epoch + left
+        self.num_epochs, self.num_steps = epochs, taken + max(epochs - epoch - 1, 0) * self.steps_per_epoch
         if max_steps is not None and self.steps_per_epoch:
             self.num_steps = max_steps
+            self.num_epochs = epoch + 1 - (min(taken - max_steps, 0) // self.steps_per_epoch)
+
+    def _saved_position(self, sampler: PlacedSampler) -> int:
+        """Return how many examples of its epoch the run that is resumed has seen, on all processes together."""
+        if place := self.resumed.get("sampler"):
+            try:
+                return sampler.find_position(place)
+            except DataError:  # said when the state is restored, after all that has changed
+                return sampler.num_examples
+        # No sampler was tracked: what a step took then is in the fingerprint.
+        text = self.resumed["fingerprint"].get("sequences_per_step", "")
+        per_step = int(text) if text.isdecimal() and len(text) < 10 else self.sequences_per_step
+        return int(min(self.resumed["step_in_epoch"] * per_step, sampler.num_examples))
 
     def begin_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; does nothing if that epoch is under way."""
         if epoch != self.epoch:
-            self.epoch, self.step_in_epoch = epoch, 0
+            self.epoch, self.step_in_epoch, self.last_step_in_epoch = epoch, 0, self.steps_per_epoch
+
+    @property
+    def steps_left_in_epoch(self) -> int:
+        """Optimizer steps until this pass, or the run, is over."""
+        return max(min(self.last_step_in_epoch - self.step_in_epoch, self.num_steps - self.step), 0)
 
     def begin_step(self) -> None:
         """Count the step that comes now."""
@@ -132,19 +201,9 @@ class TrainState:
         self.seed_next_step()
 
     @property
-    def num_epochs(self) -> int:
-        """Passes over the data that the run needs, the last one perhaps in part."""
-        return -(-self.num_steps // max(self.steps_per_epoch, 1))
-
-    @property
-    def steps_left_in_epoch(self) -> int:
-        """Optimizer steps until this pass, or the run, is over."""
-        return max(min(self.steps_per_epoch - self.step_in_epoch, self.num_steps - self.step), 0)
-
-    @property
     def epoch_ends(self) -> bool:
         """Whether this step ends a pass over the data."""
-        return self.step_in_epoch == self.steps_per_epoch
+        return self.step_in_epoch == self.last_step_in_epoch
 
     def is_due(self, every_n_steps: int | None, otherwise: bool = False) -> bool:
         """Tell whether what happens every so many steps, and after the last one, happens after this one.
@@ -181,7 +240,20 @@ class TrainState:
             setattr(self, name, saved[name])
 
 
-_GIVEN = ("seed", "rank", "num_steps", "steps_per_epoch", "fingerprint", "parts")
+_GIVEN = {
+    *(
+        "seed",
+        "rank",
+        "num_steps",
+        "num_epochs",
+        "steps_per_epoch",
+        "last_step_in_epoch",
+        "fingerprint",
+        "parts",
+        "resumed",
+    ),
+    *("batch_size", "gradient_accumulation_steps", "sequences_per_step"),
+}
 _COUNTERS = tuple(each.name for each in fields(TrainState) if each.name not in _GIVEN)
 
 
@@ -198,4 +270,4 @@ def begin_state(seed: int | None, saved: Mapping[str, Any], mesh: Mesh) -> Train
     chosen = saved.get("seed") if seed is None else seed
     seed = set_seed(mesh.from_rank_zero(lambda: set_seed(chosen)))
     get_logger().info(f"{mesh.device}, seed {seed}")
-    return TrainState(seed, mesh.rank)
+    return TrainState(seed, mesh.rank, resumed=saved)

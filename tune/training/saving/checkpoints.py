@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,10 @@ from tune.errors import CheckpointError
 from tune.training.distributed.sharded_model import copy_to_host, reshard, write_full_model
 from tune.training.saving.fingerprint import check_fingerprint
 from tune.training.saving.resume_point import choose_step_to_resume, set_aside_later_steps
+from tune.training.saving.run_fields import check_run
 from tune.training.saving.run_lock import RunLock
 from tune.training.saving.run_state import (
+    RUN_FILE,
     RunSnapshot,
     capture_run_state,
     load_run_state,
@@ -29,6 +32,7 @@ from tune.training.saving.run_state import (
 from tune.training.saving.saved_steps import (
     SavedStep,
     link_steps,
+    list_saved_steps,
     prune_saved_steps,
     remove_unfinished_steps,
     step_name,
@@ -100,6 +104,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._lock: RunLock | None = None
+        self.write_config: Callable[[], None] | None = None  # again, where the folder is made again
         self._newest: Path | None = None  # of this run, or resumed from
 
     def find(self, resume: bool = False, checkpointer: NamesStep | None = None) -> None:
@@ -123,6 +128,7 @@ class Checkpoints:
         require_shared_folder(self.output_dir, self.mesh)
         if self.resumed is not None:
             self.saved = read_run(self.resumed.state_dir)
+            check_run(self.saved, self.resumed.state_dir / RUN_FILE, self.resumed.step)
             self.model_dir, self.adapter_dir = self.resumed.model_dir, self.resumed.adapter_dir
 
     def copy_tokenizer(self) -> Path | None:
@@ -276,18 +282,62 @@ class Checkpoints:
         held_up: float | None,
     ) -> None:
         start, name = time.perf_counter(), step_name(step)
+        moved_to = self._thread_mesh.from_rank_zero(self._look_for_folder)
+        output_dir = moved_to or self.output_dir
         if self.mesh.is_rank_zero and self._newest is not None and not self._newest.is_dir():
             get_logger().warning(
                 f"{self._newest} was removed during the run, perhaps with all that was saved there; the steps from "
                 f"{name} on are saved in {self.output_dir} as before."
             )
-        with write_step(self.output_dir, step, self._thread_mesh) as staged:
-            write_full_model(model, lambda whole: write_model(whole, staged), self._thread_mesh)
-            write_run_state(staged / "state", snapshot, self._thread_mesh)
-        self._newest = self.output_dir / name
+        try:
+            with write_step(output_dir, step, self._thread_mesh) as staged:
+                write_full_model(model, lambda whole: write_model(whole, staged), self._thread_mesh)
+                write_run_state(staged / "state", snapshot, self._thread_mesh)
+        except CheckpointError as error:
+            found = self._lock.find_folder() if self._lock else output_dir
+            if found == output_dir:
+                raise
+            went = f"renamed to {found}" if found else "deleted"
+            raise CheckpointError(
+                f"output_dir {output_dir} was {went} during the run, while {name} was being written. What was saved "
+                f"before it {'is there' if found else 'is gone with it'}."
+                + f" Go on with output_dir={found} resume_from_checkpoint=true."
+                * bool(found)
+            ) from error
+        self._newest = output_dir / name
         if self.mesh.is_rank_zero:
-            link_steps(self.output_dir, latest=step, best=best)
+            link_steps(output_dir, latest=step, best=best)
             if self._keep_last_n:
-                prune_saved_steps(self.output_dir, self._keep_last_n, newest=step, best=best)
+                prune_saved_steps(output_dir, self._keep_last_n, newest=step, best=best)
         meanwhile = f" in the background; training waited {held_up:.2f} s" if held_up else ""
         get_logger().info(f"Saved {self._newest} in {time.perf_counter() - start:.2f} s{meanwhile}")
+        if moved_to:
+            raise CheckpointError(
+                f"output_dir {self.output_dir} was renamed to {moved_to} during the run: {name} was saved there, and "
+                f"nothing more is written under the old name. Go on with output_dir={moved_to} "
+                "resume_from_checkpoint=true."
+            )
+
+    def _look_for_folder(self) -> Path | None:
+        """Return where the directory has gone if it has another name now; None where all is well.
+
+        One that was deleted is held anew, unless somebody else's has taken its name.
+        """
+        if self._lock is None:
+            return None
+        found = self._lock.find_folder()
+        if found is not None:
+            return None if found == self.output_dir else found
+        if self.output_dir.exists() and (
+            list_saved_steps(self.output_dir) or (self.output_dir / "config.yaml").exists()
+        ):
+            raise CheckpointError(
+                f"output_dir {self.output_dir} was deleted during the run, and another folder has its name now, with a "
+                "run of its own in it: nothing is written there. Start again with another output_dir."
+            )
+        self._lock.release()
+        with suppress(CheckpointError):  # what cannot be written is said by whoever writes the step
+            self._lock = RunLock(self.output_dir)
+            if self.write_config is not None:
+                self.write_config()
+        return None

@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
-# Facts of a run that decide nothing but how sums are rounded (and, for the code, what its author knows). How a step is
-# cut up is one of them, as long as it holds the same sequences.
-LAST_DIGITS = frozenset(
-    {"batch_size", "gradient_accumulation_steps", "processes", "threads", "torch", "code"}
-)
+# Facts of a run that decide nothing but how sums are rounded. How a step is cut up is one of them, as long as it holds
+# the same sequences.
+LAST_DIGITS = frozenset({"batch_size", "gradient_accumulation_steps", "processes", "threads", "torch"})
+# Another program may be another version of the same one, or one that trains otherwise: its author knows.
+CODE = "code"
 # Parameters that were null where they were not set, in runs of versions before they said what that meant: this.
 _ONCE_NULL = {
     "lora_rank": "8",
@@ -71,18 +71,19 @@ def fingerprint_run(
     Args:
         settings: parameters and their values, from `tune.config.fixed_on_resume`, and whatever else must stay. Without
             an `lr_scheduler` more epochs only add steps at the end, so their number does not matter.
-        state: its seed, and the number of steps.
+        state: its seed, the number of steps, and what a step takes.
         model: its sizes count.
         dataset: what is trained on.
         mesh: how many processes share a step, and their device.
         recipe: its file.
     """
-    num_sequences = int(settings["batch_size"]) * int(settings["gradient_accumulation_steps"])
     facts = {
+        "batch_size": state.batch_size,
+        "gradient_accumulation_steps": state.gradient_accumulation_steps,
         "model": model.config,
         "dataset": mesh.from_rank_zero(lambda: hash_dataset(dataset)),
-        "sequences_per_step": num_sequences * mesh.data_parallel_size,
-        "code": hash_code(recipe),
+        "sequences_per_step": state.sequences_per_step,
+        CODE: hash_code(recipe),
         "seed": state.seed,
         "device": mesh.device.type,
         "num_steps": state.num_steps if settings["lr_scheduler"] else "any",
@@ -147,8 +148,8 @@ def check_fingerprint(
 ) -> list[str]:
     """Refuse to go on with other settings or data than the saved step was made with; return what was let pass.
 
-    What only decides the last digits (`LAST_DIGITS`: how many processes and threads, the versions of torch and of the
-    code) is mentioned in the log and goes on.
+    What only decides the last digits (`LAST_DIGITS`: how many processes and threads, the version of torch) is mentioned
+    in the log and goes on; so is another program (the recipe's file, tune's version), which may train otherwise.
 
     Args:
         saved, current: from `fingerprint_run`.
@@ -163,7 +164,8 @@ def check_fingerprint(
     was, now = unset | saved, unset | current
     lines = {name: _tell(name, was[name], now[name]) for name in unset if was[name] != now[name]}
     harmless = [line for name, told in lines.items() if name in LAST_DIGITS for line in told]
-    harmful = [line for name, told in lines.items() if name not in LAST_DIGITS for line in told]
+    changed = [name for name in lines if name not in LAST_DIGITS and name != CODE]
+    harmful = [line for name in changed for line in lines[name]]
     if harmful and not allow_changes:
         raise CheckpointError(
             f"{where} cannot be continued exactly, because this has changed since it was saved:\n"
@@ -178,7 +180,12 @@ def check_fingerprint(
             f"{where} was saved elsewhere; the numbers may differ in their last digits:\n"
             + "\n".join(harmless)
         )
-    return [name for name in lines if name not in LAST_DIGITS]
+    if CODE in lines:
+        get_logger().warning(
+            f"{where} was saved by another program: the recipe's file or the version of tune has changed. It may train "
+            "otherwise, and that cannot be told from here:\n" + "\n".join(lines[CODE])
+        )
+    return changed
 
 
 def _without_null(facts: Mapping[str, str]) -> dict[str, str]:

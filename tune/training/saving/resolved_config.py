@@ -31,18 +31,23 @@ def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -
         return
     path = checkpoints.output_dir / "config.yaml"
     text = dump_params(params, drawn=drawn)
-    try:
-        if not _is_own(path, params):
+
+    def write() -> None:
+        try:
+            if not _is_own(path, params):
+                raise CheckpointError(
+                    f"{path} is no configuration of tune's, so it is left as it is. Choose another output_dir, or move "
+                    "it away."
+                )
+            with replacing(path) as staged:
+                staged.write_text(text, encoding="utf-8")
+        except OSError as error:
             raise CheckpointError(
-                f"{path} is no configuration of tune's, so it is left as it is. Choose another output_dir, or move "
-                "it away."
-            )
-        with replacing(path) as staged:
-            staged.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror}. Make room there, or choose another output_dir."
-        ) from error
+                f"cannot write {path}: {error.strerror}. Make room there, or choose another output_dir."
+            ) from error
+
+    write()
+    checkpoints.write_config = write
 
 
 def _is_own(path: Path, params: Any) -> bool:

@@ -30,10 +30,12 @@ class RunLock:
             raise CheckpointError(
                 f"cannot write in output_dir {output_dir}: {error.strerror}. Choose another output_dir."
             ) from error
+        self.output_dir = output_dir
+        self._folder = os.open(output_dir, os.O_RDONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(self._descriptor)
+            self._close()
             raise TrainingError(
                 f"another run is writing to {output_dir}. Wait for its end or choose another output_dir."
             ) from error
@@ -43,11 +45,31 @@ class RunLock:
         # A process that loads data would hold the lock on, for seconds after the run was killed.
         os.register_at_fork(after_in_child=self._close)
 
+    def find_folder(self) -> Path | None:
+        """Return where the folder is that was locked, whatever its name is now; None where it is gone."""
+        if self._folder < 0:
+            return self.output_dir
+        held = os.fstat(self._folder)
+        for path in (self.output_dir, self._current_name()):
+            try:
+                if path is not None and os.path.samestat(held, path.stat()):
+                    return path
+            except OSError:
+                continue
+        return None
+
+    def _current_name(self) -> Path | None:
+        try:  # Linux knows it
+            return Path(os.readlink(f"/proc/self/fd/{self._folder}"))
+        except OSError:
+            return None
+
     def release(self) -> None:
         """Let another run have the directory."""
         self._close()
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for name in ("_descriptor", "_folder"):
+            if getattr(self, name, -1) >= 0:
+                os.close(getattr(self, name))
+                setattr(self, name, -1)

@@ -24,13 +24,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
+from tune.checkpoints.manifest import CHANGED_SINCE
 from tune.errors import CheckpointError, first_line
 from tune.training.optimizers import restore_paged_state
-from tune.training.saving.manifest import CHANGED_SINCE
+from tune.training.saving.run_fields import check_content, check_group, check_part
 from tune.training.saving.shared_folder import require_all_written
 from tune.training.train_state import Stateful
 from tune.utils import get_logger
@@ -49,6 +51,8 @@ TENSORS_DIR = "optimizer"
 PARTS = "parts"  # what the names of parts' tensors begin with; a weight's name has no slash
 RUN_FILE = "run.pt"
 REFERENCE = "tensor in " + TENSORS_DIR  # the one key of what stands for a tensor in a part's state
+# What a part raises where its saved state is not one of its kind.
+_UNFIT = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 VERSION = 3  # which is 2 without random states
 
 
@@ -197,6 +201,10 @@ def load_run_state(
     for name, part in parts.items():
         _take_tensors(part.state_dict(), f"{PARTS}/{name}", like)
     tensors: dict[str, Tensor] = {}
+    if content["has_tensors"] != (directory / TENSORS_DIR).exists():
+        raise CheckpointError(
+            f"{directory / RUN_FILE}: has_tensors is {content['has_tensors']}, unlike {TENSORS_DIR}/ beside it."
+        )
     if content["has_tensors"]:
         from tune.training.saving.state_tensors import load_tensors
 
@@ -210,18 +218,28 @@ def load_run_state(
         optimizer.state[weight][key] = tensor.cpu() if full_key in on_host else tensor.to(weight.device)
     for name, values in content["plain"].items() if not is_other else ():
         optimizer.state[_weight_of(name, weights, directory)].update(values)
+    file = directory / RUN_FILE
     if not settings_changed:
-        for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+            check_group(number, saved, group, file)
             group.update(saved)
     restore_paged_state(optimizer)
     for name, part in parts.items():
         state = content["parts"].get(name)
+        check_part(name, part, state or {}, file)
         if settings_changed and isinstance(part, LRScheduler):
             _advance(part, state["last_epoch"] if state else content["run"]["step"])
+        elif settings_changed and isinstance(part, GradScaler) and not (state and part.is_enabled()):
+            continue  # loss scaling begins now, or is over
         elif state is None and part.state_dict():
             raise CheckpointError(f"{directory}: nothing was saved of {name}.")
         else:
-            part.load_state_dict(_put_tensors(state or {}, tensors))
+            try:
+                part.load_state_dict(_put_tensors(state or {}, tensors))
+            except _UNFIT as error:
+                raise CheckpointError(
+                    f"{file}: the state of {name} ({type(part).__name__}) does not fit it: {first_line(error)}."
+                ) from error
 
 
 def _check_lost_parts(
@@ -258,12 +276,14 @@ def _advance(schedule: LRScheduler, num_steps: int) -> None:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Return where the saved run stood: what `capture_run_state` was given as `run`.
+    """Return where the saved run stood: what `capture_run_state` was given as `run`; and the state of its sampler.
 
     Raises:
         CheckpointError: the file is missing or not ours.
     """
-    return dict(_read_run_file(directory)["run"])
+    content = _read_run_file(directory)
+    place = content["parts"].get("sampler", {})
+    return {**content["run"], **({"sampler": place} if "position" in place else {})}
 
 
 def _read_run_file(directory: Path) -> dict[str, Any]:
@@ -277,6 +297,7 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{directory / RUN_FILE} is not the state of a run as this version of tune writes it."
         )
+    check_content(content, directory / RUN_FILE)
     return content
 
 

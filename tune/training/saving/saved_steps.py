@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tune.checkpoints.manifest import MANIFEST_NAME, check_files, write_manifest
 from tune.errors import CheckpointError
-from tune.training.saving.manifest import MANIFEST_NAME, check_files, write_manifest
 from tune.utils import get_logger
 from tune.utils.lost_connection import is_lost_connection
 from tune.utils.mesh import Mesh

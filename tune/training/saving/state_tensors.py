@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.futures import Future
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
+from tune.checkpoints.manifest import CHANGED_SINCE
 from tune.errors import CheckpointError, first_line
-from tune.training.saving.manifest import CHANGED_SINCE
 from tune.utils.mesh import Mesh
 from tune.utils.sharding import is_sharded
 
@@ -134,6 +134,7 @@ def load_tensors(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             metadata = reader.read_metadata()
+            _check_index(metadata, weights, directory)
             tensors = {
                 key: _room_for(
                     like.get(key, weights.get(key.rpartition("/")[0])), stored.size, stored.properties.dtype
@@ -146,6 +147,34 @@ def load_tensors(
         _pass_on_interrupt(error)
         raise CheckpointError(f"{directory} cannot be read: {_reason(error)}. {CHANGED_SINCE}") from error
     return {key: tensor.to(like[key].device) if key in like else tensor for key, tensor in tensors.items()}
+
+
+def _check_index(metadata: Metadata, weights: Mapping[str, Tensor], directory: Path) -> None:
+    """Refuse an index of tensors that no optimizer has of these weights, before there is memory made for them."""
+    names: dict[str, set[str]] = {}
+    for key, stored in metadata.state_dict_metadata.items():
+        name, _, of_it = str(key).rpartition("/")
+        if name not in weights or not isinstance(stored, TensorStorageMetadata):
+            continue  # who loads them says what is wrong
+        shape, dtype, weight = tuple(stored.size), stored.properties.dtype, weights[name]
+        # A factored second moment is a row or a column of it; 8 bits are looked up in a table of 256 values.
+        fits = len(shape) <= max(weight.dim(), 1) and torch.Size(shape).numel() <= max(weight.numel(), 256)
+        if not fits or (len(shape) == weight.dim() > 1 and any(map(int.__gt__, shape, weight.shape))):
+            raise CheckpointError(
+                f"{directory}: {key} is of shape {list(shape)}, but its weight of {list(weight.shape)}."
+            )
+        if len(shape) > 0 and not (dtype.is_floating_point or dtype.itemsize == 1):
+            raise CheckpointError(f"{directory}: {key} is of type {dtype}, which no optimizer keeps.")
+        names.setdefault(name, set()).add(of_it)
+    # What one weight of some number of dimensions has, all of them have; in 8 bits only large ones are kept.
+    for dim in {weights[name].dim() for name in names}:
+        alike = {name: found for name, found in names.items() if weights[name].dim() == dim}
+        expected = set().union(*alike.values())
+        if any(of_it.startswith(("absmax", "qmap", "state1", "state2")) for of_it in expected):
+            continue
+        for name, found in alike.items():
+            if missing := sorted(expected - found):
+                raise CheckpointError(f"{directory}: {name}/{missing[0]} is missing.")
 
 
 def _room_for(weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:

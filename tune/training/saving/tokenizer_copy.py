@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+from tune.checkpoints.manifest import CHANGED_SINCE, check_files
 from tune.checkpoints.save import WEIGHT_FILES
 from tune.errors import CheckpointError
-from tune.training.saving.manifest import CHANGED_SINCE, check_files
 from tune.training.saving.saved_steps import SavedStep
 from tune.utils.mesh import Mesh
 
