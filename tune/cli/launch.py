@@ -36,11 +36,12 @@ import tune
 from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.launch_options import LaunchPlan, count_cores
 from tune.cli.rank import log_path
-from tune.cli.rank_report import STOP_CODES, STOP_SIGNALS, RankEnd, explain, find_first, read_end
+from tune.cli.rank_report import STOP_CODES, RankEnd, explain, find_first, read_end
 from tune.cli.rendezvous import find_address, wait_for_host
 from tune.cli.run_file import Program
 from tune.cli.terminal import paint
 from tune.errors import TrainingError
+from tune.utils.stop_signals import STOP_SIGNALS, heeded_signals
 
 _POLL_S = 0.05
 _JOIN_TIMEOUT_S = 600  # torch's, for the machines to come together
@@ -76,7 +77,7 @@ def launch(program: Program, plan: LaunchPlan, *, again: Program, log_dir: Path 
     logs = _make_log_dir(log_dir)
     with tempfile.TemporaryDirectory(prefix="tune_run_", ignore_cleanup_errors=True) as run_dir:
         ranks = _Ranks((program, again), plan, Path(run_dir), logs)
-        before = {signum: signal.signal(signum, ranks.on_signal) for signum in STOP_SIGNALS}
+        before = {signum: signal.signal(signum, ranks.on_signal) for signum in heeded_signals()}
         agent = threading.Thread(target=ranks.work, daemon=True)
         try:
             agent.start()

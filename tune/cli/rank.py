@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from tune.cli.exit_codes import exit_code_of
-from tune.cli.rank_report import RUN_HEADING, STOP_CODES, STOP_SIGNALS, RankEnd, write_end
+from tune.cli.rank_report import RUN_HEADING, STOP_CODES, RankEnd, write_end
 from tune.cli.recipe_lookup import add_to_path, make_recipes_importable
 from tune.cli.run_file import Program, run_file
 from tune.config.recipe_main import leave_errors_to_caller
 from tune.errors import TuneError
 from tune.utils.lost_connection import is_lost_connection
 from tune.utils.ranks import get_rank, get_world_size
+from tune.utils.stop_signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 _LEAVE_WITHIN_S = 30  # a failed rank, whose libraries may wait for peers on the way out

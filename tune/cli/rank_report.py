@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tune.utils.lost_connection import is_lost_connection
+from tune.utils.stop_signals import STOP_SIGNALS
 
 # A finished step, saved because it was asked for by a signal: no failure, and nothing to start again after.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_CODES = frozenset(128 + signum for signum in STOP_SIGNALS)
 RUN_HEADING = "--- rank "  # how the lines of one run begin in a log that holds several
 
