@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import ModuleSpec
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -67,7 +67,7 @@ class WorkerLoader(DataLoader[Any]):
             collate_fn=_Handed(collate_fn),  # type: ignore[arg-type]
             num_workers=num_workers,
             multiprocessing_context=_Context(any(uses_main)),
-            worker_init_fn=partial(_begin_worker, os.getpid()),
+            worker_init_fn=partial(_begin_worker, os.getpid(), util.get_temp_dir()),
             persistent_workers=True,
             **settings,
         )
@@ -197,7 +197,9 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_worker(run: int, _: int) -> None:
+def _begin_worker(run: int, temporary: str, _: int) -> None:
+    # Its sockets lie with the run's, where they are cleared when a worker is killed.
+    multiprocessing.current_process()._config["tempdir"] = temporary  # type: ignore[attr-defined]
     threading.Thread(target=_end_with, args=(run,), daemon=True).start()
 
 

@@ -7,6 +7,7 @@ import threading
 from types import FrameType, TracebackType
 
 from tune.utils import get_logger
+from tune.utils.heartbeat import beat, stop_heartbeat
 from tune.utils.mesh import Mesh
 from tune.utils.stop_signals import heeded_signals
 
@@ -30,6 +31,7 @@ class StopRequest:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self.signum: int | None = None  # received by this process
+        self._num_steps = 0
         self._was_interrupted = False
         self._agreed: int | None = None
         self._previous: dict[int, object] = {}
@@ -45,11 +47,14 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Tell whether any process of the run was asked to stop; all must ask together, and get the same answer."""
+        self._num_steps += 1
+        beat(self._num_steps)
         # Apart from what was received here: this process's own first signal, coming later, is no second one.
         self._agreed = int(self._mesh.max(self.signum or 0)) or None
         return self._agreed is not None
 
     def __enter__(self) -> StopRequest:
+        beat(0)
         if threading.current_thread() is threading.main_thread():
             for signum in heeded_signals():
                 self._previous[signum] = signal.signal(signum, self._on_signal)
@@ -61,6 +66,7 @@ class StopRequest:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        stop_heartbeat()
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal() gave us
         self._previous.clear()
