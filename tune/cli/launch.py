@@ -50,7 +50,7 @@ from tune.utils.stop_signals import STOP_SIGNALS, heeded_signals
 
 _POLL_S = 0.05
 _JOIN_TIMEOUT_S = 600  # torch's, for the machines to come together
-_SHOW_AFTER_S = 1.0  # from the first failure
+_SHOW_AFTER_S = 2.0  # from the first failure
 _KILL_AFTER_S = 10.0  # from the second Ctrl-C, which asks to stop at once; from the failure of another rank
 # tune may stand in a clone that is not installed, and must come from the place this one came from. The place is on
 # the path for that import alone, so that nothing in it can take another package's name.

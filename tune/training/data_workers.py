@@ -106,7 +106,7 @@ class _Context(ForkServerContext):
     """
 
     def __init__(self, imports_main: bool) -> None:
-        self.Process = _Worker if imports_main else _WorkerWithoutMain  # type: ignore[assignment,misc]
+        self.Process = _Worker if imports_main else _WorkerWithoutMain  # type: ignore[misc]
 
     def get_context(self, method: str | None = None) -> Any:
         """Return this context: what it makes asks for it again."""
@@ -123,7 +123,7 @@ class _WorkerWithoutMain(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
         with _main_without_a_file():
-            return ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            return ForkServerProcess._Popen(process_obj)
 
 
 @contextmanager
