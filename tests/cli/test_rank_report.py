@@ -33,9 +33,9 @@ def end(rank: int, time: float, kind: str, code: int = 1, text: str = "") -> Ran
         # whoever noticed first that another had gone is not the one that went
         ([end(0, 5.0, "lost"), end(1, 5.1, "killed", 137), end(2, 5.0, "lost")], 1),
         ([end(0, 5.0, "lost"), end(1, 5.3, "failed"), end(2, 5.4, "aborted", 143)], 1),
-        # ended by the agent, after it saw the failure: with SIGTERM, and with SIGKILL half a minute later
-        ([end(0, 5.1, "killed", 143), end(1, 5.0, "failed")], 1),
-        ([end(0, 35.1, "killed", 137), end(1, 5.0, "lost")], 1),
+        # the launcher ends the others, by killing them in the end
+        ([end(0, 35.1, "lost", 137), end(1, 5.0, "killed", 143)], 1),
+        ([end(0, 35.1, "lost", 137), end(1, 5.0, "lost")], 1),
         ([end(0, 5.2, "killed", 137), end(1, 5.1, "failed")], 1),
         ([end(0, 5.2, "lost"), end(1, 5.1, "aborted", 130)], 1),
         # the agent knows whole seconds of a process that wrote nothing; gloo may abort before the failed one is gone

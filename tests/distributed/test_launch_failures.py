@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+
+from launch_runs import is_alive
 
 # Two steps of a collective; in between, what the mode says happens on rank 1.
 GLOO = """
@@ -104,3 +107,40 @@ def test_an_exit_without_a_word(start, tmp_path: Path) -> None:
         "ended with exit code 5\nits last lines:\n  about to go\n(its whole output: out/logs/rank_1.log)"
         in err
     )
+
+
+# Rank 0 stands in a library that heeds no signal, as one that waits for its peer on a GPU.
+DEAF = """
+import os, pathlib, signal, time
+rank = os.environ["RANK"]
+pathlib.Path(f"rank_{rank}.txt").write_text(f"pid {os.getpid()}\\n")
+if rank == "0":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+time.sleep(300)
+"""
+
+
+def test_a_rank_that_was_sent_sigterm_is_told_of_at_once(start, tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF)
+    run = start("run", "--nproc_per_node", "2", "deaf.py")
+    pids = run.pids()
+    os.kill(pids[1], signal.SIGTERM)
+    shown = ""
+    while "was killed by SIGTERM" not in shown:
+        shown = run.process.stderr.readline()
+        assert shown
+    assert is_alive(pids[0])  # it is ended only now
+    code, _, err = run.end()
+    assert code == 143
+    assert "SIGTERM" not in err  # and not told of twice
+    assert not any(map(is_alive, pids))
+
+
+def test_a_failure_on_another_machine_is_no_bug_to_report(start, tmp_path: Path) -> None:
+    (tmp_path / "lost.py").write_text(
+        "raise RuntimeError('[pair.cc:1] Connection closed by peer [10.0.0.2]:1')"
+    )
+    code, _, err = start("run", "--nproc_per_node", "2", "lost.py").end()
+    assert code == 1
+    assert "error: the connection to another rank was lost: [pair.cc:1] Connection closed by peer" in err
+    assert "report" not in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import tune
 from tune.cli.rank_report import STOP_CODES
 from tune.cli.terminal import report_error
 from tune.errors import TuneError
+from tune.utils.streams import silence
 
 # What no program can help: the disk is full, over quota, read-only, or broken; too many files are open.
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
@@ -29,6 +29,16 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
         error: what ended the command.
         own_file: the user's own recipe that was running, if it was one: a bug in it is theirs to see.
     """
+    try:
+        code = _report(error, own_file)
+        sys.stderr.flush()
+    except OSError:  # standard error is full, or has lost its reader; the code still says what happened
+        silence(2)
+        code = _report(error, own_file)
+    return code
+
+
+def _report(error: BaseException, own_file: Path | None) -> int:
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
@@ -39,7 +49,7 @@ def exit_code_of(error: BaseException, own_file: Path | None = None) -> int:
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):
         # Whoever was reading has seen enough (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        silence(1)
         return EXIT_CLOSED_PIPE
     if isinstance(error, TuneError):
         report_error(str(error))

@@ -43,6 +43,13 @@ LAUNCH_OPTIONS = (
         "After a failure start all processes again, from the newest saved step, up to N times.",
         "N",
     ),
+    _option(
+        "stall_warning",
+        "Say so, with the stacks of all ranks, when none has finished a step for so many seconds (600); three times "
+        "that for the first step.",
+        "SECONDS",
+    ),
+    _option("stall_timeout", "End the run when that goes on for so many seconds. Without: never.", "SECONDS"),
     _option("standalone", "One machine only (which is what happens without --nnodes)."),
 )
 LAUNCH_FLAGS = frozenset(flag for option in LAUNCH_OPTIONS for flag in option.flags)
@@ -63,6 +70,8 @@ class LaunchPlan:
         conf: further settings of the meeting.
         local_addr: this machine's address for the others; None finds it out.
         max_restarts: how often all processes are started again after a failure.
+        stall_warning: seconds without a step after which the user is told.
+        stall_timeout: seconds without a step after which the run is ended; None for never.
     """
 
     nproc_per_node: int = 1
@@ -75,6 +84,8 @@ class LaunchPlan:
     conf: dict[str, str] = field(default_factory=dict)
     local_addr: str | None = None
     max_restarts: int = 0
+    stall_warning: int = 600
+    stall_timeout: int | None = None
 
     @property
     def needs_launcher(self) -> bool:
@@ -123,6 +134,8 @@ def read_plan(given: Given) -> LaunchPlan:
         conf=conf,
         local_addr=given.one("local_addr"),
         max_restarts=max_restarts,
+        stall_warning=_number(given, "stall_warning", 1, 10**8) or LaunchPlan.stall_warning,
+        stall_timeout=_number(given, "stall_timeout", 1, 10**8),
     )
     return _meet(plan, given)
 
@@ -251,5 +264,7 @@ def _read_conf(text: str | None) -> dict[str, str]:
             raise UsageError(
                 f"--rdzv_conf takes KEY=VALUE,KEY=VALUE, such as join_timeout=1800, not {text!r}"
             )
+        if key.endswith("timeout") and not (re.fullmatch(r"[0-9]{1,9}", value) and int(value)):
+            raise UsageError(f"--rdzv_conf {key} takes a whole number of seconds from 1, not {value!r}")
         conf[key] = value
     return conf

@@ -14,6 +14,7 @@ from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
 from tune.cli.terminal import paint, section
+from tune.utils.streams import open_closed_streams
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
 COMMANDS = {
@@ -37,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `tune` with `argv` (``sys.argv[1:]`` by default) and return its exit code.
 
     0: fine. 1: the run failed for a reason that was printed. 2: bad configuration or usage. 70: a bug of ours.
-    130, 138, 141, 143: ended by Ctrl-C, SIGUSR1, a closed pipe, SIGTERM.
+    129, 130, 138, 141, 143: ended by SIGHUP, Ctrl-C, SIGUSR1, a closed pipe, SIGTERM.
     """
+    open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -11,23 +11,28 @@ import contextlib
 import ctypes
 import faulthandler
 import io
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
 from tune.cli.exit_codes import exit_code_of
-from tune.cli.rank_report import RUN_HEADING, STOP_CODES, STOP_SIGNALS, RankEnd, write_end
+from tune.cli.rank_report import RUN_HEADING, STOP_CODES, RankEnd, write_end
 from tune.cli.recipe_lookup import add_to_path, make_recipes_importable
 from tune.cli.run_file import Program, run_file
+from tune.cli.stall import STACKS_SIGNAL, heartbeat_path
 from tune.config.recipe_main import leave_errors_to_caller
-from tune.errors import TuneError
+from tune.errors import TuneError, first_line
+from tune.utils.heartbeat import start_heartbeat
 from tune.utils.lost_connection import is_lost_connection
 from tune.utils.ranks import get_rank, get_world_size
+from tune.utils.stop_signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 _LEAVE_WITHIN_S = 30  # a failed rank, whose libraries may wait for peers on the way out
@@ -43,8 +48,12 @@ def main() -> NoReturn:
         if is_own:
             add_to_path(path)  # the params class may lie beside the recipe
         program: Program = pickle.load(file)
+    # Sockets of multiprocessing: what a killed rank leaves behind goes with the launcher's folder.
+    multiprocessing.current_process()._config["tempdir"] = str(Path(sys.argv[1]).parent)  # type: ignore[attr-defined]
     error_file = Path(os.environ.pop("TORCHELASTIC_ERROR_FILE"))  # torch's name for it
     faulthandler.enable()
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
+    start_heartbeat(heartbeat_path(Path(sys.argv[1]).parent, int(os.environ["LOCAL_RANK"])))
     end = _run(program)
     # A signal that comes from here on must not turn a finished rank into one that was stopped.
     for signum in STOP_SIGNALS:
@@ -79,7 +88,13 @@ def _run(program: Program) -> RankEnd:
         # Only the launcher knows whether this error is the one to show: it is kept, not printed.
         with contextlib.redirect_stderr(io.StringIO()) as said:
             code = exit_code_of(error, program.file.resolve() if program.is_own else None) & 0xFF
-        return RankEnd(get_rank(), ended, _kind_of(error, code), code, said.getvalue())
+        kind, message = _kind_of(error, code), said.getvalue()
+        if kind == "lost":
+            # No bug to be reported: where it came from is of use in a log at most.
+            if get_rank():
+                traceback.print_exception(error)
+            message = f"error: the connection to another rank was lost: {first_line(error)}\n"
+        return RankEnd(get_rank(), ended, kind, code, message)
 
 
 def _kind_of(error: BaseException, code: int) -> str:

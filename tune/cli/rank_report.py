@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tune.utils.lost_connection import is_lost_connection
+from tune.utils.stop_signals import STOP_SIGNALS
 
 # A finished step, saved because it was asked for by a signal: no failure, and nothing to start again after.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_CODES = frozenset(128 + signum for signum in STOP_SIGNALS)
 RUN_HEADING = "--- rank "  # how the lines of one run begin in a log that holds several
 
@@ -26,8 +26,6 @@ _USUAL_CAUSES: dict[int, str] = {
 }
 _TAIL_LINES = 15
 _TAIL_BYTES = 20_000
-# torch.distributed.elastic ends the others of a failed rank with SIGTERM, and after 30 s with SIGKILL.
-_ENDED_BY_AGENT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -80,16 +78,18 @@ def find_first(ends: Sequence[RankEnd]) -> RankEnd | None:
 
     None where all are done.
     """
-    begin = min((end.timestamp for end in ends if end.kind != "done"), default=0.0)
 
     def order(end: RankEnd) -> tuple[int, float]:
-        by_agent = end.code == 128 + signal.SIGTERM or end.timestamp - begin > _ENDED_BY_AGENT_S
-        if end.kind == "failed" or (end.kind == "killed" and not by_agent):
-            # gloo and NCCL abort where a peer has gone
-            return (1 if end.code == 128 + signal.SIGABRT else 0), end.timestamp
+        if end.kind in ("failed", "killed"):
+            return (0 if is_certain(end) else 1), end.timestamp
         return 2, end.timestamp
 
     return min((end for end in ends if end.kind != "done"), key=order, default=None)
+
+
+def is_certain(end: RankEnd) -> bool:
+    """Tell whether a rank failed by itself: gloo and NCCL abort where a peer has gone."""
+    return end.kind in ("failed", "killed") and end.code != 128 + signal.SIGABRT
 
 
 def read_tail(log: Path | None) -> str:
@@ -113,7 +113,7 @@ def explain(first: RankEnd, ends: Sequence[RankEnd], world_size: int, log: Path 
 
     Args:
         first: that rank's end.
-        ends: those of all ranks of this machine.
+        ends: those of all ranks of this machine, or that one alone where others have not ended yet.
         world_size: the number of ranks on all machines.
         log: where that rank's output went; None for the terminal.
         host: this machine's name.
@@ -123,9 +123,7 @@ def explain(first: RankEnd, ends: Sequence[RankEnd], world_size: int, log: Path 
     if first.kind == "lost" and world_size > len(ends):
         ranks = "all ranks here" if len(ends) > 1 else rank
         text = f"error: {ranks} lost the connection to the others; the failure itself is on another machine"
-        return "\n".join(
-            [text, *first.message.strip().split("\n")[-1:], *([f"({output})"] if output else [])]
-        )
+        return f"{text}\n({output})" if output else text
     if first.message:
         same = len(ends) > 1 and all(end.message == first.message for end in ends)
         who = f"all {len(ends)} ranks on {host} ended with this" if same else f"{rank} failed first"

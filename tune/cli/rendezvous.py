@@ -10,16 +10,20 @@ from tune.errors import TrainingError
 _RESOLVE_S = 60
 
 
-def find_address(endpoint: str) -> tuple[str, bool]:
+def find_address(endpoint: str, seconds: int) -> tuple[str, bool]:
     """Return this machine's address as the endpoint's host sees it, and whether this machine is to listen there.
 
     torch compares names: it would not know the address of a second network card as ours.
+
+    Args:
+        endpoint: where the machines meet.
+        seconds: how long a name may take to come into being.
 
     Raises:
         TrainingError: there is no such host, or no way to it.
     """
     host, _, port = endpoint.rpartition(":")
-    until = time.monotonic() + _RESOLVE_S
+    until = time.monotonic() + min(_RESOLVE_S, seconds)
     while True:
         try:
             family, _, _, _, address = socket.getaddrinfo(
@@ -31,7 +35,9 @@ def find_address(endpoint: str) -> tuple[str, bool]:
         except OSError as error:
             # In a cluster that is just starting, names come into being with the machines.
             if not isinstance(error, socket.gaierror) or time.monotonic() > until:
-                raise TrainingError(f"there is no way to {host}: {error.strerror or error}") from error
+                raise TrainingError(
+                    f"there is no way to {host}, the --rdzv_endpoint: {error.strerror or error}"
+                ) from error
             time.sleep(1.0)
 
 

@@ -15,6 +15,7 @@ from tune.config.diagnostics import problem
 from tune.config.params import ParamsError
 from tune.errors import TuneError
 from tune.utils.escape import escape_lines
+from tune.utils.streams import open_closed_streams
 
 R = TypeVar("R")
 
@@ -51,6 +52,7 @@ def parse(function: Callable[[Any], R]) -> Callable[..., R]:
     def main(*args: Any, **kwargs: Any) -> R:
         if args or kwargs:
             return function(*args, **kwargs)
+        open_closed_streams()
         params = _read_params(function)
         if _errors_are_for_caller:
             return function(params)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,7 +12,7 @@ from tune.config.component import Component
 from tune.config.instantiate import import_component
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, FilledDataset, ResumableSampler
 from tune.training.batches import collate_with_lengths
-from tune.training.signals import StopRequest
+from tune.training.data_workers import WorkerLoader
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 
@@ -62,33 +59,17 @@ def build_loader(
         get_logger().info(f"Data: {dataset.report()}")
     sampler = ResumableSampler(len(dataset), shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
     arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
-    return DataLoader(
-        FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX),
-        batch_size,
-        sampler=sampler,
-        collate_fn=partial(
-            collate_with_lengths, partial(import_component(collate_fn.path), **arguments), padding_idx
-        ),
-        num_workers=num_workers,
-        worker_init_fn=_leave_signals_to_the_run,
-        pin_memory=mesh.device.type == "cuda",
-        # Its own generator, so that beginning an epoch draws nothing from the global one.
-        generator=torch.Generator(),
+    filled = FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX)
+    collate = partial(
+        collate_with_lengths, partial(import_component(collate_fn.path), **arguments), padding_idx
     )
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Terminals and schedulers signal every process; the step that is being finished still needs its batches."""
-    for signum in StopRequest.SIGNALS:
-        if signum != signal.SIGTERM:
-            signal.signal(signum, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        # Not ignored: with this signal the run itself ends workers that it has no more use for.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_run_says_so, daemon=True).start()
-
-
-def _end_when_the_run_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "sampler": sampler,
+        "pin_memory": mesh.device.type == "cuda",
+        # Its own generator, so that beginning an epoch draws nothing from the global one.
+        "generator": torch.Generator(),
+    }
+    if num_workers:
+        return WorkerLoader(filled, collate, num_workers, **settings)
+    return DataLoader(filled, collate_fn=collate, **settings)

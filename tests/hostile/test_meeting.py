@@ -1,0 +1,55 @@
+"""What may answer at the place where machines meet, and is no tune: one line, in the time that was set."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def places() -> Iterator[dict[str, str]]:
+    """A listener that never says a word, a web server, and a host that does not exist."""
+    silent = socket.create_server(("127.0.0.1", 0), backlog=50)
+    web = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    yield {
+        "silent": f"127.0.0.1:{silent.getsockname()[1]}",
+        "web": f"127.0.0.1:{web.server_port}",
+        "unknown": "no-such-host.invalid:29400",
+    }
+    silent.close()
+    web.shutdown()
+    web.server_close()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("silent", ()), ("web", ()), ("unknown", ()), ("silent", ("--node_rank", "1"))]
+)
+def test_join_timeout_is_kept(
+    places: dict[str, str], tmp_path: Path, place: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.py").write_text("raise SystemExit('started')")
+    meeting = ("--nnodes", "2", "--rdzv_endpoint", places[place], "--rdzv_conf", "join_timeout=3", *words)
+    done = subprocess.run(
+        [sys.executable, "-m", "tune", "run", *meeting, "mine.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,  # torch alone would wait longer
+    )
+    waiting, error = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert waiting == f"Waiting for 2 machines at {places[place]}."
+    assert error.startswith("error: ")
+    assert places[place].partition(":")[0] in error
