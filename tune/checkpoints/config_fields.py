@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tune.errors import CheckpointError
+from tune.utils.json_errors import describe_json_error
 
 T = TypeVar("T")
 _MAX_BYTES = 16 * 2**20
@@ -26,7 +27,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Download or copy it again.") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON: {describe_json_error(error)}. Download or copy it again."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, where an object {{...}} is expected")
     return content

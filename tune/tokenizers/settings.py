@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from tune.errors import TokenizerError
+from tune.utils.json_errors import describe_json_error
 
 # Hugging Face writes 1e30 where no length is known.
 _LARGEST_LENGTH = 100_000_000
 # Ids beyond this are a broken file: vocabularies have a few hundred thousand.
 _LARGEST_ID = 100_000_000
+_LARGEST_FILE = 64 * 2**20  # as large as the largest tokenizer; settings repeat no more than its added tokens
+_LARGEST_NUMBER = (
+    20_000  # of added tokens, and of ids that end a generation: models have a few thousand, and a few
+)
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -117,9 +122,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
+        if (size := file.stat().st_size) > _LARGEST_FILE:
+            raise TokenizerError(f"{file} has {size} bytes; settings of {_LARGEST_FILE} are read at most")
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"cannot read {file}: {error}") from error
+    except OSError as error:
+        raise TokenizerError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"cannot read {file}: {describe_json_error(error)}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file} holds a {type(content).__name__}, expected an object of settings")
     return content
