@@ -16,9 +16,9 @@ _LARGEST_LENGTH = 100_000_000
 # Ids beyond this are a broken file: vocabularies have a few hundred thousand.
 _LARGEST_ID = 100_000_000
 _LARGEST_FILE = 64 * 2**20  # as large as the largest tokenizer; settings repeat no more than its added tokens
-_LARGEST_NUMBER = (
-    20_000  # of added tokens, and of ids that end a generation: models have a few thousand, and a few
-)
+# The library takes seconds for each ten thousand of them; models have some thousands.
+MAX_ADDED_TOKENS = 50_000
+_MAX_STOP_IDS = 1_000  # models have a few
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -110,7 +110,17 @@ def read_settings(folder: Path) -> TokenizerSettings:
     )
     if not lists_all:
         settings = _with_legacy_files(settings, folder)
+    named = len(settings.names) + len(settings.extra_special)
+    refuse_many_tokens(max(len(settings.added), named), folder)
     return replace(settings, **_of_the_model(folder, config))
+
+
+def refuse_many_tokens(number: int, place: Path) -> None:
+    """Raise TokenizerError where files add more tokens to a vocabulary than are read."""
+    if number > MAX_ADDED_TOKENS:
+        raise TokenizerError(
+            f"{place}: {number} tokens are added to the vocabulary; {MAX_ADDED_TOKENS} are read at most"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -166,6 +176,10 @@ def _of_the_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             value = content.get(role)
             if value is None or role in ids:
                 continue
+            if isinstance(value, list) and len(value) > _MAX_STOP_IDS:
+                raise TokenizerError(
+                    f"{file}: {role} lists {len(value)} ids; {_MAX_STOP_IDS} are read at most"
+                )
             found = tuple(_token_id(item, file) for item in (value if isinstance(value, list) else [value]))
             if found:
                 ids[role] = found[0]
