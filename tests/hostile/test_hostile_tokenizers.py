@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from tune.checkpoints import read_json
 from tune.errors import CheckpointError, TokenizerError
+from tune.models.loading import read_model_config
 from tune.tokenizers import from_checkpoint
 from tune.tokenizers.spm import SentencePieceTokenizer
 
@@ -98,3 +99,11 @@ def test_json_that_python_would_explain(chat_folder: Any, name: str, text: str |
     assert "set_int_max" not in str(caught.value)
     with pytest.raises(CheckpointError, match=words):
         read_json(folder / name)
+
+
+def test_a_config_of_many_fields_is_a_short_error(tmp_path: Path) -> None:
+    fields = {"architectures": ["LlamaForCausalLM"], **{f"k{i}": i for i in range(200_000)}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match="`k0` is 0, and this field is not known here") as caught:
+        read_model_config(tmp_path)
+    assert len(str(caught.value)) < 9_000
