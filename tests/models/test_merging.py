@@ -161,7 +161,7 @@ def test_an_adapter_with_bad_numbers_is_refused_as_such(base: Path, tmp_path: Pa
     tensors[name][3, 1] = float("nan")
     save_file(tensors, file)
     with pytest.raises(
-        CheckpointError, match=rf"not finite, in 1 of 8 tensors \({name}\): the file is damaged"
+        CheckpointError, match=rf"not finite, in 1 of 8 tensors, .*{name} \(\d+ of \d+\): the file is damaged"
     ):
         merge_adapter(adapter, base, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -14,6 +14,7 @@ from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.compare import match_weights, same_bits
 from tune.checkpoints.config_fields import ConfigFields, read_json
+from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
 from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout
@@ -33,7 +34,9 @@ __all__ = [
     "base_difference",
     "check_against_config",
     "copy_side_files",
+    "count_nonfinite",
     "describe_model",
+    "describe_nonfinite",
     "find_adapter_dir",
     "find_model_dir",
     "load_adapter",

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from tune.checkpoints.adapter_config import AdapterSettings
+from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
 from tune.checkpoints.mapping import Shapes, places_by_name
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import DecoderConfig, Layout, TransformerDecoder
+from tune.utils.json_errors import describe_json_error
 
 PREFIX = "base_model.model."
 PARTS = "parts"  # the file's metadata: ranks of our matrices inside a fused adapter
@@ -260,12 +262,12 @@ def _is_in_blocks(b: Tensor, module: TheirModule, ranks: Mapping[str, int]) -> b
 def require_finite(source: WeightSource, pieces: list[Piece]) -> None:
     """Raise CheckpointError if a file's adapters hold NaN or infinity: it would show later, as something else."""
     names = dict.fromkeys(name for piece in pieces for name in piece.names.values())
-    bad = [name for name in names if not torch.isfinite(source.read(name)).all()]
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    tensors = ((name, source.read(name)) for name in names)
+    found = [(name, count, tensor.numel()) for name, tensor in tensors if (count := count_nonfinite(tensor))]
+    if found:
         raise CheckpointError(
-            f"the adapter in {source.path} holds numbers that are not finite, in {len(bad)} of {len(names)} tensors "
-            f"({', '.join(bad[:3])}{more}): the file is damaged, or its training diverged"
+            f"the adapter in {source.path} holds numbers that are not finite, in {len(found)} of {len(names)} tensors, "
+            f"{describe_nonfinite(found)}: the file is damaged, or its training diverged"
         )
 
 
@@ -287,7 +289,9 @@ def _read_parts(text: str | None) -> dict[str, dict[str, int]]:
     try:
         parts = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the metadata of the adapter's file is broken: {error}") from error
+        raise CheckpointError(
+            f"the metadata of the adapter's file is broken: {describe_json_error(error)}"
+        ) from error
     if not isinstance(parts, dict) or not all(
         isinstance(ranks, dict) and all(type(rank) is int and rank > 0 for rank in ranks.values())
         for ranks in parts.values()

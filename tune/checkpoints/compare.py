@@ -15,6 +15,9 @@ from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import DecoderConfig, Family, Layout, WeightRule
 
+_MAX_LINES = 40  # of one kind of misfit; a folder of another kind may hold any number of tensors
+_MAX_NAME = 300  # characters
+
 
 def match_weights(
     source: WeightSource, family: Family, config: DecoderConfig, shapes: Shapes
@@ -48,7 +51,7 @@ def find_layout(family: Family, source: WeightSource) -> Layout:
     for layout in family.layouts:
         if any(rule.theirs.replace("{}", "0") in source for rule in layout.rules):
             return layout
-    seen = ", ".join(sorted(source)[:4])
+    seen = ", ".join(name[:_MAX_NAME] for name in sorted(source)[:4])
     wanted = " or ".join(f"{layout.rules[0].theirs} ({layout.name})" for layout in family.layouts)
     raise CheckpointError(
         f"{source.path} holds no weights of the {family.name} family: its tensors are named {seen or 'nothing'}, ..., "
@@ -117,11 +120,14 @@ def _fold_layers(entries: Iterable[tuple[str, str]]) -> list[str]:
         pattern = name if match is None else f"{name[: match.start()]}.{{}}.{name[match.end() :]}"
         groups[pattern, fact].append((-1 if match is None else int(match[1]), name))
     lines = []
-    for (pattern, fact), members in groups.items():
+    for (pattern, fact), members in list(groups.items())[:_MAX_LINES]:
         if len(members) == 1:
-            lines.append(f"{members[0][1]}: {fact}")
+            lines.append(f"{members[0][1][:_MAX_NAME]}: {fact[:_MAX_NAME]}")
         else:
-            lines.append(f"{pattern.replace('{}', _ranges([number for number, _ in members]))}: {fact}")
+            numbers = _ranges([number for number, _ in members])
+            lines.append(f"{pattern[:_MAX_NAME].replace('{}', numbers[:_MAX_NAME])}: {fact[:_MAX_NAME]}")
+    if len(groups) > _MAX_LINES:
+        lines.append(f"... and {len(groups) - _MAX_LINES} more")
     return lines
 
 

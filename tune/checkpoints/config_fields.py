@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tune.errors import CheckpointError
+from tune.utils.json_errors import describe_json_error
 
 T = TypeVar("T")
 _MAX_BYTES = 16 * 2**20
+_MAX_PROBLEMS = 40  # of one file, in one error
+_MAX_SHOWN = 120  # characters of a name or a value
 _LARGEST = sys.float_info.max  # whole numbers in JSON may be larger, and NaN is not below it
 
 
@@ -26,7 +29,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Download or copy it again.") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON: {describe_json_error(error)}. Download or copy it again."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, where an object {{...}} is expected")
     return content
@@ -150,13 +155,15 @@ class ConfigFields:
     def finish(self) -> None:
         """Raise one CheckpointError with every problem, unless there is none."""
         for name in sorted(set(self._content) - self._seen):
-            if self._content[name] is not None:
+            if self._content[name] is not None and len(self._problems) <= _MAX_PROBLEMS:
                 self.problem(
-                    f"`{name}` is {_show(self._content[name])}, and this field is not known here; "
+                    f"`{name[:_MAX_SHOWN]}` is {_show(self._content[name])}, and this field is not known here; "
                     "if it does not change the model's numbers, remove it from the file"
                 )
         if self._problems:
-            raise CheckpointError(f"{self._where} cannot be followed:\n  " + "\n  ".join(self._problems))
+            shown = self._problems[:_MAX_PROBLEMS]
+            more = ["... and more"] if len(self._problems) > _MAX_PROBLEMS else []
+            raise CheckpointError(f"{self._where} cannot be followed:\n  " + "\n  ".join([*shown, *more]))
 
     def _take(self, name: str, default: Any) -> Any:
         self._seen.add(name)
@@ -173,4 +180,4 @@ class ConfigFields:
 
 def _show(value: Any) -> str:
     text = json.dumps(value, default=str)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

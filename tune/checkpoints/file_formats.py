@@ -5,9 +5,11 @@ Only safetensors and pickles restricted to weights are read, memory-mapped where
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tune.checkpoints.meta_shards import merged_shape, merged_tensor
+from tune.checkpoints.pickle_check import (
+    MAX_TENSORS,
+    describe_kind,
+    refuse_archive_bomb,
+    refuse_repeated_storage,
+)
 from tune.errors import CheckpointError
 
 SAFETENSORS_DTYPES = {
@@ -27,6 +35,7 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_MAX_HEADER_BYTES = 2**24  # some 100 for each tensor
 # What reading a pickle is known to raise where the file is cut short, corrupt, or not one of weights.
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
@@ -71,12 +80,16 @@ class SafetensorsFile:
         self._path = path
         self.infos: dict[str, TensorInfo] = {}
         try:
-            handle = self._open()
-            for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
-                view = handle.get_slice(name)
-                dtype = SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
-                self.infos[name] = TensorInfo(tuple(view.get_shape()), dtype, path)
-        except (SafetensorError, OSError) as error:
+            header = _read_header(path)
+            if (number := header.count(b'"data_offsets"')) > MAX_TENSORS:
+                raise CheckpointError(f"{path} holds {number} tensors; {MAX_TENSORS} are read at most")
+            self._open()  # which judges the header
+            entries = json.loads(header)
+            entries.pop("__metadata__", None)
+            for name, entry in entries.items():
+                dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+                self.infos[name] = TensorInfo(tuple(entry["shape"]), dtype, path)
+        except (SafetensorError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
 
     def read(self, name: str) -> Tensor:
@@ -108,20 +121,28 @@ class PickleFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Pickles from before torch 1.6 are no zip files, and cannot be mapped.
-        self._is_mapped = zipfile.is_zipfile(path)
+        try:
+            # Pickles from before torch 1.6 are no zip files, and cannot be mapped.
+            self._is_mapped = refuse_archive_bomb(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise _unreadable(path, error) from error
         self._tensors: dict[str, Tensor] | None = self._load()
         self._resident_bytes = 0
-        self.infos = {
-            name: TensorInfo(tuple(tensor.shape), _plain_dtype(tensor), path)
-            for name, tensor in self._tensors.items()
-        }
+        self.infos: dict[str, TensorInfo] = {}
+        plain = {}
         for name, tensor in self._tensors.items():
-            held = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else tensor.nbytes
+            kind = describe_kind(tensor)
+            shape = () if tensor.is_nested else tuple(tensor.shape)
+            self.infos[name] = TensorInfo(shape, kind or _plain_dtype(tensor), path)
+            if kind is not None:
+                continue
+            plain[name] = tensor
+            held = tensor.untyped_storage().nbytes()
             if tensor.nbytes > held:
                 raise CheckpointError(
                     f"{path}: {name} claims {tensor.nbytes} bytes ({list(tensor.shape)}) and the file holds {held}"
                 )
+        refuse_repeated_storage(path, plain)
 
     def read(self, name: str) -> Tensor:
         if self._resident_bytes > self._MAX_RESIDENT_BYTES:
@@ -133,7 +154,8 @@ class PickleFile:
         if tensor is None or tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
             raise CheckpointError(f"{self._path} changed while it was read; {name} is not what it was")
         self._resident_bytes += tensor.nbytes
-        return tensor
+        # Neither a parameter with its gradient nor a view that stands for the negative of what is stored.
+        return tensor.detach().resolve_neg()
 
     def release(self) -> None:
         if self._is_mapped:
@@ -142,7 +164,11 @@ class PickleFile:
     def _load(self) -> dict[str, Tensor]:
         path = self._path
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # of torch about its own ways with odd tensors, which are refused
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
         except PICKLE_ERRORS as error:
             raise _unreadable(path, error) from error
         if not isinstance(content, Mapping):
@@ -155,8 +181,8 @@ class PickleFile:
         strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
         if strangers:
             raise CheckpointError(
-                f"{path} holds more than tensors: {', '.join(strangers[:8])}. If the weights are nested in one of "
-                "them, save that part alone."
+                f"{path} holds more than tensors: {', '.join(name[:80] for name in strangers[:8])}. If the weights are "
+                "nested in one of them, save that part alone."
             )
         return {str(name): tensor for name, tensor in content.items()}
 
@@ -195,9 +221,20 @@ class MetaShards:
         return infos["norm.weight"].shape[0] if "norm.weight" in infos else None
 
 
+def _read_header(path: Path) -> bytes:
+    """Return the header of a safetensors file, whose length the file says before it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        num_bytes = os.fstat(file.fileno()).st_size
+        if _MAX_HEADER_BYTES < length <= num_bytes:
+            raise CheckpointError(
+                f"{path}: the names and sizes of its tensors take {length} bytes; {_MAX_HEADER_BYTES} are read at most"
+            )
+        return file.read(min(length, num_bytes))
+
+
 def _plain_dtype(tensor: Tensor) -> torch.dtype | str:
-    is_plain = tensor.layout is torch.strided and tensor.dtype in SAFETENSORS_DTYPES.values()
-    return tensor.dtype if is_plain else str(tensor.dtype)
+    return tensor.dtype if tensor.dtype in SAFETENSORS_DTYPES.values() else str(tensor.dtype)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from tune.checkpoints.compare import match_weights
+from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
 from tune.checkpoints.mapping import Place, places_by_name
 from tune.checkpoints.new_rows import stored_shapes
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
 from tune.modules.new_rows import with_mean_rows
-from tune.utils.sharding import copy_into_, is_sharded
+from tune.utils.sharding import copy_into_, is_sharded, local_part
 
 
 def load_into(
@@ -35,19 +36,27 @@ def load_into(
 
     Raises:
         CheckpointError: tensors are missing, unknown, misshapen or of an unsupported type (all are listed), the
-            checkpoint is of another family, or a file cannot be read to its end.
+            checkpoint is of another family, a weight holds NaN or infinity, or a file cannot be read to its end.
     """
     places = places_by_name(model)
     family = require_family(model)
     shapes = stored_shapes(model, family, source, {name: place.shape for name, place in places.items()})
     layout, stored = match_weights(source, family, model.config, shapes)
     target = torch.device("cpu" if device is None else device)
+    nonfinite = []
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
         for rule in rules:
             tensor, place = stored.read(rule.ours), places[rule.ours]
             if shapes[rule.ours] != place.shape:
                 tensor = with_mean_rows(tensor, place.shape[0])
-            _fill(rule.ours, place, tensor, target, dtype)
+            filled = _fill(rule.ours, place, tensor, target, dtype)
+            if count := count_nonfinite(filled):
+                nonfinite.append((rule.theirs, count, filled.numel()))
+    if nonfinite:
+        raise CheckpointError(
+            f"the weights in {source.path} hold {describe_nonfinite(nonfinite)}. A model computes nothing with them: "
+            "the file is damaged, its training diverged, or a larger type was cast to fp16; take an earlier checkpoint"
+        )
 
 
 def require_family(model: TransformerDecoder) -> Family:
@@ -60,7 +69,8 @@ def require_family(model: TransformerDecoder) -> Family:
     return model.family
 
 
-def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> None:
+def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """Give a weight its values, and return what this process holds of them."""
     if tensor.shape != place.shape:
         raise CheckpointError(f"{name} became {list(tensor.shape)} where {list(place.shape)} is needed")
     is_new = place.device.type == "meta"
@@ -68,7 +78,7 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
     with torch.no_grad():
         if is_sharded(held) or (held is not None and not is_new and place.frozen is None):
             copy_into_(held, tensor)  # type: ignore[arg-type]  # a sharded weight is there
-            return
+            return local_part(held)  # type: ignore[arg-type]
         # A copy in every case: a view of the mapped file would change or vanish with the file.
         wanted = (dtype or place.dtype) if is_new else place.dtype
         where = device if is_new else place.device
@@ -78,3 +88,4 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
     else:
         fresh = nn.Parameter(filled, requires_grad=held is not None and held.requires_grad)
         setattr(place.owner, place.leaf, fresh)
+    return filled

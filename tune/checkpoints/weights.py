@@ -19,6 +19,8 @@ _EXPECTED = (
     "*.safetensors (with or without an index), pytorch_model*.bin, consolidated.*.pth or torchtune_model*.pt"
 )
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_MAX_FILES = 10_000
+_MAX_NAME = 255  # characters: the longest name that a file may have
 _TORCHTUNE_FILE = r"torchtune_model(_\w+)?\.pt"
 
 
@@ -129,16 +131,17 @@ def _open_indexed(directory: Path, index: Path) -> WeightSource:
     ):
         raise CheckpointError(f"{index} has no `weight_map` from tensor names to file names")
     names = sorted(set(places.values()))
+    if len(names) > _MAX_FILES:
+        raise CheckpointError(f"{index} names {len(names)} files of weights; {_MAX_FILES} are read at most")
     if outside := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{index} names files outside its directory: {', '.join(outside[:8])}")
+        raise CheckpointError(f"{index} names files outside its directory: {_shown(outside)}")
+    if nameless := [name for name in names if name in ("", "..") or "\0" in name or len(name) > _MAX_NAME]:
+        raise CheckpointError(f"{index} names files that no file can be called: {_shown(nameless)}")
     paths = [directory / name for name in names]
     _require(paths, index)
     source = WeightSource(directory, _open_files(paths))
     if lost := [name for name, file in places.items() if _file_name(source, name) != file]:
-        raise CheckpointError(
-            f"{index} and its files disagree; not where the index says: {', '.join(lost[:8])}"
-            + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-        )
+        raise CheckpointError(f"{index} and its files disagree; not where the index says: {_shown(lost)}")
     return source
 
 
@@ -191,4 +194,6 @@ def _require(paths: Sequence[Path], named_by: Path) -> None:
 
 
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return ", ".join(name[:_MAX_NAME] for name in names[:6]) + (
+        f" and {len(names) - 6} more" if len(names) > 6 else ""
+    )

@@ -16,7 +16,9 @@ from tune.checkpoints import (
     StoredWeights,
     WeightSource,
     copy_side_files,
+    count_nonfinite,
     describe_model,
+    describe_nonfinite,
     find_model_dir,
     match_weights,
     open_weights,
@@ -155,7 +157,11 @@ def convert_checkpoint(
             ) from error
         if progress is not None:
             progress.start("verify", sum(tensor.nbytes for tensor in plan.originals))
-        num_exact, num_cast = _verify(plan, staging, progress)
+        num_exact, num_cast, nonfinite = _verify(plan, staging, progress)
+    if nonfinite:  # what a checkpoint holds is kept as it is, and said
+        notes.append(
+            f"the weights hold {describe_nonfinite(nonfinite)}; no model can be run or trained with them"
+        )
     with suppress(TokenizerError):  # there need be none
         if note := note_tokens_without_row(from_checkpoint(plan.folder), plan.config.vocab_size):
             notes.append(note)
@@ -270,11 +276,14 @@ def _write_description(plan: _Plan, description: dict[str, Any], staging: Path, 
     return []
 
 
-def _verify(plan: _Plan, staging: Path, progress: ConversionProgress | None) -> tuple[int, int]:
+def _verify(
+    plan: _Plan, staging: Path, progress: ConversionProgress | None
+) -> tuple[int, int, list[tuple[str, int, int]]]:
     """Read what was written, bring it back into the source's layout, and compare it with the source.
 
     Returns:
-        How many tensors are the same to the bit, and how many are after a change of type.
+        How many tensors are the same to the bit, how many are after a change of type, and which hold values that are
+        not finite.
     """
     written = open_weights(staging)
     planned = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
@@ -289,9 +298,12 @@ def _verify(plan: _Plan, staging: Path, progress: ConversionProgress | None) -> 
         )
     back = StoredWeights(written, plan.to_layout, plan.config, plan.stored.shapes)
     num_exact = num_cast = 0
+    nonfinite = []
     for tensor in tensors_in_layout(back, plan.from_layout, plan.config):
         original = plan.source.read(tensor.name)
         _require_same(tensor.name, tensor.read(), original.to(tensor.dtype))
+        if count := count_nonfinite(original):
+            nonfinite.append((tensor.name, count, original.numel()))
         is_exact = original.dtype == tensor.dtype
         num_exact, num_cast = num_exact + is_exact, num_cast + (not is_exact)
         if progress is not None:
@@ -299,7 +311,7 @@ def _verify(plan: _Plan, staging: Path, progress: ConversionProgress | None) -> 
     repeated = plan.to_layout.tied_output
     if plan.config.tie_word_embeddings and repeated in written:
         _require_same(repeated, written.read(repeated), back.read("tok_embeddings.weight"))
-    return num_exact, num_cast
+    return num_exact, num_cast, nonfinite
 
 
 def _require_same(name: str, found: torch.Tensor, wanted: torch.Tensor) -> None:

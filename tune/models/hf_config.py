@@ -166,7 +166,7 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
             magnitude=inner.number("attention_factor", longrope_magnitude(factor, original)),
         )
     inner.problem(
-        f'`rope_type` is "{kind}", which is not supported: only "default", "linear", "llama3", "yarn" and '
+        f'`rope_type` is "{kind[:120]}", which is not supported: only "default", "linear", "llama3", "yarn" and '
         '"longrope" are'
     )
     return None

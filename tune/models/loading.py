@@ -101,12 +101,13 @@ def _find_family(content: Mapping[str, Any]) -> Family:
         if str(architectures[0]) in known:
             return known[str(architectures[0])]
         raise CheckpointError(
-            f"config.json: `architectures` is {architectures}, which is not supported: only {', '.join(known)} is"
+            f"config.json: `architectures` is {str(architectures[:3])[:200]}, which is not supported: only "
+            f"{', '.join(known)} is"
         )
     kinds = {family.name: family for family in families}
     if str(content.get("model_type")) in kinds:
         return kinds[str(content["model_type"])]
     raise CheckpointError(
-        f"config.json: `model_type` is {content.get('model_type')!r} and `architectures` is missing; supported "
+        f"config.json: `model_type` is {content.get('model_type')!r:.200} and `architectures` is missing; supported "
         f"is {', '.join(kinds)}"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tune.errors import TokenizerError
+from tune.utils.json_errors import describe_json_error
 
 # The largest published ones have some 40 MB.
 _LARGEST_FILE = 512 * 2**20
@@ -105,7 +106,8 @@ def parse_json(path: Path, content: bytes, wanted: str) -> dict[str, Any]:
         if head[:1] != b"{":
             raise TokenizerError(describe_mismatch(wanted, path, content)) from error
         raise TokenizerError(
-            f"{path} is no {wanted} ({len(content)} bytes): its JSON is damaged or cut short: {error}"
+            f"{path} is no {wanted} ({len(content)} bytes): its JSON is damaged or cut short: "
+            f"{describe_json_error(error)}"
         ) from error
     if not isinstance(data, dict):
         raise TokenizerError(f"{path} is no {wanted}: it holds a {type(data).__name__}, expected an object")

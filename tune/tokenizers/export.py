@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune.errors import TokenizerError
+from tune.tokenizers.detect_format import parse_json, read_tokenizer_file
 from tune.tokenizers.settings import AddedToken, read_json
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # int(1e30), as Hugging Face writes it
 # In tokenizer_config.json: the file beside it that tune reads, where tokenizer.json was made of that for others.
 MADE_FROM = "made_from"
+# Beside it: SHA-256 of the tokenizer.json that was made. Other tools keep both notes when they change that file.
+_DIGEST = "made_from_digest"
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -66,7 +71,8 @@ def write_extended(
     folder = Path(directory)
     (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
     config = read_json(folder / "tokenizer_config.json")
-    config.pop(MADE_FROM, None)  # no longer equal to it
+    for note in (MADE_FROM, _DIGEST):
+        config.pop(note, None)  # no longer equal to it
     if made_here:  # as in `write_hf_tokenizer_config`
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["added_tokens_decoder"] = {
@@ -76,7 +82,43 @@ def write_extended(
     if (folder / "added_tokens.json").exists():
         contents["added_tokens.json"] = {token.content: token_id for token_id, token in entries.items()}
     for name, content in contents.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_json(folder / name, content)
+
+
+def note_digest(folder: Path) -> None:
+    """Write into the settings of a folder which tokenizer.json it is that was made of another file there."""
+    settings = folder / "tokenizer_config.json"
+    content = read_json(settings)
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    if MADE_FROM in content and content.get(_DIGEST) != digest:
+        _write_json(settings, content | {_DIGEST: digest})
+
+
+def is_as_written(folder: Path, note: Mapping[str, Any]) -> bool:
+    """Return whether a folder's tokenizer.json is the one that tune made of the tokenizer.model beside it.
+
+    Another tool may have added tokens to it since, and left the note of where it came from.
+
+    Args:
+        folder: with tokenizer.model.
+        note: content of its tokenizer_config.json.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file() or not (folder / "tokenizer.model").is_file():
+        return not file.is_file()
+    content = read_tokenizer_file(file)
+    if _DIGEST in note:
+        return bool(note[_DIGEST] == hashlib.sha256(content).hexdigest())
+    from tune.tokenizers.spm import SentencePieceTokenizer  # which writes with this module
+
+    # Of a version of tune that noted no digest: made anew it must be the same.
+    try:
+        definition = SentencePieceTokenizer(folder / "tokenizer.model").as_tokenizer_json()
+        return definition is not None and parse_json(file, content, "tokenizer.json") == json.loads(
+            definition
+        )
+    except TokenizerError:
+        return True  # what is wrong is said when it is read
 
 
 def write_templates(tokenizer: BaseTokenizer, folder: Path) -> None:

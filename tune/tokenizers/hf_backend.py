@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.detect_format import describe_mismatch
-from tune.tokenizers.settings import AddedToken, TokenizerSettings, added_token
+from tune.tokenizers.settings import AddedToken, TokenizerSettings, added_token, refuse_many_tokens
 
 if TYPE_CHECKING:
     import tokenizers
@@ -50,6 +50,7 @@ def check_definition(definition: Definition, path: Path, content: bytes) -> None
     entries = definition.get("added_tokens")
     if entries is not None and not isinstance(entries, list):
         raise TokenizerError(f"{path}: added_tokens is a {type(entries).__name__}, expected a list")
+    refuse_many_tokens(len(entries or ()), path)
     ids = model["vocab"].values() if isinstance(model["vocab"], dict) else ()
     largest = max((token_id for token_id in ids if isinstance(token_id, int)), default=0)
     if largest > len(ids) + _LARGEST_GAP:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer
 from tune.tokenizers.detect_format import describe_mismatch, detect_format, read_tokenizer_file
-from tune.tokenizers.export import MADE_FROM
+from tune.tokenizers.export import MADE_FROM, is_as_written
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.new_tokens import with_new_tokens
 from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
@@ -136,8 +136,9 @@ def _find(place: Path) -> tuple[Path, Path | None]:
 
 def _original(folder: Path) -> str:
     """Return the name of the file that a tokenizer.json of ours was made of; without one, that of tokenizer.json."""
-    name = read_json(folder / "tokenizer_config.json").get(MADE_FROM)
-    return name if name == "tokenizer.model" else "tokenizer.json"
+    note = read_json(folder / "tokenizer_config.json")
+    is_ours = note.get(MADE_FROM) == "tokenizer.model" and is_as_written(folder, note)
+    return "tokenizer.model" if is_ours else "tokenizer.json"
 
 
 def _what_is_missing(folder: Path) -> str:

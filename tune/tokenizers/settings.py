@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from tune.errors import TokenizerError
+from tune.utils.json_errors import describe_json_error
 
 # Hugging Face writes 1e30 where no length is known.
 _LARGEST_LENGTH = 100_000_000
 # Ids beyond this are a broken file: vocabularies have a few hundred thousand.
 _LARGEST_ID = 100_000_000
+_LARGEST_FILE = 64 * 2**20  # as large as the largest tokenizer; settings repeat no more than its added tokens
+# The library takes seconds for each ten thousand of them; models have some thousands.
+MAX_ADDED_TOKENS = 50_000
+_MAX_STOP_IDS = 1_000  # models have a few
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -105,7 +110,17 @@ def read_settings(folder: Path) -> TokenizerSettings:
     )
     if not lists_all:
         settings = _with_legacy_files(settings, folder)
+    named = len(settings.names) + len(settings.extra_special)
+    refuse_many_tokens(max(len(settings.added), named), folder)
     return replace(settings, **_of_the_model(folder, config))
+
+
+def refuse_many_tokens(number: int, place: Path) -> None:
+    """Raise TokenizerError where files add more tokens to a vocabulary than are read."""
+    if number > MAX_ADDED_TOKENS:
+        raise TokenizerError(
+            f"{place}: {number} tokens are added to the vocabulary; {MAX_ADDED_TOKENS} are read at most"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -117,9 +132,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
+        if (size := file.stat().st_size) > _LARGEST_FILE:
+            raise TokenizerError(f"{file} has {size} bytes; settings of {_LARGEST_FILE} are read at most")
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"cannot read {file}: {error}") from error
+    except OSError as error:
+        raise TokenizerError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"cannot read {file}: {describe_json_error(error)}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file} holds a {type(content).__name__}, expected an object of settings")
     return content
@@ -157,6 +176,10 @@ def _of_the_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             value = content.get(role)
             if value is None or role in ids:
                 continue
+            if isinstance(value, list) and len(value) > _MAX_STOP_IDS:
+                raise TokenizerError(
+                    f"{file}: {role} lists {len(value)} ids; {_MAX_STOP_IDS} are read at most"
+                )
             found = tuple(_token_id(item, file) for item in (value if isinstance(value, list) else [value]))
             if found:
                 ids[role] = found[0]

@@ -14,7 +14,7 @@ from typing import Any
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer, Span
 from tune.tokenizers.detect_format import describe_mismatch, find_tokenizer_file, read_tokenizer_file
-from tune.tokenizers.export import MADE_FROM, UNLIMITED, write_hf_settings
+from tune.tokenizers.export import MADE_FROM, UNLIMITED, note_digest, write_hf_settings
 from tune.tokenizers.settings import TOKEN_NAMES, AddedToken, TokenizerSettings, read_json
 from tune.tokenizers.special_tokens import find_pad
 from tune.tokenizers.spm_export import tokenizer_json
@@ -296,4 +296,7 @@ def write_hf_tokenizer_config(tokenizer: SentencePieceTokenizer, directory: str 
         # The class of Llama would make another tokenizer of the vocabulary in it.
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", MADE_FROM: "tokenizer.model"}
     contents = {settings.name: config, "special_tokens_map.json": names}
-    return write_hf_settings(tokenizer, directory, definition, contents)
+    written = write_hf_settings(tokenizer, directory, definition, contents)
+    if definition is not None:
+        note_digest(Path(directory))
+    return written

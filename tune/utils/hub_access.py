@@ -158,6 +158,8 @@ class Hub:
         if "CERTIFICATE" in words.upper() or "SSL" in words.upper():
             return f" safely: {words}. Check the clock and SSL_CERT_FILE; a proxy may be in between"
         if kind in ("InvalidURL", "UnsupportedProtocol"):
+            if self.endpoint.startswith(("http://", "https://")):
+                return f": it sends on to what is no address of the web ({words}); a proxy may be in between"
             return f": {words}. HF_ENDPOINT is no address"
         if re.search("Name or service|name resolution|nodename|getaddrinfo|No address", words):
             return (
