@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune.errors import TokenizerError
-from tune.tokenizers.detect_format import parse_json, read_tokenizer_file
 from tune.tokenizers.settings import AddedToken, read_json
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # int(1e30), as Hugging F
 # In tokenizer_config.json: the file beside it that tune reads, where tokenizer.json was made of that for others.
 MADE_FROM = "made_from"
 # Beside it: SHA-256 of the tokenizer.json that was made. Other tools keep both notes when they change that file.
-_DIGEST = "made_from_digest"
+MADE_FROM_DIGEST = "made_from_digest"
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -71,7 +69,7 @@ def write_extended(
     folder = Path(directory)
     (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
     config = read_json(folder / "tokenizer_config.json")
-    for note in (MADE_FROM, _DIGEST):
+    for note in (MADE_FROM, MADE_FROM_DIGEST):
         config.pop(note, None)  # no longer equal to it
     if made_here:  # as in `write_hf_tokenizer_config`
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -90,35 +88,8 @@ def note_digest(folder: Path) -> None:
     settings = folder / "tokenizer_config.json"
     content = read_json(settings)
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    if MADE_FROM in content and content.get(_DIGEST) != digest:
-        _write_json(settings, content | {_DIGEST: digest})
-
-
-def is_as_written(folder: Path, note: Mapping[str, Any]) -> bool:
-    """Return whether a folder's tokenizer.json is the one that tune made of the tokenizer.model beside it.
-
-    Another tool may have added tokens to it since, and left the note of where it came from.
-
-    Args:
-        folder: with tokenizer.model.
-        note: content of its tokenizer_config.json.
-    """
-    file = folder / "tokenizer.json"
-    if not file.is_file() or not (folder / "tokenizer.model").is_file():
-        return not file.is_file()
-    content = read_tokenizer_file(file)
-    if _DIGEST in note:
-        return bool(note[_DIGEST] == hashlib.sha256(content).hexdigest())
-    from tune.tokenizers.spm import SentencePieceTokenizer  # which writes with this module
-
-    # Of a version of tune that noted no digest: made anew it must be the same.
-    try:
-        definition = SentencePieceTokenizer(folder / "tokenizer.model").as_tokenizer_json()
-        return definition is not None and parse_json(file, content, "tokenizer.json") == json.loads(
-            definition
-        )
-    except TokenizerError:
-        return True  # what is wrong is said when it is read
+    if MADE_FROM in content and content.get(MADE_FROM_DIGEST) != digest:
+        _write_json(settings, content | {MADE_FROM_DIGEST: digest})
 
 
 def write_templates(tokenizer: BaseTokenizer, folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tune.errors import TokenizerError
 from tune.tokenizers.base import BaseTokenizer
-from tune.tokenizers.detect_format import describe_mismatch, detect_format, read_tokenizer_file
-from tune.tokenizers.export import MADE_FROM, is_as_written
+from tune.tokenizers.detect_format import describe_mismatch, detect_format, parse_json, read_tokenizer_file
+from tune.tokenizers.export import MADE_FROM, MADE_FROM_DIGEST
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.new_tokens import with_new_tokens
 from tune.tokenizers.settings import TokenizerSettings, read_json, read_settings
@@ -137,7 +140,7 @@ def _find(place: Path) -> tuple[Path, Path | None]:
 def _original(folder: Path) -> str:
     """Return the name of the file that a tokenizer.json of ours was made of; without one, that of tokenizer.json."""
     note = read_json(folder / "tokenizer_config.json")
-    is_ours = note.get(MADE_FROM) == "tokenizer.model" and is_as_written(folder, note)
+    is_ours = note.get(MADE_FROM) == "tokenizer.model" and _is_as_written(folder, note)
     return "tokenizer.model" if is_ours else "tokenizer.json"
 
 
@@ -160,3 +163,28 @@ def _settings(folder: Path) -> TokenizerSettings:
     if settings.num_rows is None and isinstance(num_rows, int) and num_rows > 0:
         settings = replace(settings, num_rows=num_rows)
     return settings
+
+
+def _is_as_written(folder: Path, note: Mapping[str, Any]) -> bool:
+    """Return whether a folder's tokenizer.json is the one that tune made of the tokenizer.model beside it.
+
+    Another tool may have added tokens to it since, and left the note of where it came from.
+
+    Args:
+        folder: with tokenizer.model.
+        note: content of its tokenizer_config.json.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file() or not (folder / "tokenizer.model").is_file():
+        return not file.is_file()
+    content = read_tokenizer_file(file)
+    if MADE_FROM_DIGEST in note:
+        return bool(note[MADE_FROM_DIGEST] == hashlib.sha256(content).hexdigest())
+    # Of a version of tune that noted no digest: made anew it must be the same.
+    try:
+        definition = SentencePieceTokenizer(folder / "tokenizer.model").as_tokenizer_json()
+        return definition is not None and parse_json(file, content, "tokenizer.json") == json.loads(
+            definition
+        )
+    except TokenizerError:
+        return True  # what is wrong is said when it is read
