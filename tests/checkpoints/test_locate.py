@@ -115,7 +115,7 @@ def test_nothing_to_find_says_what_is_there(tmp_path: Path) -> None:
         find_model_dir(tmp_path)
     with pytest.raises(CheckpointError, match=r"note00.txt is a file"):
         find_model_dir(tmp_path / "note00.txt")
-    with pytest.raises(CheckpointError, match="there is no folder ~nobody-of-this-name/x"):
+    with pytest.raises(ConfigError, match="home of a user who is not known"):
         find_model_dir("~nobody-of-this-name/x")
     with pytest.raises(ConfigError, match="NUL"):
         find_model_dir("a\0b")
