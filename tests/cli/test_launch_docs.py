@@ -67,7 +67,7 @@ def test_the_commands_in_the_text(tune, tmp_path: Path) -> None:
         "from recipes.params.full_finetune import FullFinetuneParams\n"
         "def recipe_main(params: FullFinetuneParams): ...\n"
     )
-    (tmp_path / "my.yaml").write_text("model_checkpoint: x\noutput_dir: out\ndataset: alpaca\n")
+    (tmp_path / "my.yaml").write_text("model_checkpoint: x\noutput_dir: out\ndataset: alpaca\nlr: 2e-5\n")
     commands = re.findall(r"^tune (.*?)(?:\s+#.*)?$", (DOCS / "launching.md").read_text(), re.MULTILINE)
     assert len(commands) == 5
     for command in commands:

@@ -135,7 +135,7 @@ def test_a_dump_says_where_values_come_from() -> None:
         ("learning_rate: 3", ("unknown-key", "learning_rate", 2, "lr")),
         ("num_train_epochs: 3", ("unknown-key", "num_train_epochs", 2, "epochs")),
         ("per_device_train_batch_size: 3", ("unknown-key", "per_device_train_batch_size", 2, "batch_size")),
-        ("bf16: true", ("unknown-key", "bf16", 2, "dtype: bf16")),
+        ("bf16: true", ("unknown-key", "bf16", 2, None)),
         ("weight_decay: 0.1", ("unknown-key", "weight_decay", 2, "optimizer.weight_decay")),
         ("amsgrad: true", ("unknown-key", "amsgrad", 2, "optimizer.amsgrad")),
         ("quite_unheard_of: 1", ("unknown-key", "quite_unheard_of", 2, None)),
@@ -166,7 +166,7 @@ def test_a_dump_says_where_values_come_from() -> None:
         ("optimizer: {_component_: 3.5}", ("bad-component-name", "optimizer", 2, None)),
         ("optimizer: {_component_: [a]}", ("wrong-type", "optimizer._component_", 2, None)),
         ("optimizer: {_component_: AdamW, lrr: 1}", ("unknown-argument", "optimizer.lrr", 2, "lr")),
-        ("optimizer: {_component_: AdamW, epochs: 1}", ("unknown-argument", "optimizer.epochs", 2, "epochs")),
+        ("optimizer: {_component_: AdamW, epochs: 1}", ("unknown-argument", "optimizer.epochs", 2, None)),
         (
             "optimizer: {_component_: AdamW, learning_rate: 1}",
             ("unknown-argument", "optimizer.learning_rate", 2, "lr"),

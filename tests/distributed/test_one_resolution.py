@@ -12,7 +12,7 @@ import os, pathlib, sys
 pathlib.Path("my.yaml").unlink(missing_ok=True)
 import tune.config
 from mine_params import MineParams
-from tune.config.resolve import resolution_of
+from tune.config.resolution import resolution_of
 from tune.config.trust import is_user_trusted
 
 @tune.config.parse

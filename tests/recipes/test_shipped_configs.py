@@ -115,7 +115,7 @@ def test_shipped_config_takes_a_step(
     if "train_from_scratch: true" not in (CONFIGS / f"{name}.yaml").read_text():
         overrides.append(f"model_checkpoint={shrunk_checkpoint}")
     if values.optimizer.path.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
-        overrides.append("optimizer=torch.optim.AdamW")
+        overrides.append("optimizer._component_=torch.optim.AdamW")
     assert main(["run", recipe_of(name).name, "--config", name, *overrides]) == 0
     (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     assert row["step"] == 1

@@ -10,7 +10,7 @@ from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.show import format_parameters, format_value
 from tune.cli.terminal import columns, paint, section
 from tune.config.component_check import ResolvedName, list_components, resolve_component
-from tune.config.params import ParamInfo, fields_of
+from tune.config.fields import ParamInfo, fields_of
 from tune.config.signatures import read_argument_help, read_doc
 from tune.config.slots import Slot
 

@@ -136,7 +136,7 @@ def _next_steps(repository: Repository, selection: Selection, model: Path) -> st
     train = (
         f"tune run full_finetune --config {config} model_checkpoint={shown}"
         if config
-        else f"tune run full_finetune model=auto model_checkpoint={shown} dataset=alpaca output_dir=out/{name}"
+        else f"tune run full_finetune model=auto model_checkpoint={shown} dataset=alpaca lr=2e-5 output_dir=out/{name}"
     )
     return f'Next:\n  {train}\n  tune run generate model_checkpoint={shown} prompt="Once upon a time"\n'
 

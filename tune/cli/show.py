@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune.cli.terminal import paint, section
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.describe import type_text
 from tune.config.dump import scalar
-from tune.config.params import ParamInfo
-from tune.config.resolution import Resolution
+
+if TYPE_CHECKING:
+    from tune.config.fields import ParamInfo
+    from tune.config.resolution import Resolution
 
 
 def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[str]] | None = None) -> str:

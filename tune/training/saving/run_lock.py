@@ -25,13 +25,13 @@ class RunLock:
         path = output_dir / ".lock"
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
+            self._folder = os.open(output_dir, os.O_RDONLY)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise CheckpointError(
                 f"cannot write in output_dir {output_dir}: {error.strerror}. Choose another output_dir."
             ) from error
         self.output_dir = output_dir
-        self._folder = os.open(output_dir, os.O_RDONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
