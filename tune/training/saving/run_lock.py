@@ -25,9 +25,11 @@ class RunLock:
         path = output_dir / ".lock"
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            self._folder = os.open(output_dir, os.O_RDONLY)
+            self._folder = os.open(str(output_dir), os.O_RDONLY)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
+            if error.filename == str(output_dir) and output_dir.is_dir():
+                raise CheckpointError(f"output_dir {output_dir} cannot be read: {error.strerror}.") from error
             raise CheckpointError(
                 f"cannot write in output_dir {output_dir}: {error.strerror}. Choose another output_dir."
             ) from error
