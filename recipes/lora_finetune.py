@@ -98,7 +98,7 @@ class LoraFinetuneRecipe:
     def _setup_data(self) -> None:
         params, state = self.params, self.state
         self.base_dir = self.checkpointer.find_model_dir()
-        tokenizer_dir = self.checkpointer.find_tokenizer_dir()
+        tokenizer_dir = self.checkpoints.copy_tokenizer() or self.checkpointer.find_tokenizer_dir()
         self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(tokenizer_dir)})
         build_loader = partial(
             training.build_loader,

@@ -16,6 +16,7 @@ from tune.data import ResumableSampler
 from tune.errors import CheckpointError
 from tune.training import Checkpoints, TrainState
 from tune.training.lr_schedulers import get_cosine_schedule_with_warmup
+from tune.training.saving.run_fields import check_group, check_part
 from tune.training.saving.run_state import capture_run_state, load_run_state, write_run_state
 from tune.training.spikes import SpikeWatch
 from tune.utils.mesh import Mesh
@@ -150,3 +151,26 @@ def test_tensors_that_no_optimizer_has(tmp_path: Path, change: Any, says: str) -
     write_run_state(tmp_path, capture_run_state(model, optimizer, state.state(), {}), Mesh())
     with pytest.raises(CheckpointError, match=says):
         load_run_state(tmp_path, model, torch.optim.AdamW(model.parameters(), lr=0.0), {})
+
+
+def test_schedules_and_settings_of_any_kind_are_let_through(tmp_path):
+    """What is checked must not refuse what an honest run has saved."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    rates = torch.optim.lr_scheduler
+    schedules = (
+        rates.SequentialLR(
+            optimizer,
+            [rates.ConstantLR(optimizer, 0.5, 2), rates.ExponentialLR(optimizer, 0.9)],
+            milestones=[2],
+        ),
+        rates.ChainedScheduler([rates.ConstantLR(optimizer, 0.5, 2), rates.ExponentialLR(optimizer, 0.9)]),
+        rates.CyclicLR(optimizer, 0.1, 0.2, scale_fn=lambda x: 1.0, cycle_momentum=False),
+        rates.CosineAnnealingLR(optimizer, 7),
+    )
+    for schedule in schedules:
+        check_part("lr_scheduler", schedule, schedule.state_dict(), tmp_path / "run.pt")
+    group = {"lr": 0.1, "growth_rate": float("inf"), "betas": (0.9, 0.99), "foreach": None}
+    check_group(0, group, group, tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=r"groups\.0\.lr"):
+        check_group(0, group | {"lr": float("inf")}, group, tmp_path / "run.pt")

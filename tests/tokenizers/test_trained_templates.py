@@ -17,6 +17,7 @@ from tune.tokenizers import ChatTemplate, Message, SentencePieceTokenizer, from_
 from tune.tokenizers.chat_template import apply_chat_template
 from tune.tokenizers.chat_template_builtin import BUILTIN_NAMES, builtin_template
 from tune.tokenizers.templates import PromptTemplate, get_prompt_template
+from tune.tokenizers.trained_template import as_chat_template, to_jinja
 
 CONVERSATIONS = [
     [
@@ -52,7 +53,7 @@ def test_a_text_template_as_jinja_writes_the_same(name, add_bos):
     own = PromptTemplate(("\\S'", "'\n"), ('"U: ', " \\n\u2603"), ("A:  ", "</a>"), name="own")
     template = own if name == "own" else get_prompt_template(name)
     names = {"bos_token": "<s>", "eos_token": "</s>"}
-    chat = ChatTemplate(template.to_jinja(add_bos))
+    chat = ChatTemplate(to_jinja(template, add_bos))
     for turns in CONVERSATIONS:
         messages = [Message(role, content) for role, content in turns]
         plain = [{"role": role, "content": content} for role, content in turns]
@@ -73,7 +74,7 @@ def test_code_of_one_s_own_is_not_said_in_jinja():
         def write_answer(self, message):
             return message.content.upper()
 
-    assert Shouting().to_jinja(add_bos=True) is None
+    assert to_jinja(Shouting(), add_bos=True) is None
 
 
 @pytest.fixture
@@ -201,3 +202,18 @@ def test_llama_2_s_fallback_is_saved_and_read_as_it_was_trained(spm_file, tmp_pa
     theirs = AutoTokenizer.from_pretrained(saved)
     text = theirs.apply_chat_template(TURNS[2:3], tokenize=False, add_generation_prompt=True)
     assert text == "<s>" + asked
+
+
+@pytest.mark.parametrize("start", ["\n", "  {% if true %}", "{%- if true %}", "{% if true %}\n"])
+def test_what_comes_first_changes_nothing_of_the_template(start):
+    source = start + "Hello {{ messages | length }}" + ("{% endif %}" if "if" in start else "")
+    written = ChatTemplate(source).render(TURNS)
+    assert as_chat_template(ChatTemplate(source), True, "Be brief.", {}).render(
+        [{"role": "system", "content": "x"}, *TURNS]
+    ) == written.replace("4", "5")
+    with_variables = as_chat_template(
+        ChatTemplate(source), True, "", {"a": [1, None, {"b": None}], "c": "\\n"}
+    )
+    assert with_variables.render(TURNS) == written
+    shown = ChatTemplate(with_variables.source + "{{ a[1] is none }}{{ a[2].b is none }}{{ c }}")
+    assert shown.render(TURNS) == written + "TrueTrue\\n"

@@ -120,3 +120,9 @@ def test_a_collate_function_of_ones_own_counts_too() -> None:
 def test_without_lengths_what_is_trained_on_is_no_padding() -> None:
     counts = count_tokens([padded_collate_sft(ENDED[1:], 2)], 2, 0, Mesh())
     assert counts == TokenCounts(7, 0, 9 + 16)
+
+
+def test_lengths_of_ones_own_are_left_to_their_owner() -> None:
+    own = collate_with_lengths(lambda examples: {**left_padded(examples, 2), "lengths": "mine"}, 2, ENDED)
+    assert own["lengths"] == "mine"
+    assert count_tokens([own], 2, 0, Mesh()).num_tokens == 11

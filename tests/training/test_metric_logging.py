@@ -196,3 +196,26 @@ def test_a_resumed_run_goes_on_in_the_service(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="left as it is"):
         WandBLogger(log_dir=folder)
     monkeypatch.delitem(sys.modules, "wandb")
+
+
+@pytest.mark.parametrize("kind", [DiskLogger, JSONLLogger])
+def test_a_folder_that_is_renamed_keeps_its_metrics(tmp_path, kind):
+    logger = kind(str(tmp_path / "out"))
+    logger.log("loss", 1.0, 1)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    logger.log("loss", 0.5, 2)
+    logger.close()
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "moved" / logger.path.name).read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("kind", [DiskLogger, JSONLLogger])
+def test_what_a_power_cut_left_at_the_end_is_taken_back(tmp_path, kind):
+    logger = kind(str(tmp_path))
+    logger.log("loss", 1.0, 1)
+    logger.close()
+    whole = logger.path.read_text()
+    for tail in ("\0" * 40, "\0" * 40 + "\n", "\n", "garbage\n"):
+        logger.path.write_text(whole + tail)
+        kind(str(tmp_path)).rewind(1)
+        assert logger.path.read_text() == whole

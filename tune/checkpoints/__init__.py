@@ -6,6 +6,7 @@ from tune.checkpoints.adapter_config import find_adapter_dir
 from tune.checkpoints.adapter_files import (
     adapter_tokenizer_dir,
     base_difference,
+    has_tokenizer,
     read_adapter_base,
     read_base_quantization,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "describe_nonfinite",
     "find_adapter_dir",
     "find_model_dir",
+    "has_tokenizer",
     "load_adapter",
     "load_into",
     "match_weights",

@@ -73,8 +73,12 @@ def adapter_tokenizer_dir(base_dir: Path, directory: Path | str | None) -> Path:
     if directory is None:
         return base_dir
     folder = find_adapter_dir(directory)
-    has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
-    return folder if has_tokenizer else base_dir
+    return folder if has_tokenizer(folder) else base_dir
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a tokenizer was saved in a folder."""
+    return (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
 
 
 def base_difference(base_dir: Path, directory: Path | str) -> str:

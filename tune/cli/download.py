@@ -15,6 +15,7 @@ from tune.cli.terminal import columns
 from tune.config.diagnostics import printable
 from tune.errors import HubError
 from tune.hub.short_names import SHORT_NAMES, repository_of
+from tune.utils.paths import expand_path
 
 if TYPE_CHECKING:
     from tune.hub.listing import RemoteFile, Repository
@@ -26,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
     name, patterns = _read_operands(given)
-    token, to, revision = read_token(given), given.one("output_dir"), given.one("revision")
+    token, to, revision = given.one("hf_token"), given.one("output_dir"), given.one("revision")
     source = given.one("source")
     if source is not None and source.casefold() != "huggingface":
         raise UsageError(
@@ -37,7 +38,7 @@ def run(given: Given) -> int:
         raise UsageError("--convert and --no-convert exclude each other; give one")
     if revision is not None and not revision.strip():
         raise UsageError("--revision is empty; leave it out for the main branch")
-    if to is not None and (not to.strip() or "\0" in to):
+    if to is not None and not to.strip():
         raise UsageError("--output-dir is empty or no path")
     try:
         repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
@@ -52,7 +53,7 @@ def run(given: Given) -> int:
     from tune.utils.hub_access import connect
 
     get_logger("INFO")
-    folder = Path(to).expanduser() if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
+    folder = expand_path(to) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
     hub = connect(token)
     repository = look_up(hub, repo, own_revision if revision is None else revision)
     selection = select_files(repository, patterns)
@@ -83,14 +84,6 @@ def run(given: Given) -> int:
         model = _convert(model, folder, selection)
     sys.stdout.write(_next_steps(repository, selection, model))
     return 0
-
-
-def read_token(given: Given) -> str | None:
-    """Return the value of --hf-token; unlike other options, a message about it never repeats its value."""
-    tokens = given.all("hf_token")
-    if len(tokens) > 1:
-        raise UsageError(f"--hf-token is given {len(tokens)} times; give it once")
-    return tokens[0] if tokens else None
 
 
 def _read_operands(given: Given) -> tuple[str, list[str] | None]:

@@ -14,10 +14,12 @@ from typing import Any, TextIO
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.terminal import columns, paint
 from tune.config.component import Component
+from tune.config.diagnostics import shorten
 from tune.config.fields import fields_of
 from tune.config.lookup import find_module
 from tune.errors import ConfigError, DataError
 from tune.utils.paths import expand_path
+from tune.utils.splits import parse_split
 
 _PACKAGES = {
     "tune.training.metric_logging.TensorBoardLogger": "tensorboard",
@@ -92,7 +94,7 @@ def _check_files(params: Any) -> Iterator[Check]:
             elif argument == "prompt_template":
                 yield from _check_template(about, value)
         if name.split(".")[0].startswith("dataset"):
-            yield from _check_data(name, given.get("source"), given.get("data_files"))
+            yield from _check_data(name, given)
     yield from _check_template("prompt_template", getattr(params, "prompt_template", None))
     prompt_file = getattr(params, "prompt_file", None)
     if prompt_file:
@@ -113,10 +115,12 @@ def _check_template(about: str, value: Any) -> Iterator[Check]:
         yield _exists(about, value, folder=False)
 
 
-def _check_data(name: str, source: Any, data_files: Any) -> Iterator[Check]:
+def _check_data(name: str, given: Mapping[str, Any]) -> Iterator[Check]:
     """Look for a dataset's files: `data_files` lie in the source, where that is a folder."""
-    folder = Path()
-    if isinstance(source, str) and source and source not in _FILE_KINDS:
+    folder, source, data_files = Path(), given.get("source"), given.get("data_files")
+    if not isinstance(source, str) or not source:
+        return  # the builder's own, which is on the hub
+    if source not in _FILE_KINDS:
         looks_local = source.endswith(_FILE_ENDINGS) or source.startswith((".", "/", "~", "bundled:"))
         if not looks_local and "://" not in source and not os.path.exists(expand_path(source)):
             text = f"{source}: a name on the Hugging Face hub, fetched when the run starts"
@@ -126,9 +130,11 @@ def _check_data(name: str, source: Any, data_files: Any) -> Iterator[Check]:
         if "://" not in source:
             yield _exists(f"{name}.source", source)
     if isinstance(data_files, Mapping):
-        data_files = [
-            file for files in data_files.values() for file in ([files] if isinstance(files, str) else files)
-        ]
+        try:
+            split = parse_split(str(given.get("split", "train")))[0]
+        except ConfigError:
+            return  # said by whoever reads the data
+        data_files = data_files.get(split)
     for file in [data_files] if isinstance(data_files, str) else data_files or ():
         if isinstance(file, str) and "://" not in file and not any(mark in file for mark in "*?["):
             yield _exists(f"{name}.data_files", str(folder / expand_path(file)), folder=False)
@@ -137,6 +143,13 @@ def _check_data(name: str, source: Any, data_files: Any) -> Iterator[Check]:
 def _exists(about: str, value: str, folder: bool | None = None) -> Check:
     """Return whether there is a file or folder; `folder` says which of the two it has to be."""
     path = expand_path(value)
+    try:
+        return _look_at(about, path, folder)
+    except OSError as error:
+        return Check(False, about, f"{shorten(str(path))} cannot be looked at: {error.strerror}")
+
+
+def _look_at(about: str, path: Path, folder: bool | None) -> Check:
     if not path.exists():
         if path.is_symlink():
             return Check(False, about, f"{path} is a link to {os.readlink(path)}, which is gone")
@@ -165,7 +178,11 @@ def _check_output(params: Any) -> Iterator[Check]:
     if not output_dir:
         return
     path = expand_path(output_dir)
-    folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:
+        yield Check(False, "output_dir", f"{shorten(str(path))} cannot be looked at: {error.strerror}")
+        return
     if not folder.is_dir():
         yield Check(False, "output_dir", f"{folder} is a file, so nothing can be written below it")
     elif not os.access(folder, os.W_OK):

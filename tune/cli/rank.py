@@ -35,7 +35,9 @@ from tune.utils.ranks import get_rank, get_world_size
 from tune.utils.stop_signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
-_LEAVE_WITHIN_S = 30  # a failed rank, whose libraries may wait for peers on the way out
+_LEAVE_WITHIN_S = (
+    5  # before the launcher kills it: a failed rank, whose libraries may wait for peers on the way out
+)
 
 
 def main() -> NoReturn:

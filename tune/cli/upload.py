@@ -26,7 +26,6 @@ def run(given: Given) -> int:
         )
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
-    from tune.cli.download import read_token
     from tune.cli.transfer_progress import file_lines
     from tune.hub.short_names import is_repository
     from tune.hub.upload import plan_upload, send, who_am_i
@@ -35,7 +34,7 @@ def run(given: Given) -> int:
     from tune.utils.hub_access import connect
 
     path, repo = given.operands
-    token, base_model = read_token(given), given.one("base_model")
+    token, base_model = given.one("hf_token"), given.one("base_model")
     message, branch = given.one("message"), given.one("revision")
     if base_model is not None and not is_repository(base_model):
         raise UsageError(f"--base-model takes owner/name as on the hub, not {base_model!r}")

@@ -15,7 +15,7 @@ from tune.config.nodes import Scalar
 VARIABLE_PREFIX = "oc.env:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SECRET_NAME = re.compile(
-    r"token|secret|passw|passphrase|credential|cookie|private|signature|auth(?!or)|session"
+    r"token|secret|passw|passphrase|credential|cookie|private|signature|auth(?!or)|session_?(?:key|token|cookie)"
     r"|api_?key|access_?key|(?:^|_)key(?:$|_|s$)|(?:^|_)pass(?:$|_)|_pwd$|_pat$",
     re.IGNORECASE,
 )

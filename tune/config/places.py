@@ -79,7 +79,7 @@ def _judge_written(
         if place == Path(place.anchor):
             message = "output_dir is the root of the file system; choose a folder for this run"
             return Diagnostic("bad-path", path, message, node.source)
-        if is_in_file and _lies_in(_absolute(Path.home()), place):
+        if is_in_file and _lies_in(_absolute(Path(os.path.expanduser("~"))), place):
             message = f"output_dir is {place}, which holds your home; choose a folder for this run"
             return Diagnostic("writes-outside", path, message, node.source)
         return None

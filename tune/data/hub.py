@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,16 +37,35 @@ class LoadedRows:
     def __iter__(self) -> Iterator[Row]:
         # What an index picks is copied, one row or many.
         at_once = _BATCH_ROWS if self._loaded._indices is None else 1
+        decode = _decoder_of_json(self._loaded.features)
         number = 0
         try:
             for table in self._loaded.with_format("arrow").iter(at_once):
                 for batch in table.to_batches():
-                    yield from table_rows(f"{self._place}, row", batch, number)
+                    yield from map(decode, table_rows(f"{self._place}, row", batch, number))
                     number += batch.num_rows
         except _failures() as error:
             raise DataError(
                 f"{self._place} cannot be read beyond row {number:,}: {_first_lines(error)}"
             ) from error
+
+
+def _decoder_of_json(features: Any) -> Callable[[Row], Row]:
+    """Return what turns the columns of a row that hold values of mixed kinds, kept as JSON text, into the values."""
+    import datasets
+
+    kind = getattr(datasets, "Json", None)  # since 4.7
+    columns = {name: of_it for name, of_it in features.items() if kind and f"{kind.__name__}(" in repr(of_it)}
+    held = datasets.Features(columns)
+
+    def decode(row: Row) -> Row:
+        if not columns or row.problem:
+            return row
+        return replace(
+            row, values={**row.values, **held.decode_example({name: row.values[name] for name in columns})}
+        )
+
+    return decode
 
 
 def read_hub(
@@ -84,13 +104,14 @@ def read_hub(
     return LoadedRows(f"{source} {split}", loaded)
 
 
-def read_addresses(kind: str, split: str, data_files: Any) -> LoadedRows:
+def read_addresses(kind: str, split: str, data_files: Any, **options: Any) -> LoadedRows:
     """Return the rows of files of the web, downloaded once and then read from the cache.
 
     Args:
         kind: what they hold: json, jsonl, csv, parquet or text.
         split: of those that `data_files` names, or "train".
         data_files: addresses, also by split.
+        **options: what `datasets` reads that kind with.
 
     Raises:
         DataError: one cannot be fetched or read.
@@ -100,7 +121,12 @@ def read_addresses(kind: str, split: str, data_files: Any) -> LoadedRows:
     named = escape_control(data_files, 200)
     try:
         loaded = datasets.load_dataset(
-            "json" if kind == "jsonl" else kind, name=None, split=split, revision=None, data_files=data_files
+            "json" if kind == "jsonl" else kind,
+            name=None,
+            split=split,
+            revision=None,
+            data_files=data_files,
+            **options,
         )
     except ImportError as error:
         raise DataError(

@@ -109,7 +109,7 @@ class JsonReader:
         """Return the next character and go past it. Raises DataError if it is none of `marks`."""
         found = self.peek()
         if found not in marks or not found:
-            wanted = "end of file" if marks == ("",) else " or ".join(repr(mark) for mark in marks)
+            wanted = " or ".join(repr(mark) for mark in marks)
             raise self._broken(f"Expecting {wanted}", self._at)
         self._at += 1
         return found
@@ -175,6 +175,23 @@ class JsonReader:
             yield self.value(f"item {self.num_items}")
             if self.skip(",", "]") == "]":
                 return
+
+    def skip_value(self, what: str, depth: int = 3) -> None:
+        """Go past the next value, of which nothing is kept: a list or an object may be of any size, but for its values.
+
+        Raises:
+            DataError: as `value`.
+        """
+        first, num_items = self.peek(), self.num_items
+        if first == "[":
+            for _ in self.items():
+                pass
+        elif first == "{" and depth:
+            for _ in self.members():
+                self.skip_value(what, depth - 1)
+        else:
+            self.value(what)
+        self.num_items = num_items
 
     def _read(self, size: int) -> bool:
         """Read on, forgetting what is behind; return whether there was more."""

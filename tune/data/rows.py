@@ -152,7 +152,7 @@ def _json_items(file: DataFile, reader: JsonReader, keys: list[str], json_field:
             is_there = True
             yield from _json_items(file, reader, keys[1:], json_field)
         else:
-            reader.value(f"field {escape_control(name, 40)!r}")
+            reader.skip_value(f"field {escape_control(name, 40)!r}")
         names = [*names[:10], name]
     if not is_there:
         raise DataError(
@@ -167,10 +167,20 @@ def _json_rows(file: DataFile, reader: JsonReader, json_field: str | None) -> It
             raise DataError(f"{file} holds an empty list")
         yield from chain([first], items)
         return
-    value = reader.value(f"field {json_field!r}" if json_field else "its one object")
-    if not isinstance(value, dict):
-        raise DataError(f"{file} holds {describe(value)}, expected a list of objects")
-    lists = [key for key, item in value.items() if isinstance(item, list)]
+    if reader.peek() != "{":
+        found = reader.value(f"field {json_field!r}" if json_field else "its value")
+        raise DataError(f"{file} holds {describe(found)}, expected a list of objects")
+    value: dict[str, Any] = {}
+    lists: list[str] = []
+    for key in reader.members():
+        if reader.peek() == "[" and not lists:
+            lists.append(key)
+        if lists:
+            if key not in lists and reader.peek() == "[":
+                lists.append(key)
+            reader.skip_value("its one object")
+        else:
+            value[key] = reader.value("its one object")
     if lists:
         raise DataError(
             f"{file} is one object; say which of its fields holds the rows: "

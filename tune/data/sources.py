@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from tune.data.columns import list_names
@@ -91,7 +92,9 @@ class Source:
                 else (int(start or 0), int(stop) if stop else None)
             )
             return islice(
-                rows, first, last if self.limit is None else min(first + self.limit, last or _ENDLESS)
+                rows,
+                first,
+                last if self.limit is None else min(first + self.limit, _ENDLESS if last is None else last),
             )
         return islice(rows, None if self.limit is None else min(self.limit, _ENDLESS))
 
@@ -101,7 +104,10 @@ class Source:
                 return self._read_files(
                     _expand_data_files(self.data_files, split, Path()), f"data_files of {split}"
                 )
-            return read_addresses(self.source, split, self.data_files)
+            options: dict[str, Any] = {"field": self.field} if self.source in ("json", "jsonl") else {}
+            if self.source == "text":
+                options["sample_by"] = self.text_unit
+            return read_addresses(self.source, split, self.data_files, **options)
         place = expand_path(self.source)
         if self.source in _FILE_KINDS and not place.exists():
             raise ConfigError(
@@ -122,10 +128,18 @@ class Source:
             )
         if _looks_like_a_path(self.source):
             raise DataError(_no_file(place, "file or folder"))
+        self._refuse_field("a dataset of the hub")
         return read_hub(self.source, split, self.name, self.revision, self.data_files)
+
+    def _refuse_field(self, what: str) -> None:
+        if self.field is not None:
+            raise ConfigError(
+                f"dataset.field is {self.field!r}, which is for JSON files; the source is {what}"
+            )
 
     def _read_folder(self, folder: Path, split: str) -> Iterable[Row]:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            self._refuse_field("a dataset that `datasets` has saved")
             return read_saved_to_disk(folder, split)
         if self.data_files is not None:
             files = _expand_data_files(self.data_files, split, folder)

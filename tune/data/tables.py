@@ -113,7 +113,11 @@ def _cost(array: pyarrow.Array) -> int:
     if types.is_struct(kind):
         return cost + sum(_cost(part) for part in array.flatten())
     if types.is_map(kind):
-        return cost + _cost(array.keys) + _cost(array.items) if len(array) else cost
+        if not len(array):
+            return cost
+        # Keys and items are those of the whole array that this one is a slice of.
+        begin, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return cost + _cost(array.keys[begin:end]) + _cost(array.items[begin:end])
     if types.is_nested(kind) and not types.is_union(kind):
         inside = compute.sum(compute.list_value_length(array)).as_py() or 0
         # No need to know what they are: and what a view repeats would be copied.

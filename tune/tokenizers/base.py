@@ -91,9 +91,11 @@ class BaseTokenizer(ABC):
             system_prompt: what conversations without a system text began with.
             variables: what the template was given beside the conversation.
         """
-        from tune.tokenizers.chat_template import ChatTemplate, as_chat_template, stop_ids_of
+        from tune.tokenizers.chat_template import ChatTemplate, stop_ids_of, template_for
+        from tune.tokenizers.trained_template import as_chat_template
 
-        trained = as_chat_template(self, template, system_prompt, variables or {})
+        chosen = template_for(template, self)
+        trained = as_chat_template(chosen, bool(self.bos_ids), system_prompt, variables or {})
         if trained is None:
             return
         if self.trained_template is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,11 @@ from tune.tokenizers.special_token_escape import Conversation, escaper_for
 from tune.tokenizers.templates import (
     AnyTemplate,
     ChatMLTemplate,
-    PlainTemplate,
     PromptTemplate,
     Segment,
     template_names,
-    text_template_in,
 )
-from tune.utils.logging import get_logger
+from tune.tokenizers.trained_template import text_template_in
 
 if TYPE_CHECKING:
     from tune.tokenizers.protocol import Tokenizer
@@ -35,7 +32,6 @@ __all__ = [
     "CHECKPOINT_TEMPLATE",
     "ChatTemplate",
     "apply_chat_template",
-    "as_chat_template",
     "stop_ids_of",
     "template_for",
     "tokenize_conversation",
@@ -210,54 +206,6 @@ def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
     return tuple(
         dict.fromkeys((*tokenizer.stop_ids, *end_of_turn(chosen, escaper, tokenizer.special_token_names)))
     )
-
-
-def as_chat_template(
-    tokenizer: Tokenizer, template: AnyTemplate, system_prompt: str, variables: Mapping[str, Any]
-) -> ChatTemplate | None:
-    """Return what other tools have to render to write what was trained, None where Jinja cannot say it.
-
-    Args:
-        tokenizer: of the model.
-        template: what conversations were written in.
-        system_prompt: what those without a system text began with.
-        variables: what the template was given beside the conversation.
-    """
-    chosen = template_for(template, tokenizer)
-    if isinstance(chosen, PlainTemplate):
-        return None
-    add_bos = bool(tokenizer.bos_ids)
-    source = chosen.source if isinstance(chosen, ChatTemplate) else chosen.to_jinja(add_bos)
-    if source is None:
-        get_logger().warning(
-            f"The template {chosen.name} is code, so no chat template can be saved of it: ask the trained model with "
-            "the same template."
-        )
-        return None
-    first = ""
-    for name, value in plain_data(dict(variables), "a variable of the chat template").items():
-        first += f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
-    if system_prompt:
-        message = f"{{'role': 'system', 'content': {_literal(system_prompt)}}}"
-        first += (
-            "{% if not messages or messages[0].role != 'system' %}"
-            f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
-        )
-    if isinstance(chosen, PromptTemplate):
-        return ChatTemplate(_once(first, source), chosen.name)
-    if not first:
-        return chosen
-    for_tools = None if chosen.for_tools is None else _once(first, chosen.for_tools)
-    return ChatTemplate(_once(first, source), chosen.name, chosen.origin, for_tools=for_tools)
-
-
-def _once(first: str, source: str) -> str:
-    return source if source.startswith(first) else first + source
-
-
-def _literal(value: Any) -> str:
-    # Of JSON, Jinja reads all: true, false and null among it, where null is spelled none.
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _conversation(

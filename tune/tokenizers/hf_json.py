@@ -28,7 +28,7 @@ from tune.tokenizers.hf_backend import (
 )
 from tune.tokenizers.hf_pieces import PieceEncoder, unused_block
 from tune.tokenizers.rows import show_tokens
-from tune.tokenizers.settings import AddedToken, TokenizerSettings, read_settings
+from tune.tokenizers.settings import AddedToken, TokenizerSettings, read_settings, refuse_many_tokens
 from tune.tokenizers.special_tokens import find_pad, find_special_tokens
 from tune.tokenizers.templates import PromptTemplateSpec
 from tune.utils.paths import expand_path
@@ -143,6 +143,7 @@ class HFTokenizer(BaseTokenizer):
         left_out = self.dropped_tokens
         wanted = [*left_out.values(), *tokens]
         backend = build_backend(self._definition, self.path)
+        refuse_many_tokens(len(self._entries) + len(wanted), self.path)  # what is saved has to be read again
         backend.add_tokens([tokenizers.AddedToken(token.content, **token.flags()) for token in wanted])
         moved = [t.content for i, t in left_out.items() if backend.token_to_id(t.content) != i]
         if moved:
@@ -175,7 +176,7 @@ class HFTokenizer(BaseTokenizer):
         """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_settings(self, directory, self._definition)
         if self._is_extended:
-            write_extended(directory, self._definition, self._entries, self.path.suffix == ".model")
+            write_extended(directory, self._definition, self._entries, self.path.name != "tokenizer.json")
 
     def token(self, token_id: int) -> str:
         """Return the token as it stands in the vocabulary, such as "Ġthe" or "<0x0A>"; "" for an unused id."""

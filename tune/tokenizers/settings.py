@@ -16,8 +16,8 @@ _LARGEST_LENGTH = 100_000_000
 # Ids beyond this are a broken file: vocabularies have a few hundred thousand.
 _LARGEST_ID = 100_000_000
 _LARGEST_FILE = 64 * 2**20  # as large as the largest tokenizer; settings repeat no more than its added tokens
-# The library takes seconds for each ten thousand of them; models have some thousands.
-MAX_ADDED_TOKENS = 50_000
+# Models of speech add 65,536; the library takes seconds for each hundred thousand, and more where they look alike.
+MAX_ADDED_TOKENS = 131_072
 _MAX_STOP_IDS = 1_000  # models have a few
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

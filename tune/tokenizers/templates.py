@@ -6,10 +6,8 @@ answer is tokenized as its continuation: a model that is given the same prompt l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from tune.errors import ConfigError, DataError
@@ -91,38 +89,6 @@ class PromptTemplate:
     def write_answer(self, message: Message) -> str:
         """Return the text of an answer, as the model shall write it."""
         return message.content + self.assistant[1]
-
-    def to_jinja(self, add_bos: bool) -> str | None:
-        """Return the chat template that writes what this one does, None where code of one's own writes it.
-
-        Args:
-            add_bos: texts of this tokenizer begin with a BOS.
-        """
-        ours = PromptTemplate
-        if (type(self).write_prompt, type(self).write_answer) != (ours.write_prompt, ours.write_answer):
-            return None
-        return self._jinja(
-            add_bos, prompt=f"asked.text ~ {_quoted(self.assistant[0])}", answer="message.content"
-        )
-
-    def _jinja(self, add_bos: bool, prompt: str, answer: str, user: tuple[str, str] | None = None) -> str:
-        """Return a template with these expressions for all that stands before an answer, and for an answer's words."""
-        bos = "bos_token ~ " if add_bos else ""
-        written = {
-            "user": _wrapped("message.content", self.user if user is None else user),
-            "system": _wrapped("message.content", self.system),
-        }
-        return (
-            "{% set asked = namespace(text='', open=false) %}{% for message in messages %}"
-            f"{{% if message.role == 'assistant' %}}{{{{ {bos}({prompt}) ~ {_wrapped(answer, ('', self.assistant[1]))}"
-            " ~ eos_token }}{% set asked.text = '' %}{% set asked.open = false %}"
-            f"{{% elif message.role == 'user' %}}{{% set asked.text = asked.text ~ {written['user']} %}}"
-            "{% set asked.open = true %}"
-            f"{{% elif message.role == 'system' %}}{{% set asked.text = asked.text ~ {written['system']} %}}"
-            "{% set asked.open = true %}"
-            "{% else %}{{ raise_exception('there is no role ' ~ message.role) }}{% endif %}{% endfor %}"
-            f"{{% if asked.open or add_generation_prompt %}}{{{{ {bos}({prompt}).rstrip(' ') }}}}{{% endif %}}"
-        )
 
 
 @dataclass(frozen=True)
@@ -208,11 +174,6 @@ class Llama2ChatTemplate(PromptTemplate):
         """Return the answer without space around it but for the one that the format puts before EOS."""
         return message.content.strip() + self.assistant[1]
 
-    def to_jinja(self, add_bos: bool) -> str:
-        """Return the chat template that writes what this one does."""
-        prompt = f"{_quoted(self.user[0])} ~ asked.text.strip() ~ {_quoted(self.user[1] + self.assistant[0])}"
-        return self._jinja(add_bos, prompt, "message.content.strip()", user=("", ""))
-
 
 AnyTemplate = PromptTemplate | ChatTemplate
 PromptTemplateSpec = str | Mapping[str, Sequence[str]] | PromptTemplate | ChatTemplate
@@ -229,6 +190,11 @@ _BY_NAME: dict[str, type[PromptTemplate]] = {
     )
 }
 _BY_CLASS_NAME = {template.__name__: template for template in _BY_NAME.values()}
+
+
+def text_template_names() -> tuple[str, ...]:
+    """Return the names of the templates that are text around messages."""
+    return tuple(_BY_NAME)
 
 
 def template_names() -> tuple[str, ...]:
@@ -260,17 +226,6 @@ def get_prompt_template(spec: PromptTemplateSpec) -> AnyTemplate:
         f"prompt_template is a {type(spec).__name__}, expected a name ({', '.join(template_names())}), a .jinja file, "
         "a mapping of roles to [text before, text after], or a PromptTemplate"
     )
-
-
-def text_template_in(source: str, add_bos: bool) -> PromptTemplate | None:
-    """Return the text template of this package that a chat template was saved of, None for any other."""
-    return _text_templates(add_bos).get(source)
-
-
-@cache
-def _text_templates(add_bos: bool) -> dict[str, PromptTemplate]:
-    written = ((template(), template().to_jinja(add_bos)) for template in _BY_NAME.values())
-    return {source: template for template, source in written if source is not None}
 
 
 def check_variables(template: AnyTemplate, variables: Mapping[str, Any], setting: str) -> None:
@@ -320,16 +275,6 @@ def _template_from_mapping(spec: Mapping[str, Sequence[str]]) -> PromptTemplate:
     if "user" not in parts:
         raise ConfigError("prompt_template has no text for the role 'user'")
     return PromptTemplate(**parts)
-
-
-def _quoted(text: str) -> str:
-    # Jinja reads the escapes of Python, which those of JSON are but for pairs of surrogates.
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _wrapped(expression: str, around: tuple[str, str]) -> str:
-    before, after = (f"{_quoted(text)}" if text else "" for text in around)
-    return " ~ ".join(part for part in (before, expression, after) if part)
 
 
 def _turn_pairs(messages: Sequence[Message]) -> Iterator[tuple[list[Message], Message | None]]:

@@ -21,7 +21,7 @@ __all__ = [
     "to_device",
 ]
 
-LENGTHS = "lengths"
+LENGTHS = "document_lengths"
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def count_tokens(
     Every process must call this.
 
     Args:
-        batches: each with the `lengths` of its documents, as loaders of `build_loader` give them. Without: with
+        batches: each with its `document_lengths`, as loaders of `build_loader` give them. Without: with
             `tokens` [b, s], and `labels` and (if packed) `input_pos`, of which tokens that pad, at either end of a row
             and not trained on, are left out.
         padding_idx: the token that pads, which may be one that texts have, too.
@@ -69,10 +69,10 @@ def collate_with_lengths(
     padding_idx: int,
     examples: Sequence[Mapping[str, Any]],
 ) -> Any:
-    """Return the batch that `collate` makes of examples, with the `lengths` [n] of the documents in it.
+    """Return the batch that `collate` makes of examples, with the `document_lengths` [n] in it.
 
     In the batch itself a token that pads may not be told from one of the text. Where examples have no `tokens`, or
-    `collate` gives no mapping or lengths of its own, its batch is left as it is.
+    `collate` gives no mapping, its batch is left as it is.
 
     Args:
         collate: whatever a config names.
@@ -80,11 +80,7 @@ def collate_with_lengths(
         examples: with `tokens`, packed ones with `input_pos`.
     """
     batch = collate(examples)
-    if (
-        not isinstance(batch, dict)
-        or LENGTHS in batch
-        or not all("tokens" in example for example in examples)
-    ):
+    if not isinstance(batch, dict) or not all("tokens" in example for example in examples):
         return batch
     rows = batch.get("tokens")
     longest = rows.shape[1] if isinstance(rows, Tensor) and rows.dim() == 2 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -158,6 +159,8 @@ def build_lr_scheduler(
             + " Use cosine, linear, constant or another class of torch.optim.lr_scheduler."
         )
     num_warmup_steps = component.kwargs.get("num_warmup_steps")
+    if isinstance(ratio := component.kwargs.get("warmup_ratio"), int | float):
+        num_warmup_steps = math.ceil(ratio * num_training_steps)
     if isinstance(num_warmup_steps, int) and num_warmup_steps >= max(num_training_steps, 1):
         reached = (num_training_steps - 1) / num_warmup_steps
         get_logger().warning(

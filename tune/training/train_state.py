@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -164,11 +165,9 @@ class TrainState:
     def _saved_position(self, sampler: PlacedSampler) -> int:
         """Return how many examples of its epoch the run that is resumed has seen, on all processes together."""
         if place := self.resumed.get("sampler"):
-            try:
+            with suppress(DataError):  # said when the state is restored, after all that has changed
                 return sampler.find_position(place)
-            except DataError:  # said when the state is restored, after all that has changed
-                return sampler.num_examples
-        # No sampler was tracked: what a step took then is in the fingerprint.
+        # No sampler was tracked, or one of other data: what a step took then is in the fingerprint.
         text = self.resumed["fingerprint"].get("sequences_per_step", "")
         per_step = int(text) if text.isdecimal() and len(text) < 10 else self.sequences_per_step
         return int(min(self.resumed["step_in_epoch"] * per_step, sampler.num_examples))

@@ -33,7 +33,10 @@ __all__ = ["CANNOT_RUN", "BlockBytes", "LiveBytes", "StepBytes", "measure_step",
 
 # What modules and optimizers raise that look at the values of tensors, which have none without memory; or that are not
 # installed.
-CANNOT_RUN = (TuneError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
+CANNOT_RUN = (
+    *(TuneError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError),
+    *(AssertionError, ImportError),
+)
 Gradients = Literal["stand", "grow", "go"]
 
 

@@ -132,7 +132,10 @@ class Checkpoints:
             self.model_dir, self.adapter_dir = self.resumed.model_dir, self.resumed.adapter_dir
 
     def copy_tokenizer(self) -> Path | None:
-        """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone."""
+        """Return a folder with the tokenizer of the step to go on from, which that step's deletion leaves alone.
+
+        None without a step, and where adapters were saved without one: their base has it.
+        """
         return keep_tokenizer(self.resumed, self.mesh) if self.resumed else None
 
     def restore(

@@ -111,8 +111,9 @@ _PARTS: tuple[tuple[type, dict[str, _Field]], ...] = (
     (
         LRScheduler,
         {
-            "last_epoch": _STEP,
-            "base_lrs": _NUMBERS,
+            # Those that chain others have none of them.
+            "last_epoch": _STEP._replace(is_needed=False),
+            "base_lrs": _NUMBERS._replace(is_needed=False),
             "_last_lr": _NUMBERS._replace(is_needed=False),
             "_step_count": _COUNT._replace(is_needed=False),
         },
@@ -155,8 +156,9 @@ def check_part(name: str, part: Any, state: Mapping[str, Any], file: Path) -> No
         if isinstance(part, kind) and state:
             _check(state, declared, file, f"parts.{name}.")
     if isinstance(part, LRScheduler):
-        _check_like(state, part.state_dict(), file, f"parts.{name}.")
-        for key in state:
+        current = part.state_dict()
+        _check_like(state, current, file, f"parts.{name}.")
+        for key in state.keys() - current.keys():
             if callable(getattr(part, str(key), None)):
                 raise CheckpointError(
                     f"{file}: parts.{name} has a field {str(key)[:50]!r}, which no schedule saves."
@@ -196,7 +198,7 @@ def _is_like(saved: Any, now: Any) -> bool:
     if now is None or isinstance(now, bool):
         return saved is None or isinstance(saved, bool) or (now is None and type(saved) in (int, float, str))
     if _is_number(now):
-        return _is_number(saved) and math.isfinite(saved)
+        return _is_number(saved) and (math.isfinite(saved) or saved == now)
     if isinstance(now, (list, tuple)):
         return (
             isinstance(saved, (list, tuple))

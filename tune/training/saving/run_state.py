@@ -228,7 +228,7 @@ def load_run_state(
         state = content["parts"].get(name)
         check_part(name, part, state or {}, file)
         if settings_changed and isinstance(part, LRScheduler):
-            _advance(part, state["last_epoch"] if state else content["run"]["step"])
+            _advance(part, (state or {}).get("last_epoch", content["run"]["step"]))
         elif settings_changed and isinstance(part, GradScaler) and not (state and part.is_enabled()):
             continue  # loss scaling begins now, or is over
         elif state is None and part.state_dict():

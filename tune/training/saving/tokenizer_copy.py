@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from tune.checkpoints import has_tokenizer
 from tune.checkpoints.manifest import CHANGED_SINCE, check_files
 from tune.checkpoints.save import WEIGHT_FILES
 from tune.errors import CheckpointError
@@ -17,8 +18,10 @@ __all__ = ["keep_tokenizer"]
 FOLDER = ".tokenizer"
 
 
-def keep_tokenizer(saved: SavedStep, mesh: Mesh) -> Path:
-    """Return a folder beside the saved steps with all files of `saved`'s model but the weights, made anew.
+def keep_tokenizer(saved: SavedStep, mesh: Mesh) -> Path | None:
+    """Return a folder beside the saved steps with all files of `saved`'s model or adapter but the weights, made anew.
+
+    None where they are those of an adapter that was saved without a tokenizer: its base has it.
 
     A tokenizer's files are copied into each step that the run saves; the step it resumed from may have been deleted by
     then (`keep_last_n_checkpoints`). Every process must call this; the first one copies.
@@ -29,12 +32,14 @@ def keep_tokenizer(saved: SavedStep, mesh: Mesh) -> Path:
     kept = saved.path.with_name(FOLDER)
     staged = saved.path.with_name(f"{FOLDER}.new")
 
+    part = saved.adapter_dir if saved.adapter_dir.is_dir() else saved.model_dir
+
     def copy() -> None:
         try:
             shutil.rmtree(staged, ignore_errors=True)
-            shutil.copytree(saved.model_dir, staged, ignore=shutil.ignore_patterns(*WEIGHT_FILES))
+            shutil.copytree(part, staged, ignore=shutil.ignore_patterns(*WEIGHT_FILES))
             # With one of its files gone since the step was chosen, a tokenizer may still load, as another one.
-            check_files(saved.path, saved.step, "model", without=WEIGHT_FILES)
+            check_files(saved.path, saved.step, part.name, without=WEIGHT_FILES)
             shutil.rmtree(kept, ignore_errors=True)
             os.rename(staged, kept)
         except CheckpointError as error:
@@ -50,4 +55,4 @@ def keep_tokenizer(saved: SavedStep, mesh: Mesh) -> Path:
             ) from error
 
     mesh.from_rank_zero(copy)
-    return kept
+    return kept if part == saved.model_dir or has_tokenizer(kept) else None

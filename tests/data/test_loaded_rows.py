@@ -1,0 +1,61 @@
+"""Rows whose columns are more than plain values arrive as they were written, wherever they come from."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from tune.data.sources import Source
+from tune.errors import ConfigError, DataError
+
+MIB = 1 << 20
+
+
+def values_of(source, **settings):
+    return [row.values for row in Source(str(source), **settings).rows()]
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this version of datasets keeps no JSON columns")
+def test_columns_of_mixed_kinds_are_values_and_not_their_text(tmp_path):
+    rows = [{"a": [{"x": 1}], "b": "t"}, {"a": [{"x": "s"}], "b": "u"}, {"a": "t\n", "b": "v"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
+    assert "Json" in repr(loaded.features["a"])
+    loaded.save_to_disk(tmp_path / "saved")
+    assert values_of(tmp_path / "saved") == rows
+    with pytest.raises(ConfigError, match=r"dataset\.field is 'a'"):
+        values_of(tmp_path / "saved", field="a")
+
+
+@pytest.mark.parametrize("split", ["train[:1%]", "train[:-100]", "train[:0]"])
+def test_a_limit_does_not_fill_an_empty_range(tmp_path, split):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": 1}\n' * 20)
+    assert values_of(file, split=split, limit=5) == []
+    assert len(values_of(file, split="train[2:9]", limit=5)) == 5
+
+
+def test_maps_of_many_rows_are_counted_row_by_row(tmp_path):
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    maps = pyarrow.array([[("k", "v" * 30_000)]] * 1000, kind)
+    parquet.write_table(pyarrow.table({"m": maps}), tmp_path / "rows.parquet")
+    rows = values_of(tmp_path / "rows.parquet")
+    assert len(rows) == 1000
+    assert not any(row.problem for row in Source(str(tmp_path / "rows.parquet"), limit=3).rows())
+    assert rows[999] == {"m": [("k", "v" * 30_000)]}
+
+
+def test_fields_beside_the_rows_may_be_large(tmp_path):
+    file = tmp_path / "rows.json"
+    large = [{"q": "x" * MIB}] * 20
+    file.write_text(json.dumps({"meta": {"by": [1]}, "train": large, "validation": large, "none": []}))
+    for field in ("train", "validation"):
+        assert len(values_of(file, field=field)) == 20
+    with pytest.raises(DataError, match=r"dataset\.field=train or dataset\.field=validation"):
+        values_of(file)
+    with pytest.raises(DataError, match="empty list"):
+        values_of(file, field="none")
