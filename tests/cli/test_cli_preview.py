@@ -66,7 +66,7 @@ def test_a_terminal_gets_colours_and_underlines(tune, folder: Path, monkeypatch)
     monkeypatch.setattr("tune.cli.preview.wants_color", lambda stream: True)
     outcome = tune("preview", "my.yaml", "--rows", ":2")
     assert (
-        "\x1b[7m<s>\x1b[0mQuestion: say red⏎\nAnswer:\x1b[4;32m red red\x1b[0m\x1b[7;4;32m</s>\x1b[0m\n"
+        "\x1b[7m<s>\x1b[0mQuestion: say red⏎\nAnswer:\x1b[4;32m red red\x1b[0m\x1b[7m\x1b[4;32m</s>\x1b[0m\x1b[0m\n"
         in outcome.out
     )
 

@@ -23,11 +23,10 @@ from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, 
 from tune.cli.catalogue import find_recipe
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.recipe_lookup import Target, find_target
-from tune.cli.terminal import paint, report_error, wants_color
+from tune.cli.terminal import paint, report_error, say, wants_color
 from tune.cli.torch_logging import importing_quietly
 from tune.cli.validate import choose_config, choose_target, judge_stated, print_problems, resolve_for
 from tune.errors import ConfigError, DataError, TuneError
-from tune.utils.escape import escape_lines
 
 if TYPE_CHECKING:
     from tune.config.component import Component
@@ -39,8 +38,6 @@ _NUM_EXAMPLES = 5
 _DEFAULT_RECIPE = "full_finetune"
 # What a run needs and a look at its data does not: given where a config leaves it out.
 _NOT_NEEDED = {"output_dir": "output_dir=out", "optimizer.lr": "lr=1e-5"}
-# Learnt tokens are green and underlined, paler where they weigh less; special ones are shown in reverse.
-_GREENS = {0.25: "38;5;22", 0.5: "38;5;28", 0.75: "38;5;34"}
 
 
 def run(given: Given) -> int:
@@ -48,7 +45,7 @@ def run(given: Given) -> int:
     resolution = _resolve(given)
     if not resolution.ok:
         if "json" in given.switches:
-            sys.stdout.write(json.dumps(resolution.to_json(), indent=2) + "\n")
+            say(json.dumps(resolution.to_json(), indent=2) + "\n")
         else:
             print_problems(resolution)
         return EXIT_BAD_USAGE
@@ -62,7 +59,7 @@ def run(given: Given) -> int:
         report_error(str(error))
         return EXIT_BAD_USAGE
     if "json" in given.switches:
-        sys.stdout.write(json.dumps({"datasets": [item.to_json() for item in shown]}) + "\n")
+        say(json.dumps({"datasets": [item.to_json() for item in shown]}) + "\n")
     elif html is not None:
         _print_reports(shown)
     else:
@@ -71,7 +68,7 @@ def run(given: Given) -> int:
         from tune.cli.preview_html import write_html
 
         write_html(html, shown, force="force" in given.switches)
-        sys.stderr.write(f"Wrote {html}\n")
+        say(f"Wrote {html}\n", sys.stderr)
     return 0
 
 
@@ -195,31 +192,25 @@ def _html_file(given: Given) -> Path | None:
 
 def _print_reports(shown: list[ShownDataset]) -> None:
     for item in shown:
-        title = f"{item.name}: {item.report_text()}" if len(shown) > 1 else item.report_text()
-        sys.stdout.write(escape_lines(title) + "\n")
+        say((f"{item.name}: " if len(shown) > 1 else "") + item.report_text() + "\n")
 
 
 def _print_examples(shown: list[ShownDataset], with_ids: bool) -> None:
     from tune.data.preview import format_example
 
-    color = _paint if wants_color(sys.stdout) else None
     _print_reports(shown)
-    legend = (
-        "learnt, special token"
-        if color is None
-        else f"{_code('learnt', '4;32')}, {_code('special token', '7')}"
-    )
-    if color is None:
-        legend = "⟦learnt⟧, ⟨special token⟩"
-    sys.stdout.write(f"\n{legend}, ⏎ line end\n")
+    has_color = wants_color(sys.stdout)
+    legend = f"{paint('learnt', 'learnt')}, {paint('special token', 'reverse')}"
+    say(f"\n{legend if has_color else '⟦learnt⟧, ⟨special token⟩'}, ⏎ line end\n")
     for item in shown:
         for number, example in enumerate(item.examples, start=1):
             title = f"{item.name}, example {number}: {example.describe()}"
-            sys.stdout.write("\n" + paint(escape_lines(title), "bold") + "\n")
             text = (
-                _table(example.preview) if with_ids else format_example(example.preview, example.cuts, color)
+                _table(example.preview)
+                if with_ids
+                else format_example(example.preview, example.cuts, _paint if has_color else None)
             )
-            sys.stdout.write(text + "\n")
+            say(f"\n{paint(title, 'bold')}\n{text}\n")
 
 
 def _table(tokens: list[PreviewToken]) -> str:
@@ -239,14 +230,10 @@ def _table(tokens: list[PreviewToken]) -> str:
 
 
 def _paint(text: str, token: PreviewToken) -> str:
-    codes = ["7"] * token.is_special
     if token.is_learnt:
-        codes += ["4", next((code for limit, code in _GREENS.items() if token.weight <= limit), "32")]
-    return _code(text, ";".join(codes)) if codes else text
-
-
-def _code(text: str, codes: str) -> str:
-    return f"\x1b[{codes}m{text}\x1b[0m" if text else ""
+        shades = (f" {limit}" for limit in (0.25, 0.5, 0.75) if token.weight <= limit)
+        text = paint(text, f"learnt{next(shades, '')}")
+    return paint(text, "reverse") if token.is_special else text
 
 
 COMMAND = Command(
