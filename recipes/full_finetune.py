@@ -24,7 +24,7 @@ from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import fixed_on_resume, instantiate
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
-from tune.datasets import build_datasets
+from tune.datasets import build_splits
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
 from tune.utils import get_device, get_logger
@@ -107,14 +107,17 @@ class FullFinetuneRecipe:
             mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
+        splits: dict[str, Any] = {
+            "val_split": params.val_split,
+            "mix_until": params.mix_until,
+            "seed": state.seed,
+        }
+        self.dataset, dataset_val = build_splits(params.dataset, params.dataset_val, self.tokenizer, **splits)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
-        if params.dataset_val:
-            dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
-            batch_size_val = params.batch_size_val or params.batch_size
-            self.loader_val = build_loader(dataset_val, batch_size=batch_size_val, shuffle=False)
+        batch_size_val = params.batch_size_val or params.batch_size
+        self.loader_val = dataset_val and build_loader(dataset_val, batch_size=batch_size_val, shuffle=False)
 
     def _setup_model(self) -> None:
         params = self.params
@@ -245,7 +248,7 @@ class FullFinetuneRecipe:
 
     def validate(self) -> dict[str, float]:
         """Return the loss per target over the whole validation set, or nothing where there is none."""
-        if not self.params.dataset_val:
+        if not self.loader_val:
             return {}
         with self.monitor.paused():
             val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)

@@ -162,6 +162,24 @@ def test_the_validation_set_is_shown_if_asked(tune, folder: Path) -> None:
     assert list(shown(tune("preview", "my.yaml", *words).out).values()) == ["⟨<s>⟩⟦river⟨</s>⟩⟧"]
 
 
+def test_what_is_set_aside_is_shown_if_asked(tune, folder: Path) -> None:
+    held = tune("preview", "my.yaml", "val_split=2", "--val")
+    assert "my.jsonl, set aside (" in held.out
+    kept = tune("preview", "my.yaml", "val_split=2", "--all", "--rows", "9")
+    assert "2 of 8 examples are set aside for validation (val_split)" in kept.out
+    texts = [*shown(held.out).values(), *shown(kept.out).values()]
+    assert len(texts) == len(set(texts)) == 8
+
+
+def test_the_mixture_of_a_list_is_told(tune, folder: Path) -> None:
+    write_rows(folder / "other.jsonl", [{"question": f"say {n}", "answer": "red"} for n in range(4)])
+    one = "{_component_: instruct, source: %s.jsonl, weight: %s}"
+    words = ["preview", "my.yaml", f"dataset=[{one % ('my', 1)}, {one % ('other', 3)}]"]
+    said = tune(*words, "--all").out
+    assert "mixes 5 examples, until the first is exhausted: dataset.0: 1 of 8 (20.0%, of the tokens " in said
+    assert "mixes" not in tune(*words, "--rows", "2").out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

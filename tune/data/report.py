@@ -34,6 +34,7 @@ class DataReport:
         num_empty_answers: examples kept whose answer is empty.
         longest: tokens of the longest example before any cut.
         dropped: the first dropped rows, with place and reason.
+        notes: what else is to be said, a sentence each: what was set aside, how datasets are mixed.
     """
 
     source: str = ""
@@ -52,6 +53,7 @@ class DataReport:
     num_empty_answers: int = 0
     longest: int = 0
     dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def share_trained(self) -> float:
@@ -106,6 +108,7 @@ class DataReport:
         if self.num_packs:
             fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
             lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings())])
 
     def _num_whole(self) -> int:
@@ -130,5 +133,6 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         max_seq_len=min(limits) if limits else None,
         longest=max(report.longest for report in reports),
         dropped=[line for report in reports for line in report.dropped][:_MAX_PLACES],
+        notes=[f"{report.source}: {note}" for report in reports for note in report.notes],
         **counts,
     )

@@ -32,6 +32,10 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
         dataset: the examples, each shorter than a sequence.
         max_seq_len: tokens of a sequence; by default the limit that the examples were cut to.
 
+    Attributes:
+        documents: the dataset of the examples.
+        capacity: tokens of a sequence.
+
     Raises:
         ConfigError: there is no limit.
     """
@@ -42,7 +46,8 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
             raise ConfigError(
                 "packed needs to know how long a sequence is: set dataset.max_seq_len or tokenizer.max_seq_len"
             )
-        self._dataset = dataset
+        self.documents = dataset
+        self.capacity = capacity
         self._packs = pack_lengths([dataset.length(index) for index in range(len(dataset))], capacity)
         self._report = replace(dataset.report(), num_packs=len(self._packs), max_seq_len=capacity)
 
@@ -52,7 +57,7 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         packed: dict[str, list[int]] = {"tokens": [], "labels": [], "input_pos": []}
         for member in self._packs[index]:
-            example = self._dataset[member]
+            example = self.documents[member]
             packed["tokens"] += example["tokens"]
             packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
             packed["input_pos"] += range(len(example["tokens"]))
@@ -60,7 +65,7 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
 
     def length(self, index: int) -> int:
         """Return the number of tokens of a sequence without making it."""
-        return sum(self._dataset.length(member) for member in self._packs[index])
+        return sum(self.documents.length(member) for member in self._packs[index])
 
     def members(self, index: int) -> list[int]:
         """Return which examples of the other dataset a sequence holds."""
@@ -72,4 +77,4 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
 
     def render_prompt(self, text: str) -> str | list[int]:
         """Return what the model reads when a user says `text`."""
-        return self._dataset.render_prompt(text)
+        return self.documents.render_prompt(text)
