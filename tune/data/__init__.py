@@ -19,6 +19,7 @@ from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
 from tune.data.torchtune_names import GONE, HERE
+from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
     AlpacaToMessages,
     InputOutputToMessages,
@@ -51,6 +52,7 @@ __all__ = [
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
     "InstructionColumns",
+    "LearntAnswers",
     "Llama2ChatTemplate",
     "Message",
     "OpenAIToMessages",

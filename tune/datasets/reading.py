@@ -97,6 +97,9 @@ def add_example(
     store: TokenStore, report: DataReport, tokens: list[int], weights: list[float], limit: int | None
 ) -> None:
     """Store an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
+    if len(weights) > 1 and not any(weights[1:]):
+        report.num_unlearnt += 1
+        return
     report.longest = max(report.longest, len(tokens))
     if limit is not None and len(tokens) > limit:
         report.num_truncated += 1
@@ -124,6 +127,11 @@ def check_learnable(report: DataReport) -> None:
             f"nothing to learn in {report.source}: in all {report.num_lost:,} examples the answer lies beyond "
             f"max_seq_len={report.max_seq_len} (the longest example has {report.longest:,} tokens). Raise "
             "dataset.max_seq_len, or use a tokenizer and model made for longer sequences"
+        )
+    if report.num_unlearnt and not report.num_dropped:
+        raise DataError(
+            f"nothing to learn in {report.source}: in all {report.num_unlearnt:,} rows no answer is to be learnt: "
+            "weight 0, by flags of the messages (weight, train, loss, masked), or by dataset.train_on"
         )
     listed = "".join(f"\n  {line}" for line in report.dropped)
     raise DataError(
