@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from tune.data import AlpacaInstructTemplate, AlpacaToMessages, Source, find_instruction_columns
+from tune.data import (
+    AlpacaInstructTemplate,
+    AlpacaToMessages,
+    LearntAnswers,
+    Source,
+    find_instruction_columns,
+)
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
+    from tune.data.train_on import TrainOn
     from tune.tokenizers import Tokenizer
 
 
@@ -20,6 +27,8 @@ def alpaca_dataset(
     source: str = "tatsu-lab/alpaca",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -39,6 +48,8 @@ def alpaca_dataset(
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
         column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
+        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -55,7 +66,8 @@ def alpaca_dataset(
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
-    return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
+    choice = (train_on_input, train_on, train_on_reasoning)
+    return alpaca_from_rows(tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len)
 
 
 def alpaca_cleaned_dataset(
@@ -64,6 +76,8 @@ def alpaca_cleaned_dataset(
     source: str = "yahma/alpaca-cleaned",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -80,6 +94,8 @@ def alpaca_cleaned_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
+        train_on=train_on,
+        train_on_reasoning=train_on_reasoning,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -97,6 +113,9 @@ def alpaca_from_rows(
     rows: RowReader,
     columns: InstructionColumns,
     train_on_input: bool,
+    train_on: TrainOn = "all",
+    train_on_reasoning: bool = True,
+    *,
     packed: bool,
     max_seq_len: int | None,
 ) -> SFTDataset | PackedDataset:
@@ -105,10 +124,11 @@ def alpaca_from_rows(
     column_map = {"instruction": columns.prompt, "output": columns.answer}
     # A name that no row has reads as "no input".
     column_map["input"] = columns.context or ""
+    transform = AlpacaToMessages(train_on_input, column_map)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=AlpacaToMessages(train_on_input, column_map),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
     )
