@@ -11,6 +11,7 @@ from typing import Any
 
 from tune.data.columns import list_names
 from tune.data.json_text import parse
+from tune.data.message_flags import read_weight
 from tune.data.rows import describe
 from tune.errors import DataError
 from tune.tokenizers.messages import Message, Role, validate_messages
@@ -191,17 +192,18 @@ def _chat_messages(
             )
         if role == "system" and system:
             continue
-        masked = (role != "assistant" and not train_on_input) or turn.get("weight") == 0
+        weight = read_weight(turn, role == "assistant" or train_on_input, where)
         content = turn.get(keys[1])
         messages.append(
             Message(
                 role,
                 "" if content is None and calls else _content(content, where),
-                masked,
+                False,
                 _tool_calls(calls, where),
                 next((thought for key in _THINKING_KEYS if (thought := _label(turn, key, where))), None),
                 _label(turn, "name", where),
                 _label(turn, "tool_call_id", where),
+                weight,
             )
         )
     validate_messages(messages)

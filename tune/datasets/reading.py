@@ -94,23 +94,25 @@ class RowReader:
 
 
 def add_example(
-    store: TokenStore, report: DataReport, tokens: list[int], mask: list[bool], limit: int | None
+    store: TokenStore, report: DataReport, tokens: list[int], weights: list[float], limit: int | None
 ) -> None:
     """Store an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
     report.longest = max(report.longest, len(tokens))
     if limit is not None and len(tokens) > limit:
         report.num_truncated += 1
         report.num_tokens_cut += len(tokens) - limit
-        tokens, mask = tokens[:limit], mask[:limit]
+        tokens, weights = tokens[:limit], weights[:limit]
     # The first token is the target of no position.
-    num_targets = mask.count(False) - (not mask[0] if mask else 0)
+    targets = weights[1:]
+    num_targets = len(targets) - targets.count(0.0)
     if num_targets < 1:
         report.num_lost += 1
         return
-    store.append(tokens, mask)
+    store.append(tokens, weights)
     report.num_examples += 1
     report.num_tokens += len(tokens)
     report.num_target_tokens += num_targets
+    report.num_weighted_tokens += num_targets - targets.count(1.0)
 
 
 def check_learnable(report: DataReport) -> None:

@@ -39,11 +39,15 @@ class Turn:
 
 
 Place = tuple[int, int]
+# Where it stands, and the weight of its tokens in the loss.
+LearntPlace = tuple[int, int, float]
 
 
 @dataclass(frozen=True)
 class LearntText:
     """A text to learn from, marked, and the places [start, end) of what is learnt, in characters without marks.
+
+    Each place has its weight.
 
     Args:
         text: all of it.
@@ -54,7 +58,7 @@ class LearntText:
 
     text: str
     turns: tuple[Turn, ...]
-    places: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[LearntPlace, ...], ...]
     end: int | None
 
 
@@ -65,7 +69,7 @@ def write_examples(
 
     Args:
         conversation: renders it.
-        messages: say what is masked.
+        messages: say what is learnt, and with what weight.
         stop_ids: what ends a generation, beside the token by which the template ends a turn.
 
     Raises:
@@ -73,7 +77,7 @@ def write_examples(
     """
     writer = _Writer(conversation, messages, stop_ids)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    rest = [index for index in answers if not messages[index].masked or writer.is_prompt_learnt(index)]
+    rest = [index for index in answers if messages[index].weight or writer.prompt_weight(index)]
     if not rest:
         return [writer.unlearnt()]
     last, *others = rest[::-1]
@@ -109,9 +113,8 @@ class _Writer:
             self._turns[index] = self._read_turn(index)
         return self._turns[index]
 
-    def is_prompt_learnt(self, index: int) -> bool:
-        asked = self._asked(index)
-        return bool(asked) and not any(message.masked for message in asked)
+    def prompt_weight(self, index: int) -> float:
+        return min((message.weight for message in self._asked(index)), default=0.0)
 
     def unlearnt(self) -> LearntText:
         """Return the conversation with nothing in it learnt, but for a last question that is not masked."""
@@ -132,8 +135,9 @@ class _Writer:
         for index in inside:
             turn = self.turn(index)
             start, end = self._chat.length(turn.prompt), self._chat.length(turn.text)
-            asked = ((self._end_before(index, text), start),) if self.is_prompt_learnt(index) else ()
-            places.append(asked if self._messages[index].masked else (*asked, (start, end)))
+            weight, asked_weight = self._messages[index].weight, self.prompt_weight(index)
+            asked = ((self._end_before(index, text), start, asked_weight),) if asked_weight else ()
+            places.append((*asked, (start, end, weight)) if weight else asked)
         last = len(self._messages) - 1
         is_last_inside = last in self._turns and text.startswith(self._turns[last].text)
         return LearntText(
@@ -143,12 +147,13 @@ class _Writer:
             self._chat.length(self._turns[last].text) if is_last_inside else None,
         )
 
-    def _tail_of(self, text: str) -> tuple[Place, ...]:
+    def _tail_of(self, text: str) -> tuple[LearntPlace, ...]:
         """Return the place of messages after the last answer, if they are in the text and learnt."""
         num_messages = len(self._messages)
-        if not self.is_prompt_learnt(num_messages) or text != self._chat.render(num_messages):
+        weight = self.prompt_weight(num_messages)
+        if not weight or text != self._chat.render(num_messages):
             return ()
-        return ((self._end_before(num_messages, text), self._chat.length(text)),)
+        return ((self._end_before(num_messages, text), self._chat.length(text), weight),)
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Return the messages between the answer before a message and that message."""
@@ -260,10 +265,12 @@ def end_of_turn(
     return template.ends_of_turn[escaper]
 
 
-def encode_with_mask(
+def encode_with_weights(
     tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool = True
-) -> list[tuple[list[int], list[bool]]]:
-    """Return the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
+) -> list[tuple[list[int], list[float]]]:
+    """Return the ids of a text, and for each its weight, 0 where it is not learnt.
+
+    With `add_eos` false the end of the last answer is left out.
 
     Each prompt has the ids it has by itself, as a model reads it that is asked. Where a token of the whole text would
     reach from a prompt into its answer, each turn becomes an example whose prompt and answer are encoded apart.
@@ -273,12 +280,12 @@ def encode_with_mask(
         prompt = conversation.split(turn.prompt)
         if not _stands_alone(tokenizer, prompt, ids, spans, conversation.length(turn.prompt)):
             return _encode_each(tokenizer, conversation, written, add_eos)
-    return [_with_mask(tokenizer, ids, spans, written, add_eos)]
+    return [_with_weights(tokenizer, ids, spans, written, add_eos)]
 
 
 def _encode_each(
     tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool
-) -> list[tuple[list[int], list[bool]]]:
+) -> list[tuple[list[int], list[float]]]:
     examples = []
     for turn, places in zip(written.turns, written.places):
         is_last = turn is written.turns[-1]
@@ -286,23 +293,25 @@ def _encode_each(
         text = written.text if is_last else turn.text
         alone = LearntText(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
         ids, spans = _encode_apart(tokenizer, conversation, turn.prompt, text[len(turn.prompt) :])
-        examples.append(_with_mask(tokenizer, ids, spans, alone, add_eos))
+        examples.append(_with_weights(tokenizer, ids, spans, alone, add_eos))
     return examples
 
 
-def _with_mask(
+def _with_weights(
     tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: LearntText, add_eos: bool
-) -> tuple[list[int], list[bool]]:
+) -> tuple[list[int], list[float]]:
     learnt = [place for places in written.places for place in places]
-    masked = [not any(start <= first < end for start, end in learnt) for first, _ in spans]
+    weights = [
+        next((weight for start, end, weight in learnt if start <= first < end), 0.0) for first, _ in spans
+    ]
     # Nothing comes before a BOS that it could follow from.
     if ids and ids[0] == tokenizer.bos_id:
-        masked[0] = True
+        weights[0] = 0.0
     if written.end is not None and not add_eos:
         end = written.end
         num_kept = sum(first < end for first, _ in spans) - 1
-        return ids[:num_kept], masked[:num_kept]
-    return ids, masked
+        return ids[:num_kept], weights[:num_kept]
+    return ids, weights
 
 
 def _stands_alone(

@@ -13,6 +13,8 @@ Role = Literal["system", "user", "assistant", "tool", "ipython"]
 # Those that every prompt template knows.
 ROLES = ("system", "user", "assistant")
 TOOL_ROLES = ("tool", "ipython")
+# More would be a slip: one token would outweigh all others of a batch.
+MAX_WEIGHT = 1000
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Message:
         reasoning_content: what the assistant thinks before it answers. Only chat templates can write it.
         name: of the tool whose result this is.
         tool_call_id: of the call whose result this is.
+        weight: what the loss of its tokens is multiplied by; 0 is what `masked` says.
+
+    Raises:
+        DataError: the weight is no number from 0 to 1000.
     """
 
     role: Role
@@ -37,6 +43,17 @@ class Message:
     reasoning_content: str | None = None
     name: str | None = None
     tool_call_id: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not is_number or not 0 <= self.weight <= MAX_WEIGHT:
+            raise DataError(
+                f"a message has the weight {self.weight!r:.60}, expected a number from 0 to {MAX_WEIGHT}"
+            )
+        # Each says the other, so that it is enough to look at one.
+        object.__setattr__(self, "weight", 0.0 if self.masked else float(self.weight))
+        object.__setattr__(self, "masked", self.weight == 0)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Message:

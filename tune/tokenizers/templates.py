@@ -30,6 +30,7 @@ class Segment:
         add_bos: starts a sequence with a BOS.
         add_eos: ends it with an EOS, which is learnt where the text is.
         continuation: goes on right after the segment before.
+        weight: what the loss of its tokens is multiplied by where they are learnt.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Segment:
     add_bos: bool = False
     add_eos: bool = False
     continuation: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,20 @@ class PromptTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Return the pieces of a conversation: for each answer, the prompt before it, then the answer.
 
-        A prompt is learnt only where none of its messages is masked. A conversation may end with a user's
-        message: the last segment is then the prompt a model continues.
+        A prompt has the least of its messages' weights: one that is masked keeps it from being learnt. A conversation
+        may end with a user's message: the last segment is then the prompt a model continues.
         """
         pieces: list[Segment] = []
         for asked, answer in _turn_pairs(messages):
             prompt = self.write_prompt(asked)
             read = prompt.rstrip(" ")
-            pieces.append(Segment(read, any(message.masked for message in asked), add_bos=True))
+            weight = min((message.weight for message in asked), default=1.0)
+            pieces.append(Segment(read, weight == 0, add_bos=True, weight=weight))
             if answer is not None:
                 text = prompt[len(read) :] + self.write_answer(answer)
-                pieces.append(Segment(text, answer.masked, add_eos=True, continuation=bool(read)))
+                pieces.append(
+                    Segment(text, answer.masked, False, True, continuation=bool(read), weight=answer.weight)
+                )
         return pieces
 
     def prompt(self, text: str, system: str = "") -> str:
