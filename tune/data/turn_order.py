@@ -92,7 +92,8 @@ def _explain(messages: Sequence[Message], odd: int) -> str:
     else:
         what = "is the result of a tool that nobody called"
     order = ", ".join(message.role for message in messages[:8])
-    trim = f"keeps what is before message {odd + 1}" if _has_answer(messages[:odd]) else "starts after it"
+    place = f"{'at' if role == 'user' else 'after'} message {odd + 1}"
+    trim = f"keeps what is before message {odd + 1}" if _has_answer(messages[:odd]) else f"starts {place}"
     return (
         f"message {odd + 1} {what} (the order is {order}{', ...' if len(messages) > 8 else ''}). "
         f"dataset.on_odd_turns=merge {merge}; trim {trim}"
