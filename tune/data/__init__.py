@@ -10,7 +10,7 @@ from tune.data.columns import (
     find_text_column,
 )
 from tune.data.files import Row
-from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, truncate
+from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, shift_weights, truncate
 from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
@@ -19,6 +19,7 @@ from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
 from tune.data.torchtune_names import GONE, HERE
+from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
     AlpacaToMessages,
     ChatToMessages,
@@ -54,6 +55,7 @@ __all__ = [
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
     "InstructionColumns",
+    "LearntAnswers",
     "Llama2ChatTemplate",
     "Message",
     "OpenAIToMessages",
@@ -82,6 +84,7 @@ __all__ = [
     "padded_collate_sft",
     "preview_example",
     "shift_labels",
+    "shift_weights",
     "tokenize_segments",
     "truncate",
     "validate_messages",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from tune.data.message_flags import FLAG_KEYS, read_part_weight, read_weight
 from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
+from tune.data.turn_order import join_messages
 from tune.data.values import as_text, is_empty
 from tune.errors import DataError
 from tune.tokenizers.messages import TOOL_ROLES, Message, Role
@@ -20,7 +22,7 @@ CONTENT_KEYS = ("content", "value", "text")
 # Data names what an assistant thinks in several ways.
 _THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _CALL_KEYS = ("tool_calls", "function_call")
-_OTHER_KEYS = ("name", "tool_call_id", "weight")
+_OTHER_KEYS = ("name", "tool_call_id", *FLAG_KEYS)
 # A turn whose content is a call; and text that belongs to a question.
 _CALL, _CONTEXT = "call", "context"
 _ROLES: dict[str, str] = {
@@ -85,8 +87,7 @@ class TurnReader:
                 was_context, is_context = is_context, role == _CONTEXT
                 if messages and messages[-1].role == message.role == "user" and (is_context or was_context):
                     is_context = is_context and was_context
-                    texts = (messages[-1].content, message.content)
-                    messages[-1] = replace(message, content="\n\n".join(text for text in texts if text))
+                    messages[-1] = join_messages(messages[-1], message)
                 else:
                     messages.append(message)
         return messages
@@ -154,23 +155,27 @@ class TurnReader:
             raise DataError(self._not_a_turn({self.role_keys[0]: role, **turn}, where))
         unused.update(f"message key {escape_control(name, 60)}" for name in others)
         final: Role = {_CALL: "assistant", _CONTEXT: "user"}.get(role, role)  # type: ignore[assignment]
-        masked = (final != "assistant" and not self.train_on_input) or turn.get("weight") == 0
+        content = "".join(text for text, _ in said.parts)
+        weight, spans = read_weight(
+            turn, final == "assistant" or self.train_on_input, where, content, said.parts
+        )
         return Message(
             final,
-            "".join(said.texts),
-            masked,
-            tuple(said.calls),
-            "\n\n".join(said.thoughts) or None,
-            _label(turn, "name", where),
-            _label(turn, "tool_call_id", where),
+            content,
+            tool_calls=said.calls,
+            reasoning_content="\n\n".join(said.thoughts) or None,
+            name=_label(turn, "name", where),
+            tool_call_id=_label(turn, "tool_call_id", where),
+            weight=weight,
+            spans=spans,
         )
 
 
 @dataclass
 class _Content:
-    """What is said in a message: texts, thoughts before them, and calls of tools."""
+    """What is said in a message: texts, each with its own weight, thoughts before them, and calls of tools."""
 
-    texts: list[str] = field(default_factory=list)
+    parts: list[tuple[str, float | None]] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: tuple[dict[str, Any], ...] = ()
 
@@ -181,22 +186,22 @@ class _Content:
                 self._add_part(part, where)
         elif is_result and isinstance(value, Mapping | list | tuple):
             # What a tool gives back is data; the model reads its text.
-            self.texts.append(json.dumps(value, ensure_ascii=False))
+            self.parts.append((json.dumps(value, ensure_ascii=False), None))
         elif isinstance(value, Mapping) and "type" in value:
             self._add_part(value, where)
         else:
-            self.texts.append(as_text(value, f"{where} has content that", notes))
+            self.parts.append((as_text(value, f"{where} has content that", notes), None))
 
     def _add_part(self, part: Mapping[str, Any] | str, where: str) -> None:
         if isinstance(part, str):
-            self.texts.append(part)
+            self.parts.append((part, None))
             return
         kind = part.get("type", "text")
         value = next(
             (part[name] for name in (kind, "text", "value", "content") if part.get(name) is not None), None
         )
         if kind in _TEXT_PARTS and isinstance(value, str):
-            self.texts.append(value)
+            self.parts.append((value, read_part_weight(part, where)))
         elif kind in _THINKING_PARTS:
             self.thoughts.append(_thought(value, where, "thinking"))
         elif kind == "tool_call":

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from tune.data import AlpacaInstructTemplate, AlpacaToMessages, Source, find_instruction_columns
+from tune.data import (
+    AlpacaInstructTemplate,
+    AlpacaToMessages,
+    LearntAnswers,
+    Source,
+    find_instruction_columns,
+)
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
+    from tune.data.train_on import TrainOn
     from tune.tokenizers import Tokenizer
 
 
@@ -22,6 +29,8 @@ def alpaca_dataset(
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
     ignore_columns: list[str] | None = None,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -43,6 +52,8 @@ def alpaca_dataset(
             to that of a system prompt, `history` to that of earlier pairs of prompt and answer.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
         ignore_columns: columns that are not read, and not reported as unused.
+        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
+        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -59,8 +70,15 @@ def alpaca_dataset(
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
+    choice = (train_on_input, train_on, train_on_reasoning)
     return alpaca_from_rows(
-        tokenizer, rows, columns, train_on_input, packed, max_seq_len, ignore_columns or ()
+        tokenizer,
+        rows,
+        columns,
+        *choice,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        ignore_columns=ignore_columns or (),
     )
 
 
@@ -71,6 +89,8 @@ def alpaca_cleaned_dataset(
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
     ignore_columns: list[str] | None = None,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -88,6 +108,8 @@ def alpaca_cleaned_dataset(
         column_map=column_map,
         train_on_input=train_on_input,
         ignore_columns=ignore_columns,
+        train_on=train_on,
+        train_on_reasoning=train_on_reasoning,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -105,18 +127,20 @@ def alpaca_from_rows(
     rows: RowReader,
     columns: InstructionColumns,
     train_on_input: bool,
+    train_on: TrainOn = "all",
+    train_on_reasoning: bool = True,
+    *,
     packed: bool,
     max_seq_len: int | None,
     ignore_columns: Sequence[str],
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts."""
     rows.report.format = str(columns)
+    transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=AlpacaToMessages(
-            train_on_input, columns.column_map("instruction", "input"), ignore_columns
-        ),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tune.data import (
     ChatToMessages,
+    LearntAnswers,
     OpenAIToMessages,
     PromptTemplate,
     ShareGPTToMessages,
@@ -37,6 +38,8 @@ def chat_dataset(
     on_odd_turns: Literal["error", "merge", "trim"] = "error",
     ignore_columns: list[str] | None = None,
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
     new_system_prompt: str | None = None,
@@ -50,7 +53,7 @@ def chat_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Return conversations; every answer of the assistant is learnt.
+    """Return conversations; every answer of the assistant is learnt, unless flags on messages say otherwise.
 
     Args:
         tokenizer: gives the ids.
@@ -65,6 +68,8 @@ def chat_dataset(
             in the middle. "error" lists them, "merge" joins them, "trim" keeps what comes before.
         ignore_columns: columns that are not read, and not reported as unused.
         train_on_input: learn the messages of user and system too.
+        train_on: "all" answers, or the "last" of each conversation alone.
+        train_on_reasoning: False reads what is thought before an answer, and does not learn it.
         prompt_template: how turns are written: "chat" for the checkpoint's chat template, a name such as "llama3",
             a .jinja file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the
             checkpoint's; for a Llama 2 tokenizer that has neither, "llama2_chat".
@@ -107,7 +112,7 @@ def chat_dataset(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=transform,
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         prompt_template=template,
         system_prompt=new_system_prompt,
         chat_template_kwargs=chat_template_kwargs,
