@@ -47,6 +47,8 @@ class RowReader:
         self.report = DataReport(source=str(source) if isinstance(source, Source) else "the rows given")
         self._drop = on_bad_rows == "drop"
         rows = source.rows() if isinstance(source, Source) else _number(source)
+        if isinstance(source, Source):
+            self.report.files, self.report.files_left_out = source.files()
         self._peeked = peeked = _peek(rows)
         self.columns = list(dict.fromkeys(str(name) for row in peeked for name in row.values))
         self._rows: Iterator[Row] = chain(peeked, rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
-from tune.data import DataReport, Source, TokenStore, describe, find_text_column
+from tune.data import DataReport, Source, TokenStore, describe, find_text_column, unused_columns
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, add_example, check_learnable, sequence_limit
 from tune.datasets.sampling import current_sample
@@ -68,6 +68,7 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
                 rows.reject(place, str(error))
                 continue
             self._add_chunks(tokens, limit)
+            self._report.note_row({"unused": dict.fromkeys(unused_columns(values, (column,)), 1)})
         rows.finish()
         check_learnable(self._report)
 
