@@ -23,7 +23,7 @@ import tune.config
 from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import fixed_on_resume, instantiate
-from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
+from tune.data import shift_labels, shift_weights
 from tune.datasets import build_splits
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
@@ -65,9 +65,7 @@ class FullFinetuneRecipe:
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
-        self.loss_fn = instantiate(
-            params.loss, defaults={"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
-        )
+        self.loss_fn = training.build_loss(params.loss, self.dataset, self.dataset_val)
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
         self._setup_model()
@@ -107,17 +105,14 @@ class FullFinetuneRecipe:
             mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        splits: dict[str, Any] = {
-            "val_split": params.val_split,
-            "mix_until": params.mix_until,
-            "seed": state.seed,
-        }
-        self.dataset, dataset_val = build_splits(params.dataset, params.dataset_val, self.tokenizer, **splits)
+        data = params.dataset, params.dataset_val, params.val_split, params.mix_until
+        self.dataset, self.dataset_val = build_splits(*data, self.tokenizer, state.seed)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
-        batch_size_val = params.batch_size_val or params.batch_size
-        self.loader_val = dataset_val and build_loader(dataset_val, batch_size=batch_size_val, shuffle=False)
+        if self.dataset_val:
+            batch_size_val = params.batch_size_val or params.batch_size
+            self.loader_val = build_loader(self.dataset_val, batch_size=batch_size_val, shuffle=False)
 
     def _setup_model(self) -> None:
         params = self.params
@@ -243,12 +238,13 @@ class FullFinetuneRecipe:
         num_targets = training.count_targets(batch["labels"])  # on the host, where nobody waits for it
         batch = training.to_device(batch, self.device)
         tokens, labels = batch["tokens"], shift_labels(batch["labels"])  # [b, s]
-        total = loss_sum(self.loss_fn, self.model, tokens, labels, batch.get("mask"), batch.get("input_pos"))
+        weights, mask = shift_weights(batch.get("weights")), batch.get("mask")  # [b, s], [b, s, s]
+        total = loss_sum(self.loss_fn, self.model, tokens, labels, mask, batch.get("input_pos"), weights)
         return total, num_targets
 
     def validate(self) -> dict[str, float]:
         """Return the loss per target over the whole validation set, or nothing where there is none."""
-        if not self.loader_val:
+        if not self.dataset_val:
             return {}
         with self.monitor.paused():
             val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)

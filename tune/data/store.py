@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 from tune.data.labels import masked_labels
+from tune.errors import DataError
+
+# A byte for each token says which weight it has.
+_MAX_WEIGHTS = 256
+_LEARNT, _MASKED = 0, 1
 
 
 class TokenStore:
-    """A list of (tokens, mask) pairs that is small in memory and cheap to hand to worker processes."""
+    """A list of (tokens, weights) pairs that is small in memory and cheap to hand to worker processes."""
 
     def __init__(self, vocab_size: int) -> None:
         # "H" holds 16 bits, "i" 32: a million examples of 200 tokens take 0.6 GB instead of 13 GB as lists.
         self._tokens = array("H" if vocab_size <= 1 << 16 else "i")
-        self._mask = bytearray()
+        self._codes = bytearray()
+        self._code_of = {1.0: _LEARNT, 0.0: _MASKED}
         self._ends = array("q", [0])
 
-    def append(self, tokens: Sequence[int], mask: Sequence[bool]) -> None:
-        """Add an example; `mask` is true where a token is not learnt."""
+    def append(self, tokens: Sequence[int], weights: Sequence[float]) -> None:
+        """Add an example; `weights` says for each token what its loss is multiplied by, 0 where it is not learnt.
+
+        Raises:
+            DataError: these are more different weights than can be held.
+        """
+        for weight in set(weights).difference(self._code_of):
+            if len(self._code_of) == _MAX_WEIGHTS:
+                raise DataError(
+                    f"there are more than {_MAX_WEIGHTS} different weights of messages, 0 and 1 among them; this one "
+                    f"is {weight}. Round them, to two digits perhaps"
+                )
+            self._code_of[weight] = len(self._code_of)
         self._tokens.extend(tokens)
-        self._mask.extend(mask)
+        self._codes.extend(map(self._code_of.__getitem__, weights))
         self._ends.append(len(self._tokens))
 
     def __len__(self) -> int:
@@ -31,15 +49,18 @@ class TokenStore:
         start, end = self._bounds(index)
         return end - start
 
-    def tokens(self, index: int) -> list[int]:
-        """Return the tokens of an example."""
+    def example(self, index: int) -> dict[str, list[Any]]:
+        """Return the `tokens` and `labels` of an example, with `weights` where a learnt token has another than 1."""
         start, end = self._bounds(index)
-        return self._tokens[start:end].tolist()
-
-    def labels(self, index: int) -> list[int]:
-        """Return the tokens of an example, ignored ones where it is not learnt."""
-        start, end = self._bounds(index)
-        return masked_labels(self._tokens[start:end], self._mask[start:end])
+        tokens, codes = self._tokens[start:end].tolist(), self._codes[start:end]
+        example: dict[str, list[Any]] = {
+            "tokens": tokens,
+            "labels": masked_labels(tokens, [code == _MASKED for code in codes]),
+        }
+        if max(codes) > _MASKED:
+            weights = list(self._code_of)
+            example["weights"] = [weights[code] for code in codes]
+        return example
 
     def _bounds(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):

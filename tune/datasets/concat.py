@@ -47,20 +47,19 @@ def build_datasets(
 def build_splits(
     components: Component | tuple[Component, ...],
     validation: Component | None,
+    val_split: float | None,
+    mix_until: MixUntil,
     tokenizer: Tokenizer,
-    *,
-    val_split: float | None = None,
-    mix_until: MixUntil = "first_exhausted",
-    seed: int = 0,
+    seed: int,
 ) -> tuple[ReportingDataset, ReportingDataset | None]:
     """Return what is trained on, and what is validated on, if anything is.
 
     Args:
         components: the training data, as `build_datasets` takes it.
         validation: builds a dataset of its own.
-        tokenizer: gives the ids.
         val_split: share or number of training examples to set aside for validation instead, see `hold_out`.
         mix_until: when an epoch of datasets with weights ends.
+        tokenizer: gives the ids.
         seed: decides what is set aside.
 
     Raises:
@@ -116,7 +115,7 @@ def _build(component: Component, tokenizer: Tokenizer) -> ReportingDataset:
     return OwnDataset(built, component.path)
 
 
-class ConcatDataset(Dataset[dict[str, list[int]]]):
+class ConcatDataset(Dataset[dict[str, list[Any]]]):
     """All examples of all datasets; a shuffling sampler mixes them.
 
     Packed sequences hold examples of one dataset each.
@@ -153,7 +152,7 @@ class ConcatDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
         dataset, inner = self._find(index)
         return dataset[inner]
 
@@ -168,7 +167,7 @@ class ConcatDataset(Dataset[dict[str, list[int]]]):
         merged = merge_reports(reports)
         if self.mixture is not None:
             sources, tokens = zip(*((report.source, report.num_tokens) for report in reports))
-            merged.notes.insert(0, self.mixture.describe(sources, tokens))
+            merged.remarks.insert(0, self.mixture.describe(sources, tokens))
         return merged
 
     def render_prompt(self, text: str) -> str | list[int]:

@@ -122,10 +122,15 @@ def _choose(keys: np.ndarray, val_split: float) -> np.ndarray:
 def _parts(dataset: ReportingDataset, train: list[int], val: list[int]) -> tuple[Subset, Subset]:
     whole = dataset.report()
     tokens = sum(dataset.length(index) for index in val)
-    # A row's first label has no token before it that could predict it.
-    targets = sum(
-        label != CROSS_ENTROPY_IGNORE_IDX for index in val for label in dataset[index]["labels"][1:]
-    )
+    targets = weighted = 0
+    for index in val:
+        item = dataset[index]
+        # A row's first label has no token before it that could predict it.
+        learnt = [label != CROSS_ENTROPY_IGNORE_IDX for label in item["labels"][1:]]
+        targets += sum(learnt)
+        weighted += sum(
+            is_learnt and weight != 1 for is_learnt, weight in zip(learnt, item.get("weights", ())[1:])
+        )
     held = DataReport(
         source=f"{whole.source}, set aside",
         format=whole.format,
@@ -134,15 +139,17 @@ def _parts(dataset: ReportingDataset, train: list[int], val: list[int]) -> tuple
         num_examples=len(val),
         num_tokens=tokens,
         num_target_tokens=targets,
+        num_weighted_tokens=weighted,
         longest=max((dataset.length(index) for index in val), default=0),
     )
-    note = f"{len(val):,} of {len(train) + len(val):,} examples are set aside for validation (val_split)"
+    remark = f"{len(val):,} of {len(train) + len(val):,} examples are set aside for validation (val_split)"
     kept = replace(
         whole,
         num_examples=len(train),
         num_tokens=whole.num_tokens - tokens,
         num_target_tokens=whole.num_target_tokens - targets,
-        notes=[*whole.notes, note],
+        num_weighted_tokens=whole.num_weighted_tokens - weighted,
+        remarks=[*whole.remarks, remark],
     )
     return Subset(dataset, train, kept), Subset(dataset, val, held)
 

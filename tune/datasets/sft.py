@@ -22,21 +22,22 @@ from tune.tokenizers.chat_template import (
     ChatTemplate,
     apply_chat_template,
     template_for,
-    tokenize_examples,
+    tokenize_weighted,
 )
 from tune.tokenizers.templates import check_variables
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
+MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-class SFTDataset(Dataset[dict[str, list[int]]]):
+class SFTDataset(Dataset[dict[str, list[Any]]]):
     """Conversations of a source, tokenized once, when the dataset is made.
 
     Items are `{"tokens": [...], "labels": [...]}` of equal length, labels not shifted, -100 where a token is
-    not learnt. An example longer than the limit keeps its first tokens and loses its EOS; one whose answers
+    not learnt; and `"weights"`, one float for each token, where the loss of a learnt token is to be multiplied by
+    another than 1. An example longer than the limit keeps its first tokens and loses its EOS; one whose answers
     lie wholly beyond the limit is left out. Both are counted in `report()`. A chat template that rewrites earlier
     answers, by taking out their thinking for example, makes one conversation several items.
 
@@ -90,7 +91,10 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
             try:
                 read = message_transform(values)
                 has_answer = _has_answer(read["messages"])
-                examples = tokenize_examples(
+                if has_answer is None:
+                    self._report.num_unlearnt += 1
+                    continue
+                examples = tokenize_weighted(
                     tokenizer,
                     self._template,
                     read["messages"],
@@ -101,8 +105,9 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
                 rows.reject(place, str(error))
                 continue
             self._report.num_empty_answers += not has_answer
-            for tokens, mask in examples:
-                add_example(self._store, self._report, tokens, mask, limit)
+            self._report.note_row(read)
+            for tokens, weights in examples:
+                add_example(self._store, self._report, tokens, weights, limit)
         rows.finish()
         check_learnable(self._report)
         tokenizer.adopt_chat_template(self._inference_template, self._system_prompt, self._variables)
@@ -114,8 +119,8 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"tokens": self._store.tokens(index), "labels": self._store.labels(index)}
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
+        return self._store.example(index)
 
     def length(self, index: int) -> int:
         """Return the number of tokens of an example without making it."""
@@ -144,11 +149,18 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         )
 
 
-def _has_answer(messages: Sequence[Message]) -> bool:
-    """Return whether an answer is learnt. Raises DataError where nothing is."""
-    if any(m.role == "assistant" and not m.masked and (m.content.strip() or m.tool_calls) for m in messages):
+def _has_answer(messages: Sequence[Message]) -> bool | None:
+    """Return whether an answer says something; None where nothing is learnt, since all that is said has weight 0.
+
+    Raises:
+        DataError: there is nothing to learn, for nothing is said.
+    """
+    answers = [m for m in messages if m.role == "assistant" and (m.content.strip() or m.tool_calls)]
+    if any(answer.weight for answer in answers):
         return True
     # Where prompts are learnt too, an example without an answer still teaches something.
-    if all(m.masked or not m.content.strip() for m in messages):
-        raise DataError("the answer is empty, so there is nothing to learn")
-    return False
+    if any(m.weight and m.content.strip() for m in messages):
+        return bool(answers)
+    if answers:
+        return None
+    raise DataError("the answer is empty, so there is nothing to learn")

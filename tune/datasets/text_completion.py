@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
-from tune.data import DataReport, Source, TokenStore, describe, find_text_column
+from tune.data import DataReport, Source, TokenStore, describe, find_text_column, unused_columns
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, add_example, check_learnable, sequence_limit
 from tune.datasets.sampling import current_sample
@@ -68,6 +68,7 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
                 rows.reject(place, str(error))
                 continue
             self._add_chunks(tokens, limit)
+            self._report.note_row({"unused": dict.fromkeys(unused_columns(values, (column,)), 1)})
         rows.finish()
         check_learnable(self._report)
 
@@ -75,13 +76,13 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         step = limit - 1 if limit is not None else len(tokens)
         for start in range(0, max(len(tokens) - 1, 1), step):
             chunk = tokens[start : start + step + 1]
-            add_example(self._store, self._report, chunk, [False] * len(chunk), limit)
+            add_example(self._store, self._report, chunk, [1.0] * len(chunk), limit)
 
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"tokens": self._store.tokens(index), "labels": self._store.labels(index)}
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
+        return self._store.example(index)
 
     def length(self, index: int) -> int:
         """Return the number of tokens of a chunk without making it."""
