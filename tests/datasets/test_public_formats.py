@@ -263,6 +263,8 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         ("instruct", {"prompt": "q"}, "A prompt alone teaches nothing"),
         ("instruct", {"prompt": [ASKED], "completion": [SAID]}, r"looks like messages: .*dataset=chat"),
         ("instruct", {"text": "x"}, "dataset=text_completion"),
+        ("instruct", {"input_ids": [7, 8], "labels": [7, 8]}, "dataset=tokenized"),
+        ("chat", {"segments": [{"text": "x", "label": True}]}, "dataset=tokenized"),
         ("chat", {"text": "### Human: q### Assistant: a"}, "dataset=text_completion"),
         ("chat", {"instruction": "q", "output": "a"}, "dataset=instruct"),
         ("instruct", {"messages": [ASKED, SAID]}, "dataset=chat"),
