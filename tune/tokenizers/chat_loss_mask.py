@@ -79,6 +79,13 @@ def write_examples(
     rest = [index for index in answers if messages[index].weight or writer.is_prompt_learnt(index)]
     if not rest:
         return [writer.unlearnt()]
+    last, *others = rest[::-1]
+    conversation.want(
+        [
+            *((last, True), (last + 1, False), (len(messages), False)),
+            *((index + after, not after) for index in others for after in (0, 1)),
+        ]
+    )
     found: list[LearntText] = []
     while rest:
         text = writer.text_ending_in(rest[-1], is_last=not found)

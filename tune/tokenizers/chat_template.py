@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from tune.errors import DataError, TokenizerError
 from tune.tokenizers.chat_loss_mask import encode_with_weights, end_of_turn, write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
+from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
-    plain_data,
-    plain_messages,
 )
 from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.messages import Message
