@@ -170,7 +170,7 @@ def _default_of(path: str, argument: str) -> Any:
 def check_datasets(
     name: str, components: Component | tuple[Component, ...] | list[Component] | None
 ) -> Iterator[Diagnostic]:
-    """Yield the prompt templates, splits and choices of what to learn that our datasets cannot have.
+    """Yield the prompt templates and splits among the arguments of our datasets that there cannot be.
 
     Args:
         name: the field that holds the dataset, or a list of them.
@@ -179,7 +179,6 @@ def check_datasets(
     if isinstance(components, Component) and components.path.startswith("tune."):
         yield from check_template(f"{name}.prompt_template", components.kwargs.get("prompt_template"))
         yield from _check_source(name, components)
-        yield from _check_train_on(name, components)
     for index, component in enumerate(components if isinstance(components, (list, tuple)) else ()):
         yield from check_datasets(f"{name}.{index}", component)
 
@@ -196,18 +195,6 @@ def _check_source(name: str, dataset: Component) -> Iterator[Diagnostic]:
             )
     if source == "":
         yield problem("is empty: give a local file, a folder, or a name on the hub", (f"{name}.source",))
-
-
-def _check_train_on(name: str, dataset: Component) -> Iterator[Diagnostic]:
-    learns_prompts = dataset.kwargs.get(
-        "train_on_input", dataset.path.rpartition(".")[2].startswith("alpaca")
-    )
-    if dataset.kwargs.get("train_on") == "last" and learns_prompts:
-        yield problem(
-            "'last' learns the last answer alone, and train_on_input is true, which learns prompts too: set "
-            "train_on_input to false, or leave train_on at 'all'",
-            (f"{name}.train_on", f"{name}.train_on_input"),
-        )
 
 
 def check_template(name: str, template: Any) -> Iterator[Diagnostic]:

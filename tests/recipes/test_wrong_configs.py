@@ -353,22 +353,6 @@ def test_other_tools_names_of_a_datasets_arguments(line: str, suggestion: str | 
         assert errors_of("full", f"{head}{whole}\n") == []
 
 
-@pytest.mark.parametrize(
-    ("dataset", "is_wrong"),
-    [
-        ("{_component_: chat, source: a, train_on: last}", False),
-        ("{_component_: chat, source: a, train_on: last, train_on_input: true}", True),
-        ("{_component_: alpaca, train_on: last}", True),  # where prompts are learnt unless told otherwise
-        ("{_component_: alpaca, train_on: last, train_on_input: false}", False),
-        ("[{_component_: instruct, source: a}, {_component_: alpaca, train_on: last}]", True),
-    ],
-)
-def test_the_last_answer_alone_is_not_learnt_with_prompts(dataset: str, is_wrong: bool) -> None:
-    found = errors_of("full", f"dataset: {dataset}\n")
-    assert [item.code for item in found] == ["inconsistent"] * is_wrong
-    assert all("'last' learns the last answer alone" in str(item) for item in found)
-
-
 # What other tools write, and what is to be written instead; None where nothing can be.
 OTHER_TOOLS = [
     ("full", "learning_rate: 1e-4", "lr"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from tune.data.chat_columns import ChatColumns, find_chat_columns, find_conversation_column
 from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
 from tune.data.columns import (
     InstructionColumns,
-    find_conversation_column,
     find_instruction_columns,
     find_text_column,
 )
@@ -22,6 +22,7 @@ from tune.data.torchtune_names import GONE, HERE
 from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
     AlpacaToMessages,
+    ChatToMessages,
     InputOutputToMessages,
     OpenAIToMessages,
     ShareGPTToMessages,
@@ -46,7 +47,9 @@ __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
     "AlpacaInstructTemplate",
     "AlpacaToMessages",
+    "ChatColumns",
     "ChatMLTemplate",
+    "ChatToMessages",
     "DataReport",
     "FilledDataset",
     "GrammarErrorCorrectionTemplate",
@@ -69,6 +72,7 @@ __all__ = [
     "TokenStore",
     "block_causal_mask",
     "describe",
+    "find_chat_columns",
     "find_conversation_column",
     "find_instruction_columns",
     "find_text_column",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from tune.data import (
@@ -29,6 +30,7 @@ def alpaca_dataset(
     train_on_input: bool = True,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -46,10 +48,12 @@ def alpaca_dataset(
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
-        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised.
+        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised; `system`
+            to that of a system prompt, `history` to that of earlier pairs of prompt and answer.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
         train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
         train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
+        ignore_columns: columns that are not read, and not reported as unused.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -67,7 +71,15 @@ def alpaca_dataset(
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
     choice = (train_on_input, train_on, train_on_reasoning)
-    return alpaca_from_rows(tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len)
+    return alpaca_from_rows(
+        tokenizer,
+        rows,
+        columns,
+        *choice,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        ignore_columns=ignore_columns or (),
+    )
 
 
 def alpaca_cleaned_dataset(
@@ -78,6 +90,7 @@ def alpaca_cleaned_dataset(
     train_on_input: bool = True,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -96,6 +109,7 @@ def alpaca_cleaned_dataset(
         train_on_input=train_on_input,
         train_on=train_on,
         train_on_reasoning=train_on_reasoning,
+        ignore_columns=ignore_columns,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -118,17 +132,15 @@ def alpaca_from_rows(
     *,
     packed: bool,
     max_seq_len: int | None,
+    ignore_columns: Sequence[str],
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts."""
-    rows.report.format = columns.describe(rows.columns)
-    column_map = {"instruction": columns.prompt, "output": columns.answer}
-    # A name that no row has reads as "no input".
-    column_map["input"] = columns.context or ""
-    transform = AlpacaToMessages(train_on_input, column_map)
+    rows.report.format = str(columns)
+    transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
     )

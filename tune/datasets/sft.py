@@ -29,7 +29,7 @@ from tune.tokenizers.templates import check_variables
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
+MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class SFTDataset(Dataset[dict[str, list[Any]]]):
@@ -105,6 +105,7 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
                 rows.reject(place, str(error))
                 continue
             self._report.num_empty_answers += not has_answer
+            self._report.note_row(read)
             for tokens, weights in examples:
                 add_example(self._store, self._report, tokens, weights, limit)
         rows.finish()
