@@ -313,8 +313,8 @@ def test_joined_turns_keep_their_weights(data: Data) -> None:
     found = data.learnt([row], TEMPLATES["headers"], on_odd_turns="merge")
     assert found == [[("green", 0.5), ("\n\napple<|end|>", 1)]]
     row[2]["weight"] = 0
-    with pytest.raises(DataError, match="cannot be joined: one is learnt"):
-        data.read([row], TEMPLATES["headers"], on_odd_turns="merge")
+    found = data.learnt([row], TEMPLATES["headers"], on_odd_turns="merge")
+    assert found == [[("\n\napple<|end|>", 1)]]
     context = {"role": "context", "content": "seven", "train": True}
     row = [context, {"role": "user", "content": "walk"}, {"role": "assistant", "content": "green"}]
     assert data.learnt([row], TEMPLATES["headers"]) == [

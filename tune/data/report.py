@@ -128,15 +128,15 @@ class DataReport:
             f"  {self.num_examples:,} examples, {self.num_tokens:,} tokens (mean {length}, longest {self.longest:,}), "
             f"{self.share_trained:.1%} of them trained on{self._of_weight()}",
         ]
-        if self.files_left_out:
-            lines.append(f"  files read: {_list(self.files)}; not read: {_list(self.files_left_out)}")
-        if self.unused:
-            lines.append(f"  not used: {', '.join(map(_times, sorted(self.unused.items())))}")
         if self.num_unlearnt:
             lines.append(
                 f"  {self.num_unlearnt:,} of {self.num_rows:,} rows are left out, no answer to learn: weight 0 "
                 "(by flags of their messages, or by train_on)"
             )
+        if self.files_left_out:
+            lines.append(f"  files read: {_list(self.files)}; not read: {_list(self.files_left_out)}")
+        if self.unused:
+            lines.append(f"  not used: {', '.join(map(_times, sorted(self.unused.items())))}")
         if self.num_packs:
             fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
             lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from tune.errors import ConfigError, DataError
-from tune.tokenizers.messages import TOOL_ROLES, Message, join_contents, may_follow
+from tune.tokenizers.messages import TOOL_ROLES, Message, WeightedSpan, may_follow
 
 OnOddTurns = Literal["error", "merge", "trim"]
 _JOINT = "\n\n"
@@ -92,7 +92,8 @@ def _explain(messages: Sequence[Message], odd: int) -> str:
     else:
         what = "is the result of a tool that nobody called"
     order = ", ".join(message.role for message in messages[:8])
-    trim = f"keeps what is before message {odd + 1}" if _has_answer(messages[:odd]) else "starts after it"
+    place = f"{'at' if role == 'user' else 'after'} message {odd + 1}"
+    trim = f"keeps what is before message {odd + 1}" if _has_answer(messages[:odd]) else f"starts {place}"
     return (
         f"message {odd + 1} {what} (the order is {order}{', ...' if len(messages) > 8 else ''}). "
         f"dataset.on_odd_turns=merge {merge}; trim {trim}"
@@ -107,29 +108,46 @@ def _merge(messages: Sequence[Message]) -> list[Message]:
             # In the middle only a user's turn can say it.
             message = replace(message, role="user")
         if before is not None and message.role == before.role and message.role not in TOOL_ROLES:
-            merged[-1] = _join(before, message, len(merged))
+            merged[-1] = join_messages(before, message)
         else:
             merged.append(message)
     return merged
 
 
-def _join(first: Message, second: Message, number: int) -> Message:
-    if first.masked != second.masked and _says_something(first) and _says_something(second):
-        raise DataError(
-            f"message {number} and the one after it are both by the {first.role}, and cannot be joined: one is learnt, "
-            "the other is not. dataset.on_odd_turns=trim keeps what is before"
-        )
+def join_messages(first: Message, second: Message) -> Message:
+    """Return two messages of one role as one, with a blank line between them; each keeps its weight.
+
+    Raises:
+        DataError: they call tools, or think, and have different weights.
+    """
+    if not _says_something(first) or not _says_something(second):
+        return second if not _says_something(first) else first
+    parts = [message for message in (first, second) if message.content.strip()]
+    content = _JOINT.join(message.content for message in parts)
+    spans: tuple[WeightedSpan, ...] = ()
+    if first.weight != second.weight or first.spans or second.spans:
+        if any(message.tool_calls or message.reasoning_content for message in (first, second)):
+            raise DataError(
+                f"two messages in a row are by the {first.role}, and cannot be joined: they differ in weight, and have "
+                "calls of tools or thoughts. dataset.on_odd_turns=trim keeps what is before"
+            )
+        start = len(first.content) + len(_JOINT)
+        moved = [(begin + start, end + start, weight) for begin, end, weight in _spans(second)]
+        spans = (*_spans(first), *moved)
     thoughts = [text for text in (first.reasoning_content, second.reasoning_content) if text]
-    content, spans = join_contents(first, second, _JOINT)
     return replace(
-        second if not _says_something(first) else first,
+        first,
         content=content,
+        masked=first.masked and second.masked,
+        weight=max(first.weight, second.weight),
         spans=spans,
-        weight=second.weight if _says_something(second) else first.weight,
-        masked=False,
         tool_calls=(*first.tool_calls, *second.tool_calls),
         reasoning_content=_JOINT.join(thoughts) or None,
     )
+
+
+def _spans(message: Message) -> tuple[WeightedSpan, ...]:
+    return message.spans or ((0, len(message.content), message.weight),)
 
 
 def _trim(messages: Sequence[Message]) -> list[Message]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tune.data.message_flags import FLAG_KEYS, read_part_weight, read_weight
 from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
+from tune.data.turn_order import join_messages
 from tune.data.values import as_text, is_empty
 from tune.errors import DataError
-from tune.tokenizers.messages import TOOL_ROLES, Message, Role, join_contents
+from tune.tokenizers.messages import TOOL_ROLES, Message, Role
 from tune.utils.escape import escape_control
 
 ROLE_KEYS = ("role", "from", "speaker")
@@ -86,9 +87,7 @@ class TurnReader:
                 was_context, is_context = is_context, role == _CONTEXT
                 if messages and messages[-1].role == message.role == "user" and (is_context or was_context):
                     is_context = is_context and was_context
-                    content, spans = join_contents(messages[-1], message, "\n\n")
-                    weight = max(messages[-1].weight, message.weight)
-                    messages[-1] = replace(message, content=content, spans=spans, weight=weight, masked=False)
+                    messages[-1] = join_messages(messages[-1], message)
                 else:
                     messages.append(message)
         return messages
@@ -156,13 +155,14 @@ class TurnReader:
             raise DataError(self._not_a_turn({self.role_keys[0]: role, **turn}, where))
         unused.update(f"message key {escape_control(name, 60)}" for name in others)
         final: Role = {_CALL: "assistant", _CONTEXT: "user"}.get(role, role)  # type: ignore[assignment]
-        content = "".join(text for text, _ in said.texts)
-        is_learnt = final == "assistant" or self.train_on_input
-        weight, spans = read_weight(turn, is_learnt, where, content, said.texts)
+        content = "".join(text for text, _ in said.parts)
+        weight, spans = read_weight(
+            turn, final == "assistant" or self.train_on_input, where, content, said.parts
+        )
         return Message(
             final,
             content,
-            tool_calls=tuple(said.calls),
+            tool_calls=said.calls,
             reasoning_content="\n\n".join(said.thoughts) or None,
             name=_label(turn, "name", where),
             tool_call_id=_label(turn, "tool_call_id", where),
@@ -173,9 +173,9 @@ class TurnReader:
 
 @dataclass
 class _Content:
-    """What is said in a message: texts, thoughts before them, and calls of tools."""
+    """What is said in a message: texts, each with its own weight, thoughts before them, and calls of tools."""
 
-    texts: list[tuple[str, float | None]] = field(default_factory=list)  # each with the weight of its part
+    parts: list[tuple[str, float | None]] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: tuple[dict[str, Any], ...] = ()
 
@@ -186,22 +186,22 @@ class _Content:
                 self._add_part(part, where)
         elif is_result and isinstance(value, Mapping | list | tuple):
             # What a tool gives back is data; the model reads its text.
-            self.texts.append((json.dumps(value, ensure_ascii=False), None))
+            self.parts.append((json.dumps(value, ensure_ascii=False), None))
         elif isinstance(value, Mapping) and "type" in value:
             self._add_part(value, where)
         else:
-            self.texts.append((as_text(value, f"{where} has content that", notes), None))
+            self.parts.append((as_text(value, f"{where} has content that", notes), None))
 
     def _add_part(self, part: Mapping[str, Any] | str, where: str) -> None:
         if isinstance(part, str):
-            self.texts.append((part, None))
+            self.parts.append((part, None))
             return
         kind, weight = part.get("type", "text"), read_part_weight(part, where)
         value = next(
             (part[name] for name in (kind, "text", "value", "content") if part.get(name) is not None), None
         )
         if kind in _TEXT_PARTS and isinstance(value, str):
-            self.texts.append((value, weight))
+            self.parts.append((value, weight))
         elif weight not in (None, 1):
             raise DataError(
                 f"{where} has a part of type {escape_control(kind, 40)!r} with weight {weight:g}; only texts have one"

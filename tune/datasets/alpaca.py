@@ -28,9 +28,9 @@ def alpaca_dataset(
     source: str = "tatsu-lab/alpaca",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    ignore_columns: list[str] | None = None,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
-    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -51,9 +51,9 @@ def alpaca_dataset(
         column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised; `system`
             to that of a system prompt, `history` to that of earlier pairs of prompt and answer.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        ignore_columns: columns that are not read, and not reported as unused.
         train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
         train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
-        ignore_columns: columns that are not read, and not reported as unused.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -88,9 +88,9 @@ def alpaca_cleaned_dataset(
     source: str = "yahma/alpaca-cleaned",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    ignore_columns: list[str] | None = None,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
-    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -107,9 +107,9 @@ def alpaca_cleaned_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
+        ignore_columns=ignore_columns,
         train_on=train_on,
         train_on_reasoning=train_on_reasoning,
-        ignore_columns=ignore_columns,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,

@@ -117,26 +117,6 @@ class Message:
         return row
 
 
-def join_contents(first: Message, second: Message, joint: str) -> tuple[str, tuple[WeightedSpan, ...]]:
-    """Return the contents of two messages as one, and its spans; a blank one is left out."""
-    parts = [message for message in (first, second) if message.content.strip()]
-    content = joint.join(message.content for message in parts)
-    if len(parts) < 2:
-        return content, parts[0].spans if parts else ()
-    if first.weight == second.weight and not (first.spans or second.spans):
-        return content, ()
-    return content, (*_cover(first, 0), *_cover(second, len(first.content) + len(joint)))
-
-
-def _cover(message: Message, offset: int) -> list[WeightedSpan]:
-    """Return spans over all of a content that begins at `offset`."""
-    done, spans = 0, []
-    for start, end, weight in [*message.spans, (len(message.content), len(message.content), 0.0)]:
-        spans += [(done + offset, start + offset, message.weight), (start + offset, end + offset, weight)]
-        done = end
-    return [span for span in spans if span[0] < span[1]]
-
-
 def validate_messages(messages: Sequence[Message]) -> None:
     """Check that a conversation can be learnt from.
 
