@@ -19,6 +19,7 @@ from tune.errors import DataError
 from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places, weigh_tokens
 from tune.tokenizers.messages import Message, WeightedSpan
 from tune.tokenizers.special_token_escape import Conversation, SpecialTokenEscaper
+from tune.tokenizers.token_spans import find_spans
 
 if TYPE_CHECKING:
     from tune.tokenizers.chat_template_render import ChatTemplate
@@ -158,27 +159,33 @@ class _Writer:
         asked = self._asked(index)
         if not self.is_prompt_learnt(index):
             return ()
-        low = self._end_before(index, text)
+        begin = self._end_before(index, text)
+        low = self._chat.length(text[:begin])
         weights = {message.weight for message in asked}
         if len(weights) == 1 and not any(message.spans for message in asked):
             return ((low, end, weights.pop()),)
-        blanked, tokens, done = "", {}, 0
-        for found in self._chat.tokens(prompt):
-            blanked += self._chat.without_marks(prompt[done : found.start()])
-            tokens[len(blanked)] = len(blanked) + len(found.group())
+        blanked, tokens, done = "", {}, begin
+        for found in self._chat.tokens(prompt[begin:]):
+            blanked += self._chat.without_marks(prompt[done : begin + found.start()])
+            if self._chat.escaper.ids[found.group()] in self._ends:
+                tokens[len(blanked)] = len(blanked) + len(found.group())
             blanked += BLANK * len(found.group())
-            done = found.end()
+            done = begin + found.end()
         blanked += self._chat.without_marks(prompt[done:])
-        ends = [self._end_within(prompt, index - len(asked) + number) for number in range(1, len(asked) + 1)]
-        return tuple(asked_places(asked, blanked, ends, tokens, low))
+        counts = range(index - len(asked) + 1, index + 1)
+        places = asked_places(asked, blanked, [self._end_within(prompt, begin, n) for n in counts], tokens)
+        return tuple((low + start, low + end, weight) for start, end, weight in places)
 
-    def _end_within(self, prompt: str, num_messages: int) -> int | None:
-        """Return where the first messages end in a prompt, None where the template does not write them as they are."""
+    def _end_within(self, prompt: str, begin: int, num_messages: int) -> int | None:
+        """Return where the first messages end in a prompt, as characters without marks behind `begin`.
+
+        None where the template does not write them as they are.
+        """
         try:
             shown = self._chat.render(num_messages)
         except DataError:  # a template may refuse a conversation that ends there
             return None
-        return self._chat.length(shown) if prompt.startswith(shown) else None
+        return self._chat.length(shown[begin:]) if prompt.startswith(shown) else None
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Return the messages between the answer before a message and that message."""
@@ -188,13 +195,13 @@ class _Writer:
         return self._messages[start:index]
 
     def _end_before(self, index: int, text: str) -> int:
-        """Return where the answer before a message's prompt ends."""
+        """Return where the answer before a message's prompt ends, in marked text."""
         before = index - len(self._asked(index)) - 1
         if before < 0:
             return 0
         turn = self.turn(before)
         if text.startswith(turn.text):
-            return self._chat.length(turn.text)
+            return len(turn.text)
         # Written otherwise once others follow: without its thinking, as a rule.
         said = turn.answer.rpartition("</think>")[2].lstrip()
         shown = self.turn(index).prompt if index < len(self._messages) else text
@@ -204,7 +211,7 @@ class _Writer:
                 f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
                 "the prompt after it starts, and prompts shall be learnt: use train_on_input=False"
             )
-        return self._chat.length(shown[: place + len(said)])
+        return place + len(said)
 
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
@@ -312,7 +319,8 @@ def encode_with_weights(
         prompt = conversation.split(turn.prompt)
         if not _stands_alone(tokenizer, prompt, ids, spans, conversation.length(turn.prompt)):
             return _encode_each(tokenizer, conversation, written, add_eos)
-    return [_with_weights(tokenizer, ids, spans, written, add_eos)]
+    text = conversation.without_marks(written.text)
+    return [_with_weights(tokenizer, text, ids, spans, written, add_eos)]
 
 
 def _encode_each(
@@ -325,15 +333,16 @@ def _encode_each(
         text = written.text if is_last else turn.text
         alone = LearntText(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
         ids, spans = _encode_apart(tokenizer, conversation, turn.prompt, text[len(turn.prompt) :])
-        examples.append(_with_weights(tokenizer, ids, spans, alone, add_eos))
+        plain = conversation.without_marks(text)
+        examples.append(_with_weights(tokenizer, plain, ids, spans, alone, add_eos))
     return examples
 
 
 def _with_weights(
-    tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: LearntText, add_eos: bool
+    tokenizer: Tokenizer, text: str, ids: list[int], spans: list[Place], written: LearntText, add_eos: bool
 ) -> tuple[list[int], list[float]]:
     learnt = [place for places in written.places for place in places]
-    weights = weigh_tokens(spans, sorted(learnt))
+    weights = weigh_tokens(text, spans, sorted(learnt))
     # Nothing comes before a BOS that it could follow from.
     if ids and ids[0] == tokenizer.bos_id:
         weights[0] = 0.0
@@ -368,7 +377,8 @@ def _encode_apart(
         # All of it is answer: a special token ends it.
         head = tokenizer.encode(pieces[0], add_bos=False, add_eos=False, continuation=True)
         ids = ids + head
-        spans = spans + [(offset, offset + len(pieces[0]))] * len(head)
+        places = find_spans(tokenizer, pieces[0], head) or [(0, len(pieces[0]))] * len(head)
+        spans = spans + [(offset + start, offset + end) for start, end in places]
         offset += len(pieces[0])
         pieces = pieces[1:]
     more_ids, more_spans = tokenizer.encode_pieces_with_spans(pieces)
