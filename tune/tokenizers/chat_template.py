@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_loss_mask import encode_with_weights, end_of_turn, write_examples
+from tune.tokenizers.chat_encoding import ConversationEncoder
+from tune.tokenizers.chat_loss_mask import end_of_turn, write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
 from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
@@ -211,10 +212,13 @@ def tokenize_weighted(
             "nobody offered. Leave the tools out of the data, or choose a prompt_template that knows them"
         )
     conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
-    written = write_examples(conversation, messages, tokenizer.stop_ids)
-    return [
-        example for text in written for example in encode_with_weights(tokenizer, conversation, text, add_eos)
+    encoder = ConversationEncoder(tokenizer, conversation)
+    # The last text is the longest one: the others share its ids.
+    found = [
+        encoder.examples(written, add_eos)
+        for written in reversed(write_examples(conversation, messages, tokenizer.stop_ids))
     ]
+    return [example for examples in reversed(found) for example in examples]
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
