@@ -327,3 +327,36 @@ def test_a_part_that_is_no_text_has_no_weight(data: Data) -> None:
     row = [{"role": "user", "content": "walk"}, {"role": "assistant", "content": parts}]
     with pytest.raises(DataError, match="part of type 'thinking' with weight 0; only texts have one"):
         data.read([row], THINKING)
+
+
+def test_the_example_of_axolotls_docs_is_read_as_meant(data: Data) -> None:
+    """Every kind of its flags, in a template that rewrites earlier answers, with one text said by both."""
+    well, meant = "walk doing very well, thank you!", [(0, 8, False), (9, 18, True), (19, 31, False)]
+    detail = [{"begin_offset": b, "end_offset": e, "train": t} for b, e, t in meant]
+    turns = [
+        ("system", "walk", {"train": False}),
+        ("human", "seven", {"train": False}),
+        ("assistant", "seven", {"train": True}),
+        ("human", "river?", {"train": True}),
+        ("assistant", well, {"train_detail": detail}),
+        ("human", well, {"train": True}),
+        ("assistant", "green!", {"train": True}),
+    ]
+    row = [{"from": role, "value": said, **flags} for role, said, flags in turns]
+    empty = "<think>\n\n</think>\n\n"
+    assert data.learnt([row], THINKING) == [
+        [(f"{empty}seven<|end|>", 1)],
+        [("river?<|end|>", 1), (f"{well[9:19]}", 1), ("<|end|>", 1)],
+        [(f"{well}<|end|>", 1), (f"{empty}green!<|end|>", 1)],
+    ]
+    whole = data.learnt([row], TEMPLATES["headers"])
+    assert whole == [
+        [
+            ("seven<|end|>", 1),
+            ("river?<|end|>", 1),
+            (f"{well[9:19]}", 1),
+            ("<|end|>", 1),
+            (f"{well}<|end|>", 1),
+            ("green!<|end|>", 1),
+        ]
+    ]

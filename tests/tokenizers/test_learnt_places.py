@@ -85,7 +85,9 @@ def test_weights_in_published_templates(chat_folder: Callable[..., Path], name: 
     template = tokenizer.chat_template
     assert template is not None
     runs = [run for example in check(tokenizer, template, TALK) for run in example]
-    words = [(text.split("<|")[0], weight) for text, weight in runs if not text.startswith("<")]
+    words = [
+        (text.split("<|")[0].split("\n")[-1], weight) for text, weight in runs if not text.startswith("<|")
+    ]
     assert words == [("user", 0.5), ("green", 0.25), ("apple", 1), ("seven", 1)]
 
 

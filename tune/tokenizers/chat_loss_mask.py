@@ -211,7 +211,9 @@ class _Writer:
         # Written otherwise once others follow: without its thinking, as a rule.
         said = turn.answer.rpartition("</think>")[2].lstrip()
         shown = self.turn(index).prompt if index < len(self._messages) else text
-        place = shown.rfind(said) if self._messages[before].content.strip() else -1
+        header = self._header(turn.prompt)
+        place = shown.rfind(header, 0, len(shown) - len(header) * shown.endswith(header)) if header else -1
+        place = shown.find(said, place) if place >= 0 and self._messages[before].content.strip() else -1
         if place < 0:
             raise DataError(
                 f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
@@ -232,8 +234,7 @@ class _Writer:
 
     def _after_header(self, prompt: str, shown: str, index: int) -> str:
         """Return what follows the end of the prompt where the template also wrote something before it otherwise."""
-        # From the last special token on: text alone could stand in any message.
-        header = prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
+        header = self._header(prompt)
         places = [
             found.start() for found in self._chat.tokens(shown) if shown.startswith(header, found.start())
         ]
@@ -244,6 +245,10 @@ class _Writer:
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
         return shown[places[-1] + len(header) :]
+
+    def _header(self, prompt: str) -> str:
+        """Return what asks for an answer, from the last special token on: text alone could stand in any message."""
+        return prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
 
     def _end_of_answer(self, after: str, index: int) -> int:
         tokens = self._chat.tokens(after)

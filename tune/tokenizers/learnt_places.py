@@ -61,6 +61,8 @@ def answer_places(message: Message, text: str, start: int = 0) -> list[WeightedS
         return []
     thought = _end_of_thought(message, text)
     spans = _place_spans(message, text, thought if message.reasoning_content else 0)
+    if spans and message.spans[0][0] == 0 and not message.reasoning_content:
+        spans[0] = (0, *spans[0][1:])  # what the template writes before a content goes with its beginning
     done, places = thought if message.masks_reasoning else 0, []
     for first, end, weight in [*spans, (len(text), len(text), 0.0)]:
         if first > done:
