@@ -215,13 +215,17 @@ class _Content:
         if isinstance(part, str):
             self.parts.append((part, None))
             return
-        kind = part.get("type", "text")
+        kind, weight = part.get("type", "text"), read_part_weight(part, where)
         kind = kind if isinstance(kind, str) else describe(kind)
         value = next(
             (part[name] for name in (kind, "text", "value", "content") if part.get(name) is not None), None
         )
         if kind in _TEXT_PARTS and isinstance(value, str):
-            self.parts.append((value, read_part_weight(part, where)))
+            self.parts.append((value, weight))
+        elif weight not in (None, 1):
+            raise DataError(
+                f"{where} has a part of type {escape_control(kind, 40)!r} with weight {weight:g}; only texts have one"
+            )
         elif kind in _THINKING_PARTS:
             self.thoughts.append(_thought(value, where, "thinking"))
         elif kind == "tool_call":
