@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from tune.data import AlpacaInstructTemplate, AlpacaToMessages, Source, find_instruction_columns
+from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
@@ -29,6 +30,7 @@ def alpaca_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return instructions with their answers, written as Stanford Alpaca writes them.
 
@@ -48,6 +50,7 @@ def alpaca_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -55,7 +58,7 @@ def alpaca_dataset(
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
-    return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
+    return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len, on_too_long)
 
 
 def alpaca_cleaned_dataset(
@@ -73,6 +76,7 @@ def alpaca_cleaned_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return the cleaned Alpaca instructions; arguments as in `alpaca_dataset`."""
     return alpaca_dataset(
@@ -89,6 +93,7 @@ def alpaca_cleaned_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -99,6 +104,7 @@ def alpaca_from_rows(
     train_on_input: bool,
     packed: bool,
     max_seq_len: int | None,
+    on_too_long: OnTooLong = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts."""
     rows.report.format = columns.describe(rows.columns)
@@ -111,5 +117,6 @@ def alpaca_from_rows(
         message_transform=AlpacaToMessages(train_on_input, column_map),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

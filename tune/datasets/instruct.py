@@ -42,6 +42,7 @@ def instruct_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return prompts with their answers.
 
@@ -65,6 +66,7 @@ def instruct_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -78,7 +80,7 @@ def instruct_dataset(
     template = get_prompt_template(spec)
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:
         # Alpaca has a prompt of its own for instructions that come with an input.
-        return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
+        return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len, on_too_long)
     rows.report.format = columns.describe(rows.columns)
     column_map = {"input": columns.prompt, "output": columns.answer}
     if columns.context:
@@ -90,5 +92,6 @@ def instruct_dataset(
         prompt_template=template,
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

@@ -37,6 +37,7 @@ def slimorca_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return the conversations of SlimOrca (from, value); other arguments as in `chat_dataset`.
 
@@ -70,6 +71,7 @@ def slimorca_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -90,6 +92,7 @@ def grammar_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return faulty sentences with the corrected ones (input, output); other arguments as in `instruct_dataset`.
 
@@ -111,6 +114,7 @@ def grammar_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -131,6 +135,7 @@ def samsum_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return chats with their summaries (dialogue, summary); other arguments as in `instruct_dataset`.
 
@@ -151,6 +156,7 @@ def samsum_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -169,6 +175,7 @@ def wikitext_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of WikiText as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -185,6 +192,7 @@ def wikitext_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -203,6 +211,7 @@ def cnn_dailymail_articles_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of CNN / DailyMail as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -219,4 +228,5 @@ def cnn_dailymail_articles_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )

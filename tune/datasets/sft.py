@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
 from tune.data import (
+    ConversationTokenizer,
     DataReport,
     Message,
+    MessageTransform,
     PromptTemplate,
     Source,
-    TokenStore,
     get_prompt_template,
 )
-from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
-from tune.errors import DataError, TokenizerError
+from tune.data.tokenize_rows import OnTooLong
+from tune.datasets.reading import OnBadRows, RowReader, sequence_limit
+from tune.datasets.tokenizing import tokenize_source
 from tune.tokenizers.chat_template import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
     apply_chat_template,
     template_for,
-    tokenize_examples,
 )
 from tune.tokenizers.templates import check_variables
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
-
 
 class SFTDataset(Dataset[dict[str, list[int]]]):
     """Conversations of a source, tokenized once, when the dataset is made.
 
     Items are `{"tokens": [...], "labels": [...]}` of equal length, labels not shifted, -100 where a token is
-    not learnt. An example longer than the limit keeps its first tokens and loses its EOS; one whose answers
-    lie wholly beyond the limit is left out. Both are counted in `report()`. A chat template that rewrites earlier
-    answers, by taking out their thinking for example, makes one conversation several items.
+    not learnt. An example longer than the limit keeps its first tokens and loses its EOS, unless `on_too_long` says
+    otherwise; one whose answers lie wholly beyond the limit is left out. Both are counted in `report()`. A chat
+    template that rewrites earlier answers, by taking out their thinking for example, makes one conversation several
+    items.
 
     Args:
         tokenizer: gives the ids, and the limit where `max_seq_len` does not.
@@ -52,6 +52,9 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         max_seq_len: tokens to keep of an example; the smaller of this and the tokenizer's counts.
         on_bad_rows: what to do with rows that are malformed or hold nothing to learn: stop with an error
             that lists them, or leave them out and count them.
+        on_too_long: what to do with an example longer than the limit: "cut" it; "drop" it; stop with an "error"; or
+            "split" it: a conversation is parted where the user speaks, and begins anew with what the system says; one
+            exchange that is still too long comes in pieces, each beginning with the last token of the one before.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -71,9 +74,9 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
         max_seq_len: int | None = None,
         on_bad_rows: OnBadRows = "error",
+        on_too_long: OnTooLong = "cut",
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
-        self._store = TokenStore(tokenizer.vocab_size)
         self._tokenizer = tokenizer
         # What does not fit the tokenizer is no fault of the rows.
         self._template = template_for(get_prompt_template(prompt_template), tokenizer)
@@ -83,28 +86,14 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
             self._template.check()
         self._system_prompt = system_prompt or ""
         self._inference_template = inference_template or self._template
-        self._report = rows.report
-        self._report.template = self._inference_template.name
-        self._report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len)
-        for place, values in rows:
-            try:
-                read = message_transform(values)
-                has_answer = _has_answer(read["messages"])
-                examples = tokenize_examples(
-                    tokenizer,
-                    self._template,
-                    read["messages"],
-                    tools=read.get("tools"),
-                    variables=self._variables,
-                )
-            except (DataError, TokenizerError) as error:
-                rows.reject(place, str(error))
-                continue
-            self._report.num_empty_answers += not has_answer
-            for tokens, mask in examples:
-                add_example(self._store, self._report, tokens, mask, limit)
-        rows.finish()
-        check_learnable(self._report)
+        rows.report.template = self._inference_template.name
+        rows.report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len, on_too_long)
+        self._store, self._report = tokenize_source(
+            rows,
+            ConversationTokenizer(
+                tokenizer, self._template, message_transform, self._variables, limit, on_too_long
+            ),
+        )
         tokenizer.adopt_chat_template(self._inference_template, self._system_prompt, self._variables)
         if isinstance(self._template, ChatTemplate) and (
             self._template.name == "custom" or self._system_prompt or self._variables
@@ -115,7 +104,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
         return len(self._store)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"tokens": self._store.tokens(index), "labels": self._store.labels(index)}
+        return self._store.example(index)
 
     def length(self, index: int) -> int:
         """Return the number of tokens of an example without making it."""
@@ -142,13 +131,3 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
             add_generation_prompt=True,
             **self._variables,
         )
-
-
-def _has_answer(messages: Sequence[Message]) -> bool:
-    """Return whether an answer is learnt. Raises DataError where nothing is."""
-    if any(m.role == "assistant" and not m.masked and (m.content.strip() or m.tool_calls) for m in messages):
-        return True
-    # Where prompts are learnt too, an example without an answer still teaches something.
-    if all(m.masked or not m.content.strip() for m in messages):
-        raise DataError("the answer is empty, so there is nothing to learn")
-    return False
