@@ -29,6 +29,7 @@ from tune.models.llama2 import LLAMA, llama2, llama2_7b, llama2_13b, llama2_70b
 from tune.modules import TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
 from tune.utils import expand_path, get_device, get_dtype
+from tune.utils.escape import escape_lines
 
 # Parameters whose shapes tell a Llama's sizes.
 EMBEDDING = "tok_embeddings.weight"
@@ -165,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     with stream:
         for piece in stream:
-            print(piece, end="", flush=True)
+            print(escape_lines(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     print(flush=True)
     print(f"{stream.num_tokens} tokens in {time.perf_counter() - started:.2f} s", file=sys.stderr)
 
@@ -180,7 +181,7 @@ def recipe_main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except TuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_lines(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

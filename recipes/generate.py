@@ -31,6 +31,7 @@ from tune.errors import GenerationError
 from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_text
 from tune.modules.peft import merge_adapters
 from tune.utils import expand_path, get_device, get_dtype, get_logger
+from tune.utils.escape import escape_lines
 
 STOP_REASONS = {
     "stop_id": "the model ended the text",
@@ -85,8 +86,8 @@ def collect_prompts(params: GenerateParams) -> list[Prompt]:
 
 
 def write(piece: str) -> None:
-    """Show a piece of text on standard output now."""
-    sys.stdout.write(piece)
+    """Show a piece of text on standard output now; a terminal is spared what a model may say to it, a file is not."""
+    sys.stdout.write(escape_lines(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 

@@ -24,7 +24,7 @@ from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, load_adapter, save_adapter
 from tune.config import fixed_on_resume, instantiate
-from tune.data import CROSS_ENTROPY_IGNORE_IDX, shift_labels
+from tune.data import shift_labels, shift_weights
 from tune.datasets import build_datasets
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
@@ -67,9 +67,7 @@ class LoraFinetuneRecipe:
 
         # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
         self._setup_data()
-        self.loss_fn = instantiate(
-            params.loss, defaults={"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
-        )
+        self.loss_fn = training.build_loss(params.loss, self.dataset, self.dataset_val)
 
         # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
         self._setup_model()
@@ -112,10 +110,10 @@ class LoraFinetuneRecipe:
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
-        if params.dataset_val:
-            dataset_val: Any = build_datasets(params.dataset_val, self.tokenizer)
+        self.dataset_val: Any = params.dataset_val and build_datasets(params.dataset_val, self.tokenizer)
+        if self.dataset_val:
             batch_size_val = params.batch_size_val or params.batch_size
-            self.loader_val = build_loader(dataset_val, batch_size=batch_size_val, shuffle=False)
+            self.loader_val = build_loader(self.dataset_val, batch_size=batch_size_val, shuffle=False)
 
     def _setup_model(self) -> None:
         params = self.params
@@ -246,7 +244,8 @@ class LoraFinetuneRecipe:
         num_targets = training.count_targets(batch["labels"])  # on the host, where nobody waits for it
         batch = training.to_device(batch, self.device)
         tokens, labels = batch["tokens"], shift_labels(batch["labels"])  # [b, s]
-        total = loss_sum(self.loss_fn, self.model, tokens, labels, batch.get("mask"), batch.get("input_pos"))
+        weights, mask = shift_weights(batch.get("weights")), batch.get("mask")  # [b, s], [b, s, s]
+        total = loss_sum(self.loss_fn, self.model, tokens, labels, mask, batch.get("input_pos"), weights)
         return total, num_targets
 
     def validate(self) -> dict[str, float]:

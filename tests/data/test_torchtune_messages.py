@@ -50,7 +50,8 @@ def test_what_to_dict_writes_is_read_back() -> None:
     [
         ({"role": "user"}, "no content"),
         ({"content": "hi"}, "no role"),
-        ({"role": "user", "content": "hi", "weight": 0}, "'weight'"),
+        ({"role": "user", "content": "hi", "weight": "0"}, "weight '0'"),
+        ({"role": "user", "content": "hi", "lovely": 0}, "'lovely'"),
         ({"role": "user", "content": [{"type": "image", "content": "x.png"}]}, "'image'"),
         ({"role": "assistant", "content": "f()", "ipython": True}, "tool_calls"),
         ({"role": "assistant", "content": "f()", "eot": False}, "tool_calls"),

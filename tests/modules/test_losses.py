@@ -246,6 +246,66 @@ def test_loss_sum_is_the_same_from_hidden_states_and_logits(is_tied: bool) -> No
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss_fn", [LinearCrossEntropyLoss(), CEWithChunkedOutputLoss(3)])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_weights_multiply_the_loss_of_each_target(
+    dtype: torch.dtype, softcap: float | None, loss_fn: LinearCrossEntropyLoss
+) -> None:
+    hidden, weight, labels = example(dtype)
+    weights = torch.rand(B, S, generator=torch.Generator().manual_seed(3)) * 2.0
+
+    def formula(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        logits = hidden @ weight.T
+        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        is_target = labels != -100
+        at_target = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]  # [b, s]
+        return -(weights.double() * at_target)[is_target].sum()
+
+    ours = value_and_grads(partial(loss_fn, softcap=softcap, weights=weights), hidden, weight, labels)
+    exact = value_and_grads(formula, hidden.detach().double(), weight.detach().double(), labels)
+    allowed = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.004}[dtype]
+    for left, right in zip(ours, exact):
+        assert (left - right).norm() <= allowed * right.norm()
+    ones = value_and_grads(partial(loss_fn, weights=torch.ones(B, S)), hidden, weight, labels)
+    for left, right in zip(ones, value_and_grads(loss_fn, hidden, weight, labels)):
+        torch.testing.assert_close(left, right)
+
+
+class Halved(nn.Module):
+    """A loss of one's own that takes weights."""
+
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return losses.sum() / 2 if weights is None else (losses * weights).sum() / 2
+
+
+class Unweighted(nn.CrossEntropyLoss):
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(logits, labels)
+
+
+def test_every_kind_of_loss_takes_weights_or_is_refused() -> None:
+    torch.manual_seed(2)
+    model = TransformerDecoder(DecoderConfig(V, 1, 2, 1, 8, 4, 12, S))
+    tokens, labels = torch.randint(0, V, (B, 21)), torch.randint(0, V, (B, 21))
+    labels[1, 3:9] = -100
+    weights = torch.rand(B, 21)
+    per_token = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten(), reduction="none")
+    expected = (per_token * weights.flatten()).sum()
+    for loss_fn, factor in (
+        (LinearCrossEntropyLoss(), 1.0),
+        (nn.CrossEntropyLoss(reduction="sum"), 1.0),
+        (Halved(), 0.5),
+    ):
+        loss = loss_sum(loss_fn, model, tokens, labels, weights=weights)
+        torch.testing.assert_close(loss, expected * factor)
+    with pytest.raises(ConfigError, match="Unweighted cannot take"):
+        loss_sum(Unweighted(reduction="sum"), model, tokens, labels, weights=weights)
+    with pytest.raises(TrainingError, match=r"weights \[3, 20\]"):
+        loss_sum(LinearCrossEntropyLoss(), model, tokens, labels, weights=weights[:, 1:])
+
+
 def test_accumulated_pieces_give_the_gradient_of_the_batch() -> None:
     hidden, weight, labels = example()
     loss = LinearCrossEntropyLoss()

@@ -40,7 +40,7 @@ from tune.cli.rank_report import STOP_CODES, RankEnd, explain, find_first, is_ce
 from tune.cli.rendezvous import find_address, wait_for_host
 from tune.cli.run_file import Program
 from tune.cli.stall import StallWatch, heartbeat_path
-from tune.cli.terminal import paint
+from tune.cli.terminal import paint, say
 from tune.errors import TrainingError, first_line
 from tune.utils.stop_signals import STOP_SIGNALS
 
@@ -346,5 +346,4 @@ class Ranks(LocalElasticAgent):
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may have gone, and the ranks save for all that
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        say(text + "\n", sys.stderr)

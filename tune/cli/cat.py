@@ -7,13 +7,18 @@ from pathlib import Path
 
 from tune.cli.arguments import Command, Given, UsageError, check_operands
 from tune.cli.catalogue import find_source
+from tune.cli.terminal import say
 
 
 def run(given: Given) -> int:
     """Print one config or recipe."""
     check_operands(COMMAND, given, 1)
     file, _ = find_source(given.operands[0])
-    sys.stdout.write(read_file(file))
+    text = read_file(file)
+    if sys.stdout.isatty():
+        say(text)
+    else:
+        sys.stdout.write(text)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from tune.cli.arguments import (
     Command,
@@ -16,6 +15,7 @@ from tune.cli.arguments import (
 )
 from tune.cli.catalogue import RECIPES, find_config, find_recipe, list_configs, read_recipe_key
 from tune.cli.recipe_lookup import find_target
+from tune.cli.terminal import say
 from tune.errors import TuneError
 
 _BASH = """\
@@ -61,14 +61,14 @@ def run(given: Given) -> int:
     """Print the script for a shell, or (for the script) what a command line may go on with."""
     if "words" in given.switches:
         found = complete(given.operands)
-        sys.stdout.write("".join(f"{word}\n" for word in found))
+        say("".join(f"{word}\n" for word in found))
         return 0
     check_operands(COMMAND, given, 0, 1)
     shell = given.operands[0] if given.operands else os.path.basename(os.environ.get("SHELL", ""))
     if shell not in _SCRIPTS:
         known = f"there is {', '.join(_SCRIPTS)}{did_you_mean(shell, list(_SCRIPTS))}"
         raise UsageError(f"no completion for {shell or 'an unnamed shell'}; {known}")
-    sys.stdout.write(_SCRIPTS[shell])
+    say(_SCRIPTS[shell])
     return 0
 
 

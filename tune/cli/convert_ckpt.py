@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
-from tune.cli.terminal import columns
+from tune.cli.terminal import columns, say
 from tune.cli.transfer_progress import format_size
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
@@ -37,13 +37,11 @@ def run(given: Given) -> int:
         )
     except KeyboardInterrupt:
         progress.close()
-        sys.stderr.write(f"\nStopped. No half-written model is left in {printable(dest)}.")
+        say(f"\nStopped. No half-written model is left in {printable(dest)}.", sys.stderr)
         raise
     finally:
         progress.close()
-    sys.stdout.write(
-        format_written("converted", report.source, report.directory, _rows(report), report.notes)
-    )
+    say(format_written("converted", report.source, report.directory, _rows(report), report.notes))
     return 0
 
 
@@ -90,7 +88,7 @@ class _Progress:
         self.close()
         self._bar = self._make_bar(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None)
         if self._bar.disable:  # no terminal
-            sys.stderr.write(f"{_PHASES[phase]}: {format_size(num_bytes)}\n")
+            say(f"{_PHASES[phase]}: {format_size(num_bytes)}\n", sys.stderr)
 
     def advance(self, num_bytes: int) -> None:
         self._bar.update(num_bytes)

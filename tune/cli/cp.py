@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.cat import read_file
 from tune.cli.catalogue import Recipe, example_config, find_recipe, find_source, read_recipe_key
 from tune.cli.recipe_lookup import find_target
+from tune.cli.terminal import say
 from tune.errors import TuneError
 
 SCHEMA_FOLDER = ".tune"
@@ -37,7 +37,7 @@ def run(given: Given) -> int:
     lines = [f"Copied to {target}"]
     if steps := _next_steps(target, recipe, owner):
         lines += ["Change it, then:", *steps]
-    sys.stdout.write("\n".join(lines) + "\n")
+    say("\n".join(lines) + "\n")
     return 0
 
 

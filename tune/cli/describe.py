@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 
 from tune.cli.arguments import Command, Given, UsageError, check_operands, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.show import format_parameters, format_value
-from tune.cli.terminal import columns, paint, section
+from tune.cli.terminal import columns, paint, say, section
 from tune.config.component_check import ResolvedName, list_components, resolve_component
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.signatures import read_argument_help, read_doc
@@ -23,7 +22,7 @@ def run(given: Given) -> int:
         raise UsageError(f"{target.name} declares no params class")
     infos = fields_of(target.params)
     asked = given.operands[1:]
-    sys.stdout.write(_describe(target, infos, *asked) if asked else format_parameters(infos.values()))
+    say(_describe(target, infos, *asked) if asked else format_parameters(infos.values()))
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.catalogue import find_recipe, list_configs
-from tune.cli.terminal import columns
+from tune.cli.terminal import columns, say
 from tune.config.diagnostics import printable
 from tune.errors import HubError
 from tune.hub.short_names import SHORT_NAMES, repository_of
@@ -59,7 +59,7 @@ def run(given: Given) -> int:
     selection = select_files(repository, patterns)
     total = sum(file.size for file in selection.files)
     size, shown = f"{len(selection.files)} files, {format_size(total)}", printable(str(folder))
-    sys.stderr.write(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n")
+    say(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n", sys.stderr)
     tell = file_lines(len(selection.files))
 
     def finished(file: RemoteFile, fetched: bool) -> None:
@@ -69,20 +69,20 @@ def run(given: Given) -> int:
     try:
         fetched = download(hub, repository, selection.files, folder, finished)
     except KeyboardInterrupt:
-        sys.stderr.write("\nStopped. What has arrived is kept; the same command goes on from there.")
+        say("\nStopped. What has arrived is kept; the same command goes on from there.", sys.stderr)
         raise
     rows = [(printable(file.name), format_size(file.size)) for file in selection.files]
     new = "" if fetched == total else f", {format_size(fetched)} of them new" if fetched else ", nothing new"
-    sys.stdout.write(f"{repository.name} is in {shown}:\n{columns(rows)}\n  {size}{new}, all verified\n")
+    say(f"{repository.name} is in {shown}:\n{columns(rows)}\n  {size}{new}, all verified\n")
     if selection.skipped:
         names = ", ".join(printable(file.name) for file in selection.skipped[:3])
         more = f" and {len(selection.skipped) - 3} more" if len(selection.skipped) > 3 else ""
         left = format_size(sum(file.size for file in selection.skipped))
-        sys.stdout.write(f"  left on the hub: {names}{more} ({left})\n")
+        say(f"  left on the hub: {names}{more} ({left})\n")
     model = folder / "original" if selection.layout == "meta_original" else folder
     if "convert" in given.switches:
         model = _convert(model, folder, selection)
-    sys.stdout.write(_next_steps(repository, selection, model))
+    say(_next_steps(repository, selection, model))
     return 0
 
 
@@ -108,7 +108,7 @@ def _read_operands(given: Given) -> tuple[str, list[str] | None]:
 def _convert(model: Path, folder: Path, selection: Selection) -> Path:
     """Convert the downloaded weights to Hugging Face safetensors beside them; return the folder to use."""
     if selection.layout in ("safetensors", "adapter", None):
-        sys.stdout.write("Nothing to convert: there are no weights but Hugging Face safetensors.\n")
+        say("Nothing to convert: there are no weights but Hugging Face safetensors.\n")
         return model
     from tune.cli.convert_ckpt import run as convert
 

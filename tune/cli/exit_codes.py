@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tune
 from tune.cli.rank_report import STOP_CODES
-from tune.cli.terminal import report_error
+from tune.cli.terminal import report_error, say
 from tune.errors import TuneError
 from tune.utils.streams import silence
 
@@ -45,7 +45,7 @@ def _report(error: BaseException, own_file: Path | None) -> int:
         report_error(str(error.code))  # sys.exit("some text") means: print it and fail
         return EXIT_FAILED
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("\nInterrupted.\n")
+        say("\nInterrupted.\n", sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):
         # Whoever was reading has seen enough (`| head`). Python would complain once more when it flushes at exit.
@@ -64,11 +64,11 @@ def _report(error: BaseException, own_file: Path | None) -> int:
     if own_file is not None:
         return _report_own(error, own_file)
     if (code := _stopped_by(error)) is not None:
-        sys.stderr.write("\nInterrupted.\n")
+        say("\nInterrupted.\n", sys.stderr)
         return code
     import traceback  # only on the way out
 
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)), sys.stderr)
     report_error(
         f"this is a bug in tune {tune.__version__}, not something you did wrong.\n"
         "Please report it with the lines above, the command you typed and your config."
@@ -109,6 +109,6 @@ def _report_own(error: BaseException, own_file: Path) -> int:
     while frames is not None and Path(frames.tb_frame.f_code.co_filename) != own_file:
         frames = frames.tb_next
     # A syntax error has no frame in the file, but names the line itself.
-    traceback.print_exception(type(error), error, frames)
+    say("".join(traceback.format_exception(type(error), error, frames)), sys.stderr)
     report_error(f"{own_file.name} failed with {type(error).__name__}; the lines above show where")
     return EXIT_FAILED

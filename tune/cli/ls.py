@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.catalogue import RECIPES, Recipe, configs_of, example_config
 from tune.cli.recipe_lookup import find_target
-from tune.cli.terminal import columns, paint, section
+from tune.cli.terminal import columns, paint, say, section
 
 
 def run(given: Given) -> int:
@@ -23,9 +21,9 @@ def run(given: Given) -> int:
         names = [recipe.name for recipe in recipes] + [
             name for recipe in recipes for name in configs_of(recipe)
         ]
-        sys.stdout.write("".join(f"{name}\n" for name in names))
+        say("".join(f"{name}\n" for name in names))
     else:
-        sys.stdout.write(_table(recipes))
+        say(_table(recipes))
     return 0
 
 

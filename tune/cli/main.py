@@ -13,7 +13,7 @@ from tune.cli.arguments import Command, UsageError, format_help, nearest, read_a
 from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
-from tune.cli.terminal import paint, section
+from tune.cli.terminal import paint, say, section
 from tune.utils.streams import open_closed_streams
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
@@ -71,10 +71,10 @@ def load_command(name: str) -> Command:
 def _dispatch(arguments: list[str]) -> int:
     first, *others = arguments or ["--help"]
     if first in ("--version", "-V"):
-        sys.stdout.write(f"tune {tune.__version__}\n")
+        say(f"tune {tune.__version__}\n")
         return 0
     if first in ("--help", "-h") or (first == "help" and not others):
-        sys.stdout.write(overview())
+        say(overview())
         return 0
     if first == "help":
         return _dispatch([others[0], "--help"])
@@ -82,7 +82,7 @@ def _dispatch(arguments: list[str]) -> int:
         command = load_command(first)
         before_dashes = others[: others.index("--")] if "--" in others else others
         if COMMANDS[first] != "run" and any(word in ("--help", "-h") for word in before_dashes):
-            sys.stdout.write(format_help(command))
+            say(format_help(command))
             return 0
         return command.run(read_arguments(command, others))
     if first.partition("=")[0] in LAUNCH_FLAGS or find_recipe(first) is not None or os.path.isfile(first):

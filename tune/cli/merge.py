@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
 from tune.cli.convert_ckpt import format_written
+from tune.cli.terminal import say
 from tune.utils.precision import DTYPE_NAMES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def run(given: Given) -> int:
     from tune.utils import get_dtype
 
     report = merge_adapter(adapter, base, to, None if dtype is None else get_dtype(dtype))
-    sys.stdout.write(format_written("merged", report.adapter, report.directory, _rows(report), report.notes))
+    say(format_written("merged", report.adapter, report.directory, _rows(report), report.notes))
     return 0
 
 

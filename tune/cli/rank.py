@@ -27,6 +27,7 @@ from tune.cli.rank_report import RUN_HEADING, STOP_CODES, RankEnd, write_end
 from tune.cli.recipe_lookup import add_to_path, make_recipes_importable
 from tune.cli.run_file import Program, run_file
 from tune.cli.stall import STACKS_SIGNAL, heartbeat_path
+from tune.cli.terminal import say
 from tune.config.recipe_main import leave_errors_to_caller
 from tune.errors import TuneError, first_line
 from tune.utils.heartbeat import start_heartbeat
@@ -62,7 +63,7 @@ def main() -> NoReturn:
         signal.signal(signum, signal.SIG_IGN)
     if has_log and end.message:
         with contextlib.suppress(OSError):  # the log's disk may be full
-            sys.stderr.write(end.message)
+            say(end.message, sys.stderr)
     with contextlib.suppress(OSError):  # and so may this one: the exit code remains
         write_end(error_file, end)
     if end.kind in ("failed", "lost"):

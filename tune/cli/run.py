@@ -29,7 +29,7 @@ from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, re
 from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import Program, execute
-from tune.cli.terminal import paint, report_warning
+from tune.cli.terminal import paint, report_warning, say
 from tune.cli.torch_logging import count_gpus, importing_quietly
 from tune.cli.validate import print_problems, resolve_for
 from tune.utils.exclusions import split_processes
@@ -48,7 +48,7 @@ def run(given: Given) -> int:
     asks_help = HELP.name in given.switches
     if not given.operands:
         if asks_help:
-            sys.stdout.write(format_help(COMMAND))
+            say(format_help(COMMAND))
             return 0
         raise UsageError(
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
@@ -84,7 +84,7 @@ def run(given: Given) -> int:
             _refuse_another_mesh(plan, resolution.params)
         if is_dry:
             print_problems(resolution)
-            sys.stdout.write(_plan(target, config, given, resolution, plan))
+            say(_plan(target, config, given, resolution, plan))
             return 0
         output_dir = getattr(resolution.params, "output_dir", None)
         log_dir = expand_path(output_dir) / "logs" if output_dir else None
@@ -206,8 +206,9 @@ def _hint_at_configs(target: Target, config: Path | None) -> None:
     names = [item.name for item in list_configs() if item.recipe in target.config_names]
     if names:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        sys.stderr.write(
-            f"\nNo --config was given. Configs for {target.recipe.name}: {shown} (see `tune ls`).\n"
+        say(
+            f"\nNo --config was given. Configs for {target.recipe.name}: {shown} (see `tune ls`).\n",
+            sys.stderr,
         )
 
 
@@ -255,7 +256,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
         format_parameters(fields_of(target.params).values(), values),
         f"The command's own options: {', '.join(option.flags[0] for option in COMMAND.options)} (`tune run --help`).",
     ]
-    sys.stdout.write("\n".join(line for line in head if line is not None) + "\n")
+    say("\n".join(line for line in head if line is not None) + "\n")
     return 0
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from tune.cli.arguments import Command, Given, UsageError, check_operands
 from tune.cli.recipe_lookup import Target, find_target
+from tune.cli.terminal import say
 
 
 def run(given: Given) -> int:
     """Print the schema of one recipe's configs."""
     check_operands(COMMAND, given, 1)
-    sys.stdout.write(schema_text(find_target(given.operands[0], importing=True)))
+    say(schema_text(find_target(given.operands[0], importing=True)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -19,6 +20,7 @@ _STYLES = {
     "blue": "\x1b[1;34m",
 }
 _RESET = "\x1b[0m"
+_OURS = re.compile("(" + "|".join(map(re.escape, (*_STYLES.values(), _RESET))) + ")")
 
 
 def wants_color(stream: TextIO) -> bool:
@@ -33,6 +35,17 @@ def paint(text: str, style: str, stream: TextIO | None = None) -> str:
     return f"{_STYLES[style]}{text}{_RESET}" if text and wants_color(stream or sys.stdout) else text
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Write `text` to standard output (or `stream`): what every command prints, names from strangers' files included.
+
+    Control characters are spelt out, but for line ends, tabs, and the colours of `paint` where they are shown.
+    """
+    stream = stream or sys.stdout
+    parts = _OURS.split(text) if wants_color(stream) else [text]
+    stream.write("".join(part if place % 2 else escape_lines(part) for place, part in enumerate(parts)))
+    stream.flush()
+
+
 def report_error(message: str) -> None:
     """Write one `error:` block to standard error."""
     _report("error", "red", message)
@@ -44,9 +57,7 @@ def report_warning(message: str) -> None:
 
 
 def _report(word: str, style: str, message: str) -> None:
-    lines = escape_lines(message.strip()).split("\n")
-    sys.stderr.write("\n".join([f"{paint(word + ':', style, sys.stderr)} {lines[0]}", *lines[1:]]) + "\n")
-    sys.stderr.flush()
+    say(f"{paint(word + ':', style, sys.stderr)} {message.strip()}\n", sys.stderr)
 
 
 def wrap(text: str, columns: int) -> list[str]:

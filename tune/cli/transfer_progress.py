@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Callable
 
+from tune.cli.terminal import say
 from tune.config.diagnostics import printable
 
 
@@ -24,7 +25,7 @@ def file_lines(num_files: int) -> Callable[[str], None]:
     numbers = itertools.count(1)
 
     def tell(file: str) -> None:
-        sys.stderr.write(f"  [{next(numbers)}/{num_files}] {printable(file)}\n")
+        say(f"  [{next(numbers)}/{num_files}] {printable(file)}\n", sys.stderr)
         sys.stderr.flush()
 
     return tell

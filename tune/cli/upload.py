@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError
-from tune.cli.terminal import columns
+from tune.cli.terminal import columns, say
 from tune.config.diagnostics import printable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(given: Given) -> int:
     plan = plan_upload(
         hub, repo, files, branch=branch, private="private" in given.switches, force="force" in given.switches
     )
-    sys.stderr.write(_overview(plan, folder, lineage))
+    say(_overview(plan, folder, lineage), sys.stderr)
     if not sys.stderr.isatty():  # where it is one, the library shows bars of each file besides
         disable_progress_bars()
     at = f", step {lineage.step}" if lineage.step is not None else ""
@@ -63,11 +63,12 @@ def run(given: Given) -> int:
             hub, plan, message or f"Upload {kind_of(folder)}{at}, with tune", file_lines(len(files))
         )
     except KeyboardInterrupt:
-        sys.stderr.write(
-            f"\nStopped. {plan.repo} shows nothing new; the same command goes on, and sends nothing twice."
+        say(
+            f"\nStopped. {plan.repo} shows nothing new; the same command goes on, and sends nothing twice.",
+            sys.stderr,
         )
         raise
-    sys.stdout.write(f"{address}\n")
+    say(f"{address}\n")
     return 0
 
 
@@ -82,7 +83,7 @@ def _collect(folder: Path, repo: str, base_model: str | None) -> tuple[Lineage, 
 
     saved = saved_step_of(folder)
     if saved is not None:
-        sys.stderr.write(f"Verifying {saved.path.name} ...\n")
+        say(f"Verifying {saved.path.name} ...\n", sys.stderr)
         verify_step(saved, folder.resolve().name)
         lineage = read_lineage(saved.path.parent, saved.step, base_model)
     else:

@@ -13,7 +13,7 @@ from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, 
 from tune.cli.catalogue import RECIPES, Recipe, find_config, find_recipe, read_recipe_key, recipe_names
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.recipe_lookup import Target, find_target, make_recipes_importable
-from tune.cli.terminal import wants_color
+from tune.cli.terminal import say, wants_color
 from tune.config.diagnostics import Diagnostic, Source, to_json
 from tune.errors import ConfigError
 
@@ -37,10 +37,10 @@ def run(given: Given) -> int:
             raise
         # Who asked for JSON gets JSON, also where it is the command line that is wrong.
         problem = Diagnostic("bad-command-line", "", str(error), Source("cli"))
-        sys.stdout.write(json.dumps(to_json([problem], []), indent=2) + "\n")
+        say(json.dumps(to_json([problem], []), indent=2) + "\n")
         return EXIT_BAD_USAGE
     if as_json:
-        sys.stdout.write(json.dumps(resolution.to_json(), indent=2) + "\n")
+        say(json.dumps(resolution.to_json(), indent=2) + "\n")
     else:
         print_problems(resolution)
     if not resolution.ok:
@@ -48,11 +48,11 @@ def run(given: Given) -> int:
     if not as_json:
         count = len(resolution.warnings)
         noted = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
-        sys.stdout.write(f"{name}: valid for {target.name}{noted}\n")
+        say(f"{name}: valid for {target.name}{noted}\n")
     if "preflight" not in given.switches:
         if not as_json:
-            sys.stderr.write(
-                "Not looked at: files, folders, packages, device and memory (--preflight does).\n"
+            say(
+                "Not looked at: files, folders, packages, device and memory (--preflight does).\n", sys.stderr
             )
         return 0
     from tune.cli.preflight import preflight
@@ -180,7 +180,7 @@ def print_problems(resolution: Resolution[Any]) -> None:
     """Write all errors and warnings to standard error."""
     report = resolution.report(color=wants_color(sys.stderr))
     if report:
-        sys.stderr.write(report.rstrip("\n") + "\n")
+        say(report.rstrip("\n") + "\n", sys.stderr)
 
 
 COMMAND = Command(

@@ -14,7 +14,7 @@ from tune.data.columns import (
     find_text_column,
 )
 from tune.data.files import Row
-from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, truncate
+from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, shift_weights, truncate
 from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
@@ -23,6 +23,7 @@ from tune.data.sources import Source
 from tune.data.store import Examples, TokenStore, TokenWriter
 from tune.data.tokenize_rows import ConversationTokenizer, MessageTransform, TextTokenizer, TokenizedRows
 from tune.data.torchtune_names import GONE, HERE
+from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
     AlpacaToMessages,
     InputOutputToMessages,
@@ -61,6 +62,7 @@ __all__ = [
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
     "InstructionColumns",
+    "LearntAnswers",
     "Llama2ChatTemplate",
     "Message",
     "MessageTransform",
@@ -92,6 +94,7 @@ __all__ = [
     "padded_collate_sft",
     "preview_example",
     "shift_labels",
+    "shift_weights",
     "tokenize_segments",
     "truncate",
     "validate_messages",

@@ -24,13 +24,15 @@ def padded_collate_sft(
     apart; a padding position then attends to itself alone.
 
     Args:
-        batch: examples with `tokens` and `labels` of equal length, packed ones with `input_pos` as well.
+        batch: examples with `tokens` and `labels` of equal length, packed ones with `input_pos` as well, and
+            `weights` where the loss of a token is to be multiplied by another than 1.
         padding_idx: id to pad tokens with; any valid id.
         ignore_idx: label of padding.
 
     Returns:
         tokens: [b, s] int64
         labels: not shifted, see `shift_labels`. [b, s] int64
+        weights: where an example has them, not shifted; 1 in the others. [b, s] float32
         input_pos: packed examples only, position of each token in its document. [b, s] int64
         mask: packed examples only, True where a query may attend to a key. [b, s, s] bool
     """
@@ -40,6 +42,11 @@ def padded_collate_sft(
         "tokens": padded_collate(batch, "tokens", padding_idx),
         "labels": padded_collate(batch, "labels", ignore_idx),
     }
+    if any("weights" in example for example in batch):
+        collated["weights"] = torch.ones(collated["tokens"].shape)  # [b, s]
+        for row, example in zip(collated["weights"], batch):
+            if "weights" in example:
+                row[: len(example["weights"])] = torch.as_tensor(example["weights"])
     if "input_pos" in batch[0]:
         input_pos = padded_collate(batch, "input_pos", 0)  # [b, s]
         collated["input_pos"] = input_pos

@@ -29,6 +29,11 @@ def shift_labels(labels: Tensor, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX) -> 
     return targets
 
 
+def shift_weights(weights: Tensor | None) -> Tensor | None:
+    """Return the weight of each position's target, 0 for the last, which has none; None where there are none. [b, s]"""
+    return None if weights is None else shift_labels(weights, 0)
+
+
 def truncate(items: Sequence[T], max_seq_len: int, eos_id: T | None = None) -> list[T]:
     """Return the first `max_seq_len` items.
 

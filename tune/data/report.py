@@ -27,12 +27,14 @@ class DataReport:
         num_packs: sequences the examples were packed into, 0 where not packed.
         num_tokens: tokens kept.
         num_target_tokens: tokens learnt.
+        num_weighted_tokens: those of them whose loss is multiplied by another weight than 1.
         num_truncated: examples that were longer than `max_seq_len`, the lost ones among them.
         num_tokens_cut: tokens beyond `max_seq_len`.
         num_long_dropped: examples left out because they were longer (`on_too_long=drop`).
         num_split: examples that became several because they were longer (`on_too_long=split`).
         num_lost: examples left out because the cut took all there was to learn.
         num_dropped: rows left out because they are malformed or hold nothing to learn.
+        num_unlearnt: rows left out because all their answers have weight 0, by flags or by settings.
         num_empty_answers: examples kept whose answer is empty.
         longest: tokens of the longest example before any cut.
         dropped: the first dropped rows, with place and reason.
@@ -47,12 +49,14 @@ class DataReport:
     num_packs: int = 0
     num_tokens: int = 0
     num_target_tokens: int = 0
+    num_weighted_tokens: int = 0
     num_truncated: int = 0
     num_tokens_cut: int = 0
     num_long_dropped: int = 0
     num_split: int = 0
     num_lost: int = 0
     num_dropped: int = 0
+    num_unlearnt: int = 0
     num_empty_answers: int = 0
     longest: int = 0
     dropped: list[str] = field(default_factory=list)
@@ -120,12 +124,23 @@ class DataReport:
         lines = [
             f"{self.source}{f' ({how})' if how else ''}",
             f"  {self.num_examples:,} examples, {self.num_tokens:,} tokens (mean {length}, longest {self.longest:,}), "
-            f"{self.share_trained:.1%} of them trained on",
+            f"{self.share_trained:.1%} of them trained on{self._of_weight()}",
         ]
+        if self.num_unlearnt:
+            lines.append(
+                f"  {self.num_unlearnt:,} of {self.num_rows:,} rows are left out, no answer to learn: weight 0 "
+                "(by flags of their messages, or by train_on)"
+            )
         if self.num_packs:
             fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
             lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")
         return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings())])
+
+    def _of_weight(self) -> str:
+        if not self.num_weighted_tokens:
+            return ""
+        share = self.num_weighted_tokens / self.num_target_tokens
+        return f" ({self.num_weighted_tokens:,} of these, {share:.1%}, with a weight other than 1)"
 
     def _num_whole(self) -> int:
         return self.num_examples + self.num_lost - self.num_truncated

@@ -11,7 +11,7 @@ from tune.data.report import DataReport
 from tune.data.rows import describe
 from tune.data.store import Examples
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_template import ChatTemplate, tokenize_examples
+from tune.tokenizers.chat_template import ChatTemplate, tokenize_weighted
 from tune.tokenizers.messages import Message
 
 if TYPE_CHECKING:
@@ -46,14 +46,15 @@ class TokenizedRows:
 
     def keep(self, tokens: list[int], weights: list[float]) -> bool:
         """Add an example and count it, where there is something to learn in it; return whether there is."""
-        # The first token is the target of no position.
-        num_targets = len(weights) - weights.count(0.0) - (weights[:1] != [0.0] and bool(weights))
+        targets = weights[1:]  # the first token is the target of no position
+        num_targets = len(targets) - targets.count(0.0)
         if num_targets < 1:
             return False
         self.examples.append(tokens, weights)
         self.report.num_examples += 1
         self.report.num_tokens += len(tokens)
         self.report.num_target_tokens += num_targets
+        self.report.num_weighted_tokens += num_targets - targets.count(1.0)
         return True
 
 
@@ -89,6 +90,9 @@ class ConversationTokenizer:
                 read = self.transform(row.values)
                 messages, tools = read["messages"], read.get("tools")
                 has_answer = _has_answer(messages)
+                if has_answer is None:
+                    result.report.num_unlearnt += 1
+                    continue
                 examples = self._write(messages, tools)
                 if self.on_too_long == "split":
                     examples = self._split(messages, tools, examples, result.report)
@@ -109,13 +113,15 @@ class ConversationTokenizer:
         return result
 
     def _write(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[_Example]:
-        written = tokenize_examples(
+        return tokenize_weighted(
             self.tokenizer, self.template, messages, tools=tools, variables=self.variables
         )
-        return [(tokens, [0.0 if masked else 1.0 for masked in mask]) for tokens, mask in written]
 
     def _add(self, result: TokenizedRows, place: str, tokens: list[int], weights: list[float]) -> None:
         report, limit = result.report, self.limit
+        if len(weights) > 1 and not any(weights[1:]):
+            report.num_unlearnt += 1
+            return
         report.longest = max(report.longest, len(tokens))
         if limit is not None and len(tokens) > limit:
             if self.on_too_long == "error":
@@ -251,11 +257,18 @@ def _halves(messages: Sequence[Message]) -> list[list[Message]]:
     return [[*system, *rest[:at]], [*system, *rest[at:]]]
 
 
-def _has_answer(messages: Sequence[Message]) -> bool:
-    """Return whether an answer is learnt. Raises DataError where nothing is."""
-    if any(m.role == "assistant" and not m.masked and (m.content.strip() or m.tool_calls) for m in messages):
+def _has_answer(messages: Sequence[Message]) -> bool | None:
+    """Return whether an answer says something; None where nothing is learnt, since all that is said has weight 0.
+
+    Raises:
+        DataError: there is nothing to learn, for nothing is said.
+    """
+    answers = [m for m in messages if m.role == "assistant" and (m.content.strip() or m.tool_calls)]
+    if any(answer.weight for answer in answers):
         return True
     # Where prompts are learnt too, an example without an answer still teaches something.
-    if all(m.masked or not m.content.strip() for m in messages):
-        raise DataError("the answer is empty, so there is nothing to learn")
-    return False
+    if any(m.weight and m.content.strip() for m in messages):
+        return bool(answers)
+    if answers:
+        return None
+    raise DataError("the answer is empty, so there is nothing to learn")

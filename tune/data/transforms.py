@@ -11,6 +11,7 @@ from typing import Any
 
 from tune.data.columns import list_names
 from tune.data.json_text import parse
+from tune.data.message_flags import read_part_weight, read_weight
 from tune.data.rows import describe
 from tune.errors import DataError
 from tune.tokenizers.messages import Message, Role, validate_messages
@@ -191,17 +192,22 @@ def _chat_messages(
             )
         if role == "system" and system:
             continue
-        masked = (role != "assistant" and not train_on_input) or turn.get("weight") == 0
-        content = turn.get(keys[1])
+        said = turn.get(keys[1])
+        parts = [] if said is None and calls else _content_parts(said, where)
+        content = "".join(text for text, _ in parts)
+        weight, spans = read_weight(turn, role == "assistant" or train_on_input, where, content, parts)
         messages.append(
             Message(
                 role,
-                "" if content is None and calls else _content(content, where),
-                masked,
-                _tool_calls(calls, where),
-                next((thought for key in _THINKING_KEYS if (thought := _label(turn, key, where))), None),
-                _label(turn, "name", where),
-                _label(turn, "tool_call_id", where),
+                content,
+                tool_calls=_tool_calls(calls, where),
+                reasoning_content=next(
+                    (thought for key in _THINKING_KEYS if (thought := _label(turn, key, where))), None
+                ),
+                name=_label(turn, "name", where),
+                tool_call_id=_label(turn, "tool_call_id", where),
+                weight=weight,
+                spans=spans,
             )
         )
     validate_messages(messages)
@@ -264,15 +270,16 @@ def _json(text: str, what: str) -> Any:
         raise DataError(f"{what} no JSON: {describe(text)}") from error
 
 
-def _content(value: Any, where: str) -> str:
+def _content_parts(value: Any, where: str) -> list[tuple[str, float | None]]:
+    """Return the texts that a content is joined of, each with its own weight."""
     if isinstance(value, str):
-        return value
+        return [(value, None)]
     # OpenAI also writes content as a list of parts.
     if isinstance(value, list) and all(
         isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in value
     ):
-        return "".join(part["text"] for part in value)
+        return [(part["text"], read_part_weight(part, where)) for part in value]
     raise DataError(f"{where} has {describe(value)} as content, expected text")
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from tune.data import AlpacaInstructTemplate, AlpacaToMessages, Source, find_instruction_columns
+from tune.data import (
+    AlpacaInstructTemplate,
+    AlpacaToMessages,
+    LearntAnswers,
+    Source,
+    find_instruction_columns,
+)
 from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
@@ -12,6 +18,7 @@ from tune.datasets.sft import SFTDataset
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
+    from tune.data.train_on import TrainOn
     from tune.tokenizers import Tokenizer
 
 
@@ -21,6 +28,8 @@ def alpaca_dataset(
     source: str = "tatsu-lab/alpaca",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -41,6 +50,8 @@ def alpaca_dataset(
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
         column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
+        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -58,7 +69,10 @@ def alpaca_dataset(
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
-    return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len, on_too_long)
+    choice = (train_on_input, train_on, train_on_reasoning)
+    return alpaca_from_rows(
+        tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len, on_too_long=on_too_long
+    )
 
 
 def alpaca_cleaned_dataset(
@@ -67,6 +81,8 @@ def alpaca_cleaned_dataset(
     source: str = "yahma/alpaca-cleaned",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -84,6 +100,8 @@ def alpaca_cleaned_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
+        train_on=train_on,
+        train_on_reasoning=train_on_reasoning,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -102,6 +120,9 @@ def alpaca_from_rows(
     rows: RowReader,
     columns: InstructionColumns,
     train_on_input: bool,
+    train_on: TrainOn = "all",
+    train_on_reasoning: bool = True,
+    *,
     packed: bool,
     max_seq_len: int | None,
     on_too_long: OnTooLong = "cut",
@@ -111,10 +132,11 @@ def alpaca_from_rows(
     column_map = {"instruction": columns.prompt, "output": columns.answer}
     # A name that no row has reads as "no input".
     column_map["input"] = columns.context or ""
+    transform = AlpacaToMessages(train_on_input, column_map)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=AlpacaToMessages(train_on_input, column_map),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,

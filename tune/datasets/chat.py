@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from tune.data import (
+    LearntAnswers,
     OpenAIToMessages,
     PromptTemplate,
     ShareGPTToMessages,
@@ -31,6 +32,8 @@ def chat_dataset(
     conversation_column: str | None = None,
     conversation_style: Literal["auto", "openai", "sharegpt"] = "auto",
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
     new_system_prompt: str | None = None,
@@ -45,7 +48,7 @@ def chat_dataset(
     on_bad_rows: Literal["error", "drop"] = "error",
     on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
-    """Return conversations; every answer of the assistant is learnt.
+    """Return conversations; every answer of the assistant is learnt, unless flags on messages say otherwise.
 
     Args:
         tokenizer: gives the ids.
@@ -53,6 +56,8 @@ def chat_dataset(
         conversation_column: holds the list of messages; `messages` and `conversations` are recognised.
         conversation_style: "openai" has role and content, "sharegpt" from and value; "auto" looks which.
         train_on_input: learn the messages of user and system too.
+        train_on: "all" answers, or the "last" of each conversation alone.
+        train_on_reasoning: False reads what is thought before an answer, and does not learn it.
         prompt_template: how turns are written: "chat" for the checkpoint's chat template, a name such as "llama3",
             a .jinja file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the
             checkpoint's; for a Llama 2 tokenizer that has neither, "llama2_chat".
@@ -92,7 +97,7 @@ def chat_dataset(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=transform,
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         prompt_template=template,
         system_prompt=new_system_prompt,
         chat_template_kwargs=chat_template_kwargs,

@@ -50,7 +50,7 @@ def _build(component: Component, tokenizer: Tokenizer) -> ReportingDataset:
     return OwnDataset(built, component.path)
 
 
-class ConcatDataset(Dataset[dict[str, list[int]]]):
+class ConcatDataset(Dataset[dict[str, list[Any]]]):
     """All examples of all datasets; a shuffling sampler mixes them.
 
     Args:
@@ -73,7 +73,7 @@ class ConcatDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
         dataset, inner = self._find(index)
         return dataset[inner]
 

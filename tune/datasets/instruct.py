@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tune.data import (
     AlpacaInstructTemplate,
     InputOutputToMessages,
+    LearntAnswers,
     PromptTemplate,
     Source,
     find_instruction_columns,
@@ -31,6 +32,8 @@ def instruct_dataset(
     source: str,
     column_map: dict[str, str] | None = None,
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
     packed: bool = False,
@@ -53,6 +56,8 @@ def instruct_dataset(
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
         column_map: `input` and `output`, each to its column, where names are not recognised.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
+        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         prompt_template: "alpaca", "question_answer", "chatml", "llama2_chat", "plain" and others, or a mapping
             {user: [before, after], assistant: [before, after]}. By default the tokenizer's; else
             question_answer for question/answer, plain for prompt/completion, alpaca for the rest.
@@ -80,15 +85,19 @@ def instruct_dataset(
     template = get_prompt_template(spec)
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:
         # Alpaca has a prompt of its own for instructions that come with an input.
-        return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len, on_too_long)
+        choice = (train_on_input, train_on, train_on_reasoning)
+        return alpaca_from_rows(
+            tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len, on_too_long=on_too_long
+        )
     rows.report.format = columns.describe(rows.columns)
     column_map = {"input": columns.prompt, "output": columns.answer}
     if columns.context:
         column_map["context"] = columns.context
+    transform = InputOutputToMessages(train_on_input, column_map, new_system_prompt)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=InputOutputToMessages(train_on_input, column_map, new_system_prompt),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         prompt_template=template,
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,

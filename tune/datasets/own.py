@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -23,8 +24,8 @@ class OwnDataset(Dataset[dict[str, Any]]):
     """Any object with `__len__` and `__getitem__`, with a report of what there is to learn from it.
 
     Every item is a mapping with `tokens` and `labels`: token ids, and the same again where they are to be learnt, or
-    -100; unshifted, of equal length. Lists, arrays and tensors will do. Further entries are for a `collate_fn` of one's
-    own.
+    -100; unshifted, of equal length. There may be `weights` as well, what the loss of each token is multiplied by.
+    Lists, arrays and tensors will do. Further entries are for a `collate_fn` of one's own.
 
     Args:
         examples: every item is looked at once, to be counted. Its own `report()` and `render_prompt(text)` are used if
@@ -61,7 +62,7 @@ class OwnDataset(Dataset[dict[str, Any]]):
             raise self._wrong(
                 index, f"has a label {wrong[0]}; one that is not learnt is {CROSS_ENTROPY_IGNORE_IDX}"
             )
-        return {**item, **ids}
+        return {**item, **ids, **self._weights(index, item, len(ids["tokens"]))}
 
     def length(self, index: int) -> int:
         """Return the number of tokens of an example."""
@@ -83,7 +84,10 @@ class OwnDataset(Dataset[dict[str, Any]]):
             item = self[index]
             report.num_tokens += len(item["tokens"])
             # A row's first label has no token before it that could predict it.
-            report.num_target_tokens += sum(label != CROSS_ENTROPY_IGNORE_IDX for label in item["labels"][1:])
+            learnt = [label != CROSS_ENTROPY_IGNORE_IDX for label in item["labels"]][1:]
+            report.num_target_tokens += sum(learnt)
+            weights = item.get("weights", ())[1:]
+            report.num_weighted_tokens += sum(is_one and w != 1.0 for is_one, w in zip(learnt, weights))
             report.longest = max(report.longest, len(item["tokens"]))
         if not report.num_target_tokens:
             what = "every label is -100" if len(self) else "it is empty"
@@ -106,6 +110,20 @@ class OwnDataset(Dataset[dict[str, Any]]):
             except TypeError:
                 raise self._wrong(index, f"has {value!r} among its {key}, which is no token id") from None
         return ids
+
+    def _weights(self, index: int, item: Mapping[str, Any], num_tokens: int) -> dict[str, list[float]]:
+        if "weights" not in item:
+            return {}
+        values = item["weights"]
+        values = values.tolist() if hasattr(values, "tolist") else list(values)
+        if len(values) != num_tokens:
+            raise self._wrong(
+                index, f"has {num_tokens} tokens, but {len(values)} weights; a token has one each"
+            )
+        for value in values:
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise self._wrong(index, f"has the weight {value!r}, expected a number from 0 up")
+        return {"weights": [float(value) for value in values]}
 
     def _wrong(self, index: int, what: str) -> DataError:
         return DataError(f"{self._name}: example {index} {what}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
@@ -15,18 +15,18 @@ class ReportingDataset(Protocol):
     """What every dataset of this package offers."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> dict[str, list[int]]: ...
+    def __getitem__(self, index: int) -> dict[str, list[Any]]: ...
     def length(self, index: int) -> int: ...
     def report(self) -> DataReport: ...
     def render_prompt(self, text: str) -> str | list[int]: ...
 
 
-class PackedDataset(Dataset[dict[str, list[int]]]):
+class PackedDataset(Dataset[dict[str, list[Any]]]):
     """Sequences of up to `max_seq_len` tokens that hold whole examples of another dataset.
 
-    Items are `{"tokens", "labels", "input_pos"}`: positions start at 0 with each example, and from them
-    `tune.data.padded_collate_sft` makes the mask that keeps examples apart, so that loss and gradients are
-    those of the examples one by one. The first token of an example is never a target.
+    Items are `{"tokens", "labels", "input_pos"}`, and `"weights"` where an example in it has them: positions start at 0
+    with each example, and from them `tune.data.padded_collate_sft` makes the mask that keeps examples apart, so that
+    loss and gradients are those of the examples one by one. The first token of an example is never a target.
 
     Args:
         dataset: the examples, each shorter than a sequence.
@@ -49,13 +49,17 @@ class PackedDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self._packs)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        packed: dict[str, list[int]] = {"tokens": [], "labels": [], "input_pos": []}
-        for member in self._packs[index]:
-            example = self._dataset[member]
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
+        packed: dict[str, list[Any]] = {"tokens": [], "labels": [], "input_pos": []}
+        examples = [self._dataset[member] for member in self._packs[index]]
+        if any("weights" in example for example in examples):
+            packed["weights"] = []
+        for example in examples:
             packed["tokens"] += example["tokens"]
             packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
             packed["input_pos"] += range(len(example["tokens"]))
+            if "weights" in packed:
+                packed["weights"] += example.get("weights") or [1.0] * len(example["tokens"])
         return packed
 
     def length(self, index: int) -> int:

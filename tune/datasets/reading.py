@@ -147,6 +147,17 @@ def check_learnable(report: DataReport) -> None:
             f"max_seq_len={report.max_seq_len} (the longest example has {report.longest:,} tokens). Raise "
             "dataset.max_seq_len, or use a tokenizer and model made for longer sequences"
         )
+    if report.num_long_dropped and not report.num_dropped:
+        raise DataError(
+            f"nothing to learn in {report.source}: all {report.num_long_dropped:,} examples are longer than "
+            f"max_seq_len={report.max_seq_len}, and dataset.on_too_long is drop. Raise dataset.max_seq_len, or set "
+            "dataset.on_too_long to cut or split"
+        )
+    if report.num_unlearnt and not report.num_dropped:
+        raise DataError(
+            f"nothing to learn in {report.source}: in all {report.num_unlearnt:,} rows no answer is to be learnt: "
+            "weight 0, by flags of the messages (weight, train, loss, masked), or by dataset.train_on"
+        )
     listed = "".join(f"\n  {line}" for line in report.dropped)
     raise DataError(
         f"nothing to learn in {report.source}: of {report.num_rows:,} rows {report.num_dropped:,} were left out{listed}"

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
 
-class SFTDataset(Dataset[dict[str, list[int]]]):
+class SFTDataset(Dataset[dict[str, list[Any]]]):
     """Conversations of a source, tokenized once, when the dataset is made.
 
     Items are `{"tokens": [...], "labels": [...]}` of equal length, labels not shifted, -100 where a token is
-    not learnt. An example longer than the limit keeps its first tokens and loses its EOS, unless `on_too_long` says
+    not learnt; and `"weights"`, one float for each token, where the loss of a learnt token is to be multiplied by
+    another than 1. An example longer than the limit keeps its first tokens and loses its EOS, unless `on_too_long` says
     otherwise; one whose answers lie wholly beyond the limit is left out. Both are counted in `report()`. A chat
     template that rewrites earlier answers, by taking out their thinking for example, makes one conversation several
     items.
@@ -103,7 +104,7 @@ class SFTDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
         return self._store.example(index)
 
     def length(self, index: int) -> int:

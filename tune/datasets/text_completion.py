@@ -62,7 +62,7 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
         return self._store.example(index)
 
     def length(self, index: int) -> int:

@@ -12,6 +12,7 @@ from tune.tokenizers.chat_template import (
     tokenize_conversation,
     tokenize_examples,
     tokenize_segments,
+    tokenize_weighted,
 )
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.loading import auto, from_checkpoint
@@ -56,6 +57,7 @@ __all__ = [
     "tokenize_conversation",
     "tokenize_examples",
     "tokenize_segments",
+    "tokenize_weighted",
     "validate_messages",
     "vocab_merges_tokenizer",
     "with_new_tokens",

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
-from tune.tokenizers.messages import Message
+from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places, weigh_tokens
+from tune.tokenizers.messages import Message, WeightedSpan
 from tune.tokenizers.special_token_escape import Conversation, SpecialTokenEscaper
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ Place = tuple[int, int]
 class LearntText:
     """A text to learn from, marked, and the places [start, end) of what is learnt, in characters without marks.
 
+    Each place has its weight.
+
     Args:
         text: all of it.
         turns: answers that stand in it as they are generated.
@@ -54,7 +57,7 @@ class LearntText:
 
     text: str
     turns: tuple[Turn, ...]
-    places: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[WeightedSpan, ...], ...]
     end: int | None
 
 
@@ -65,7 +68,7 @@ def write_examples(
 
     Args:
         conversation: renders it.
-        messages: say what is masked.
+        messages: say what is learnt, and with what weight.
         stop_ids: what ends a generation, beside the token by which the template ends a turn.
 
     Raises:
@@ -73,9 +76,16 @@ def write_examples(
     """
     writer = _Writer(conversation, messages, stop_ids)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    rest = [index for index in answers if not messages[index].masked or writer.is_prompt_learnt(index)]
+    rest = [index for index in answers if messages[index].weight or writer.is_prompt_learnt(index)]
     if not rest:
         return [writer.unlearnt()]
+    last, *others = rest[::-1]
+    conversation.want(
+        [
+            *((last, True), (last + 1, False), (len(messages), False)),
+            *((index + after, not after) for index in others for after in (0, 1)),
+        ]
+    )
     found: list[LearntText] = []
     while rest:
         text = writer.text_ending_in(rest[-1], is_last=not found)
@@ -103,8 +113,7 @@ class _Writer:
         return self._turns[index]
 
     def is_prompt_learnt(self, index: int) -> bool:
-        asked = self._asked(index)
-        return bool(asked) and not any(message.masked for message in asked)
+        return any(message.weight for message in self._asked(index))
 
     def unlearnt(self) -> LearntText:
         """Return the conversation with nothing in it learnt, but for a last question that is not masked."""
@@ -124,9 +133,10 @@ class _Writer:
         places = []
         for index in inside:
             turn = self.turn(index)
-            start, end = self._chat.length(turn.prompt), self._chat.length(turn.text)
-            asked = ((self._end_before(index, text), start),) if self.is_prompt_learnt(index) else ()
-            places.append(asked if self._messages[index].masked else (*asked, (start, end)))
+            start = self._chat.length(turn.prompt)
+            asked = self._asked_places(index, text, turn.prompt, start)
+            answer = self._chat.without_marks(turn.answer)
+            places.append((*asked, *answer_places(self._messages[index], answer, start)))
         last = len(self._messages) - 1
         is_last_inside = last in self._turns and text.startswith(self._turns[last].text)
         return LearntText(
@@ -136,12 +146,39 @@ class _Writer:
             self._chat.length(self._turns[last].text) if is_last_inside else None,
         )
 
-    def _tail_of(self, text: str) -> tuple[Place, ...]:
+    def _tail_of(self, text: str) -> tuple[WeightedSpan, ...]:
         """Return the place of messages after the last answer, if they are in the text and learnt."""
         num_messages = len(self._messages)
         if not self.is_prompt_learnt(num_messages) or text != self._chat.render(num_messages):
             return ()
-        return ((self._end_before(num_messages, text), self._chat.length(text)),)
+        return self._asked_places(num_messages, text, text, self._chat.length(text))
+
+    def _asked_places(self, index: int, text: str, prompt: str, end: int) -> tuple[WeightedSpan, ...]:
+        """Return the places of what stands between the answer before a message and that message, if it is learnt."""
+        asked = self._asked(index)
+        if not self.is_prompt_learnt(index):
+            return ()
+        low = self._end_before(index, text)
+        weights = {message.weight for message in asked}
+        if len(weights) == 1 and not any(message.spans for message in asked):
+            return ((low, end, weights.pop()),)
+        blanked, tokens, done = "", {}, 0
+        for found in self._chat.tokens(prompt):
+            blanked += self._chat.without_marks(prompt[done : found.start()])
+            tokens[len(blanked)] = len(blanked) + len(found.group())
+            blanked += BLANK * len(found.group())
+            done = found.end()
+        blanked += self._chat.without_marks(prompt[done:])
+        ends = [self._end_within(prompt, index - len(asked) + number) for number in range(1, len(asked) + 1)]
+        return tuple(asked_places(asked, blanked, ends, tokens, low))
+
+    def _end_within(self, prompt: str, num_messages: int) -> int | None:
+        """Return where the first messages end in a prompt, None where the template does not write them as they are."""
+        try:
+            shown = self._chat.render(num_messages)
+        except DataError:  # a template may refuse a conversation that ends there
+            return None
+        return self._chat.length(shown) if prompt.startswith(shown) else None
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Return the messages between the answer before a message and that message."""
@@ -155,12 +192,19 @@ class _Writer:
         before = index - len(self._asked(index)) - 1
         if before < 0:
             return 0
-        if not text.startswith(self.turn(before).text):
+        turn = self.turn(before)
+        if text.startswith(turn.text):
+            return self._chat.length(turn.text)
+        # Written otherwise once others follow: without its thinking, as a rule.
+        said = turn.answer.rpartition("</think>")[2].lstrip()
+        shown = self.turn(index).prompt if index < len(self._messages) else text
+        place = shown.rfind(said) if self._messages[before].content.strip() else -1
+        if place < 0:
             raise DataError(
                 f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
                 "the prompt after it starts, and prompts shall be learnt: use train_on_input=False"
             )
-        return self._chat.length(self.turn(before).text)
+        return self._chat.length(shown[: place + len(said)])
 
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
@@ -253,10 +297,12 @@ def end_of_turn(
     return template.ends_of_turn[escaper]
 
 
-def encode_with_mask(
+def encode_with_weights(
     tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool = True
-) -> list[tuple[list[int], list[bool]]]:
-    """Return the ids of a text, and for each whether it is masked; with `add_eos` false, without the last one's end.
+) -> list[tuple[list[int], list[float]]]:
+    """Return the ids of a text, and for each its weight, 0 where it is not learnt.
+
+    With `add_eos` false the end of the last answer is left out.
 
     Each prompt has the ids it has by itself, as a model reads it that is asked. Where a token of the whole text would
     reach from a prompt into its answer, each turn becomes an example whose prompt and answer are encoded apart.
@@ -266,12 +312,12 @@ def encode_with_mask(
         prompt = conversation.split(turn.prompt)
         if not _stands_alone(tokenizer, prompt, ids, spans, conversation.length(turn.prompt)):
             return _encode_each(tokenizer, conversation, written, add_eos)
-    return [_with_mask(tokenizer, ids, spans, written, add_eos)]
+    return [_with_weights(tokenizer, ids, spans, written, add_eos)]
 
 
 def _encode_each(
     tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool
-) -> list[tuple[list[int], list[bool]]]:
+) -> list[tuple[list[int], list[float]]]:
     examples = []
     for turn, places in zip(written.turns, written.places):
         is_last = turn is written.turns[-1]
@@ -279,23 +325,23 @@ def _encode_each(
         text = written.text if is_last else turn.text
         alone = LearntText(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
         ids, spans = _encode_apart(tokenizer, conversation, turn.prompt, text[len(turn.prompt) :])
-        examples.append(_with_mask(tokenizer, ids, spans, alone, add_eos))
+        examples.append(_with_weights(tokenizer, ids, spans, alone, add_eos))
     return examples
 
 
-def _with_mask(
+def _with_weights(
     tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: LearntText, add_eos: bool
-) -> tuple[list[int], list[bool]]:
+) -> tuple[list[int], list[float]]:
     learnt = [place for places in written.places for place in places]
-    masked = [not any(start <= first < end for start, end in learnt) for first, _ in spans]
+    weights = weigh_tokens(spans, sorted(learnt))
     # Nothing comes before a BOS that it could follow from.
     if ids and ids[0] == tokenizer.bos_id:
-        masked[0] = True
+        weights[0] = 0.0
     if written.end is not None and not add_eos:
         end = written.end
         num_kept = sum(first < end for first, _ in spans) - 1
-        return ids[:num_kept], masked[:num_kept]
-    return ids, masked
+        return ids[:num_kept], weights[:num_kept]
+    return ids, weights
 
 
 def _stands_alone(

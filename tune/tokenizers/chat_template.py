@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_loss_mask import encode_with_mask, end_of_turn, write_examples
+from tune.tokenizers.chat_loss_mask import encode_with_weights, end_of_turn, write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
+from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
-    plain_data,
-    plain_messages,
 )
+from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.messages import Message
 from tune.tokenizers.special_token_escape import Conversation, escaper_for
 from tune.tokenizers.templates import (
@@ -37,6 +37,7 @@ __all__ = [
     "tokenize_conversation",
     "tokenize_examples",
     "tokenize_segments",
+    "tokenize_weighted",
 ]
 
 
@@ -115,7 +116,7 @@ def apply_chat_template(
             )
         segments = chosen.segments([_as_message(message) for message in messages])
         if tokenize:
-            return tokenize_segments(tokenizer, segments)[0]
+            return _weigh_segments(tokenizer, segments)[0]
         return "".join(segment.text for segment in segments)
     conversation = _conversation(tokenizer, chosen, messages, tools, variables)
     text = conversation.render(len(messages), add_generation_prompt)
@@ -176,13 +177,31 @@ def tokenize_examples(
     Raises:
         DataError: the template refuses the conversation, changes answers, or does not read the tools.
     """
+    examples = tokenize_weighted(tokenizer, template, messages, add_eos, tools=tools, variables=variables)
+    return [(tokens, [weight == 0 for weight in weights]) for tokens, weights in examples]
+
+
+def tokenize_weighted(
+    tokenizer: Tokenizer,
+    template: AnyTemplate,
+    messages: Sequence[Message],
+    add_eos: bool = True,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """Return what `tokenize_examples` does, with the weight of each token in its loss: 0 where it is not learnt.
+
+    Raises:
+        DataError: as `tokenize_examples`.
+    """
     chosen = template_for(template, tokenizer)
     if isinstance(chosen, PromptTemplate):
         if tools or variables:
             raise DataError(
                 f"the template {chosen.name} knows no tools and no variables; use a chat template"
             )
-        return [tokenize_segments(tokenizer, chosen.segments(messages), add_eos=add_eos)]
+        return [_weigh_segments(tokenizer, chosen.segments(messages), add_eos)]
     if not messages:
         raise DataError("a conversation of 0 messages cannot be written")
     if tools and not chosen.reads_tools():
@@ -193,7 +212,7 @@ def tokenize_examples(
     conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
     written = write_examples(conversation, messages, tokenizer.stop_ids)
     return [
-        example for text in written for example in encode_with_mask(tokenizer, conversation, text, add_eos)
+        example for text in written for example in encode_with_weights(tokenizer, conversation, text, add_eos)
     ]
 
 
@@ -246,16 +265,45 @@ def tokenize_segments(
         segments: as a template writes them.
         add_eos: False leaves out the EOS at the very end, for an answer that shall be continued.
     """
+    tokens, weights = _weigh_segments(tokenizer, segments, add_eos)
+    return tokens, [weight == 0 for weight in weights]
+
+
+def _weigh_segments(
+    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True
+) -> tuple[list[int], list[float]]:
     tokens: list[int] = []
-    mask: list[bool] = []
+    weights: list[float] = []
     for segment in segments:
         ends = segment.add_eos and (add_eos or segment is not segments[-1])
         ids = tokenizer.encode(
             segment.text, add_bos=segment.add_bos, add_eos=ends, continuation=segment.continuation
         )
-        masked = [segment.masked] * len(ids)
-        if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
-            masked[0] = True
         tokens += ids
-        mask += masked
-    return tokens, mask
+        if segment.masked or segment.places is None:
+            weights += [0.0 if segment.masked else segment.weight] * len(ids)
+        else:
+            weights += _weigh_parts(tokenizer, segment, ids)
+        if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
+            weights[-len(ids)] = 0.0
+    return tokens, weights
+
+
+def _weigh_parts(tokenizer: Tokenizer, segment: Segment, ids: list[int]) -> list[float]:
+    """Return the weights of a segment's ids, of which only parts are learnt: those in its places, and its EOS."""
+    text_ids = tokenizer.encode(segment.text, add_bos=False, add_eos=False, continuation=segment.continuation)
+    num_before = 0
+    while ids[num_before : num_before + len(text_ids)] != text_ids:
+        num_before += 1
+    # Behind a special token no space is put before a text, as in a continuation.
+    for lead in ([], [tokenizer.eos_id]):
+        found, spans = tokenizer.encode_pieces_with_spans([*lead, segment.text])
+        if found[len(lead) :] == text_ids:
+            break
+    else:
+        raise DataError("the parts of a message that have weights of their own cannot be told in its tokens")
+    offset = spans[len(lead) - 1][1] if lead else 0
+    places = [(offset + start, offset + end, weight) for start, end, weight in segment.places or ()]
+    weights = weigh_tokens(spans[len(lead) :], places)
+    num_after = len(ids) - num_before - len(text_ids)
+    return [0.0] * num_before + weights + [segment.weight] * num_after

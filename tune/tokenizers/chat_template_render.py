@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tune.errors import DataError, TokenizerError
 from tune.utils.paths import expand_path
 from tune.utils.workers import Worker, WorkerLimitError
+
+if TYPE_CHECKING:
+    from tune.tokenizers.chat_template_prefixes import Beginnings, Cut
 
 R = TypeVar("R")
 
@@ -158,25 +161,53 @@ class ChatTemplate:
         _check_jinja()
         from tune.tokenizers.chat_template_sandbox import TemplateFailure, render
 
-        source = self.for_tools if tools is not None and self.for_tools is not None else self.source
-        given = {
-            "documents": None,
-            **(variables or {}),
-            "messages": list(messages),
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        source, given = self._source_for(tools), _given(messages, tools, variables)
         try:
-            return self._call(render, source, given)
+            return self._call(render, source, {**given, "add_generation_prompt": add_generation_prompt})
         except TemplateFailure as failure:
-            if failure.kind == "refused":
-                roles = ", ".join(str(message.get("role")) for message in messages[:8])
-                more = ", ..." if len(messages) > 8 else ""
-                reason = failure.reason.rstrip(".")
-                raise DataError(f"{self} refuses a conversation of {roles}{more}: {reason}") from failure
-            raise DataError(
-                f"{self} cannot write a conversation of {len(messages)} messages: {failure.reason}"
-            ) from failure
+            raise self._refusal(failure, messages) from failure
+
+    def render_beginnings(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        cuts: Sequence[Cut],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> tuple[Beginnings | None, dict[Cut, str | DataError]]:
+        """Return what one run told of all beginnings of a conversation, and texts of further ones, or errors.
+
+        All of it is one call of the worker. Not all cuts need be answered, where texts are long; the first one is.
+
+        Args:
+            messages: all of them, as for `render`.
+            cuts: for each beginning its number of messages, and whether the assistant's next answer is asked for.
+            tools: as for `render`.
+            variables: as for `render`.
+
+        Raises:
+            TokenizerError: as `render`.
+        """
+        _check_jinja()
+        from tune.tokenizers.chat_template_prefixes import render_beginnings
+
+        given = _given(messages, tools, variables)
+        known, texts = self._call(render_beginnings, self._source_for(tools), given, list(cuts))
+        return known, {
+            cut: text if isinstance(text, str) else self._refusal(text, messages[: cut[0]])
+            for cut, text in texts.items()
+        }
+
+    def _source_for(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        return self.for_tools if tools is not None and self.for_tools is not None else self.source
+
+    def _refusal(self, failure: Exception, messages: Sequence[Mapping[str, Any]]) -> DataError:
+        """Return the error that says why a conversation could not be written."""
+        kind, reason = failure.args
+        if kind != "refused":
+            return DataError(f"{self} cannot write a conversation of {len(messages)} messages: {reason}")
+        roles = ", ".join(str(message.get("role")) for message in messages[:8])
+        more = ", ..." if len(messages) > 8 else ""
+        return DataError(f"{self} refuses a conversation of {roles}{more}: {reason.rstrip('.')}")
 
     def _names_in(self, source: str) -> frozenset[str]:
         _check_jinja()
@@ -209,6 +240,14 @@ class ChatTemplate:
             raise
 
 
+def _given(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    return {"documents": None, **(variables or {}), "messages": list(messages), "tools": tools}
+
+
 @cache
 def _check_jinja() -> None:
     try:
@@ -220,48 +259,6 @@ def _check_jinja() -> None:
             f"jinja2 {version} has ways out of its sandbox, and chat templates come from strangers: "
             "pip install 'jinja2>=3.1.6'"
         )
-
-
-def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return messages as plain mappings that a template cannot do harm with, entries that are null left out.
-
-    Raises:
-        DataError: one is no message.
-    """
-    plain = []
-    for number, message in enumerate(messages, start=1):
-        row = message.to_dict() if hasattr(message, "to_dict") else message
-        if not isinstance(row, Mapping) or not isinstance(row.get("role"), str):
-            raise DataError(
-                f"message {number} is a {type(message).__name__} without a role, expected role and content"
-            )
-        kept = {
-            str(key): plain_data(value, f"message {number}")
-            for key, value in row.items()
-            if value is not None
-        }
-        # Thinking has had several names, and templates read one or the other.
-        names = ("reasoning_content", "thinking", "reasoning")
-        thinking = next((kept[name] for name in names if name in kept), None)
-        if thinking is not None:
-            kept = {"thinking": thinking, **kept, "reasoning_content": thinking}
-        plain.append(kept)
-    return plain
-
-
-def plain_data(value: Any, where: str) -> Any:
-    """Return a value rebuilt of plain JSON types: other objects have methods that no sandbox knows."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {plain_data(key, where): plain_data(item, where) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_data(item, where) for item in value]
-    raise DataError(
-        f"{where} holds a {type(value).__name__}; texts, numbers, lists and objects can be written"
-    )
 
 
 def _from_setting(found: Any, origin: str) -> ChatTemplate:

@@ -6,7 +6,7 @@ How long it runs and how much memory it takes, no sandbox bounds: these function
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -46,22 +46,28 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
     Raises:
         TemplateFailure: it is none, or wrote nothing.
     """
-    template = _compile(source)
-    pieces: list[str] = []
+    return "".join(render_pieces(_compile(source), variables))
+
+
+def render_pieces(template: Template, variables: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the text that a template writes as it is written.
+
+    Raises:
+        TemplateFailure: it wrote nothing more.
+    """
     size = 0
     try:
         for piece in template.generate(**variables):
             size += len(piece)
             if size > MAX_CHARS:
                 raise SecurityError(f"it writes more than {MAX_CHARS:,} characters")
-            pieces.append(piece)
+            yield piece
     except SecurityError as error:
         raise TemplateFailure("stopped", str(error)[:500]) from None
     except TemplateError as error:
         raise TemplateFailure("refused", str(error)[:500]) from None
     except _PYTHON_ERRORS as error:
         raise TemplateFailure("failed", f"{type(error).__name__}: {str(error)[:200]}") from None
-    return "".join(pieces)
 
 
 def names_in(source: str) -> frozenset[str]:
@@ -70,7 +76,21 @@ def names_in(source: str) -> frozenset[str]:
     Raises:
         TemplateFailure: it is none.
     """
-    return frozenset(meta.find_undeclared_variables(_compile(source).environment.parse(source)))
+    return frozenset(meta.find_undeclared_variables(parse(source)))
+
+
+def parse(source: str) -> nodes.Template:
+    """Return the parts of a template.
+
+    Raises:
+        TemplateFailure: it is none.
+    """
+    return _compile(source).environment.parse(source)
+
+
+def compile_tree(tree: nodes.Template) -> Template:
+    """Return the template that some parts make."""
+    return _environment().from_string(tree)
 
 
 @lru_cache(maxsize=16)

@@ -237,7 +237,7 @@ class HFTokenizer(BaseTokenizer):
         return ids, spans
 
     def _count(self, pieces: Sequence[str | int]) -> int:
-        return sum(piece in self._hidden_ids for piece in pieces if isinstance(piece, int))
+        return sum(map(self._hidden_ids.__contains__, pieces))
 
     def _piece_encoder(self, block: int, guarded: bool) -> PieceEncoder:
         key = (block, guarded)

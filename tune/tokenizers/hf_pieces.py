@@ -8,6 +8,7 @@ no text holds, and the markers are what is looked for.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,11 +23,12 @@ Span = tuple[int, int]
 
 # Supplementary Private Use Area-A: no character there has a meaning, and no normalisation changes it.
 _FIRST, _LAST, _BLOCK = 0xF0000, 0xFFFF0, 16
+_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_LAST + _BLOCK)}]")
 
 
 def unused_block(texts: Iterable[str]) -> int:
     """Return the first of a row of private characters of which no text holds any."""
-    held = {ord(char) // _BLOCK for text in texts if not text.isascii() for char in text}
+    held = {ord(char) // _BLOCK for text in texts if not text.isascii() for char in _PRIVATE.findall(text)}
     return next(block for block in range(_FIRST, _LAST, _BLOCK) if block // _BLOCK not in held)
 
 
@@ -95,10 +97,20 @@ class PieceEncoder:
 
         ids = [self._real.get(token_id, token_id) for token_id in encoding.ids]
         missed = {index for index, piece in enumerate(pieces) if isinstance(piece, int)}
+        spans: list[Span] = []
+        first = last = shift = 0  # of the piece of text that the tokens stand in
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets):
             if token_id in self._real:
                 missed -= set(range(bisect_left(starts, start), bisect_left(starts, end)))
-        spans = [(place(start), place(end)) for start, end in encoding.offsets]
+            elif not first <= start < last:
+                piece = bisect_right(starts, start) - 1
+                first, last = starts[piece], starts[min(piece + 1, len(pieces))]
+                shift = places[piece][0] - first
+                last = last if isinstance(pieces[min(piece, len(pieces) - 1)], str) else first
+            if first <= start and end <= last:
+                spans.append((start + shift, end + shift))
+            else:
+                spans.append((place(start), place(end)))
         return ids, _without_gaps(spans, offset), missed
 
 
@@ -116,6 +128,9 @@ def _fill_gaps(backend: tokenizers.Tokenizer, vocab_size: int, block: int) -> No
 
 def _without_gaps(spans: list[Span], length: int) -> list[Span]:
     """Gives characters that normalisation took into the one before (an accent) to that one's tokens."""
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    if ends == [*starts[1:], length]:
+        return spans
     filled = list(spans)
     following = length
     for index in range(len(spans) - 1, -1, -1):

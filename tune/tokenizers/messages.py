@@ -13,6 +13,17 @@ Role = Literal["system", "user", "assistant", "tool", "ipython"]
 # Those that every prompt template knows.
 ROLES = ("system", "user", "assistant")
 TOOL_ROLES = ("tool", "ipython")
+# More would be a slip: one token would outweigh all others of a batch.
+MAX_WEIGHT = 1000
+
+
+# Characters [start, end), and the weight of their tokens in the loss.
+WeightedSpan = tuple[int, int, float]
+
+
+def is_weight(value: object) -> bool:
+    """Return whether a value is a number that a loss may be multiplied by."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,13 @@ class Message:
         reasoning_content: what the assistant thinks before it answers. Only chat templates can write it.
         name: of the tool whose result this is.
         tool_call_id: of the call whose result this is.
+        weight: what the loss of its tokens is multiplied by; 0 is what `masked` says.
+        spans: parts of the content that have a weight of their own, as (start, end, weight), in characters and in
+            order. Of a message before an answer that has some, only the content is learnt and the token that ends it.
+        masks_reasoning: the model shall read what is thought before the answer, but not learn to write it.
+
+    Raises:
+        DataError: a weight is no number from 0 to 1000, or spans are out of order.
     """
 
     role: Role
@@ -37,6 +55,23 @@ class Message:
     reasoning_content: str | None = None
     name: str | None = None
     tool_call_id: str | None = None
+    weight: float = 1.0
+    spans: tuple[WeightedSpan, ...] = ()
+    masks_reasoning: bool = False
+
+    def __post_init__(self) -> None:
+        for weight in (self.weight, *(span[2] for span in self.spans)):
+            if not is_weight(weight):
+                raise DataError(
+                    f"a message has the weight {weight!r:.60}, expected a number from 0 to {MAX_WEIGHT}"
+                )
+        borders = [border for span in self.spans for border in span[:2]]
+        if borders and (borders != sorted(borders) or borders[0] < 0 or borders[-1] > len(self.content)):
+            raise DataError(f"a message has spans out of order or beyond its content: {self.spans!r:.100}")
+        # Each says the other, so that it is enough to look at one.
+        object.__setattr__(self, "weight", 0.0 if self.masked else float(self.weight))
+        object.__setattr__(self, "masked", self.weight == 0)
+        object.__setattr__(self, "spans", () if self.masked else tuple(self.spans))
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Message:

@@ -8,14 +8,17 @@ text a special token counts only where no mark stands in front of it and no seam
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
 from tune.tokenizers.chat_template_render import ChatTemplate
+
+if TYPE_CHECKING:
+    from tune.tokenizers.chat_template_prefixes import Beginnings, Cut
 
 # Private use characters, of which two are taken that the data does not hold.
 _MARKS = tuple(map(chr, range(0xE000, 0xF8FF)))
@@ -60,6 +63,7 @@ class SpecialTokenEscaper:
         self._heads = {text[:length] for text in self.ids for length in range(1, len(text))}
         self._tails = {text[-length:] for text in self.ids for length in range(1, len(text))}
         self._longest = max(map(len, self.ids), default=0)
+        self._firsts = {text[0] for text in self.ids}
 
     def mark(self, value: Any, marks: Marks) -> Any:
         """Return data with marks in all of its texts that need one."""
@@ -110,7 +114,9 @@ class SpecialTokenEscaper:
         return key in _COMPARED_KEYS and isinstance(item, str) and not self._token.search(item)
 
     def _mark_text(self, text: str, marks: Marks) -> str:
-        marked = self._start.sub(marks.mark, text)
+        # Most texts hold none of the characters that special tokens begin with.
+        is_suspect = any(first in text for first in self._firsts)
+        marked = self._start.sub(marks.mark, text) if is_suspect else text
         inner = text.strip()
         if any(inner[:length] in self._tails for length in range(1, self._longest)):
             start = len(marked) - len(marked.lstrip())
@@ -156,12 +162,21 @@ class Conversation:
         self.template = template
         self.escaper = escaper
         self.messages = messages
-        self._plain = (messages, tools, dict(variables))
-        self.marks = _unused_marks([*self._plain, template.source])
-        self._marked = tuple(escaper.mark(part, self.marks) for part in self._plain)
-        self._is_marked = self._marked != self._plain
+        plain = (messages, tools, dict(variables))
+        self.marks = _unused_marks([*plain, template.source])
+        marked = tuple(escaper.mark(part, self.marks) for part in plain)
         self.names = names
-        self._whole = ""
+        self._plain = _Renderer(template, names, *plain)
+        self._marked = _Renderer(template, names, *marked) if marked != plain else None
+
+    def want(self, cuts: Sequence[Cut]) -> None:
+        """Say which beginnings will be asked for, so that the first call renders them all.
+
+        Args:
+            cuts: for each its number of messages, and whether the assistant's next answer is asked for.
+        """
+        for renderer in filter(None, (self._plain, self._marked)):
+            renderer.wanted = list(cuts)
 
     def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
         """Return the first messages as marked text.
@@ -169,18 +184,10 @@ class Conversation:
         Raises:
             DataError: the template refuses them, or looks into what special tokens in the data mean.
         """
-        if num_messages == len(self.messages) and not add_generation_prompt and self._whole:
-            return self._whole
-        text = self._render_marked(num_messages, add_generation_prompt)
-        if num_messages == len(self.messages) and not add_generation_prompt:
-            self._whole = text
-        return text
-
-    def _render_marked(self, num_messages: int, add_generation_prompt: bool) -> str:
-        text = self._render(self._plain, num_messages, add_generation_prompt)
-        if not self._is_marked:
+        text = self._plain.text((num_messages, add_generation_prompt))
+        if self._marked is None:
             return text
-        marked = self._render(self._marked, num_messages, add_generation_prompt)
+        marked = self._marked.text((num_messages, add_generation_prompt))
         if self.without_marks(marked) != text:
             raise DataError(
                 f"{self.template} writes a conversation otherwise where special tokens stand in a message, so they "
@@ -204,14 +211,43 @@ class Conversation:
         """Return the template's own special tokens in marked text."""
         return list(self.escaper.tokens(text, self.marks))
 
-    def _render(self, parts: tuple[Any, ...], num_messages: int, add_generation_prompt: bool) -> str:
-        messages, tools, variables = parts
-        return self.template.render(
-            messages[:num_messages],
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            variables={**self.names, **variables},
-        )
+
+class _Renderer:
+    """Renders beginnings of a conversation, those that are wanted with the first."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        names: Mapping[str, str],
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None,
+        variables: Mapping[str, Any],
+    ) -> None:
+        self._template = template
+        self._given = (messages, tools, {**names, **variables})
+        self._known: Beginnings | None = None
+        self._texts: dict[Cut, str | DataError] = {}
+        self.wanted: list[Cut] = []
+
+    def text(self, cut: Cut) -> str:
+        """Return the text of a beginning. Raises DataError where the template refuses it."""
+        found = self._find(cut)
+        if found is None:
+            messages, tools, variables = self._given
+            more = [other for other in self.wanted if other != cut and self._find(other) is None]
+            known, texts = self._template.render_beginnings(messages, [cut, *more], tools, variables)
+            self._known = self._known or known
+            self._texts |= texts
+            found = self._find(cut)
+        if isinstance(found, DataError):
+            raise found
+        assert found is not None  # the first one asked for is always answered
+        return found
+
+    def _find(self, cut: Cut) -> str | DataError | None:
+        if cut in self._texts:
+            return self._texts[cut]
+        return self._known.text(cut) if self._known else None
 
 
 def _unused_marks(data: Any) -> Marks:

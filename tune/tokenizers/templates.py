@@ -7,7 +7,7 @@ answer is tokenized as its continuation: a model that is given the same prompt l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tune.errors import ConfigError, DataError
@@ -17,7 +17,8 @@ from tune.tokenizers.chat_template_builtin import (
     builtin_template,
 )
 from tune.tokenizers.chat_template_render import CHECKPOINT_TEMPLATE, ChatTemplate
-from tune.tokenizers.messages import ROLES, Message
+from tune.tokenizers.learnt_places import BLANK, answer_places, place_content
+from tune.tokenizers.messages import ROLES, Message, WeightedSpan
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Segment:
         add_bos: starts a sequence with a BOS.
         add_eos: ends it with an EOS, which is learnt where the text is.
         continuation: goes on right after the segment before.
+        weight: what the loss of its tokens is multiplied by where they are learnt.
+        places: parts of the text, as (start, end, weight), in order: nothing else of it is learnt then, but its EOS.
     """
 
     text: str
@@ -37,6 +40,8 @@ class Segment:
     add_bos: bool = False
     add_eos: bool = False
     continuation: bool = False
+    weight: float = 1.0
+    places: tuple[WeightedSpan, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,51 @@ class PromptTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Return the pieces of a conversation: for each answer, the prompt before it, then the answer.
 
-        A prompt is learnt only where none of its messages is masked. A conversation may end with a user's
-        message: the last segment is then the prompt a model continues.
+        Of a prompt whose messages have different weights their contents alone are learnt. A conversation may end with
+        a user's message: the last segment is then the prompt a model continues.
         """
         pieces: list[Segment] = []
         for asked, answer in _turn_pairs(messages):
             prompt = self.write_prompt(asked)
             read = prompt.rstrip(" ")
-            pieces.append(Segment(read, any(message.masked for message in asked), add_bos=True))
+            weights = {message.weight for message in asked}
+            weight = max(weights, default=1.0)
+            places = None
+            if len(weights) > 1 or any(message.spans for message in asked):
+                places = tuple(self._asked_places(asked))
+            pieces.append(Segment(read, weight == 0, add_bos=True, weight=weight, places=places))
             if answer is not None:
                 text = prompt[len(read) :] + self.write_answer(answer)
-                pieces.append(Segment(text, answer.masked, add_eos=True, continuation=bool(read)))
+                is_parted = answer.spans or answer.masks_reasoning
+                pieces.append(
+                    Segment(
+                        text,
+                        answer.masked,
+                        add_eos=True,
+                        continuation=bool(read),
+                        weight=answer.weight,
+                        places=tuple(answer_places(answer, text)) if is_parted else None,
+                    )
+                )
         return pieces
+
+    def _asked_places(self, asked: Sequence[Message]) -> Iterator[WeightedSpan]:
+        """Yield the places of the messages' contents in their prompt."""
+        text = self.write_prompt(asked)
+        for index, message in enumerate(asked):
+            probed = self.write_prompt(
+                [*asked[:index], replace(message, content=BLANK, spans=()), *asked[index + 1 :]]
+            )
+            start = next((i for i, (one, other) in enumerate(zip(text, probed)) if one != other), len(text))
+            written = text[start : start + len(text) - len(probed) + len(BLANK)]
+            if not message.weight:
+                continue
+            if written.strip() != message.content.strip():
+                raise DataError(
+                    f"the template {self.name} changes the message by the {message.role}, so it cannot be told from "
+                    "those beside it, which are learnt otherwise: give them one weight"
+                )
+            yield from place_content(message, start + len(written) - len(written.lstrip()))
 
     def prompt(self, text: str, system: str = "") -> str:
         """Return what a model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""

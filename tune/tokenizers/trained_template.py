@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from tune.tokenizers.chat_template_render import ChatTemplate, plain_data
+from tune.tokenizers.chat_template_data import plain_data
+from tune.tokenizers.chat_template_render import ChatTemplate
 from tune.tokenizers.templates import (
     AnyTemplate,
     Llama2ChatTemplate,

@@ -17,6 +17,7 @@ from tune.training.distributed.gradient_sync import GradientSync, mark_last
 from tune.training.distributed.sharded_model import shard_model, write_full_model
 from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.loading import build_loader
+from tune.training.losses import build_loss
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
@@ -58,6 +59,7 @@ __all__ = [
     "activation_offloading",
     "begin_state",
     "build_loader",
+    "build_loss",
     "build_lr_scheduler",
     "build_optimizer",
     "check_tokenizer_fits",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tune.errors import ConfigError
 from tune.utils.mesh import Mesh
 
 __all__ = [
@@ -74,6 +75,9 @@ def collate_with_lengths(
     In the batch itself a token that pads may not be told from one of the text. Where examples have no `tokens`, or
     `collate` gives no mapping, its batch is left as it is.
 
+    Raises:
+        ConfigError: the examples have `weights`, and the batch has none.
+
     Args:
         collate: whatever a config names.
         padding_idx: of rows that only even out the processes, which have nothing else and nothing to learn.
@@ -82,6 +86,11 @@ def collate_with_lengths(
     batch = collate(examples)
     if not isinstance(batch, dict) or not all("tokens" in example for example in examples):
         return batch
+    if "weights" not in batch and any("weights" in example for example in examples):
+        raise ConfigError(
+            "the data gives tokens weights other than 1, and collate_fn leaves them out: its batches need `weights` "
+            "[b, s] beside `labels`, as those of tune.data.padded_collate_sft have"
+        )
     rows = batch.get("tokens")
     longest = rows.shape[1] if isinstance(rows, Tensor) and rows.dim() == 2 else None
     lengths: list[int] = []

@@ -8,6 +8,13 @@ from tune.modules.loss.linear_cross_entropy import (
     LinearCrossEntropyLoss,
     LossFromHidden,
 )
-from tune.modules.loss.loss_sum import loss_sum
+from tune.modules.loss.loss_sum import loss_sum, require_weights
 
-__all__ = ["CEWithChunkedOutputLoss", "LinearCrossEntropyLoss", "LossFromHidden", "get_loss", "loss_sum"]
+__all__ = [
+    "CEWithChunkedOutputLoss",
+    "LinearCrossEntropyLoss",
+    "LossFromHidden",
+    "get_loss",
+    "loss_sum",
+    "require_weights",
+]

@@ -26,10 +26,18 @@ class LossFromHidden(nn.Module, ABC):
     """A loss that reads hidden states and the output matrix instead of logits."""
 
     @abstractmethod
-    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        softcap: float | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the fp32 sum over targets, from hidden [b, s, d], weight [v, d], labels [b, s].
 
-        `softcap` is the bound that a tanh keeps the logits within, for models that have one.
+        `softcap` is the bound that a tanh keeps the logits within, for models that have one. `weights` [b, s] is what
+        the loss of each target is multiplied by; a loss that has no such argument is refused where data has weights.
         """
 
 
@@ -52,7 +60,14 @@ class LinearCrossEntropyLoss(LossFromHidden):
         self.num_output_chunks = num_output_chunks
         self.ignore_index = ignore_index
 
-    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        softcap: float | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the summed loss, an fp32 scalar; 0 with zero gradients where no position has a target.
 
         Args:
@@ -60,10 +75,15 @@ class LinearCrossEntropyLoss(LossFromHidden):
             weight: output matrix [v, d].
             labels: [b, s], shifted: position i holds the token that should follow it.
             softcap: bound that a tanh keeps the logits within; None: they are as they are.
+            weights: what the loss of each target is multiplied by, [b, s], shifted as the labels; None: 1.
 
         Raises:
             TrainingError: shapes do not fit, or (on a CPU) a label lies outside the vocabulary.
         """
+        if weights is not None and weights.shape != labels.shape:
+            raise TrainingError(
+                f"weights {list(weights.shape)} and labels {list(labels.shape)} do not fit: expected [b, s] both"
+            )
         if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != weight.shape[-1]:
             raise TrainingError(
                 f"hidden states {list(hidden.shape)}, labels {list(labels.shape)} and output matrix "
@@ -72,13 +92,15 @@ class LinearCrossEntropyLoss(LossFromHidden):
         flat = hidden.reshape(-1, hidden.shape[-1])  # [b * s, d]
         rows = (labels.reshape(-1) != self.ignore_index).nonzero().squeeze(1)  # [t]
         targets = labels.reshape(-1)[rows]  # [t]
+        target_weights = None if weights is None else weights.reshape(-1)[rows].float()  # [t]
         self._check_targets(targets, weight.shape[0])
         dtype = _compute_dtype(flat, weight)
         num_rows = self.rows_per_piece(rows.shape[0], flat.device)
+        asked = (rows, targets, target_weights, num_rows)
         with torch.autocast(flat.device.type, enabled=False):
             if dtype == torch.float16:
-                return _checkpointed_sum(flat.to(dtype), weight.to(dtype), rows, targets, num_rows, softcap)
-            loss: Tensor = _LinearCrossEntropy.apply(flat, weight, rows, targets, num_rows, dtype, softcap)  # type: ignore[no-untyped-call]
+                return _checkpointed_sum(flat.to(dtype), weight.to(dtype), *asked, softcap)
+            loss: Tensor = _LinearCrossEntropy.apply(flat, weight, *asked, dtype, softcap)  # type: ignore[no-untyped-call]
             return loss
 
     def rows_per_piece(self, num_targets: int, device: torch.device) -> int:
@@ -113,7 +135,13 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _checkpointed_sum(
-    hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor, num_rows: int, softcap: float | None
+    hidden: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    target_weights: Tensor | None,
+    num_rows: int,
+    softcap: float | None,
 ) -> Tensor:
     """Return the loss with gradients left to the backward pass, at the price of one more matrix product.
 
@@ -130,6 +158,7 @@ def _checkpointed_sum(
             hidden[rows[piece]],
             weight,
             targets[piece],
+            None if target_weights is None else target_weights[piece],
             softcap,
             use_reentrant=False,
             preserve_rng_state=False,
@@ -137,10 +166,14 @@ def _checkpointed_sum(
     return total
 
 
-def _plain_sum(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+def _plain_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, target_weights: Tensor | None, softcap: float | None
+) -> Tensor:
     logits = F.linear(hidden, weight).float()
     if softcap is not None:
         logits = (logits / softcap).tanh() * softcap
+    if target_weights is not None:
+        return F.cross_entropy(logits, targets, reduction="none") @ target_weights
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
@@ -174,6 +207,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         rows: Tensor,
         targets: Tensor,
+        target_weights: Tensor | None,
         num_rows: int,
         dtype: torch.dtype,
         softcap: float | None,
@@ -209,13 +243,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             at_target = scores.gather(1, piece_targets)  # [r, 1]
             # From here on `scores` is overwritten, step by step, to become softmax - onehot.
             exp_sum = scores.sub_(highest).exp_().sum(1, keepdim=True)  # [r, 1]
-            total += (exp_sum.log() + highest - at_target).sum()
+            losses = exp_sum.log() + highest - at_target  # [r, 1]
+            if target_weights is not None:
+                piece_weights = target_weights[start : start + num_rows, None]  # [r, 1]
+                losses *= piece_weights
+            total += losses.sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             scores.mul_(1.0 / exp_sum)
             scores.scatter_(1, piece_targets, scores.gather(1, piece_targets) - 1.0)
             if slope is not None:
                 scores.mul_(slope)
+            if target_weights is not None:
+                scores.mul_(piece_weights)
             grad_logits = scores if dtype == wide else logits.copy_(scores)
             if grad_hidden is not None:
                 grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
@@ -230,4 +270,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("LinearCrossEntropyLoss can be differentiated once per forward pass")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if grad is None else grad.mul_(grad_outputs[0]) for grad in gradients]
-        return scaled[0], scaled[1], None, None, None, None, None
+        return scaled[0], scaled[1], None, None, None, None, None, None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import inspect
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tune.errors import ConfigError
 from tune.modules.decoder import TransformerDecoder
 from tune.modules.loss.linear_cross_entropy import LossFromHidden
 
@@ -15,6 +19,7 @@ def loss_sum(
     labels: Tensor,
     mask: Tensor | None = None,
     input_pos: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the loss summed over the target tokens, an fp32 scalar.
 
@@ -26,10 +31,50 @@ def loss_sum(
         labels: what each position should say next [b, s]: shifted already; the loss's ignore_index marks no target.
         mask: as in `TransformerDecoder.forward`.
         input_pos: as in `TransformerDecoder.forward`.
+        weights: what the loss of each target is multiplied by [b, s], shifted as the labels; None: 1. A loss other
+            than those of this package and torch's gets them as an argument `weights`.
+
+    Raises:
+        ConfigError: there are weights, and the loss takes none.
     """
+    if weights is not None:
+        require_weights(loss_fn)
     hidden = model.hidden(tokens, mask=mask, input_pos=input_pos)  # [b, s, d]
+    asked = {} if weights is None else {"weights": weights}
     if isinstance(loss_fn, LossFromHidden):
-        loss: Tensor = loss_fn(hidden, model.output_weight, labels, model.config.final_softcap)
+        loss: Tensor = loss_fn(hidden, model.output_weight, labels, model.config.final_softcap, **asked)
+        return loss
+    logits, labels = model.unembed(hidden).flatten(0, 1).float(), labels.flatten()  # [b * s, v], [b * s]
+    if weights is None:
+        loss = loss_fn(logits, labels)
+    elif isinstance(loss_fn, nn.CrossEntropyLoss) and _is_torch_s(loss_fn):
+        loss = F.cross_entropy(
+            logits,
+            labels,
+            loss_fn.weight,
+            ignore_index=loss_fn.ignore_index,
+            reduction="none",
+            label_smoothing=loss_fn.label_smoothing,
+        )  # [b * s]
+        loss = loss @ weights.flatten()
     else:
-        loss = loss_fn(model.unembed(hidden).flatten(0, 1).float(), labels.flatten())
+        loss = loss_fn(logits, labels, weights=weights.flatten())
     return loss
+
+
+def require_weights(loss_fn: nn.Module) -> None:
+    """Check that a loss can multiply the loss of each target by a weight.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _is_torch_s(loss_fn) and "weights" not in inspect.signature(loss_fn.forward).parameters:
+        raise ConfigError(
+            f"the data gives tokens weights other than 1, which the loss {type(loss_fn).__name__} cannot take: its "
+            "forward has no argument `weights`. Give it one, use loss=LinearCrossEntropyLoss, or leave the weights "
+            "out of the data"
+        )
+
+
+def _is_torch_s(loss_fn: nn.Module) -> bool:
+    return isinstance(loss_fn, nn.CrossEntropyLoss) and type(loss_fn).forward is nn.CrossEntropyLoss.forward

@@ -98,7 +98,7 @@ def fingerprint_run(
 
 
 def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000) -> str:
-    """Return a short text that changes when the tokens or labels of a dataset do.
+    """Return a short text that changes when the tokens, labels or weights of a dataset do.
 
     Args:
         dataset: examples with `tokens` and `labels`.
@@ -112,6 +112,8 @@ def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000
         example = dataset[index]
         for key in ("tokens", "labels"):
             digest.update(np.asarray(example[key], dtype=np.int64).tobytes() + b"|")
+        if "weights" in example:
+            digest.update(np.asarray(example["weights"], dtype=np.float64).tobytes() + b"|")
     return f"{size} examples, {digest.hexdigest()[:16]}"
 
 

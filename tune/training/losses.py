@@ -1,0 +1,31 @@
+"""The loss of a run, checked against the data that it is to learn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tune.config.component import Component
+from tune.config.instantiate import instantiate
+from tune.data import CROSS_ENTROPY_IGNORE_IDX
+from tune.modules.loss import require_weights
+
+__all__ = ["build_loss"]
+
+
+def build_loss(component: Component, *datasets: Any) -> nn.Module:
+    """Return the loss of a config, which sums over target tokens.
+
+    Args:
+        component: its class and arguments.
+        datasets: what it is used on, each with a `report()`; None is passed over.
+
+    Raises:
+        ConfigError: the data gives tokens weights, which the loss cannot take.
+    """
+    defaults = {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
+    loss_fn: nn.Module = instantiate(component, defaults=defaults)
+    if any(dataset is not None and dataset.report().num_weighted_tokens for dataset in datasets):
+        require_weights(loss_fn)
+    return loss_fn
