@@ -163,9 +163,9 @@ def test_changed_content_of_the_same_size_and_time_is_seen(root, source, tokeniz
 
 def test_a_noted_checksum_is_taken_while_nothing_changes(root, source, monkeypatch):
     cache = open_cache(str(root))
-    monkeypatch.setattr("tune.data.cache._SETTLED_S", -1.0)
+    monkeypatch.setattr("tune.data.cache_digests._SETTLED_S", -1.0)
     digest = cache.digest([Path(source)])
-    monkeypatch.setattr("tune.data.cache._digest_files", lambda files: "read again")
+    monkeypatch.setattr("tune.data.cache_digests._read_files", lambda files: "read again")
     assert cache.digest([Path(source)]) == digest
     Path(source).write_text("{}")
     assert cache.digest([Path(source)]) == "read again"
@@ -275,7 +275,7 @@ def test_pickled_it_is_mapped_and_not_copied(root, source, tokenizer, monkeypatc
         again = pickle.loads(pickled)
         assert isinstance(again, TokenStore)
         assert [again.example(i) for i in range(len(again))] == list(dataset)
-    DataCache(root, 0)._remove(entry_of(root).name)  # refused: it is mapped
+    DataCache(root, 0).make_room()  # without it: it is mapped
     assert entry_of(root).exists()
     folder = entry_of(root)
     folder.rename(root / "elsewhere")  # even so it is found
@@ -340,7 +340,7 @@ def test_the_oldest_make_room_and_what_is_not_ours_stays(root, tmp_path, tokeniz
     (root / ("b" * 40)).mkdir()
     (root / "notes").mkdir()
     small = DataCache(root, newest.num_bytes + 10)
-    small._make_room(newest.key)
+    small.make_room(newest.key)
     # The oldest is in use, the newest is just made.
     assert [entry.key for entry in cache.entries()] == [newest.key, oldest.key]
     del used

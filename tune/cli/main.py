@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "merge",
     "upload": "upload",
     "validate": "validate",
+    "cache": "cache",
     "describe": "describe",
     "schema": "schema",
     "completion": "completion",
