@@ -95,7 +95,7 @@ def test_the_second_start_reads_what_the_first_has_written(root, source, tokeniz
 
 
 def test_dropped_rows_are_told_again(root, tmp_path, tokenizer, reads):
-    source = write_rows(tmp_path / "x.jsonl", [*rows(5), {"question": "walk", "answer": 7}])
+    source = write_rows(tmp_path / "x.jsonl", [*rows(5), {"question": "walk", "answer": [None]}])
     with pytest.raises(DataError, match=r"x\.jsonl:6: "):
         instruct_dataset(tokenizer, source=source)
     assert not DataCache(root, 1 << 40).entries()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tune.data.chat_columns import ChatColumns, find_chat_columns, find_conversation_column
 from tune.data.columns import (
     InstructionColumns,
-    find_conversation_column,
     find_instruction_columns,
     find_text_column,
 )
@@ -26,6 +26,7 @@ from tune.data.torchtune_names import GONE, HERE
 from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
     AlpacaToMessages,
+    ChatToMessages,
     InputOutputToMessages,
     OpenAIToMessages,
     ShareGPTToMessages,
@@ -54,7 +55,9 @@ __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
     "AlpacaInstructTemplate",
     "AlpacaToMessages",
+    "ChatColumns",
     "ChatMLTemplate",
+    "ChatToMessages",
     "ConversationTokenizer",
     "DataReport",
     "Examples",
@@ -83,6 +86,7 @@ __all__ = [
     "TokenizedRows",
     "block_causal_mask",
     "describe",
+    "find_chat_columns",
     "find_conversation_column",
     "find_instruction_columns",
     "find_text_column",

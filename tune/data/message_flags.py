@@ -1,8 +1,8 @@
 """What the flags on a message say of how much it is learnt, with the names that several tools have for it.
 
 `weight` is OpenAI's, `train` and `train_detail` (also `training`, `training_detail`) are axolotl's, `loss` and
-`loss_scale` are ms-swift's, `masked` is torchtune's. A weight only scales what is learnt anyway; the others also make a
-message learnt that its role would leave out.
+`loss_scale` are ms-swift's, `loss_weight` is LLaMA-Factory's, `masked` is torchtune's. A weight only scales what is
+learnt anyway; the others also make a message learnt that its role would leave out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tune.errors import DataError
 from tune.tokenizers.messages import MAX_WEIGHT, WeightedSpan, is_weight
 
 _DETAIL_KEYS = ("train_detail", "training_detail")
-_FLAG_KEYS = ("weight", "train", "training", "loss", "masked", "loss_scale")
+_FLAG_KEYS = ("weight", "train", "training", "loss", "masked", "loss_scale", "loss_weight")
+_SCALE_KEYS = ("loss_scale", "loss_weight")
 # Keys of a message that are read here.
 FLAG_KEYS = (*_FLAG_KEYS, *_DETAIL_KEYS)
 _ROW_SAYS = "one of them has to go"
@@ -109,12 +110,12 @@ def _read_flags(flags: Mapping[str, Any], where: str) -> list[_Verdict]:
         if value is None:
             continue
         text = f"{key}: {json.dumps(value)[:40]}" if isinstance(value, bool | int | float) else ""
-        if isinstance(value, bool) and key not in ("weight", "loss_scale"):
+        if isinstance(value, bool) and key not in ("weight", *_SCALE_KEYS):
             found.append(_Verdict(text, value != (key == "masked"), None, True))
             continue
         if key in ("train", "training", "masked"):
             raise DataError(f"{where} has {describe(value)} as {key}, expected true or false")
-        highest = MAX_WEIGHT if key == "loss_scale" else 1
+        highest = MAX_WEIGHT if key in _SCALE_KEYS else 1
         if not is_weight(value) or value > highest:
             either = "true, false or " if key == "loss" else ""
             raise DataError(

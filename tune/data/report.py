@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,10 @@ from tune.utils.escape import escape_control
 # Places of dropped rows that a report names.
 _MAX_PLACES = 5
 _MAX_REASON = 1000
+_MAX_FILES = 20
+# Names of unused columns that are counted each by itself.
+_MAX_UNUSED = 30
+_FURTHER = "further columns and keys"
 
 
 @dataclass
@@ -38,6 +42,10 @@ class DataReport:
         num_empty_answers: examples kept whose answer is empty.
         longest: tokens of the longest example before any cut.
         dropped: the first dropped rows, with place and reason.
+        unused: names of columns and of keys of messages that nothing uses, each with how often they say something.
+        notes: sentences about what was done to rows, each with how often.
+        files: local files that were read, by name.
+        files_left_out: data files beside them that were not.
     """
 
     source: str = ""
@@ -60,6 +68,10 @@ class DataReport:
     num_empty_answers: int = 0
     longest: int = 0
     dropped: list[str] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    files_left_out: list[str] = field(default_factory=list)
 
     @property
     def share_trained(self) -> float:
@@ -77,6 +89,15 @@ class DataReport:
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.longest = max(self.longest, part.longest)
+        self.note_row(vars(part))
+
+    def note_row(self, read: Mapping[str, Any]) -> None:
+        """Count what a transform says that it did not use of a row, and what it did to it."""
+        for name, times in read.get("unused", {}).items():
+            name = name if name in self.unused or len(self.unused) < _MAX_UNUSED else _FURTHER
+            self.unused[name] = self.unused.get(name, 0) + times
+        for sentence, times in read.get("notes", {}).items():
+            self.notes[sentence] = self.notes.get(sentence, 0) + times
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts, with `share_trained`, as plain values."""
@@ -112,8 +133,9 @@ class DataReport:
             found.append(f"{self.num_dropped:,} of {self.num_rows:,} rows are left out:{listed}{more}")
         if self.num_empty_answers:
             found.append(
-                f"{self.num_empty_answers:,} examples have an empty answer: only their prompt and an EOS are learnt"
+                f"{self.num_empty_answers:,} examples have an empty answer: only their prompt is learnt"
             )
+        found += [f"{times:,} {sentence}" for sentence, times in sorted(self.notes.items())]
         return found
 
     def __str__(self) -> str:
@@ -131,6 +153,10 @@ class DataReport:
                 f"  {self.num_unlearnt:,} of {self.num_rows:,} rows are left out, no answer to learn: weight 0 "
                 "(by flags of their messages, or by train_on)"
             )
+        if self.files_left_out:
+            lines.append(f"  files read: {_list(self.files)}; not read: {_list(self.files_left_out)}")
+        if self.unused:
+            lines.append(f"  not used: {', '.join(map(_times, sorted(self.unused.items())))}")
         if self.num_packs:
             fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
             lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")
@@ -152,9 +178,22 @@ class DataReport:
 _COUNTS = tuple(name for name in DataReport.__dataclass_fields__ if name.startswith("num_"))
 
 
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_FILES]) + (
+        f" and {len(names) - _MAX_FILES:,} more" * (len(names) > _MAX_FILES)
+    )
+
+
+def _times(item: tuple[str, int]) -> str:
+    return f"{item[0]} ({item[1]:,} {'time' if item[1] == 1 else 'times'})"
+
+
 def merge_reports(reports: Sequence[DataReport]) -> DataReport:
     """Return one report over several datasets."""
     counts = {name: sum(getattr(report, name) for report in reports) for name in _COUNTS}
+    merged = DataReport()
+    for report in reports:
+        merged.note_row({"unused": report.unused, "notes": report.notes})
     limits = [report.max_seq_len for report in reports if report.max_seq_len is not None]
     return DataReport(
         source=" + ".join(report.source for report in reports),
@@ -163,5 +202,9 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         max_seq_len=min(limits) if limits else None,
         longest=max(report.longest for report in reports),
         dropped=[line for report in reports for line in report.dropped][:_MAX_PLACES],
+        unused=merged.unused,
+        notes=merged.notes,
+        files=[name for report in reports for name in report.files],
+        files_left_out=[name for report in reports for name in report.files_left_out],
         **counts,
     )

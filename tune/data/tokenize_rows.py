@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
     from tune.tokenizers.templates import AnyTemplate
 
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
+MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 OnTooLong = Literal["cut", "drop", "error", "split"]
 ON_TOO_LONG: tuple[OnTooLong, ...] = ("cut", "drop", "error", "split")
 _Example = tuple[list[int], list[float]]
@@ -100,6 +100,7 @@ class ConversationTokenizer:
                 result.reject(row.place, str(error))
                 continue
             result.report.num_empty_answers += not has_answer
+            result.report.note_row(read)
             for tokens, weights in examples:
                 self._add(result, row.place, tokens, weights)
         return result

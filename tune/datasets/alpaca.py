@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from tune.data import (
@@ -28,6 +29,7 @@ def alpaca_dataset(
     source: str = "tatsu-lab/alpaca",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    ignore_columns: list[str] | None = None,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
     packed: bool = False,
@@ -48,8 +50,10 @@ def alpaca_dataset(
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
-        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised.
+        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised; `system`
+            to that of a system prompt, `history` to that of earlier pairs of prompt and answer.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        ignore_columns: columns that are not read, and not reported as unused.
         train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
         train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
@@ -71,7 +75,14 @@ def alpaca_dataset(
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
     choice = (train_on_input, train_on, train_on_reasoning)
     return alpaca_from_rows(
-        tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len, on_too_long=on_too_long
+        tokenizer,
+        rows,
+        columns,
+        *choice,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
+        ignore_columns=ignore_columns or (),
     )
 
 
@@ -81,6 +92,7 @@ def alpaca_cleaned_dataset(
     source: str = "yahma/alpaca-cleaned",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    ignore_columns: list[str] | None = None,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
     packed: bool = False,
@@ -100,6 +112,7 @@ def alpaca_cleaned_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
+        ignore_columns=ignore_columns,
         train_on=train_on,
         train_on_reasoning=train_on_reasoning,
         packed=packed,
@@ -125,14 +138,12 @@ def alpaca_from_rows(
     *,
     packed: bool,
     max_seq_len: int | None,
-    on_too_long: OnTooLong = "cut",
+    ignore_columns: Sequence[str],
+    on_too_long: OnTooLong,
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts."""
-    rows.report.format = columns.describe(rows.columns)
-    column_map = {"instruction": columns.prompt, "output": columns.answer}
-    # A name that no row has reads as "no input".
-    column_map["input"] = columns.context or ""
-    transform = AlpacaToMessages(train_on_input, column_map)
+    rows.report.format = str(columns)
+    transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tune.data import (
     ConversationTokenizer,
@@ -83,7 +83,9 @@ def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, Dat
                 template=rows.report.template,
                 job=job,
             )
-            return cache.load(key, rows.report.source, job.tokenizer.vocab_size, fill)
+            store, report = cache.load(key, rows.report.source, job.tokenizer.vocab_size, fill)
+            # What lies beside the files that are read decides nothing about the tokens.
+            return store, replace(report, files_left_out=rows.report.files_left_out)
     writer = TokenWriter(job.tokenizer.vocab_size)
     report = fill(writer)
     return writer.finish(), report

@@ -122,30 +122,31 @@ def validate_messages(messages: Sequence[Message]) -> None:
 
     Raises:
         DataError: it is not an optional system message, then user and assistant in turn, an assistant last.
-            Results of tools stand between two messages of the assistant.
+            Results of tools follow an assistant, and a user or the assistant speaks after them.
     """
     roles = [message.role for message in messages]
     if not roles:
         raise DataError("the conversation is empty")
-    for index, role in enumerate(roles):
-        if role == "system" and index > 0:
-            raise DataError(f"message {index + 1} is by the system, which may only speak first")
-    expected: tuple[str, ...] = ("user",)
-    for number, role in enumerate(roles, start=1):
-        if role == "system":
+    for number, (before, role) in enumerate(zip(["", *roles], roles), start=1):
+        if may_follow(role, before):
             continue
-        if role not in expected:
-            raise DataError(
-                f"message {number} is by the {role} where the {expected[0]} should speak "
-                f"(the order is {', '.join(roles[:8])}{', ...' if len(roles) > 8 else ''})"
-            )
-        expected = _after(role)
+        if role == "system":
+            raise DataError(f"message {number} is by the system, which may only speak first")
+        expected = "assistant" if before == "user" else "user"
+        raise DataError(
+            f"message {number} is by the {role} where the {expected} should speak "
+            f"(the order is {', '.join(roles[:8])}{', ...' if len(roles) > 8 else ''})"
+        )
     if roles[-1] != "assistant":
         raise DataError("the conversation ends without an answer by the assistant, so nothing can be learnt")
 
 
-def _after(role: str) -> tuple[str, ...]:
-    """Return who may speak after a role."""
+def may_follow(role: str, before: str) -> bool:
+    """Return whether a message by `role` may follow one by `before`, "" for none."""
+    if role == "system":
+        return before == ""
+    if role == "user":
+        return before != "user"
     if role == "assistant":
-        return ("user", *TOOL_ROLES)
-    return ("assistant", *TOOL_ROLES) if role in TOOL_ROLES else ("assistant",)
+        return before == "user" or before in TOOL_ROLES
+    return before == "assistant" or before in TOOL_ROLES

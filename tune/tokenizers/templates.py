@@ -131,8 +131,9 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class PlainTemplate(PromptTemplate):
-    """Messages as they are, one right after the other."""
+    """Messages as they are, one right after the other; a blank line after the system's."""
 
+    system: tuple[str, str] = ("", "\n\n")
     name: str = "plain"
 
 
@@ -142,6 +143,7 @@ class AlpacaInstructTemplate(PromptTemplate):
 
     # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT; the line break after "Response:" is
     # torchtune's, and the answer starts on a line of its own.
+    system: tuple[str, str] = ("", "\n\n")
     user: tuple[str, str] = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n### Instruction:\n",
