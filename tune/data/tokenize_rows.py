@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tune.data.files import Row
+from tune.data.long_text import encode_long
 from tune.data.report import DataReport
 from tune.data.rows import describe
 from tune.data.store import Examples
@@ -165,7 +166,11 @@ class ConversationTokenizer:
             parts = []
         if parts:
             return [piece for half, written in parts for piece in self._pieces(half, tools, written, limit)]
-        return [piece for example in examples for piece in windows(*example, limit)]
+        return [
+            (tokens[start : start + limit], [0.0, *weights[start + 1 : start + limit]])
+            for tokens, weights in examples
+            for start in window_starts(len(tokens), limit)
+        ]
 
 
 @dataclass(frozen=True)
@@ -214,33 +219,31 @@ class TextTokenizer:
         return result
 
     def _add(self, result: TokenizedRows, place: str, text: str) -> None:
-        tokens = self.tokenizer.encode(text, add_bos=True, add_eos=self.add_eos)
+        tokens = encode_long(self.tokenizer, text, self.add_eos)
         report, limit = result.report, self.limit
-        is_long = limit is not None and len(tokens) > limit
-        if is_long and self.on_too_long == "error":
-            result.too_long.append((place, len(tokens)))
-        elif is_long and self.on_too_long == "drop":
-            report.num_long_dropped += 1
-        if is_long and self.on_too_long in ("error", "drop"):
+        if limit is not None and len(tokens) > limit and self.on_too_long != "split":
             report.longest = max(report.longest, len(tokens))
-            return
-        if limit is not None and is_long and self.on_too_long == "cut":
-            report.longest = max(report.longest, len(tokens))
+            if self.on_too_long == "error":
+                result.too_long.append((place, len(tokens)))
+                return
+            if self.on_too_long == "drop":
+                report.num_long_dropped += 1
+                return
             report.num_truncated += 1
             report.num_tokens_cut += len(tokens) - limit
             del tokens[limit:]
-        for chunk, weights in windows(tokens, [1.0] * len(tokens), limit or len(tokens)):
+        for start in window_starts(len(tokens), limit):
+            chunk = tokens[start : start + limit if limit else None].tolist()
             report.longest = max(report.longest, len(chunk))
-            report.num_lost += not result.keep(chunk, weights)
+            report.num_lost += not result.keep(chunk, [1.0] * len(chunk))
 
 
-def windows(tokens: list[int], weights: list[float], limit: int) -> Iterator[_Example]:
-    """Yield an example in pieces of at most `limit` tokens, each beginning with the last token of the one before.
+def window_starts(num_tokens: int, limit: int | None) -> range:
+    """Return where pieces of at most `limit` tokens begin, each with the last token of the one before.
 
     So each token but the first is the target of exactly one position.
     """
-    for start in range(0, max(len(tokens) - 1, 1), max(limit - 1, 1)):
-        yield tokens[start : start + limit], weights[start : start + limit]
+    return range(0, max(num_tokens - 1, 1), max((limit or num_tokens) - 1, 1))
 
 
 def _halves(messages: Sequence[Message]) -> list[list[Message]]:
