@@ -31,6 +31,7 @@ from tune.data.transforms import (
     OpenAIToMessages,
     ShareGPTToMessages,
 )
+from tune.data.values import unused_columns
 from tune.tokenizers.chat_template import tokenize_segments
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.templates import (
@@ -101,6 +102,7 @@ __all__ = [
     "shift_weights",
     "tokenize_segments",
     "truncate",
+    "unused_columns",
     "validate_messages",
 ]
 

@@ -44,8 +44,8 @@ class DataReport:
         dropped: the first dropped rows, with place and reason.
         unused: names of columns and of keys of messages that nothing uses, each with how often they say something.
         notes: sentences about what was done to rows, each with how often.
-        files: local files that were read, by name.
-        files_left_out: data files beside them that were not.
+        files: files of a folder that were read, by name.
+        files_left_out: data files in it that were not.
     """
 
     source: str = ""
@@ -153,8 +153,9 @@ class DataReport:
                 f"  {self.num_unlearnt:,} of {self.num_rows:,} rows are left out, no answer to learn: weight 0 "
                 "(by flags of their messages, or by train_on)"
             )
-        if self.files_left_out:
-            lines.append(f"  files read: {_list(self.files)}; not read: {_list(self.files_left_out)}")
+        if self.files:
+            left_out = f"; not read: {_list(self.files_left_out)}" if self.files_left_out else ""
+            lines.append(f"  files read: {_list(self.files)}{left_out}")
         if self.unused:
             lines.append(f"  not used: {', '.join(map(_times, sorted(self.unused.items())))}")
         if self.num_packs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from tune.data.long_text import encode_long
 from tune.data.report import DataReport
 from tune.data.rows import describe
 from tune.data.store import Examples
+from tune.data.values import unused_columns
 from tune.errors import DataError, TokenizerError
 from tune.tokenizers.chat_template import ChatTemplate, tokenize_weighted
 from tune.tokenizers.messages import Message
@@ -31,12 +33,14 @@ class TokenizedRows:
 
     Attributes:
         examples: those that are kept.
+        num_cut: tokens that each of them had beyond the limit.
         report: the counts.
         rejected: place and reason of each row that cannot be used.
         too_long: place and number of tokens of each example that is an error for its length.
     """
 
     examples: Examples
+    num_cut: array[int] = field(default_factory=lambda: array("i"))
     report: DataReport = field(default_factory=DataReport)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     too_long: list[tuple[str, int]] = field(default_factory=list)
@@ -45,13 +49,14 @@ class TokenizedRows:
         """Record that a row cannot be used."""
         self.rejected.append((place, reason))
 
-    def keep(self, tokens: list[int], weights: list[float]) -> bool:
+    def keep(self, tokens: list[int], weights: list[float], num_cut: int = 0) -> bool:
         """Add an example and count it, where there is something to learn in it; return whether there is."""
         targets = weights[1:]  # the first token is the target of no position
         num_targets = len(targets) - targets.count(0.0)
         if num_targets < 1:
             return False
         self.examples.append(tokens, weights)
+        self.num_cut.append(num_cut)
         self.report.num_examples += 1
         self.report.num_tokens += len(tokens)
         self.report.num_target_tokens += num_targets
@@ -125,7 +130,8 @@ class ConversationTokenizer:
             report.num_unlearnt += 1
             return
         report.longest = max(report.longest, len(tokens))
-        if limit is not None and len(tokens) > limit:
+        num_cut = 0 if limit is None else max(len(tokens) - limit, 0)
+        if num_cut:
             if self.on_too_long == "error":
                 result.too_long.append((place, len(tokens)))
                 return
@@ -133,9 +139,9 @@ class ConversationTokenizer:
                 report.num_long_dropped += 1
                 return
             report.num_truncated += 1
-            report.num_tokens_cut += len(tokens) - limit
+            report.num_tokens_cut += num_cut
             tokens, weights = tokens[:limit], weights[:limit]
-        report.num_lost += not result.keep(tokens, weights)
+        report.num_lost += not result.keep(tokens, weights, num_cut)
 
     def _split(
         self,
@@ -207,6 +213,8 @@ class TextTokenizer:
             else:
                 try:
                     self._add(result, row.place, text)
+                    unused = unused_columns(row.values, (self.column,))
+                    result.report.note_row({"unused": dict.fromkeys(unused, 1)})
                 except TokenizerError as error:
                     result.reject(row.place, str(error))
         return result
@@ -221,7 +229,8 @@ class TextTokenizer:
     def _add(self, result: TokenizedRows, place: str, text: str) -> None:
         tokens = encode_long(self.tokenizer, text, self.add_eos)
         report, limit = result.report, self.limit
-        if limit is not None and len(tokens) > limit and self.on_too_long != "split":
+        num_cut = 0 if limit is None or self.on_too_long == "split" else max(len(tokens) - limit, 0)
+        if num_cut:
             report.longest = max(report.longest, len(tokens))
             if self.on_too_long == "error":
                 result.too_long.append((place, len(tokens)))
@@ -230,12 +239,12 @@ class TextTokenizer:
                 report.num_long_dropped += 1
                 return
             report.num_truncated += 1
-            report.num_tokens_cut += len(tokens) - limit
+            report.num_tokens_cut += num_cut
             del tokens[limit:]
         for start in window_starts(len(tokens), limit):
             chunk = tokens[start : start + limit if limit else None].tolist()
             report.longest = max(report.longest, len(chunk))
-            report.num_lost += not result.keep(chunk, [1.0] * len(chunk))
+            report.num_lost += not result.keep(chunk, [1.0] * len(chunk), num_cut)
 
 
 def window_starts(num_tokens: int, limit: int | None) -> range:

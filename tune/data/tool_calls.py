@@ -8,6 +8,7 @@ from typing import Any
 from tune.data.columns import TOOL_COLUMNS
 from tune.data.json_text import parse
 from tune.data.rows import describe
+from tune.data.values import is_empty
 from tune.errors import DataError
 from tune.utils.escape import escape_control
 
@@ -67,17 +68,17 @@ def read_tools(row: Mapping[str, Any], told: str | None = None) -> tuple[list[di
         DataError: the column holds something else.
     """
     for column in (told,) if told else TOOL_COLUMNS:
-        where = f"column {column!r}"
         tools = row.get(column)
+        if is_empty(tools):
+            continue
+        where = f"column {column!r} is"
         if isinstance(tools, str):
-            tools = read_json(tools, f"{where} is") if tools.strip() else None
+            tools = read_json(tools, where)
         if isinstance(tools, Mapping):
             tools = [tools]
-        if tools is None or tools == []:
-            continue
-        if not isinstance(tools, list):
-            raise DataError(f"{where} is {describe(tools)}, expected a list of objects")
-        return [_read_tool(tool, f"{where} is") for tool in tools], column
+        if not isinstance(tools, list | tuple | None):
+            raise DataError(f"{where} {describe(tools)}, expected a list of objects")
+        return [_read_tool(tool, where) for tool in tools or ()], column
     return [], None
 
 

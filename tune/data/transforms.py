@@ -19,11 +19,10 @@ from tune.data.rows import describe
 from tune.data.tool_calls import read_json, read_tools
 from tune.data.turn_order import OnOddTurns, arrange_turns, check_on_odd_turns
 from tune.data.turns import CONTENT_KEYS, ROLE_KEYS, TurnReader
-from tune.data.values import as_text, column_text, is_empty, optional_text, unused_names
+from tune.data.values import as_text, column_text, is_empty, optional_text, unused_columns
 from tune.errors import ConfigError, DataError
 from tune.tokenizers.messages import Message
 from tune.tokenizers.templates import AlpacaInstructTemplate
-from tune.utils.escape import escape_control
 
 Read = dict[str, Any]
 
@@ -155,7 +154,7 @@ class ChatToMessages:
             messages = [head, *(m for m in messages if not (self._system and m.role == "system"))]
         messages, done = arrange_turns(messages, self._on_odd_turns)
         tools, tools_column = read_tools(row, self._columns.get("tools"))
-        unused.update(_columns(unused_names(row, {*used, tools_column})))
+        unused.update(unused_columns(row, {*used, tools_column}))
         return _result(messages, tools, unused, notes + done)
 
     def _turns(
@@ -252,7 +251,7 @@ def _read_instruction(
         messages += [Message("user", asked, masked=not train_on_input), Message("assistant", answer)]
     messages, done = arrange_turns(messages)
     tools, tools_column = read_tools(row, columns.get("tools"))
-    unused = Counter(_columns(unused_names(row, {*used, tools_column})))
+    unused = Counter(unused_columns(row, {*used, tools_column}))
     return _result(messages, tools, unused, notes + done)
 
 
@@ -269,10 +268,6 @@ def _history(row: Mapping[str, Any], column: str, notes: Counter[str]) -> list[t
         raise DataError(f"column {column!r} is {describe(pairs)}, expected a list of pairs [prompt, answer]")
     where = f"column {column!r} holds a pair with what"
     return [(as_text(asked, where, notes), as_text(answer, where, notes)) for asked, answer in pairs]
-
-
-def _columns(names: Iterable[str]) -> list[str]:
-    return [f"column {escape_control(name, 60)}" for name in names]
 
 
 def _result(messages: list[Message], tools: list[Any], unused: Counter[str], notes: Counter[str]) -> Read:

@@ -10,6 +10,7 @@ from typing import Any
 from tune.data.columns import list_names
 from tune.data.rows import describe
 from tune.errors import DataError
+from tune.utils.escape import escape_control
 
 NUMBERS_AS_TEXT = "numbers are read as text, as Python writes them (7, 0.5)"
 # More digits than that are no answer.
@@ -24,9 +25,10 @@ def is_empty(value: Any) -> bool:
     return value is None or value == "" or value != value  # the last is what tables have for null
 
 
-def unused_names(row: Mapping[str, Any], used: Collection[str | None]) -> list[str]:
-    """Return the names of a row's values that say something and are not among those used."""
-    return [str(name) for name, value in row.items() if name not in used and not is_empty(value)]
+def unused_columns(row: Mapping[str, Any], used: Collection[str | None]) -> list[str]:
+    """Return the columns of a row that say something and are not among those used, as reports name them."""
+    free = (name for name, value in row.items() if name not in used and not is_empty(value))
+    return [f"column {escape_control(name, 60)}" for name in free]
 
 
 def as_text(value: Any, what: str, notes: Counter[str]) -> str:

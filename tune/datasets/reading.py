@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tune.data import DataReport, Row, Source, TokenizedRows
 from tune.data.tokenize_rows import ON_TOO_LONG, OnTooLong
+from tune.datasets.sampling import current_sample
 from tune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class RowReader:
         if isinstance(source, Source):
             rows = source.rows()
             self.files = rows.files
+            self.report.files, self.report.files_left_out = source.files()
         else:
             rows = _number(source)
             self.files = None
@@ -76,7 +78,14 @@ class RowReader:
             self.finish()
 
     def __iter__(self) -> Iterator[list[Row]]:
-        """Yield the rows in lists: many short ones, few long ones."""
+        """Yield the rows in lists, many short ones or few long ones; for a sample one by one, as far as it takes."""
+        if (sample := current_sample()) is not None:
+            for row in self._rows:
+                if sample.is_complete(self.report.num_examples, self.report.num_rows):
+                    return
+                if sample.takes(row.place, row.values):
+                    yield [row]
+            return
         rows: list[Row] = []
         num_bytes = 0
         for row in self._rows:
@@ -94,6 +103,9 @@ class RowReader:
         self.report.add(tokenized.report)
         if self.report.num_rows // _NUM_BETWEEN_NEWS > before:
             _log.info(f"read {self.report.num_rows:,} rows of {self.report.source}")
+        if (sample := current_sample()) is not None:
+            for num_cut in tokenized.num_cut:
+                sample.note_example(num_cut)
         for place, reason in tokenized.rejected:
             self.reject(place, reason)
             if not self._drop and self.report.num_dropped >= _NUM_COLLECTED:

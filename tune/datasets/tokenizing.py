@@ -21,6 +21,7 @@ from tune.data import (
 from tune.data.cache import OFF, open_cache
 from tune.data.cache_key import NotDescribedError, cache_key
 from tune.datasets.reading import RowReader, check_learnable
+from tune.datasets.sampling import Sample, current_sample
 from tune.utils.logging import get_logger
 from tune.utils.worker_pool import WorkerPool, num_cores, pickled_job
 
@@ -58,12 +59,16 @@ def preparing(num_proc: int | None = None, data_cache_dir: str | None = None) ->
 def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, DataReport]:
     """Return the examples of all rows and the report; from the cache where they have been made before.
 
+    While a sample is taken, the cache is left alone.
+
     Raises:
         DataError: there are faulty rows that shall not be dropped, or there is nothing to learn.
     """
+    sample = current_sample()
 
     def fill(writer: TokenWriter) -> DataReport:
-        for tokenized in tokenize_rows(rows, job, _num_proc()):
+        lists = rows if sample is None else _clipped(rows, job, sample)
+        for tokenized in tokenize_rows(lists, job, _num_proc() if sample is None else 1):
             writer.extend(tokenized.examples)
             if not rows.take(tokenized):
                 break
@@ -72,7 +77,7 @@ def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, Dat
         return rows.report
 
     cache = open_cache(_preparation.get().data_cache_dir)
-    if cache is not None and rows.source is not None and rows.files is not None:
+    if cache is not None and sample is None and rows.source is not None and rows.files is not None:
         with suppress(NotDescribedError, OSError):
             key = cache_key(
                 source=rows.source,
@@ -104,6 +109,15 @@ def tokenize_rows(lists: Iterable[list[Row]], job: RowTokenizer, num_proc: int) 
         return
     get_logger().info(f"Tokenizing in {num_proc} processes")
     yield from WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+
+
+def _clipped(lists: Iterable[list[Row]], job: RowTokenizer, sample: Sample) -> Iterator[list[Row]]:
+    for rows in lists:
+        if isinstance(job, TextTokenizer):
+            for row in rows:
+                if isinstance(text := row.values.get(job.column), str):
+                    row.values[job.column] = sample.clip(text)
+        yield rows
 
 
 def _num_proc() -> int:
