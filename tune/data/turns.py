@@ -13,7 +13,7 @@ from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
 from tune.data.turn_order import join_messages
 from tune.data.values import as_text, is_empty
-from tune.errors import DataError
+from tune.errors import ConfigError, DataError
 from tune.tokenizers.messages import TOOL_ROLES, Message, Role
 from tune.utils.escape import escape_control
 
@@ -42,6 +42,13 @@ _ROLES: dict[str, str] = {
 _PAIR_ROLES = _ROLES | {"input": "user", "output": "assistant"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("reasoning", "thinking")
+
+
+def check_roles(roles: Mapping[str, str]) -> None:
+    """Raise ConfigError where names of roles are told to be what there is not."""
+    for name, role in roles.items():
+        if role not in _ROLES:
+            raise ConfigError(f"dataset.roles.{name} is {role!r}, expected user, assistant, system or tool")
 
 
 @dataclass(frozen=True)
