@@ -20,6 +20,7 @@ from tune.datasets.own import OwnDataset
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset
+from tune.datasets.tokenizing import preparing
 from tune.errors import ConfigError
 from tune.tokenizers import Tokenizer, refuse_dropped_tokens
 
@@ -27,6 +28,8 @@ from tune.tokenizers import Tokenizer, refuse_dropped_tokens
 def build_datasets(
     components: Component | tuple[Component, ...],
     tokenizer: Tokenizer,
+    num_proc: int | None = None,
+    data_cache_dir: str | None = None,
     mix_until: MixUntil = "first_exhausted",
 ) -> ReportingDataset:
     """Return the dataset a config describes: one, or several as one.
@@ -34,6 +37,8 @@ def build_datasets(
     Args:
         components: each builds a dataset from a tokenizer. One of several may have a `weight`, see `Mixture`.
         tokenizer: gives the ids.
+        num_proc: processes that tokenize; None for one per core.
+        data_cache_dir: where tokens are kept for the next time: null or "" for the default place, "off" for nowhere.
         mix_until: when an epoch of datasets with weights ends.
 
     Raises:
@@ -41,7 +46,8 @@ def build_datasets(
             tokenizer has tokens that its model has no row for.
         DataError: a source cannot be read or learnt from.
     """
-    return _join(_build_all(components, tokenizer), components, mix_until)
+    with preparing(num_proc, data_cache_dir):
+        return _join(_build_all(components, tokenizer), components, mix_until)
 
 
 def build_splits(
@@ -51,6 +57,8 @@ def build_splits(
     mix_until: MixUntil,
     tokenizer: Tokenizer,
     seed: int,
+    num_proc: int | None = None,
+    data_cache_dir: str | None = None,
 ) -> tuple[ReportingDataset, ReportingDataset | None]:
     """Return what is trained on, and what is validated on, if anything is.
 
@@ -61,19 +69,21 @@ def build_splits(
         mix_until: when an epoch of datasets with weights ends.
         tokenizer: gives the ids.
         seed: decides what is set aside.
+        num_proc, data_cache_dir: as `build_datasets` takes them.
 
     Raises:
         ConfigError, DataError: as `build_datasets` and `hold_out`.
     """
-    datasets = _build_all(components, tokenizer)
     held: list[ReportingDataset] = []
+    with preparing(num_proc, data_cache_dir):
+        datasets = _build_all(components, tokenizer)
+        if validation:
+            held = _build_all(validation, tokenizer)
     if val_split is not None:
         datasets, held = hold_out(datasets, val_split, seed)
-        held = [dataset for dataset in held if len(dataset)]
-    train = _join(datasets, components, mix_until)
-    if validation:
-        return train, build_datasets(validation, tokenizer)
-    return train, (held[0] if len(held) == 1 else ConcatDataset(held)) if held else None
+    held = [dataset for dataset in held if len(dataset)]
+    val = held[0] if len(held) == 1 else ConcatDataset(held) if held else None
+    return _join(datasets, components, mix_until), val
 
 
 def _build_all(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> list[ReportingDataset]:
