@@ -90,6 +90,7 @@ class FullFinetuneRecipe:
         self.checkpoints.restore(state, self.model, self.optimizer, params.allow_changes_on_resume)
         self.monitor.rewind(state.step)
         training.write_resolved_config(params, self.checkpoints, seed=state.seed)
+        training.write_preview(self.dataset, self.tokenizer, self.checkpoints)
 
     def _setup_data(self) -> None:
         params, state = self.params, self.state

@@ -378,6 +378,7 @@ def test_a_merged_weight_is_rounded_once(base: Path, tmp_path: Path) -> None:
         ("lora_alpha", None),
         ("lora_alpha", 0),
         ("lora_alpha", float("inf")),
+        ("lora_alpha", 1e308),
         ("lora_dropout", 1.0),
         ("use_dora", "yes"),
         ("target_modules", {"q_proj": 1}),

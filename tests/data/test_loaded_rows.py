@@ -59,3 +59,33 @@ def test_fields_beside_the_rows_may_be_large(tmp_path):
         values_of(file)
     with pytest.raises(DataError, match="empty list"):
         values_of(file, field="none")
+
+
+CALLS = [
+    {"name": "f", "arguments": {"city": "Paris", "near": [{"name": "Lille"}]}},
+    {"name": "g", "arguments": {"zip": 75001, "near": [{"size": 3, "name": None}]}},
+]
+
+
+@pytest.mark.parametrize("where", ["rows.parquet", "saved"])
+def test_objects_have_the_keys_they_were_written_with(tmp_path, where):
+    """A table gives all objects of a column the same keys: those that one lacked are null there."""
+    rows = [{"tools": [call], "note": None, "messages": [{"role": "user", "content": "q"}]} for call in CALLS]
+    rows[1]["messages"].append({"role": "assistant", "tool_calls": [{"function": CALLS[1]}]})
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(tmp_path / "rows.parquet") if "." in where else table.save_to_disk(tmp_path / where)
+    CALLS[1]["arguments"]["near"][0].pop("name", None)
+    assert values_of(tmp_path / where) == rows
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this version of datasets keeps no JSON columns")
+@pytest.mark.parametrize("where", ["rows.parquet", "saved"])
+def test_nulls_in_json_columns_stay(tmp_path, where):
+    kinds = {"tools": datasets.Json(), "turns": [{"value": datasets.Json(), "of": datasets.Value("string")}]}
+    rows = [
+        {"tools": {"city": "Paris", "zip": None}, "turns": [{"value": [None, {"x": None}], "of": "a"}]},
+        {"tools": "text", "turns": [{"value": 3}]},
+    ]
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    table.to_parquet(tmp_path / "rows.parquet") if "." in where else table.save_to_disk(tmp_path / where)
+    assert values_of(tmp_path / where) == rows

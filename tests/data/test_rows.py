@@ -175,3 +175,19 @@ def test_a_parquet_file_without_rows(tmp_path):
     parquet.write_table(pyarrow.table({"q": pyarrow.array([], pyarrow.string())}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match=r"0 rows \(columns: q\)"):
         list(read_file(tmp_path / "d.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b'q,a\rx,y\r"m\rn",o\r', [("x", "y"), ("m\rn", "o")]),  # as old systems end lines
+        (b"q,a\nfirst\rsecond,x\nwalk,green\n", [("first\rsecond", "x"), ("walk", "green")]),
+        (b'q,a\r\nwalk,green\rx,y\r\n"a\rb",c\r\n', [("walk", "green"), ("x", "y"), ("a\rb", "c")]),
+        (b"q,a\nx,y\rz\n", [("x", "y\rz")]),
+        (b"q,a\r\r\nx,y\r\r\n", [("x", "y")]),
+    ],
+)
+def test_carriage_returns_by_themselves_in_csv(tmp_path, content, rows):
+    file = tmp_path / "d.csv"
+    file.write_bytes(content)
+    assert [tuple(row.values.values()) for row in read_file(file)] == rows

@@ -203,3 +203,12 @@ def test_what_is_said_when_the_hub_refuses(hub):
         hub(error)
         with pytest.raises(DataError, match=says):
             numbers("some/data")
+
+
+def test_which_files_of_a_folder_are_read(tmp_path):
+    for name in ("training_guide.jsonl", "other.jsonl", "more/test.jsonl", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"q": 1}\n')
+    assert Source(str(tmp_path)).files() == (["training_guide.jsonl"], ["more/test.jsonl", "other.jsonl"])
+    assert Source(str(tmp_path), split="test").files()[0] == ["more/test.jsonl"]
+    assert Source(str(tmp_path / "other.jsonl")).files() == ([], [])

@@ -106,7 +106,8 @@ def test_calls_of_tools_are_read():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ("weather", "a list"),
+        ("weather", "no JSON: the text 'weather'"),
+        (7, "the number 7 as tool_calls, expected a list"),
         ([7], "message 2 in 'messages' calls the number 7, expected an object with 'function'"),
         ([{"function": {"arguments": {}}}], "'function' and its 'name'"),
         (
@@ -133,7 +134,6 @@ def test_what_is_wrong_with_tools(tools):
     [
         ({"input": "x"}, r"no column 'output' \(it has input\)"),
         ({"input": "x", "output": None}, "column 'output' is null, expected text"),
-        ({"input": "x", "output": 7}, "column 'output' is the number 7, expected text"),
         ({"input": "x", "output": 10**5000}, "a large number"),
         ({"input": "x", "output": True}, "the boolean true"),
         ({"input": ["x"], "output": "y"}, "column 'input' is a list of 1"),
@@ -148,16 +148,23 @@ def test_what_is_wrong_with_a_row(row, says):
 @pytest.mark.parametrize(
     ("turns", "says"),
     [
-        ("hello", "'messages' is the text 'hello', expected a list"),
+        ("hello", "column 'messages' is .*no JSON: the text 'hello'"),
+        (7, "'messages' is the number 7, expected a list"),
         (None, "'messages' is null"),
         ([], "the conversation is empty"),
         (["hi"], "message 1 in 'messages' is the text 'hi', expected an object with 'role' and 'content'"),
         ([{"role": "user"}], "message 1 in 'messages' is an object with role, expected"),
-        ([{"role": "bot", "content": "x"}], "the role 'bot'; known are system, user, assistant, tool"),
-        ([{"role": "tool", "content": "x"}], "message 1 is by the tool where the user should speak"),
+        (
+            [{"role": "narrator", "content": "x"}],
+            "the role 'narrator'; known are system, .* dataset.roles={narrator: ",
+        ),
+        ([{"role": "tool", "content": "x"}], "without an answer"),
         ([{"role": ["user"], "content": "x"}], "the role"),
         ([{"role": "user", "content": None}], "has null as content"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "a list of 1 as content"),
+        (
+            [{"role": "user", "content": [{"type": "image"}]}],
+            "content with a part of type 'image'; only text",
+        ),
         ([{"role": "user", "content": "x"}], "ends without an answer"),
     ],
 )

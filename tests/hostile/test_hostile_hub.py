@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hub_server import Fault, HubServer
 
@@ -23,4 +25,13 @@ def test_a_redirect_to_a_file_is_not_the_users_doing(hub: HubServer) -> None:
 def test_an_answer_of_a_hundred_thousand_brackets(hub: HubServer) -> None:
     hub.faults.append(Fault("api/models", "status", 99, status=200, body="[" * 100_000))
     with pytest.raises(HubError, match="did not answer as the hub does"):
+        look_up(connect(), "some/model")
+
+
+def test_a_list_of_files_that_does_not_end(hub: HubServer) -> None:
+    hub.add("some/model", {"config.json": b"{}"})
+    page = [{"type": "file", "path": f"a{n}", "size": 1, "oid": f"{n:040x}"} for n in range(10_000)]
+    again = {"Link": f'<{hub.url}/api/models/some/model/tree/main?cursor=x>; rel="next"'}
+    hub.faults.append(Fault("/tree/", "status", 99, status=200, headers=again, body=json.dumps(page)))
+    with pytest.raises(HubError, match="more than 100,000 files"):
         look_up(connect(), "some/model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_a_field_of_another_kind_is_named(output_dir: Path, path: str) -> None:
     ("change", "says"),
     [
         (lambda state: state.update(exp_avg=torch.zeros(7, 2)), r"exp_avg is of shape \[7, 2\]"),
-        (lambda state: state.update(exp_avg=torch.zeros(10**8)), r"exp_avg is of shape \[100000000\]"),
+        (lambda state: state.update(exp_avg=torch.zeros(999)), r"exp_avg is of shape \[999\]"),
         (
             lambda state: state.update(exp_avg=torch.zeros(5, 3, dtype=torch.int64)),
             "exp_avg is of type torch.int64",
@@ -151,6 +152,45 @@ def test_tensors_that_no_optimizer_has(tmp_path: Path, change: Any, says: str) -
     write_run_state(tmp_path, capture_run_state(model, optimizer, state.state(), {}), Mesh())
     with pytest.raises(CheckpointError, match=says):
         load_run_state(tmp_path, model, torch.optim.AdamW(model.parameters(), lr=0.0), {})
+
+
+class Whitening(torch.optim.SGD):
+    """As Shampoo and its like: matrices of other shapes, a count, and nothing at all for a weight of one dimension."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for weight in self.param_groups[0]["params"]:
+            if weight.dim() > 1:
+                state = self.state[weight]
+                state["left"] = state.get("left", 0) + weight.grad @ weight.grad.T
+                state["order"] = torch.arange(weight.shape[0])
+
+
+def test_state_of_any_optimizer_comes_back(tmp_path: Path) -> None:
+    model, _, state = make()
+    optimizer = Whitening(model.parameters(), lr=0.0)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    write_run_state(tmp_path, capture_run_state(model, optimizer, state.state(), {}), Mesh())
+    resumed = Whitening(model.parameters(), lr=0.0)
+    load_run_state(tmp_path, model, resumed, {})
+    for key in ("left", "order"):
+        assert torch.equal(resumed.state[model.weight][key], optimizer.state[model.weight][key])
+    assert not resumed.state[model.bias]
+
+
+def test_an_index_of_more_than_its_files_hold(tmp_path: Path) -> None:
+    model, _, state = make()
+    optimizer = Whitening(model.parameters(), lr=0.0)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    write_run_state(tmp_path, capture_run_state(model, optimizer, state.state(), {}), Mesh())
+    (index,) = tmp_path.rglob(".metadata")
+    content = pickle.loads(index.read_bytes())
+    entry = content.state_dict_metadata["weight/left"]
+    entry.size = torch.Size([10**6, 10**6])
+    index.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"says 4,000,000,000,\d+ bytes of tensors"):
+        load_run_state(tmp_path, model, Whitening(model.parameters(), lr=0.0), {})
 
 
 def test_schedules_and_settings_of_any_kind_are_let_through(tmp_path):

@@ -57,17 +57,17 @@ def test_tokens_that_another_tool_added_count(exported: Path, has_digest: bool) 
 
 def test_too_many_added_tokens(chat_folder: Any) -> None:
     folder = chat_folder()
-    tokens = {str(600 + i): {"content": f"<|x{i}|>", "special": True} for i in range(60_000)}
+    tokens = {str(600 + i): {"content": f"<|x{i}|>", "special": True} for i in range(140_000)}
     change(folder / "tokenizer_config.json", added_tokens_decoder=tokens)
     with pytest.raises(
-        TokenizerError, match="60000 tokens are added to the vocabulary; 50000 are read at most"
+        TokenizerError, match="140000 tokens are added to the vocabulary; 131072 are read at most"
     ):
         from_checkpoint(folder)
     change(folder / "tokenizer_config.json", added_tokens_decoder={})
-    entries = [{"id": 600 + i, "content": f"<|x{i}|>", "special": True} for i in range(60_000)]
+    entries = [{"id": 600 + i, "content": f"<|x{i}|>", "special": True} for i in range(140_000)]
     change(folder / "tokenizer.json", added_tokens=entries)
     with pytest.raises(
-        TokenizerError, match="60000 tokens are added to the vocabulary; 50000 are read at most"
+        TokenizerError, match="140000 tokens are added to the vocabulary; 131072 are read at most"
     ):
         from_checkpoint(folder)
 

@@ -95,7 +95,7 @@ def test_another_dataset_in_its_place_with_an_argument(
     command += ["dataset=tune.datasets.slimorca_dataset", "dataset.train_on_input=True"]
     assert main(command) == 0
     said = capsys.readouterr().err
-    assert "sharegpt style, template llama2_chat" in said
+    assert "(conversations, template llama2_chat)" in said
     share = float(said.split("% of them trained on")[0].rpartition(" ")[2])
     assert share > 90  # all but each BOS
     # The name of torchtune's own package stands for this one.

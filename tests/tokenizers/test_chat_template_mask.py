@@ -313,10 +313,23 @@ def test_masked_answers_are_read_and_prompts_learnt_if_asked(load):
     assert (tokens[0], mask[0], any(mask[1:])) == (with_bos.bos_id, True, False)
 
 
+def test_prompts_after_a_rewritten_answer_are_learnt_too(load):
+    messages = [Message(message.role, message.content) for message in talk("a", "b", "walk", "green")]
+    tokenizer = load(THINKING)
+    assert [
+        learnt(tokenizer, *e) for e in tokenize_examples(tokenizer, tokenizer.chat_template, messages)
+    ] == [
+        ["<|start|>user\na<|end|>\n<|start|>assistant\n<think>\n\n</think>\n\nb<|end|>"],
+        ["\n<|start|>user\nwalk<|end|>\n<|start|>assistant\n<think>\n\n</think>\n\ngreen<|end|>"],
+    ]
+
+
 def test_prompts_of_unknown_start_cannot_be_learnt(load):
     messages = [Message(message.role, message.content) for message in talk("a", "b", "walk", "green")]
+    shown = "m.content if loop.last or m.role == 'user' else '...'"
+    template = "{% for m in messages %}" + TURNS.replace("m.content", shown) + "{% endfor %}" + ASK
     with pytest.raises(DataError, match=r"rewrites message 2 .*train_on_input=False"):
-        load(THINKING).tokenize_messages(messages)
+        load(template).tokenize_messages(messages)
 
 
 def test_an_answer_that_shall_be_continued_has_no_end(load):

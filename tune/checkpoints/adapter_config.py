@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ _HARMLESS = (
 _BEGUN = (True, False, "gaussian", "eva", "orthogonal")
 _MAX_PATTERN = 300  # characters
 _MAX_PATTERNS = 4000
+_LARGEST_ALPHA = 1e9  # weights of fp32 hold no product with much more
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,10 @@ def read_settings(folder: Path) -> AdapterSettings:
     alphas = (settings.alpha, *(alpha for _, alpha in settings.alpha_pattern))
     if min(ranks) < 1:
         fields.problem(f"a rank (`r`, `rank_pattern`) is {min(ranks)}; it must be at least 1")
-    if not all(0 < alpha < math.inf for alpha in alphas):
-        fields.problem(f"an alpha (`lora_alpha`, `alpha_pattern`) is {min(alphas)}; it must be above 0")
+    if wrong := [alpha for alpha in alphas if not 0 < alpha <= _LARGEST_ALPHA]:
+        fields.problem(
+            f"an alpha (`lora_alpha`, `alpha_pattern`) is {wrong[0]}; it must be above 0, and {_LARGEST_ALPHA:g} at most"
+        )
     if not 0 <= settings.dropout < 1:
         fields.problem(f"`lora_dropout` is {settings.dropout}; it must be at least 0 and below 1")
     fields.finish()

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from tune.errors import CheckpointError
 from tune.utils.json_errors import describe_json_error
@@ -15,6 +15,7 @@ T = TypeVar("T")
 _MAX_BYTES = 16 * 2**20
 _MAX_PROBLEMS = 40  # of one file, in one error
 _MAX_SHOWN = 120  # characters of a name or a value
+_LARGEST_INTEGER = 2**63 - 1
 _LARGEST = sys.float_info.max  # whole numbers in JSON may be larger, and NaN is not below it
 
 
@@ -57,7 +58,7 @@ class ConfigFields:
     def integer(self, name: str, default: int | None = None) -> int:
         """Return a whole number; without a default the field is required."""
         value = self._take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not _is_integer(value):
             return self._wrong(name, value, "a whole number", 1)
         return value
 
@@ -106,7 +107,7 @@ class ConfigFields:
     def integers(self, name: str) -> tuple[int, ...]:
         """Return a list of whole numbers, empty where the field is absent or null."""
         value = self._take(name, [])
-        is_list = isinstance(value, list) and all(type(item) is int for item in value)
+        is_list = isinstance(value, list) and all(map(_is_integer, value))
         return tuple(value) if is_list else self._wrong(name, value, "a list of whole numbers", ())
 
     def choices(self, name: str, length: int, *allowed: Any) -> tuple[Any, ...] | None:
@@ -181,3 +182,7 @@ class ConfigFields:
 def _show(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return type(value) is int and abs(value) <= _LARGEST_INTEGER

@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "merge",
     "upload": "upload",
     "validate": "validate",
+    "preview": "preview",
     "describe": "describe",
     "schema": "schema",
     "completion": "completion",
@@ -126,6 +127,7 @@ def overview() -> str:
         ("tune run full_finetune --config tiny/full_finetune", "a first run, on any laptop"),
         ("tune run full_finetune --help", "every parameter"),
         ("tune validate my.yaml", "is this config right?"),
+        ("tune preview my.yaml", "what does its data teach?"),
     ]
     options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
     parts = [

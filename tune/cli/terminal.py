@@ -18,6 +18,12 @@ _STYLES = {
     "red": "\x1b[1;31m",
     "yellow": "\x1b[1;33m",
     "blue": "\x1b[1;34m",
+    "reverse": "\x1b[7m",
+    # Underlined, for those who see no colours; paler with less weight.
+    "learnt": "\x1b[4;32m",
+    "learnt 0.75": "\x1b[4;38;5;34m",
+    "learnt 0.5": "\x1b[4;38;5;28m",
+    "learnt 0.25": "\x1b[4;38;5;22m",
 }
 _RESET = "\x1b[0m"
 _OURS = re.compile("(" + "|".join(map(re.escape, (*_STYLES.values(), _RESET))) + ")")

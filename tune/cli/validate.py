@@ -27,11 +27,11 @@ def run(given: Given) -> int:
     """Validate one config; print the problems, or that there are none."""
     as_json = "json" in given.switches
     try:
-        config, name = _choose_config(given)
-        target, stated = _choose_target(given, config)
+        config, name = choose_config(given, COMMAND)
+        target, stated = choose_target(given, config)
         resolution = resolve_for(target, config, given)
         if stated is not None:
-            _judge_stated(resolution, stated, config, target)
+            judge_stated(resolution, stated, config, target)
     except (UsageError, ConfigError) as error:
         if not as_json:
             raise
@@ -106,18 +106,18 @@ def _name_the_owner(error: Diagnostic, target: Target) -> Diagnostic:
     return error
 
 
-def _choose_config(given: Given) -> tuple[Path, str]:
-    """Return the config, and what the user called it."""
+def choose_config(given: Given, command: Command) -> tuple[Path, str]:
+    """Return the config that `command` is given, and what the user called it."""
     configs = given.operands + given.all("config")
     if len(configs) != 1:
         problem = (
             f"one config at a time, not {len(configs)} ({', '.join(configs)})" if configs else "which config?"
         )
-        raise UsageError(f"{problem}; usage: tune validate CONFIG [KEY=VALUE ...]")
+        raise UsageError(f"{problem}; usage: tune {command.name} CONFIG [KEY=VALUE ...]")
     return find_config(configs[0]), configs[0]
 
 
-def _choose_target(given: Given, config: Path) -> tuple[Target, str | None]:
+def choose_target(given: Given, config: Path) -> tuple[Target, str | None]:
     """Return the recipe to judge by; and, where that is a guess, what the config itself says ("" if nothing)."""
     asked = given.one("recipe")
     if asked is not None:
@@ -152,7 +152,7 @@ def _most_like(keys: Iterable[str], config: Path, given: Given) -> Recipe:
     return max(RECIPES, key=rank)
 
 
-def _judge_stated(resolution: Resolution[Any], stated: str, config: Path, target: Target) -> None:
+def judge_stated(resolution: Resolution[Any], stated: str, config: Path, target: Target) -> None:
     """Say what the judgement rests on: the config names no recipe, or one that does not come with tune."""
     names = ", ".join(recipe.name for recipe in RECIPES)
     if not stated:

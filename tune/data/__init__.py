@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from tune.data.chat_columns import ChatColumns, find_chat_columns, find_conversation_column
 from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
 from tune.data.columns import (
     InstructionColumns,
-    find_conversation_column,
     find_instruction_columns,
     find_text_column,
 )
@@ -19,12 +19,15 @@ from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
 from tune.data.torchtune_names import GONE, HERE
+from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
     AlpacaToMessages,
+    ChatToMessages,
     InputOutputToMessages,
     OpenAIToMessages,
     ShareGPTToMessages,
 )
+from tune.data.values import unused_columns
 from tune.tokenizers.chat_template import tokenize_segments
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.templates import (
@@ -45,12 +48,15 @@ __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
     "AlpacaInstructTemplate",
     "AlpacaToMessages",
+    "ChatColumns",
     "ChatMLTemplate",
+    "ChatToMessages",
     "DataReport",
     "FilledDataset",
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
     "InstructionColumns",
+    "LearntAnswers",
     "Llama2ChatTemplate",
     "Message",
     "OpenAIToMessages",
@@ -67,6 +73,7 @@ __all__ = [
     "TokenStore",
     "block_causal_mask",
     "describe",
+    "find_chat_columns",
     "find_conversation_column",
     "find_instruction_columns",
     "find_text_column",
@@ -81,6 +88,7 @@ __all__ = [
     "shift_weights",
     "tokenize_segments",
     "truncate",
+    "unused_columns",
     "validate_messages",
 ]
 

@@ -9,36 +9,65 @@ from dataclasses import dataclass
 from tune.errors import ConfigError, DataError
 from tune.utils.escape import escape_control
 
+_Format = tuple[str, str, str | None]
 # prompt column, answer columns, columns of further text for the prompt
 _INSTRUCTION_FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("instruction", ("output", "response"), ("input", "context")),
-    ("prompt", ("completion", "response"), ()),
-    ("question", ("answer", "response"), ()),
+    ("prompt", ("completion", "response", "generation"), ()),
+    ("question", ("answer", "response"), ("context", "article")),
     ("input", ("output",), ()),
+    ("article", ("summary", "highlights"), ()),
+    ("dialogue", ("summary",), ()),
+    ("message_1", ("message_2",), ()),
 )
+# Beside another prompt these are further text for it.
+_CONTEXT_NAMES = ("input", "article", "dialogue")
 _PROMPT_NAMES = ("instruction", "prompt", "question")
 _ANSWER_NAMES = ("output", "completion", "response", "answer")
+_SYSTEM_NAMES = ("system", "system_prompt", "system_message")
+# Parts that may be told, but have to be there in no row.
+_OPTIONAL_PARTS = ("system", "history", "tools")
 # Names that a misspelt one is compared with, for comparing takes long.
 _MAX_COMPARED, _MAX_COMPARED_LENGTH = 1000, 100
-_CHAT_NAMES = ("messages", "conversations", "conversation")
+# The second is what OpenAI called them first.
+TOOL_COLUMNS = ("tools", "functions")
+# The good answer, the bad one.
+PREFERENCE_PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("preferred_output", "non_preferred_output"),
+)
+CHAT_NAMES = ("messages", "conversations", "conversation")
+# What a row of another task holds: names of columns, what they are, and what can be done.
+_OTHER_TASKS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("completions", "labels"), "stepwise supervision, from which reward models learn"),
+    (("input_ids",), "tokens: use tokenized_dataset (in a config: dataset=tokenized)"),
+    (("segments",), "segments of text: use tokenized_dataset (in a config: dataset=tokenized)"),
+)
 
 
 @dataclass(frozen=True)
 class InstructionColumns:
-    """Names of the columns that hold a prompt, text that belongs to it, and the answer."""
+    """Names of the columns that hold a prompt, text that belongs to it, the answer, and what comes before them."""
 
     prompt: str
     answer: str
     context: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
 
     def __str__(self) -> str:
         context = f" + {self.context}" if self.context else ""
-        return f"{self.prompt}{context} -> {self.answer}"
+        before = [name for name in (self.system, self.history, self.tools) if name]
+        return f"{self.prompt}{context} -> {self.answer}{f', with {list_names(before)}' if before else ''}"
 
-    def describe(self, columns: Sequence[str]) -> str:
-        """Return how the columns of some data are read, those that are not used among them."""
-        unused = [name for name in columns if name not in (self.prompt, self.answer, self.context)]
-        return f"{self}{f', unused: {list_names(unused)}' if unused else ''}"
+    def column_map(self, prompt_part: str, context_part: str) -> dict[str, str]:
+        """Return each part to its column, as transforms take it."""
+        # A name that no row has reads as no input.
+        parts = {prompt_part: self.prompt, "output": self.answer, context_part: self.context or ""}
+        before = {"system": self.system, "history": self.history, "tools": self.tools}
+        return parts | {part: column for part, column in before.items() if column}
 
 
 def find_instruction_columns(
@@ -53,7 +82,8 @@ def find_instruction_columns(
     Args:
         columns: names in the data.
         column_map: from a part to the column that holds it: `instruction` (or `prompt`, `question`),
-            `input`, `output` (or `completion`, `response`, `answer`). Parts left out are recognised.
+            `input`, `output` (or `completion`, `response`, `answer`), `system`, `history`, `tools`. Parts left out are
+            recognised.
         input_is_context: `input` in the map is further text for the prompt, as in Alpaca; otherwise it is
             the prompt itself, unless another part of the map is.
         source: what errors call the data.
@@ -63,11 +93,9 @@ def find_instruction_columns(
         DataError: the columns are of no known format, or of several.
     """
     told = _read_map(columns, column_map or {}, input_is_context)
-    if told:
-        return _complete(columns, told)
-    found = [
-        InstructionColumns(prompt, answer, context) for prompt, answer, context in _known_formats(columns)
-    ]
+    before = [told.pop(part, None) or known_part(columns, part) for part in _OPTIONAL_PARTS]
+    formats = [_complete(columns, told)] if told else known_formats(columns)
+    found = [InstructionColumns(*parts, *before) for parts in formats]
     if len(found) == 1:
         return found[0]
     if found:
@@ -78,35 +106,6 @@ def find_instruction_columns(
     raise DataError(_not_recognised(columns, input_is_context, source))
 
 
-def find_conversation_column(
-    columns: Sequence[str], told: str | None = None, source: str = "the data"
-) -> str:
-    """Return the column that holds conversations.
-
-    Raises:
-        ConfigError: the column told is not there.
-        DataError: none is known by name, or several are.
-    """
-    if told is not None:
-        _check_exists(told, columns, "dataset.conversation_column")
-        return told
-    found = [name for name in _CHAT_NAMES if name in columns]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"several columns of {source} may hold the conversations: {', '.join(found)}. "
-            f"Choose one with dataset.conversation_column={found[0]}"
-        )
-    hint = ""
-    if _known_formats(columns):
-        hint = ". These look like prompts and answers: use instruct_dataset"
-    raise DataError(
-        f"no column of {source} holds conversations: found {list_names(columns)}, expected one of "
-        f"{', '.join(_CHAT_NAMES)}. Name it with dataset.conversation_column=COLUMN{hint}"
-    )
-
-
 def find_text_column(columns: Sequence[str], told: str | None = None, source: str = "the data") -> str:
     """Return the column that holds plain text.
 
@@ -115,7 +114,7 @@ def find_text_column(columns: Sequence[str], told: str | None = None, source: st
         DataError: there is no column `text`, and not just a single column.
     """
     if told is not None:
-        _check_exists(told, columns, "dataset.column")
+        check_exists(told, columns, "dataset.column")
         return told
     if "text" in columns:
         return "text"
@@ -126,16 +125,23 @@ def find_text_column(columns: Sequence[str], told: str | None = None, source: st
     )
 
 
-def _known_formats(columns: Sequence[str]) -> list[tuple[str, str, str | None]]:
+def known_formats(columns: Sequence[str]) -> list[_Format]:
     """Return every way to read the columns as (prompt, answer, context)."""
-    found: list[tuple[str, str, str | None]] = []
+    # INSTRUCTION is a name of `instruction`, too.
+    by_name = {name.lower(): name for name in reversed(columns)}
+    found: list[_Format] = []
     for prompt, answers, contexts in _INSTRUCTION_FORMATS:
-        # With an instruction beside it, `input` is part of the prompt.
-        if prompt not in columns or (prompt == "input" and "instruction" in columns):
+        if prompt not in by_name or (prompt in _CONTEXT_NAMES and by_name.keys() & _PROMPT_NAMES):
             continue
-        context = next((name for name in contexts if name in columns), None)
-        found += [(prompt, answer, context) for answer in answers if answer in columns]
+        context = next((by_name[name] for name in contexts if name in by_name), None)
+        found += [(by_name[prompt], by_name[answer], context) for answer in answers if answer in by_name]
     return found
+
+
+def known_part(columns: Sequence[str], part: str) -> str | None:
+    """Return the column that is known to hold a part beside prompt and answer, None where there is none."""
+    names = {"system": _SYSTEM_NAMES, "tools": TOOL_COLUMNS}.get(part, (part,))
+    return next((name for name in names if name in columns), None)
 
 
 def _read_map(
@@ -148,23 +154,26 @@ def _read_map(
             role = "prompt"
         elif part in _ANSWER_NAMES:
             role = "answer"
+        elif part in _OPTIONAL_PARTS:
+            role = part
         elif part == "input":
             role = "context" if input_is_context or names_prompt else "prompt"
         else:
             raise ConfigError(
                 f"dataset.column_map has no part {part!r}; parts are {', '.join(_PROMPT_NAMES)}, input, "
-                f"{', '.join(_ANSWER_NAMES)}, each mapped to a column of the data ({list_names(columns)})"
+                f"{', '.join((*_ANSWER_NAMES, *_OPTIONAL_PARTS))}, each mapped to a column of the data "
+                f"({list_names(columns)})"
             )
         if role in told:
             raise ConfigError(f"dataset.column_map names the {role} twice: {told[role]!r} and {column!r}")
-        _check_exists(column, columns, f"dataset.column_map.{part}")
+        check_exists(column, columns, f"dataset.column_map.{part}")
         told[role] = column
     if len(set(told.values())) < len(told):
         raise ConfigError(f"dataset.column_map gives one column to two parts: {dict(column_map)}")
     return told
 
 
-def _complete(columns: Sequence[str], told: Mapping[str, str]) -> InstructionColumns:
+def _complete(columns: Sequence[str], told: Mapping[str, str]) -> _Format:
     """Fills in what the map leaves out, where one column alone has a name for it."""
     chosen = dict(told)
     for role, names in (("prompt", (*_PROMPT_NAMES, "input")), ("answer", _ANSWER_NAMES)):
@@ -180,7 +189,7 @@ def _complete(columns: Sequence[str], told: Mapping[str, str]) -> InstructionCol
             )
         chosen[role] = found[0]
     context = chosen.get("context") or _literal_input(columns, chosen)
-    return InstructionColumns(chosen["prompt"], chosen["answer"], context)
+    return chosen["prompt"], chosen["answer"], context
 
 
 def _literal_input(columns: Sequence[str], told: Mapping[str, str]) -> str | None:
@@ -188,7 +197,7 @@ def _literal_input(columns: Sequence[str], told: Mapping[str, str]) -> str | Non
     return "input" if is_free and told["prompt"] == "instruction" else None
 
 
-def _check_exists(column: str, columns: Sequence[str], setting: str) -> None:
+def check_exists(column: str, columns: Sequence[str], setting: str) -> None:
     if column not in columns:
         short = [name for name in columns[:_MAX_COMPARED] if len(name) <= _MAX_COMPARED_LENGTH]
         near = difflib.get_close_matches(str(column)[:_MAX_COMPARED_LENGTH], short, n=1)
@@ -198,25 +207,56 @@ def _check_exists(column: str, columns: Sequence[str], setting: str) -> None:
 
 def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str) -> str:
     text = f"cannot tell which columns of {source} hold prompts and answers: found {list_names(columns)}. "
-    chat = [name for name in _CHAT_NAMES if name in columns]
+    chat = [name for name in CHAT_NAMES if name in columns]
     if chat:
         return text + f"{chat[0]!r} looks like conversations: use chat_dataset (in a config: dataset=chat)"
     if list(columns) == ["text"]:
-        return (
-            text
-            + "'text' alone is plain text: use text_completion_dataset (in a config: dataset=text_completion)"
+        return text + PLAIN_TEXT
+    if (pair := _preference_pair(columns)) is not None:
+        prompt = next((name for name in _PROMPT_NAMES if name in columns), "COLUMN")
+        return text + (
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. To learn the "
+            f"{pair[0]} answers alone: dataset.column_map={{{_prompt_part(input_is_context)}: {prompt}, "
+            f"output: {pair[0]}}}; where they are messages, dataset=chat with dataset.column_map={{messages: {prompt}, "
+            f"answer: {pair[0]}}}, or {{messages: {pair[0]}}} for whole conversations"
         )
-    if "chosen" in columns and "rejected" in columns:
-        return text + "'chosen' and 'rejected' are preference pairs, which this dataset does not read"
+    if other := other_task(columns):
+        return text + other
+    if "prompt" in columns:
+        text += "A prompt alone teaches nothing: the answer has to be in the data. "
     return text + (
         f"Say so with dataset.column_map={{{_parts(input_is_context)}}}; known without a map are "
         + ", ".join(f"{prompt}/{'|'.join(answers)}" for prompt, answers, _ in _INSTRUCTION_FORMATS)
     )
 
 
+PLAIN_TEXT = "'text' alone is plain text: use text_completion_dataset (in a config: dataset=text_completion)"
+
+
+def _preference_pair(columns: Sequence[str]) -> tuple[str, str] | None:
+    return next((pair for pair in PREFERENCE_PAIRS if set(pair) <= set(columns)), None)
+
+
+def other_task(columns: Sequence[str]) -> str:
+    """Return what columns hold that are neither prompts nor conversations, "" where that is not known."""
+    if (pair := _preference_pair(columns)) is not None:
+        return (
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. "
+            f"dataset.column_map={{messages: {pair[0]}}} learns the {pair[0]} conversations alone"
+        )
+    return next(
+        (f"{names[-1]!r} is {what}" for names, what in _OTHER_TASKS if set(names) <= set(columns)),
+        PLAIN_TEXT if list(columns) == ["text"] else "",
+    )
+
+
 def _parts(input_is_context: bool, example: InstructionColumns | None = None) -> str:
     prompt, answer = (example.prompt, example.answer) if example else ("COLUMN", "COLUMN")
-    return f"{'instruction' if input_is_context else 'input'}: {prompt}, output: {answer}"
+    return f"{_prompt_part(input_is_context)}: {prompt}, output: {answer}"
+
+
+def _prompt_part(input_is_context: bool) -> str:
+    return "instruction" if input_is_context else "input"
 
 
 def list_names(columns: Sequence[str], limit: int = 12) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -16,6 +17,9 @@ from tune.utils.escape import escape_control
 _DELIMITERS = (",", ";", "\t", "|")
 _SNIFFED_CHARS = 1 << 16
 _MAX_COLUMNS = 10_000
+# Stands for a carriage return by itself where lines end otherwise: no text that is decoded holds it.
+_CR = "\udc0d"
+_LONE_CR = re.compile(r"\r(?!\n)")
 
 
 def read_csv(file: DataFile) -> Iterator[Row]:
@@ -27,7 +31,7 @@ def read_csv(file: DataFile) -> Iterator[Row]:
     try:
         header_line = next(iter(lines), "")
         reader = csv.reader(chain([header_line], lines), delimiter=_find_delimiter(header_line), strict=True)
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.replace(_CR, " ").strip() for name in next(reader, [])]
         _check_header(file, header)
         line, num_rows = reader.line_num + 1, 0
         lines.start_row()
@@ -37,16 +41,30 @@ def read_csv(file: DataFile) -> Iterator[Row]:
             if not cells:
                 continue
             num_rows += 1
-            if len(cells) == len(header):
-                yield Row(place, dict(zip(header, cells)))
-            else:
-                problem = f"has {len(cells)} cells, the header has {len(header)} ({list_names(header)})"
-                yield Row(place, problem=problem)
+            for row in _rows_of_line(cells, len(header)):
+                if len(row) == len(header):
+                    yield Row(place, dict(zip(header, (cell.replace(_CR, "\r") for cell in row))))
+                else:
+                    problem = f"has {len(row)} cells, the header has {len(header)} ({list_names(header)})"
+                    yield Row(place, problem=problem)
     except csv.Error as error:
         line = max(reader.line_num, 1) if reader else 1
         raise DataError(f"{file}:{line}: broken CSV: {error}; check the quotes") from error
     if num_rows == 0:
         raise DataError(f"{file} has a header ({list_names(header)}) but no rows")
+
+
+def _rows_of_line(cells: list[str], num_columns: int) -> list[list[str]]:
+    """Return the rows of a line: several where a lone carriage return ends rows in it, one where it is text."""
+    if len(cells) == num_columns or not any(_CR in cell for cell in cells):
+        return [cells]
+    rows: list[list[str]] = [[]]
+    for cell in cells:
+        first, *others = cell.split(_CR)
+        rows[-1].append(first)
+        rows += [[other] for other in others]
+    rows = [row for row in rows if row != [""]]
+    return rows if all(len(row) == num_columns for row in rows) else [cells]
 
 
 def _find_delimiter(header_line: str) -> str:
@@ -71,6 +89,10 @@ class _CsvLines:
 
     def _read(self) -> Iterator[str]:
         with self._file.open_text() as stream:
+            head = stream.readline(MAX_ROW_BYTES + 1)
+        # Where lines end in a carriage return alone, that of the header does.
+        newline = "" if head.endswith("\r") else "\n"
+        with self._file.open_text(newline) as stream:
             number = 0
             while text := stream.readline(MAX_ROW_BYTES + 1):
                 number += 1
@@ -79,7 +101,7 @@ class _CsvLines:
                     what = f"{self._file}:{number}: the row that ends here or later (is a quote left open?)"
                     raise self._file.row_too_long(what)
                 check_decoded(self._file, text, number)
-                yield text
+                yield _LONE_CR.sub(_CR, text) if newline and "\r" in text else text
 
 
 def _check_header(file: DataFile, header: list[str]) -> None:

@@ -71,9 +71,12 @@ class DataFile:
             raise
         return stream
 
-    def open_text(self) -> io.TextIOWrapper:
-        """Return it opened for reading text, with lines that end as in old and new systems; see `check_decoded`."""
-        return io.TextIOWrapper(self.open(), encoding="utf-8", errors="surrogateescape", newline="")
+    def open_text(self, newline: str = "") -> io.TextIOWrapper:
+        """Return it opened for reading text, with lines that end as in old and new systems, or in `newline` alone.
+
+        See `check_decoded`.
+        """
+        return io.TextIOWrapper(self.open(), encoding="utf-8", errors="surrogateescape", newline=newline)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield number and bytes of every line. Raises DataError at one too long for a row."""

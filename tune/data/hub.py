@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,35 +36,16 @@ class LoadedRows:
     def __iter__(self) -> Iterator[Row]:
         # What an index picks is copied, one row or many.
         at_once = _BATCH_ROWS if self._loaded._indices is None else 1
-        decode = _decoder_of_json(self._loaded.features)
         number = 0
         try:
             for table in self._loaded.with_format("arrow").iter(at_once):
                 for batch in table.to_batches():
-                    yield from map(decode, table_rows(f"{self._place}, row", batch, number))
+                    yield from table_rows(f"{self._place}, row", batch, number)
                     number += batch.num_rows
         except _failures() as error:
             raise DataError(
                 f"{self._place} cannot be read beyond row {number:,}: {_first_lines(error)}"
             ) from error
-
-
-def _decoder_of_json(features: Any) -> Callable[[Row], Row]:
-    """Return what turns the columns of a row that hold values of mixed kinds, kept as JSON text, into the values."""
-    import datasets
-
-    kind = getattr(datasets, "Json", None)  # since 4.7
-    columns = {name: of_it for name, of_it in features.items() if kind and f"{kind.__name__}(" in repr(of_it)}
-    held = datasets.Features(columns)
-
-    def decode(row: Row) -> Row:
-        if not columns or row.problem:
-            return row
-        return replace(
-            row, values={**row.values, **held.decode_example({name: row.values[name] for name in columns})}
-        )
-
-    return decode
 
 
 def read_hub(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,10 @@ from tune.utils.escape import escape_control
 # Places of dropped rows that a report names.
 _MAX_PLACES = 5
 _MAX_REASON = 1000
+_MAX_FILES = 20
+# Names of unused columns that are counted each by itself.
+_MAX_UNUSED = 30
+_FURTHER = "further columns and keys"
 
 
 @dataclass
@@ -32,9 +36,14 @@ class DataReport:
         num_tokens_cut: tokens beyond `max_seq_len`.
         num_lost: examples left out because the cut took all there was to learn.
         num_dropped: rows left out because they are malformed or hold nothing to learn.
+        num_unlearnt: rows left out because all their answers have weight 0, by flags or by settings.
         num_empty_answers: examples kept whose answer is empty.
         longest: tokens of the longest example before any cut.
         dropped: the first dropped rows, with place and reason.
+        unused: names of columns and of keys of messages that nothing uses, each with how often they say something.
+        notes: sentences about what was done to rows, each with how often.
+        files: files of a folder that were read, by name.
+        files_left_out: data files in it that were not.
     """
 
     source: str = ""
@@ -51,9 +60,14 @@ class DataReport:
     num_tokens_cut: int = 0
     num_lost: int = 0
     num_dropped: int = 0
+    num_unlearnt: int = 0
     num_empty_answers: int = 0
     longest: int = 0
     dropped: list[str] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    files_left_out: list[str] = field(default_factory=list)
 
     @property
     def share_trained(self) -> float:
@@ -65,6 +79,14 @@ class DataReport:
         self.num_dropped += 1
         if len(self.dropped) < _MAX_PLACES:
             self.dropped.append(f"{place}: {escape_control(reason, _MAX_REASON)}")
+
+    def note_row(self, read: Mapping[str, Any]) -> None:
+        """Count what a transform says that it did not use of a row, and what it did to it."""
+        for name, times in read.get("unused", {}).items():
+            name = name if name in self.unused or len(self.unused) < _MAX_UNUSED else _FURTHER
+            self.unused[name] = self.unused.get(name, 0) + times
+        for sentence, times in read.get("notes", {}).items():
+            self.notes[sentence] = self.notes.get(sentence, 0) + times
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts, with `share_trained`, as plain values."""
@@ -91,8 +113,9 @@ class DataReport:
             found.append(f"{self.num_dropped:,} of {self.num_rows:,} rows are left out:{listed}{more}")
         if self.num_empty_answers:
             found.append(
-                f"{self.num_empty_answers:,} examples have an empty answer: only their prompt and an EOS are learnt"
+                f"{self.num_empty_answers:,} examples have an empty answer: only their prompt is learnt"
             )
+        found += [f"{times:,} {sentence}" for sentence, times in sorted(self.notes.items())]
         return found
 
     def __str__(self) -> str:
@@ -105,6 +128,16 @@ class DataReport:
             f"  {self.num_examples:,} examples, {self.num_tokens:,} tokens (mean {length}, longest {self.longest:,}), "
             f"{self.share_trained:.1%} of them trained on{self._of_weight()}",
         ]
+        if self.num_unlearnt:
+            lines.append(
+                f"  {self.num_unlearnt:,} of {self.num_rows:,} rows are left out, no answer to learn: weight 0 "
+                "(by flags of their messages, or by train_on)"
+            )
+        if self.files:
+            left_out = f"; not read: {_list(self.files_left_out)}" if self.files_left_out else ""
+            lines.append(f"  files read: {_list(self.files)}{left_out}")
+        if self.unused:
+            lines.append(f"  not used: {', '.join(map(_times, sorted(self.unused.items())))}")
         if self.num_packs:
             fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
             lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")
@@ -123,6 +156,16 @@ class DataReport:
         return self.num_dropped > len(self.dropped)
 
 
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_FILES]) + (
+        f" and {len(names) - _MAX_FILES:,} more" * (len(names) > _MAX_FILES)
+    )
+
+
+def _times(item: tuple[str, int]) -> str:
+    return f"{item[0]} ({item[1]:,} {'time' if item[1] == 1 else 'times'})"
+
+
 def merge_reports(reports: Sequence[DataReport]) -> DataReport:
     """Return one report over several datasets."""
     counts = {
@@ -130,6 +173,9 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         for name in DataReport.__dataclass_fields__
         if name.startswith("num_")
     }
+    merged = DataReport()
+    for report in reports:
+        merged.note_row({"unused": report.unused, "notes": report.notes})
     limits = [report.max_seq_len for report in reports if report.max_seq_len is not None]
     return DataReport(
         source=" + ".join(report.source for report in reports),
@@ -138,5 +184,9 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         max_seq_len=min(limits) if limits else None,
         longest=max(report.longest for report in reports),
         dropped=[line for report in reports for line in report.dropped][:_MAX_PLACES],
+        unused=merged.unused,
+        notes=merged.notes,
+        files=[name for report in reports for name in report.files],
+        files_left_out=[name for report in reports for name in report.files_left_out],
         **counts,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from tune.data.columns import list_names
 from tune.data.files import Row
+from tune.data.folders import data_files_of, files_of_split, is_saved
 from tune.data.hub import read_addresses, read_hub, read_saved_to_disk
-from tune.data.rows import KINDS, TextUnit, file_kind, read_file
+from tune.data.rows import TextUnit, file_kind, read_file
 from tune.errors import ConfigError, DataError
 from tune.utils.escape import escape_control
 from tune.utils.paths import expand_path
@@ -98,6 +97,21 @@ class Source:
             )
         return islice(rows, None if self.limit is None else min(self.limit, _ENDLESS))
 
+    def files(self) -> tuple[list[str], list[str]]:
+        """Return the names of the files of a folder that are read, and of the data files there that are not.
+
+        Both are empty for any other source. Raises DataError where nothing in the folder is read.
+        """
+        folder = expand_path(self.source)
+        if self.data_files is not None or not folder.is_dir() or is_saved(folder):
+            return [], []
+        read = files_of_split(folder, parse_split(self.split)[0])
+        left_out = [file for file in data_files_of(folder) if file not in set(read)]
+        names = [
+            [escape_control(file.relative_to(folder), 200) for file in files] for files in (read, left_out)
+        ]
+        return names[0], names[1]
+
     def _all_rows(self, split: str) -> Iterable[Row]:
         if self.data_files is not None and self.source in _FILE_KINDS:
             if not _has_urls(self.data_files):
@@ -138,13 +152,13 @@ class Source:
             )
 
     def _read_folder(self, folder: Path, split: str) -> Iterable[Row]:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        if is_saved(folder):
             self._refuse_field("a dataset that `datasets` has saved")
             return read_saved_to_disk(folder, split)
         if self.data_files is not None:
             files = _expand_data_files(self.data_files, split, folder)
         else:
-            files = _files_of_split(folder, split)
+            files = files_of_split(folder, split)
         return self._read_files(files, str(folder))
 
     def _read_files(self, files: Sequence[Path], what: str) -> Iterable[Row]:
@@ -239,52 +253,6 @@ def _check_single_file(file: Path, split: str) -> None:
             f"dataset.split is {split!r}, but the single file {escape_control(file)} is all 'train'; give the file "
             f"that holds the {split} rows as the source, or take a range of this one: split=train[90%:]"
         )
-
-
-def _files_of_split(folder: Path, split: str) -> list[Path]:
-    """Return the data files of a folder that belong to a split, by their names or their folders' names."""
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file_kind(file) and not _is_hidden(file.relative_to(folder))
-    ]
-    # Configuration and notes that often stand beside the data.
-    files = [file for file in files if file.name not in ("dataset_info.json", "dataset_infos.json")]
-    if not files:
-        raise DataError(f"the folder {escape_control(folder)} holds no data files ({', '.join(KINDS)})")
-    named: dict[str, list[Path]] = {}
-    for file in files:
-        named.setdefault(_split_of(file.relative_to(folder)), []).append(file)
-    if set(named) == {""}:
-        named = {"train": files}
-    wanted = named.get(_SPLIT_ALIASES.get(split, split), [])
-    if not wanted:
-        known = ", ".join(sorted(name or "(files that name no split)" for name in named))
-        raise DataError(f"the folder {escape_control(folder)} has no files of split {split!r}; found {known}")
-    kinds = {file_kind(file) for file in wanted}
-    if len(kinds) > 1:
-        raise DataError(
-            f"the folder {escape_control(folder)} mixes kinds of files for split {split!r} "
-            f"({list_names([file.name for file in wanted], 6)}); name one file as the source, or use data_files"
-        )
-    return wanted
-
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in relative.parts)
-
-
-_SPLIT_ALIASES = {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
-_SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "eval": "test", **_SPLIT_ALIASES}
-
-
-def _split_of(relative: Path) -> str:
-    """Return the split that a file's name, or its folder's, speaks of; "" for none."""
-    for part in (relative.name.split(".")[0], *reversed(relative.parts[:-1])):
-        for word in re.split(r"[-_. ]", part.lower()):
-            if word in _SPLIT_WORDS:
-                return _SPLIT_WORDS[word]
-    return ""
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
+from tune.data.arrow_values import restorer
 from tune.data.columns import list_names
 from tune.data.files import MAX_ROW_BYTES, MIB, DataFile, Row
 from tune.data.parquet_pages import DICTIONARY_PAGE, read_pages
@@ -72,8 +73,14 @@ def table_rows(place: str, batch: pyarrow.RecordBatch, start: int) -> Iterator[R
         yield from table_rows(place, batch.slice(0, half), start)
         yield from table_rows(place, batch.slice(half), start + half)
         return
+    restore = {
+        field.name: restored for field in batch.schema if (restored := restorer(field.type)) is not None
+    }
     try:
-        for number, values in enumerate(batch.to_pylist(), start=start + 1):
+        rows = batch.to_pylist()
+        for values in rows if restore else ():
+            values.update({name: restored(values[name]) for name, restored in restore.items()})
+        for number, values in enumerate(rows, start=start + 1):
             yield Row(f"{place} {number}", values)
     except _UNREADABLE as error:
         if batch.num_rows == 1:

@@ -1,52 +1,42 @@
 """From a row of data to a conversation.
 
-Each transform is called with a row (column name to value) and returns `{"messages": [...]}`. A row that does
-not fit raises `DataError` that says what is wrong with it; datasets add the place.
+Each transform is called with a row (column name to value) and returns `{"messages": [...]}`, with `"tools"` where
+there are any; `"unused"`, the names of columns and keys that say something and that it does not use, and `"notes"`,
+what it did to the row, each with how often. A row that does not fit raises `DataError` that says what is wrong with
+it; datasets add the place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tune.data.columns import list_names
-from tune.data.json_text import parse
-from tune.data.message_flags import read_weight
+from tune.data.other_tasks import refuse_other_task
 from tune.data.rows import describe
-from tune.errors import DataError
-from tune.tokenizers.messages import Message, Role, validate_messages
+from tune.data.tool_calls import read_json, read_tools
+from tune.data.turn_order import OnOddTurns, arrange_turns, check_on_odd_turns
+from tune.data.turns import CONTENT_KEYS, ROLE_KEYS, TurnReader
+from tune.data.values import as_text, column_text, is_empty, optional_text, unused_columns
+from tune.errors import ConfigError, DataError
+from tune.tokenizers.messages import Message
 from tune.tokenizers.templates import AlpacaInstructTemplate
-from tune.utils.escape import escape_control
 
-_OPENAI_ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "ipython": "ipython",
-}
-_SHAREGPT_ROLES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
-# Data names what an assistant thinks in several ways.
-_THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
+Read = dict[str, Any]
 
 
 class InputOutputToMessages:
-    """A prompt and its answer.
+    """A prompt and its answer; a number is read as its text.
 
     Args:
         train_on_input: learn the prompt as well.
         column_map: `input` and `output`, each to its column; `context` to a column of text that follows the
-            prompt after a blank line.
+            prompt after a blank line; `system` to that of a system prompt; `history` to that of earlier pairs of
+            prompt and answer, whose answers are learnt too; `tools` to that of tools.
         new_system_prompt: a system message for every conversation.
+        ignore_columns: columns that are not read, and not reported as unused.
     """
 
     def __init__(
@@ -54,21 +44,18 @@ class InputOutputToMessages:
         train_on_input: bool = False,
         column_map: Mapping[str, str] | None = None,
         new_system_prompt: str | None = None,
+        ignore_columns: Iterable[str] = (),
     ) -> None:
-        columns = {"input": "input", "output": "output", **(column_map or {})}
-        self._input, self._output = columns["input"], columns["output"]
-        self._context = columns.get("context")
+        self._columns = {"input": "input", "output": "output", **_OPTIONAL, **(column_map or {})}
         self._train_on_input = train_on_input
         self._system = new_system_prompt
+        self._ignored = tuple(ignore_columns)
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
-        prompt = _text(row, self._input)
-        context = _optional_text(row, self._context)
-        if context.strip():
-            prompt = f"{prompt}\n\n{context}"
-        if not prompt.strip():
-            raise DataError(f"column {self._input!r} is empty")
-        return _instruction_messages(prompt, _text(row, self._output), self._train_on_input, self._system)
+    def __call__(self, row: Mapping[str, Any]) -> Read:
+        parts = {"prompt": self._columns["input"], **self._columns}
+        return _read_instruction(
+            row, parts, _after_blank_line, self._train_on_input, self._system, self._ignored
+        )
 
 
 class AlpacaToMessages:
@@ -76,223 +63,216 @@ class AlpacaToMessages:
 
     Args:
         train_on_input: learn the prompt as well.
-        column_map: `instruction`, `input` and `output`, each to its column.
+        column_map: `instruction`, `input` and `output`, each to its column; `system` and `history` as in
+            `InputOutputToMessages`.
+        ignore_columns: columns that are not read, and not reported as unused.
     """
 
-    # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
-    _BEFORE_WITH_INPUT = (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n### Instruction:\n"
-    )
+    def __init__(
+        self,
+        train_on_input: bool = True,
+        column_map: Mapping[str, str] | None = None,
+        ignore_columns: Iterable[str] = (),
+    ) -> None:
+        names = {"instruction": "instruction", "input": "input", "output": "output"}
+        self._columns = {**names, **_OPTIONAL, **(column_map or {})}
+        self._train_on_input = train_on_input
+        self._ignored = tuple(ignore_columns)
 
-    def __init__(self, train_on_input: bool = True, column_map: Mapping[str, str] | None = None) -> None:
-        columns = {"instruction": "instruction", "input": "input", "output": "output", **(column_map or {})}
-        self._instruction, self._input, self._output = (
-            columns[part] for part in ("instruction", "input", "output")
+    def __call__(self, row: Mapping[str, Any]) -> Read:
+        columns = self._columns
+        parts = {**columns, "prompt": columns["instruction"], "context": columns["input"]}
+        return _read_instruction(row, parts, _alpaca_prompt, self._train_on_input, None, self._ignored)
+
+
+class ChatToMessages:
+    """A list of messages, such as `{"role": ..., "content": ...}` or `{"from": ..., "value": ...}`, or its JSON text.
+
+    `tool_calls`, `tool_call_id`, `name` and `reasoning_content` of a message are read too; a message with `"weight": 0`
+    is not learnt. So are the columns `system`, where the messages have none, and `tools`.
+
+    Args:
+        train_on_input: learn the messages of user, system and tools as well.
+        column_map: `messages` to its column. `answer` to that of the message, or messages, that follow these; then
+            only they are learnt. `system` to that of a system prompt, `tools` to that of tools.
+        new_system_prompt: replaces the system message of every conversation.
+        message_keys: `role` and `content`, each to its key in a message, where they are not known.
+        roles: names of roles that are not known, each to one that is: `{"narrator": "user"}`.
+        on_odd_turns: what to do with conversations that are not textbook, see `arrange_turns`.
+        ignore_columns: columns that are not read, and not reported as unused.
+
+    Raises:
+        ConfigError: an argument is none of these.
+    """
+
+    _column = "messages"
+    _role_keys: tuple[str, ...] = ROLE_KEYS
+    _content_keys: tuple[str, ...] = CONTENT_KEYS
+
+    def __init__(
+        self,
+        train_on_input: bool = False,
+        column_map: Mapping[str, str] | None = None,
+        new_system_prompt: str | None = None,
+        *,
+        message_keys: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        on_odd_turns: OnOddTurns = "error",
+        ignore_columns: Iterable[str] = (),
+    ) -> None:
+        check_on_odd_turns(on_odd_turns)
+        if unknown := sorted(set(message_keys or {}) - {"role", "content"}):
+            raise ConfigError(f"dataset.message_keys has no part {unknown[0]!r}; parts are role and content")
+        keys = message_keys or {}
+        self._reader = TurnReader(
+            (keys["role"],) if "role" in keys else self._role_keys,
+            (keys["content"],) if "content" in keys else self._content_keys,
+            dict(roles or {}),
+            train_on_input,
         )
-        self._train_on_input = train_on_input
+        self._columns = {"messages": self._column, "system": "system", **(column_map or {})}
+        self._system = new_system_prompt
+        self._on_odd_turns = on_odd_turns
+        self._ignored = tuple(ignore_columns)
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
-        instruction = _text(row, self._instruction)
-        if not instruction.strip():
-            raise DataError(f"column {self._instruction!r} is empty")
-        context = _optional_text(row, self._input)
-        before, after = AlpacaInstructTemplate().user
-        if context.strip():
-            prompt = f"{self._BEFORE_WITH_INPUT}{instruction}\n\n### Input:\n{context}{after}"
-        else:
-            prompt = f"{before}{instruction}{after}"
-        return _instruction_messages(prompt, _text(row, self._output), self._train_on_input, None)
+    def __call__(self, row: Mapping[str, Any]) -> Read:
+        unused, notes = Counter[str](), Counter[str]()
+        column, answer = self._columns["messages"], self._columns.get("answer")
+        used: set[str | None] = {column, answer, *self._ignored}
+        used.update(refuse_other_task(row, used, _LEARN_CHOSEN))
+        messages = self._turns(row, column, "user", unused, notes)
+        if answer is not None:
+            messages = [replace(m, masked=True) if m.role == "assistant" else m for m in messages]
+            messages += self._turns(row, answer, "assistant", unused, notes)
+        first = messages[0].role if messages else None
+        system = self._system
+        if system or first != "system":
+            used.add(self._columns["system"])
+            system = system or optional_text(row, self._columns["system"], notes)
+        if system:
+            head = Message("system", system, masked=not self._reader.train_on_input)
+            messages = [head, *(m for m in messages if not (self._system and m.role == "system"))]
+        messages, done = arrange_turns(messages, self._on_odd_turns)
+        tools, tools_column = read_tools(row, self._columns.get("tools"))
+        unused.update(unused_columns(row, {*used, tools_column}))
+        return _result(messages, tools, unused, notes + done)
+
+    def _turns(
+        self, row: Mapping[str, Any], column: str, role: str, unused: Counter[str], notes: Counter[str]
+    ) -> list[Message]:
+        if column not in row:
+            raise DataError(f"has no column {column!r} (it has {list_names(list(map(str, row)))})")
+        turns = row[column]
+        if isinstance(turns, Mapping):
+            turns = [turns]
+        if "answer" in self._columns and isinstance(turns, str) and not turns.lstrip().startswith(("[", "{")):
+            turns = [{self._reader.role_keys[0]: role, self._reader.content_keys[0]: turns}]
+        return self._reader.read(turns, column, unused, notes)
 
 
-class OpenAIToMessages:
-    """A list of `{"role": ..., "content": ...}`; a message with `"weight": 0` is not learnt.
+class OpenAIToMessages(ChatToMessages):
+    """A list of `{"role": ..., "content": ...}`, see `ChatToMessages`; `column_map` has `messages` to its column."""
 
-    `tool_calls`, `tool_call_id`, `name` and `reasoning_content` of a message are read too, and a column `tools`.
+    _role_keys = ("role",)
+    _content_keys = ("content",)
 
-    Args:
-        train_on_input: learn the messages of user and system as well.
-        column_map: `messages` to its column.
-        new_system_prompt: replaces the system message of every conversation.
+
+class ShareGPTToMessages(ChatToMessages):
+    """A list of `{"from": "human" or "gpt" or "system", "value": ...}`, see `ChatToMessages`.
+
+    `column_map` has `conversations` to its column.
     """
+
+    _column = "conversations"
+    _role_keys = ("from",)
+    _content_keys = ("value",)
 
     def __init__(
         self,
         train_on_input: bool = False,
         column_map: Mapping[str, str] | None = None,
         new_system_prompt: str | None = None,
+        **options: Any,
     ) -> None:
-        self._column = (column_map or {}).get("messages", "messages")
-        self._train_on_input = train_on_input
-        self._system = new_system_prompt
-
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Any]]:
-        keys = ("role", "content")
-        read: dict[str, list[Any]] = {}
-        read |= _chat_messages(row, self._column, keys, _OPENAI_ROLES, self._train_on_input, self._system)
-        tools = _tools(row)
-        return read | {"tools": tools} if tools else read
+        columns = {
+            ("messages" if part == "conversations" else part): c for part, c in (column_map or {}).items()
+        }
+        super().__init__(train_on_input, columns, new_system_prompt, **options)
 
 
-class ShareGPTToMessages:
-    """A list of `{"from": "human" or "gpt" or "system", "value": ...}`.
-
-    Args:
-        train_on_input: learn the messages of human and system as well.
-        column_map: `conversations` to its column.
-        new_system_prompt: replaces the system message of every conversation.
-    """
-
-    def __init__(
-        self,
-        train_on_input: bool = False,
-        column_map: Mapping[str, str] | None = None,
-        new_system_prompt: str | None = None,
-    ) -> None:
-        self._column = (column_map or {}).get("conversations", "conversations")
-        self._train_on_input = train_on_input
-        self._system = new_system_prompt
-
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[Message]]:
-        keys = ("from", "value")
-        return _chat_messages(row, self._column, keys, _SHAREGPT_ROLES, self._train_on_input, self._system)
+_OPTIONAL = {"system": "system", "history": "history"}
+_LEARN_CHOSEN = (
+    "dataset.column_map={{answer: {chosen}}} (or {{messages: {chosen}}}, where it holds whole conversations)"
+)
+# https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
+_ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+)
 
 
-def _instruction_messages(
-    prompt: str, answer: str, train_on_input: bool, system: str | None
-) -> dict[str, list[Message]]:
-    messages = [Message("system", system, masked=not train_on_input)] if system else []
-    messages += [Message("user", prompt, masked=not train_on_input), Message("assistant", answer)]
-    return {"messages": messages}
+def _alpaca_prompt(instruction: str, context: str) -> str:
+    before, after = AlpacaInstructTemplate().user
+    if context.strip():
+        return f"{_ALPACA_WITH_INPUT}{instruction}\n\n### Input:\n{context}{after}"
+    return f"{before}{instruction}{after}"
 
 
-def _chat_messages(
+def _after_blank_line(prompt: str, context: str) -> str:
+    return f"{prompt}\n\n{context}" if context.strip() else prompt
+
+
+def _read_instruction(
     row: Mapping[str, Any],
-    column: str,
-    keys: tuple[str, str],
-    roles: Mapping[str, Role],
+    columns: Mapping[str, str],
+    write: Callable[[str, str], str],
     train_on_input: bool,
     system: str | None,
-) -> dict[str, list[Message]]:
-    turns = _value(row, column)
-    if not isinstance(turns, list):
-        raise DataError(f"column {column!r} is {describe(turns)}, expected a list of messages")
+    ignored: Iterable[str],
+) -> Read:
+    """Return the conversation of a row that holds a prompt and an answer, each in its column."""
+    notes = Counter[str]()
+    used: set[str | None] = {*columns.values(), *ignored}
+    used.update(refuse_other_task(row, used, "dataset.column_map={{output: {chosen}}}"))
+    prompt, context = (
+        column_text(row, columns["prompt"], notes),
+        optional_text(row, columns.get("context"), notes),
+    )
+    if not prompt.strip():
+        raise DataError(f"column {columns['prompt']!r} is empty")
+    pairs = [
+        *_history(row, columns["history"], notes),
+        (write(prompt, context), column_text(row, columns["output"], notes)),
+    ]
+    system = system or optional_text(row, columns["system"], notes)
     messages = [Message("system", system, masked=not train_on_input)] if system else []
-    for number, turn in enumerate(turns, start=1):
-        where = f"message {number} in {column!r}"
-        calls = turn.get("tool_calls") if isinstance(turn, Mapping) else None
-        if not isinstance(turn, Mapping) or any(key not in turn for key in keys[: 1 if calls else 2]):
-            raise DataError(
-                f"{where} is {describe(turn)}, expected an object with {keys[0]!r} and {keys[1]!r}"
-            )
-        role = roles.get(turn[keys[0]]) if isinstance(turn[keys[0]], str) else None
-        if role is None:
-            raise DataError(
-                f"{where} has the {keys[0]} {_named(turn[keys[0]])}; known are {', '.join(roles)}"
-            )
-        if role == "system" and system:
-            continue
-        weight = read_weight(turn, role == "assistant" or train_on_input, where)
-        content = turn.get(keys[1])
-        messages.append(
-            Message(
-                role,
-                "" if content is None and calls else _content(content, where),
-                False,
-                _tool_calls(calls, where),
-                next((thought for key in _THINKING_KEYS if (thought := _label(turn, key, where))), None),
-                _label(turn, "name", where),
-                _label(turn, "tool_call_id", where),
-                weight,
-            )
-        )
-    validate_messages(messages)
-    return {"messages": messages}
+    for index, (asked, answer) in enumerate(pairs):
+        asked = asked if index == len(pairs) - 1 else write(asked, "")
+        messages += [Message("user", asked, masked=not train_on_input), Message("assistant", answer)]
+    messages, done = arrange_turns(messages)
+    tools, tools_column = read_tools(row, columns.get("tools"))
+    unused = Counter(unused_columns(row, {*used, tools_column}))
+    return _result(messages, tools, unused, notes + done)
 
 
-def _named(role: Any) -> str:
-    return repr(role[:40]) if isinstance(role, str) else describe(role)
-
-
-def _label(turn: Mapping[str, Any], key: str, where: str) -> str | None:
-    """Return a further text of a message, None where it has none."""
-    value = turn.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    raise DataError(f"{where} has {describe(value)} as {key}, expected text")
-
-
-def _tool_calls(calls: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """Return the calls of a message, with arguments that are written as JSON text read."""
-    if not calls:
-        return ()
-    if not isinstance(calls, list):
-        raise DataError(f"{where} has {describe(calls)} as tool_calls, expected a list")
-    read = []
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise DataError(
-                f"{where} calls {describe(call)}, expected an object with 'function' and its 'name'"
-            )
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            # Columns of parquet files cannot hold objects of varying keys, and OpenAI writes text as well.
-            arguments = _json(
-                arguments, f"{where} calls {escape_control(function['name'], 60)} with arguments that are"
-            )
-        parts = {key: value for key, value in function.items() if value is not None}
-        rest = {} if function is call else {key: value for key, value in call.items() if value is not None}
-        read.append({"type": "function", **rest, "function": {**parts, "arguments": arguments or {}}})
-    return tuple(read)
-
-
-def _tools(row: Mapping[str, Any]) -> list[Any]:
-    """Return the schemas of a row's tools, a list or its JSON text."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        tools = _json(tools, "column 'tools' is") if tools.strip() else None
-    if tools is None:
+def _history(row: Mapping[str, Any], column: str, notes: Counter[str]) -> list[tuple[str, str]]:
+    """Return the earlier pairs of prompt and answer of a row."""
+    pairs = row.get(column)
+    if is_empty(pairs):
         return []
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(f"column 'tools' is {describe(tools)}, expected a list of objects")
-    return tools
-
-
-def _json(text: str, what: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise DataError(f"{what} no JSON: {describe(text)}") from error
-
-
-def _content(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    # OpenAI also writes content as a list of parts.
-    if isinstance(value, list) and all(
-        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in value
+    if isinstance(pairs, str):
+        pairs = read_json(pairs, f"column {column!r} is")
+    if not isinstance(pairs, list | tuple) or any(
+        not isinstance(p, list | tuple) or len(p) != 2 for p in pairs
     ):
-        return "".join(part["text"] for part in value)
-    raise DataError(f"{where} has {describe(value)} as content, expected text")
+        raise DataError(f"column {column!r} is {describe(pairs)}, expected a list of pairs [prompt, answer]")
+    where = f"column {column!r} holds a pair with what"
+    return [(as_text(asked, where, notes), as_text(answer, where, notes)) for asked, answer in pairs]
 
 
-def _value(row: Mapping[str, Any], column: str) -> Any:
-    if column not in row:
-        raise DataError(f"has no column {column!r} (it has {list_names(list(map(str, row)))})")
-    return row[column]
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = _value(row, column)
-    if isinstance(value, str):
-        return value
-    raise DataError(f"column {column!r} is {describe(value)}, expected text")
-
-
-def _optional_text(row: Mapping[str, Any], column: str | None) -> str:
-    """Return the text of a column, "" where the row leaves it out or has null."""
-    if column is None or row.get(column) is None:
-        return ""
-    return _text(row, column)
+def _result(messages: list[Message], tools: list[Any], unused: Counter[str], notes: Counter[str]) -> Read:
+    read: Read = {"messages": messages}
+    for name, value in (("tools", tools), ("unused", dict(unused)), ("notes", dict(notes))):
+        if value:
+            read[name] = value
+    return read

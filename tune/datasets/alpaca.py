@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from tune.data import AlpacaInstructTemplate, AlpacaToMessages, Source, find_instruction_columns
+from tune.data import (
+    AlpacaInstructTemplate,
+    AlpacaToMessages,
+    LearntAnswers,
+    Source,
+    find_instruction_columns,
+)
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
+    from tune.data.train_on import TrainOn
     from tune.tokenizers import Tokenizer
 
 
@@ -20,6 +28,9 @@ def alpaca_dataset(
     source: str = "tatsu-lab/alpaca",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    ignore_columns: list[str] | None = None,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -37,8 +48,12 @@ def alpaca_dataset(
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
-        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised.
+        column_map: `instruction`, `input` and `output`, each to its column, where names are not recognised; `system`
+            to that of a system prompt, `history` to that of earlier pairs of prompt and answer.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        ignore_columns: columns that are not read, and not reported as unused.
+        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
+        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -55,7 +70,16 @@ def alpaca_dataset(
     """
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
     columns = find_instruction_columns(rows.columns, column_map, source=rows.report.source)
-    return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
+    choice = (train_on_input, train_on, train_on_reasoning)
+    return alpaca_from_rows(
+        tokenizer,
+        rows,
+        columns,
+        *choice,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        ignore_columns=ignore_columns or (),
+    )
 
 
 def alpaca_cleaned_dataset(
@@ -64,6 +88,9 @@ def alpaca_cleaned_dataset(
     source: str = "yahma/alpaca-cleaned",
     column_map: dict[str, str] | None = None,
     train_on_input: bool = True,
+    ignore_columns: list[str] | None = None,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -80,6 +107,9 @@ def alpaca_cleaned_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
+        ignore_columns=ignore_columns,
+        train_on=train_on,
+        train_on_reasoning=train_on_reasoning,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -97,18 +127,20 @@ def alpaca_from_rows(
     rows: RowReader,
     columns: InstructionColumns,
     train_on_input: bool,
+    train_on: TrainOn = "all",
+    train_on_reasoning: bool = True,
+    *,
     packed: bool,
     max_seq_len: int | None,
+    ignore_columns: Sequence[str],
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts."""
-    rows.report.format = columns.describe(rows.columns)
-    column_map = {"instruction": columns.prompt, "output": columns.answer}
-    # A name that no row has reads as "no input".
-    column_map["input"] = columns.context or ""
+    rows.report.format = str(columns)
+    transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=AlpacaToMessages(train_on_input, column_map),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
     )

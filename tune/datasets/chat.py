@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from tune.data import (
+    ChatToMessages,
+    LearntAnswers,
     OpenAIToMessages,
     PromptTemplate,
     ShareGPTToMessages,
     Source,
-    find_conversation_column,
+    find_chat_columns,
     get_prompt_template,
 )
 from tune.datasets.packed import PackedDataset
@@ -30,7 +32,14 @@ def chat_dataset(
     source: str,
     conversation_column: str | None = None,
     conversation_style: Literal["auto", "openai", "sharegpt"] = "auto",
+    column_map: dict[str, str] | None = None,
+    message_keys: dict[str, str] | None = None,
+    roles: dict[str, str] | None = None,
+    on_odd_turns: Literal["error", "merge", "trim"] = "error",
+    ignore_columns: list[str] | None = None,
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
     new_system_prompt: str | None = None,
@@ -44,14 +53,23 @@ def chat_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
 ) -> SFTDataset | PackedDataset:
-    """Return conversations; every answer of the assistant is learnt.
+    """Return conversations; every answer of the assistant is learnt, unless flags on messages say otherwise.
 
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl or parquet file, folder, or "json" with `data_files`.
         conversation_column: holds the list of messages; `messages` and `conversations` are recognised.
-        conversation_style: "openai" has role and content, "sharegpt" from and value; "auto" looks which.
+        conversation_style: "openai" has role and content, "sharegpt" from and value; "auto" takes either.
+        column_map: `answer` to the column of a message, or messages, that follow the conversation, and alone are
+            learnt; `system` and `tools` to theirs; `messages` says the same as `conversation_column`.
+        message_keys: `role` and `content`, each to its key in a message, where these are not known.
+        roles: names of roles that are not known, each to one that is: {narrator: user}.
+        on_odd_turns: what to do with turns out of order: two of one role in a row, an answer first, a system message
+            in the middle. "error" lists them, "merge" joins them, "trim" keeps what comes before.
+        ignore_columns: columns that are not read, and not reported as unused.
         train_on_input: learn the messages of user and system too.
+        train_on: "all" answers, or the "last" of each conversation alone.
+        train_on_reasoning: False reads what is thought before an answer, and does not learn it.
         prompt_template: how turns are written: "chat" for the checkpoint's chat template, a name such as "llama3",
             a .jinja file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the
             checkpoint's; for a Llama 2 tokenizer that has neither, "llama2_chat".
@@ -73,30 +91,37 @@ def chat_dataset(
     """
     template = get_prompt_template(prompt_template or _default_template(tokenizer))
     rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
-    column = find_conversation_column(rows.columns, conversation_column, rows.report.source)
-    style = _find_style(rows, column) if conversation_style == "auto" else conversation_style
-    if style == "openai":
-        transform: OpenAIToMessages | ShareGPTToMessages = OpenAIToMessages(
-            train_on_input, {"messages": column}, new_system_prompt
-        )
-    elif style == "sharegpt":
-        transform = ShareGPTToMessages(train_on_input, {"conversations": column}, new_system_prompt)
-    else:
+    columns = find_chat_columns(
+        [*rows.peeked()], rows.columns, conversation_column, column_map, rows.report.source
+    )
+    if conversation_style not in _TRANSFORMS:
         raise ConfigError(
-            f"dataset.conversation_style is {style!r}, expected 'openai' (role, content), 'sharegpt' (from, value) "
-            "or 'auto'"
+            f"dataset.conversation_style is {conversation_style!r}, expected 'openai' (role, content), 'sharegpt' "
+            "(from, value) or 'auto'"
         )
-    rows.report.format = f"{column}, {style} style"
+    transform = _TRANSFORMS[conversation_style](
+        train_on_input,
+        columns.column_map(),
+        new_system_prompt,
+        message_keys=message_keys,
+        roles=roles,
+        on_odd_turns=on_odd_turns,
+        ignore_columns=ignore_columns or (),
+    )
+    rows.report.format = str(columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=transform,
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         prompt_template=template,
         system_prompt=new_system_prompt,
         chat_template_kwargs=chat_template_kwargs,
         max_seq_len=max_seq_len,
     )
     return PackedDataset(dataset) if packed else dataset
+
+
+_TRANSFORMS = {"auto": ChatToMessages, "openai": OpenAIToMessages, "sharegpt": ShareGPTToMessages}
 
 
 def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
@@ -123,12 +148,3 @@ def _is_llama2(tokenizer: Tokenizer) -> bool:
         and set(tokenizer.special_tokens) == {"<unk>", "<s>", "</s>"}
         and tokenizer.token_id("<0x0A>") is not None
     )
-
-
-def _find_style(rows: RowReader, column: str) -> str:
-    """Return the style of the first conversation that shows one; faulty ones are reported when read."""
-    for values in rows.peeked():
-        turns = values.get(column)
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            return "sharegpt" if "from" in turns[0] and "role" not in turns[0] else "openai"
-    return "openai"

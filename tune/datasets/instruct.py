@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tune.data import (
     AlpacaInstructTemplate,
     InputOutputToMessages,
+    LearntAnswers,
     PromptTemplate,
     Source,
     find_instruction_columns,
@@ -31,8 +32,11 @@ def instruct_dataset(
     source: str,
     column_map: dict[str, str] | None = None,
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -50,12 +54,16 @@ def instruct_dataset(
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
-        column_map: `input` and `output`, each to its column, where names are not recognised.
+        column_map: `input` and `output`, each to its column, where names are not recognised; `system` to that of a
+            system prompt, `history` to that of earlier pairs of prompt and answer, `tools` to that of tools.
         train_on_input: learn the prompt too; False learns answers and their EOS alone.
+        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
+        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
         prompt_template: "alpaca", "question_answer", "chatml", "llama2_chat", "plain" and others, or a mapping
             {user: [before, after], assistant: [before, after]}. By default the tokenizer's; else
             question_answer for question/answer, plain for prompt/completion, alpaca for the rest.
-        new_system_prompt: a system message for every example.
+        new_system_prompt: a system message for every example, in place of the data's own.
+        ignore_columns: columns that are not read, and not reported as unused.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -74,19 +82,26 @@ def instruct_dataset(
     columns = find_instruction_columns(
         rows.columns, column_map, input_is_context=False, source=rows.report.source
     )
-    spec = prompt_template or tokenizer.prompt_template or _DEFAULT_TEMPLATES.get(columns.prompt, "alpaca")
+    ignored = ignore_columns or ()
+    spec = (
+        prompt_template
+        or tokenizer.prompt_template
+        or _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
+    )
     template = get_prompt_template(spec)
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:
         # Alpaca has a prompt of its own for instructions that come with an input.
-        return alpaca_from_rows(tokenizer, rows, columns, train_on_input, packed, max_seq_len)
-    rows.report.format = columns.describe(rows.columns)
-    column_map = {"input": columns.prompt, "output": columns.answer}
-    if columns.context:
-        column_map["context"] = columns.context
+        choice = (train_on_input, train_on, train_on_reasoning)
+        return alpaca_from_rows(
+            tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len, ignore_columns=ignored
+        )
+    rows.report.format = str(columns)
+    column_map = columns.column_map("input", "context")
+    transform = InputOutputToMessages(train_on_input, column_map, new_system_prompt, ignored)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=InputOutputToMessages(train_on_input, column_map, new_system_prompt),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
         prompt_template=template,
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,

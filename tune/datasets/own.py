@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport
+from tune.datasets.sampling import SampledExample, current_sample
 from tune.errors import DataError
 
 __all__ = ["OwnDataset"]
@@ -39,12 +40,13 @@ class OwnDataset(Dataset[dict[str, Any]]):
     def __init__(self, examples: _Examples, name: str) -> None:
         self._examples = examples
         self._name = name
+        self._size = self._sampled_size()
         self._report = self._count()
         if own := getattr(examples, "report", None):
             self._report = own()
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return self._size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self._examples[index]
@@ -77,6 +79,16 @@ class OwnDataset(Dataset[dict[str, Any]]):
         own = getattr(self._examples, "render_prompt", None)
         rendered: str | list[int] = own(text) if own else text
         return rendered
+
+    def _sampled_size(self) -> int:
+        """Return the number of examples, or of the first of them where only a sample is asked for."""
+        size = len(self._examples)
+        if (sample := current_sample()) is None:
+            return size
+        kept = size if sample.max_examples is None else min(size, sample.max_examples)
+        sample.examples += [SampledExample(f"{self._name}, example {index}") for index in range(kept)]
+        sample.is_partial = kept < size
+        return kept
 
     def _count(self) -> DataReport:
         report = DataReport(source=self._name, num_rows=len(self), num_examples=len(self))

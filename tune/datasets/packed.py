@@ -66,6 +66,10 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
         """Return the number of tokens of a sequence without making it."""
         return sum(self._dataset.length(member) for member in self._packs[index])
 
+    def members(self, index: int) -> list[int]:
+        """Return which examples of the other dataset a sequence holds."""
+        return self._packs[index]
+
     def report(self) -> DataReport:
         """Return what was read, and how full the sequences are."""
         return self._report

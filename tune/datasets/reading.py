@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from tune.data import DataReport, Row, Source, TokenStore
+from tune.datasets.sampling import current_sample
 from tune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class RowReader:
         self.report = DataReport(source=str(source) if isinstance(source, Source) else "the rows given")
         self._drop = on_bad_rows == "drop"
         rows = source.rows() if isinstance(source, Source) else _number(source)
+        if isinstance(source, Source):
+            self.report.files, self.report.files_left_out = source.files()
         self._peeked = peeked = _peek(rows)
         self.columns = list(dict.fromkeys(str(name) for row in peeked for name in row.values))
         self._rows: Iterator[Row] = chain(peeked, rows)
@@ -59,7 +62,12 @@ class RowReader:
             self.finish()
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        sample = current_sample()
         for row in self._rows:
+            if sample is not None and sample.is_complete(self.report.num_examples, self.report.num_rows):
+                return
+            if sample is not None and not sample.takes(row.place, row.values):
+                continue
             self.report.num_rows += 1
             if self.report.num_rows % _NUM_BETWEEN_NEWS == 0:
                 _log.info(f"read {self.report.num_rows:,} rows of {self.report.source}")
@@ -97,10 +105,14 @@ def add_example(
     store: TokenStore, report: DataReport, tokens: list[int], weights: list[float], limit: int | None
 ) -> None:
     """Store an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
+    if len(weights) > 1 and not any(weights[1:]):
+        report.num_unlearnt += 1
+        return
     report.longest = max(report.longest, len(tokens))
-    if limit is not None and len(tokens) > limit:
+    num_cut = 0 if limit is None else max(len(tokens) - limit, 0)
+    if num_cut:
         report.num_truncated += 1
-        report.num_tokens_cut += len(tokens) - limit
+        report.num_tokens_cut += num_cut
         tokens, weights = tokens[:limit], weights[:limit]
     # The first token is the target of no position.
     targets = weights[1:]
@@ -109,6 +121,8 @@ def add_example(
         report.num_lost += 1
         return
     store.append(tokens, weights)
+    if (sample := current_sample()) is not None:
+        sample.note_example(num_cut)
     report.num_examples += 1
     report.num_tokens += len(tokens)
     report.num_target_tokens += num_targets
@@ -124,6 +138,11 @@ def check_learnable(report: DataReport) -> None:
             f"nothing to learn in {report.source}: in all {report.num_lost:,} examples the answer lies beyond "
             f"max_seq_len={report.max_seq_len} (the longest example has {report.longest:,} tokens). Raise "
             "dataset.max_seq_len, or use a tokenizer and model made for longer sequences"
+        )
+    if report.num_unlearnt and not report.num_dropped:
+        raise DataError(
+            f"nothing to learn in {report.source}: in all {report.num_unlearnt:,} rows no answer is to be learnt: "
+            "weight 0, by flags of the messages (weight, train, loss, masked), or by dataset.train_on"
         )
     listed = "".join(f"\n  {line}" for line in report.dropped)
     raise DataError(

@@ -29,7 +29,7 @@ from tune.tokenizers.templates import check_variables
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
+MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class SFTDataset(Dataset[dict[str, list[Any]]]):
@@ -91,6 +91,9 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
             try:
                 read = message_transform(values)
                 has_answer = _has_answer(read["messages"])
+                if has_answer is None:
+                    self._report.num_unlearnt += 1
+                    continue
                 examples = tokenize_weighted(
                     tokenizer,
                     self._template,
@@ -102,6 +105,7 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
                 rows.reject(place, str(error))
                 continue
             self._report.num_empty_answers += not has_answer
+            self._report.note_row(read)
             for tokens, weights in examples:
                 add_example(self._store, self._report, tokens, weights, limit)
         rows.finish()
@@ -145,11 +149,18 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         )
 
 
-def _has_answer(messages: Sequence[Message]) -> bool:
-    """Return whether an answer is learnt. Raises DataError where nothing is."""
-    if any(m.role == "assistant" and not m.masked and (m.content.strip() or m.tool_calls) for m in messages):
+def _has_answer(messages: Sequence[Message]) -> bool | None:
+    """Return whether an answer says something; None where nothing is learnt, since all that is said has weight 0.
+
+    Raises:
+        DataError: there is nothing to learn, for nothing is said.
+    """
+    answers = [m for m in messages if m.role == "assistant" and (m.content.strip() or m.tool_calls)]
+    if any(answer.weight for answer in answers):
         return True
     # Where prompts are learnt too, an example without an answer still teaches something.
-    if all(m.masked or not m.content.strip() for m in messages):
-        raise DataError("the answer is empty, so there is nothing to learn")
-    return False
+    if any(m.weight and m.content.strip() for m in messages):
+        return bool(answers)
+    if answers:
+        return None
+    raise DataError("the answer is empty, so there is nothing to learn")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
-from tune.data import DataReport, Source, TokenStore, describe, find_text_column
+from tune.data import DataReport, Source, TokenStore, describe, find_text_column, unused_columns
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, add_example, check_learnable, sequence_limit
+from tune.datasets.sampling import current_sample
 from tune.errors import TokenizerError
 from tune.utils.escape import escape_control
 
@@ -59,12 +60,15 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
                 found = "empty" if isinstance(text, str) else describe(text)
                 rows.reject(place, f"column {shown!r} is {found}, expected text")
                 continue
+            if (sample := current_sample()) is not None:
+                text = sample.clip(text)
             try:
                 tokens = tokenizer.encode(text, add_bos=True, add_eos=add_eos)
             except TokenizerError as error:
                 rows.reject(place, str(error))
                 continue
             self._add_chunks(tokens, limit)
+            self._report.note_row({"unused": dict.fromkeys(unused_columns(values, (column,)), 1)})
         rows.finish()
         check_learnable(self._report)
 

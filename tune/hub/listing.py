@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 
 from huggingface_hub import RepoFile
@@ -17,6 +18,8 @@ __all__ = ["RemoteFile", "Repository", "check_file_name", "look_up"]
 
 # Seconds without an answer after which the hub counts as lost.
 TIMEOUT = 30.0
+# More than any model has; the hub answers in pages, and a hostile one need not end.
+MAX_FILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,13 @@ def look_up(hub: Hub, repo: str, revision: str | None = None) -> Repository:
     try:
         with translate_hub_errors(hub, repo, revision, KeyError, TypeError, AttributeError):
             info = with_retries(lambda: hub.api.model_info(repo, revision=revision, timeout=TIMEOUT))
-            tree = list(hub.api.list_repo_tree(repo, recursive=True, revision=_hexadecimal(info.sha, 40)))
+            entries = hub.api.list_repo_tree(repo, recursive=True, revision=_hexadecimal(info.sha, 40))
+            tree = list(islice(entries, MAX_FILES + 1))
             files = [_remote_file(entry) for entry in tree if isinstance(entry, RepoFile)]
     except HubError as error:
         raise HubError(f"{error}{_what_there_is(hub, repo, error.__cause__)}") from error.__cause__
+    if len(tree) > MAX_FILES:
+        raise HubError(f"{repo} lists more than {MAX_FILES:,} files and folders; no model has so many")
     for file in files:
         check_file_name(file.name, repo)
     name = info.id if is_repository(info.id) else repo

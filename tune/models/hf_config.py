@@ -283,6 +283,11 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
 
 def _fraction(fields: ConfigFields, default: float, partial: bool) -> float:
     if partial:
-        return fields.number("partial_rotary_factor", default)
+        fraction = fields.number("partial_rotary_factor", default)
+        if not 0 <= fraction <= 1:
+            fields.problem(
+                f"`partial_rotary_factor` is {fraction}; a share of a head's channels is from 0 to 1"
+            )
+        return min(max(fraction, 0.0), 1.0)
     fields.expect("partial_rotary_factor", 1.0, 1)
     return default

@@ -10,6 +10,7 @@ from operator import eq
 from typing import TYPE_CHECKING
 
 from tune.tokenizers.chat_loss_mask import LearntText, Place, Turn
+from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.special_token_escape import Conversation
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class EncodedText:
         text: the text.
         tokens: where the template's special tokens stand in it.
         ids: all ids.
-        starts: for each the first of the characters that it stands for, without marks.
-        ends: for each the end of these characters.
+        starts: for each the first of the characters that it stands for, without marks; in order.
+        ends: for each the end of these characters; in order.
     """
 
     def __init__(
@@ -36,16 +37,14 @@ class EncodedText:
         self.starts = starts
         self.ends = ends
         self._num_empty = Counter(compress(starts, map(eq, starts, ends)))
-        self.is_ordered = starts == (first := sorted(starts)) and ends == (last := sorted(ends))
-        self._ordered = (starts, ends) if self.is_ordered else (first, last)
 
     def num_starting_before(self, place: int) -> int:
         """Return how many tokens start before a place."""
-        return bisect_left(self._ordered[0], place)
+        return bisect_left(self.starts, place)
 
     def num_ending_by(self, place: int) -> int:
         """Return how many tokens end at or before a place."""
-        return bisect_right(self._ordered[1], place)
+        return bisect_right(self.ends, place)
 
     def is_split_by(self, place: int) -> bool:
         """Return whether a token reaches over a place."""
@@ -54,16 +53,8 @@ class EncodedText:
 
     def weights(self, written: LearntText) -> list[float]:
         """Return the weight of each token, 0 where it is not learnt."""
-        weights = [0.0] * len(self.ids)
-        # Where two places overlap, the first one counts.
-        for start, end, weight in reversed([place for places in written.places for place in places]):
-            if self.is_ordered:
-                first, last = self.num_starting_before(start), self.num_starting_before(end)
-                weights[first:last] = [weight] * max(0, last - first)
-            else:
-                for index in (index for index, place in enumerate(self.starts) if start <= place < end):
-                    weights[index] = weight
-        return weights
+        places = sorted(place for places in written.places for place in places)
+        return weigh_tokens(self.starts, self.ends, places)
 
 
 class ConversationEncoder:
@@ -156,7 +147,7 @@ class ConversationEncoder:
         """Return a text of which only what differs from the first one is encoded, None where that does not do."""
         first = self._first
         # With marks, characters of the text and of the tokens' places are not the same ones.
-        if first is None or not first.is_ordered or self._chat.has_marks:
+        if first is None or self._chat.has_marks:
             return None
         # Which token stands somewhere is told by as many characters as the longest has.
         same = _common_length(first.text, text) - self._chat.escaper.longest

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
-from tune.tokenizers.messages import Message
+from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places
+from tune.tokenizers.messages import Message, WeightedSpan
 from tune.tokenizers.special_token_escape import Conversation, SpecialTokenEscaper
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ class Turn:
 
 
 Place = tuple[int, int]
-# Where it stands, and the weight of its tokens in the loss.
-LearntPlace = tuple[int, int, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class LearntText:
 
     text: str
     turns: tuple[Turn, ...]
-    places: tuple[tuple[LearntPlace, ...], ...]
+    places: tuple[tuple[WeightedSpan, ...], ...]
     end: int | None
 
 
@@ -80,7 +79,7 @@ def write_examples(
     """
     writer = _Writer(conversation, messages, stop_ids)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    rest = [index for index in answers if messages[index].weight or writer.prompt_weight(index)]
+    rest = [index for index in answers if messages[index].weight or writer.is_prompt_learnt(index)]
     if not rest:
         return [writer.unlearnt()]
     last, *others = rest[::-1]
@@ -116,8 +115,8 @@ class _Writer:
             self._turns[index] = self._read_turn(index)
         return self._turns[index]
 
-    def prompt_weight(self, index: int) -> float:
-        return min((message.weight for message in self._asked(index)), default=0.0)
+    def is_prompt_learnt(self, index: int) -> bool:
+        return any(message.weight for message in self._asked(index))
 
     def unlearnt(self) -> LearntText:
         """Return the conversation with nothing in it learnt, but for a last question that is not masked."""
@@ -138,10 +137,9 @@ class _Writer:
         for index in inside:
             turn = self.turn(index)
             start = self._chat.length(turn.prompt)
-            end = start + self._chat.length(turn.answer)
-            weight, asked_weight = self._messages[index].weight, self.prompt_weight(index)
-            asked = ((self._end_before(index, text), start, asked_weight),) if asked_weight else ()
-            places.append((*asked, (start, end, weight)) if weight else asked)
+            asked = self._asked_places(index, text, turn.prompt, start)
+            answer = self._chat.without_marks(turn.answer)
+            places.append((*asked, *answer_places(self._messages[index], answer, start)))
         last = len(self._messages) - 1
         is_last_inside = last in self._turns and self._turns[last].begins(text)
         return LearntText(
@@ -151,13 +149,39 @@ class _Writer:
             self._chat.length(self._turns[last].text) if is_last_inside else None,
         )
 
-    def _tail_of(self, text: str) -> tuple[LearntPlace, ...]:
+    def _tail_of(self, text: str) -> tuple[WeightedSpan, ...]:
         """Return the place of messages after the last answer, if they are in the text and learnt."""
         num_messages = len(self._messages)
-        weight = self.prompt_weight(num_messages)
-        if not weight or text != self._chat.render(num_messages):
+        if not self.is_prompt_learnt(num_messages) or text != self._chat.render(num_messages):
             return ()
-        return ((self._end_before(num_messages, text), self._chat.length(text), weight),)
+        return self._asked_places(num_messages, text, text, self._chat.length(text))
+
+    def _asked_places(self, index: int, text: str, prompt: str, end: int) -> tuple[WeightedSpan, ...]:
+        """Return the places of what stands between the answer before a message and that message, if it is learnt."""
+        asked = self._asked(index)
+        if not self.is_prompt_learnt(index):
+            return ()
+        low = self._end_before(index, text)
+        weights = {message.weight for message in asked}
+        if len(weights) == 1 and not any(message.spans for message in asked):
+            return ((low, end, weights.pop()),)
+        blanked, tokens, done = "", {}, 0
+        for found in self._chat.tokens(prompt):
+            blanked += self._chat.without_marks(prompt[done : found.start()])
+            tokens[len(blanked)] = len(blanked) + len(found.group())
+            blanked += BLANK * len(found.group())
+            done = found.end()
+        blanked += self._chat.without_marks(prompt[done:])
+        ends = [self._end_within(prompt, index - len(asked) + number) for number in range(1, len(asked) + 1)]
+        return tuple(asked_places(asked, blanked, ends, tokens, low))
+
+    def _end_within(self, prompt: str, num_messages: int) -> int | None:
+        """Return where the first messages end in a prompt, None where the template does not write them as they are."""
+        try:
+            shown = self._chat.render(num_messages)
+        except DataError:  # a template may refuse a conversation that ends there
+            return None
+        return self._chat.length(shown) if prompt.startswith(shown) else None
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Return the messages between the answer before a message and that message."""
@@ -171,12 +195,19 @@ class _Writer:
         before = index - len(self._asked(index)) - 1
         if before < 0:
             return 0
-        if not self.turn(before).begins(text):
+        turn = self.turn(before)
+        if turn.begins(text):
+            return self._chat.length(turn.text)
+        # Written otherwise once others follow: without its thinking, as a rule.
+        said = turn.answer.rpartition("</think>")[2].lstrip()
+        shown = self.turn(index).prompt if index < len(self._messages) else text
+        place = shown.rfind(said) if self._messages[before].content.strip() else -1
+        if place < 0:
             raise DataError(
                 f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
                 "the prompt after it starts, and prompts shall be learnt: use train_on_input=False"
             )
-        return self._chat.length(self.turn(before).text)
+        return self._chat.length(shown[: place + len(said)])
 
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)

@@ -14,6 +14,7 @@ from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
 )
+from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.messages import Message
 from tune.tokenizers.special_token_escape import Conversation, escaper_for
 from tune.tokenizers.templates import (
@@ -283,7 +284,31 @@ def _weigh_segments(
             segment.text, add_bos=segment.add_bos, add_eos=ends, continuation=segment.continuation
         )
         tokens += ids
-        weights += [0.0 if segment.masked else segment.weight] * len(ids)
+        if segment.masked or segment.places is None:
+            weights += [0.0 if segment.masked else segment.weight] * len(ids)
+        else:
+            weights += _weigh_parts(tokenizer, segment, ids)
         if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
             weights[-len(ids)] = 0.0
     return tokens, weights
+
+
+def _weigh_parts(tokenizer: Tokenizer, segment: Segment, ids: list[int]) -> list[float]:
+    """Return the weights of a segment's ids, of which only parts are learnt: those in its places, and its EOS."""
+    text_ids = tokenizer.encode(segment.text, add_bos=False, add_eos=False, continuation=segment.continuation)
+    num_before = 0
+    while ids[num_before : num_before + len(text_ids)] != text_ids:
+        num_before += 1
+    # Behind a special token no space is put before a text, as in a continuation.
+    for lead in ([], [tokenizer.eos_id]):
+        found, spans = tokenizer.encode_pieces_with_spans([*lead, segment.text])
+        if found[len(lead) :] == text_ids:
+            break
+    else:
+        raise DataError("the parts of a message that have weights of their own cannot be told in its tokens")
+    offset = spans[len(lead) - 1][1] if lead else 0
+    places = [(offset + start, offset + end, weight) for start, end, weight in segment.places or ()]
+    starts, ends = [start for start, _ in spans[len(lead) :]], [end for _, end in spans[len(lead) :]]
+    weights = weigh_tokens(starts, ends, places)
+    num_after = len(ids) - num_before - len(text_ids)
+    return [0.0] * num_before + weights + [segment.weight] * num_after

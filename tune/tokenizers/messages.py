@@ -17,6 +17,15 @@ TOOL_ROLES = ("tool", "ipython")
 MAX_WEIGHT = 1000
 
 
+# Characters [start, end), and the weight of their tokens in the loss.
+WeightedSpan = tuple[int, int, float]
+
+
+def is_weight(value: object) -> bool:
+    """Return whether a value is a number that a loss may be multiplied by."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation.
@@ -31,9 +40,12 @@ class Message:
         name: of the tool whose result this is.
         tool_call_id: of the call whose result this is.
         weight: what the loss of its tokens is multiplied by; 0 is what `masked` says.
+        spans: parts of the content that have a weight of their own, as (start, end, weight), in characters and in
+            order. Of a message before an answer that has some, only the content is learnt and the token that ends it.
+        masks_reasoning: the model shall read what is thought before the answer, but not learn to write it.
 
     Raises:
-        DataError: the weight is no number from 0 to 1000.
+        DataError: a weight is no number from 0 to 1000, or spans are out of order.
     """
 
     role: Role
@@ -44,16 +56,22 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     weight: float = 1.0
+    spans: tuple[WeightedSpan, ...] = ()
+    masks_reasoning: bool = False
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
-        if not is_number or not 0 <= self.weight <= MAX_WEIGHT:
-            raise DataError(
-                f"a message has the weight {self.weight!r:.60}, expected a number from 0 to {MAX_WEIGHT}"
-            )
+        for weight in (self.weight, *(span[2] for span in self.spans)):
+            if not is_weight(weight):
+                raise DataError(
+                    f"a message has the weight {weight!r:.60}, expected a number from 0 to {MAX_WEIGHT}"
+                )
+        borders = [border for span in self.spans for border in span[:2]]
+        if borders and (borders != sorted(borders) or borders[0] < 0 or borders[-1] > len(self.content)):
+            raise DataError(f"a message has spans out of order or beyond its content: {self.spans!r:.100}")
         # Each says the other, so that it is enough to look at one.
         object.__setattr__(self, "weight", 0.0 if self.masked else float(self.weight))
         object.__setattr__(self, "masked", self.weight == 0)
+        object.__setattr__(self, "spans", () if self.masked else tuple(self.spans))
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Message:
@@ -104,30 +122,31 @@ def validate_messages(messages: Sequence[Message]) -> None:
 
     Raises:
         DataError: it is not an optional system message, then user and assistant in turn, an assistant last.
-            Results of tools stand between two messages of the assistant.
+            Results of tools follow an assistant, and a user or the assistant speaks after them.
     """
     roles = [message.role for message in messages]
     if not roles:
         raise DataError("the conversation is empty")
-    for index, role in enumerate(roles):
-        if role == "system" and index > 0:
-            raise DataError(f"message {index + 1} is by the system, which may only speak first")
-    expected: tuple[str, ...] = ("user",)
-    for number, role in enumerate(roles, start=1):
-        if role == "system":
+    for number, (before, role) in enumerate(zip(["", *roles], roles), start=1):
+        if may_follow(role, before):
             continue
-        if role not in expected:
-            raise DataError(
-                f"message {number} is by the {role} where the {expected[0]} should speak "
-                f"(the order is {', '.join(roles[:8])}{', ...' if len(roles) > 8 else ''})"
-            )
-        expected = _after(role)
+        if role == "system":
+            raise DataError(f"message {number} is by the system, which may only speak first")
+        expected = "assistant" if before == "user" else "user"
+        raise DataError(
+            f"message {number} is by the {role} where the {expected} should speak "
+            f"(the order is {', '.join(roles[:8])}{', ...' if len(roles) > 8 else ''})"
+        )
     if roles[-1] != "assistant":
         raise DataError("the conversation ends without an answer by the assistant, so nothing can be learnt")
 
 
-def _after(role: str) -> tuple[str, ...]:
-    """Return who may speak after a role."""
+def may_follow(role: str, before: str) -> bool:
+    """Return whether a message by `role` may follow one by `before`, "" for none."""
+    if role == "system":
+        return before == ""
+    if role == "user":
+        return before != "user"
     if role == "assistant":
-        return ("user", *TOOL_ROLES)
-    return ("assistant", *TOOL_ROLES) if role in TOOL_ROLES else ("assistant",)
+        return before == "user" or before in TOOL_ROLES
+    return before == "assistant" or before in TOOL_ROLES

@@ -7,7 +7,7 @@ answer is tokenized as its continuation: a model that is given the same prompt l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tune.errors import ConfigError, DataError
@@ -17,7 +17,8 @@ from tune.tokenizers.chat_template_builtin import (
     builtin_template,
 )
 from tune.tokenizers.chat_template_render import CHECKPOINT_TEMPLATE, ChatTemplate
-from tune.tokenizers.messages import ROLES, Message
+from tune.tokenizers.learnt_places import BLANK, answer_places, place_content
+from tune.tokenizers.messages import ROLES, Message, WeightedSpan
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Segment:
         add_eos: ends it with an EOS, which is learnt where the text is.
         continuation: goes on right after the segment before.
         weight: what the loss of its tokens is multiplied by where they are learnt.
+        places: parts of the text, as (start, end, weight), in order: nothing else of it is learnt then, but its EOS.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Segment:
     add_eos: bool = False
     continuation: bool = False
     weight: float = 1.0
+    places: tuple[WeightedSpan, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,51 @@ class PromptTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Return the pieces of a conversation: for each answer, the prompt before it, then the answer.
 
-        A prompt has the least of its messages' weights: one that is masked keeps it from being learnt. A conversation
-        may end with a user's message: the last segment is then the prompt a model continues.
+        Of a prompt whose messages have different weights their contents alone are learnt. A conversation may end with
+        a user's message: the last segment is then the prompt a model continues.
         """
         pieces: list[Segment] = []
         for asked, answer in _turn_pairs(messages):
             prompt = self.write_prompt(asked)
             read = prompt.rstrip(" ")
-            weight = min((message.weight for message in asked), default=1.0)
-            pieces.append(Segment(read, weight == 0, add_bos=True, weight=weight))
+            weights = {message.weight for message in asked}
+            weight = max(weights, default=1.0)
+            places = None
+            if len(weights) > 1 or any(message.spans for message in asked):
+                places = tuple(self._asked_places(asked))
+            pieces.append(Segment(read, weight == 0, add_bos=True, weight=weight, places=places))
             if answer is not None:
                 text = prompt[len(read) :] + self.write_answer(answer)
+                is_parted = answer.spans or answer.masks_reasoning
                 pieces.append(
-                    Segment(text, answer.masked, False, True, continuation=bool(read), weight=answer.weight)
+                    Segment(
+                        text,
+                        answer.masked,
+                        add_eos=True,
+                        continuation=bool(read),
+                        weight=answer.weight,
+                        places=tuple(answer_places(answer, text)) if is_parted else None,
+                    )
                 )
         return pieces
+
+    def _asked_places(self, asked: Sequence[Message]) -> Iterator[WeightedSpan]:
+        """Yield the places of the messages' contents in their prompt."""
+        text = self.write_prompt(asked)
+        for index, message in enumerate(asked):
+            probed = self.write_prompt(
+                [*asked[:index], replace(message, content=BLANK, spans=()), *asked[index + 1 :]]
+            )
+            start = next((i for i, (one, other) in enumerate(zip(text, probed)) if one != other), len(text))
+            written = text[start : start + len(text) - len(probed) + len(BLANK)]
+            if not message.weight:
+                continue
+            if written.strip() != message.content.strip():
+                raise DataError(
+                    f"the template {self.name} changes the message by the {message.role}, so it cannot be told from "
+                    "those beside it, which are learnt otherwise: give them one weight"
+                )
+            yield from place_content(message, start + len(written) - len(written.lstrip()))
 
     def prompt(self, text: str, system: str = "") -> str:
         """Return what a model reads when a user says `text`, ready for `encode(..., add_eos=False)`."""
@@ -98,8 +131,9 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class PlainTemplate(PromptTemplate):
-    """Messages as they are, one right after the other."""
+    """Messages as they are, one right after the other; a blank line after the system's."""
 
+    system: tuple[str, str] = ("", "\n\n")
     name: str = "plain"
 
 
@@ -109,6 +143,7 @@ class AlpacaInstructTemplate(PromptTemplate):
 
     # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT; the line break after "Response:" is
     # torchtune's, and the answer starts on a line of its own.
+    system: tuple[str, str] = ("", "\n\n")
     user: tuple[str, str] = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n### Instruction:\n",

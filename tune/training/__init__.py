@@ -28,6 +28,7 @@ from tune.training.precision import plan_precision
 from tune.training.profiler import DummyProfiler, setup_torch_profiler
 from tune.training.saving.checkpoints import Checkpoints
 from tune.training.saving.fingerprint import fingerprint_run, hash_weight_files
+from tune.training.saving.preview_file import write_preview
 from tune.training.saving.resolved_config import write_resolved_config
 from tune.training.saving.resume_point import find_newest_complete_step
 from tune.training.saving.saved_steps import SavedStep, list_saved_steps, verify_step
@@ -94,6 +95,7 @@ __all__ = [
     "to_device",
     "verify_step",
     "write_full_model",
+    "write_preview",
     "write_resolved_config",
 ]
 offer_names(__name__, HERE, GONE)

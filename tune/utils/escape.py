@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # C0 and C1 controls, marks that turn the direction of writing, separators of lines, byte order marks, lone surrogates.
 _CONTROL = re.compile(
@@ -29,6 +30,26 @@ def escape_lines(text: object) -> str:
         "\t".join(map(escape_control, line.split("\t")))
         for line in str(text).replace("\r\n", "\n").split("\n")
     )
+
+
+def escape_invisible(text: str) -> str:
+    r"""Return `text` as `escape_control` does, with all else that is not to be seen, or looks like a space, spelt out.
+
+    That is for a look at the text itself, where a zero-width space (`\u200b`) or a space that is none (`\xa0`) matters;
+    it takes emoji that are joined apart. The wide space of Chinese and Japanese text stays.
+    """
+    shown = escape_control(text)
+    if shown.isascii():
+        return shown
+    return "".join(
+        letter.encode("unicode_escape").decode() if not letter.isascii() and _is_unseen(letter) else letter
+        for letter in shown
+    )
+
+
+def _is_unseen(letter: str) -> bool:
+    category = unicodedata.category(letter)
+    return category[0] == "C" or (category[0] == "Z" and letter != "\u3000")
 
 
 def _spell_out(found: re.Match[str]) -> str:

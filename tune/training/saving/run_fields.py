@@ -111,9 +111,8 @@ _PARTS: tuple[tuple[type, dict[str, _Field]], ...] = (
     (
         LRScheduler,
         {
-            # Those that chain others have none of them.
-            "last_epoch": _STEP._replace(is_needed=False),
-            "base_lrs": _NUMBERS._replace(is_needed=False),
+            "last_epoch": _STEP,
+            "base_lrs": _NUMBERS,
             "_last_lr": _NUMBERS._replace(is_needed=False),
             "_step_count": _COUNT._replace(is_needed=False),
         },
@@ -152,11 +151,13 @@ def check_part(name: str, part: Any, state: Mapping[str, Any], file: Path) -> No
     Raises:
         CheckpointError: a field is missing or is of another kind.
     """
+    current = part.state_dict() if isinstance(part, LRScheduler) else {}
     for kind, declared in _PARTS:
         if isinstance(part, kind) and state:
-            _check(state, declared, file, f"parts.{name}.")
-    if isinstance(part, LRScheduler):
-        current = part.state_dict()
+            # Schedules that chain others have fewer fields.
+            needed = {key: field for key, field in declared.items() if not current or key in current}
+            _check(state, needed, file, f"parts.{name}.")
+    if current:
         _check_like(state, current, file, f"parts.{name}.")
         for key in state.keys() - current.keys():
             if callable(getattr(part, str(key), None)):

@@ -28,6 +28,7 @@ class RunLock:
             self._folder = os.open(str(output_dir), os.O_RDONLY)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
+            self._close()
             if error.filename == str(output_dir) and output_dir.is_dir():
                 raise CheckpointError(f"output_dir {output_dir} cannot be read: {error.strerror}.") from error
             raise CheckpointError(

@@ -208,7 +208,8 @@ def load_run_state(
     if content["has_tensors"]:
         from tune.training.saving.state_tensors import load_tensors
 
-        tensors = load_tensors(directory / TENSORS_DIR, weights, like)
+        is_torchs = type(optimizer).__module__.startswith("torch.optim")
+        tensors = load_tensors(directory / TENSORS_DIR, weights, like, is_torchs=is_torchs)
     on_host = set(content["on_host"])
     for full_key, tensor in tensors.items():
         name, _, key = full_key.rpartition("/")

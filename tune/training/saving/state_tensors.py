@@ -123,18 +123,26 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> 
 
 
 def load_tensors(
-    directory: Path, weights: Mapping[str, Tensor], like: Mapping[str, Tensor]
+    directory: Path, weights: Mapping[str, Tensor], like: Mapping[str, Tensor], *, is_torchs: bool = False
 ) -> dict[str, Tensor]:
     """Return the saved tensors by key; those of a sharded weight sharded likewise, this process's part of them.
 
     Those of parts are sharded, and placed, as `like` has them.
+
+    Args:
+        directory: as they were written.
+        weights: those of the model, by name.
+        like: what parts have now, by key.
+        is_torchs: the optimizer is one of torch's own, of which it is known what it keeps for a weight.
     """
     reader = _SafeReader(directory)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             metadata = reader.read_metadata()
-            _check_index(metadata, weights, directory)
+            _check_size(metadata, directory)
+            if is_torchs:
+                _check_index(metadata, weights, directory)
             tensors = {
                 key: _room_for(
                     like.get(key, weights.get(key.rpartition("/")[0])), stored.size, stored.properties.dtype
@@ -149,8 +157,21 @@ def load_tensors(
     return {key: tensor.to(like[key].device) if key in like else tensor for key, tensor in tensors.items()}
 
 
+def _check_size(metadata: Metadata, directory: Path) -> None:
+    """Refuse an index of more than its files hold, before there is memory made for it: nothing in them is packed."""
+    stored = [
+        item for item in metadata.state_dict_metadata.values() if isinstance(item, TensorStorageMetadata)
+    ]
+    num_bytes = sum(torch.Size(item.size).numel() * item.properties.dtype.itemsize for item in stored)
+    held = sum(file.stat().st_size for file in directory.iterdir())
+    if num_bytes > held:
+        raise CheckpointError(
+            f"{directory}: its index says {num_bytes:,} bytes of tensors, and its files hold {held:,}."
+        )
+
+
 def _check_index(metadata: Metadata, weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Refuse an index of tensors that no optimizer has of these weights, before there is memory made for them."""
+    """Refuse an index of tensors that no optimizer of torch's has of these weights."""
     names: dict[str, set[str]] = {}
     for key, stored in metadata.state_dict_metadata.items():
         name, _, of_it = str(key).rpartition("/")

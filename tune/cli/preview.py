@@ -1,0 +1,281 @@
+"""`tune preview`: the data report, and examples as the model reads them, before anything is trained.
+
+With ``--json`` the output is one object: ``{"datasets": [...]}``, an item for each dataset of the config, with
+
+- ``name``: where it stands in the config, such as ``dataset`` or ``dataset.1``
+- ``report``: the counts of the rows read; ``is_partial``: whether rows were left unread
+- ``examples``: each with ``places`` (file and line of the rows in it), ``num_cut`` (tokens beyond ``max_seq_len``, left
+  out), ``tokens`` and ``labels`` (not shifted; -100 is not learnt), ``weights`` and ``input_pos`` where the dataset
+  gives them, and ``pieces``
+- ``pieces``: neighbours alike in all but their text, each with ``start`` and ``end`` (places of its tokens), ``text``,
+  ``learnt``, ``weight`` (0 where not learnt), ``special`` and ``document``
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError
+from tune.cli.catalogue import find_recipe
+from tune.cli.exit_codes import EXIT_BAD_USAGE
+from tune.cli.recipe_lookup import Target, find_target
+from tune.cli.terminal import paint, report_error, say, wants_color
+from tune.cli.torch_logging import importing_quietly
+from tune.cli.validate import choose_config, choose_target, judge_stated, print_problems, resolve_for
+from tune.errors import ConfigError, DataError, TuneError
+
+if TYPE_CHECKING:
+    from tune.config.component import Component
+    from tune.config.resolution import Resolution
+    from tune.data.preview import PreviewToken
+    from tune.datasets.preview import ShownDataset
+
+_NUM_EXAMPLES = 5
+_DEFAULT_RECIPE = "full_finetune"
+# What a run needs and a look at its data does not: given where a config leaves it out.
+_NOT_NEEDED = {"output_dir": "output_dir=out", "optimizer.lr": "lr=1e-5"}
+
+
+def run(given: Given) -> int:
+    """Show what a config's datasets teach; return 0, or 2 where config or data cannot be used."""
+    resolution = _resolve(given)
+    if not resolution.ok:
+        if "json" in given.switches:
+            say(json.dumps(resolution.to_json(), indent=2) + "\n")
+        else:
+            print_problems(resolution)
+        return EXIT_BAD_USAGE
+    if "json" not in given.switches:
+        print_problems(resolution)
+    components = dict(_components(resolution.params, "val" in given.switches))
+    html = _html_file(given)
+    try:
+        shown = list(_look(resolution.params, components, given))
+    except TuneError as error:
+        report_error(str(error))
+        return EXIT_BAD_USAGE
+    if "json" in given.switches:
+        say(json.dumps({"datasets": [item.to_json() for item in shown]}) + "\n")
+    elif html is not None:
+        _print_reports(shown)
+    else:
+        _print_examples(shown, with_ids="ids" in given.switches)
+    if html is not None:
+        from tune.cli.preview_html import write_html
+
+        write_html(html, shown, force="force" in given.switches)
+        say(f"Wrote {html}\n", sys.stderr)
+    return 0
+
+
+def _resolve(given: Given) -> Resolution[Any]:
+    """Resolve the config and the overrides as `tune run` would, but for what a look at the data does not need.
+
+    Raises:
+        UsageError: there is no such config or recipe.
+    """
+    config, target, stated = _choose(given)
+    asked = list(given.overrides)
+    for _ in range(1 + len(_NOT_NEEDED)):
+        resolution = resolve_for(target, config, given)
+        missing = {error.path for error in resolution.errors if error.code == "missing-required"}
+        filled = [
+            text for path, text in _NOT_NEEDED.items() if path in missing and text not in given.overrides
+        ]
+        given.overrides += filled
+        if not filled:
+            break
+    given.overrides[:] = asked
+    if stated is not None and config is not None:
+        judge_stated(resolution, stated, config, target)
+    return resolution
+
+
+def _choose(given: Given) -> tuple[Path | None, Target, str | None]:
+    """Return the config, the recipe, and what the config says about it where the recipe is a guess."""
+    asked = given.one("recipe")
+    if asked is None and given.operands and find_recipe(given.operands[0]) is not None:
+        asked = given.operands.pop(0)  # `tune preview full_finetune`, as `tune run` has it
+        given.values["recipe"] = [asked]
+    if not given.operands and not given.all("config"):
+        if not given.overrides:
+            raise UsageError(f"which config? usage: tune {COMMAND.usage}")
+        return None, find_target(asked or _DEFAULT_RECIPE, importing=True), None
+    config, _ = choose_config(given, COMMAND)
+    target, stated = choose_target(given, config)
+    return config, target, stated
+
+
+def _components(params: Any, validation: bool) -> Iterator[tuple[str, Component]]:
+    """Yield the datasets to look at, each with where it stands in the config.
+
+    Raises:
+        UsageError: there is none.
+    """
+    name = "dataset_val" if validation else "dataset"
+    value = getattr(params, name, None)
+    if not value:
+        raise UsageError(
+            "there is no dataset_val to look at" if validation else "this recipe reads no dataset"
+        )
+    if isinstance(value, (list, tuple)):
+        yield from ((f"{name}.{index}", component) for index, component in enumerate(value))
+    else:
+        yield name, value
+
+
+def _look(params: Any, components: dict[str, Component], given: Given) -> Iterator[ShownDataset]:
+    rows = given.one("rows")
+    with importing_quietly():
+        from tune.datasets.preview import look_at
+    from tune.utils import get_logger
+
+    get_logger("WARNING")
+    tokenizer = _build_tokenizer(params)
+    number, row = _NUM_EXAMPLES, None
+    if rows is not None and not rows.isdecimal():
+        row = rows
+    elif rows is not None:
+        number = int(rows[:9])
+        if not number:
+            raise ConfigError("--rows 0 shows nothing: give how many examples to show, or which row")
+    found = 0
+    for name, component in components.items():
+        shown = look_at(
+            name, component, tokenizer, max_examples=number, row=row, reads_all="all" in given.switches
+        )
+        found += shown is not None
+        if shown is not None:
+            yield shown
+    if not found:
+        raise DataError(
+            f"no row is called {row}. A row is called by its place, as messages name it (train.jsonl:17, or :17), or "
+            "by what its column id holds; a number alone says how many examples to show"
+        )
+
+
+def _build_tokenizer(params: Any) -> Any:
+    """Return the tokenizer of a run, by its files alone; beside them no weights need be there."""
+    from tune.config.instantiate import instantiate
+    from tune.errors import CheckpointError
+    from tune.utils import expand_path
+
+    checkpointer: Any = instantiate(params.checkpointer, defaults={"output_dir": params.output_dir})
+    folder = expand_path(params.checkpointer.kwargs.get("checkpoint_dir") or "")
+    try:
+        find = getattr(checkpointer, "find_tokenizer_dir", checkpointer.find_model_dir)
+        found = find()
+    except CheckpointError:
+        if not folder.is_dir():
+            raise
+        found = folder
+    return instantiate(params.tokenizer, defaults={"checkpoint_dir": str(found or "")})
+
+
+def _html_file(given: Given) -> Path | None:
+    """Return where to write the page; whether that may be is found out before the data is read.
+
+    Raises:
+        UsageError: the file is not ours to write.
+    """
+    name = given.one("html")
+    if name is None:
+        return None
+    from tune.cli.preview_html import check_html_file
+
+    return check_html_file(name, force="force" in given.switches)
+
+
+def _print_reports(shown: list[ShownDataset]) -> None:
+    for item in shown:
+        say((f"{item.name}: " if len(shown) > 1 else "") + item.report_text() + "\n")
+
+
+def _print_examples(shown: list[ShownDataset], with_ids: bool) -> None:
+    from tune.data.preview import format_example
+
+    _print_reports(shown)
+    has_color = wants_color(sys.stdout)
+    legend = f"{paint('learnt', 'learnt')}, {paint('special token', 'reverse')}"
+    say(f"\n{legend if has_color else '⟦learnt⟧, ⟨special token⟩'}, ⏎ line end\n")
+    for item in shown:
+        for number, example in enumerate(item.examples, start=1):
+            title = f"{item.name}, example {number}: {example.describe()}"
+            text = (
+                _table(example.preview)
+                if with_ids
+                else format_example(example.preview, example.cuts, _paint if has_color else None)
+            )
+            say(f"\n{paint(title, 'bold')}\n{text}\n")
+
+
+def _table(tokens: list[PreviewToken]) -> str:
+    """Return a line for each token: its place, id, weight where it is learnt, and text."""
+    from tune.data.preview import elide, format_example
+
+    first, left_out, last = elide(tokens)
+    rows = [*enumerate(first), *enumerate(last, start=len(tokens) - len(last))]
+    lines = [
+        f"{place:>6} {token.token_id:>7} {f'{token.weight:g}' if token.is_learnt else '-':>6}  "
+        + format_example([token]).replace("\n", "")
+        for place, token in rows
+    ]
+    if left_out:
+        lines.insert(len(first), f"... {left_out:,} tokens are not shown ...")
+    return "\n".join([f"{'place':>6} {'id':>7} {'weight':>6}  text", *lines])
+
+
+def _paint(text: str, token: PreviewToken) -> str:
+    if token.is_learnt:
+        shades = (f" {limit}" for limit in (0.25, 0.5, 0.75) if token.weight <= limit)
+        text = paint(text, f"learnt{next(shades, '')}")
+    return paint(text, "reverse") if token.is_special else text
+
+
+COMMAND = Command(
+    name="preview",
+    summary="Show what the data teaches: examples as the model reads them.",
+    usage="preview [CONFIG] [KEY=VALUE ...] [--rows N|ID] [--val] [--all] [--ids] [--json] [--html FILE]",
+    description=(
+        "Prints the data report, then examples as the model reads them: what is learnt is coloured, paler where it "
+        "weighs less; special tokens are told from letters that look like them; what max_seq_len cuts off is said. It "
+        "takes what `tune run` takes, reads no weights, and only as many rows as it shows: --all reads them all, so "
+        "that the report is the run's.\n\n"
+        "Exit code: 0, or 2 where the config is not valid or the data cannot be read."
+    ),
+    examples=(
+        ("tune preview tiny/full_finetune", "the first examples of a config's dataset"),
+        ("tune preview my.yaml dataset.source=my.jsonl --rows 20", "your own data, more of it"),
+        ("tune preview my.yaml --rows my.jsonl:17 --ids", "one row, token by token"),
+        ("tune preview my.yaml --all --html preview.html", "the whole report, and a page to hand on"),
+        ("tune preview dataset=chat dataset.source=my.jsonl model_checkpoint=DIR", "no config needed"),
+    ),
+    run=run,
+    operands=(
+        ("CONFIG", "A name from `tune ls`, or a path; none for what the overrides say alone."),
+        ("KEY=VALUE", "Overrides, as for `tune run`."),
+    ),
+    options=(
+        Option(
+            ("--rows", "-n"),
+            f"How many examples ({_NUM_EXAMPLES}), or one row by its place or its id.",
+            "N|ID",
+        ),
+        Option(("--val",), "Look at dataset_val."),
+        Option(("--all",), "Read all rows, for the whole report."),
+        Option(("--ids",), "Show each token on a line, with its id."),
+        Option(("--json",), "Print all of it as JSON: tokens, labels, weights, pieces of text."),
+        Option(("--html",), "Write a page that needs no network and runs no scripts.", "FILE"),
+        Option(("--force", "-f"), "Overwrite a FILE that is no preview."),
+        Option(("--recipe", "-r"), "Recipe it is for, if not the one the config names.", "RECIPE"),
+        Option(("--config", "-c"), "The config, instead of CONFIG.", "CONFIG", many=True),
+        OVERRIDE,
+        REMOVE,
+        TRUST,
+    ),
+    takes_overrides=True,
+)
