@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
 from tune.tokenizers.chat_encoding import ConversationEncoder
-from tune.tokenizers.chat_loss_mask import end_of_turn, write_examples
+from tune.tokenizers.chat_loss_mask import write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
 from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
 )
+from tune.tokenizers.chat_turn_end import end_of_turn
 from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.messages import Message
 from tune.tokenizers.special_token_escape import Conversation, escaper_for

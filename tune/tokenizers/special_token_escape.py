@@ -209,6 +209,10 @@ class Conversation:
             )
         return marked
 
+    def mark(self, text: str) -> str:
+        """Return a part of a message with the marks it needs in a text of several."""
+        return str(self.escaper.mark(text, self.marks))
+
     def without_marks(self, text: str) -> str:
         """Return marked text as the template alone would have written it."""
         return self.marks.taken_from(text)
