@@ -64,7 +64,10 @@ class LearntText:
 
 
 def write_examples(
-    conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
+    conversation: Conversation,
+    messages: Sequence[Message],
+    stop_ids: Sequence[int],
+    num_messages: int | None = None,
 ) -> list[LearntText]:
     """Return the texts to learn a conversation from: one, unless the template rewrites earlier turns.
 
@@ -72,6 +75,7 @@ def write_examples(
         conversation: renders it.
         messages: say what is learnt, and with what weight.
         stop_ids: what ends a generation, beside the token by which the template ends a turn.
+        num_messages: answers behind the first so many are left unlearnt, but for one; None for no such limit.
 
     Raises:
         DataError: an answer cannot be found in what the template writes; names template and message.
@@ -79,6 +83,7 @@ def write_examples(
     writer = _Writer(conversation, messages, stop_ids)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     rest = [index for index in answers if messages[index].weight or writer.is_prompt_learnt(index)]
+    rest = [index for index in rest if num_messages is None or index < num_messages] or rest[:1]
     if not rest:
         return [writer.unlearnt()]
     last, *others = rest[::-1]
