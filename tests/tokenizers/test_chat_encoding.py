@@ -112,11 +112,7 @@ def encode_apart(tokenizer, chat, prompt, rest):
 def weigh(tokenizer, ids, spans, written):
     learnt = [place for places in written.places for place in places]
     weights = [
-        max(
-            (weight for first, last, weight in learnt if start < last and first < max(end, start + 1)),
-            default=0.0,
-        )
-        for start, end in spans
+        next((weight for start, end, weight in learnt if start <= first < end), 0.0) for first, _ in spans
     ]
     if ids[:1] == [tokenizer.bos_id]:
         weights[0] = 0.0

@@ -59,12 +59,7 @@ def test_tokens_in_prompt_and_answer_are_tokens_where_asked_for(tokenizer):
     ((tokens, weights),) = tokenize_weighted(tokenizer, template, messages, parse_special=True)
     assert tokenizer.decode(tokens, skip_special=False) == "<|start|>user\nwalk<|sep|>seven<|eos|>"
     ids = tokenizer.special_tokens
-    assert [tokens.count(ids[name]) for name in ("<|bos|>", "<|start|>", "<|sep|>", "<|eos|>")] == [
-        1,
-        1,
-        1,
-        1,
-    ]
+    assert [tokens.count(ids[name]) for name in ("<|start|>", "<|sep|>", "<|eos|>")] == [1, 1, 1]
     assert weights[: tokens.index(ids["<|sep|>"]) + 1].count(0.0) == weights.count(0.0)
     # Without its own end the answer gets one.
     messages = [messages[0], Message("assistant", "seven")]

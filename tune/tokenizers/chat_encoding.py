@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import compress
 from operator import eq
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from tune.errors import DataError
 from tune.tokenizers.chat_loss_mask import LearntText, Place, Turn
 from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.special_token_escape import Conversation
+from tune.tokenizers.token_spans import find_spans
 
 if TYPE_CHECKING:
     from tune.tokenizers.messages import Message
@@ -26,8 +28,8 @@ class EncodedText:
         text: the text.
         tokens: where the template's special tokens stand in it.
         ids: all ids.
-        starts: for each the first of the characters that it stands for, without marks; in order.
-        ends: for each the end of these characters; in order.
+        starts: for each the first of the characters that it stands for, without marks.
+        ends: for each the end of these characters.
     """
 
     def __init__(
@@ -39,24 +41,41 @@ class EncodedText:
         self.starts = starts
         self.ends = ends
         self._num_empty = Counter(compress(starts, map(eq, starts, ends)))
+        self.is_ordered = starts == (first := sorted(starts)) and ends == (last := sorted(ends))
+        self._ordered = (starts, ends) if self.is_ordered else (first, last)
 
     def num_starting_before(self, place: int) -> int:
         """Return how many tokens start before a place."""
-        return bisect_left(self.starts, place)
+        return bisect_left(self._ordered[0], place)
 
     def num_ending_by(self, place: int) -> int:
         """Return how many tokens end at or before a place."""
-        return bisect_right(self.ends, place)
+        return bisect_right(self._ordered[1], place)
 
     def is_split_by(self, place: int) -> bool:
         """Return whether a token reaches over a place."""
         num_ended = self.num_ending_by(place) - self._num_empty[place]
         return self.num_starting_before(place) > num_ended
 
-    def weights(self, written: LearntText) -> list[float]:
-        """Return the weight of each token, 0 where it is not learnt."""
-        places = sorted(place for places in written.places for place in places)
-        return weigh_tokens(self.starts, self.ends, places)
+    def weights(self, written: LearntText, plain_text: str) -> list[float]:
+        """Return the weight of each token, 0 where it is not learnt; `plain_text` is the text without marks."""
+        weights = [0.0] * len(self.ids)
+        if written.is_parted:
+            order = sorted(range(len(self.ids)), key=lambda index: (self.starts[index], self.ends[index]))
+            spans = [(self.starts[index], self.ends[index]) for index in order]
+            places = sorted(place for places in written.places for place in places)
+            for index, weight in zip(order, weigh_tokens(plain_text, spans, places)):
+                weights[index] = weight
+            return weights
+        # Where two places overlap, the first one counts.
+        for start, end, weight in reversed([place for places in written.places for place in places]):
+            if self.is_ordered:
+                first, last = self.num_starting_before(start), self.num_starting_before(end)
+                weights[first:last] = [weight] * max(0, last - first)
+            else:
+                for index in (index for index, place in enumerate(self.starts) if start <= place < end):
+                    weights[index] = weight
+        return weights
 
 
 class ConversationEncoder:
@@ -120,8 +139,14 @@ class ConversationEncoder:
             is_last = turn is written.turns[-1]
             # What follows the last answer, a line break perhaps, is kept.
             text = written.text if is_last else turn.text
-            alone = LearntText(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
-            apart = self._encode_apart(turn.prompt, text[len(turn.prompt) :])
+            alone = replace(
+                written,
+                text=text,
+                turns=(turn,),
+                places=(places, written.places[-1]),
+                end=written.end if is_last else None,
+            )
+            apart = self._encode_apart(turn.prompt, text[len(turn.prompt) :], written.is_parted)
             examples.append(self._with_weights(apart, alone, add_eos))
         return examples
 
@@ -136,7 +161,10 @@ class ConversationEncoder:
     def _with_weights(
         self, encoded: EncodedText, written: LearntText, add_eos: bool
     ) -> tuple[list[int], list[float]]:
-        ids, weights = encoded.ids, encoded.weights(written)
+        ids = encoded.ids
+        weights = encoded.weights(
+            written, self._chat.without_marks(encoded.text) if written.is_parted else ""
+        )
         # Nothing comes before a BOS that it could follow from.
         if ids and ids[0] == self._tokenizer.bos_id:
             weights[0] = 0.0
@@ -177,7 +205,7 @@ class ConversationEncoder:
         """Return a text of which only what differs from the first one is encoded, None where that does not do."""
         first = self._first
         # With marks, characters of the text and of the tokens' places are not the same ones.
-        if first is None or self._chat.has_marks:
+        if first is None or not first.is_ordered or self._chat.has_marks:
             return None
         # Which token stands somewhere is told by as many characters as the longest has.
         same = _common_length(first.text, text) - self._chat.escaper.longest
@@ -198,7 +226,7 @@ class ConversationEncoder:
             first.ends[:index] + rest.ends,
         )
 
-    def _encode_apart(self, prompt: str, rest: str) -> EncodedText:
+    def _encode_apart(self, prompt: str, rest: str, is_parted: bool) -> EncodedText:
         """Return a prompt and what follows it, with no token that reaches over."""
         read = self.encode(prompt)
         offset = self._chat.length(prompt)
@@ -207,9 +235,9 @@ class ConversationEncoder:
         # All of it is answer: a special token ends it.
         ids = self._tokenizer.encode(head, add_bos=False, add_eos=False, continuation=True) if head else []
         more_ids, more_spans = self._tokenizer.encode_pieces_with_spans(pieces[bool(head) :])
-        spans = [(0, len(head))] * len(ids) + [
-            (start + len(head), end + len(head)) for start, end in more_spans
-        ]
+        # Where all of it is learnt alike, it does not matter what each token stands for.
+        spans = (find_spans(self._tokenizer, head, ids) if is_parted else None) or [(0, len(head))] * len(ids)
+        spans += [(start + len(head), end + len(head)) for start, end in more_spans]
         return EncodedText(
             prompt + rest,
             [],

@@ -55,12 +55,14 @@ class LearntText:
         turns: answers that stand in it as they are generated.
         places: for each of these turns, where what is learnt of it stands; then, for what follows them all.
         end: where the answer ends that is the last message, None where that is not in the text as it is generated.
+        is_parted: whether messages are learnt in parts, so that places may stand side by side.
     """
 
     text: str
     turns: tuple[Turn, ...]
     places: tuple[tuple[WeightedSpan, ...], ...]
     end: int | None
+    is_parted: bool = False
 
 
 def write_examples(
@@ -113,6 +115,7 @@ class _Writer:
             *end_of_turn(conversation.template, conversation.escaper, conversation.names),
         }
         self._turns: dict[int, Turn] = {}
+        self._is_parted = any(message.spans or message.masks_reasoning for message in messages)
 
     def turn(self, index: int) -> Turn:
         if index not in self._turns:
@@ -151,6 +154,7 @@ class _Writer:
             tuple(self.turn(index) for index in inside),
             (*places, self._tail_of(text)),
             self._chat.length(self._turns[last].text) if is_last_inside else None,
+            self._is_parted,
         )
 
     def _tail_of(self, text: str) -> tuple[WeightedSpan, ...]:
@@ -165,27 +169,33 @@ class _Writer:
         asked = self._asked(index)
         if not self.is_prompt_learnt(index):
             return ()
-        low = self._end_before(index, text)
+        begin = self._end_before(index, text)
+        low = self._chat.length(text[:begin])
         weights = {message.weight for message in asked}
         if len(weights) == 1 and not any(message.spans for message in asked):
             return ((low, end, weights.pop()),)
-        blanked, tokens, done = "", {}, 0
-        for found in self._chat.tokens(prompt):
-            blanked += self._chat.without_marks(prompt[done : found.start()])
-            tokens[len(blanked)] = len(blanked) + len(found.group())
+        blanked, tokens, done = "", {}, begin
+        for found in self._chat.tokens(prompt[begin:]):
+            blanked += self._chat.without_marks(prompt[done : begin + found.start()])
+            if self._chat.escaper.ids[found.group()] in self._ends:
+                tokens[len(blanked)] = len(blanked) + len(found.group())
             blanked += BLANK * len(found.group())
-            done = found.end()
+            done = begin + found.end()
         blanked += self._chat.without_marks(prompt[done:])
-        ends = [self._end_within(prompt, index - len(asked) + number) for number in range(1, len(asked) + 1)]
-        return tuple(asked_places(asked, blanked, ends, tokens, low))
+        counts = range(index - len(asked) + 1, index + 1)
+        places = asked_places(asked, blanked, [self._end_within(prompt, begin, n) for n in counts], tokens)
+        return tuple((low + start, low + end, weight) for start, end, weight in places)
 
-    def _end_within(self, prompt: str, num_messages: int) -> int | None:
-        """Return where the first messages end in a prompt, None where the template does not write them as they are."""
+    def _end_within(self, prompt: str, begin: int, num_messages: int) -> int | None:
+        """Return where the first messages end in a prompt, as characters without marks behind `begin`.
+
+        None where the template does not write them as they are.
+        """
         try:
             shown = self._chat.render(num_messages)
         except DataError:  # a template may refuse a conversation that ends there
             return None
-        return self._chat.length(shown) if prompt.startswith(shown) else None
+        return self._chat.length(shown[begin:]) if prompt.startswith(shown) else None
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Return the messages between the answer before a message and that message."""
@@ -195,23 +205,25 @@ class _Writer:
         return self._messages[start:index]
 
     def _end_before(self, index: int, text: str) -> int:
-        """Return where the answer before a message's prompt ends."""
+        """Return where the answer before a message's prompt ends, in marked text."""
         before = index - len(self._asked(index)) - 1
         if before < 0:
             return 0
         turn = self.turn(before)
         if turn.begins(text):
-            return self._chat.length(turn.text)
+            return len(turn.prompt) + len(turn.answer)
         # Written otherwise once others follow: without its thinking, as a rule.
         said = turn.answer.rpartition("</think>")[2].lstrip()
         shown = self.turn(index).prompt if index < len(self._messages) else text
-        place = shown.rfind(said) if self._messages[before].content.strip() else -1
+        header = self._header(turn.prompt)
+        place = shown.rfind(header, 0, len(shown) - len(header) * shown.endswith(header)) if header else -1
+        place = shown.find(said, place) if place >= 0 and self._messages[before].content.strip() else -1
         if place < 0:
             raise DataError(
                 f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
                 "the prompt after it starts, and prompts shall be learnt: use train_on_input=False"
             )
-        return self._chat.length(shown[: place + len(said)])
+        return place + len(said)
 
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
@@ -243,8 +255,7 @@ class _Writer:
 
     def _after_header(self, prompt: str, shown: str, index: int) -> str:
         """Return what follows the end of the prompt where the template also wrote something before it otherwise."""
-        # From the last special token on: text alone could stand in any message.
-        header = prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
+        header = self._header(prompt)
         places = [
             found.start() for found in self._chat.tokens(shown) if shown.startswith(header, found.start())
         ]
@@ -255,6 +266,10 @@ class _Writer:
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
         return shown[places[-1] + len(header) :]
+
+    def _header(self, prompt: str) -> str:
+        """Return what asks for an answer, from the last special token on: text alone could stand in any message."""
+        return prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
 
     def _end_of_answer(self, after: str, index: int) -> int:
         tokens = self._chat.tokens(after)
