@@ -15,6 +15,8 @@ from tune.data import (
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
+from tune.tokenizers.family_format import family_template_of, place_inside
+from tune.tokenizers.templates import AnyTemplate, PlainTemplate
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
@@ -79,6 +81,7 @@ def alpaca_dataset(
         packed=packed,
         max_seq_len=max_seq_len,
         ignore_columns=ignore_columns or (),
+        turns=family_template_of(tokenizer),
     )
 
 
@@ -133,15 +136,17 @@ def alpaca_from_rows(
     packed: bool,
     max_seq_len: int | None,
     ignore_columns: Sequence[str],
+    turns: AnyTemplate | None = None,
 ) -> SFTDataset | PackedDataset:
-    """Return rows whose columns are known as a dataset of Alpaca prompts."""
+    """Return rows whose columns are known as a dataset of Alpaca prompts, in turns where a template writes them."""
     rows.report.format = str(columns)
     transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
         message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
-        inference_template=AlpacaInstructTemplate(),
+        prompt_template=turns or "plain",
+        inference_template=place_inside(AlpacaInstructTemplate(), turns or PlainTemplate()),
         max_seq_len=max_seq_len,
     )
     return PackedDataset(dataset) if packed else dataset
