@@ -219,6 +219,8 @@ def test_other_keys_and_roles_are_told():
     assert transform({"messages": turns})["messages"] == [Q, A]
     with pytest.raises(ConfigError, match="message_keys has no part 'from'; parts are role and content"):
         ChatToMessages(message_keys={"from": "who"})
+    with pytest.raises(ConfigError, match=r"dataset\.roles\.assistant is 'gpt4', expected user, assistant"):
+        ChatToMessages(roles={"assistant": "gpt4"})
 
 
 @pytest.mark.parametrize(

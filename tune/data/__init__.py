@@ -8,6 +8,7 @@ from tune.data.columns import (
     InstructionColumns,
     find_instruction_columns,
     find_text_column,
+    list_names,
 )
 from tune.data.files import Row
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, shift_weights, truncate
@@ -18,6 +19,7 @@ from tune.data.rows import describe
 from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
 from tune.data.store import TokenStore
+from tune.data.tokenized_rows import TokenizedToExamples
 from tune.data.torchtune_names import GONE, HERE
 from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
@@ -71,6 +73,7 @@ __all__ = [
     "Source",
     "SummarizeTemplate",
     "TokenStore",
+    "TokenizedToExamples",
     "block_causal_mask",
     "describe",
     "find_chat_columns",
@@ -78,6 +81,7 @@ __all__ = [
     "find_instruction_columns",
     "find_text_column",
     "get_prompt_template",
+    "list_names",
     "masked_labels",
     "merge_reports",
     "pack_lengths",

@@ -13,7 +13,7 @@ from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
 from tune.data.turn_order import join_messages
 from tune.data.values import as_text, is_empty
-from tune.errors import DataError
+from tune.errors import ConfigError, DataError
 from tune.tokenizers.messages import TOOL_ROLES, Message, Role
 from tune.utils.escape import escape_control
 
@@ -42,6 +42,13 @@ _ROLES: dict[str, str] = {
 _PAIR_ROLES = _ROLES | {"input": "user", "output": "assistant"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("reasoning", "thinking")
+
+
+def check_roles(roles: Mapping[str, str]) -> None:
+    """Raise ConfigError where names of roles are told to be what there is not."""
+    for name, role in roles.items():
+        if role not in _ROLES:
+            raise ConfigError(f"dataset.roles.{name} is {role!r}, expected user, assistant, system or tool")
 
 
 @dataclass(frozen=True)
@@ -196,12 +203,16 @@ class _Content:
         if isinstance(part, str):
             self.parts.append((part, None))
             return
-        kind = part.get("type", "text")
+        kind, weight = part.get("type", "text"), read_part_weight(part, where)
         value = next(
             (part[name] for name in (kind, "text", "value", "content") if part.get(name) is not None), None
         )
         if kind in _TEXT_PARTS and isinstance(value, str):
-            self.parts.append((value, read_part_weight(part, where)))
+            self.parts.append((value, weight))
+        elif weight not in (None, 1):
+            raise DataError(
+                f"{where} has a part of type {escape_control(kind, 40)!r} with weight {weight:g}; only texts have one"
+            )
         elif kind in _THINKING_PARTS:
             self.thoughts.append(_thought(value, where, "thinking"))
         elif kind == "tool_call":

@@ -144,7 +144,7 @@ def alpaca_from_rows(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         prompt_template=turns or "plain",
         inference_template=place_inside(AlpacaInstructTemplate(), turns or PlainTemplate()),
         max_seq_len=max_seq_len,
