@@ -117,8 +117,7 @@ _RANGES: Mapping[str, Mapping[Bounds, str]] = {
         Bounds(minimum=1e-12, maximum=1): "factor start_factor",  # torch divides by them
         _SHARE: "end_factor pct_start warmup_ratio min_lr_rate base_momentum max_momentum",
     },
-    "collate_fn": {_SIZE: "pad_to_multiple_of"},
     "loss": {_COUNT: "num_output_chunks", _SHARE: "label_smoothing"},
     "profiler": {_COUNT_OR_NONE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
-    "collate_fn": {_COUNT_OR_NONE: "padding_idx"},
+    "collate_fn": {_COUNT_OR_NONE: "padding_idx", _SIZE: "pad_to_multiple_of"},
 }
