@@ -40,6 +40,7 @@ def slimorca_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return the conversations of SlimOrca (from, value); other arguments as in `chat_dataset`.
 
@@ -74,6 +75,7 @@ def slimorca_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -95,6 +97,7 @@ def grammar_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return faulty sentences with the corrected ones (input, output); other arguments as in `instruct_dataset`.
 
@@ -117,6 +120,7 @@ def grammar_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -138,6 +142,7 @@ def samsum_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return chats with their summaries (dialogue, summary); other arguments as in `instruct_dataset`.
 
@@ -159,6 +164,7 @@ def samsum_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -177,6 +183,7 @@ def wikitext_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of WikiText as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -193,6 +200,7 @@ def wikitext_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -211,6 +219,7 @@ def cnn_dailymail_articles_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of CNN / DailyMail as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -227,4 +236,5 @@ def cnn_dailymail_articles_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
