@@ -96,16 +96,16 @@ class ConversationTokenizer:
             try:
                 read = self.transform(row.values)
                 examples, has_answer = read.get("examples"), True
+                messages, tools = read.get("messages", ()), read.get("tools")
                 if examples is None:
-                    messages, tools = read["messages"], read.get("tools")
                     answers = _has_answer(messages)
                     if answers is None:
                         result.report.num_unlearnt += 1
                         continue
                     has_answer = answers
                     examples = self._write(messages, tools)
-                    if self.on_too_long == "split":
-                        examples = self._split(messages, tools, examples, result.report)
+                if self.on_too_long == "split":
+                    examples = self._split(messages, tools, examples, result.report)
             except (DataError, TokenizerError) as error:
                 result.reject(row.place, str(error))
                 continue
