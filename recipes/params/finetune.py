@@ -92,6 +92,19 @@ class FinetuneParams:
     dataset_val: Component | None = param(
         None, slot=DATASET, group="Data", help="Validation data; its loss is reported, never trained on."
     )
+    dataset_num_proc: int | None = param(
+        None,
+        minimum=1,
+        maximum=1024,
+        group="Data",
+        help="Processes that tokenize the data, where it takes more than a moment; null takes one per core.",
+    )
+    data_cache_dir: str | None = param(
+        None,
+        group="Data",
+        help="Folder in which tokenized data is kept for the next run; null means $XDG_CACHE_HOME/tune/data (or "
+        "~/.cache/tune/data), off keeps none. TUNE_DATA_CACHE_GB bounds its size.",
+    )
     shuffle: bool = param(
         True, group="Data", fixed_on_resume=True, help="Take the examples in a new random order every epoch."
     )

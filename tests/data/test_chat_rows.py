@@ -274,6 +274,7 @@ def test_rows_of_another_task(extra, says):
             [{"role": "user", "content": "q"}, {"role": "assistant", "message": "a"}],
             "message 2 .* expected an object with",
         ),
+        (by_role(("user", [{"type": {}, "text": "q"}])), "a part of type 'an object with no keys'"),
         (["q", "a"], "message 1 .* the text 'q', expected an object"),
         ([{"user": "q", "human": "x"}], "message 1"),
     ],

@@ -156,6 +156,11 @@ PLAIN = "|user:q.|assistant:[a.]"
             {},
             TOOLS + f"|user:q.|assistant:[{CALLED}.]|tool:3.|assistant:[a.]",
         ),
+        (
+            {"input": {"messages": [ASKED]}, "preferred_output": [SAID], "non_preferred_output": [SAID]},
+            {"column_map": {"messages": "input", "answer": "preferred_output"}},
+            PLAIN,
+        ),
         ({"messages": [ASKED, SAID, ASKED]}, {}, PLAIN),
         (
             {"messages": [ASKED, {**SAID, "weight": 0}, ASKED, SAID]},

@@ -1,9 +1,13 @@
-"""From text to batches: messages, templates, labels, padding, and the order of examples."""
+"""From text to batches: messages, templates, labels, padding, and the order of examples.
+
+What needs torch is imported when it is first used: processes that tokenize start without it.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tune.data.chat_columns import ChatColumns, find_chat_columns, find_conversation_column
-from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
 from tune.data.columns import (
     InstructionColumns,
     find_instruction_columns,
@@ -16,9 +20,9 @@ from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
 from tune.data.rows import describe
-from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
-from tune.data.store import TokenStore
+from tune.data.store import Examples, TokenStore, TokenWriter
+from tune.data.tokenize_rows import ConversationTokenizer, MessageTransform, TextTokenizer, TokenizedRows
 from tune.data.tokenized_rows import TokenizedToExamples
 from tune.data.torchtune_names import GONE, HERE
 from tune.data.train_on import LearntAnswers
@@ -46,6 +50,10 @@ from tune.tokenizers.templates import (
 )
 from tune.utils.torchtune_names import offer_names
 
+if TYPE_CHECKING:
+    from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
+    from tune.data.sampler import FilledDataset, ResumableSampler
+
 __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
     "AlpacaInstructTemplate",
@@ -53,7 +61,9 @@ __all__ = [
     "ChatColumns",
     "ChatMLTemplate",
     "ChatToMessages",
+    "ConversationTokenizer",
     "DataReport",
+    "Examples",
     "FilledDataset",
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
@@ -61,6 +71,7 @@ __all__ = [
     "LearntAnswers",
     "Llama2ChatTemplate",
     "Message",
+    "MessageTransform",
     "OpenAIToMessages",
     "PlainTemplate",
     "PromptTemplate",
@@ -72,7 +83,10 @@ __all__ = [
     "ShareGPTToMessages",
     "Source",
     "SummarizeTemplate",
+    "TextTokenizer",
     "TokenStore",
+    "TokenWriter",
+    "TokenizedRows",
     "TokenizedToExamples",
     "block_causal_mask",
     "describe",
@@ -96,4 +110,12 @@ __all__ = [
     "validate_messages",
 ]
 
-offer_names(__name__, HERE, GONE)
+_NEEDS_TORCH = {
+    "FilledDataset": "tune.data.sampler.FilledDataset",
+    "ResumableSampler": "tune.data.sampler.ResumableSampler",
+    "block_causal_mask": "tune.data.collate.block_causal_mask",
+    "padded_collate": "tune.data.collate.padded_collate",
+    "padded_collate_sft": "tune.data.collate.padded_collate_sft",
+}
+
+offer_names(__name__, HERE | _NEEDS_TORCH, GONE)

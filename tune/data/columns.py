@@ -31,6 +31,7 @@ _OPTIONAL_PARTS = ("system", "history", "tools")
 _MAX_COMPARED, _MAX_COMPARED_LENGTH = 1000, 100
 # The second is what OpenAI called them first.
 TOOL_COLUMNS = ("tools", "functions")
+NO_RECIPE = "preference tuning (DPO, KTO) wants them, for which there is no recipe yet"
 # The good answer, the bad one.
 PREFERENCE_PAIRS = (
     ("chosen", "rejected"),
@@ -219,8 +220,8 @@ def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str)
     if (pair := _preference_pair(columns)) is not None:
         prompt = next((name for name in _PROMPT_NAMES if name in columns), "COLUMN")
         return text + (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. To learn the "
-            f"{pair[0]} answers alone: dataset.column_map={{{_prompt_part(input_is_context)}: {prompt}, "
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"To learn the {pair[0]} answers alone: dataset.column_map={{{_prompt_part(input_is_context)}: {prompt}, "
             f"output: {pair[0]}}}; where they are messages, dataset=chat with dataset.column_map={{messages: {prompt}, "
             f"answer: {pair[0]}}}, or {{messages: {pair[0]}}} for whole conversations"
         )
@@ -244,11 +245,10 @@ def _preference_pair(columns: Sequence[str]) -> tuple[str, str] | None:
 def other_task(columns: Sequence[str]) -> str:
     """Return what columns hold that are neither prompts nor conversations, "" where that is not known."""
     if (pair := _preference_pair(columns)) is not None:
-        told = (
-            f"{{messages: prompt, answer: {pair[0]}}}" if "prompt" in columns else f"{{messages: {pair[0]}}}"
-        )
+        prompt = next((name for name in (*_PROMPT_NAMES, "input") if name in columns), None)
+        told = f"{{messages: {prompt}, answer: {pair[0]}}}" if prompt else f"{{messages: {pair[0]}}}"
         return (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. "
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
             f"dataset.column_map={told} learns the {pair[0]} answers alone"
         )
     return next(

@@ -165,7 +165,8 @@ class ChatToMessages:
             raise DataError(f"has no column {column!r} (it has {list_names(list(map(str, row)))})")
         turns = row[column]
         if isinstance(turns, Mapping):
-            turns = [turns]
+            # OpenAI's preference pairs have their question so.
+            turns = turns["messages"] if isinstance(turns.get("messages"), list) else [turns]
         if "answer" in self._columns and isinstance(turns, str) and not turns.lstrip().startswith(("[", "{")):
             turns = [{self._reader.role_keys[0]: role, self._reader.content_keys[0]: turns}]
         return self._reader.read(turns, column, unused, notes)

@@ -38,6 +38,14 @@ _ROLES: dict[str, str] = {
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), _CALL),
     "context": _CONTEXT,
 }
+_SPEAKERS: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "ipython": "ipython",
+    _CONTEXT: "user",
+}
 # Turns written as pairs: {"user": ..., "assistant": ...}; XTuner writes "input" and "output".
 _PAIR_ROLES = _ROLES | {"input": "user", "output": "assistant"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -105,7 +113,8 @@ class TurnReader:
             raise DataError(self._not_a_turn(turn, where))
         key = next((name for name in self.role_keys if turn.get(name) is not None), None)
         if key is not None:
-            return [(self._role(turn[key], key, where), {k: v for k, v in turn.items() if k != key})]
+            values = dict(turn)
+            return [(self._role(values.pop(key), key, where), values)]
         said = {str(name): value for name, value in turn.items() if not is_empty(value)}
         pair = {name: _PAIR_ROLES[name.lower()] for name in said if name.lower() in _PAIR_ROLES}
         if not pair or len(pair) < len(said) or len(self.role_keys) == 1:
@@ -138,6 +147,9 @@ class TurnReader:
         self, role: str, turn: dict[str, Any], where: str, unused: Counter[str], notes: Counter[str]
     ) -> Message | None:
         key = next((name for name in self.content_keys if turn.get(name) is not None), None)
+        if len(turn) == 1 and key is not None and isinstance(turn[key], str) and role in _SPEAKERS:
+            # Most messages of most data are no more than this.
+            return Message(_SPEAKERS[role], turn[key], masked=role != "assistant" and not self.train_on_input)
         said = _Content()
         if role == _CALL:
             said.calls += read_calls(turn.get(key or ""), where)
@@ -161,7 +173,7 @@ class TurnReader:
                 raise DataError(f"{where} has null as content, expected text")
             raise DataError(self._not_a_turn({self.role_keys[0]: role, **turn}, where))
         unused.update(f"message key {escape_control(name, 60)}" for name in others)
-        final: Role = {_CALL: "assistant", _CONTEXT: "user"}.get(role, role)  # type: ignore[assignment]
+        final = "assistant" if role == _CALL else _SPEAKERS[role]
         content = "".join(text for text, _ in said.parts)
         weight, spans = read_weight(
             turn, final == "assistant" or self.train_on_input, where, content, said.parts
@@ -204,6 +216,7 @@ class _Content:
             self.parts.append((part, None))
             return
         kind, weight = part.get("type", "text"), read_part_weight(part, where)
+        kind = kind if isinstance(kind, str) else describe(kind)
         value = next(
             (part[name] for name in (kind, "text", "value", "content") if part.get(name) is not None), None
         )

@@ -20,12 +20,14 @@ _LARGEST = 10**20
 
 def is_empty(value: Any) -> bool:
     """Return whether a value says nothing: null, no text, or no more than these in a list or an object."""
-    if isinstance(value, list | tuple | Mapping):
-        items = value.values() if isinstance(value, Mapping) else value
-        return all(item is None or (isinstance(item, str) and not item) for item in items)
+    if value is None or isinstance(value, str):
+        return not value
     if isinstance(value, float):
         return math.isnan(value)  # which tables have for null
-    return value is None or (isinstance(value, str) and not value)
+    if isinstance(value, list | tuple | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return all(item is None or (isinstance(item, str) and not item) for item in items)
+    return False
 
 
 def unused_columns(row: Mapping[str, Any], used: Collection[str | None]) -> list[str]:

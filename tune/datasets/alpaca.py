@@ -12,6 +12,7 @@ from tune.data import (
     Source,
     find_instruction_columns,
 )
+from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
@@ -40,6 +41,7 @@ def alpaca_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return instructions with their answers, written as Stanford Alpaca writes them.
 
@@ -63,6 +65,7 @@ def alpaca_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -78,6 +81,7 @@ def alpaca_dataset(
         *choice,
         packed=packed,
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
         ignore_columns=ignore_columns or (),
     )
 
@@ -100,6 +104,7 @@ def alpaca_cleaned_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return the cleaned Alpaca instructions; arguments as in `alpaca_dataset`."""
     return alpaca_dataset(
@@ -119,6 +124,7 @@ def alpaca_cleaned_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -133,6 +139,7 @@ def alpaca_from_rows(
     packed: bool,
     max_seq_len: int | None,
     ignore_columns: Sequence[str],
+    on_too_long: OnTooLong,
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts."""
     rows.report.format = str(columns)
@@ -143,5 +150,6 @@ def alpaca_from_rows(
         message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

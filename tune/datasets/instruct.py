@@ -46,6 +46,7 @@ def instruct_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return prompts with their answers.
 
@@ -73,6 +74,7 @@ def instruct_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -93,7 +95,14 @@ def instruct_dataset(
         # Alpaca has a prompt of its own for instructions that come with an input.
         choice = (train_on_input, train_on, train_on_reasoning)
         return alpaca_from_rows(
-            tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len, ignore_columns=ignored
+            tokenizer,
+            rows,
+            columns,
+            *choice,
+            packed=packed,
+            max_seq_len=max_seq_len,
+            on_too_long=on_too_long,
+            ignore_columns=ignored,
         )
     rows.report.format = str(columns)
     column_map = columns.column_map("input", "context")
@@ -105,5 +114,6 @@ def instruct_dataset(
         prompt_template=template,
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

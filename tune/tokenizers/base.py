@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -247,6 +248,24 @@ class BaseTokenizer(ABC):
         """Return the files that make this tokenizer up, to be copied beside a saved model."""
         side_files = [self.path.parent / name for name in SIDE_FILES]
         return [self.path, *(file for file in side_files if file.is_file() and file != self.path)]
+
+    def fingerprint(self) -> str:
+        """Return a short text that changes when the ids that it gives may do, or what templates read of it."""
+        digest = hashlib.sha256(self._content())
+        digest.update(
+            repr(
+                (
+                    sorted(self.special_tokens.items()),
+                    sorted(self.special_token_names.items()),
+                    (self.vocab_size, self.bos_id, self.eos_id, self.bos_ids, self.stop_ids),
+                )
+            ).encode()
+        )
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _content(self) -> bytes:
+        """Return what decides about the ids of a text, beside the special tokens."""
 
     @abstractmethod
     def write_settings(self, directory: Path) -> None:
