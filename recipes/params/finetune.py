@@ -16,6 +16,7 @@ from recipes.params.checks import (
     check_processes,
     check_sizes,
 )
+from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param, refuse_unknown
@@ -393,7 +394,8 @@ class FinetuneParams:
         return self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload or self.optimizer_in_bwd
 
     def notices(self, is_sharded: bool) -> Iterator[str]:
-        """Yield what is to be said of settings that do nothing where the model is sharded, or is not."""
+        """Yield what is to be said of data that is both learnt and validated on, and of settings that do nothing."""
+        yield from warn_of_shared_rows(self.dataset, self.dataset_val)
         if self.custom_sharded_layers and not is_sharded:
             yield f"Nothing is sharded: custom_sharded_layers {self.custom_sharded_layers} has no effect."
         if self.low_cpu_ram:

@@ -219,6 +219,8 @@ def test_other_keys_and_roles_are_told():
     assert transform({"messages": turns})["messages"] == [Q, A]
     with pytest.raises(ConfigError, match="message_keys has no part 'from'; parts are role and content"):
         ChatToMessages(message_keys={"from": "who"})
+    with pytest.raises(ConfigError, match=r"dataset\.roles\.assistant is 'gpt4', expected user, assistant"):
+        ChatToMessages(roles={"assistant": "gpt4"})
 
 
 @pytest.mark.parametrize(
@@ -272,6 +274,7 @@ def test_rows_of_another_task(extra, says):
             [{"role": "user", "content": "q"}, {"role": "assistant", "message": "a"}],
             "message 2 .* expected an object with",
         ),
+        (by_role(("user", [{"type": {}, "text": "q"}])), "a part of type 'an object with no keys'"),
         (["q", "a"], "message 1 .* the text 'q', expected an object"),
         ([{"user": "q", "human": "x"}], "message 1"),
     ],

@@ -74,7 +74,7 @@ BOMBS = [
 def test_a_row_that_inflates_is_refused(tmp_path):
     files = []
     for number, (name, start, piece, _) in enumerate(BOMBS):
-        times = 300 if name.endswith("txt.gz") else 40
+        times = 260 if name.endswith("txt.gz") else 20
         files.append(pack(tmp_path / f"{number}{name}", start, piece, times))
     mib, said = read_in_child(*files)
     for message, (_, _, _, says) in zip(said, BOMBS, strict=True):
@@ -83,16 +83,18 @@ def test_a_row_that_inflates_is_refused(tmp_path):
 
 
 def test_many_rows_of_a_packed_file_are_streamed(tmp_path):
-    row = json.dumps({"text": "the river"}).encode()
-    for name, start, piece, end, rows in (
-        ("d.jsonl.gz", b"", (row + b"\n") * 5000, b"", 250_000),
-        ("d.json.gz", b"[", (row + b",\n") * 5000, row + b"]", 250_001),
-        ("d.csv.gz", b"q,a\n", b"the river,green\n" * 5000, b"", 250_000),
-    ):
-        assert read_in_child(pack(tmp_path / name, start, piece, 50, end)) == (
-            pytest.approx(0, abs=60),
-            [rows],
+    """Held at once, the rows of each file would take more than 100 MB."""
+    text = "the river " * 200
+    row = json.dumps({"text": text}).encode()
+    files = [
+        pack(tmp_path / name, start, piece * 1000, 50, end)
+        for name, start, piece, end in (
+            ("d.jsonl.gz", b"", row + b"\n", b""),
+            ("d.json.gz", b"[", row + b",\n", row + b"]"),
+            ("d.csv.gz", b"q,a\n", f"{text},green\n".encode(), b""),
         )
+    ]
+    assert read_in_child(*files) == (pytest.approx(0, abs=60), [50_000, 50_001, 50_000])
 
 
 def test_a_range_at_the_end_holds_no_rows(tmp_path):
@@ -142,7 +144,7 @@ def test_parquet_that_repeats_large_values_is_streamed(tmp_path):
         assert (mib < 1000, said) == (True, [len(column)])
 
 
-@pytest.mark.parametrize("compression", ["zstd", "brotli", "lz4", "gzip", "snappy"])
+@pytest.mark.parametrize("compression", ["zstd", "snappy"])
 def test_one_huge_value_in_parquet_is_refused(tmp_path, compression):
     text = "a" * (20 * MIB)
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
@@ -235,11 +237,11 @@ def save(folder, rows, compression=None):
     return file
 
 
-@pytest.mark.parametrize("compression", ["zstd", "lz4"])
-def test_saved_datasets_that_inflate_are_refused(tmp_path, compression):
-    save(tmp_path / "small", [{"q": "a" * 1000}] * 20, compression)
-    assert len(list(Source(str(tmp_path / "small")).rows())) == 20
-    save(tmp_path / "large", [{"q": "a" * MIB}] * 260, compression)
+def test_saved_datasets_that_inflate_are_refused(tmp_path):
+    for compression in ("zstd", "lz4"):
+        save(tmp_path / compression, [{"q": "a" * 1000}] * 20, compression)
+        assert len(list(Source(str(tmp_path / compression)).rows())) == 20
+    save(tmp_path / "large", [{"q": "a" * MIB}] * 260, "zstd")
     mib, (said,) = read_in_child(tmp_path / "large")
     assert re.search(r"unpacks to 272,6\d\d,\d+ bytes in memory, at most 268,435,456", said), said
     assert mib < 200

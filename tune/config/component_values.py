@@ -217,6 +217,8 @@ class ComponentChecker:
         self._guesses += 1
         guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
         message = f"{called} takes no argument {shorten(printable(key))}"
+        if guess is not None and not guess.name:
+            return Diagnostic("unknown-argument", where, f"{message}; {guess.reason}", source)
         if guess is not None:
             is_elsewhere = guess.name in self._infos and guess.name not in usable
             meant = guess.name if is_elsewhere else f"{path}.{guess.name}"

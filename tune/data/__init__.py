@@ -12,6 +12,7 @@ from tune.data.columns import (
     InstructionColumns,
     find_instruction_columns,
     find_text_column,
+    list_names,
 )
 from tune.data.files import Row
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, shift_weights, truncate
@@ -22,6 +23,7 @@ from tune.data.rows import describe
 from tune.data.sources import Source
 from tune.data.store import Examples, TokenStore, TokenWriter
 from tune.data.tokenize_rows import ConversationTokenizer, MessageTransform, TextTokenizer, TokenizedRows
+from tune.data.tokenized_rows import TokenizedToExamples
 from tune.data.torchtune_names import GONE, HERE
 from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
@@ -85,6 +87,7 @@ __all__ = [
     "TokenStore",
     "TokenWriter",
     "TokenizedRows",
+    "TokenizedToExamples",
     "block_causal_mask",
     "describe",
     "find_chat_columns",
@@ -92,6 +95,7 @@ __all__ = [
     "find_instruction_columns",
     "find_text_column",
     "get_prompt_template",
+    "list_names",
     "masked_labels",
     "merge_reports",
     "pack_lengths",

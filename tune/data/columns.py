@@ -31,6 +31,7 @@ _OPTIONAL_PARTS = ("system", "history", "tools")
 _MAX_COMPARED, _MAX_COMPARED_LENGTH = 1000, 100
 # The second is what OpenAI called them first.
 TOOL_COLUMNS = ("tools", "functions")
+NO_RECIPE = "preference tuning (DPO, KTO) wants them, for which there is no recipe yet"
 # The good answer, the bad one.
 PREFERENCE_PAIRS = (
     ("chosen", "rejected"),
@@ -130,12 +131,16 @@ def known_formats(columns: Sequence[str]) -> list[_Format]:
     # INSTRUCTION is a name of `instruction`, too.
     by_name = {name.lower(): name for name in reversed(columns)}
     found: list[_Format] = []
-    for prompt, answers, contexts in _INSTRUCTION_FORMATS:
+    for prompt, usual, contexts in _INSTRUCTION_FORMATS:
         if prompt not in by_name or (prompt in _CONTEXT_NAMES and by_name.keys() & _PROMPT_NAMES):
             continue
         context = next((by_name[name] for name in contexts if name in by_name), None)
-        found += [(by_name[prompt], by_name[answer], context) for answer in answers if answer in by_name]
-    return found
+        found += [(by_name[prompt], by_name[answer], context) for answer in usual if answer in by_name]
+    if found:
+        return found
+    prompts = [by_name[name] for name in _PROMPT_NAMES if name in by_name]
+    answers = [by_name[name] for name in _ANSWER_NAMES if name in by_name]
+    return [(prompt, answer, None) for prompt in prompts for answer in answers]
 
 
 def known_part(columns: Sequence[str], part: str) -> str | None:
@@ -215,8 +220,8 @@ def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str)
     if (pair := _preference_pair(columns)) is not None:
         prompt = next((name for name in _PROMPT_NAMES if name in columns), "COLUMN")
         return text + (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. To learn the "
-            f"{pair[0]} answers alone: dataset.column_map={{{_prompt_part(input_is_context)}: {prompt}, "
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"To learn the {pair[0]} answers alone: dataset.column_map={{{_prompt_part(input_is_context)}: {prompt}, "
             f"output: {pair[0]}}}; where they are messages, dataset=chat with dataset.column_map={{messages: {prompt}, "
             f"answer: {pair[0]}}}, or {{messages: {pair[0]}}} for whole conversations"
         )
@@ -240,9 +245,11 @@ def _preference_pair(columns: Sequence[str]) -> tuple[str, str] | None:
 def other_task(columns: Sequence[str]) -> str:
     """Return what columns hold that are neither prompts nor conversations, "" where that is not known."""
     if (pair := _preference_pair(columns)) is not None:
+        prompt = next((name for name in (*_PROMPT_NAMES, "input") if name in columns), None)
+        told = f"{{messages: {prompt}, answer: {pair[0]}}}" if prompt else f"{{messages: {pair[0]}}}"
         return (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. "
-            f"dataset.column_map={{messages: {pair[0]}}} learns the {pair[0]} conversations alone"
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"dataset.column_map={told} learns the {pair[0]} answers alone"
         )
     return next(
         (f"{names[-1]!r} is {what}" for names, what in _OTHER_TASKS if set(names) <= set(columns)),

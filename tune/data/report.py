@@ -43,7 +43,7 @@ class DataReport:
         longest: tokens of the longest example before any cut.
         dropped: the first dropped rows, with place and reason.
         unused: names of columns and of keys of messages that nothing uses, each with how often they say something.
-        notes: sentences about what was done to rows, each with how often.
+        notes: what was done to rows, in words, each with how often.
         files: files of a folder that were read, by name.
         files_left_out: data files in it that were not.
     """
@@ -96,8 +96,8 @@ class DataReport:
         for name, times in read.get("unused", {}).items():
             name = name if name in self.unused or len(self.unused) < _MAX_UNUSED else _FURTHER
             self.unused[name] = self.unused.get(name, 0) + times
-        for sentence, times in read.get("notes", {}).items():
-            self.notes[sentence] = self.notes.get(sentence, 0) + times
+        for what, times in read.get("notes", {}).items():
+            self.notes[what] = self.notes.get(what, 0) + times
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts, with `share_trained`, as plain values."""
@@ -135,7 +135,7 @@ class DataReport:
             found.append(
                 f"{self.num_empty_answers:,} examples have an empty answer: only their prompt is learnt"
             )
-        found += [f"{times:,} {sentence}" for sentence, times in sorted(self.notes.items())]
+        found += [f"{what}: {times:,}" for what, times in sorted(self.notes.items())]
         return found
 
     def __str__(self) -> str:

@@ -147,7 +147,7 @@ def alpaca_from_rows(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         inference_template=AlpacaInstructTemplate(),
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,

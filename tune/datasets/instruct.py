@@ -110,7 +110,7 @@ def instruct_dataset(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         prompt_template=template,
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,

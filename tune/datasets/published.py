@@ -13,7 +13,6 @@ from tune.datasets.instruct import instruct_dataset
 from tune.datasets.packed import PackedDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
-from tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -24,6 +23,10 @@ def slimorca_dataset(
     *,
     source: str = "Open-Orca/SlimOrca-Dedup",
     column_map: dict[str, str] | None = None,
+    message_keys: dict[str, str] | None = None,
+    roles: dict[str, str] | None = None,
+    on_odd_turns: Literal["error", "merge", "trim"] = "error",
+    ignore_columns: list[str] | None = None,
     train_on_input: bool = False,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
@@ -43,21 +46,22 @@ def slimorca_dataset(
 
     Args:
         tokenizer: gives the ids.
-        column_map: `conversations` to its column.
+        column_map: `conversations` to its column; other parts as in `chat_dataset`.
 
     Raises:
         ConfigError: `column_map` has another part; and as `chat_dataset`.
         DataError: as `chat_dataset`.
     """
-    if unknown := sorted(set(column_map or {}) - {"conversations"}):
-        raise ConfigError(
-            f"dataset.column_map has no part {unknown[0]!r}; the only part is conversations, mapped to a column"
-        )
+    columns = {("messages" if part == "conversations" else part): c for part, c in (column_map or {}).items()}
     return chat_dataset(
         tokenizer,
         source=source,
-        conversation_column=(column_map or {}).get("conversations"),
         conversation_style="sharegpt",
+        column_map=columns,
+        message_keys=message_keys,
+        roles=roles,
+        on_odd_turns=on_odd_turns,
+        ignore_columns=ignore_columns,
         train_on_input=train_on_input,
         prompt_template=prompt_template,
         chat_template_kwargs=chat_template_kwargs,
@@ -83,6 +87,7 @@ def grammar_dataset(
     train_on_input: bool = False,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -105,6 +110,7 @@ def grammar_dataset(
         prompt_template=prompt_template
         or (None if tokenizer.prompt_template else "grammar_error_correction"),
         new_system_prompt=new_system_prompt,
+        ignore_columns=ignore_columns,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -126,6 +132,7 @@ def samsum_dataset(
     train_on_input: bool = False,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -147,6 +154,7 @@ def samsum_dataset(
         train_on_input=train_on_input,
         prompt_template=prompt_template or (None if tokenizer.prompt_template else "summarize"),
         new_system_prompt=new_system_prompt,
+        ignore_columns=ignore_columns,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,

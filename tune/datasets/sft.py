@@ -45,7 +45,8 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         tokenizer: gives the ids, and the limit where `max_seq_len` does not.
         source: the rows: a file, folder or hub name; a `tune.data.Source`; any iterable of mappings
             from column to value; or a reader of these, which then decides about bad rows.
-        message_transform: turns a row into `{"messages": [...]}`, with `"tools"` where there are any.
+        message_transform: turns a row into `{"messages": [...]}`, with `"tools"` where there are any; or into
+            `{"examples": [...]}`, each a pair of tokens and their weights.
         prompt_template: how conversations are written; see `tune.data.get_prompt_template`.
         inference_template: what `render_prompt` uses where `message_transform` writes the prompts itself.
         system_prompt: that of every conversation, if they share one, for `render_prompt` to put first.

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_loss_mask import encode_with_weights, end_of_turn, write_examples
+from tune.tokenizers.chat_encoding import ConversationEncoder
+from tune.tokenizers.chat_loss_mask import end_of_turn, write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
 from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
@@ -23,6 +24,7 @@ from tune.tokenizers.templates import (
     Segment,
     template_names,
 )
+from tune.tokenizers.token_spans import find_spans
 from tune.tokenizers.trained_template import text_template_in
 
 if TYPE_CHECKING:
@@ -210,10 +212,13 @@ def tokenize_weighted(
             "nobody offered. Leave the tools out of the data, or choose a prompt_template that knows them"
         )
     conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
-    written = write_examples(conversation, messages, tokenizer.stop_ids)
-    return [
-        example for text in written for example in encode_with_weights(tokenizer, conversation, text, add_eos)
+    encoder = ConversationEncoder(tokenizer, conversation)
+    # The last text is the longest one: the others share its ids.
+    found = [
+        encoder.examples(written, add_eos)
+        for written in reversed(write_examples(conversation, messages, tokenizer.stop_ids))
     ]
+    return [example for examples in reversed(found) for example in examples]
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
@@ -283,27 +288,18 @@ def _weigh_segments(
         if segment.masked or segment.places is None:
             weights += [0.0 if segment.masked else segment.weight] * len(ids)
         else:
-            weights += _weigh_parts(tokenizer, segment, ids)
+            weights += _weigh_parts(tokenizer, segment, ids, ends)
         if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
             weights[-len(ids)] = 0.0
     return tokens, weights
 
 
-def _weigh_parts(tokenizer: Tokenizer, segment: Segment, ids: list[int]) -> list[float]:
+def _weigh_parts(tokenizer: Tokenizer, segment: Segment, ids: list[int], ends: bool) -> list[float]:
     """Return the weights of a segment's ids, of which only parts are learnt: those in its places, and its EOS."""
     text_ids = tokenizer.encode(segment.text, add_bos=False, add_eos=False, continuation=segment.continuation)
-    num_before = 0
-    while ids[num_before : num_before + len(text_ids)] != text_ids:
-        num_before += 1
-    # Behind a special token no space is put before a text, as in a continuation.
-    for lead in ([], [tokenizer.eos_id]):
-        found, spans = tokenizer.encode_pieces_with_spans([*lead, segment.text])
-        if found[len(lead) :] == text_ids:
-            break
-    else:
+    spans = find_spans(tokenizer, segment.text, text_ids)
+    after = [segment.weight] * ends  # of the EOS
+    num_before = len(ids) - len(text_ids) - len(after)
+    if spans is None or ids[num_before : len(ids) - len(after)] != text_ids:
         raise DataError("the parts of a message that have weights of their own cannot be told in its tokens")
-    offset = spans[len(lead) - 1][1] if lead else 0
-    places = [(offset + start, offset + end, weight) for start, end, weight in segment.places or ()]
-    weights = weigh_tokens(spans[len(lead) :], places)
-    num_after = len(ids) - num_before - len(text_ids)
-    return [0.0] * num_before + weights + [segment.weight] * num_after
+    return [0.0] * num_before + weigh_tokens(segment.text, spans, segment.places or ()) + after

@@ -20,16 +20,22 @@ _CLOSING = re.compile(r"\s*(</[\w:.-]{1,40}>|\[/\w{1,40}\])\s*")
 BLANK = "\0"
 
 
-def weigh_tokens(spans: Sequence[Span], places: Sequence[WeightedSpan]) -> list[float]:
+def weigh_tokens(text: str, spans: Sequence[Span], places: Sequence[WeightedSpan]) -> list[float]:
     """Return the weight of each token: the greatest of the places that it reaches into.
 
+    White space around a word in its token belongs to the word, and says nothing of the places beside it.
+
     Args:
-        spans: the characters that each token stands for, in order.
+        text: what the tokens stand for.
+        spans: the characters of each token, in order.
         places: in order, none over another.
     """
     weights = []
     first_place = 0
     for start, end in spans:
+        if (inner := text[start:end].strip()) and len(inner) < end - start:
+            start = end - len(text[start:end].lstrip())
+            end = start + len(inner)
         while first_place < len(places) and places[first_place][1] <= start:
             first_place += 1
         weight, place = 0.0, first_place
@@ -55,6 +61,8 @@ def answer_places(message: Message, text: str, start: int = 0) -> list[WeightedS
         return []
     thought = _end_of_thought(message, text)
     spans = _place_spans(message, text, thought if message.reasoning_content else 0)
+    if spans and message.spans[0][0] == 0 and not message.reasoning_content:
+        spans[0] = (0, *spans[0][1:])  # what the template writes before a content goes with its beginning
     done, places = thought if message.masks_reasoning else 0, []
     for first, end, weight in [*spans, (len(text), len(text), 0.0)]:
         if first > done:
@@ -66,23 +74,23 @@ def answer_places(message: Message, text: str, start: int = 0) -> list[WeightedS
 
 
 def asked_places(
-    messages: Sequence[Message], text: str, ends: Sequence[int | None], tokens: Mapping[int, int], low: int
+    messages: Sequence[Message], text: str, ends: Sequence[int | None], tokens: Mapping[int, int]
 ) -> list[WeightedSpan]:
     """Return the places of messages that stand between two answers, of which some are learnt and others not.
 
-    Of a message that is learnt these are its content and the special token right behind it.
+    Of a message that is learnt these are its content and the token right behind it that ends its turn.
 
     Args:
         messages: in the order in which they stand.
         text: what they stand in, with `BLANK` for each character of a special token.
         ends: where what the template writes of each message ends, None where that is not known.
-        tokens: where special tokens stand in `text`: their start to their end.
-        low: where the first message begins at the earliest.
+        tokens: where special tokens that end a turn stand in `text`: their start to their end.
 
     Raises:
         DataError: a message is not in the text as it is.
     """
     places: list[WeightedSpan] = []
+    low = 0
     for message, end in zip(messages, ends, strict=True):
         inner = message.content.strip()
         high = len(text) if end is None else end
