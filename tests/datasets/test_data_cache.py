@@ -358,6 +358,19 @@ def test_rows_given_from_python_are_not_kept(root, tokenizer):
     assert not root.exists()
 
 
+def test_a_saved_dataset_is_kept_by_its_tables(root, tmp_path, tokenizer, reads):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list(rows())
+    for number, content in enumerate((saved, saved.select(range(30)), saved)):
+        content.save_to_disk(str(tmp_path / "saved"))
+        dataset = instruct_dataset(tokenizer, source=str(tmp_path / "saved"))
+        again = instruct_dataset(tokenizer, source=str(tmp_path / "saved"))
+        assert list(again) == list(dataset)
+        assert (len(dataset), sum(reads)) == [(40, 40), (30, 70), (40, 70)][
+            number
+        ]  # the content it had before
+
+
 def test_code_of_ones_own_is_not_told_from_other_code(root, source, tokenizer):
     from tune.data import Source
     from tune.datasets import SFTDataset
