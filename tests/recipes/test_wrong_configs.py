@@ -353,6 +353,13 @@ def test_other_tools_names_of_a_datasets_arguments(line: str, suggestion: str | 
         assert errors_of("full", f"{head}{whole}\n") == []
 
 
+def test_two_names_of_one_argument_are_not_both_replaced() -> None:
+    head = "dataset:\n  _component_: chat\n  source: a.jsonl\n  "
+    first, second = errors_of("full", f"{head}mask_prompt: true\n  roles_to_train: [assistant]\n")
+    assert (first.suggestion, second.suggestion) == ("train_on_input: false", None)
+    assert second.message.endswith("another key here means the same: keep one of the two")
+
+
 # What other tools write, and what is to be written instead; None where nothing can be.
 OTHER_TOOLS = [
     ("full", "learning_rate: 1e-4", "lr"),

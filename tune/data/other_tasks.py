@@ -45,8 +45,8 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
         if verdict is False or (isinstance(verdict, str) and verdict.strip().lower() == "false"):
             raise DataError(
                 f"has {describe(verdict)} as {name}: an answer judged bad, as unpaired preferences (KTO) have them, "
-                f"from which this recipe does not learn: {NO_RECIPE}. dataset.on_bad_rows=drop leaves these out and learns "
-                f"the rest; where {name} means something else, {_IGNORE.format(name)}"
+                f"from which this recipe does not learn: {NO_RECIPE}. dataset.on_bad_rows=drop leaves these out and "
+                f"learns the rest; where {name} means something else, {_IGNORE.format(name)}"
             )
         if verdict is True or (isinstance(verdict, str) and verdict.strip().lower() == "true"):
             good.append(name)

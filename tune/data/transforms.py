@@ -204,7 +204,7 @@ class ShareGPTToMessages(ChatToMessages):
 
 _OPTIONAL = {"system": "system", "history": "history"}
 _LEARN_CHOSEN = (
-    "dataset.column_map={{answer: {chosen}}} (or {{messages: {chosen}}}, where it holds whole conversations)"
+    "dataset.column_map.answer={chosen} (or column_map.messages={chosen}, where it holds whole conversations)"
 )
 # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
 _ALPACA_WITH_INPUT = (
@@ -235,7 +235,7 @@ def _read_instruction(
     """Return the conversation of a row that holds a prompt and an answer, each in its column."""
     notes = Counter[str]()
     used: set[str | None] = {*columns.values(), *ignored}
-    used.update(refuse_other_task(row, used, "dataset.column_map={{output: {chosen}}}"))
+    used.update(refuse_other_task(row, used, "dataset.column_map.output={chosen}"))
     prompt, context = (
         column_text(row, columns["prompt"], notes),
         optional_text(row, columns.get("context"), notes),

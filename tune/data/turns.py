@@ -129,7 +129,7 @@ class TurnReader:
         names = f"{self.role_keys[0]!r} and {self.content_keys[0]!r}"
         return (
             f"{where} is {describe(turn)}, expected an object with {names}. Other names are told with "
-            "dataset.message_keys={role: KEY, content: KEY}"
+            "dataset.message_keys.role=KEY dataset.message_keys.content=KEY"
         )
 
     def _role(self, name: Any, key: str, where: str) -> str:
@@ -139,7 +139,7 @@ class TurnReader:
             shown = repr(name[:40]) if isinstance(name, str) else describe(name)
             raise DataError(
                 f"{where} has the {key} {shown}; known are {', '.join(_ROLES)}. Say what it is with "
-                f"dataset.roles={{{escape_control(name, 40)}: user}} (or assistant, system, tool)"
+                f"dataset.roles.{escape_control(name, 40)}=user (or assistant, system, tool)"
             )
         return role
 
