@@ -199,6 +199,18 @@ def test_ways_to_write_tools(row):
     assert read_tools(row) == ([tool], "functions" if row.get("functions") else "tools")
 
 
+def test_a_column_that_is_ignored_is_not_read():
+    row = {
+        "messages": by_role(("user", "q"), ("assistant", "a")),
+        "system": "S",
+        "tools": "not JSON",
+        "rejected": "b",
+    }
+    transform = ChatToMessages(ignore_columns=["system", "tools", "rejected"])
+    assert transform(row) == {"messages": [Q, A]}
+    assert transform({**row, "chosen": "x"})["unused"] == {"column chosen": 1}
+
+
 def test_messages_that_answer_others_are_learnt_alone():
     earlier = by_role(("user", "q"), ("assistant", "old"), ("user", "q"))
     transform = ChatToMessages(column_map={"messages": "prompt", "answer": "completion"})
@@ -275,6 +287,10 @@ def test_rows_of_another_task(extra, says):
             "message 2 .* expected an object with",
         ),
         (by_role(("user", [{"type": {}, "text": "q"}])), "a part of type 'an object with no keys'"),
+        (
+            [{"role": "user", "content": "q", "images": ["x.png"]}],
+            "message 1 .* has a list of 1 as images, and only",
+        ),
         (["q", "a"], "message 1 .* the text 'q', expected an object"),
         ([{"user": "q", "human": "x"}], "message 1"),
     ],
