@@ -185,6 +185,19 @@ def test_the_column_of_a_system_prompt_and_of_tools():
 
 
 @pytest.mark.parametrize(
+    ("extra", "settings"),
+    [({"system": "S"}, {}), ({}, {"new_system_prompt": "N"}), ({"system": "S"}, {"new_system_prompt": "N"})],
+)
+def test_errors_number_messages_as_the_row_does(extra, settings):
+    turns = by_role(("user", "q"), ("assistant", "a"), ("assistant", "b"))
+    for before, number in (([], 3), (by_role(("system", "own")), 4)):
+        with pytest.raises(
+            DataError, match=f"message {number} is by the assistant, as is message {number - 1}"
+        ):
+            ChatToMessages(**settings)({"messages": [*before, *turns], **extra})
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},

@@ -146,15 +146,17 @@ class ChatToMessages:
         if answer is not None:
             messages = [replace(m, masked=True) if m.role == "assistant" else m for m in messages]
             messages += self._turns(row, answer, "assistant", unused, notes)
-        first = messages[0].role if messages else None
+        has_system = bool(messages) and messages[0].role == "system"
         system = self._system
-        if system or first != "system":
+        if system:
+            messages = [message for message in messages if message.role != "system"]
+        if system or not has_system:
             used.add(self._columns["system"])
             system = system or optional_text(row, self._columns["system"], notes)
+        first_number = 2 if self._system and has_system else 1
+        messages, done = arrange_turns(messages, self._on_odd_turns, first_number)
         if system:
-            head = Message("system", system, masked=not self._reader.train_on_input)
-            messages = [head, *(m for m in messages if not (self._system and m.role == "system"))]
-        messages, done = arrange_turns(messages, self._on_odd_turns)
+            messages = [Message("system", system, masked=not self._reader.train_on_input), *messages]
         tools, tools_column = read_tools(row, self._columns.get("tools"))
         unused.update(unused_columns(row, {*used, tools_column}))
         return _result(messages, tools, unused, notes + done)
