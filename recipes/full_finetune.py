@@ -105,9 +105,9 @@ class FullFinetuneRecipe:
             mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        data = params.dataset, params.dataset_val, params.val_split, params.mix_until
-        how: Any = {"num_proc": params.dataset_num_proc, "data_cache_dir": params.data_cache_dir}
-        self.dataset, self.dataset_val = build_splits(*data, self.tokenizer, state.seed, **how)
+        self.dataset, self.dataset_val = build_splits(
+            params.dataset, params.dataset_val, self.tokenizer, state.seed, **params.data_settings()
+        )
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)

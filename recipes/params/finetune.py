@@ -395,6 +395,15 @@ class FinetuneParams:
     def __post_init__(self) -> None:
         check_params(self)
 
+    def data_settings(self) -> dict[str, Any]:
+        """Return how data is split, mixed and tokenized, as `build_splits` takes it."""
+        return {
+            "val_split": self.val_split,
+            "mix_until": self.mix_until,
+            "num_proc": self.dataset_num_proc,
+            "data_cache_dir": self.data_cache_dir,
+        }
+
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it."""
         return {

@@ -179,3 +179,42 @@ def test_any_conversation_is_what_the_definition_says(tokenizers, data):
             tokenize_weighted(tokenizer, template, messages, tools=tools)
         return
     assert tokenize_weighted(tokenizer, template, messages, tools=tools) == expected
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(data=st.data())
+def test_a_limit_changes_nothing_within_it(tokenizers, data):
+    tokenizer = data.draw(st.sampled_from(tokenizers))
+    template = data.draw(st.sampled_from([t for t in TEMPLATES if {*t.needs} <= {*tokenizer.special_tokens}]))
+    messages, _ = draw_conversation(data)
+    limit = data.draw(st.integers(2, 150))
+    try:
+        whole = tokenize_weighted(tokenizer, template, messages)
+    except DataError:
+        return
+    cut = tokenize_weighted(tokenizer, template, messages, max_seq_len=limit)
+    assert len(cut) <= len(whole)
+    assert within(cut, limit) == within(whole, limit)
+
+
+def within(examples, limit):
+    """Return what is left of the examples that still teach something when they are cut."""
+    kept = [(tokens[:limit], weights[:limit]) for tokens, weights in examples]
+    return [(tokens, weights) for tokens, weights in kept if any(weights[1:])]
+
+
+def test_a_limit_leaves_the_turns_behind_it_unread(tokenizers):
+    template = ChatTemplate(PUBLISHED["qwen3"], is_builtin=True)
+    messages = [
+        Message(role, "the answer", masked=role == "user")
+        for _ in range(200)
+        for role in ("user", "assistant")
+    ]
+    rendered = []
+    template.render_beginnings, render = (
+        lambda messages, cuts, *rest: (rendered.extend(cuts), render(messages, cuts, *rest))[1],
+        template.render_beginnings,
+    )
+    examples = tokenize_weighted(tokenizers[1], template, messages, max_seq_len=100)
+    assert len(examples) < 9
+    assert len(rendered) < 20

@@ -18,9 +18,10 @@ from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
+from tune.tokenizers.family_format import template_of
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.spm import SentencePieceTokenizer
-from tune.tokenizers.templates import AnyTemplate, template_names
+from tune.tokenizers.templates import AnyTemplate, PlainTemplate, template_names
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -42,6 +43,7 @@ def chat_dataset(
     train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
+    parse_special_tokens: bool | None = None,
     new_system_prompt: str | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
@@ -75,6 +77,8 @@ def chat_dataset(
             a .jinja file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the
             checkpoint's; for a Llama 2 tokenizer that has neither, "llama2_chat".
         chat_template_kwargs: further names that the chat template reads: {enable_thinking: false}.
+        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
+            keeps them text. By default data that is in a chat format already is an error.
         new_system_prompt: replaces the system message of every conversation.
         packed: put several conversations into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of a conversation; by default the tokenizer's limit.
@@ -118,6 +122,7 @@ def chat_dataset(
         prompt_template=template,
         system_prompt=new_system_prompt,
         chat_template_kwargs=chat_template_kwargs,
+        parse_special_tokens=parse_special_tokens,
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
     )
@@ -129,7 +134,10 @@ _TRANSFORMS = {"auto": ChatToMessages, "openai": OpenAIToMessages, "sharegpt": S
 
 def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
     """Return the template that belongs to a tokenizer. Raises ConfigError where none does."""
-    template = tokenizer.prompt_template or tokenizer.chat_template
+    template = template_of(tokenizer)
+    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
+        # A family whose builder writes no turns is better served by its checkpoint.
+        template = tokenizer.chat_template or template
     if template is not None:
         return template
     if _is_llama2(tokenizer):

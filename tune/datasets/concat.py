@@ -53,10 +53,11 @@ def build_datasets(
 def build_splits(
     components: Component | tuple[Component, ...],
     validation: Component | None,
-    val_split: float | None,
-    mix_until: MixUntil,
     tokenizer: Tokenizer,
     seed: int,
+    *,
+    val_split: float | None = None,
+    mix_until: MixUntil = "first_exhausted",
     num_proc: int | None = None,
     data_cache_dir: str | None = None,
 ) -> tuple[ReportingDataset, ReportingDataset | None]:
@@ -65,10 +66,10 @@ def build_splits(
     Args:
         components: the training data, as `build_datasets` takes it.
         validation: builds a dataset of its own.
-        val_split: share or number of training examples to set aside for validation instead, see `hold_out`.
-        mix_until: when an epoch of datasets with weights ends.
         tokenizer: gives the ids.
         seed: decides what is set aside.
+        val_split: share or number of training examples to set aside for validation instead, see `hold_out`.
+        mix_until: when an epoch of datasets with weights ends.
         num_proc, data_cache_dir: as `build_datasets` takes them.
 
     Raises:

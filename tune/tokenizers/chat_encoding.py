@@ -10,12 +10,14 @@ from itertools import compress
 from operator import eq
 from typing import TYPE_CHECKING
 
+from tune.errors import DataError
 from tune.tokenizers.chat_loss_mask import LearntText, Place, Turn
 from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.special_token_escape import Conversation
 from tune.tokenizers.token_spans import find_spans
 
 if TYPE_CHECKING:
+    from tune.tokenizers.messages import Message
     from tune.tokenizers.protocol import Tokenizer
 
 
@@ -98,6 +100,26 @@ class ConversationEncoder:
         self._first = self._first or encoded
         return encoded
 
+    def num_messages_within(self, messages: Sequence[Message], limit: int) -> int:
+        """Return how many of the first messages hold all answers that begin within a number of tokens, and one more.
+
+        Args:
+            messages: of the conversation.
+            limit: tokens that are kept of a text.
+        """
+        if sum(len(message.content) for message in messages) <= limit:
+            return len(messages)
+        text = self._chat.render(len(messages))
+        shown, encoded, place = self._chat.without_marks(text), self.encode(text), 0
+        for index, message in enumerate(messages):
+            if message.role == "assistant" and encoded.num_starting_before(place) > limit:
+                # A content may stand elsewhere, too, and its own place be another.
+                return index + 1 if self._is_longer(index, limit) else len(messages)
+            content = message.content.strip()
+            found = shown.find(content, place)
+            place = found + len(content) if found >= 0 else place
+        return len(messages)
+
     def examples(self, written: LearntText, add_eos: bool = True) -> list[tuple[list[int], list[float]]]:
         """Return the ids of a text, and for each its weight, 0 where it is not learnt.
 
@@ -127,6 +149,14 @@ class ConversationEncoder:
             apart = self._encode_apart(turn.prompt, text[len(turn.prompt) :], written.is_parted)
             examples.append(self._with_weights(apart, alone, add_eos))
         return examples
+
+    def _is_longer(self, index: int, limit: int) -> bool:
+        """Return whether the prompt for a message is known to have more than so many tokens."""
+        try:
+            prompt = self._chat.render(index, add_generation_prompt=True)
+        except DataError:  # which is told, if anybody needs that prompt
+            return False
+        return len(self.encode(prompt).ids) > limit
 
     def _with_weights(
         self, encoded: EncodedText, written: LearntText, add_eos: bool

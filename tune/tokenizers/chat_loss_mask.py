@@ -11,19 +11,18 @@ conversation several examples, in each of which the answers learnt stand as they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
-from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places
+from tune.tokenizers.chat_turn_end import end_of_turn
+from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places, split_thought
 from tune.tokenizers.messages import Message, WeightedSpan
-from tune.tokenizers.special_token_escape import Conversation, SpecialTokenEscaper
+from tune.tokenizers.special_token_escape import Conversation
 
-if TYPE_CHECKING:
-    from tune.tokenizers.chat_template_render import ChatTemplate
-
-_PROBE = "Tune asks for an answer"
+# By which a prompt ends that asks for a thought before the answer.
+_OPENED_THOUGHT = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,10 @@ class LearntText:
 
 
 def write_examples(
-    conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
+    conversation: Conversation,
+    messages: Sequence[Message],
+    stop_ids: Sequence[int],
+    num_messages: int | None = None,
 ) -> list[LearntText]:
     """Return the texts to learn a conversation from: one, unless the template rewrites earlier turns.
 
@@ -75,6 +77,7 @@ def write_examples(
         conversation: renders it.
         messages: say what is learnt, and with what weight.
         stop_ids: what ends a generation, beside the token by which the template ends a turn.
+        num_messages: answers behind the first so many are left unlearnt, but for one; None for no such limit.
 
     Raises:
         DataError: an answer cannot be found in what the template writes; names template and message.
@@ -82,6 +85,7 @@ def write_examples(
     writer = _Writer(conversation, messages, stop_ids)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     rest = [index for index in answers if messages[index].weight or writer.is_prompt_learnt(index)]
+    rest = [index for index in rest if num_messages is None or index < num_messages] or rest[:1]
     if not rest:
         return [writer.unlearnt()]
     last, *others = rest[::-1]
@@ -224,13 +228,30 @@ class _Writer:
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
         shown = self._chat.render(index + 1)
+        opened = _OPENED_THOUGHT.search(prompt)
         if shown.startswith(prompt):
             after = shown[len(prompt) :]
+        elif opened and shown.startswith(prompt[: opened.start()]):
+            after = self._with_thought(index, opened, shown[opened.start() :])
         else:
             after = self._after_header(prompt, shown, index)
         answer = after[: self._end_of_answer(after, index)]
         self._check_answer(self._chat.without_marks(answer), index)
         return Turn(prompt, answer)
+
+    def _with_thought(self, index: int, opened: re.Match[str], after: str) -> str:
+        """Return an answer that was written without its thought as a model writes it that is asked to think first."""
+        opening, closing = f"<{opened[1]}>", f"</{opened[1]}>"
+        if self._chat.without_marks(after.lstrip()).startswith(opening):
+            after = after[after.index(opening) + len(opening) :].lstrip()
+        if closing in self._chat.without_marks(after).removeprefix(closing):
+            return after  # with its thought
+        message = self._messages[index]
+        thought = (message.reasoning_content or split_thought(message.content)[0]).strip()
+        line = "\n" if "\n" in opened.group() else ""
+        if not after.startswith(closing):
+            after = closing + 2 * line + (after.lstrip("\n") if line else after)
+        return self._chat.mark(thought) + line + after
 
     def _after_header(self, prompt: str, shown: str, index: int) -> str:
         """Return what follows the end of the prompt where the template also wrote something before it otherwise."""
@@ -287,32 +308,6 @@ class _Writer:
                 f"{self._chat.template} does not write {missing} in message {index + 1}: it writes {_clean(answer)!r}. "
                 "Take it out of the data, or choose a prompt_template that knows it"
             )
-
-
-def end_of_turn(
-    template: ChatTemplate, escaper: SpecialTokenEscaper, names: Mapping[str, str]
-) -> frozenset[int]:
-    """Return the id of the special token by which a template ends an answer; nothing where it has none.
-
-    Args:
-        template: is asked to write a short conversation.
-        escaper: knows the tokenizer's special tokens.
-        names: the tokenizer's `special_token_names`.
-    """
-    if escaper not in template.ends_of_turn:
-        rows: list[dict[str, Any]] = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": _PROBE},
-        ]
-        try:
-            probe = Conversation(template, escaper, rows, None, {}, names)
-            text = probe.render(2)
-        except DataError:
-            return frozenset()
-        place = text.rfind(_PROBE)
-        tokens = probe.tokens(text[place + len(_PROBE) :]) if place >= 0 else []
-        template.ends_of_turn[escaper] = frozenset(escaper.ids[token.group()] for token in tokens[:1])
-    return template.ends_of_turn[escaper]
 
 
 def _clean(text: str) -> str:

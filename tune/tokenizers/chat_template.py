@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
 from tune.tokenizers.chat_encoding import ConversationEncoder
-from tune.tokenizers.chat_loss_mask import end_of_turn, write_examples
+from tune.tokenizers.chat_loss_mask import write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
 from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
 )
+from tune.tokenizers.chat_turn_end import end_of_turn
+from tune.tokenizers.control_tokens import ends_in_control_token
 from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.messages import Message
 from tune.tokenizers.special_token_escape import Conversation, escaper_for
@@ -191,8 +194,15 @@ def tokenize_weighted(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    max_seq_len: int | None = None,
+    parse_special: bool = False,
 ) -> list[tuple[list[int], list[float]]]:
     """Return what `tokenize_examples` does, with the weight of each token in its loss: 0 where it is not learnt.
+
+    Args:
+        tokenizer: as `tokenize_examples`, like all that are not named here.
+        max_seq_len: only so many tokens of each example are of use: answers that begin later need not be found.
+        parse_special: special tokens written out in messages become their ids; an end that stands there is not added.
 
     Raises:
         DataError: as `tokenize_examples`.
@@ -201,24 +211,38 @@ def tokenize_weighted(
     if isinstance(chosen, PromptTemplate):
         if tools or variables:
             raise DataError(
-                f"the template {chosen.name} knows no tools and no variables; use a chat template"
+                f"the template {chosen.name} knows no tools and no variables; use a chat template, or leave the "
+                "tools out: dataset.ignore_columns=[tools]"
             )
-        return [_weigh_segments(tokenizer, chosen.segments(messages), add_eos)]
+        return [_weigh_segments(tokenizer, chosen.segments(messages), add_eos, parse_special)]
     if not messages:
         raise DataError("a conversation of 0 messages cannot be written")
     if tools and not chosen.reads_tools():
         raise DataError(
             f"{chosen} does not write the {len(tools)} tools that the assistant is given, so it would learn calls that "
-            "nobody offered. Leave the tools out of the data, or choose a prompt_template that knows them"
+            "nobody offered. Choose a prompt_template that knows tools, or leave them out: "
+            "dataset.ignore_columns=[tools]"
         )
-    conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
+    if parse_special:
+        stops = stop_ids_of(tokenizer, chosen)
+        ends = [text for text, token_id in tokenizer.special_tokens.items() if token_id in stops]
+        messages = [_without_end(message, ends) for message in messages]
+    conversation = _conversation(tokenizer, chosen, messages, tools, variables or {}, parse_special)
     encoder = ConversationEncoder(tokenizer, conversation)
+    within = None if max_seq_len is None else encoder.num_messages_within(messages, max_seq_len)
     # The last text is the longest one: the others share its ids.
     found = [
         encoder.examples(written, add_eos)
-        for written in reversed(write_examples(conversation, messages, tokenizer.stop_ids))
+        for written in reversed(write_examples(conversation, messages, tokenizer.stop_ids, within))
     ]
     return [example for examples in reversed(found) for example in examples]
+
+
+def _without_end(message: Message, ends: Collection[str]) -> Message:
+    """Return a message without a token at its end that ends a turn: a template writes that itself."""
+    content = message.content.rstrip()
+    end = next((end for end in ends if content.endswith(end)), "")
+    return replace(message, content=content.removesuffix(end), spans=()) if end else message
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
@@ -238,6 +262,7 @@ def _conversation(
     messages: Sequence[Message | Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     variables: Mapping[str, Any],
+    parse_special: bool = False,
 ) -> Conversation:
     return Conversation(
         template,
@@ -246,6 +271,7 @@ def _conversation(
         None if tools is None else plain_data(list(tools), "tools"),
         plain_data(dict(variables), "a variable of the chat template"),
         tokenizer.special_token_names,
+        parse_special,
     )
 
 
@@ -275,14 +301,18 @@ def tokenize_segments(
 
 
 def _weigh_segments(
-    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True
+    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True, parse_special: bool = False
 ) -> tuple[list[int], list[float]]:
     tokens: list[int] = []
     weights: list[float] = []
     for segment in segments:
         ends = segment.add_eos and (add_eos or segment is not segments[-1])
         ids = tokenizer.encode(
-            segment.text, add_bos=segment.add_bos, add_eos=ends, continuation=segment.continuation
+            segment.text,
+            add_bos=segment.add_bos,
+            add_eos=ends and not (parse_special and ends_in_control_token(segment.text, tokenizer)),
+            continuation=segment.continuation,
+            parse_special=parse_special,
         )
         tokens += ids
         if segment.masked or segment.places is None:

@@ -14,7 +14,8 @@ from tune.tokenizers.messages import Message, WeightedSpan
 Span = tuple[int, int]
 
 _THINK, _THINK_END = "<think>", "</think>"
-# What a template writes behind a thought: its closing tag, and white space.
+# What a template writes around a thought: tags, and white space.
+_OPENING = re.compile(r"\s*(<[\w:.-]{1,40}>|\[\w{1,40}\])\s*")
 _CLOSING = re.compile(r"\s*(</[\w:.-]{1,40}>|\[/\w{1,40}\])\s*")
 # Stands for the characters of a special token, of which no message's content is made.
 BLANK = "\0"
@@ -129,8 +130,9 @@ def place_content(message: Message, at: int) -> list[WeightedSpan]:
 
 def _end_of_thought(message: Message, text: str) -> int:
     """Return the number of characters that an answer begins with which are its thinking, tags included."""
-    thought = (message.reasoning_content or _split_thought(message.content)[0]).strip()
-    at = text.find(thought)
+    thought = (message.reasoning_content or split_thought(message.content)[0]).strip()
+    opening = _OPENING.match(text)
+    at = text.find(thought, opening.end() if opening else 0)
     if not thought or at < 0:
         return 0
     end = at + len(thought)
@@ -138,7 +140,7 @@ def _end_of_thought(message: Message, text: str) -> int:
     return closing.end() if closing else end
 
 
-def _split_thought(content: str) -> tuple[str, str]:
+def split_thought(content: str) -> tuple[str, str]:
     """Return what is thought and what is said in a content that holds both, as templates part them."""
     before, _, said = content.rpartition(_THINK_END)
     return before.partition(_THINK)[2] or before, said
@@ -165,7 +167,7 @@ def _regions(content: str, text: str, low: int) -> list[tuple[int, int, int]]:
             start = content.find(whole)
             return [(start, start + len(whole), at)]
     regions: list[tuple[int, int, int]] = []
-    for part in map(str.strip, _split_thought(content)):
+    for part in map(str.strip, split_thought(content)):
         start, at = content.find(part, regions[-1][1] if regions else 0), text.find(part, low)
         if at < 0:
             raise DataError(

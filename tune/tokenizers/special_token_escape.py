@@ -161,6 +161,7 @@ class Conversation:
         tools: schemas, or None.
         variables: what the template reads, as its user gave it.
         names: the tokenizer's `special_token_names`.
+        parse_special: special tokens written out in messages are meant as such.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Conversation:
         tools: list[Any] | None,
         variables: Mapping[str, Any],
         names: Mapping[str, str],
+        parse_special: bool = False,
     ) -> None:
         escaper.check_roles(messages)
         self.template = template
@@ -178,7 +180,7 @@ class Conversation:
         self.messages = messages
         plain = (messages, tools, dict(variables))
         self.marks = _unused_marks([*plain, template.source])
-        marked = tuple(escaper.mark(part, self.marks) for part in plain)
+        marked = plain if parse_special else tuple(escaper.mark(part, self.marks) for part in plain)
         self.names = names
         self._plain = _Renderer(template, names, *plain)
         self._marked = _Renderer(template, names, *marked) if marked != plain else None
@@ -208,6 +210,10 @@ class Conversation:
                 "cannot be told from its own; take them out of the data"
             )
         return marked
+
+    def mark(self, text: str) -> str:
+        """Return a part of a message with the marks it needs in a text of several."""
+        return str(self.escaper.mark(text, self.marks))
 
     def without_marks(self, text: str) -> str:
         """Return marked text as the template alone would have written it."""
