@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, data, full_finetune, generate, lora, nf4, setting
+from benchmarks import checkpoints, data, data_cache, full_finetune, generate, lora, nf4, setting
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +111,12 @@ def test_data_compares_the_same_ids(
     assert (chatml["examples_per_row"], thinking["examples_per_row"]) == (1, 2)
     assert set(chatml["results"]) == {"tune, with masks", "apply_chat_template", "datasets.map"}
     assert all(result["ms_per_row"] > 0 for result in chatml["results"].values())
+
+
+def test_data_cache_finds_the_same_examples_twice(capfd: pytest.CaptureFixture[str]) -> None:
+    assert data_cache.main(["--rows", "300", "--num-proc", "1", "--pack", "64"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    first, second = figures["results"]["first"], figures["results"]["second"]
+    assert first["examples"] == second["examples"]
+    assert first["examples"][0] == 300
+    assert figures["cache_mb"] > 0

@@ -35,7 +35,7 @@ def test_known_names_are_recognised(columns, expected):
     [
         (
             ["q", "a"],
-            r"of the data .* found q, a\. Say so with dataset\.column_map=\{instruction: COLUMN, output: COLUMN\}",
+            r"of the data .* found q, a\. Say so with dataset\.column_map\.instruction=COLUMN .*output=COLUMN",
         ),
         (
             ["question", "answer", "prompt", "completion"],

@@ -94,7 +94,7 @@ def test_an_empty_answer_is_read_and_not_learnt():
         ({**ROW, "label": False}, "an answer judged bad"),
         (
             {**ROW, "chosen": "a", "rejected": "b"},
-            r"dataset\.column_map={output: chosen} learns the chosen answers alone",
+            r"dataset\.column_map\.output=chosen learns the chosen answers alone",
         ),
         ({**ROW, "image": "x.png"}, "as image, and only text is read"),
     ],

@@ -280,6 +280,12 @@ def test_reasoning_is_learnt_or_only_read(data: Data, form: str) -> None:
     assert "of green" not in "".join(text for text, _ in with_prompts)
 
 
+def test_a_thought_of_one_letter_is_found_behind_its_tag(data: Data) -> None:
+    for answer in ({"content": "<think>i</think>green"}, {"content": "green", "reasoning_content": "i"}):
+        row = [{"role": "user", "content": "walk"}, {"role": "assistant", **answer}]
+        assert data.learnt([row], THINKING, train_on_reasoning=False) == [[("green<|end|>", 1)]]
+
+
 def test_reasoning_in_a_text_template_is_only_read(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "think.jsonl"
     path.write_text(json.dumps({"prompt": "walk", "completion": "<think>seven</think>\n\nthe river"}) + "\n")

@@ -14,8 +14,9 @@ from tune.datasets import chat_dataset
 from tune.datasets.concat import ConcatDataset
 from tune.datasets.own import OwnDataset
 from tune.datasets.packed import PackedDataset
-from tune.errors import DataError
+from tune.errors import ConfigError, DataError
 from tune.tokenizers import SentencePieceTokenizer, Tokenizer
+from tune.training.batches import collate_with_lengths
 
 ROWS: list[Any] = [
     [("user", "seven apples"), ("assistant", "green", 0.25), ("user", "walk"), ("assistant", "the river")],
@@ -162,3 +163,15 @@ def test_an_own_dataset_may_have_weights() -> None:
 
 def test_no_weight_is_told_of_where_none_is() -> None:
     assert "weight" not in str(DataReport(source="x", num_examples=1, num_tokens=4, num_target_tokens=2))
+
+
+def test_a_collate_fn_that_leaves_weights_out_is_told() -> None:
+    plain = {"tokens": [4, 5], "labels": [-100, 5]}
+
+    def collate(examples: Any) -> dict[str, Any]:
+        batch = padded_collate_sft(examples)
+        return {key: batch[key] for key in ("tokens", "labels")}
+
+    assert "document_lengths" in collate_with_lengths(collate, 0, [plain])
+    with pytest.raises(ConfigError, match=r"collate_fn leaves them out: its batches need `weights`"):
+        collate_with_lengths(collate, 0, [plain, plain | {"weights": [0.0, 0.5]}])

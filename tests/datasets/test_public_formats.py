@@ -240,12 +240,12 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         (
             "instruct",
             {"prompt": "q", "chosen": "a", "rejected": "b"},
-            r"dataset\.column_map={input: prompt, output: chosen}",
+            r"column_map\.input=prompt dataset\.column_map\.output=chosen",
         ),
         (
             "alpaca",
             {"instruction": "q", "chosen": "a", "rejected": "b"},
-            r"{instruction: instruction, output: chosen}",
+            r"column_map\.instruction=instruction dataset\.column_map\.output=chosen",
         ),
         (
             "instruct",
@@ -255,12 +255,12 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         (
             "chat",
             {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]},
-            r"dataset\.column_map={messages: chosen}",
+            r"dataset\.column_map\.messages=chosen",
         ),
         (
             "chat",
             {"conversations": [QUESTION], "chosen": ANSWER, "rejected": ANSWER},
-            r"data\.jsonl:1: has 'chosen' and 'rejected'.*dataset\.column_map={answer: chosen}",
+            r"data\.jsonl:1: has 'chosen' and 'rejected'.*dataset\.column_map\.answer=chosen",
         ),
         ("chat", {"messages": [ASKED, SAID], "label": False}, r"data\.jsonl:1: .*judged bad"),
         ("instruct", {"prompt": "q", "completion": "a", "label": False}, r"data\.jsonl:1: .*judged bad"),

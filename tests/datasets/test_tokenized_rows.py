@@ -74,6 +74,10 @@ def test_what_goes_for_any_dataset(tokenizer, write):
     dataset = tokenized_dataset(tokenizer, source=write(*rows), max_seq_len=3)
     assert [item["tokens"] for item in dataset] == [[7, 8, 9], [7, 8]]
     assert dataset.report().num_truncated == 1
+    assert "(input_ids, as written)" in str(dataset.report())
+    parts = tokenized_dataset(tokenizer, source=write(*rows), max_seq_len=3, on_too_long="split")
+    assert [item["tokens"] for item in parts] == [[7, 8, 9], [9, 10, 11], [7, 8]]
+    assert [item["labels"] for item in parts][1] == [-100, 10, 11]
     assert dataset.report().unused == {"column length": 1}
     assert isinstance(
         tokenized_dataset(tokenizer, source=write(*rows), max_seq_len=9, packed=True), PackedDataset

@@ -12,6 +12,7 @@ from tune.datasets import (
     grammar_dataset,
     instruct_dataset,
     text_completion_dataset,
+    tokenized_dataset,
     wikitext_dataset,
 )
 from tune.errors import ConfigError, DataError
@@ -109,6 +110,7 @@ BUILDERS = [
         {"messages": [{"role": "user", "content": "walk"}, {"role": "assistant", "content": "WORDS"}]},
     ),
     (text_completion_dataset, {"text": "WORDS"}),
+    (tokenized_dataset, {"segments": [{"text": "walk", "label": False}, {"text": "WORDS", "label": True}]}),
     (wikitext_dataset, {"page": "WORDS"}),
 ]
 

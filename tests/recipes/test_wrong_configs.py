@@ -338,6 +338,11 @@ OF_A_DATASET = [
     ("train_on_eos: last", None),
     ("split_thinking: true", None),
     ("packing: true", "packed"),
+    ("masking_strategy: train_on_last", None),
+    ("filter_fn: my.filters.keep", None),
+    ("split_across_pack: true", None),
+    ("max_packs: 7", None),
+    ("subset: mine", "name"),
 ]
 
 
@@ -351,6 +356,13 @@ def test_other_tools_names_of_a_datasets_arguments(line: str, suggestion: str | 
     else:
         whole = suggestion if ": " in suggestion else line.replace(line.partition(":")[0], suggestion)
         assert errors_of("full", f"{head}{whole}\n") == []
+
+
+def test_two_names_of_one_argument_are_not_both_replaced() -> None:
+    head = "dataset:\n  _component_: chat\n  source: a.jsonl\n  "
+    first, second = errors_of("full", f"{head}mask_prompt: true\n  roles_to_train: [assistant]\n")
+    assert (first.suggestion, second.suggestion) == ("train_on_input: false", None)
+    assert second.message.endswith("another key here means the same: keep one of the two")
 
 
 # What other tools write, and what is to be written instead; None where nothing can be.

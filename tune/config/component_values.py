@@ -222,9 +222,12 @@ class ComponentChecker:
         if guess is not None:
             is_elsewhere = guess.name in self._infos and guess.name not in usable
             meant = guess.name if is_elsewhere else f"{path}.{guess.name}"
+            is_second = meant in self.guessed
             self.guessed.add(meant)
             there = None if is_elsewhere else component.entries.get(guess.name)
             suggestion, addition = amend(guess, node, there, self.judge_of(meant))
+            if is_second and suggestion is not None:
+                suggestion, addition = None, "another key here means the same: keep one of the two"
             if is_elsewhere:
                 suggestion = None  # no key that could stand here
             message += f"; {add(guess.reason, addition)}"

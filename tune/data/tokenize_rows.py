@@ -71,8 +71,8 @@ class ConversationTokenizer:
     Args:
         tokenizer: gives the ids.
         template: writes the conversations, as it is used with this tokenizer.
-        transform: turns the values of a row into `{"messages": [...]}`, with `"tools"` where there are any, or into
-            `{"examples": [(tokens, weights)]}`, which need no template.
+        transform: turns the values of a row into `{"messages": [...]}`, with `"tools"` where there are any; or into
+            `{"examples": [(tokens, weights)]}`.
         variables: further names that a chat template reads.
         limit: tokens that an example may have; None for any number.
         on_too_long: what becomes of one that has more.
@@ -97,17 +97,15 @@ class ConversationTokenizer:
                 continue
             try:
                 read = self.transform(row.values)
-                examples, has_answer = read.get("examples"), True
+                messages, tools, examples = read.get("messages", ()), read.get("tools"), read.get("examples")
+                has_answer = examples is not None or _has_answer(messages)
+                if has_answer is None:
+                    result.report.num_unlearnt += 1
+                    continue
                 if examples is None:
-                    messages, tools = read["messages"], read.get("tools")
-                    answers = _has_answer(messages)
-                    if answers is None:
-                        result.report.num_unlearnt += 1
-                        continue
-                    has_answer = answers
                     examples = self._write(messages, tools)
-                    if self.on_too_long == "split":
-                        examples = self._split(messages, tools, examples, result.report)
+                if self.on_too_long == "split":
+                    examples = self._split(messages, tools, examples, result.report)
             except (DataError, TokenizerError) as error:
                 result.reject(row.place, str(error))
                 continue

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune.data.message_flags import FLAG_KEYS, read_part_weight, read_weight
+from tune.data.other_tasks import MEDIA
 from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
 from tune.data.turn_order import join_messages
@@ -129,7 +130,7 @@ class TurnReader:
         names = f"{self.role_keys[0]!r} and {self.content_keys[0]!r}"
         return (
             f"{where} is {describe(turn)}, expected an object with {names}. Other names are told with "
-            "dataset.message_keys={role: KEY, content: KEY}"
+            "dataset.message_keys.role=KEY dataset.message_keys.content=KEY"
         )
 
     def _role(self, name: Any, key: str, where: str) -> str:
@@ -139,7 +140,7 @@ class TurnReader:
             shown = repr(name[:40]) if isinstance(name, str) else describe(name)
             raise DataError(
                 f"{where} has the {key} {shown}; known are {', '.join(_ROLES)}. Say what it is with "
-                f"dataset.roles={{{escape_control(name, 40)}: user}} (or assistant, system, tool)"
+                f"dataset.roles.{escape_control(name, 40)}=user (or assistant, system, tool)"
             )
         return role
 
@@ -172,6 +173,10 @@ class TurnReader:
             if any(name in turn for name in self.content_keys):
                 raise DataError(f"{where} has null as content, expected text")
             raise DataError(self._not_a_turn({self.role_keys[0]: role, **turn}, where))
+        if media := next((name for name in others if name in MEDIA), None):
+            raise DataError(
+                f"{where} has {describe(turn[media])} as {media}, and only text is read. {_NO_PICTURES}"
+            )
         unused.update(f"message key {escape_control(name, 60)}" for name in others)
         final = "assistant" if role == _CALL else _SPEAKERS[role]
         content = "".join(text for text, _ in said.parts)

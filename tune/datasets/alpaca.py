@@ -16,6 +16,8 @@ from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
+from tune.tokenizers.family_format import family_template_of, place_inside
+from tune.tokenizers.templates import AnyTemplate, PlainTemplate
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
@@ -86,6 +88,7 @@ def alpaca_dataset(
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
         ignore_columns=ignore_columns or (),
+        turns=family_template_of(tokenizer),
         parse_special_tokens=parse_special_tokens,
     )
 
@@ -147,15 +150,17 @@ def alpaca_from_rows(
     ignore_columns: Sequence[str],
     on_too_long: OnTooLong,
     parse_special_tokens: bool | None,
+    turns: AnyTemplate | None = None,
 ) -> SFTDataset | PackedDataset:
-    """Return rows whose columns are known as a dataset of Alpaca prompts."""
+    """Return rows whose columns are known as a dataset of Alpaca prompts, in turns where a template writes them."""
     rows.report.format = str(columns)
     transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
         message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
-        inference_template=AlpacaInstructTemplate(),
+        prompt_template=turns or "plain",
+        inference_template=place_inside(AlpacaInstructTemplate(), turns or PlainTemplate()),
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
         parse_special_tokens=parse_special_tokens,

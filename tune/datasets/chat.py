@@ -18,9 +18,10 @@ from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
+from tune.tokenizers.family_format import template_of
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.spm import SentencePieceTokenizer
-from tune.tokenizers.templates import AnyTemplate, template_names
+from tune.tokenizers.templates import AnyTemplate, PlainTemplate, template_names
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -133,7 +134,10 @@ _TRANSFORMS = {"auto": ChatToMessages, "openai": OpenAIToMessages, "sharegpt": S
 
 def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
     """Return the template that belongs to a tokenizer. Raises ConfigError where none does."""
-    template = tokenizer.prompt_template or tokenizer.chat_template
+    template = template_of(tokenizer)
+    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
+        # A family whose builder writes no turns is better served by its checkpoint.
+        template = tokenizer.chat_template or template
     if template is not None:
         return template
     if _is_llama2(tokenizer):

@@ -17,6 +17,7 @@ from tune.datasets.alpaca import alpaca_from_rows
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
+from tune.tokenizers.family_format import template_of
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -89,9 +90,7 @@ def instruct_dataset(
     )
     ignored = ignore_columns or ()
     spec = (
-        prompt_template
-        or tokenizer.prompt_template
-        or _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
+        prompt_template or template_of(tokenizer) or _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
     )
     template = get_prompt_template(spec)
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:

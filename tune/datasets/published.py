@@ -13,6 +13,7 @@ from tune.datasets.instruct import instruct_dataset
 from tune.datasets.packed import PackedDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
+from tune.tokenizers.family_format import template_of
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -28,6 +29,8 @@ def slimorca_dataset(
     on_odd_turns: Literal["error", "merge", "trim"] = "error",
     ignore_columns: list[str] | None = None,
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
     new_system_prompt: str | None = None,
@@ -63,6 +66,8 @@ def slimorca_dataset(
         on_odd_turns=on_odd_turns,
         ignore_columns=ignore_columns,
         train_on_input=train_on_input,
+        train_on=train_on,
+        train_on_reasoning=train_on_reasoning,
         prompt_template=prompt_template,
         chat_template_kwargs=chat_template_kwargs,
         new_system_prompt=new_system_prompt,
@@ -107,8 +112,7 @@ def grammar_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
-        prompt_template=prompt_template
-        or (None if tokenizer.prompt_template else "grammar_error_correction"),
+        prompt_template=prompt_template or (None if template_of(tokenizer) else "grammar_error_correction"),
         new_system_prompt=new_system_prompt,
         ignore_columns=ignore_columns,
         packed=packed,
@@ -152,7 +156,7 @@ def samsum_dataset(
         source=source,
         column_map={"input": "dialogue", "output": "summary"} | (column_map or {}),
         train_on_input=train_on_input,
-        prompt_template=prompt_template or (None if tokenizer.prompt_template else "summarize"),
+        prompt_template=prompt_template or (None if template_of(tokenizer) else "summarize"),
         new_system_prompt=new_system_prompt,
         ignore_columns=ignore_columns,
         packed=packed,

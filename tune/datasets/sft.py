@@ -74,7 +74,7 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         source: str | Source | RowReader | Iterable[Mapping[str, Any]],
         message_transform: MessageTransform,
         prompt_template: str | dict[str, list[str]] | PromptTemplate | ChatTemplate = "plain",
-        inference_template: PromptTemplate | None = None,
+        inference_template: PromptTemplate | ChatTemplate | None = None,
         system_prompt: str | None = None,
         chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
         max_seq_len: int | None = None,

@@ -29,6 +29,7 @@ def tokenized_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return tokens as the data has them (`input_ids`, `labels`), or `segments` of text that are learnt or not.
 
@@ -47,6 +48,7 @@ def tokenized_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -66,6 +68,7 @@ def tokenized_dataset(
         source=rows,
         message_transform=TokenizedToExamples(tokenizer, ignore_columns or ()),
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
-    rows.report.template = ""
+    dataset.report().template = ""
     return PackedDataset(dataset) if packed else dataset

@@ -74,6 +74,8 @@ class BaseTokenizer(ABC):
             None if prompt_template is None else get_prompt_template(prompt_template)
         )
         self.chat_template: ChatTemplate | None = None
+        # How the family of its builder writes conversations: see `tune.tokenizers.family_format`.
+        self.family_template: AnyTemplate | None = None
         # What the model is trained in, and the same where it did not come with the checkpoint: saved in its place.
         self.trained_template: ChatTemplate | None = None
         self.adopted_template: ChatTemplate | None = None
@@ -202,13 +204,14 @@ class BaseTokenizer(ABC):
     ) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation and, for each, whether it is masked (not trained on).
 
-        The conversation is written with `prompt_template`; without one, with the model's own chat template;
-        without that, plainly, one BOS and one EOS around each pair of turns. At most `max_seq_len` tokens come
-        back; a cut conversation has no EOS.
+        The conversation is written with `prompt_template`; without one, as the family of the builder does; without
+        that, with the model's own chat template; else plainly, one BOS and one EOS around each pair of turns. At
+        most `max_seq_len` tokens come back; a cut conversation has no EOS.
         """
         from tune.tokenizers.chat_template import tokenize_conversation
 
-        template = self.prompt_template or self.chat_template or get_prompt_template("plain")
+        template = self.prompt_template or self.family_template or self.chat_template
+        template = template or get_prompt_template("plain")
         tokens, mask = tokenize_conversation(self, template, messages, add_eos)
         return tokens[: self.max_seq_len], mask[: self.max_seq_len]
 

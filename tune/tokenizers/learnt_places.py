@@ -14,7 +14,8 @@ from tune.tokenizers.messages import Message, WeightedSpan
 Span = tuple[int, int]
 
 _THINK, _THINK_END = "<think>", "</think>"
-# What a template writes behind a thought: its closing tag, and white space.
+# What a template writes around a thought: tags, and white space.
+_OPENING = re.compile(r"\s*(<[\w:.-]{1,40}>|\[\w{1,40}\])\s*")
 _CLOSING = re.compile(r"\s*(</[\w:.-]{1,40}>|\[/\w{1,40}\])\s*")
 # Stands for the characters of a special token, of which no message's content is made.
 BLANK = "\0"
@@ -130,7 +131,8 @@ def place_content(message: Message, at: int) -> list[WeightedSpan]:
 def _end_of_thought(message: Message, text: str) -> int:
     """Return the number of characters that an answer begins with which are its thinking, tags included."""
     thought = (message.reasoning_content or split_thought(message.content)[0]).strip()
-    at = text.find(thought)
+    opening = _OPENING.match(text)
+    at = text.find(thought, opening.end() if opening else 0)
     if not thought or at < 0:
         return 0
     end = at + len(thought)
