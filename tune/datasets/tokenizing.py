@@ -100,15 +100,17 @@ def tokenize_rows(lists: Iterable[list[Row]], job: RowTokenizer, num_proc: int) 
     """Yield what comes of lists of rows, in order; the same whatever `num_proc` is."""
     lists = iter(lists)
     started = time.monotonic()
-    pickled = pickled_job(job) if num_proc > 1 else b""
     for rows in lists:
         yield job(rows)
-        if pickled and time.monotonic() - started > ALONE_S:
+        if num_proc > 1 and time.monotonic() - started > ALONE_S:
             break
     else:
         return
-    get_logger().info(f"Tokenizing in {num_proc} processes")
-    yield from WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+    if pickled := pickled_job(job):
+        get_logger().info(f"Tokenizing in {num_proc} processes")
+        yield from WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+    else:
+        yield from map(job, lists)
 
 
 def _clipped(lists: Iterable[list[Row]], job: RowTokenizer, sample: Sample) -> Iterator[list[Row]]:
