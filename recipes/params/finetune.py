@@ -373,6 +373,10 @@ class FinetuneParams:
     def __post_init__(self) -> None:
         check_params(self)
 
+    def data_settings(self) -> dict[str, Any]:
+        """Return how data is tokenized, as `build_datasets` takes it."""
+        return {"num_proc": self.dataset_num_proc, "data_cache_dir": self.data_cache_dir}
+
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it."""
         return {

@@ -338,6 +338,11 @@ OF_A_DATASET = [
     ("train_on_eos: last", None),
     ("split_thinking: true", None),
     ("packing: true", "packed"),
+    ("masking_strategy: train_on_last", None),
+    ("filter_fn: my.filters.keep", None),
+    ("split_across_pack: true", None),
+    ("max_packs: 7", None),
+    ("subset: mine", "name"),
 ]
 
 

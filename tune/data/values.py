@@ -30,6 +30,11 @@ def is_empty(value: Any) -> bool:
     return False
 
 
+def without(row: Mapping[str, Any], ignored: Collection[str]) -> Mapping[str, Any]:
+    """Return a row without the columns that shall not be read."""
+    return {name: value for name, value in row.items() if name not in ignored} if ignored else row
+
+
 def unused_columns(row: Mapping[str, Any], used: Collection[str | None]) -> list[str]:
     """Return the columns of a row that say something and are not among those used, as reports name them."""
     free = (name for name, value in row.items() if name not in used and not is_empty(value))
