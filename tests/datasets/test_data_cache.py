@@ -412,6 +412,11 @@ def test_off_and_a_wrong_size_and_the_default_place(monkeypatch, tmp_path):
     for nothing in (None, ""):
         cache = open_cache(nothing)
         assert (cache.root, cache.max_bytes) == (tmp_path / "tune" / "data", 500_000_000)
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: path
+    )  # as for a user whom the system does not know
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert open_cache(None) is None
     monkeypatch.setenv("TUNE_DATA_CACHE_GB", "much")
     with pytest.raises(ConfigError, match="TUNE_DATA_CACHE_GB is 'much', expected gigabytes"):
         open_cache(None)
