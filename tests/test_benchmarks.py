@@ -113,10 +113,11 @@ def test_data_compares_the_same_ids(
     assert all(result["ms_per_row"] > 0 for result in chatml["results"].values())
 
 
-def test_data_cache_finds_the_same_examples_twice(capfd: pytest.CaptureFixture[str]) -> None:
-    assert data_cache.main(["--rows", "300", "--num-proc", "1", "--pack", "64"]) == 0
-    figures = json.loads(capfd.readouterr().out)
-    first, second = figures["results"]["first"], figures["results"]["second"]
+def test_data_cache_finds_the_same_examples_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_cache.write_rows(tmp_path / "rows.jsonl", 300)
+    words = ["--rows", "300", "--num-proc", "1", "--pack", "64", "--start", str(tmp_path)]
+    assert [data_cache.main(words) for _ in range(2)] == [0, 0]
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["examples"] == second["examples"]
     assert first["examples"][0] == 300
-    assert figures["cache_mb"] > 0
+    assert len(list((tmp_path / "cache").glob("*/tokens"))) == 1
