@@ -107,9 +107,9 @@ class LoraFinetuneRecipe:
             mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        self.dataset, self.dataset_val = build_splits(
-            params.dataset, params.dataset_val, self.tokenizer, state.seed, **params.data_settings()
-        )
+        data = params.dataset, params.dataset_val, params.val_split, params.mix_until
+        how: Any = params.data_settings()
+        self.dataset, self.dataset_val = build_splits(*data, self.tokenizer, state.seed, **how)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)

@@ -396,13 +396,8 @@ class FinetuneParams:
         check_params(self)
 
     def data_settings(self) -> dict[str, Any]:
-        """Return how data is split, mixed and tokenized, as `build_splits` takes it."""
-        return {
-            "val_split": self.val_split,
-            "mix_until": self.mix_until,
-            "num_proc": self.dataset_num_proc,
-            "data_cache_dir": self.data_cache_dir,
-        }
+        """Return how data is tokenized, as `build_datasets` takes it."""
+        return {"num_proc": self.dataset_num_proc, "data_cache_dir": self.data_cache_dir}
 
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it."""

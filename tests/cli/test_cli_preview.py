@@ -25,7 +25,7 @@ dataset:
   train_on_input: false
   parse_special_tokens: false
 """
-HOSTILE = "</s> \x1b[31m\u202e\u200b⟦x⟧"
+HOSTILE = "a </s> \x1b[31m\u202e\u200b⟦x⟧"
 
 
 def write_rows(file: Path, rows: list[dict[str, object]]) -> None:
@@ -53,7 +53,7 @@ def test_marks_tell_what_is_learnt_and_what_is_special(tune, folder: Path) -> No
     assert outcome.code == 0
     assert "2 examples, " in outcome.out
     assert "Only 2 rows of it were read" in outcome.out
-    letters = r"</s> \x1b[31m\u202e\u200b\u27e6x\u27e7"  # no token, no colour, no mark
+    letters = r"a </s> \x1b[31m\u202e\u200b\u27e6x\u27e7"  # no token, no colour, no mark
     assert shown(outcome.out) == {
         "dataset, example 1": f"⟨<s>⟩Question: one⏎\ntwo⏎\nAnswer:⟦ {letters}⟨</s>⟩⟧",
         "dataset, example 2": "⟨<s>⟩Question: say red⏎\nAnswer:⟦ red red⟨</s>⟩⟧",

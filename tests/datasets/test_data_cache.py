@@ -162,6 +162,20 @@ def test_changed_content_of_the_same_size_and_time_is_seen(root, source, tokeniz
     assert list(second) != list(first)
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_kept(root, source, tokenizer, monkeypatch):
+    whole = tokenizing.tokenize_rows
+
+    def change_on_the_way(lists, job, num_proc):
+        yield from whole(lists, job, num_proc)
+        text = Path(source).read_text()
+        Path(source).write_text(text.replace("river", "green"))
+
+    monkeypatch.setattr(tokenizing, "tokenize_rows", change_on_the_way)
+    with pytest.raises(DataError, match="changed while it was read"):
+        instruct_dataset(tokenizer, source=source)
+    assert names_in(root) == {"CACHEDIR.TAG"}
+
+
 def test_a_noted_checksum_is_taken_while_nothing_changes(root, source, monkeypatch):
     cache = open_cache(str(root))
     monkeypatch.setattr("tune.data.cache_digests._SETTLED_S", -1.0)
@@ -398,6 +412,11 @@ def test_off_and_a_wrong_size_and_the_default_place(monkeypatch, tmp_path):
     for nothing in (None, ""):
         cache = open_cache(nothing)
         assert (cache.root, cache.max_bytes) == (tmp_path / "tune" / "data", 500_000_000)
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: path
+    )  # as for a user whom the system does not know
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert open_cache(None) is None
     monkeypatch.setenv("TUNE_DATA_CACHE_GB", "much")
     with pytest.raises(ConfigError, match="TUNE_DATA_CACHE_GB is 'much', expected gigabytes"):
         open_cache(None)

@@ -84,7 +84,7 @@ def test_a_list_shares_what_is_set_aside(tokenizer, write):
         Component(INSTRUCT, {"source": write(name, numbers)})
         for name, numbers in (("a.jsonl", [*range(30)]), ("b.jsonl", [*range(20, 60)]))
     )
-    train, val = build_splits(components, None, tokenizer, 2, val_split=0.3)
+    train, val = build_splits(components, None, 0.3, "first_exhausted", tokenizer, 2)
     kept, held = documents(train), documents(val)
     assert len(held) == 21
     assert len(kept) + len(held) == 70
@@ -126,7 +126,7 @@ def test_weights_make_a_mixture_and_are_not_passed_on(tokenizer, write):
     assert "a.jsonl: 30 of 30 (75.0%, of the tokens " in note
     with pytest.raises(ConfigError, match="1 of 2 datasets have a weight"):
         build_datasets((components[0], Component(INSTRUCT, {"source": second})), tokenizer)
-    train, val = build_splits(components, None, tokenizer, 1, val_split=8, mix_until="all_exhausted")
+    train, val = build_splits(components, None, 8, "all_exhausted", tokenizer, 1)
     assert len(train) == sum(train.mixture.sizes) == 32
     assert len(val) == 8
 

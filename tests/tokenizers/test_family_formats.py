@@ -267,6 +267,17 @@ def test_a_prompt_template_stands_inside_of_turns(make: Make, rows: Callable[...
     check(tokenizer, dataset, [expected])
 
 
+@pytest.mark.parametrize(("template", "system"), [("question_answer", "Be kind."), ("own", "<Be kind.>")])
+def test_the_system_has_a_turn_of_its_own(
+    make: Make, rows: Callable[..., str], template: str, system: str
+) -> None:
+    own = {"system": ["<", ">"], "user": ["Question: ", "\n"], "assistant": ["Answer: ", ""]}
+    tokenizer = make("qwen2_5", prompt_template=own if template == "own" else template)
+    dataset = datasets.instruct_dataset(tokenizer, source=rows(PAIR), new_system_prompt="Be kind.")
+    expected = fill("qwen2_5", "Question: Hi there\nAnswer: ", "Yes.")
+    check(tokenizer, dataset, [f"<|im_start|>system\n{system}<|im_end|>\n{expected}"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_asked_as_it_was_trained(make: Make, rows: Callable[..., str], family: str) -> None:
     tokenizer = make(family)
@@ -293,10 +304,13 @@ def test_a_model_is_asked_as_it_was_trained(make: Make, rows: Callable[..., str]
     assert tokenizer.encode(text, add_bos=add_bos, add_eos=False, parse_special=True) == ids
 
 
-def test_a_tokenizer_found_by_itself_leaves_it_to_the_dataset(make: Make, rows: Callable[..., str]) -> None:
+def test_formats_that_were_chosen_go_before_the_familys(make: Make, rows: Callable[..., str]) -> None:
     built = make("llama2")
     found = from_checkpoint(built.path.parent)
     dataset = datasets.alpaca_dataset(found, source=rows(ALPACA_ROWS[:1]), train_on_input=False)
     check(found, dataset, [f"<s> {ALPACA[0]}⟦It is 3.</s>⟧"])
     named = datasets.instruct_dataset(built, source=rows(PAIR), prompt_template="question_answer")
     check(built, named, ["<s> Question: Hi there\nAnswer:⟦ Yes.</s>⟧"])
+    asked = make("llama2", prompt_template="alpaca")
+    once = datasets.alpaca_dataset(asked, source=rows(ALPACA_ROWS[:1]), train_on_input=False)
+    check(asked, once, [f"<s> {ALPACA[0]}⟦It is 3.</s>⟧"])

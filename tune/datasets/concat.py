@@ -46,18 +46,16 @@ def build_datasets(
             tokenizer has tokens that its model has no row for.
         DataError: a source cannot be read or learnt from.
     """
-    with preparing(num_proc, data_cache_dir):
-        return _join(_build_all(components, tokenizer), components, mix_until)
+    return _join(_build_all(components, tokenizer, num_proc, data_cache_dir), components, mix_until)
 
 
 def build_splits(
     components: Component | tuple[Component, ...],
     validation: Component | None,
+    val_split: float | None,
+    mix_until: MixUntil,
     tokenizer: Tokenizer,
     seed: int,
-    *,
-    val_split: float | None = None,
-    mix_until: MixUntil = "first_exhausted",
     num_proc: int | None = None,
     data_cache_dir: str | None = None,
 ) -> tuple[ReportingDataset, ReportingDataset | None]:
@@ -66,32 +64,37 @@ def build_splits(
     Args:
         components: the training data, as `build_datasets` takes it.
         validation: builds a dataset of its own.
-        tokenizer: gives the ids.
-        seed: decides what is set aside.
         val_split: share or number of training examples to set aside for validation instead, see `hold_out`.
         mix_until: when an epoch of datasets with weights ends.
-        num_proc, data_cache_dir: as `build_datasets` takes them.
+        tokenizer: gives the ids.
+        seed: decides what is set aside.
+        num_proc, data_cache_dir: as for `build_datasets`.
 
     Raises:
         ConfigError, DataError: as `build_datasets` and `hold_out`.
     """
+    datasets = _build_all(components, tokenizer, num_proc, data_cache_dir)
     held: list[ReportingDataset] = []
-    with preparing(num_proc, data_cache_dir):
-        datasets = _build_all(components, tokenizer)
-        if validation:
-            held = _build_all(validation, tokenizer)
     if val_split is not None:
         datasets, held = hold_out(datasets, val_split, seed)
-    held = [dataset for dataset in held if len(dataset)]
-    val = held[0] if len(held) == 1 else ConcatDataset(held) if held else None
-    return _join(datasets, components, mix_until), val
+        held = [dataset for dataset in held if len(dataset)]
+    train = _join(datasets, components, mix_until)
+    if validation:
+        return train, build_datasets(validation, tokenizer, num_proc, data_cache_dir)
+    return train, (held[0] if len(held) == 1 else ConcatDataset(held)) if held else None
 
 
-def _build_all(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> list[ReportingDataset]:
+def _build_all(
+    components: Component | tuple[Component, ...],
+    tokenizer: Tokenizer,
+    num_proc: int | None,
+    data_cache_dir: str | None,
+) -> list[ReportingDataset]:
     refuse_dropped_tokens(tokenizer)  # before a template writes them in pieces
-    if isinstance(components, Component):
-        return [_build(components, tokenizer)]
-    return [_build(_without_weight(component), tokenizer) for component in components]
+    with preparing(num_proc, data_cache_dir):
+        if isinstance(components, Component):
+            return [_build(components, tokenizer)]
+        return [_build(_without_weight(component), tokenizer) for component in components]
 
 
 def _without_weight(component: Component) -> Component:
