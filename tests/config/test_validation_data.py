@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jsonschema
 import pytest
 
 from recipes.params.full_finetune import FullFinetuneParams
-from tune.config import resolve
+from tune.config import json_schema, resolve
 from tune.config.component import Component
 
 TEXT = """
@@ -102,6 +103,14 @@ def test_what_cannot_be_is_told(overrides, path, said):
     (error,) = resolved(*overrides).errors
     assert error.path == path
     assert said in error.message
+
+
+def test_editors_take_it_without_a_component():
+    schema = json_schema(FullFinetuneParams)
+    config = {"output_dir": "o", "dataset": "chat", "dataset_val": {"source": "held.csv"}, "val_split": 0.1}
+    jsonschema.validate(config, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**config, "dataset": {"source": "a"}}, schema)
 
 
 def test_what_fits_is_taken():

@@ -96,8 +96,9 @@ class ShownDataset:
         """Return the report, which says where it does not cover the whole dataset."""
         if not self.is_partial:
             return str(self.report)
-        rows = f"{self.report.num_rows:,} row{'s' * (self.report.num_rows != 1)}"
-        note = f"  Only {rows} of it were read, and only these are counted: --all reads them all"
+        number = self.report.num_rows
+        rows = "1 row of it was" if number == 1 else f"{number:,} rows of it were"
+        note = f"  Only {rows} read, and nothing else is counted: --all reads all"
         return f"{self.report}\n{note}"
 
     def to_json(self) -> dict[str, Any]:
