@@ -88,6 +88,18 @@ def test_all_rows_are_counted_if_asked(tune, folder: Path) -> None:
     assert list(shown(outcome.out)) == ["dataset, example 1"]
 
 
+def test_a_look_ends_where_everything_is_too_long(tune, folder: Path) -> None:
+    long = {"question": "say red " * 20, "answer": "red"}
+    write_rows(folder / "my.jsonl", [long] * 1100 + [{"question": "say", "answer": "blue"}])
+    outcome = tune("preview", "my.yaml", "dataset.max_seq_len=20")
+    assert outcome.code == 2
+    assert "nothing to learn" in outcome.err
+    assert "--all reads them all" in outcome.err
+    outcome = tune("preview", "my.yaml", "dataset.max_seq_len=20", "--all", "-n", "1")
+    assert "1,100 are left out" in outcome.out
+    assert list(shown(outcome.out).values()) == ["⟨<s>⟩Question: say⏎\nAnswer:⟦ blue⟨</s>⟩⟧"]
+
+
 @pytest.mark.parametrize("name", ["my.jsonl:4", ":4", "row_4"])
 def test_a_row_is_found_by_its_place_or_its_id(tune, folder: Path, name: str) -> None:
     outcome = tune("preview", "my.yaml", "--rows", name)

@@ -158,6 +158,7 @@ def _look(params: Any, components: dict[str, Component], given: Given) -> list[S
         val_split=getattr(params, "val_split", None),
         seed=getattr(params, "seed", None) or 0,
         validation="val" in given.switches,
+        **(params.data_settings() if hasattr(params, "data_settings") else {}),
     )
     if not shown:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tune.config.component import Component
@@ -121,6 +121,7 @@ def look_at(
     val_split: float | None = None,
     seed: int = 0,
     validation: bool = False,
+    **how: Any,
 ) -> list[ShownDataset]:
     """Return the first examples of each dataset, or those of one row; none of a dataset that has no such row.
 
@@ -132,27 +133,42 @@ def look_at(
         reads_all: read all rows all the same, so that the reports cover them.
         val_split, seed: what is set aside of them, see `hold_out`; it is known where all rows are read.
         validation: show what is set aside.
+        **how: data is tokenized where all of it is read, as `build_datasets` takes it.
 
     Raises:
         DataError: what is read cannot be learnt from.
     """
     splits = val_split is not None and row is None and (reads_all or validation)
+    shown_rows = None if row is not None else max_examples
     found: list[tuple[str, ReportingDataset, Sample]] = []
     for name, component in components.items():
-        whole = reads_all or splits or row is not None
-        with sampling(Sample(None if whole else max_examples, row)) as sample:
+        reads_here = splits or row is not None or (reads_all and component.kwargs.get("packed"))
+        with sampling(Sample(None if reads_here else max_examples, row, gives_up=not reads_all)) as sample:
             dataset = _build(component, tokenizer, sample)
-            if dataset is not None:
-                found.append((name, dataset, sample))
+        if dataset is not None:
+            found.append((name, dataset, sample))
     sides = [dataset for _, dataset, _ in found]
     if splits and val_split is not None:
         kept, held = hold_out(sides, val_split, seed)
         sides = held if validation else kept
-    return [
-        _show_dataset(name, side, sample, tokenizer, None if row is not None else max_examples)
+    shown = [
+        _show_dataset(name, side, sample, tokenizer, shown_rows)
         for (name, _, sample), side in zip(found, sides)
         if len(side)
     ]
+    if not reads_all:
+        return shown
+    return [_with_whole_report(item, components[item.name], tokenizer, how) for item in shown]
+
+
+def _with_whole_report(
+    item: ShownDataset, component: Component, tokenizer: Tokenizer, how: Mapping[str, Any]
+) -> ShownDataset:
+    """Return it with the report of all rows, which are tokenized as a run tokenizes them, or have been."""
+    if not item.is_partial:
+        return item
+    whole = build_datasets((component,), tokenizer, **how)
+    return replace(item, size=len(whole), report=whole.report(), is_partial=False)
 
 
 def _build(component: Component, tokenizer: Tokenizer, sample: Sample) -> ReportingDataset | None:

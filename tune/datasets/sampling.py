@@ -35,6 +35,7 @@ class Sample:
         max_examples: reading ends once there are so many; None reads all rows.
         row: name of the one row that is read: its place as messages name it (`train.jsonl:17`, or the end of that), or
             what its column `id` holds.
+        gives_up: whether reading ends, too, after many rows that became no examples.
         examples: filled while reading, in the order of the dataset.
         is_partial: set where rows were left unread.
         is_found: set where the one row was there.
@@ -42,6 +43,7 @@ class Sample:
 
     max_examples: int | None = None
     row: str | None = None
+    gives_up: bool = True
     examples: list[SampledExample] = field(default_factory=list)
     is_partial: bool = False
     is_found: bool = False
@@ -51,7 +53,8 @@ class Sample:
         """Tell whether reading ends before the row that comes now."""
         enough = self.is_found
         if self.max_examples is not None:
-            enough = num_examples >= self.max_examples or num_rows >= self.max_examples + _MAX_ROWS_LEFT_OUT
+            given_up = self.gives_up and num_rows >= self.max_examples + _MAX_ROWS_LEFT_OUT
+            enough = num_examples >= self.max_examples or given_up
         self.is_partial = self.is_partial or enough
         return enough
 
