@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, data_cache, full_finetune, generate, lora, nf4, setting
+from benchmarks import checkpoints, data, data_cache, full_finetune, generate, lora, nf4, setting
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +99,18 @@ def test_nf4_compares_the_same_matrix(capsys: pytest.CaptureFixture[str]) -> Non
     assert 0.05 < figures["relative_error"] < 0.1
     assert {"tune", "plain torch", "copy"} <= set(figures["results"])
     assert all(figure > 0 for result in figures["results"].values() for figure in result.values())
+
+
+def test_data_compares_the_same_ids(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "NUM_WORDS", 40)
+    monkeypatch.setattr(data, "VOCAB_SIZE", 300)
+    assert data.main(["--turns", "4", "--words", "3", "--rows", "2", "--rounds", "1"]) == 0
+    chatml, thinking = json.loads(capsys.readouterr().out)["runs"]
+    assert (chatml["examples_per_row"], thinking["examples_per_row"]) == (1, 2)
+    assert set(chatml["results"]) == {"tune, with masks", "apply_chat_template", "datasets.map"}
+    assert all(result["ms_per_row"] > 0 for result in chatml["results"].values())
 
 
 def test_data_cache_finds_the_same_examples_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -426,7 +426,7 @@ OTHER_TOOLS = [
     ("full", "adam_beta1: 0.9", None),
     ("full", "warmup_ratio: 0.03", None),
     ("full", "warmup_steps: 10", None),  # of no schedule
-    ("full", "val_set_size: 0.05", None),
+    ("full", "val_set_size: 0.05", "val_split"),
     ("full", "deepspeed: ds.json", None),
     ("full", "tensor_parallel_dim: 2", None),
     ("full", "nproc_per_node: 2", None),

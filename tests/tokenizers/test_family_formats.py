@@ -293,10 +293,13 @@ def test_a_model_is_asked_as_it_was_trained(make: Make, rows: Callable[..., str]
     assert tokenizer.encode(text, add_bos=add_bos, add_eos=False, parse_special=True) == ids
 
 
-def test_a_tokenizer_found_by_itself_leaves_it_to_the_dataset(make: Make, rows: Callable[..., str]) -> None:
+def test_formats_that_were_chosen_go_before_the_familys(make: Make, rows: Callable[..., str]) -> None:
     built = make("llama2")
     found = from_checkpoint(built.path.parent)
     dataset = datasets.alpaca_dataset(found, source=rows(ALPACA_ROWS[:1]), train_on_input=False)
     check(found, dataset, [f"<s> {ALPACA[0]}⟦It is 3.</s>⟧"])
     named = datasets.instruct_dataset(built, source=rows(PAIR), prompt_template="question_answer")
     check(built, named, ["<s> Question: Hi there\nAnswer:⟦ Yes.</s>⟧"])
+    asked = make("llama2", prompt_template="alpaca")
+    once = datasets.alpaca_dataset(asked, source=rows(ALPACA_ROWS[:1]), train_on_input=False)
+    check(asked, once, [f"<s> {ALPACA[0]}⟦It is 3.</s>⟧"])

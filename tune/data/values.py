@@ -55,6 +55,8 @@ def as_text(value: Any, what: str, notes: Counter[str]) -> str:
     hint = ""
     if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
         hint = ". It looks like messages: read them with chat_dataset (in a config: dataset=chat)"
+    elif isinstance(value, bool):
+        hint = "; write the word that is meant, such as yes or true, as text"
     elif isinstance(value, list | tuple):
         hint = "; of several texts the data must say which one is meant"
     raise DataError(f"{what} is {describe(value)}, expected text{hint}")

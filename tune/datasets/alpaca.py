@@ -153,6 +153,8 @@ def alpaca_from_rows(
     turns: AnyTemplate | None = None,
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts, in turns where a template writes them."""
+    if isinstance(turns, AlpacaInstructTemplate):
+        turns = None  # the prompts are written in it as it is
     rows.report.format = str(columns)
     transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
