@@ -23,6 +23,7 @@ dataset:
   source: my.jsonl
   prompt_template: question_answer
   train_on_input: false
+  parse_special_tokens: false
 """
 HOSTILE = "a </s> \x1b[31m\u202e\u200b⟦x⟧"
 
@@ -146,13 +147,12 @@ def test_ids_are_shown_token_by_token(tune, folder: Path) -> None:
 
 def test_each_of_a_list_is_shown(tune, folder: Path) -> None:
     write_rows(folder / "other.jsonl", [{"text": "river"}])
-    datasets = (
-        "[{_component_: instruct, source: my.jsonl}, {_component_: text_completion, source: other.jsonl}]"
-    )
+    first = "{_component_: instruct, source: my.jsonl, split: 'train[1:]'}"
+    datasets = f"[{first}, {{_component_: text_completion, source: other.jsonl}}]"
     outcome = tune("preview", f"dataset={datasets}", "model_checkpoint=bundled:tiny_llama", "--rows", "1")
     assert outcome.code == 0
     assert shown(outcome.out)["dataset.1, example 1"] == "⟨<s>⟩⟦river⟨</s>⟩⟧"
-    assert "dataset.0: my.jsonl (" in outcome.out
+    assert "dataset.0: my.jsonl train[1:] (" in outcome.out
 
 
 def test_the_validation_set_is_shown_if_asked(tune, folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_what_is_set_aside_is_shown_if_asked(tune, folder: Path) -> None:
 
 def test_the_mixture_of_a_list_is_told(tune, folder: Path) -> None:
     write_rows(folder / "other.jsonl", [{"question": f"say {n}", "answer": "red"} for n in range(4)])
-    one = "{_component_: instruct, source: %s.jsonl, weight: %s}"
+    one = "{_component_: instruct, source: %s.jsonl, weight: %s, parse_special_tokens: false}"
     words = ["preview", "my.yaml", f"dataset=[{one % ('my', 1)}, {one % ('other', 3)}]"]
     said = tune(*words, "--all").out
     assert "mixes 5 examples, until the first is exhausted: dataset.0: 1 of 8 (20.0%, of the tokens " in said

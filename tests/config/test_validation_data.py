@@ -92,6 +92,8 @@ TWO = "dataset=[{_component_: instruct, source: a%s}, {_component_: instruct, so
         ([TWO % (", weight: 0.7", ", weight: -1")], "dataset.1.weight", "must be between"),
         ([TWO % (", weight: 0.7", ", weight: .nan")], "dataset.1.weight", "weight"),
         ([TWO % (", weight: 0.7", ", weight: much")], "dataset.1.weight", "takes a number"),
+        (["dataset.streaming=true"], "dataset.streaming", "data is not streamed"),
+        (["val_set_size=0.1"], "val_set_size", "here that is called val_split"),
         (["dataset.weight=2"], "dataset.weight", "for one of a list"),
         ([TWO % ("", ""), "dataset_val.source=b.jsonl"], "dataset_val", "is a list"),
     ],

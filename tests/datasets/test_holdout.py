@@ -9,6 +9,7 @@ import pytest
 from tune.config.component import Component
 from tune.datasets import ConcatDataset, build_datasets, build_splits, instruct_dataset
 from tune.datasets.holdout import hold_out
+from tune.datasets.own import OwnDataset
 from tune.errors import ConfigError, DataError
 from tune.tokenizers import SentencePieceTokenizer
 
@@ -88,6 +89,19 @@ def test_a_list_shares_what_is_set_aside(tokenizer, write):
     assert len(held) == 21
     assert len(kept) + len(held) == 70
     assert not set(kept) & set(held)  # rows 20 to 29 are in both files
+
+
+def test_the_answers_of_a_conversation_stay_together():
+    """A template that rewrites earlier answers makes one conversation several examples."""
+    examples = []
+    for row in range(20):
+        asked = [1, 50 + row, 51 + row, 2, 3, 4, 5]
+        for turn in range(3):
+            prompt = asked + [100 + row] * 9 * turn
+            examples.append({"tokens": [*prompt, 7, 8], "labels": [-100] * len(prompt) + [7, 8]})
+    (train,), (val,) = hold_out([OwnDataset(examples, "mine")], 12, seed=3)
+    assert len(val) == 12
+    assert not {item["tokens"][1] for item in train} & {item["tokens"][1] for item in val}
 
 
 @pytest.mark.parametrize(("numbers", "val_split"), [([0, 0, 0], 0.5), ([0, 1], 2), ([0, 0, 1, 1], 1)])

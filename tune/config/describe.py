@@ -92,7 +92,7 @@ def _field_schema(info: ParamInfo) -> dict[str, Any]:
         schema["exclusiveMinimum"] = info.above
     if info.pattern is not None:
         schema["pattern"] = rf"^(?:{info.pattern})$"
-    options = [schema]
+    options = [schema, {"type": "object"}] if info.inherits else [schema]
     if info.spec.kind not in ("str", "path", "any") or info.pattern is not None:
         options.append(dict(_REFERENCE))
     if info.spec.nullable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,9 @@ from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.errors import DataError
 
 __all__ = ["hold_out"]
+
+# Tokens at the end of a question with which templates begin an answer, such as "<think>".
+_NUM_BEGUN = 4
 
 
 class Subset(Dataset[dict[str, Any]]):
@@ -56,8 +59,8 @@ def hold_out(
 ) -> tuple[list[ReportingDataset], list[ReportingDataset]]:
     """Return the datasets without the examples set aside for validation, and these, packed where the datasets are.
 
-    Examples of the same tokens are set aside together, whichever dataset they are in. Which ones follows from the seed
-    and their tokens alone, so that a few further rows change little.
+    Examples of the same tokens are set aside together, whichever dataset they are in; so are those of one conversation
+    that became several. Which ones follows from the seed and their tokens alone, so that a few rows more change little.
 
     Args:
         datasets: one or several, which share the examples to set aside by chance.
@@ -68,7 +71,7 @@ def hold_out(
         DataError: there are too few examples, or all of a dataset would be set aside.
     """
     whole = [dataset.documents if isinstance(dataset, PackedDataset) else dataset for dataset in datasets]
-    keys = [_keys(dataset, seed) for dataset in whole]
+    keys = _keys(whole, seed)
     chosen = _choose(np.concatenate(keys), val_split)
     kept: list[ReportingDataset] = []
     held: list[ReportingDataset] = []  # one for each, perhaps empty
@@ -85,14 +88,58 @@ def hold_out(
     return kept, held
 
 
-def _keys(dataset: ReportingDataset, seed: int) -> np.ndarray:
-    """Return a number for each example, the same for the same tokens. [n] uint64"""
+def _keys(datasets: Sequence[ReportingDataset], seed: int) -> list[np.ndarray]:
+    """Return a number for each example, the same for those that stay together. [n] uint64 for each dataset"""
     salt = seed.to_bytes(8, "little")
-    keys = np.empty(len(dataset), dtype=np.uint64)
-    for index in range(len(dataset)):
-        tokens = array("q", dataset[index]["tokens"]).tobytes()
-        keys[index] = int.from_bytes(hashlib.blake2b(tokens, digest_size=8, key=salt).digest(), "little")
+    joined: dict[int, int] = {}  # to a smaller one of the same group
+
+    def number(content: bytes) -> int:
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=salt).digest(), "little")
+
+    def first_of(key: int) -> int:
+        while key in joined:
+            key = joined[key]
+        return key
+
+    keys = []
+    for dataset in datasets:
+        own = np.empty(len(dataset), dtype=np.uint64)
+        before: dict[str, Any] | None = None
+        for index in range(len(dataset)):
+            item = dataset[index]
+            own[index] = key = number(array("q", item["tokens"]).tobytes())
+            if before is not None and _goes_on(before, item):
+                low, high = sorted((first_of(key), first_of(int(own[index - 1]))))
+                if low != high:
+                    joined[high] = low
+            before = item
+        keys.append(own)
+    if joined:
+        # Anew, for the smallest of many is smaller than others.
+        keys = [
+            np.array([number(first_of(key).to_bytes(8, "little")) for key in own.tolist()], dtype=np.uint64)
+            for own in keys
+        ]
     return keys
+
+
+def _goes_on(before: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+    """Tell whether an example goes on with the conversation of the one before it: a later answer of the same row.
+
+    It then begins with what was asked there, and is learnt later. Where a question ends in what begins an answer, a
+    later one may lack some tokens of that.
+    """
+    asked, learnt = _num_asked(before), _num_asked(item)
+    same = asked - _NUM_BEGUN
+    return learnt > asked and same > 1 and before["tokens"][:same] == item["tokens"][:same]
+
+
+def _num_asked(item: Mapping[str, Any]) -> int:
+    """Return the number of tokens before the first one that is learnt."""
+    labels = item["labels"]
+    return next(
+        (place for place, label in enumerate(labels) if label != CROSS_ENTROPY_IGNORE_IDX), len(labels)
+    )
 
 
 def _choose(keys: np.ndarray, val_split: float) -> np.ndarray:

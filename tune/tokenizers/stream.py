@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from tune.tokenizers.protocol import Tokenizer
 
 _REPLACEMENT = "�"
+# Tokens without a text that are kept as context: there may be thousands in a row.
+_MAX_SILENT = 16
 
 
 class StreamDecoder:
@@ -60,6 +62,6 @@ class StreamDecoder:
         if self._tokenizer.decode(self._held, skip_special=True):
             self._context = self._held
         else:
-            self._context = [*self._context, *self._held]
+            self._context = [*self._context, *self._held][-_MAX_SILENT:]
         self._context_text = self._tokenizer.decode(self._context, skip_special=self._skip_special)
         self._held = []
