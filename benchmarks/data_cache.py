@@ -25,7 +25,7 @@ from benchmarks.setting import describe_machine, write_figures
 from tune.datasets import PackedDataset, instruct_dataset
 from tune.datasets.tokenizing import preparing
 from tune.tokenizers import from_checkpoint
-from tune.utils.worker_pool import num_cores
+from tune.utils.cores import count_cores
 
 _WORDS = "the answer question of apple river seven twelve green walk model data learns".split()  # noqa: SIM905
 
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", default="recipes/bundled/tiny_llama", help="Folder of a tokenizer.")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--num-proc", type=int, default=num_cores())
+    parser.add_argument("--num-proc", type=int, default=count_cores())
     parser.add_argument("--pack", type=int, default=2048, help="Tokens of a packed sequence.")
     parser.add_argument("--folder", help="Where rows and cache are written, and removed.")
     parser.add_argument("--output", help="Also write the figures to this file.")

@@ -13,9 +13,10 @@ import threading
 from pathlib import Path
 
 from tune.cli.agent import POLL_S, Ranks
-from tune.cli.launch_options import LaunchPlan, count_cores
+from tune.cli.launch_options import LaunchPlan
 from tune.cli.run_dir import make_run_dir
 from tune.cli.run_file import Program
+from tune.utils.cores import count_cores
 from tune.utils.stop_signals import heeded_signals
 
 

@@ -5,12 +5,12 @@ The names are torchrun's, since scripts and cluster templates are full of them. 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tune.cli.arguments import Given, Option, UsageError
+from tune.utils.cores import count_cores
 
 _MAX_PROCESSES = 1024  # on one machine; more is a slip of the finger, and would take it down
 _MAX_MACHINES = 100_000
@@ -171,11 +171,6 @@ def settle(
     if plan.count == "gpu" and not found:
         raise UsageError("--nproc_per_node gpu: there is no GPU here; give a number, with device=cpu")
     return replace(plan, nproc_per_node=found or count_cores()) if plan.count else plan
-
-
-def count_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_processes(given: Given) -> tuple[int, str]:

@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,16 @@ def read_file(file: Path, json_field: str | None = None, text_unit: TextUnit = "
     Raises:
         DataError: the file is missing, empty, of another kind, or broken as a whole.
     """
+    return (make() for make in read_unmade(file, json_field, text_unit))
+
+
+def read_unmade(
+    file: Path, json_field: str | None = None, text_unit: TextUnit = "document"
+) -> Iterator[Callable[[], Row]]:
+    """Yield for each row of a file what makes it: a line of JSON that is only counted, or passed over, is not parsed.
+
+    Args and errors are those of `read_file`.
+    """
     kind, source = file_kind(file), DataFile(file)
     if kind is None:
         raise DataError(f"{source}: unknown kind of data file; known are {', '.join(KINDS)}")
@@ -52,12 +63,17 @@ def read_file(file: Path, json_field: str | None = None, text_unit: TextUnit = "
         size = source.size()
         if size == 0:
             raise DataError(f"{source} is empty (0 bytes)")
-        if kind == "json":
-            yield from _read_json(source, json_field)
-        elif kind == "txt":
-            yield from _read_text(source, text_unit)
+        if kind == "jsonl" or (kind == "json" and json_field is None and _is_json_lines(source)):
+            yield from _read_jsonl(source)
         else:
-            yield from _READERS[kind](source)
+            rows = (
+                _read_json(source, json_field)
+                if kind == "json"
+                else _read_text(source, text_unit)
+                if kind == "txt"
+                else _READERS[kind](source)
+            )
+            yield from (partial(_itself, row) for row in rows)
         check_size(source, size)
     except gzip.BadGzipFile as error:
         raise DataError(f"{source} ends in .gz but is not compressed with gzip: {error}") from error
@@ -76,7 +92,11 @@ def file_kind(file: Path) -> str | None:
     return kind if kind != "parquet" or not file.name.lower().endswith(".gz") else None
 
 
-def _read_jsonl(file: DataFile) -> Iterator[Row]:
+def _itself(row: Row) -> Row:
+    return row
+
+
+def _read_jsonl(file: DataFile) -> Iterator[Callable[[], Row]]:
     num_rows = 0
     for number, raw in file.lines():
         # Where files were put one after another, each may bring its mark.
@@ -84,7 +104,7 @@ def _read_jsonl(file: DataFile) -> Iterator[Row]:
         if not raw.strip():
             continue
         num_rows += 1
-        yield _json_row(f"{file}:{number}", raw)
+        yield partial(_json_row, f"{file}:{number}", raw)
     if num_rows == 0:
         raise DataError(f"{file} holds only blank lines")
 
@@ -109,10 +129,7 @@ def _as_row(place: str, value: Any) -> Row:
 
 
 def _read_json(file: DataFile, json_field: str | None) -> Iterator[Row]:
-    """Read an array of objects, an object that holds one at `json_field`, or JSON lines in a .json file."""
-    if json_field is None and _is_json_lines(file):
-        yield from _read_jsonl(file)
-        return
+    """Read an array of objects, or an object that holds one at `json_field`."""
     with JsonReader(file) as reader:
         if not reader.peek():
             raise DataError(f"{file} holds only blank lines")
@@ -260,7 +277,6 @@ def describe(value: Any) -> str:
 
 
 _READERS: dict[str, Callable[[DataFile], Iterator[Row]]] = {
-    "jsonl": _read_jsonl,
     "csv": read_csv,
     "parquet": read_parquet,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from tune.data.files import Row
 from tune.data.folders import data_files_of, files_of_split, is_saved
 from tune.data.hub import LoadedRows, read_addresses, read_hub, read_saved_to_disk
-from tune.data.rows import TextUnit, file_kind, read_file
+from tune.data.rows import TextUnit, file_kind, read_unmade
 from tune.errors import ConfigError, DataError
 from tune.utils.escape import escape_control
 from tune.utils.paths import expand_path
@@ -93,12 +93,12 @@ class Source:
                 if _needs_count(start, stop)
                 else (int(start or 0), int(stop) if stop else None)
             )
-            return islice(
-                rows,
-                first,
-                last if self.limit is None else min(first + self.limit, _ENDLESS if last is None else last),
-            )
-        return islice(rows, None if self.limit is None else min(self.limit, _ENDLESS))
+            last = last if self.limit is None else min(first + self.limit, _ENDLESS if last is None else last)
+        else:
+            first, last = 0, None if self.limit is None else min(self.limit, _ENDLESS)
+        if isinstance(rows, LoadedRows):
+            return islice(rows, first, last)
+        return (make() for make in islice(rows.unmade(), first, last))
 
     def files(self) -> tuple[list[str], list[str]]:
         """Return the names of the files of a folder that are read, and of the data files there that are not.
@@ -194,12 +194,13 @@ class _FileRows:
     def __init__(self, files: Sequence[Path], field: str | None, text_unit: TextUnit) -> None:
         self.files, self._field, self._text_unit = files, field, text_unit
 
-    def __iter__(self) -> Iterator[Row]:
-        return (row for file in self.files for row in read_file(file, self._field, self._text_unit))
+    def unmade(self) -> Iterator[Callable[[], Row]]:
+        """Yield for each row what makes it."""
+        return (make for file in self.files for make in read_unmade(file, self._field, self._text_unit))
 
 
-def _count(rows: Iterable[Row]) -> int:
-    return len(rows) if isinstance(rows, Sized) else sum(1 for _ in rows)
+def _count(rows: _FileRows | LoadedRows) -> int:
+    return len(rows) if isinstance(rows, LoadedRows) else sum(1 for _ in rows.unmade())
 
 
 def _needs_count(*bounds: str | None) -> bool:

@@ -23,8 +23,9 @@ from tune.data.cache_key import NotDescribedError, cache_key
 from tune.datasets.reading import RowReader, check_learnable
 from tune.datasets.sampling import Sample, current_sample
 from tune.errors import DataError
+from tune.utils.cores import count_cores
 from tune.utils.logging import get_logger
-from tune.utils.worker_pool import WorkerPool, num_cores, pickled_job
+from tune.utils.worker_pool import WorkerPool, pickled_job
 
 RowTokenizer = ConversationTokenizer | TextTokenizer
 # Other processes need about as long before they begin.
@@ -158,4 +159,4 @@ def _num_proc() -> int:
     if preparation.num_proc is not None:
         return preparation.num_proc
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) if preparation.data_cache_dir == OFF else 1
-    return max(num_cores() // max(sharing, 1), 1)
+    return max(count_cores() // max(sharing, 1), 1)

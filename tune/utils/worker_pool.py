@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import queue
 from collections import deque
@@ -19,11 +18,6 @@ R = TypeVar("R")
 
 # Lists for each worker that are waiting or done: enough that none waits for another, and few in memory.
 _AHEAD = 3
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool(Generic[T, R]):
