@@ -130,7 +130,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         fields.problem(f"a rank (`r`, `rank_pattern`) is {min(ranks)}; it must be at least 1")
     if wrong := [alpha for alpha in alphas if not 0 < alpha <= _LARGEST_ALPHA]:
         fields.problem(
-            f"an alpha (`lora_alpha`, `alpha_pattern`) is {wrong[0]}; it must be above 0, and {_LARGEST_ALPHA:g} at most"
+            f"an alpha (`lora_alpha`, `alpha_pattern`) is {wrong[0]}; it must be above 0 and at most {_LARGEST_ALPHA:g}"
         )
     if not 0 <= settings.dropout < 1:
         fields.problem(f"`lora_dropout` is {settings.dropout}; it must be at least 0 and below 1")
