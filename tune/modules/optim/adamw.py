@@ -125,6 +125,11 @@ class AdamW(Optimizer):
         bits: dict[Any, RandomBits],
     ) -> None:
         device = parts[0].device
+        if device.type == "cuda" and all(part.is_contiguous() for part in parts):
+            from tune.modules.kernels.adamw_triton import step_rounded_
+
+            step_rounded_(parts, step, mix(self.seed, step, number) >> 1, first_element(weight), settings)
+            return
         at_once = _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE)
         if (step, device) not in bits:
             largest = max(param.numel() for group in self.param_groups for param in group["params"])
