@@ -105,11 +105,14 @@ class FullFinetuneRecipe:
             mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        self.dataset: Any = build_datasets(params.dataset, self.tokenizer)
+        how: Any = {"num_proc": params.dataset_num_proc, "data_cache_dir": params.data_cache_dir}
+        self.dataset: Any = build_datasets(params.dataset, self.tokenizer, **how)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
-        self.dataset_val: Any = params.dataset_val and build_datasets(params.dataset_val, self.tokenizer)
+        self.dataset_val: Any = params.dataset_val and build_datasets(
+            params.dataset_val, self.tokenizer, **how
+        )
         if self.dataset_val:
             batch_size_val = params.batch_size_val or params.batch_size
             self.loader_val = build_loader(self.dataset_val, batch_size=batch_size_val, shuffle=False)

@@ -45,13 +45,18 @@ def binding() -> Iterator[None]:
         assert libc.capset(ctypes.byref(header), data) == 0
 
 
-def require_binding() -> None:
-    """Skip the test where this process is root for good: it may not lay down what it was born with."""
+def can_bind() -> bool:
+    """Return whether what this process executes can be bound for good: root may not always lay down its powers."""
     if os.geteuid() != 0:
-        return
+        return True
     header, data = _Header(_VERSION_3, 0), (_Data * 2)()
     known = sys.platform == "linux" and ctypes.CDLL(None).capget(ctypes.byref(header), data) == 0
-    if not known or not data[0].effective & 1 << _CAP_SETPCAP:
+    return bool(known and data[0].effective & 1 << _CAP_SETPCAP)
+
+
+def require_binding() -> None:
+    """Skip the test where this process is root for good: it may not lay down what it was born with."""
+    if not can_bind():
         pytest.skip("root may not lay down its capabilities here (CAP_SETPCAP)")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, full_finetune, generate, lora, nf4, setting
+from benchmarks import checkpoints, data_cache, full_finetune, generate, lora, nf4, setting
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,3 +99,12 @@ def test_nf4_compares_the_same_matrix(capsys: pytest.CaptureFixture[str]) -> Non
     assert 0.05 < figures["relative_error"] < 0.1
     assert {"tune", "plain torch", "copy"} <= set(figures["results"])
     assert all(figure > 0 for result in figures["results"].values() for figure in result.values())
+
+
+def test_data_cache_finds_the_same_examples_twice(capfd: pytest.CaptureFixture[str]) -> None:
+    assert data_cache.main(["--rows", "300", "--num-proc", "1", "--pack", "64"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    first, second = figures["results"]["first"], figures["results"]["second"]
+    assert first["examples"] == second["examples"]
+    assert first["examples"][0] == 300
+    assert figures["cache_mb"] > 0

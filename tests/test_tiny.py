@@ -185,13 +185,6 @@ def test_a_few_steps_of_the_shipped_config_lower_the_loss(
     assert Path("out/latest/model/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("config", ["tiny/full_finetune", "tiny/lora_finetune", "tiny/pretrain"])
-def test_the_configs_are_valid(config: str) -> None:
-    from tune.cli.main import main
-
-    assert main(["validate", config]) == 0
-
-
 @pytest.mark.parametrize("lesson", [demo.FULL, demo.LORA], ids=["full", "lora"])
 def test_the_demo_looks_where_its_config_writes(lesson: demo.Lesson) -> None:
     recipe, config = find_recipe(lesson.recipe), find_config(lesson.config)

@@ -16,6 +16,7 @@ from recipes.params.checks import (
     check_processes,
     check_sizes,
 )
+from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param, refuse_unknown
@@ -90,6 +91,19 @@ class FinetuneParams:
     )
     dataset_val: Component | None = param(
         None, slot=DATASET, group="Data", help="Validation data; its loss is reported, never trained on."
+    )
+    dataset_num_proc: int | None = param(
+        None,
+        minimum=1,
+        maximum=1024,
+        group="Data",
+        help="Processes that tokenize the data, where it takes more than a moment; null takes one per core.",
+    )
+    data_cache_dir: str | None = param(
+        None,
+        group="Data",
+        help="Folder in which tokenized data is kept for the next run; null means $XDG_CACHE_HOME/tune/data (or "
+        "~/.cache/tune/data), off keeps none. TUNE_DATA_CACHE_GB bounds its size.",
     )
     shuffle: bool = param(
         True, group="Data", fixed_on_resume=True, help="Take the examples in a new random order every epoch."
@@ -380,7 +394,8 @@ class FinetuneParams:
         return self.data_parallel_shard_dim > 1 or self.fsdp_cpu_offload or self.optimizer_in_bwd
 
     def notices(self, is_sharded: bool) -> Iterator[str]:
-        """Yield what is to be said of settings that do nothing where the model is sharded, or is not."""
+        """Yield what is to be said of data that is both learnt and validated on, and of settings that do nothing."""
+        yield from warn_of_shared_rows(self.dataset, self.dataset_val)
         if self.custom_sharded_layers and not is_sharded:
             yield f"Nothing is sharded: custom_sharded_layers {self.custom_sharded_layers} has no effect."
         if self.low_cpu_ram:

@@ -9,17 +9,20 @@ import pytest
 
 # The store lives in a process that goes while this one waits for a key.
 LOSE_THE_STORE = """
-import contextlib, os, subprocess, sys, threading
+import contextlib, os, signal, sys, threading
 from tune.cli.torch_logging import importing_quietly
 before = dict(os.environ)
 with importing_quietly() if sys.argv[1] == "quiet" else contextlib.nullcontext():
     from torch.distributed import DistError, TCPStore
 assert dict(os.environ) == before
-serve = "import sys; from torch.distributed import TCPStore; s = TCPStore('127.0.0.1', 0, None, True, "
-serve += "wait_for_workers=False); print(s.port, flush=True); sys.stdin.read()"
-server = subprocess.Popen([sys.executable, "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-store = TCPStore("127.0.0.1", int(server.stdout.readline()), None, False)
-threading.Timer(0.5, server.kill).start()
+ours, theirs = os.pipe()
+server = os.fork()  # torch is imported, and there are no threads as yet
+if server == 0:
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    os.write(theirs, str(store.port).encode())
+    signal.pause()
+store = TCPStore("127.0.0.1", int(os.read(ours, 99)), None, False)
+threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
 try:
     store.get("never set")
 except DistError:

@@ -210,15 +210,17 @@ def test_messages_that_answer_others_are_learnt_alone():
 
 def test_other_keys_and_roles_are_told():
     turns = [{"who": "guest", "said": "q"}, {"who": "host", "said": "a"}]
-    with pytest.raises(DataError, match=r"message 1 .* dataset\.message_keys=\{role: KEY, content: KEY\}"):
+    with pytest.raises(DataError, match=r"message 1 .* dataset\.message_keys\.role=KEY"):
         ChatToMessages()({"messages": turns})
     keys = {"role": "who", "content": "said"}
-    with pytest.raises(DataError, match=r"the who 'guest'; known are .* dataset\.roles=\{guest: user\}"):
+    with pytest.raises(DataError, match=r"the who 'guest'; known are .* dataset\.roles\.guest=user"):
         ChatToMessages(message_keys=keys)({"messages": turns})
     transform = ChatToMessages(message_keys=keys, roles={"guest": "user", "host": "assistant"})
     assert transform({"messages": turns})["messages"] == [Q, A]
     with pytest.raises(ConfigError, match="message_keys has no part 'from'; parts are role and content"):
         ChatToMessages(message_keys={"from": "who"})
+    with pytest.raises(ConfigError, match=r"dataset\.roles\.assistant is 'gpt4', expected user, assistant"):
+        ChatToMessages(roles={"assistant": "gpt4"})
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_other_keys_and_roles_are_told():
     [
         (
             {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
-            "column_map={answer: chosen}",
+            "column_map.answer=chosen",
         ),
         (
             {"label": False},
@@ -272,6 +274,7 @@ def test_rows_of_another_task(extra, says):
             [{"role": "user", "content": "q"}, {"role": "assistant", "message": "a"}],
             "message 2 .* expected an object with",
         ),
+        (by_role(("user", [{"type": {}, "text": "q"}])), "a part of type 'an object with no keys'"),
         (["q", "a"], "message 1 .* the text 'q', expected an object"),
         ([{"user": "q", "human": "x"}], "message 1"),
     ],

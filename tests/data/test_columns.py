@@ -17,6 +17,12 @@ from tune.errors import ConfigError, DataError
         (["prompt", "completion"], "prompt -> completion"),
         (["id", "question", "answer"], "question -> answer"),
         (["input", "output"], "input -> output"),
+        (["instruction", "answer", "revision"], "instruction -> answer"),
+        (["question", "output"], "question -> output"),
+        (
+            ["id", "system", "history", "functions", "Prompt", "Completion"],
+            "Prompt -> Completion, with system, history, functions",
+        ),
     ],
 )
 def test_known_names_are_recognised(columns, expected):
@@ -29,7 +35,7 @@ def test_known_names_are_recognised(columns, expected):
     [
         (
             ["q", "a"],
-            r"of the data .* found q, a\. Say so with dataset\.column_map=\{instruction: COLUMN, output: COLUMN\}",
+            r"of the data .* found q, a\. Say so with dataset\.column_map\.instruction=COLUMN .*output=COLUMN",
         ),
         (
             ["question", "answer", "prompt", "completion"],

@@ -71,7 +71,7 @@ def test_a_number_is_read_as_its_text(value, text):
 def test_an_empty_answer_is_read_and_not_learnt():
     read = InputOutputToMessages(train_on_input=True)({"input": "q", "output": " "})
     assert [m.masked for m in read["messages"]] == [False, True]
-    assert read["notes"] == {"answers are empty: they are read, not learnt": 1}
+    assert read["notes"] == {"empty answers, which are read and not learnt": 1}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_empty_answer_is_read_and_not_learnt():
         ({**ROW, "label": False}, "an answer judged bad"),
         (
             {**ROW, "chosen": "a", "rejected": "b"},
-            r"dataset\.column_map={output: chosen} learns the chosen answers alone",
+            r"dataset\.column_map\.output=chosen learns the chosen answers alone",
         ),
         ({**ROW, "image": "x.png"}, "as image, and only text is read"),
     ],

@@ -242,8 +242,8 @@ def test_train_on_last_learns_the_last_answer_alone(data: Data) -> None:
     assert found == [[("river<|end|>", 1)], [("river<|end|>", 0.5)]]
     with pytest.raises(ConfigError, match=r"train_on is 'first', expected 'all' or 'last'"):
         data.read(rows, TEMPLATES["headers"], train_on="first")
-    with pytest.raises(ConfigError, match="train_on_input is true"):
-        data.read(rows, TEMPLATES["headers"], train_on="last", train_on_input=True)
+    with_prompt = data.learnt(rows[:1], TEMPLATES["headers"], train_on="last", train_on_input=True)
+    assert with_prompt == [[("<|start|>user<|sep|>user<|end|><|start|>assistant<|sep|>river<|end|>", 1)]]
 
 
 @pytest.mark.parametrize("form", ["reasoning_content", "content"])
@@ -280,6 +280,12 @@ def test_reasoning_is_learnt_or_only_read(data: Data, form: str) -> None:
     assert "of green" not in "".join(text for text, _ in with_prompts)
 
 
+def test_a_thought_of_one_letter_is_found_behind_its_tag(data: Data) -> None:
+    for answer in ({"content": "<think>i</think>green"}, {"content": "green", "reasoning_content": "i"}):
+        row = [{"role": "user", "content": "walk"}, {"role": "assistant", **answer}]
+        assert data.learnt([row], THINKING, train_on_reasoning=False) == [[("green<|end|>", 1)]]
+
+
 def test_reasoning_in_a_text_template_is_only_read(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "think.jsonl"
     path.write_text(json.dumps({"prompt": "walk", "completion": "<think>seven</think>\n\nthe river"}) + "\n")
@@ -301,3 +307,62 @@ def test_a_detail_is_found_where_the_template_puts_it(data: Data) -> None:
         {"role": "assistant", "content": said, "train_detail": detail},
     ]
     assert data.learnt([row], THINKING) == [[("green", 1), ("<|end|>", 1)]]
+
+
+def test_joined_turns_keep_their_weights(data: Data) -> None:
+    row = [
+        {"role": "user", "content": "walk", "loss": False},
+        {"role": "user", "content": "the user"},
+        {"role": "assistant", "content": "green", "weight": 0.5},
+        {"role": "assistant", "content": "apple"},
+    ]
+    found = data.learnt([row], TEMPLATES["headers"], on_odd_turns="merge")
+    assert found == [[("green", 0.5), ("\n\napple<|end|>", 1)]]
+    row[2]["weight"] = 0
+    found = data.learnt([row], TEMPLATES["headers"], on_odd_turns="merge")
+    assert found == [[("\n\napple<|end|>", 1)]]
+    context = {"role": "context", "content": "seven", "train": True}
+    row = [context, {"role": "user", "content": "walk"}, {"role": "assistant", "content": "green"}]
+    assert data.learnt([row], TEMPLATES["headers"]) == [
+        [("seven\n\n", 1), ("<|end|>", 1), ("green<|end|>", 1)]
+    ]
+
+
+def test_a_part_that_is_no_text_has_no_weight(data: Data) -> None:
+    parts = [{"type": "thinking", "thinking": "seven", "weight": 0}, {"type": "text", "text": "green"}]
+    row = [{"role": "user", "content": "walk"}, {"role": "assistant", "content": parts}]
+    with pytest.raises(DataError, match="part of type 'thinking' with weight 0; only texts have one"):
+        data.read([row], THINKING)
+
+
+def test_the_example_of_axolotls_docs_is_read_as_meant(data: Data) -> None:
+    """Every kind of its flags, in a template that rewrites earlier answers, with one text said by both."""
+    well, meant = "walk doing very well, thank you!", [(0, 8, False), (9, 18, True), (19, 31, False)]
+    detail = [{"begin_offset": b, "end_offset": e, "train": t} for b, e, t in meant]
+    turns = [
+        ("system", "walk", {"train": False}),
+        ("human", "seven", {"train": False}),
+        ("assistant", "seven", {"train": True}),
+        ("human", "river?", {"train": True}),
+        ("assistant", well, {"train_detail": detail}),
+        ("human", well, {"train": True}),
+        ("assistant", "green!", {"train": True}),
+    ]
+    row = [{"from": role, "value": said, **flags} for role, said, flags in turns]
+    empty = "<think>\n\n</think>\n\n"
+    assert data.learnt([row], THINKING) == [
+        [(f"{empty}seven<|end|>", 1)],
+        [("river?<|end|>", 1), (f"{well[9:19]}", 1), ("<|end|>", 1)],
+        [(f"{well}<|end|>", 1), (f"{empty}green!<|end|>", 1)],
+    ]
+    whole = data.learnt([row], TEMPLATES["headers"])
+    assert whole == [
+        [
+            ("seven<|end|>", 1),
+            ("river?<|end|>", 1),
+            (f"{well[9:19]}", 1),
+            ("<|end|>", 1),
+            (f"{well}<|end|>", 1),
+            ("green!<|end|>", 1),
+        ]
+    ]

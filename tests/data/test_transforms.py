@@ -156,7 +156,7 @@ def test_what_is_wrong_with_a_row(row, says):
         ([{"role": "user"}], "message 1 in 'messages' is an object with role, expected"),
         (
             [{"role": "narrator", "content": "x"}],
-            "the role 'narrator'; known are system, .* dataset.roles={narrator: ",
+            "the role 'narrator'; known are system, .* dataset.roles.narrator=",
         ),
         ([{"role": "tool", "content": "x"}], "without an answer"),
         ([{"role": ["user"], "content": "x"}], "the role"),

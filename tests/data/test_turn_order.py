@@ -109,7 +109,7 @@ def test_an_empty_answer_is_read_and_not_learnt():
     messages = [*conversation("ua"), Message("user", "3", True), Message("assistant", " \n")]
     kept, notes = arrange_turns(messages)
     assert [m.masked for m in kept] == [True, False, True, True]
-    assert notes == {"answers are empty: they are read, not learnt": 1}
+    assert notes == {"empty answers, which are read and not learnt": 1}
     thought = [*conversation("u"), Message("assistant", "", reasoning_content="hm")]
     assert not arrange_turns(thought)[0][1].masked
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from tune.data import DataReport, Message, TokenStore, padded_collate_sft, shift_weights
+from tune.data import DataReport, Examples, Message, TokenWriter, padded_collate_sft, shift_weights
 from tune.data.message_flags import read_weight
 from tune.datasets import chat_dataset
 from tune.datasets.concat import ConcatDataset
 from tune.datasets.own import OwnDataset
 from tune.datasets.packed import PackedDataset
-from tune.errors import DataError
+from tune.errors import ConfigError, DataError
 from tune.tokenizers import SentencePieceTokenizer, Tokenizer
+from tune.training.batches import collate_with_lengths
 
 ROWS: list[Any] = [
     [("user", "seven apples"), ("assistant", "green", 0.25), ("user", "walk"), ("assistant", "the river")],
@@ -100,15 +101,25 @@ def test_a_batch_has_weights_where_an_example_has() -> None:
 
 
 def test_a_store_holds_few_weights_and_names_too_many() -> None:
-    store = TokenStore(300)
-    store.append([7, 8], [0.0, 1.0])
+    first, second, third = Examples(300), Examples(300), Examples(300)
+    first.append([7, 8], [0.0, 1.0])
     for number in range(254):
-        store.append([1, 2, 3], [0.0, number / 254 + 0.001, 1.0])
-    assert store.example(0) == {"tokens": [7, 8], "labels": [-100, 8]}
-    assert store.example(254)["weights"] == [0.0, 253 / 254 + 0.001, 1.0]
+        (first if number % 3 else second).append([1, 2, 3], [0.0, number / 254 + 0.001, 1.0])
+    writer = TokenWriter(300)
+    for examples in (first, second):  # each has a table of its own
+        writer.extend(examples)
+    third.append([1, 2], [0.0, 0.777])
     with pytest.raises(DataError, match=r"more than 256 different weights.*0\.777"):
-        store.append([1, 2], [0.0, 0.777])
+        writer.extend(third)
+    for number in range(253):
+        third.append([1], [number / 254 + 0.001])
+    with pytest.raises(DataError, match=r"more than 256 different weights.*0\.997"):
+        third.append([1], [253 / 254 + 0.001])
+    store = writer.finish()
     assert len(store) == 255
+    assert store.example(0) == {"tokens": [7, 8], "labels": [-100, 8]}
+    assert store.example(1)["weights"] == [0.0, 1 / 254 + 0.001, 1.0]
+    assert store.example(254)["weights"] == [0.0, 252 / 254 + 0.001, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -152,3 +163,15 @@ def test_an_own_dataset_may_have_weights() -> None:
 
 def test_no_weight_is_told_of_where_none_is() -> None:
     assert "weight" not in str(DataReport(source="x", num_examples=1, num_tokens=4, num_target_tokens=2))
+
+
+def test_a_collate_fn_that_leaves_weights_out_is_told() -> None:
+    plain = {"tokens": [4, 5], "labels": [-100, 5]}
+
+    def collate(examples: Any) -> dict[str, Any]:
+        batch = padded_collate_sft(examples)
+        return {key: batch[key] for key in ("tokens", "labels")}
+
+    assert "document_lengths" in collate_with_lengths(collate, 0, [plain])
+    with pytest.raises(ConfigError, match=r"collate_fn leaves them out: its batches need `weights`"):
+        collate_with_lengths(collate, 0, [plain, plain | {"weights": [0.0, 0.5]}])

@@ -71,6 +71,10 @@ def test_any_bytes(tmp_path, content, kind, zipped):
 
 texts = st.one_of(st.sampled_from(["", " ", "the river", "</s>", "\ud800", "[/INST]"]), st.text(max_size=9))
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts)
+offsets = st.one_of(st.integers(-1, 9), scalars)
+details = st.fixed_dictionaries(
+    {}, optional={"begin_offset": offsets, "end_offset": offsets, "train": st.one_of(st.booleans(), scalars)}
+)
 turns = st.fixed_dictionaries(
     {},
     optional={
@@ -78,7 +82,10 @@ turns = st.fixed_dictionaries(
         "from": st.sampled_from(["human", "gpt"]),
         "content": scalars,
         "value": scalars,
-        "weight": st.sampled_from([0, 1, None]),
+        "weight": st.one_of(st.sampled_from([0, 0.5, 1, None]), scalars),
+        "train": st.one_of(st.booleans(), scalars),
+        "loss": st.one_of(st.sampled_from([0, 0.5, True, False]), scalars),
+        "train_detail": st.one_of(st.lists(details, max_size=3), scalars),
     },
 )
 cells = st.one_of(scalars, st.lists(st.one_of(turns, scalars), max_size=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, insort
 
 import pytest
 import torch
@@ -15,20 +16,38 @@ from tune.errors import DataError
 from tune.tokenizers import SentencePieceTokenizer
 
 
+def packed_one_by_one(lengths, capacity):
+    """The definition: each document, from the longest down, goes where the least is left."""
+    packs, room = [], []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        tightest = bisect_left(room, (lengths[index], 0))
+        left, pack = room.pop(tightest) if tightest < len(room) else (capacity, len(packs))
+        if pack == len(packs):
+            packs.append([])
+        packs[pack].append(index)
+        if left > lengths[index]:
+            insort(room, (left - lengths[index], pack))
+    return [sorted(pack) for pack in packs]
+
+
 @given(lengths=st.lists(st.integers(1, 17), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_every_document_is_in_one_pack_and_none_overflows(lengths):
     packs = pack_lengths(lengths, 17)
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
     assert all(0 < sum(lengths[index] for index in pack) <= 17 for pack in packs)
-    assert pack_lengths(lengths, 17) == packs
+    assert list(packs) == packed_one_by_one(lengths, 17)
     # Two packs that would fit into one would be a waste.
     sizes = sorted(sum(lengths[index] for index in pack) for pack in packs)
     assert len(sizes) < 2 or sizes[0] + sizes[1] > 17
 
 
 def test_the_tightest_room_is_filled_first():
-    assert pack_lengths([4, 6, 5, 3, 2], 10) == [[0, 1], [2, 3, 4]]
+    packs = pack_lengths([4, 6, 5, 3, 2], 10)
+    assert list(packs) == packs[:] == [[0, 1], [2, 3, 4]]
+    assert packs[-1] == [2, 3, 4]
+    with pytest.raises(IndexError, match="index 2 is outside of the 2 sequences"):
+        packs[2]
     with pytest.raises(DataError, match="11 tokens does not fit into a packed sequence of 10"):
         pack_lengths([3, 11], 10)
 

@@ -156,6 +156,11 @@ PLAIN = "|user:q.|assistant:[a.]"
             {},
             TOOLS + f"|user:q.|assistant:[{CALLED}.]|tool:3.|assistant:[a.]",
         ),
+        (
+            {"input": {"messages": [ASKED]}, "preferred_output": [SAID], "non_preferred_output": [SAID]},
+            {"column_map": {"messages": "input", "answer": "preferred_output"}},
+            PLAIN,
+        ),
         ({"messages": [ASKED, SAID, ASKED]}, {}, PLAIN),
         (
             {"messages": [ASKED, {**SAID, "weight": 0}, ASKED, SAID]},
@@ -235,12 +240,12 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         (
             "instruct",
             {"prompt": "q", "chosen": "a", "rejected": "b"},
-            r"dataset\.column_map={input: prompt, output: chosen}",
+            r"column_map\.input=prompt dataset\.column_map\.output=chosen",
         ),
         (
             "alpaca",
             {"instruction": "q", "chosen": "a", "rejected": "b"},
-            r"{instruction: instruction, output: chosen}",
+            r"column_map\.instruction=instruction dataset\.column_map\.output=chosen",
         ),
         (
             "instruct",
@@ -250,12 +255,12 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         (
             "chat",
             {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]},
-            r"dataset\.column_map={messages: chosen}",
+            r"dataset\.column_map\.messages=chosen",
         ),
         (
             "chat",
             {"conversations": [QUESTION], "chosen": ANSWER, "rejected": ANSWER},
-            r"data\.jsonl:1: has 'chosen' and 'rejected'.*dataset\.column_map={answer: chosen}",
+            r"data\.jsonl:1: has 'chosen' and 'rejected'.*dataset\.column_map\.answer=chosen",
         ),
         ("chat", {"messages": [ASKED, SAID], "label": False}, r"data\.jsonl:1: .*judged bad"),
         ("instruct", {"prompt": "q", "completion": "a", "label": False}, r"data\.jsonl:1: .*judged bad"),
@@ -263,6 +268,8 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         ("instruct", {"prompt": "q"}, "A prompt alone teaches nothing"),
         ("instruct", {"prompt": [ASKED], "completion": [SAID]}, r"looks like messages: .*dataset=chat"),
         ("instruct", {"text": "x"}, "dataset=text_completion"),
+        ("instruct", {"input_ids": [7, 8], "labels": [7, 8]}, "dataset=tokenized"),
+        ("chat", {"segments": [{"text": "x", "label": True}]}, "dataset=tokenized"),
         ("chat", {"text": "### Human: q### Assistant: a"}, "dataset=text_completion"),
         ("chat", {"instruction": "q", "output": "a"}, "dataset=instruct"),
         ("instruct", {"messages": [ASKED, SAID]}, "dataset=chat"),
@@ -306,10 +313,10 @@ def test_the_report_says_what_was_done(read):
     ]
     said = str(report)
     assert "not used: column id (2 times), message key rank (1 time)" in said
-    assert "warning: 2 turns at the end of conversations are left out" in said
-    assert "warning: 1 turns are joined with the one before (on_odd_turns: merge)" in said
-    assert "warning: 1 answers are empty: they are read, not learnt" in said
-    assert "warning: 1 turns are left out, for they are out of order (on_odd_turns: merge)" in said
+    assert "warning: turns left out at the end of conversations, for no answer follows them: 2" in said
+    assert "warning: turns joined with the one before (on_odd_turns: merge): 1" in said
+    assert "warning: empty answers, which are read and not learnt: 1" in said
+    assert "warning: turns left out, for they are out of order (on_odd_turns: merge): 1" in said
     assert report.to_dict()["unused"] == report.unused
     with pytest.raises(ConfigError, match="on_odd_turns is 'keep'"):
         read("chat", rows, on_odd_turns="keep")

@@ -24,7 +24,7 @@ def start(
 
     Its output goes to `log`; without one, to pipes. `before` is called in the new process.
     """
-    count = ["--nproc_per_node", str(num_processes)]
+    count = ["--nproc_per_node", str(num_processes)] if num_processes > 1 else []
     with open(log or os.devnull, "w") as file:
         stream = file if log else subprocess.PIPE
         return subprocess.Popen(
@@ -49,6 +49,15 @@ def children_of(pid: int) -> list[int]:
             except OSError:  # it has ended meanwhile
                 continue
     return found[1:]
+
+
+def rank_of(pid: int, rank: int) -> int:
+    """Return the process of a rank below the launcher; its loader's workers come after it."""
+    return next(
+        child
+        for child in children_of(pid)
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    )
 
 
 def launch(

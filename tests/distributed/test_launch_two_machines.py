@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -117,7 +118,10 @@ def test_two_machines_train_as_one(machines: tuple[str, str], tmp_path: Path) ->
 
 
 def test_a_recipe_trains_on_two_machines_as_on_one(machines: tuple[str, str], tmp_path: Path) -> None:
-    recipe = ("full_finetune", "--config", "tiny/full_finetune", "epochs=1", "max_steps_per_epoch=3")
+    rows = [{"instruction": "Say it.", "input": "mill " * (1 + i % 5), "output": "goose"} for i in range(18)]
+    (tmp_path / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = ("full_finetune", "--config", "tiny/full_finetune", "epochs=1", "batch_size=3")
+    recipe += ("dataset.source=orders.jsonl",)
     meeting = ("--rdzv_endpoint", f"{ADDRESSES[0]}:29413")
     results = ends([launch(name, tmp_path, *meeting, *recipe, "output_dir=two") for name in machines])
     assert [code for code, _, _ in results] == [0, 0], results

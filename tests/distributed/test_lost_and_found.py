@@ -14,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launching import children_of, launch, start
+from tests.distributed.launching import launch, rank_of, start
+from tests.permissions import bind_for_good, can_bind, require_binding
+from tune.cli.main import main
 from tune.training import find_newest_complete_step, list_saved_steps
 
+TINY = ("full_finetune", "--config", "tiny/full_finetune")
 NUM_STEPS = 12
 
 
@@ -35,19 +38,36 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
-        *("--config", "tiny/full_finetune", f"dataset.source={path}", "batch_size=3", "epochs=2"),
-        *("log_every_n_steps=1", "lr_scheduler.num_warmup_steps=2", "save_every_n_steps=1", "num_workers=1"),
-        *("log_level=WARNING", "enable_async_checkpointing=true"),
+        *(
+            f"dataset.source={path}",
+            "batch_size=3",
+            "epochs=2",
+            "log_every_n_steps=1",
+            "save_every_n_steps=1",
+        ),
+        *("lr_scheduler.num_warmup_steps=2", "log_level=WARNING", "enable_async_checkpointing=true"),
     ]
 
 
 @pytest.fixture(scope="module")
-def whole(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happens to."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    done = launch(2, "full_finetune", *common, f"output_dir={out}")
+def ended(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where bad_ends.py left its runs, and what both processes said about them."""
+    folder = tmp_path_factory.mktemp("ended")
+    before = bind_for_good if can_bind() else None
+    done = launch(2, Path(__file__).with_name("bad_ends.py"), str(folder), *common, before=before)
     assert done.returncode == 0, done.stderr
-    return out
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(ended: Path) -> Path:
+    """The run that nothing happens to."""
+    assert said_of(ended, "whole") == ["ended with 0"] * 2
+    return ended / "whole"
+
+
+def said_of(ended: Path, name: str) -> list[str]:
+    return [json.loads((ended / f"said_{rank}.json").read_text())[name] for rank in (0, 1)]
 
 
 def rows_of(output_dir: Path) -> list[dict[str, Any]]:
@@ -74,32 +94,37 @@ def wait_for(path: Path, process: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_any_moment_it_is_the_same_run(
-    common: list[str], whole: Path, tmp_path: Path, seed: int
-) -> None:
+def test_killed_at_any_moment_it_is_the_same_run(common: list[str], whole: Path, tmp_path: Path) -> None:
+    """All at once, as when a machine goes down; then one process, as when the kernel runs out of memory."""
     out = tmp_path / "out"
-    process = start(2, "full_finetune", *common, f"output_dir={out}")
-    rng = random.Random(seed)
-    wait_for(out / f"step_{rng.randint(1, NUM_STEPS - 3):06d}", process)
-    time.sleep(rng.random() * 0.3)
-    # All at once, as when a machine goes down, or one process, as when the kernel runs out of memory.
-    if seed == 1:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        os.kill(max(children_of(process.pid)), signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert find_newest_complete_step(out) is not None, err
-    done = launch(2, "full_finetune", *common, f"output_dir={out}", "resume_from_checkpoint=true")
+    words = (*TINY, *common, f"output_dir={out}", "resume_from_checkpoint=true")
+    rng, step = random.Random(1), 0
+    for kills_all in (True, False):
+        process = start(2, *words, "num_workers=1")
+        wait_for(out / f"step_{step + rng.randint(1, 3):06d}", process)
+        time.sleep(rng.random() * 0.15)
+        if kills_all:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            os.kill(rank_of(process.pid, 1), signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode != 0
+        newest = find_newest_complete_step(out)
+        assert newest is not None, err
+        assert step < newest.step < NUM_STEPS
+        step = newest.step
+    done = launch(2, *words)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, out)
 
 
-def test_asked_to_stop_all_stop_after_the_same_step(common: list[str], whole: Path, tmp_path: Path) -> None:
+def test_asked_to_stop_all_stop_after_the_same_step(
+    common: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And the run goes on with another number of processes, the same but for how sums are rounded."""
     out = tmp_path / "out"
-    process = start(2, "full_finetune", *common, f"output_dir={out}")
+    words = (*TINY, *common, f"output_dir={out}")
+    process = start(2, *words)
     wait_for(out / "step_000004", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
@@ -107,17 +132,20 @@ def test_asked_to_stop_all_stop_after_the_same_step(common: list[str], whole: Pa
     newest = list_saved_steps(out)[-1]
     assert newest == find_newest_complete_step(out)
     assert newest.step == rows_of(out)[-1]["step"]
-    go_on = [f"output_dir={out}", "resume_from_checkpoint=true"]
-    refused = launch(1, "full_finetune", *common, *go_on)
-    assert refused.returncode == 1
-    assert "sequences_per_step: was 6, is 3" in refused.stderr
+
+    def go_on(*changes: str) -> tuple[int, str]:
+        return main(["run", *words, "resume_from_checkpoint=true", *changes]), capsys.readouterr().err
+
+    code, err = go_on()
+    assert code == 1
+    assert "sequences_per_step: was 6, is 3" in err
     # Three of one sequence, then six: the same global batch, cut up otherwise.
-    done = launch(1, "full_finetune", *common, *go_on, "batch_size=6", f"max_steps_per_epoch={NUM_STEPS}")
-    assert done.returncode == 1
-    assert "max_steps_per_epoch: was None, is 12" in done.stderr
-    done = launch(1, "full_finetune", *common, *go_on, "batch_size=6")
-    assert done.returncode == 0, done.stderr
-    assert "processes: was 2, is 1" in done.stderr
+    code, err = go_on("batch_size=6", f"max_steps_per_epoch={NUM_STEPS}")
+    assert code == 1
+    assert "max_steps_per_epoch: was None, is 12" in err
+    code, err = go_on("batch_size=6")
+    assert code == 0, err
+    assert "processes: was 2, is 1" in err
     ours, theirs = (
         load_file(out / "latest/model/model.safetensors"),
         load_file(whole / "latest/model/model.safetensors"),
@@ -128,53 +156,33 @@ def test_asked_to_stop_all_stop_after_the_same_step(common: list[str], whole: Pa
     assert [row["step"] for row in rows_of(out)] == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_process_that_cannot_write_fails_the_save_on_all(common: list[str], tmp_path: Path) -> None:
-    """The second process may write no file of over 300 kB: its part of the optimizer's state is larger."""
-    copy = tmp_path / "limited.py"
-    copy.write_text(
-        "import os, resource, sys\n"
-        "if os.environ['RANK'] == '1':\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-        "from recipes.full_finetune import recipe_main\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(recipe_main())\n"
-    )
-    out = tmp_path / "out"
-    done = launch(2, copy, *common, f"output_dir={out}", "enable_async_checkpointing=false")
-    assert done.returncode == 1, done.stderr
-    assert "could not save step_000001" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(out.glob("*step_*"))
+def test_a_process_that_cannot_write_fails_the_save_on_all(ended: Path) -> None:
+    for said in said_of(ended, "limited"):
+        assert said.startswith("CheckpointError: could not save step_000001")
+    assert not list((ended / "limited").glob("*step_*"))
 
 
-def test_a_loss_that_is_no_number_on_one_process_stops_all(
-    common: list[str], whole: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_no_number_on_one_process_stops_all(ended: Path, whole: Path) -> None:
     """The step before is saved, the bad one kept for study, and without the cause the run goes on as if nothing was."""
-    copy = tmp_path / "breaking.py"
-    copy.write_text(
-        "import os, sys\n"
-        "from recipes import full_finetune as original\n"
-        "from recipes.full_finetune import recipe_main\n"
-        "plain = original.FullFinetuneRecipe.batch_loss\n"
-        "def broken(self, batch):\n"
-        "    loss, num_targets = plain(self, batch)\n"
-        "    is_bad = self.state.step == 4 and os.environ['RANK'] == '1'\n"
-        "    return loss * float('nan') if is_bad else loss, num_targets\n"
-        "original.FullFinetuneRecipe.batch_loss = broken\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(recipe_main())\n"
-    )
-    out = tmp_path / "out"
-    rare = [*common, f"output_dir={out}", "save_every_n_steps=2"]
-    done = launch(2, copy, *rare)
-    assert done.returncode == 1, done.stderr
-    assert "step 4: the loss is nan" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [saved.step for saved in list_saved_steps(out)] == [2, 3]
-    study = out / "non_finite_step_000004"
+    for said in said_of(ended, "broken"):
+        assert said.startswith("TrainingError: ")
+        assert "step 4: the loss is nan" in said
+    assert said_of(ended, "steps") == ["[2, 3]"] * 2
+    study = ended / "broken" / "non_finite_step_000004"
     reports = [json.loads((study / f"report_rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(report["micro_batches"]) for report in reports] == [1, 1]
-    go_on = launch(2, "full_finetune", *rare, "resume_from_checkpoint=true")
-    assert go_on.returncode == 0, go_on.stderr
-    assert_same_run(whole, out)
+    assert said_of(ended, "resumed") == ["ended with 0"] * 2
+    assert_same_run(whole, ended / "broken")
+
+
+def test_what_one_process_loses_ends_all(ended: Path) -> None:
+    """The output directory is locked while two processes train; the state of a step goes before they load it."""
+    require_binding()
+    for said in said_of(ended, "locked"):
+        assert said.startswith("CheckpointError: could not save step_000002")
+        assert "Permission denied" in said
+    for said in said_of(ended, "robbed"):
+        assert said.startswith("CheckpointError: ")
+        assert "cannot be read: " in said
+        assert "No such file or directory" in said
+    assert [path.name for path in (ended / "damaged").glob("step_*")] == ["step_000001"]

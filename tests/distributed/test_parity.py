@@ -44,6 +44,7 @@ FULL: dict[str, dict[str, Any]] = {
     "whole_copies": {"base": "untied", "enable_fsdp": False, "gradient_accumulation_steps": 3},
     "experts": {"base": "experts"},
     "packed": {"base": "tied", "packed": True},
+    "weighted": {"base": "tied", "weighted": True},
     "recomputed": {"base": "untied", "enable_activation_checkpointing": True, "optimizer_in_bwd": True},
     "adamw": {"base": "tied", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.003}},
     "from_scratch": {"base": "scratch"},
@@ -51,7 +52,7 @@ FULL: dict[str, dict[str, Any]] = {
     "new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
 LORA: dict[str, dict[str, Any]] = {
-    "lora": {"base": "tied", "apply_lora_to_mlp": True},
+    "lora": {"base": "tied", "apply_lora_to_mlp": True, "weighted": True},
     "lora_output": {"base": "untied", "apply_lora_to_output": True, "gradient_accumulation_steps": 3},
     "dora": {"base": "untied", "use_dora": True},
     "qlora": {"base": "untied", "quantize_base": True},
@@ -95,6 +96,14 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(18)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # The same as conversations, of which a third have a weight, so that not every process has some at a time.
+    with (path.parent / "weighted.jsonl").open("w") as file:
+        for number, row in enumerate(rows):
+            answer = {"role": "assistant", "content": row["answer"]} | (
+                {} if number % 3 else {"weight": 0.25}
+            )
+            asked = {"role": "user", "content": row["question"]}
+            file.write(json.dumps({"messages": [asked, answer]}) + "\n")
     return path
 
 
@@ -108,6 +117,13 @@ class Runs:
         changes = dict(case)
         base, packed = changes.pop("base"), changes.pop("packed", False)
         dataset = {"_component_": "tune.datasets.instruct_dataset", "source": str(self._data_file)}
+        if changes.pop("weighted", False):
+            source = str(self._data_file.parent / "weighted.jsonl")
+            dataset = {
+                "_component_": "tune.datasets.chat_dataset",
+                "source": source,
+                "prompt_template": "plain",
+            }
         values: dict[str, Any] = {
             "output_dir": str(self._out / f"{name}_{world_size}"),
             "dataset": dataset | ({"packed": True, "max_seq_len": 50} if packed else {}),

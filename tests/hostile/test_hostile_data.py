@@ -74,7 +74,7 @@ BOMBS = [
 def test_a_row_that_inflates_is_refused(tmp_path):
     files = []
     for number, (name, start, piece, _) in enumerate(BOMBS):
-        times = 300 if name.endswith("txt.gz") else 40
+        times = 260 if name.endswith("txt.gz") else 20
         files.append(pack(tmp_path / f"{number}{name}", start, piece, times))
     mib, said = read_in_child(*files)
     for message, (_, _, _, says) in zip(said, BOMBS, strict=True):
@@ -83,16 +83,18 @@ def test_a_row_that_inflates_is_refused(tmp_path):
 
 
 def test_many_rows_of_a_packed_file_are_streamed(tmp_path):
-    row = json.dumps({"text": "the river"}).encode()
-    for name, start, piece, end, rows in (
-        ("d.jsonl.gz", b"", (row + b"\n") * 5000, b"", 250_000),
-        ("d.json.gz", b"[", (row + b",\n") * 5000, row + b"]", 250_001),
-        ("d.csv.gz", b"q,a\n", b"the river,green\n" * 5000, b"", 250_000),
-    ):
-        assert read_in_child(pack(tmp_path / name, start, piece, 50, end)) == (
-            pytest.approx(0, abs=60),
-            [rows],
+    """Held at once, the rows of each file would take more than 100 MB."""
+    text = "the river " * 200
+    row = json.dumps({"text": text}).encode()
+    files = [
+        pack(tmp_path / name, start, piece * 1000, 50, end)
+        for name, start, piece, end in (
+            ("d.jsonl.gz", b"", row + b"\n", b""),
+            ("d.json.gz", b"[", row + b",\n", row + b"]"),
+            ("d.csv.gz", b"q,a\n", f"{text},green\n".encode(), b""),
         )
+    ]
+    assert read_in_child(*files) == (pytest.approx(0, abs=60), [50_000, 50_001, 50_000])
 
 
 def test_a_range_at_the_end_holds_no_rows(tmp_path):
@@ -132,17 +134,17 @@ def repeated(value, times):
 
 def test_parquet_that_repeats_large_values_is_streamed(tmp_path):
     text = "a" * MIB
-    for options, column in (
-        ({}, repeated(text, 1500)),
-        ({"use_dictionary": False, "column_encoding": {"q": "DELTA_BYTE_ARRAY"}}, [text] * 150),
+    for options, column, limit in (
+        ({}, repeated(text, 400), 200),
+        ({"use_dictionary": False, "column_encoding": {"q": "DELTA_BYTE_ARRAY"}}, [text] * 150, 1000),
     ):
         file = write_parquet(tmp_path / "d.parquet", {"q": column}, compression="zstd", **options)
         assert file.stat().st_size < 2000
         mib, said = read_in_child(file)
-        assert (mib < 1000, said) == (True, [len(column)])
+        assert (mib < limit, said) == (True, [len(column)])
 
 
-@pytest.mark.parametrize("compression", ["zstd", "brotli", "lz4", "gzip", "snappy"])
+@pytest.mark.parametrize("compression", ["zstd", "snappy"])
 def test_one_huge_value_in_parquet_is_refused(tmp_path, compression):
     text = "a" * (20 * MIB)
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
@@ -219,8 +221,8 @@ def test_damaged_parquet_is_explained(tmp_path):
     assert pyarrow.total_allocated_bytes() < 64 * MIB
 
 
-def save(folder, rows, compression=None):
-    """Save as `datasets` does, with the buffers packed if so asked."""
+def save(folder, rows, packed=None, compression=None):
+    """Save as `datasets` does; then put a column in the place of the rows, with its buffers packed, if so asked."""
     import datasets
     import pyarrow
 
@@ -228,18 +230,18 @@ def save(folder, rows, compression=None):
     (file,) = folder.glob("*.arrow")
     if compression:
         with pyarrow.ipc.open_stream(file.read_bytes()) as reader:
-            table = reader.read_all()
+            schema = reader.schema
         options = pyarrow.ipc.IpcWriteOptions(compression=compression)
-        with pyarrow.ipc.new_stream(str(file), table.schema, options=options) as writer:
-            writer.write_table(table)
+        with pyarrow.ipc.new_stream(str(file), schema, options=options) as writer:
+            writer.write_table(pyarrow.table([packed], schema=schema))
     return file
 
 
-@pytest.mark.parametrize("compression", ["zstd", "lz4"])
-def test_saved_datasets_that_inflate_are_refused(tmp_path, compression):
-    save(tmp_path / "small", [{"q": "a" * 1000}] * 20, compression)
-    assert len(list(Source(str(tmp_path / "small")).rows())) == 20
-    save(tmp_path / "large", [{"q": "a" * MIB}] * 260, compression)
+def test_saved_datasets_that_inflate_are_refused(tmp_path):
+    for compression in ("zstd", "lz4"):
+        save(tmp_path / compression, [{"q": "a"}], ["a" * 1000] * 20, compression)
+        assert len(list(Source(str(tmp_path / compression)).rows())) == 20
+    save(tmp_path / "large", [{"q": "a"}], ["a" * MIB] * 260, "zstd")
     mib, (said,) = read_in_child(tmp_path / "large")
     assert re.search(r"unpacks to 272,6\d\d,\d+ bytes in memory, at most 268,435,456", said), said
     assert mib < 200

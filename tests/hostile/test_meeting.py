@@ -32,24 +32,30 @@ def places() -> Iterator[dict[str, str]]:
     web.server_close()
 
 
-@pytest.mark.parametrize(
-    ("place", "words"), [("silent", ()), ("web", ()), ("unknown", ()), ("silent", ("--node_rank", "1"))]
-)
-def test_join_timeout_is_kept(
-    places: dict[str, str], tmp_path: Path, place: str, words: tuple[str, ...]
-) -> None:
+def test_join_timeout_is_kept(places: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit('started')")
-    meeting = ("--nnodes", "2", "--rdzv_endpoint", places[place], "--rdzv_conf", "join_timeout=3", *words)
-    done = subprocess.run(
-        [sys.executable, "-m", "tune", "run", *meeting, "mine.py"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,  # torch alone would wait longer
-    )
-    waiting, error = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert waiting == f"Waiting for 2 machines at {places[place]}."
-    assert error.startswith("error: ")
-    assert places[place].partition(":")[0] in error
+    attempts = [("silent", ()), ("web", ()), ("unknown", ()), ("silent", ("--node_rank", "1"))]
+    runs = []
+    for place, words in attempts:
+        meeting = ("--nnodes", "2", "--rdzv_endpoint", places[place], "--rdzv_conf", "join_timeout=3", *words)
+        runs.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tune", "run", *meeting, "mine.py"],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        for (place, _), run in zip(attempts, runs, strict=True):
+            _, said = run.communicate(timeout=120)  # torch alone would wait longer
+            waiting, error = said.splitlines()
+            assert run.returncode == 1
+            assert waiting == f"Waiting for 2 machines at {places[place]}."
+            assert error.startswith("error: ")
+            assert places[place].partition(":")[0] in error
+    finally:
+        for run in runs:
+            run.kill()

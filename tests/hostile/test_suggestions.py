@@ -84,6 +84,10 @@ def apply(text: str, item: Diagnostic) -> tuple[str, list[str]]:
     line, start = lines[item.source.line - 1], item.source.col - 1
     if item.code not in ("unknown-key", "unknown-argument"):  # a value for a value
         new = line[:start] + item.suggestion + line[start + item.source.length :]
+    elif "." in item.suggestion.partition(": ")[0] and ": " in item.suggestion:
+        # An entry of the section that it names.
+        del lines[item.source.line - 1]
+        return "\n".join(lines) + "\n", [item.suggestion.replace(": ", "=", 1)]
     elif ": " in item.suggestion:  # an entry for an entry
         new = line[:start] + item.suggestion
     else:  # a key for a key

@@ -39,11 +39,11 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def run_values(data_file: Path, spm_file: Path, tmp_path: Path) -> dict[str, Any]:
-    """The values of a config for a run that takes a second: 5 steps of 2 x 3 sequences, then 5 more."""
-    return {
-        "output_dir": str(tmp_path / "out"),
+@pytest.fixture(scope="session")
+def run_values_in(data_file: Path, spm_file: Path) -> Callable[[Path], dict[str, Any]]:
+    """Return the values of a config for a run in a folder that takes a second: 4 steps of 2 x 3 sequences, twice."""
+    return lambda output_dir: {
+        "output_dir": str(output_dir),
         "model": TINY_LLAMA,
         "train_from_scratch": True,
         "tokenizer": {"_component_": "tune.models.llama2.llama2_tokenizer", "path": str(spm_file)},
@@ -57,6 +57,12 @@ def run_values(data_file: Path, spm_file: Path, tmp_path: Path) -> dict[str, Any
         "seed": 3,
         "log_level": "WARNING",
     }
+
+
+@pytest.fixture
+def run_values(run_values_in: Callable[[Path], dict[str, Any]], tmp_path: Path) -> dict[str, Any]:
+    """The values of that run in a folder of the test's own."""
+    return run_values_in(tmp_path / "out")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from recipes.params.full_finetune import FullFinetuneParams
 from tests.components import with_arguments
 from tune.errors import CheckpointError, TrainingError
 from tune.training import list_saved_steps, verify_step
@@ -53,14 +54,39 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+def dropping(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "model": {**values["model"], "attn_dropout": 0.2}, "save_every_n_steps": 1}
+
+
 @pytest.fixture
-def with_dropout(make_params):
-    model = with_arguments(make_params().model, attn_dropout=0.2)
-    return lambda **changes: make_params(**{"model": model, "save_every_n_steps": 1, **changes})
+def with_dropout(run_values: dict[str, Any]):
+    return lambda **changes: FullFinetuneParams(**{**dropping(run_values), **changes})
+
+
+@pytest.fixture(scope="module")
+def eight_steps(run_values_in, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `with_dropout()` that nothing happens to: it is made once, and only copies of it come to harm."""
+    return made_in(tmp_path_factory.mktemp("eight") / "out", run_values_in, 2)
+
+
+@pytest.fixture(scope="module")
+def four_steps(run_values_in, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of one epoch."""
+    return made_in(tmp_path_factory.mktemp("four") / "out", run_values_in, 1)
+
+
+def made_in(output_dir: Path, run_values_in, epochs: int) -> Path:
+    assert recipe_main(FullFinetuneParams(**dropping(run_values_in(output_dir)) | {"epochs": epochs})) == 0
+    return output_dir
 
 
 def model_bytes(output_dir: Path) -> bytes:
     return (output_dir / "latest" / "model" / "model.safetensors").read_bytes()
+
+
+def copy_of(whole: Path, tmp_path: Path) -> Path:
+    """Return a copy where the params of the tests have their output."""
+    return Path(shutil.copytree(whole, tmp_path / "out", symlinks=True))
 
 
 def losses_of(output_dir: Path) -> list[tuple[int, float]]:
@@ -79,23 +105,32 @@ def assert_same_run(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_resumed_anywhere_it_is_the_same_run(with_dropout, tmp_path: Path, name: str) -> None:
+def test_resumed_anywhere_it_is_the_same_run(
+    with_dropout, eight_steps: Path, tmp_path: Path, name: str
+) -> None:
     changes = dict(CHANGES[name])
     if name == "packed":
         changes["dataset"] = with_arguments(with_dropout().dataset, packed=True, max_seq_len=50)
     if "eight_bits" in name:
         pytest.importorskip("bitsandbytes")
-    whole = tmp_path / "whole"
-    recipe_main(with_dropout(output_dir=str(whole), **changes))
+    whole = eight_steps if name == "plain" else tmp_path / "whole"
+    if name != "plain":
+        recipe_main(with_dropout(output_dir=str(whole), **changes))
     steps = [saved.step for saved in list_saved_steps(whole)]
-    # The end of an epoch and the middle of one; for one kind of run, the very ends as well.
+    # The middle of an epoch; where epochs differ, the end of one; for one kind of run, the very ends as well.
     middle = steps[-1] // 2
-    for step in (1, middle, middle + 1, steps[-1] - 1) if name == "plain" else (middle, middle + 1):
+    places = {"plain": (1, middle, middle + 1, steps[-1] - 1), "packed": (middle, middle + 1)}
+    for step in places.get(name, (middle,) if name.startswith("cut") else (middle + 1,)):
         part = tmp_path / f"from_{step}"
         part.mkdir()
         shutil.copytree(whole / f"step_{step:06d}", part / f"step_{step:06d}")
         shutil.copy(whole / "metrics.jsonl", part)  # lines later than the step, as after a kill
-        recipe_main(with_dropout(output_dir=str(part), resume_from_checkpoint=True, **changes))
+        # Where the tokens live decides nothing: they are made anew, and once they are kept nowhere.
+        kept = "off" if name == "workers" else str(tmp_path / f"cache_{step}")
+        resumed = with_dropout(
+            output_dir=str(part), resume_from_checkpoint=True, data_cache_dir=kept, **changes
+        )
+        recipe_main(resumed)
         assert_same_run(whole, part)
 
 
@@ -110,11 +145,9 @@ def test_a_drawn_seed_is_kept(with_dropout, tmp_path: Path) -> None:
     assert_same_run(whole, out)
 
 
-def test_resuming_needs_nothing_but_the_saved_step(with_dropout, tmp_path: Path) -> None:
+def test_resuming_needs_nothing_but_the_saved_step(with_dropout, four_steps: Path, tmp_path: Path) -> None:
     """The weights it once started from, and their tokenizer, may be gone."""
-    recipe_main(with_dropout(epochs=1, output_dir=str(tmp_path / "base")))
-    base = tmp_path / "base" / "step_000004" / "model"
-    shutil.copytree(base, tmp_path / "start")
+    shutil.copytree(four_steps / "step_000004" / "model", tmp_path / "start")
     tuning = {
         "train_from_scratch": False,
         "model": "auto",
@@ -135,14 +168,13 @@ def test_resuming_needs_nothing_but_the_saved_step(with_dropout, tmp_path: Path)
     assert_same_run(whole, tmp_path / "out")
 
 
-def test_the_step_it_resumed_from_may_be_deleted(with_dropout, tmp_path: Path) -> None:
+def test_the_step_it_resumed_from_may_be_deleted(with_dropout, four_steps: Path, tmp_path: Path) -> None:
     """Its tokenizer was read from there, and belongs into every later step."""
-    recipe_main(with_dropout(epochs=1, output_dir=str(tmp_path / "base")))
     tuning = {
         "train_from_scratch": False,
         "model": "auto",
         "tokenizer": "auto",
-        "model_checkpoint": str(tmp_path / "base"),
+        "model_checkpoint": str(four_steps),
         "keep_last_n_checkpoints": 1,
     }
     recipe_main(with_dropout(**tuning, epochs=1))
@@ -150,42 +182,40 @@ def test_the_step_it_resumed_from_may_be_deleted(with_dropout, tmp_path: Path) -
     (last,) = list_saved_steps(tmp_path / "out")
     assert last.step == 8
     assert (last.model_dir / "tokenizer.model").read_bytes() == (
-        tmp_path / "base" / "latest" / "model" / "tokenizer.model"
+        four_steps / "latest" / "model" / "tokenizer.model"
     ).read_bytes()
 
 
-def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(with_dropout, tmp_path: Path) -> None:
+def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(
+    with_dropout, eight_steps: Path, tmp_path: Path
+) -> None:
     """Or the next resume would take one of the run that was taken back."""
-    out = tmp_path / "out"
-    recipe_main(with_dropout())
-    shutil.copytree(out, tmp_path / "whole", symlinks=True)
+    out = copy_of(eight_steps, tmp_path)
     earlier = {
         "_component_": "FullModelCheckpointer",
         "recipe_checkpoint": "step_000003",
     }
     recipe_main(with_dropout(checkpointer=earlier, resume_from_checkpoint=True))
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(eight_steps, out)
     assert sorted(path.name for path in out.glob("superseded_*")) == [
         f"superseded_step_{step:06d}" for step in range(4, 9)
     ]
     assert [saved.step for saved in list_saved_steps(out)] == list(range(1, 9))
 
 
-def test_a_run_killed_before_its_first_save_leaves_no_lines(with_dropout, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    recipe_main(with_dropout())
-    for saved in list_saved_steps(
-        out
-    ):  # as if it had been killed before: the lines are there, the steps are not
+def test_a_run_killed_before_its_first_save_leaves_no_lines(
+    with_dropout, eight_steps: Path, tmp_path: Path
+) -> None:
+    out = copy_of(eight_steps, tmp_path)
+    for saved in list_saved_steps(out):  # as if it had been killed before: the lines are there, they are not
         shutil.rmtree(saved.path)
     recipe_main(with_dropout(resume_from_checkpoint=True))
     for name in ("metrics.jsonl", "log.txt"):
         assert len((out / name).read_text().splitlines()) == 8, name
 
 
-def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> None:
-    recipe_main(with_dropout())
-    before = model_bytes(tmp_path / "out")
+def test_a_finished_run_has_nothing_left_to_do(with_dropout, eight_steps: Path, tmp_path: Path) -> None:
+    before = model_bytes(copy_of(eight_steps, tmp_path))
     recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True))
     recipe.setup()
     recipe.train()
@@ -195,16 +225,18 @@ def test_a_finished_run_has_nothing_left_to_do(with_dropout, tmp_path: Path) -> 
     assert recipe.state.loss == losses_of(tmp_path / "out")[-1][1]
 
 
-def test_more_epochs_without_a_schedule_go_on(with_dropout, tmp_path: Path) -> None:
-    recipe_main(with_dropout(epochs=3, output_dir=str(tmp_path / "whole")))
-    recipe_main(with_dropout(epochs=1))
-    recipe_main(with_dropout(epochs=3, resume_from_checkpoint=True))
-    assert_same_run(tmp_path / "whole", tmp_path / "out")
+def test_more_epochs_without_a_schedule_go_on(
+    with_dropout, four_steps: Path, eight_steps: Path, tmp_path: Path
+) -> None:
+    out = copy_of(four_steps, tmp_path)
+    recipe_main(with_dropout(epochs=2, resume_from_checkpoint=True))
+    assert_same_run(eight_steps, out)
 
 
-def test_a_damaged_step_is_skipped_and_made_again(with_dropout, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "out"
-    recipe_main(with_dropout())
+def test_a_damaged_step_is_skipped_and_made_again(
+    with_dropout, eight_steps: Path, tmp_path: Path, capsys
+) -> None:
+    out = copy_of(eight_steps, tmp_path)
     before, rows = model_bytes(out), losses_of(out)
     damaged = out / "step_000008" / "model" / "model.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -231,9 +263,10 @@ def test_a_damaged_step_is_skipped_and_made_again(with_dropout, tmp_path: Path, 
         ({"dtype": "bf16"}, "dtype: was fp32, is bf16"),
     ],
 )
-def test_another_config_is_refused_with_the_difference(with_dropout, tmp_path, changes, words) -> None:
-    recipe_main(with_dropout(epochs=1))
-    before = model_bytes(tmp_path / "out")
+def test_another_config_is_refused_with_the_difference(
+    with_dropout, four_steps, tmp_path, changes, words
+) -> None:
+    before = model_bytes(copy_of(four_steps, tmp_path))
     recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True, **{"epochs": 1, **changes}))
     with pytest.raises(CheckpointError, match="cannot be continued exactly") as caught:
         recipe.setup()
@@ -242,9 +275,10 @@ def test_another_config_is_refused_with_the_difference(with_dropout, tmp_path, c
     assert model_bytes(tmp_path / "out") == before
 
 
-def test_a_run_stopped_by_a_bad_step_goes_on_as_if_without_it(with_dropout, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_bad_step_goes_on_as_if_without_it(
+    with_dropout, eight_steps: Path, tmp_path: Path
+) -> None:
     """The step before is saved with the random states from before the bad one, whose dropout was drawn twice."""
-    recipe_main(with_dropout(output_dir=str(tmp_path / "whole")))
     recipe = FullFinetuneRecipe(with_dropout(save_every_n_steps=None, on_non_finite="stop"))
     recipe.setup()
     batch_loss = recipe.batch_loss
@@ -259,7 +293,7 @@ def test_a_run_stopped_by_a_bad_step_goes_on_as_if_without_it(with_dropout, tmp_
     recipe.cleanup()
     assert list_saved_steps(tmp_path / "out")[-1].step == 5
     recipe_main(with_dropout(resume_from_checkpoint=True, save_every_n_steps=None))
-    assert_same_run(tmp_path / "whole", tmp_path / "out")
+    assert_same_run(eight_steps, tmp_path / "out")
 
 
 @pytest.mark.parametrize("schedule", [None, {"_component_": "cosine", "num_warmup_steps": 2}])
@@ -304,9 +338,10 @@ def test_other_data_is_refused(with_dropout, data_file: Path, tmp_path: Path) ->
     recipe.cleanup()
 
 
-def test_out_of_space_is_a_clear_error_and_loses_nothing(with_dropout, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    recipe_main(with_dropout(epochs=1))
+def test_out_of_space_is_a_clear_error_and_loses_nothing(
+    with_dropout, four_steps: Path, tmp_path: Path
+) -> None:
+    out = copy_of(four_steps, tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     recipe = FullFinetuneRecipe(with_dropout(resume_from_checkpoint=True))
@@ -331,9 +366,7 @@ def test_out_of_space_is_a_clear_error_and_loses_nothing(with_dropout, tmp_path:
 
 
 def write_config(run_values: dict[str, Any], path: Path, **changes: Any) -> Path:
-    values = {**run_values, "save_every_n_steps": 1, "log_level": "INFO", **changes}
-    values["model"] = {**values["model"], "attn_dropout": 0.2}
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump({**dropping(run_values), "log_level": "INFO", **changes}))
     return path
 
 
@@ -352,10 +385,9 @@ def wait_for(process: subprocess.Popen[str], path: Path, num_lines: int = 0) -> 
         time.sleep(0.002)
 
 
-def test_killed_at_a_random_moment_it_is_the_same_run(run_values, with_dropout, tmp_path: Path) -> None:
+def test_killed_at_a_random_moment_it_is_the_same_run(run_values, eight_steps: Path, tmp_path: Path) -> None:
     config = write_config(run_values, tmp_path / "config.yaml")
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    recipe_main(with_dropout(output_dir=str(whole)))
+    out = tmp_path / "out"
     process = start(config)
     wait_for(process, out / "step_000002")
     time.sleep(random.Random().uniform(0, 0.1))  # another moment each time, often in the middle of saving
@@ -366,7 +398,7 @@ def test_killed_at_a_random_moment_it_is_the_same_run(run_values, with_dropout, 
     _, text = process.communicate()
     assert process.returncode == 0, text
     assert "Resumed from" in text
-    assert_same_run(whole, out)
+    assert_same_run(eight_steps, out)
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -11,11 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(output_dir: Path, seed: int) -> subprocess.Popen[str]:
+def start(data: Path, output_dir: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tune", "run", "full_finetune", "--config", "tiny/full_finetune"]
-    overrides = ["max_steps_per_epoch=5", "epochs=1", f"seed={seed}", f"output_dir={output_dir}"]
+    # The bundled data would be tokenized for longer than all else takes.
+    overrides = [f"dataset.source={data}", "batch_size=8", "epochs=1", "seed=1", f"output_dir={output_dir}"]
     return subprocess.Popen(
-        command + overrides,
+        [*command, *overrides, "log_every_n_steps=1"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=output_dir.parent,
         stdout=subprocess.PIPE,
@@ -25,17 +26,24 @@ def start(output_dir: Path, seed: int) -> subprocess.Popen[str]:
 
 
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
-    runs = {name: start(tmp_path / name, seed) for name, seed in (("one", 1), ("again", 1), ("other", 2))}
+    """That another seed gives others is shown where runs are in one process."""
+    data = tmp_path / "orders.jsonl"
+    words = ["mill", "basket", "goose", "crab", "forest"]
+    rows = [
+        {"instruction": "Say it.", "input": " ".join(words[: 1 + i % 5]), "output": words[i % 4]}
+        for i in range(40)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = {name: start(data, tmp_path / name) for name in ("one", "again")}
     for run in runs.values():
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors
     weights = {name: (tmp_path / name / "latest/model/model.safetensors").read_bytes() for name in runs}
     assert weights["one"] == weights["again"]
-    assert weights["one"] != weights["other"]
-    rows = {
+    metrics = {
         name: [json.loads(row) for row in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in runs
     }
-    assert rows["one"][-1]["step"] == 5
-    assert [row["loss"] for row in rows["one"]] == [row["loss"] for row in rows["again"]]
-    assert [row["grad_norm"] for row in rows["one"]] == [row["grad_norm"] for row in rows["again"]]
+    assert [row["step"] for row in metrics["one"]] == [1, 2, 3, 4, 5]
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in metrics["one"]] == [row[key] for row in metrics["again"]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import torch
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from recipes.lora_finetune import LoraFinetuneRecipe
+from recipes.params.full_finetune import FullFinetuneParams
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.components import with_arguments
 from tune.errors import CheckpointError, DataError
 from tune.training import TrainState, list_saved_steps
 
 NUM_ROWS = 23  # of the data that run_values names
+SCHEDULED = {
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler": {"_component_": "linear", "num_warmup_steps": 0},
+}
 
 
 def run(recipe: Any) -> list[tuple[int, ...]]:
@@ -41,16 +48,35 @@ def run(recipe: Any) -> list[tuple[int, ...]]:
     return seen
 
 
-@pytest.fixture(params=["full", "lora"])
-def make_recipe(request, make_params, run_values, tmp_path: Path):
-    if request.param == "full":
-        return lambda **changes: FullFinetuneRecipe(make_params(**{"save_every_n_steps": 1, **changes}))
-    recipe_main(make_params(epochs=1, max_steps_per_epoch=1, output_dir=str(tmp_path / "base")))
-    values = {
-        name: value for name, value in run_values.items() if name not in ("model", "train_from_scratch")
-    }
-    values |= {"model_checkpoint": str(tmp_path / "base"), "lora_rank": 2, "save_every_n_steps": 1}
-    return lambda **changes: LoraFinetuneRecipe(LoraFinetuneParams(**{**values, **changes}))
+@pytest.fixture(scope="module")
+def make_recipe(run_values_in, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return a recipe, full or lora, that trains in a folder."""
+    base = tmp_path_factory.mktemp("base")
+    recipe_main(FullFinetuneParams(**{**run_values_in(base), "epochs": 1, "max_steps_per_epoch": 1}))
+
+    def make(kind: str, output_dir: Path, **changes: Any) -> Any:
+        values = {**run_values_in(output_dir), **SCHEDULED, "save_every_n_steps": 1, **changes}
+        if kind == "full":
+            return FullFinetuneRecipe(FullFinetuneParams(**values))
+        for name in ("model", "train_from_scratch"):
+            del values[name]
+        return LoraFinetuneRecipe(
+            LoraFinetuneParams(**{"model_checkpoint": str(base), "lora_rank": 2, **values})
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def first_run(make_recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Any]:
+    """Return where a whole run of a kind and batch size is, and the examples in its order; it is made once."""
+
+    @cache
+    def train(kind: str, batch_size: int) -> tuple[Path, list[tuple[int, ...]]]:
+        out = tmp_path_factory.mktemp("first") / "out"
+        return out, run(make_recipe(kind, out, batch_size=batch_size))
+
+    return train
 
 
 def forget_after(output_dir: Path, step: int) -> None:
@@ -60,31 +86,33 @@ def forget_after(output_dir: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "kept", "then", "num_steps"),
+    ("kind", "first", "kept", "then", "num_steps"),
     [
         # At the epoch's end: 3 steps of 8, then 6 of 4, or 2 of 16.
-        ({"batch_size": 8}, 3, {"batch_size": 4}, 3 + 6),
-        ({"batch_size": 8}, 3, {"batch_size": 16}, 3 + 2),
+        ("full", 8, 3, {"batch_size": 4}, 3 + 6),
+        ("full", 8, 3, {"batch_size": 16}, 3 + 2),
         # In its middle, after 8 of 23.
-        ({"batch_size": 8}, 1, {"batch_size": 4}, 1 + 4 + 6),
-        ({"batch_size": 8}, 1, {"batch_size": 16}, 1 + 1 + 2),
-        ({"batch_size": 2}, 4, {"batch_size": 5}, 4 + 3 + 5),
-        ({"batch_size": 2}, 4, {"batch_size": 2, "gradient_accumulation_steps": 4}, 4 + 2 + 3),
+        ("full", 8, 1, {"batch_size": 4}, 1 + 4 + 6),
+        ("full", 8, 1, {"batch_size": 16}, 1 + 1 + 2),
+        ("full", 2, 4, {"batch_size": 5}, 4 + 3 + 5),
+        ("full", 2, 4, {"batch_size": 2, "gradient_accumulation_steps": 4}, 4 + 2 + 3),
         # The same number of sequences: the same steps.
-        ({"batch_size": 8}, 1, {"batch_size": 2, "gradient_accumulation_steps": 4}, 6),
+        ("full", 8, 1, {"batch_size": 2, "gradient_accumulation_steps": 4}, 6),
+        # The other recipe's loop is the same text.
+        ("lora", 8, 1, {"batch_size": 4}, 1 + 4 + 6),
+        ("lora", 8, 3, {"batch_size": 4, "gradient_accumulation_steps": 4}, 3 + 2),
     ],
 )
-def test_each_example_is_seen_once(make_recipe, tmp_path, first, kept, then, num_steps) -> None:
-    schedule = {"_component_": "linear", "num_warmup_steps": 0}
-    common = {"gradient_accumulation_steps": 1, "lr_scheduler": schedule}
-    before = run(make_recipe(**common | first))
-    seen = before[: min(kept * first["batch_size"], NUM_ROWS)]
+def test_each_example_is_seen_once(
+    make_recipe, first_run, tmp_path, kind, first, kept, then, num_steps
+) -> None:
+    out, before = first_run(kind, first)
+    shutil.copytree(out, tmp_path / "out", symlinks=True)
+    seen = before[: min(kept * first, NUM_ROWS)]
     forget_after(tmp_path / "out", kept)
-    resumed = make_recipe(
-        **{**common, **then, "save_every_n_steps": None, "save_every_epoch": False},
-        resume_from_checkpoint=True,
-        allow_changes_on_resume=True,
-    )
+    changes = {**then, "save_every_n_steps": None, "save_every_epoch": False}
+    changes |= {"resume_from_checkpoint": True, "allow_changes_on_resume": True}
+    resumed = make_recipe(kind, tmp_path / "out", **changes)
     seen += run(resumed)
     # The rest of the same order, then another one.
     assert seen[:NUM_ROWS] == before[:NUM_ROWS]

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,16 +97,26 @@ def alpaca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def steps_taken() -> dict[tuple[str, str], Path]:
+    """The output directories of runs, by the recipe and the values that were resolved for it."""
+    return {}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_config_takes_a_step(
-    name: str, shrunk_checkpoint: Path, alpaca_file: Path, spm_file: Path, tmp_path: Path
+    name: str,
+    shrunk_checkpoint: Path,
+    alpaca_file: Path,
+    spm_file: Path,
+    tmp_path: Path,
+    steps_taken: dict[tuple[str, str], Path],
 ) -> None:
-    values = resolve_values(name)
+    """Configs that come to the same values with a shrunk model, as most sizes of a model do, share the run."""
     overrides = [
         "model={_component_: llama2, " + ", ".join(f"{key}: {value}" for key, value in SIZES.items()) + "}",
         f"tokenizer.path={spm_file}",
         f"dataset.source={alpaca_file}",
-        f"output_dir={tmp_path / 'out'}",
         "device=cpu",
         "dtype=fp32",
         "epochs=1",
@@ -114,13 +125,20 @@ def test_shipped_config_takes_a_step(
     ]
     if "train_from_scratch: true" not in (CONFIGS / f"{name}.yaml").read_text():
         overrides.append(f"model_checkpoint={shrunk_checkpoint}")
-    if values.optimizer.path.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
+    optimizer = resolve_values(name).optimizer.path
+    if optimizer.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
         overrides.append("optimizer._component_=torch.optim.AdamW")
-    assert main(["run", recipe_of(name).name, "--config", name, *overrides]) == 0
-    (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    recipe = recipe_of(name)
+    resolved = resolve_values(name, *overrides, "output_dir=out")
+    run = (recipe.name, repr(resolved))
+    if run not in steps_taken:
+        overrides.append(f"output_dir={tmp_path / 'out'}")
+        assert main(["run", recipe.name, "--config", name, *overrides]) == 0
+        steps_taken[run] = tmp_path / "out"
+    (row,) = (json.loads(line) for line in (steps_taken[run] / "metrics.jsonl").read_text().splitlines())
     assert row["step"] == 1
     assert 0 < row["loss"] < 20
-    assert (tmp_path / "out" / "latest" / "model" / "model.safetensors").is_file()
+    assert (steps_taken[run] / "latest" / "model" / "model.safetensors").is_file()
 
 
 def recipe_of(name: str) -> Recipe:
@@ -129,5 +147,8 @@ def recipe_of(name: str) -> Recipe:
     return recipe
 
 
-def resolve_values(name: str):
-    return resolve(recipe_of(name).load_params(), config=CONFIGS / f"{name}.yaml").params
+@cache
+def resolve_values(name: str, *overrides: str):
+    resolution = resolve(recipe_of(name).load_params(), config=CONFIGS / f"{name}.yaml", overrides=overrides)
+    assert resolution.ok
+    return resolution.params

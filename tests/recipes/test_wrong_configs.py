@@ -322,6 +322,44 @@ def test_what_is_unusual_and_right(kinds: str, extra: str) -> None:
         assert [str(item.message) for item in errors_of(kind, extra + "\n")] == []
 
 
+# The same as arguments of a dataset.
+OF_A_DATASET = [
+    ("mask_history: true", "train_on: last"),
+    ("last_turn_only: true", "train_on: last"),
+    ("mask_history: false", None),
+    ("completion_only_loss: true", "train_on_input: false"),
+    ("assistant_only_loss: true", "train_on_input: false"),
+    ("mask_prompt: true", "train_on_input: false"),
+    ("mask_prompt: false", None),
+    ("train_on_inputs: false", "train_on_input"),
+    ("train_on_prompt: true", "train_on_input"),
+    ("roles_to_train: [gpt]", "train_on_input: false"),
+    ("roles_to_train: []", None),
+    ("train_on_eos: last", None),
+    ("split_thinking: true", None),
+    ("packing: true", "packed"),
+]
+
+
+@pytest.mark.parametrize(("line", "suggestion"), OF_A_DATASET)
+def test_other_tools_names_of_a_datasets_arguments(line: str, suggestion: str | None) -> None:
+    head = "dataset:\n  _component_: chat\n  source: a.jsonl\n  max_seq_len: 9\n  "
+    (error,) = errors_of("full", f"{head}{line}\n")
+    assert (error.code, error.suggestion) == ("unknown-argument", suggestion)
+    if suggestion is None:
+        assert error.message.count(";") >= 1
+    else:
+        whole = suggestion if ": " in suggestion else line.replace(line.partition(":")[0], suggestion)
+        assert errors_of("full", f"{head}{whole}\n") == []
+
+
+def test_two_names_of_one_argument_are_not_both_replaced() -> None:
+    head = "dataset:\n  _component_: chat\n  source: a.jsonl\n  "
+    first, second = errors_of("full", f"{head}mask_prompt: true\n  roles_to_train: [assistant]\n")
+    assert (first.suggestion, second.suggestion) == ("train_on_input: false", None)
+    assert second.message.endswith("another key here means the same: keep one of the two")
+
+
 # What other tools write, and what is to be written instead; None where nothing can be.
 OTHER_TOOLS = [
     ("full", "learning_rate: 1e-4", "lr"),
@@ -348,6 +386,18 @@ OTHER_TOOLS = [
     ("full", "mask_prompt: true", "train_on_input: false"),  # means the contrary
     ("full", "completion_only_loss: true", "train_on_input: false"),
     ("full", "completion_only_loss: false", None),
+    ("full", "assistant_only_loss: true", "train_on_input: false"),
+    ("full", "train_on_prompt: true", "train_on_input"),
+    ("full", "train_on_source: false", "train_on_input"),
+    ("full", "roles_to_train: [assistant]", "train_on_input: false"),
+    ("full", "roles_to_train: [user, assistant, system]", "train_on_input: true"),
+    ("full", "roles_to_train: [user]", None),
+    ("full", "mask_history: true", "dataset.train_on: last"),
+    ("full", "mask_history: false", None),
+    ("full", "train_on_last_turn_only: true", "dataset.train_on: last"),
+    ("full", "mask_reasoning_content: true", "dataset.train_on_reasoning: false"),
+    ("full", "train_on_eos: turn", None),
+    ("full", "message_field_training: train", None),
     # The same name, and another meaning, unit or default: said, and left to the user.
     ("full", "lr_scheduler_type: cosine_with_restarts", None),
     ("full", "lr_scheduler_type: cosine_with_min_lr", None),
@@ -404,7 +454,7 @@ def test_other_tools_names(kind: str, line: str, suggestion: str | None) -> None
         return
     whole = suggestion if ": " in suggestion else f"{suggestion}: {value}"
     if "." in suggestion.partition(":")[0]:  # of a section: the path says where it goes
-        assert resolve(params, text=without(base, *drop), overrides=[f"{suggestion}={value}"]).ok
+        assert resolve(params, text=without(base, *drop), overrides=[whole.replace(": ", "=")]).ok
     else:
         assert resolve(params, text=without(base, *drop) + whole + "\n").ok
 

@@ -367,13 +367,13 @@ def test_calls_of_tools_are_learnt(load):
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        # The prompt ends in thinking that the written answer does not have, as with some reasoning models.
+        # The prompt ends in words that the written answer does not have.
         (
             "{% for m in messages %}"
             + TURNS
             + "{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|sep|>"
-            "<think>{% endif %}",
-            r"asks for the answer in message 2 with '<\|sep\|><think>'.*\.jinja",
+            "Sure: {% endif %}",
+            r"asks for the answer in message 2 with '<\|sep\|>Sure: '.*\.jinja",
         ),
         (
             "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"

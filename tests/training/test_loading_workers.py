@@ -88,55 +88,55 @@ UNGUARDED = """
 import multiprocessing, os, signal, sys
 from examples import Examples
 from tune.config.component import Component
+from tune.errors import TrainingError
 from tune.training import build_loader
 from tune.utils.mesh import Mesh
 
 print("begun", flush=True)
-loader = build_loader(Examples(), Component("tune.data.padded_collate_sft"), batch_size=2, padding_idx=0,
-                      shuffle=True, seed=3, mesh=Mesh(), num_workers=1)
+def load():
+    return build_loader(Examples(), Component("tune.data.padded_collate_sft"), batch_size=2, padding_idx=0,
+                        shuffle=True, seed=3, mesh=Mesh(), num_workers=1)
+
+loader = load()
 epochs = [[batch["tokens"].tolist() for batch in loader] for _ in range(2)]
 assert epochs[0] == epochs[1]
 workers = [process.pid for process in multiprocessing.active_children()]
 print(*workers, flush=True)  # one, although there were two epochs
-if sys.argv[1] == "worker":
-    batches = iter(loader)
-    os.kill(workers[0], signal.SIGKILL)
+batches = iter(loader)
+os.kill(workers[0], signal.SIGKILL)
+try:
     list(batches)
+except TrainingError as error:
+    print(error, flush=True)
+loader = load()
+next(iter(loader))
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def run_unguarded(folder: Path, who_is_killed: str) -> tuple[int, list[str], str]:
-    (folder / "examples.py").write_text(EXAMPLES)
-    (folder / "unguarded.py").write_text(UNGUARDED)
+def test_a_killed_worker_is_named_and_none_outlives_its_run(tmp_path: Path) -> None:
+    (tmp_path / "examples.py").write_text(EXAMPLES)
+    (tmp_path / "unguarded.py").write_text(UNGUARDED)
     # A file of a module's name, as it may come with data: nobody imports it.
-    (folder / "work").mkdir()
-    (folder / "work" / "signal.py").write_text("raise SystemExit('the wrong signal.py')")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "signal.py").write_text("raise SystemExit('the wrong signal.py')")
     done = subprocess.run(
-        [sys.executable, str(folder / "unguarded.py"), who_is_killed],
+        [sys.executable, str(tmp_path / "unguarded.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=folder / "work",
+        cwd=tmp_path / "work",
         capture_output=True,
         text=True,
         timeout=300,
     )
-    return done.returncode, done.stdout.split(), done.stderr
-
-
-def test_a_killed_worker_is_named_with_what_usually_kills_it(tmp_path: Path) -> None:
-    code, out, err = run_unguarded(tmp_path, "worker")
-    assert (code, out[0], len(out)) == (1, "begun", 2), err
-    assert (
-        f"TrainingError: data worker 1 of 1 (process {out[1]}) was killed by SIGKILL: often the kernel's"
-        in err
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    begun, killed, said, left = done.stdout.splitlines()
+    assert begun == "begun"
+    assert said.startswith(
+        f"data worker 1 of 1 (process {killed}) was killed by SIGKILL: often the kernel's out-of-memory killer"
     )
-
-
-def test_workers_end_with_a_run_that_was_killed(tmp_path: Path) -> None:
-    code, out, err = run_unguarded(tmp_path, "run")
-    assert (code, out[0], len(out)) == (-signal.SIGKILL, "begun", 2), err
     until = time.monotonic() + 60
-    while Path(f"/proc/{out[1]}").exists():
+    while Path(f"/proc/{left}").exists():
         assert time.monotonic() < until
         time.sleep(0.05)
 

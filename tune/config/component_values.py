@@ -217,12 +217,17 @@ class ComponentChecker:
         self._guesses += 1
         guess = guess_argument(key, path, usable, self._infos) if self._guesses <= MAX_GUESSES else None
         message = f"{called} takes no argument {shorten(printable(key))}"
+        if guess is not None and not guess.name:
+            return Diagnostic("unknown-argument", where, f"{message}; {guess.reason}", source)
         if guess is not None:
             is_elsewhere = guess.name in self._infos and guess.name not in usable
             meant = guess.name if is_elsewhere else f"{path}.{guess.name}"
+            is_second = meant in self.guessed
             self.guessed.add(meant)
             there = None if is_elsewhere else component.entries.get(guess.name)
             suggestion, addition = amend(guess, node, there, self.judge_of(meant))
+            if is_second and suggestion is not None:
+                suggestion, addition = None, "another key here means the same: keep one of the two"
             if is_elsewhere:
                 suggestion = None  # no key that could stand here
             message += f"; {add(guess.reason, addition)}"

@@ -10,7 +10,7 @@ from typing import Any
 from tune.config.diagnostics import Diagnostic, shorten
 from tune.config.fields import ParamInfo
 from tune.config.foreign_names import foreign_names
-from tune.config.nodes import MappingNode, Node, Scalar, core_value
+from tune.config.nodes import MappingNode, Node, Scalar, SequenceNode, core_value
 from tune.config.scalars import REFUSED
 
 # Tries a value for a path; returns it, or REFUSED after reporting why it is none.
@@ -24,12 +24,12 @@ class Guess:
     Args:
         name: what to write instead; dotted for an argument of a component; empty where there is nothing of the kind.
         reason: why, to go on after the fact: "did you mean lr?".
-        value: what to set it to, where the mistaken name carried the value.
+        values: what to set it to by what the mistaken name was set to, where that carried the value.
     """
 
     name: str
     reason: str
-    value: str | None = None
+    values: Mapping[str, str] | None = None
 
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.72) -> str | None:
@@ -70,10 +70,10 @@ def guess_parameter(
             continue
         if argument and argument not in arguments.get(section, {argument}):
             continue
-        value = foreign_names().values.get(target, {}).get(plain)
+        values = foreign_names().values.get(target, {}).get(plain)
         if argument and plain == argument:
             return Guess(target, f"it is an argument of {section}: write it there, as {target}")
-        return Guess(target, f"here that is called {target}", value)
+        return Guess(target, f"here that is called {target}", values)
     if plain in foreign_names().absent:
         return Guess("", foreign_names().absent[plain])
     for section, names in arguments.items():
@@ -109,9 +109,13 @@ def guess_argument(
         owner, _, argument = target.partition(".")
         argument = argument if owner == top else target  # a lora_ builder has them by the same names
         if argument in known:
-            return Guess(argument, f"here that is called {argument}")
+            values = foreign_names().values
+            theirs = {**values.get(argument, {}), **values.get(target, {})}
+            return Guess(argument, f"here that is called {argument}", theirs.get(word.lower()))
     if word in infos:
         return Guess(word, f"{word} belongs at the top level of the configuration, not in {section}")
+    if top in ("dataset", "dataset_val") and word.lower() in foreign_names().absent:
+        return Guess("", foreign_names().absent[word.lower()])
     close = nearest(word, known)
     if close:
         return Guess(close, f"did you mean {close}?")
@@ -144,9 +148,9 @@ def _replace_with(guess: Guess, node: Node, judge: Judge) -> tuple[str | None, s
         whole = f"{guess.name}={value}" if node.source.kind == "cli" else f"{guess.name}: {value}"
         return whole, f"write {shorten(whole)}"
 
-    if guess.value is not None:
-        means_it = isinstance(node, Scalar) and core_value(node.text) is True
-        return entry(guess.value) if means_it else (None, "")
+    if guess.values is not None:
+        meant = guess.values.get(_spell(node))
+        return (None, "") if meant is None else entry(meant)
     value, found = _try(judge, node)
     if value is not REFUSED and not found:
         return guess.name, ""
@@ -158,6 +162,16 @@ def _replace_with(guess: Guess, node: Node, judge: Judge) -> tuple[str | None, s
         if value is not REFUSED and not again:
             return entry(better)
     return None, ""
+
+
+def _spell(node: Node) -> str:
+    """Return a value as the table of foreign names has it: a list in alphabetical order."""
+    if isinstance(node, SequenceNode):
+        return ", ".join(sorted(map(_spell, node.items)))
+    if not isinstance(node, Scalar):
+        return ""
+    value = core_value(node.text)
+    return str(value).lower() if isinstance(value, bool) else node.text
 
 
 def _try(judge: Judge, node: Node) -> tuple[Any, list[Diagnostic]]:

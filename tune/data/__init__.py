@@ -1,13 +1,18 @@
-"""From text to batches: messages, templates, labels, padding, and the order of examples."""
+"""From text to batches: messages, templates, labels, padding, and the order of examples.
+
+What needs torch is imported when it is first used: processes that tokenize start without it.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tune.data.chat_columns import ChatColumns, find_chat_columns, find_conversation_column
-from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
 from tune.data.columns import (
     InstructionColumns,
     find_instruction_columns,
     find_text_column,
+    list_names,
 )
 from tune.data.files import Row
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, shift_weights, truncate
@@ -15,9 +20,10 @@ from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
 from tune.data.report import DataReport, merge_reports
 from tune.data.rows import describe
-from tune.data.sampler import FilledDataset, ResumableSampler
 from tune.data.sources import Source
-from tune.data.store import TokenStore
+from tune.data.store import Examples, TokenStore, TokenWriter
+from tune.data.tokenize_rows import ConversationTokenizer, MessageTransform, TextTokenizer, TokenizedRows
+from tune.data.tokenized_rows import TokenizedToExamples
 from tune.data.torchtune_names import GONE, HERE
 from tune.data.train_on import LearntAnswers
 from tune.data.transforms import (
@@ -44,6 +50,10 @@ from tune.tokenizers.templates import (
 )
 from tune.utils.torchtune_names import offer_names
 
+if TYPE_CHECKING:
+    from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
+    from tune.data.sampler import FilledDataset, ResumableSampler
+
 __all__ = [
     "CROSS_ENTROPY_IGNORE_IDX",
     "AlpacaInstructTemplate",
@@ -51,7 +61,9 @@ __all__ = [
     "ChatColumns",
     "ChatMLTemplate",
     "ChatToMessages",
+    "ConversationTokenizer",
     "DataReport",
+    "Examples",
     "FilledDataset",
     "GrammarErrorCorrectionTemplate",
     "InputOutputToMessages",
@@ -59,6 +71,7 @@ __all__ = [
     "LearntAnswers",
     "Llama2ChatTemplate",
     "Message",
+    "MessageTransform",
     "OpenAIToMessages",
     "PlainTemplate",
     "PromptTemplate",
@@ -70,7 +83,11 @@ __all__ = [
     "ShareGPTToMessages",
     "Source",
     "SummarizeTemplate",
+    "TextTokenizer",
     "TokenStore",
+    "TokenWriter",
+    "TokenizedRows",
+    "TokenizedToExamples",
     "block_causal_mask",
     "describe",
     "find_chat_columns",
@@ -78,6 +95,7 @@ __all__ = [
     "find_instruction_columns",
     "find_text_column",
     "get_prompt_template",
+    "list_names",
     "masked_labels",
     "merge_reports",
     "pack_lengths",
@@ -92,4 +110,12 @@ __all__ = [
     "validate_messages",
 ]
 
-offer_names(__name__, HERE, GONE)
+_NEEDS_TORCH = {
+    "FilledDataset": "tune.data.sampler.FilledDataset",
+    "ResumableSampler": "tune.data.sampler.ResumableSampler",
+    "block_causal_mask": "tune.data.collate.block_causal_mask",
+    "padded_collate": "tune.data.collate.padded_collate",
+    "padded_collate_sft": "tune.data.collate.padded_collate_sft",
+}
+
+offer_names(__name__, HERE | _NEEDS_TORCH, GONE)

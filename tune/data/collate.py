@@ -16,8 +16,9 @@ def padded_collate_sft(
     batch: Sequence[Mapping[str, Any]],
     padding_idx: int = 0,
     ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
+    pad_to_multiple_of: int = 1,
 ) -> dict[str, Tensor]:
-    """Return a batch padded on the right to its longest example.
+    """Return a batch padded on the right to its longest example, or to the next multiple of a number of tokens.
 
     Padding stands after every real token and carries no label, so causal attention needs no mask for it.
     Packed examples (those with `input_pos`) also get the positions and the mask that keep their documents
@@ -28,6 +29,10 @@ def padded_collate_sft(
             `weights` where the loss of a token is to be multiplied by another than 1.
         padding_idx: id to pad tokens with; any valid id.
         ignore_idx: label of padding.
+        pad_to_multiple_of: tokens that the length of a row is a multiple of.
+
+    Raises:
+        DataError: the batch is empty, or there is no multiple of such a number.
 
     Returns:
         tokens: [b, s] int64
@@ -38,9 +43,12 @@ def padded_collate_sft(
     """
     if not batch:
         raise DataError("a batch of 0 examples cannot be put together")
+    if pad_to_multiple_of < 1:
+        raise DataError(f"pad_to_multiple_of is {pad_to_multiple_of}, expected at least 1")
+    multiple = pad_to_multiple_of
     collated = {
-        "tokens": padded_collate(batch, "tokens", padding_idx),
-        "labels": padded_collate(batch, "labels", ignore_idx),
+        "tokens": padded_collate(batch, "tokens", padding_idx, multiple),
+        "labels": padded_collate(batch, "labels", ignore_idx, multiple),
     }
     if any("weights" in example for example in batch):
         collated["weights"] = torch.ones(collated["tokens"].shape)  # [b, s]
@@ -48,16 +56,19 @@ def padded_collate_sft(
             if "weights" in example:
                 row[: len(example["weights"])] = torch.as_tensor(example["weights"])
     if "input_pos" in batch[0]:
-        input_pos = padded_collate(batch, "input_pos", 0)  # [b, s]
+        input_pos = padded_collate(batch, "input_pos", 0, multiple)  # [b, s]
         collated["input_pos"] = input_pos
         collated["mask"] = block_causal_mask(input_pos)
     return collated
 
 
-def padded_collate(batch: Sequence[Mapping[str, Any]], key: str, padding: int) -> Tensor:
-    """Return one field of all examples, padded on the right to the longest. [b, s] int64"""
+def padded_collate(
+    batch: Sequence[Mapping[str, Any]], key: str, padding: int, pad_to_multiple_of: int = 1
+) -> Tensor:
+    """Return one field of all examples, padded on the right to the longest, or to the next multiple. [b, s] int64"""
     longest = max(len(example[key]) for example in batch)
-    padded = torch.full((len(batch), longest), padding, dtype=torch.int64)  # [b, s]
+    length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    padded = torch.full((len(batch), length), padding, dtype=torch.int64)  # [b, s]
     for row, example in zip(padded, batch):
         row[: len(example[key])] = torch.as_tensor(example[key], dtype=torch.int64)
     return padded

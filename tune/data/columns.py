@@ -31,6 +31,7 @@ _OPTIONAL_PARTS = ("system", "history", "tools")
 _MAX_COMPARED, _MAX_COMPARED_LENGTH = 1000, 100
 # The second is what OpenAI called them first.
 TOOL_COLUMNS = ("tools", "functions")
+NO_RECIPE = "preference tuning (DPO, KTO) wants them, for which there is no recipe yet"
 # The good answer, the bad one.
 PREFERENCE_PAIRS = (
     ("chosen", "rejected"),
@@ -101,7 +102,7 @@ def find_instruction_columns(
     if found:
         raise DataError(
             f"the columns of {source} can be read in {len(found)} ways: {'; '.join(map(str, found))}. Choose with "
-            f"dataset.column_map={{{_parts(input_is_context, found[0])}}}"
+            f"{_settings(input_is_context, found[0].prompt, found[0].answer)}"
         )
     raise DataError(_not_recognised(columns, input_is_context, source))
 
@@ -130,12 +131,16 @@ def known_formats(columns: Sequence[str]) -> list[_Format]:
     # INSTRUCTION is a name of `instruction`, too.
     by_name = {name.lower(): name for name in reversed(columns)}
     found: list[_Format] = []
-    for prompt, answers, contexts in _INSTRUCTION_FORMATS:
+    for prompt, usual, contexts in _INSTRUCTION_FORMATS:
         if prompt not in by_name or (prompt in _CONTEXT_NAMES and by_name.keys() & _PROMPT_NAMES):
             continue
         context = next((by_name[name] for name in contexts if name in by_name), None)
-        found += [(by_name[prompt], by_name[answer], context) for answer in answers if answer in by_name]
-    return found
+        found += [(by_name[prompt], by_name[answer], context) for answer in usual if answer in by_name]
+    if found:
+        return found
+    prompts = [by_name[name] for name in _PROMPT_NAMES if name in by_name]
+    answers = [by_name[name] for name in _ANSWER_NAMES if name in by_name]
+    return [(prompt, answer, None) for prompt in prompts for answer in answers]
 
 
 def known_part(columns: Sequence[str], part: str) -> str | None:
@@ -214,18 +219,19 @@ def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str)
         return text + PLAIN_TEXT
     if (pair := _preference_pair(columns)) is not None:
         prompt = next((name for name in _PROMPT_NAMES if name in columns), "COLUMN")
+        map_ = "dataset.column_map"
         return text + (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. To learn the "
-            f"{pair[0]} answers alone: dataset.column_map={{{_prompt_part(input_is_context)}: {prompt}, "
-            f"output: {pair[0]}}}; where they are messages, dataset=chat with dataset.column_map={{messages: {prompt}, "
-            f"answer: {pair[0]}}}, or {{messages: {pair[0]}}} for whole conversations"
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"To learn the {pair[0]} answers alone: {_settings(input_is_context, prompt, pair[0])}; where they are "
+            f"messages, dataset=chat {map_}.messages={prompt} {map_}.answer={pair[0]}, or {map_}.messages={pair[0]} "
+            "for whole conversations"
         )
     if other := other_task(columns):
         return text + other
     if "prompt" in columns:
         text += "A prompt alone teaches nothing: the answer has to be in the data. "
     return text + (
-        f"Say so with dataset.column_map={{{_parts(input_is_context)}}}; known without a map are "
+        f"Say so with {_settings(input_is_context)}; known without a map are "
         + ", ".join(f"{prompt}/{'|'.join(answers)}" for prompt, answers, _ in _INSTRUCTION_FORMATS)
     )
 
@@ -240,9 +246,11 @@ def _preference_pair(columns: Sequence[str]) -> tuple[str, str] | None:
 def other_task(columns: Sequence[str]) -> str:
     """Return what columns hold that are neither prompts nor conversations, "" where that is not known."""
     if (pair := _preference_pair(columns)) is not None:
+        prompt = next((name for name in (*_PROMPT_NAMES, "input") if name in columns), None)
+        told = f"messages={prompt} dataset.column_map.answer={pair[0]}" if prompt else f"messages={pair[0]}"
         return (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from. "
-            f"dataset.column_map={{messages: {pair[0]}}} learns the {pair[0]} conversations alone"
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"dataset.column_map.{told} learns the {pair[0]} answers alone"
         )
     return next(
         (f"{names[-1]!r} is {what}" for names, what in _OTHER_TASKS if set(names) <= set(columns)),
@@ -250,13 +258,10 @@ def other_task(columns: Sequence[str]) -> str:
     )
 
 
-def _parts(input_is_context: bool, example: InstructionColumns | None = None) -> str:
-    prompt, answer = (example.prompt, example.answer) if example else ("COLUMN", "COLUMN")
-    return f"{_prompt_part(input_is_context)}: {prompt}, output: {answer}"
-
-
-def _prompt_part(input_is_context: bool) -> str:
-    return "instruction" if input_is_context else "input"
+def _settings(input_is_context: bool, prompt: str = "COLUMN", answer: str = "COLUMN") -> str:
+    """Return what to write on a command line; braces would need quotes there."""
+    part = "instruction" if input_is_context else "input"
+    return f"dataset.column_map.{part}={prompt} dataset.column_map.output={answer}"
 
 
 def list_names(columns: Sequence[str], limit: int = 12) -> str:

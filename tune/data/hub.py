@@ -30,6 +30,12 @@ class LoadedRows:
         self._place = place
         self._loaded = loaded
 
+    @property
+    def files(self) -> list[Path] | None:
+        """The files of the library's cache that hold the rows, in order; None where they are in memory."""
+        files = [Path(entry["filename"]) for entry in self._loaded.cache_files]
+        return files or None
+
     def __len__(self) -> int:
         return len(self._loaded)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tune.data.columns import PREFERENCE_PAIRS
+from tune.data.columns import NO_RECIPE, PREFERENCE_PAIRS
 from tune.data.rows import describe
 from tune.data.values import is_empty
 from tune.errors import DataError
@@ -33,7 +33,8 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
             and not is_empty(row.get(rejected))
         ):
             raise DataError(
-                f"has {chosen!r} and {rejected!r}: a preference pair, which this recipe does not learn from. "
+                f"has {chosen!r} and {rejected!r}: a preference pair, which this recipe does not learn from: "
+                f"{NO_RECIPE}. "
                 f"{learn_chosen.format(chosen=chosen)} learns the {chosen} answers alone"
             )
     good = []
@@ -44,8 +45,8 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
         if verdict is False or (isinstance(verdict, str) and verdict.strip().lower() == "false"):
             raise DataError(
                 f"has {describe(verdict)} as {name}: an answer judged bad, as unpaired preferences (KTO) have them, "
-                "from which this recipe does not learn. dataset.on_bad_rows=drop leaves these out and learns the rest; "
-                f"where {name} means something else, {_IGNORE.format(name)}"
+                f"from which this recipe does not learn: {NO_RECIPE}. dataset.on_bad_rows=drop leaves these out and "
+                f"learns the rest; where {name} means something else, {_IGNORE.format(name)}"
             )
         if verdict is True or (isinstance(verdict, str) and verdict.strip().lower() == "true"):
             good.append(name)

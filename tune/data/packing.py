@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, overload
 
 from tune.errors import DataError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+
+class Packs(Sequence[list[int]]):
+    """For each sequence the indices of its documents, ascending, in two flat arrays.
+
+    Args:
+        pack_of: the sequence of each document.
+        num_packs: sequences there are.
+    """
+
+    def __init__(self, pack_of: NDArray[np.int32], num_packs: int) -> None:
+        import numpy as np
+
+        self._members = np.argsort(pack_of, kind="stable").astype(np.int32)
+        self._ends = np.zeros(num_packs + 1, dtype=np.int64)
+        np.cumsum(np.bincount(pack_of, minlength=num_packs), out=self._ends[1:])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside of the {len(self)} sequences")
+        index %= len(self)
+        members: list[int] = self._members[self._ends[index] : self._ends[index + 1]].tolist()
+        return members
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[index] for index in range(len(self)))
+
+
+def pack_lengths(lengths: Sequence[int] | NDArray[np.int32], capacity: int) -> Packs:
     """Return groups of documents, none longer than `capacity` together, by best fit from the longest down.
 
     The result depends on the lengths alone. Best-fit decreasing needs at most 11/9 of the fewest possible
@@ -18,27 +59,32 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         lengths: tokens of each document.
         capacity: tokens of a sequence.
 
-    Returns:
-        For each sequence the indices of its documents, ascending.
-
     Raises:
         DataError: a document is longer than a sequence.
     """
-    packs: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, index of the pack), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        if length > capacity:
-            raise DataError(
-                f"a document of {length} tokens does not fit into a packed sequence of {capacity}"
-            )
-        tightest = bisect_left(room, (length, 0))
-        if tightest == len(room):
-            left, pack = capacity, len(packs)
-            packs.append([])
+    import numpy as np
+
+    sizes = np.asarray(lengths, dtype=np.int32)
+    if sizes.size and sizes.max() > capacity:
+        too_long = int(sizes.max())
+        raise DataError(f"a document of {too_long} tokens does not fit into a packed sequence of {capacity}")
+    pack_of = np.zeros(len(sizes), dtype=np.int32)
+    num_packs = 0
+    # The sequences that have so many tokens left, the first one foremost; and which numbers there are, as bits.
+    with_room: dict[int, list[int]] = {}
+    rooms = 0
+    for index in array("i", np.argsort(-sizes, kind="stable").astype(np.int32).tobytes()):
+        length = int(sizes[index])
+        if fitting := rooms >> length:
+            room = length + (fitting & -fitting).bit_length() - 1
+            pack = heappop(with_room[room])
+            if not with_room[room]:
+                rooms ^= 1 << room
         else:
-            left, pack = room.pop(tightest)
-        packs[pack].append(index)
-        if left > length:
-            insort(room, (left - length, pack))
-    return [sorted(pack) for pack in packs]
+            room, pack = capacity, num_packs
+            num_packs += 1
+        pack_of[index] = pack
+        if left := room - length:
+            heappush(with_room.setdefault(left, []), pack)
+            rooms |= 1 << left
+    return Packs(pack_of, num_packs)

@@ -34,6 +34,8 @@ class DataReport:
         num_weighted_tokens: those of them whose loss is multiplied by another weight than 1.
         num_truncated: examples that were longer than `max_seq_len`, the lost ones among them.
         num_tokens_cut: tokens beyond `max_seq_len`.
+        num_long_dropped: examples left out because they were longer (`on_too_long=drop`).
+        num_split: examples that became several because they were longer (`on_too_long=split`).
         num_lost: examples left out because the cut took all there was to learn.
         num_dropped: rows left out because they are malformed or hold nothing to learn.
         num_unlearnt: rows left out because all their answers have weight 0, by flags or by settings.
@@ -41,7 +43,7 @@ class DataReport:
         longest: tokens of the longest example before any cut.
         dropped: the first dropped rows, with place and reason.
         unused: names of columns and of keys of messages that nothing uses, each with how often they say something.
-        notes: sentences about what was done to rows, each with how often.
+        notes: what was done to rows, in words, each with how often.
         files: files of a folder that were read, by name.
         files_left_out: data files in it that were not.
     """
@@ -58,6 +60,8 @@ class DataReport:
     num_weighted_tokens: int = 0
     num_truncated: int = 0
     num_tokens_cut: int = 0
+    num_long_dropped: int = 0
+    num_split: int = 0
     num_lost: int = 0
     num_dropped: int = 0
     num_unlearnt: int = 0
@@ -80,13 +84,20 @@ class DataReport:
         if len(self.dropped) < _MAX_PLACES:
             self.dropped.append(f"{place}: {escape_control(reason, _MAX_REASON)}")
 
+    def add(self, part: DataReport) -> None:
+        """Add the counts of a part of the rows."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.longest = max(self.longest, part.longest)
+        self.note_row(vars(part))
+
     def note_row(self, read: Mapping[str, Any]) -> None:
         """Count what a transform says that it did not use of a row, and what it did to it."""
         for name, times in read.get("unused", {}).items():
             name = name if name in self.unused or len(self.unused) < _MAX_UNUSED else _FURTHER
             self.unused[name] = self.unused.get(name, 0) + times
-        for sentence, times in read.get("notes", {}).items():
-            self.notes[sentence] = self.notes.get(sentence, 0) + times
+        for what, times in read.get("notes", {}).items():
+            self.notes[what] = self.notes.get(what, 0) + times
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts, with `share_trained`, as plain values."""
@@ -107,6 +118,15 @@ class DataReport:
             if self.num_lost:
                 fates.append(f"{self.num_lost:,} are left out, their answer lies beyond the cut")
             found.append(f"{text}: {'; '.join(fates)}. Raise max_seq_len if the model allows")
+        for count, fate in (
+            (self.num_long_dropped, "are left out (on_too_long=drop)"),
+            (self.num_split, "are split into several, with nothing lost (on_too_long=split)"),
+        ):
+            if count:
+                found.append(
+                    f"{count:,} examples are longer than max_seq_len={self.max_seq_len} (longest {self.longest:,} "
+                    f"tokens) and {fate}"
+                )
         if self.num_dropped:
             listed = "".join(f"\n    {line}" for line in self.dropped)
             more = f"\n    and {self.num_dropped - len(self.dropped):,} more" if self._has_more() else ""
@@ -115,7 +135,7 @@ class DataReport:
             found.append(
                 f"{self.num_empty_answers:,} examples have an empty answer: only their prompt is learnt"
             )
-        found += [f"{times:,} {sentence}" for sentence, times in sorted(self.notes.items())]
+        found += [f"{what}: {times:,}" for what, times in sorted(self.notes.items())]
         return found
 
     def __str__(self) -> str:
@@ -156,6 +176,9 @@ class DataReport:
         return self.num_dropped > len(self.dropped)
 
 
+_COUNTS = tuple(name for name in DataReport.__dataclass_fields__ if name.startswith("num_"))
+
+
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_FILES]) + (
         f" and {len(names) - _MAX_FILES:,} more" * (len(names) > _MAX_FILES)
@@ -168,11 +191,7 @@ def _times(item: tuple[str, int]) -> str:
 
 def merge_reports(reports: Sequence[DataReport]) -> DataReport:
     """Return one report over several datasets."""
-    counts = {
-        name: sum(getattr(report, name) for report in reports)
-        for name in DataReport.__dataclass_fields__
-        if name.startswith("num_")
-    }
+    counts = {name: sum(getattr(report, name) for report in reports) for name in _COUNTS}
     merged = DataReport()
     for report in reports:
         merged.note_row({"unused": report.unused, "notes": report.notes})

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from tune.data.files import Row
 from tune.data.folders import data_files_of, files_of_split, is_saved
-from tune.data.hub import read_addresses, read_hub, read_saved_to_disk
+from tune.data.hub import LoadedRows, read_addresses, read_hub, read_saved_to_disk
 from tune.data.rows import TextUnit, file_kind, read_file
 from tune.errors import ConfigError, DataError
 from tune.utils.escape import escape_control
@@ -66,8 +66,8 @@ class Source:
             parts.append(f"first {self.limit:,} rows")
         return " ".join(parts)
 
-    def rows(self) -> Iterator[Row]:
-        """Return an iterator over the rows.
+    def rows(self) -> SourceRows:
+        """Return an iterator over the rows, which knows the files that hold them.
 
         Raises:
             ConfigError: the arguments contradict each other.
@@ -83,6 +83,9 @@ class Source:
         except OSError as error:
             name = escape_control(error.filename or self.source)
             raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+        return SourceRows(self._of_range(rows, start, stop), rows.files)
+
+    def _of_range(self, rows: _FileRows | LoadedRows, start: str | None, stop: str | None) -> Iterator[Row]:
         if start is not None or stop is not None:
             # Two passes rather than all rows in memory.
             first, last = (
@@ -112,7 +115,7 @@ class Source:
         ]
         return names[0], names[1]
 
-    def _all_rows(self, split: str) -> Iterable[Row]:
+    def _all_rows(self, split: str) -> _FileRows | LoadedRows:
         if self.data_files is not None and self.source in _FILE_KINDS:
             if not _has_urls(self.data_files):
                 return self._read_files(
@@ -151,7 +154,7 @@ class Source:
                 f"dataset.field is {self.field!r}, which is for JSON files; the source is {what}"
             )
 
-    def _read_folder(self, folder: Path, split: str) -> Iterable[Row]:
+    def _read_folder(self, folder: Path, split: str) -> _FileRows | LoadedRows:
         if is_saved(folder):
             self._refuse_field("a dataset that `datasets` has saved")
             return read_saved_to_disk(folder, split)
@@ -161,7 +164,7 @@ class Source:
             files = files_of_split(folder, split)
         return self._read_files(files, str(folder))
 
-    def _read_files(self, files: Sequence[Path], what: str) -> Iterable[Row]:
+    def _read_files(self, files: Sequence[Path], what: str) -> _FileRows:
         if not files:
             raise DataError(f"{escape_control(what)} names no files")
         for file in files:
@@ -170,14 +173,29 @@ class Source:
         return _FileRows(files, self.field, self.text_unit)
 
 
+class SourceRows(Iterator[Row]):
+    """The rows of a source.
+
+    Attributes:
+        files: whose content decides about them, in order; None where it is not in files alone.
+    """
+
+    def __init__(self, rows: Iterator[Row], files: Sequence[Path] | None) -> None:
+        self.files = files
+        self._rows = rows
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+
 class _FileRows:
     """The rows of files, read anew whenever they are asked for."""
 
     def __init__(self, files: Sequence[Path], field: str | None, text_unit: TextUnit) -> None:
-        self._files, self._field, self._text_unit = files, field, text_unit
+        self.files, self._field, self._text_unit = files, field, text_unit
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for file in self._files for row in read_file(file, self._field, self._text_unit))
+        return (row for file in self.files for row in read_file(file, self._field, self._text_unit))
 
 
 def _count(rows: Iterable[Row]) -> int:

@@ -17,12 +17,12 @@ class LearntAnswers:
 
     Args:
         transform: turns a row into `{"messages": [...]}` and more.
-        train_on: "all" learns what the transform says, "last" the last answer alone.
+        train_on: "all" learns what the transform says, "last" nothing before the last answer but its prompt, where the
+            transform learns prompts.
         train_on_reasoning: False reads what is thought before an answer, and does not learn it.
-        train_on_input: whether the transform learns prompts too.
 
     Raises:
-        ConfigError: `train_on` is neither, or "last" shall learn prompts too.
+        ConfigError: `train_on` is neither.
     """
 
     def __init__(
@@ -30,15 +30,9 @@ class LearntAnswers:
         transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         train_on: TrainOn = "all",
         train_on_reasoning: bool = True,
-        train_on_input: bool = False,
     ) -> None:
         if train_on not in get_args(TrainOn):
             raise ConfigError(f"dataset.train_on is {train_on!r}, expected 'all' or 'last'")
-        if train_on == "last" and train_on_input:
-            raise ConfigError(
-                "dataset.train_on is 'last', which learns the last answer alone, and train_on_input is true, which "
-                "learns prompts too: set train_on_input=false, or leave train_on at 'all'"
-            )
         self._transform = transform
         self._train_on = train_on
         self._train_on_reasoning = train_on_reasoning
@@ -48,11 +42,8 @@ class LearntAnswers:
         messages: Sequence[Message] = read["messages"]
         if self._train_on == "last":
             answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-            last = answers[-1] if answers else None
-            messages = [
-                message if index == last else replace(message, masked=True)
-                for index, message in enumerate(messages)
-            ]
+            first = answers[-2] + 1 if len(answers) > 1 else 0
+            messages = [replace(message, masked=True) for message in messages[:first]] + [*messages[first:]]
         if not self._train_on_reasoning:
             messages = [replace(message, masks_reasoning=message.role == "assistant") for message in messages]
         return read | {"messages": messages}

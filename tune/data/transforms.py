@@ -18,7 +18,7 @@ from tune.data.other_tasks import refuse_other_task
 from tune.data.rows import describe
 from tune.data.tool_calls import read_json, read_tools
 from tune.data.turn_order import OnOddTurns, arrange_turns, check_on_odd_turns
-from tune.data.turns import CONTENT_KEYS, ROLE_KEYS, TurnReader
+from tune.data.turns import CONTENT_KEYS, ROLE_KEYS, TurnReader, check_roles
 from tune.data.values import as_text, column_text, is_empty, optional_text, unused_columns
 from tune.errors import ConfigError, DataError
 from tune.tokenizers.messages import Message
@@ -123,6 +123,7 @@ class ChatToMessages:
         check_on_odd_turns(on_odd_turns)
         if unknown := sorted(set(message_keys or {}) - {"role", "content"}):
             raise ConfigError(f"dataset.message_keys has no part {unknown[0]!r}; parts are role and content")
+        check_roles(roles or {})
         keys = message_keys or {}
         self._reader = TurnReader(
             (keys["role"],) if "role" in keys else self._role_keys,
@@ -164,7 +165,8 @@ class ChatToMessages:
             raise DataError(f"has no column {column!r} (it has {list_names(list(map(str, row)))})")
         turns = row[column]
         if isinstance(turns, Mapping):
-            turns = [turns]
+            # OpenAI's preference pairs have their question so.
+            turns = turns["messages"] if isinstance(turns.get("messages"), list) else [turns]
         if "answer" in self._columns and isinstance(turns, str) and not turns.lstrip().startswith(("[", "{")):
             turns = [{self._reader.role_keys[0]: role, self._reader.content_keys[0]: turns}]
         return self._reader.read(turns, column, unused, notes)
@@ -202,7 +204,7 @@ class ShareGPTToMessages(ChatToMessages):
 
 _OPTIONAL = {"system": "system", "history": "history"}
 _LEARN_CHOSEN = (
-    "dataset.column_map={{answer: {chosen}}} (or {{messages: {chosen}}}, where it holds whole conversations)"
+    "dataset.column_map.answer={chosen} (or column_map.messages={chosen}, where it holds whole conversations)"
 )
 # https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
 _ALPACA_WITH_INPUT = (
@@ -233,7 +235,7 @@ def _read_instruction(
     """Return the conversation of a row that holds a prompt and an answer, each in its column."""
     notes = Counter[str]()
     used: set[str | None] = {*columns.values(), *ignored}
-    used.update(refuse_other_task(row, used, "dataset.column_map={{output: {chosen}}}"))
+    used.update(refuse_other_task(row, used, "dataset.column_map.output={chosen}"))
     prompt, context = (
         column_text(row, columns["prompt"], notes),
         optional_text(row, columns.get("context"), notes),

@@ -23,7 +23,7 @@ def check_on_odd_turns(choice: str) -> None:
 def arrange_turns(
     messages: Sequence[Message], on_odd_turns: OnOddTurns = "error"
 ) -> tuple[list[Message], Counter[str]]:
-    """Return the messages to learn from, and what was done to get them: a sentence for each, with how many turns.
+    """Return the messages to learn from, and what was done to get them: in words, with how many turns.
 
     Textbook is: perhaps a system message; a user; an assistant, perhaps with results of tools and further answers;
     a user again. A user may speak right after the result of a tool. What follows the last answer is left out in any
@@ -44,26 +44,26 @@ def arrange_turns(
     kept, done = list(messages), Counter[str]()
     if on_odd_turns == "merge":
         kept = _merge(kept)
-        done["turns are joined with the one before (on_odd_turns: merge)"] = len(messages) - len(kept)
+        done["turns joined with the one before (on_odd_turns: merge)"] = len(messages) - len(kept)
     if on_odd_turns != "error":
         num_before = len(kept)
         kept = _trim(kept)
-        done[f"turns are left out, for they are out of order (on_odd_turns: {on_odd_turns})"] = (
-            num_before - len(kept)
+        done[f"turns left out, for they are out of order (on_odd_turns: {on_odd_turns})"] = num_before - len(
+            kept
         )
     answered = len(kept)
     while answered and kept[answered - 1].role != "assistant":
         answered -= 1
     if not answered:
         raise DataError("the conversation ends without an answer by the assistant, so nothing can be learnt")
-    done["turns at the end of conversations are left out, for no answer follows them"] = len(kept) - answered
+    done["turns left out at the end of conversations, for no answer follows them"] = len(kept) - answered
     del kept[answered:]
     odd = _find_odd(kept)
     if odd is not None:
         raise DataError(_explain(kept, odd))
     for index, message in enumerate(kept):
         if message.role == "assistant" and not _says_something(message):
-            done["answers are empty: they are read, not learnt"] += 1
+            done["empty answers, which are read and not learnt"] += 1
             kept[index] = replace(message, masked=True)
     return kept, +done
 

@@ -13,7 +13,7 @@ from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
 from tune.data.turn_order import join_messages
 from tune.data.values import as_text, is_empty
-from tune.errors import DataError
+from tune.errors import ConfigError, DataError
 from tune.tokenizers.messages import TOOL_ROLES, Message, Role
 from tune.utils.escape import escape_control
 
@@ -38,10 +38,25 @@ _ROLES: dict[str, str] = {
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), _CALL),
     "context": _CONTEXT,
 }
+_SPEAKERS: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "ipython": "ipython",
+    _CONTEXT: "user",
+}
 # Turns written as pairs: {"user": ..., "assistant": ...}; XTuner writes "input" and "output".
 _PAIR_ROLES = _ROLES | {"input": "user", "output": "assistant"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("reasoning", "thinking")
+
+
+def check_roles(roles: Mapping[str, str]) -> None:
+    """Raise ConfigError where names of roles are told to be what there is not."""
+    for name, role in roles.items():
+        if role not in _ROLES:
+            raise ConfigError(f"dataset.roles.{name} is {role!r}, expected user, assistant, system or tool")
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,8 @@ class TurnReader:
             raise DataError(self._not_a_turn(turn, where))
         key = next((name for name in self.role_keys if turn.get(name) is not None), None)
         if key is not None:
-            return [(self._role(turn[key], key, where), {k: v for k, v in turn.items() if k != key})]
+            values = dict(turn)
+            return [(self._role(values.pop(key), key, where), values)]
         said = {str(name): value for name, value in turn.items() if not is_empty(value)}
         pair = {name: _PAIR_ROLES[name.lower()] for name in said if name.lower() in _PAIR_ROLES}
         if not pair or len(pair) < len(said) or len(self.role_keys) == 1:
@@ -113,7 +129,7 @@ class TurnReader:
         names = f"{self.role_keys[0]!r} and {self.content_keys[0]!r}"
         return (
             f"{where} is {describe(turn)}, expected an object with {names}. Other names are told with "
-            "dataset.message_keys={role: KEY, content: KEY}"
+            "dataset.message_keys.role=KEY dataset.message_keys.content=KEY"
         )
 
     def _role(self, name: Any, key: str, where: str) -> str:
@@ -123,7 +139,7 @@ class TurnReader:
             shown = repr(name[:40]) if isinstance(name, str) else describe(name)
             raise DataError(
                 f"{where} has the {key} {shown}; known are {', '.join(_ROLES)}. Say what it is with "
-                f"dataset.roles={{{escape_control(name, 40)}: user}} (or assistant, system, tool)"
+                f"dataset.roles.{escape_control(name, 40)}=user (or assistant, system, tool)"
             )
         return role
 
@@ -131,6 +147,9 @@ class TurnReader:
         self, role: str, turn: dict[str, Any], where: str, unused: Counter[str], notes: Counter[str]
     ) -> Message | None:
         key = next((name for name in self.content_keys if turn.get(name) is not None), None)
+        if len(turn) == 1 and key is not None and isinstance(turn[key], str) and role in _SPEAKERS:
+            # Most messages of most data are no more than this.
+            return Message(_SPEAKERS[role], turn[key], masked=role != "assistant" and not self.train_on_input)
         said = _Content()
         if role == _CALL:
             said.calls += read_calls(turn.get(key or ""), where)
@@ -154,7 +173,7 @@ class TurnReader:
                 raise DataError(f"{where} has null as content, expected text")
             raise DataError(self._not_a_turn({self.role_keys[0]: role, **turn}, where))
         unused.update(f"message key {escape_control(name, 60)}" for name in others)
-        final: Role = {_CALL: "assistant", _CONTEXT: "user"}.get(role, role)  # type: ignore[assignment]
+        final = "assistant" if role == _CALL else _SPEAKERS[role]
         content = "".join(text for text, _ in said.parts)
         weight, spans = read_weight(
             turn, final == "assistant" or self.train_on_input, where, content, said.parts
@@ -196,12 +215,17 @@ class _Content:
         if isinstance(part, str):
             self.parts.append((part, None))
             return
-        kind = part.get("type", "text")
+        kind, weight = part.get("type", "text"), read_part_weight(part, where)
+        kind = kind if isinstance(kind, str) else describe(kind)
         value = next(
             (part[name] for name in (kind, "text", "value", "content") if part.get(name) is not None), None
         )
         if kind in _TEXT_PARTS and isinstance(value, str):
-            self.parts.append((value, read_part_weight(part, where)))
+            self.parts.append((value, weight))
+        elif weight not in (None, 1):
+            raise DataError(
+                f"{where} has a part of type {escape_control(kind, 40)!r} with weight {weight:g}; only texts have one"
+            )
         elif kind in _THINKING_PARTS:
             self.thoughts.append(_thought(value, where, "thinking"))
         elif kind == "tool_call":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from decimal import Decimal
@@ -12,17 +13,21 @@ from tune.data.rows import describe
 from tune.errors import DataError
 from tune.utils.escape import escape_control
 
-NUMBERS_AS_TEXT = "numbers are read as text, as Python writes them (7, 0.5)"
+NUMBERS_AS_TEXT = "numbers read as text, as Python writes them (7, 0.5)"
 # More digits than that are no answer.
 _LARGEST = 10**20
 
 
 def is_empty(value: Any) -> bool:
     """Return whether a value says nothing: null, no text, or no more than these in a list or an object."""
-    if isinstance(value, list | tuple | Mapping):
-        items = value.values() if isinstance(value, Mapping) else value
-        return all(item is None or item == "" for item in items)
-    return value is None or value == "" or value != value  # the last is what tables have for null
+    if value is None or isinstance(value, str):
+        return not value
+    if isinstance(value, float):
+        return math.isnan(value)  # which tables have for null
+    if isinstance(value, list | tuple | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return all(item is None or (isinstance(item, str) and not item) for item in items)
+    return False
 
 
 def unused_columns(row: Mapping[str, Any], used: Collection[str | None]) -> list[str]:

@@ -21,6 +21,7 @@ from tune.datasets.published import (
 )
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
+from tune.datasets.tokenized import tokenized_dataset
 from tune.datasets.torchtune_names import GONE
 from tune.utils.torchtune_names import offer_names
 
@@ -40,6 +41,7 @@ __all__ = [
     "samsum_dataset",
     "slimorca_dataset",
     "text_completion_dataset",
+    "tokenized_dataset",
     "wikitext_dataset",
 ]
 

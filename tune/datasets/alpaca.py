@@ -12,9 +12,12 @@ from tune.data import (
     Source,
     find_instruction_columns,
 )
+from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
+from tune.tokenizers.family_format import family_template_of, place_inside
+from tune.tokenizers.templates import AnyTemplate, PlainTemplate
 
 if TYPE_CHECKING:
     from tune.data import InstructionColumns
@@ -40,6 +43,7 @@ def alpaca_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return instructions with their answers, written as Stanford Alpaca writes them.
 
@@ -63,6 +67,7 @@ def alpaca_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -78,7 +83,9 @@ def alpaca_dataset(
         *choice,
         packed=packed,
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
         ignore_columns=ignore_columns or (),
+        turns=family_template_of(tokenizer),
     )
 
 
@@ -100,6 +107,7 @@ def alpaca_cleaned_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return the cleaned Alpaca instructions; arguments as in `alpaca_dataset`."""
     return alpaca_dataset(
@@ -119,6 +127,7 @@ def alpaca_cleaned_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -133,15 +142,19 @@ def alpaca_from_rows(
     packed: bool,
     max_seq_len: int | None,
     ignore_columns: Sequence[str],
+    on_too_long: OnTooLong,
+    turns: AnyTemplate | None = None,
 ) -> SFTDataset | PackedDataset:
-    """Return rows whose columns are known as a dataset of Alpaca prompts."""
+    """Return rows whose columns are known as a dataset of Alpaca prompts, in turns where a template writes them."""
     rows.report.format = str(columns)
     transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
-        inference_template=AlpacaInstructTemplate(),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
+        prompt_template=turns or "plain",
+        inference_template=place_inside(AlpacaInstructTemplate(), turns or PlainTemplate()),
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

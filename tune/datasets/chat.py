@@ -18,9 +18,10 @@ from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
+from tune.tokenizers.family_format import template_of
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.spm import SentencePieceTokenizer
-from tune.tokenizers.templates import AnyTemplate, template_names
+from tune.tokenizers.templates import AnyTemplate, PlainTemplate, template_names
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -52,6 +53,7 @@ def chat_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return conversations; every answer of the assistant is learnt, unless flags on messages say otherwise.
 
@@ -84,6 +86,7 @@ def chat_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -112,11 +115,12 @@ def chat_dataset(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         prompt_template=template,
         system_prompt=new_system_prompt,
         chat_template_kwargs=chat_template_kwargs,
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset
 
@@ -126,7 +130,10 @@ _TRANSFORMS = {"auto": ChatToMessages, "openai": OpenAIToMessages, "sharegpt": S
 
 def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
     """Return the template that belongs to a tokenizer. Raises ConfigError where none does."""
-    template = tokenizer.prompt_template or tokenizer.chat_template
+    template = template_of(tokenizer)
+    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
+        # A family whose builder writes no turns is better served by its checkpoint.
+        template = tokenizer.chat_template or template
     if template is not None:
         return template
     if _is_llama2(tokenizer):

@@ -16,16 +16,24 @@ from tune.datasets.own import OwnDataset
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset
+from tune.datasets.tokenizing import preparing
 from tune.errors import ConfigError
 from tune.tokenizers import Tokenizer, refuse_dropped_tokens
 
 
-def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tokenizer) -> ReportingDataset:
+def build_datasets(
+    components: Component | tuple[Component, ...],
+    tokenizer: Tokenizer,
+    num_proc: int | None = None,
+    data_cache_dir: str | None = None,
+) -> ReportingDataset:
     """Return the dataset a config describes: one, or several as one.
 
     Args:
         components: each builds a dataset from a tokenizer.
         tokenizer: gives the ids.
+        num_proc: processes that tokenize; None for one per core.
+        data_cache_dir: where tokens are kept for the next time: null or "" for the default place, "off" for nowhere.
 
     Raises:
         ConfigError: the list is empty, mixes packed and unpacked ones, or what was built is no dataset; or the
@@ -34,7 +42,8 @@ def build_datasets(components: Component | tuple[Component, ...], tokenizer: Tok
     """
     refuse_dropped_tokens(tokenizer)  # before a template writes them in pieces
     several = components if isinstance(components, tuple) else (components,)
-    datasets = [_build(component, tokenizer) for component in several]
+    with preparing(num_proc, data_cache_dir):
+        datasets = [_build(component, tokenizer) for component in several]
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
 
 

@@ -17,6 +17,7 @@ from tune.datasets.alpaca import alpaca_from_rows
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader
 from tune.datasets.sft import SFTDataset
+from tune.tokenizers.family_format import template_of
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -46,6 +47,7 @@ def instruct_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return prompts with their answers.
 
@@ -73,6 +75,7 @@ def instruct_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -84,16 +87,21 @@ def instruct_dataset(
     )
     ignored = ignore_columns or ()
     spec = (
-        prompt_template
-        or tokenizer.prompt_template
-        or _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
+        prompt_template or template_of(tokenizer) or _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
     )
     template = get_prompt_template(spec)
     if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:
         # Alpaca has a prompt of its own for instructions that come with an input.
         choice = (train_on_input, train_on, train_on_reasoning)
         return alpaca_from_rows(
-            tokenizer, rows, columns, *choice, packed=packed, max_seq_len=max_seq_len, ignore_columns=ignored
+            tokenizer,
+            rows,
+            columns,
+            *choice,
+            packed=packed,
+            max_seq_len=max_seq_len,
+            on_too_long=on_too_long,
+            ignore_columns=ignored,
         )
     rows.report.format = str(columns)
     column_map = columns.column_map("input", "context")
@@ -101,9 +109,10 @@ def instruct_dataset(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning, train_on_input),
+        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
         prompt_template=template,
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

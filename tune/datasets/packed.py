@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, pack_lengths
@@ -43,7 +44,8 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
                 "packed needs to know how long a sequence is: set dataset.max_seq_len or tokenizer.max_seq_len"
             )
         self._dataset = dataset
-        self._packs = pack_lengths([dataset.length(index) for index in range(len(dataset))], capacity)
+        lengths = np.fromiter(map(dataset.length, range(len(dataset))), np.int32, len(dataset))
+        self._packs = pack_lengths(lengths, capacity)
         self._report = replace(dataset.report(), num_packs=len(self._packs), max_seq_len=capacity)
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from tune.datasets.instruct import instruct_dataset
 from tune.datasets.packed import PackedDataset
 from tune.datasets.sft import SFTDataset
 from tune.datasets.text_completion import TextCompletionDataset, text_completion_dataset
-from tune.errors import ConfigError
+from tune.tokenizers.family_format import template_of
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -24,7 +24,13 @@ def slimorca_dataset(
     *,
     source: str = "Open-Orca/SlimOrca-Dedup",
     column_map: dict[str, str] | None = None,
+    message_keys: dict[str, str] | None = None,
+    roles: dict[str, str] | None = None,
+    on_odd_turns: Literal["error", "merge", "trim"] = "error",
+    ignore_columns: list[str] | None = None,
     train_on_input: bool = False,
+    train_on: Literal["all", "last"] = "all",
+    train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
     new_system_prompt: str | None = None,
@@ -37,27 +43,31 @@ def slimorca_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return the conversations of SlimOrca (from, value); other arguments as in `chat_dataset`.
 
     Args:
         tokenizer: gives the ids.
-        column_map: `conversations` to its column.
+        column_map: `conversations` to its column; other parts as in `chat_dataset`.
 
     Raises:
         ConfigError: `column_map` has another part; and as `chat_dataset`.
         DataError: as `chat_dataset`.
     """
-    if unknown := sorted(set(column_map or {}) - {"conversations"}):
-        raise ConfigError(
-            f"dataset.column_map has no part {unknown[0]!r}; the only part is conversations, mapped to a column"
-        )
+    columns = {("messages" if part == "conversations" else part): c for part, c in (column_map or {}).items()}
     return chat_dataset(
         tokenizer,
         source=source,
-        conversation_column=(column_map or {}).get("conversations"),
         conversation_style="sharegpt",
+        column_map=columns,
+        message_keys=message_keys,
+        roles=roles,
+        on_odd_turns=on_odd_turns,
+        ignore_columns=ignore_columns,
         train_on_input=train_on_input,
+        train_on=train_on,
+        train_on_reasoning=train_on_reasoning,
         prompt_template=prompt_template,
         chat_template_kwargs=chat_template_kwargs,
         new_system_prompt=new_system_prompt,
@@ -70,6 +80,7 @@ def slimorca_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -81,6 +92,7 @@ def grammar_dataset(
     train_on_input: bool = False,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -90,6 +102,7 @@ def grammar_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return faulty sentences with the corrected ones (input, output); other arguments as in `instruct_dataset`.
 
@@ -99,9 +112,9 @@ def grammar_dataset(
         source=source,
         column_map=column_map,
         train_on_input=train_on_input,
-        prompt_template=prompt_template
-        or (None if tokenizer.prompt_template else "grammar_error_correction"),
+        prompt_template=prompt_template or (None if template_of(tokenizer) else "grammar_error_correction"),
         new_system_prompt=new_system_prompt,
+        ignore_columns=ignore_columns,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -111,6 +124,7 @@ def grammar_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -122,6 +136,7 @@ def samsum_dataset(
     train_on_input: bool = False,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -131,6 +146,7 @@ def samsum_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
 ) -> SFTDataset | PackedDataset:
     """Return chats with their summaries (dialogue, summary); other arguments as in `instruct_dataset`.
 
@@ -140,8 +156,9 @@ def samsum_dataset(
         source=source,
         column_map={"input": "dialogue", "output": "summary"} | (column_map or {}),
         train_on_input=train_on_input,
-        prompt_template=prompt_template or (None if tokenizer.prompt_template else "summarize"),
+        prompt_template=prompt_template or (None if template_of(tokenizer) else "summarize"),
         new_system_prompt=new_system_prompt,
+        ignore_columns=ignore_columns,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -151,6 +168,7 @@ def samsum_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -169,6 +187,7 @@ def wikitext_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of WikiText as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -185,6 +204,7 @@ def wikitext_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )
 
 
@@ -203,6 +223,7 @@ def cnn_dailymail_articles_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of CNN / DailyMail as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -219,4 +240,5 @@ def cnn_dailymail_articles_dataset(
         field=field,
         limit=limit,
         on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
     )

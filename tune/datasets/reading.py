@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from tune.data import DataReport, Row, Source, TokenStore
+from tune.data import DataReport, Row, Source, TokenizedRows
+from tune.data.tokenize_rows import ON_TOO_LONG, OnTooLong
 from tune.datasets.sampling import current_sample
 from tune.errors import ConfigError, DataError
 
@@ -22,16 +23,23 @@ _PEEKED_BYTES = 64 << 20
 _NUM_BETWEEN_NEWS = 100_000
 # Faulty rows after which reading stops: the file is of another kind.
 _NUM_COLLECTED = 1000
+_NUM_SHOWN = 5
+# What one process is given at a time: enough that handing it over counts for nothing, and soon done.
+_BATCH_ROWS = 64
+_BATCH_BYTES = 128 << 10
 
 
 class RowReader:
-    """Iterates over (place, values) of a source, and gathers what is wrong with rows.
+    """Iterates over the rows of a source, and gathers what is wrong with them.
 
     Args:
         source: the rows.
         on_bad_rows: "error" raises at the end, listing them; "drop" counts them.
 
     Attributes:
+        source: where the rows come from; None where they were given.
+        files: that hold them, where these alone decide about them.
+        on_bad_rows: as given.
         columns: names of the columns in the first rows.
         report: counts rows and those left out.
     """
@@ -45,10 +53,18 @@ class RowReader:
             raise ConfigError(f"dataset.on_bad_rows is {on_bad_rows!r}, expected 'error' or 'drop'")
         source = Source(source) if isinstance(source, str) else source
         self.report = DataReport(source=str(source) if isinstance(source, Source) else "the rows given")
+        self.source = source if isinstance(source, Source) else None
+        self.on_bad_rows = on_bad_rows
         self._drop = on_bad_rows == "drop"
-        rows = source.rows() if isinstance(source, Source) else _number(source)
+        self._too_long: list[tuple[str, int]] = []
+        rows: Iterator[Row]
         if isinstance(source, Source):
+            rows = source.rows()
+            self.files = rows.files
             self.report.files, self.report.files_left_out = source.files()
+        else:
+            rows = _number(source)
+            self.files = None
         self._peeked = peeked = _peek(rows)
         self.columns = list(dict.fromkeys(str(name) for row in peeked for name in row.values))
         self._rows: Iterator[Row] = chain(peeked, rows)
@@ -61,22 +77,41 @@ class RowReader:
             self._drop = False
             self.finish()
 
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        sample = current_sample()
+    def __iter__(self) -> Iterator[list[Row]]:
+        """Yield the rows in lists, many short ones or few long ones; for a sample one by one, as far as it takes."""
+        if (sample := current_sample()) is not None:
+            for row in self._rows:
+                if sample.is_complete(self.report.num_examples, self.report.num_rows):
+                    return
+                if sample.takes(row.place, row.values):
+                    yield [row]
+            return
+        rows: list[Row] = []
+        num_bytes = 0
         for row in self._rows:
-            if sample is not None and sample.is_complete(self.report.num_examples, self.report.num_rows):
-                return
-            if sample is not None and not sample.takes(row.place, row.values):
-                continue
-            self.report.num_rows += 1
-            if self.report.num_rows % _NUM_BETWEEN_NEWS == 0:
-                _log.info(f"read {self.report.num_rows:,} rows of {self.report.source}")
-            if row.problem:
-                self.reject(row.place, row.problem)
-            else:
-                yield row.place, row.values
+            rows.append(row)
+            num_bytes += _weight(row.values)
+            if num_bytes >= _BATCH_BYTES or len(rows) >= _BATCH_ROWS:
+                yield rows
+                rows, num_bytes = [], 0
+        if rows:
+            yield rows
+
+    def take(self, tokenized: TokenizedRows) -> bool:
+        """Count what came of some rows; return whether to go on, which with too many faulty ones is for nothing."""
+        before = self.report.num_rows // _NUM_BETWEEN_NEWS
+        self.report.add(tokenized.report)
+        if self.report.num_rows // _NUM_BETWEEN_NEWS > before:
+            _log.info(f"read {self.report.num_rows:,} rows of {self.report.source}")
+        if (sample := current_sample()) is not None:
+            for num_cut in tokenized.num_cut:
+                sample.note_example(num_cut)
+        for place, reason in tokenized.rejected:
+            self.reject(place, reason)
             if not self._drop and self.report.num_dropped >= _NUM_COLLECTED:
-                return
+                return False
+        self._too_long += tokenized.too_long
+        return len(self._too_long) < _NUM_COLLECTED
 
     def peeked(self) -> Iterator[dict[str, Any]]:
         """Return the first rows, which are read again when iterating."""
@@ -87,7 +122,9 @@ class RowReader:
         self.report.note_dropped(place, reason)
 
     def finish(self) -> None:
-        """Raise DataError that lists the rejected rows, unless they shall be dropped."""
+        """Raise DataError that lists the rejected rows, unless they shall be dropped, and the examples too long."""
+        if self._too_long:
+            raise DataError(self._describe_too_long())
         if self._drop or not self.report.num_dropped:
             return
         listed = "\n".join(f"  {line}" for line in self.report.dropped)
@@ -100,33 +137,16 @@ class RowReader:
             + "\nRepair them, or leave them out with dataset.on_bad_rows=drop"
         )
 
-
-def add_example(
-    store: TokenStore, report: DataReport, tokens: list[int], weights: list[float], limit: int | None
-) -> None:
-    """Store an example, cut to `limit` tokens, and counts it; one with nothing left to learn is left out."""
-    if len(weights) > 1 and not any(weights[1:]):
-        report.num_unlearnt += 1
-        return
-    report.longest = max(report.longest, len(tokens))
-    num_cut = 0 if limit is None else max(len(tokens) - limit, 0)
-    if num_cut:
-        report.num_truncated += 1
-        report.num_tokens_cut += num_cut
-        tokens, weights = tokens[:limit], weights[:limit]
-    # The first token is the target of no position.
-    targets = weights[1:]
-    num_targets = len(targets) - targets.count(0.0)
-    if num_targets < 1:
-        report.num_lost += 1
-        return
-    store.append(tokens, weights)
-    if (sample := current_sample()) is not None:
-        sample.note_example(num_cut)
-    report.num_examples += 1
-    report.num_tokens += len(tokens)
-    report.num_target_tokens += num_targets
-    report.num_weighted_tokens += num_targets - targets.count(1.0)
+    def _describe_too_long(self) -> str:
+        number, shown = len(self._too_long), self._too_long[:_NUM_SHOWN]
+        at_least = "at least " if number >= _NUM_COLLECTED else ""
+        listed = "".join(f"\n  {place}: {length:,} tokens" for place, length in shown)
+        more = f"\n  and {number - len(shown):,} more" if number > len(shown) else ""
+        return (
+            f"{at_least}{number:,} examples of {self.report.source} are longer than max_seq_len="
+            f"{self.report.max_seq_len}, and dataset.on_too_long is error:{listed}{more}\nRaise "
+            "dataset.max_seq_len, or set dataset.on_too_long to cut, drop or split"
+        )
 
 
 def check_learnable(report: DataReport) -> None:
@@ -139,6 +159,12 @@ def check_learnable(report: DataReport) -> None:
             f"max_seq_len={report.max_seq_len} (the longest example has {report.longest:,} tokens). Raise "
             "dataset.max_seq_len, or use a tokenizer and model made for longer sequences"
         )
+    if report.num_long_dropped and not report.num_dropped:
+        raise DataError(
+            f"nothing to learn in {report.source}: all {report.num_long_dropped:,} examples are longer than "
+            f"max_seq_len={report.max_seq_len}, and dataset.on_too_long is drop. Raise dataset.max_seq_len, or set "
+            "dataset.on_too_long to cut or split"
+        )
     if report.num_unlearnt and not report.num_dropped:
         raise DataError(
             f"nothing to learn in {report.source}: in all {report.num_unlearnt:,} rows no answer is to be learnt: "
@@ -150,8 +176,14 @@ def check_learnable(report: DataReport) -> None:
     )
 
 
-def sequence_limit(tokenizer: Tokenizer, max_seq_len: int | None) -> int | None:
-    """Return the smaller of the limits given by a dataset and by its tokenizer."""
+def sequence_limit(tokenizer: Tokenizer, max_seq_len: int | None, on_too_long: OnTooLong) -> int | None:
+    """Return the smaller of the limits given by a dataset and by its tokenizer.
+
+    Raises:
+        ConfigError: it leaves nothing to learn, or there is no such thing to do with what is longer.
+    """
+    if on_too_long not in ON_TOO_LONG:
+        raise ConfigError(f"dataset.on_too_long is {on_too_long!r}, expected one of {', '.join(ON_TOO_LONG)}")
     if max_seq_len is not None and max_seq_len < 2:
         raise ConfigError(
             f"dataset.max_seq_len is {max_seq_len}, expected at least 2: one token to read, one to learn"

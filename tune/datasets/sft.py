@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
 from tune.data import (
+    ConversationTokenizer,
     DataReport,
     Message,
+    MessageTransform,
     PromptTemplate,
     Source,
-    TokenStore,
     get_prompt_template,
 )
-from tune.datasets.reading import OnBadRows, RowReader, add_example, check_learnable, sequence_limit
-from tune.errors import DataError, TokenizerError
+from tune.data.tokenize_rows import OnTooLong
+from tune.datasets.reading import OnBadRows, RowReader, sequence_limit
+from tune.datasets.tokenizing import tokenize_source
 from tune.tokenizers.chat_template import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
     apply_chat_template,
     template_for,
-    tokenize_weighted,
 )
 from tune.tokenizers.templates import check_variables
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
-
-MessageTransform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class SFTDataset(Dataset[dict[str, list[Any]]]):
@@ -37,15 +36,17 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
 
     Items are `{"tokens": [...], "labels": [...]}` of equal length, labels not shifted, -100 where a token is
     not learnt; and `"weights"`, one float for each token, where the loss of a learnt token is to be multiplied by
-    another than 1. An example longer than the limit keeps its first tokens and loses its EOS; one whose answers
-    lie wholly beyond the limit is left out. Both are counted in `report()`. A chat template that rewrites earlier
-    answers, by taking out their thinking for example, makes one conversation several items.
+    another than 1. An example longer than the limit keeps its first tokens and loses its EOS, unless `on_too_long` says
+    otherwise; one whose answers lie wholly beyond the limit is left out. Both are counted in `report()`. A chat
+    template that rewrites earlier answers, by taking out their thinking for example, makes one conversation several
+    items.
 
     Args:
         tokenizer: gives the ids, and the limit where `max_seq_len` does not.
         source: the rows: a file, folder or hub name; a `tune.data.Source`; any iterable of mappings
             from column to value; or a reader of these, which then decides about bad rows.
-        message_transform: turns a row into `{"messages": [...]}`, with `"tools"` where there are any.
+        message_transform: turns a row into `{"messages": [...]}`, with `"tools"` where there are any; or into
+            `{"examples": [...]}`, each a pair of tokens and their weights.
         prompt_template: how conversations are written; see `tune.data.get_prompt_template`.
         inference_template: what `render_prompt` uses where `message_transform` writes the prompts itself.
         system_prompt: that of every conversation, if they share one, for `render_prompt` to put first.
@@ -53,6 +54,9 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         max_seq_len: tokens to keep of an example; the smaller of this and the tokenizer's counts.
         on_bad_rows: what to do with rows that are malformed or hold nothing to learn: stop with an error
             that lists them, or leave them out and count them.
+        on_too_long: what to do with an example longer than the limit: "cut" it; "drop" it; stop with an "error"; or
+            "split" it: a conversation is parted where the user speaks, and begins anew with what the system says; one
+            exchange that is still too long comes in pieces, each beginning with the last token of the one before.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -67,14 +71,14 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         source: str | Source | RowReader | Iterable[Mapping[str, Any]],
         message_transform: MessageTransform,
         prompt_template: str | dict[str, list[str]] | PromptTemplate | ChatTemplate = "plain",
-        inference_template: PromptTemplate | None = None,
+        inference_template: PromptTemplate | ChatTemplate | None = None,
         system_prompt: str | None = None,
         chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
         max_seq_len: int | None = None,
         on_bad_rows: OnBadRows = "error",
+        on_too_long: OnTooLong = "cut",
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
-        self._store = TokenStore(tokenizer.vocab_size)
         self._tokenizer = tokenizer
         # What does not fit the tokenizer is no fault of the rows.
         self._template = template_for(get_prompt_template(prompt_template), tokenizer)
@@ -84,32 +88,14 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
             self._template.check()
         self._system_prompt = system_prompt or ""
         self._inference_template = inference_template or self._template
-        self._report = rows.report
-        self._report.template = self._inference_template.name
-        self._report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len)
-        for place, values in rows:
-            try:
-                read = message_transform(values)
-                has_answer = _has_answer(read["messages"])
-                if has_answer is None:
-                    self._report.num_unlearnt += 1
-                    continue
-                examples = tokenize_weighted(
-                    tokenizer,
-                    self._template,
-                    read["messages"],
-                    tools=read.get("tools"),
-                    variables=self._variables,
-                )
-            except (DataError, TokenizerError) as error:
-                rows.reject(place, str(error))
-                continue
-            self._report.num_empty_answers += not has_answer
-            self._report.note_row(read)
-            for tokens, weights in examples:
-                add_example(self._store, self._report, tokens, weights, limit)
-        rows.finish()
-        check_learnable(self._report)
+        rows.report.template = self._inference_template.name
+        rows.report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len, on_too_long)
+        self._store, self._report = tokenize_source(
+            rows,
+            ConversationTokenizer(
+                tokenizer, self._template, message_transform, self._variables, limit, on_too_long
+            ),
+        )
         tokenizer.adopt_chat_template(self._inference_template, self._system_prompt, self._variables)
         if isinstance(self._template, ChatTemplate) and (
             self._template.name == "custom" or self._system_prompt or self._variables
@@ -147,20 +133,3 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
             add_generation_prompt=True,
             **self._variables,
         )
-
-
-def _has_answer(messages: Sequence[Message]) -> bool | None:
-    """Return whether an answer says something; None where nothing is learnt, since all that is said has weight 0.
-
-    Raises:
-        DataError: there is nothing to learn, for nothing is said.
-    """
-    answers = [m for m in messages if m.role == "assistant" and (m.content.strip() or m.tool_calls)]
-    if any(answer.weight for answer in answers):
-        return True
-    # Where prompts are learnt too, an example without an answer still teaches something.
-    if any(m.weight and m.content.strip() for m in messages):
-        return bool(answers)
-    if answers:
-        return None
-    raise DataError("the answer is empty, so there is nothing to learn")

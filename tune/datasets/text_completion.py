@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
-from tune.data import DataReport, Source, TokenStore, describe, find_text_column, unused_columns
+from tune.data import DataReport, Source, TextTokenizer, find_text_column
+from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
-from tune.datasets.reading import RowReader, add_example, check_learnable, sequence_limit
-from tune.datasets.sampling import current_sample
-from tune.errors import TokenizerError
+from tune.datasets.reading import RowReader, sequence_limit
+from tune.datasets.tokenizing import tokenize_source
 from tune.utils.escape import escape_control
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         max_seq_len: tokens of a chunk; the smaller of this and the tokenizer's counts.
         add_eos: end each document with an EOS.
         on_bad_rows: what to do with rows that hold no text, see `SFTDataset`.
+        on_too_long: what to do with a document longer than the limit: "split" it into chunks; "cut" it, "drop" it or
+            stop with an "error".
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -46,37 +48,16 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         max_seq_len: int | None = None,
         add_eos: bool = True,
         on_bad_rows: Literal["error", "drop"] = "error",
+        on_too_long: OnTooLong = "split",
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
         column = find_text_column(rows.columns, column, rows.report.source)
-        self._store = TokenStore(tokenizer.vocab_size)
-        self._report = rows.report
         shown = escape_control(column, 60)
-        self._report.format = f"{shown}, plain text"
-        self._report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len)
-        for place, values in rows:
-            text = values.get(column)
-            if not isinstance(text, str) or not text.strip():
-                found = "empty" if isinstance(text, str) else describe(text)
-                rows.reject(place, f"column {shown!r} is {found}, expected text")
-                continue
-            if (sample := current_sample()) is not None:
-                text = sample.clip(text)
-            try:
-                tokens = tokenizer.encode(text, add_bos=True, add_eos=add_eos)
-            except TokenizerError as error:
-                rows.reject(place, str(error))
-                continue
-            self._add_chunks(tokens, limit)
-            self._report.note_row({"unused": dict.fromkeys(unused_columns(values, (column,)), 1)})
-        rows.finish()
-        check_learnable(self._report)
-
-    def _add_chunks(self, tokens: list[int], limit: int | None) -> None:
-        step = limit - 1 if limit is not None else len(tokens)
-        for start in range(0, max(len(tokens) - 1, 1), step):
-            chunk = tokens[start : start + step + 1]
-            add_example(self._store, self._report, chunk, [1.0] * len(chunk), limit)
+        rows.report.format = f"{shown}, plain text"
+        rows.report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len, on_too_long)
+        self._store, self._report = tokenize_source(
+            rows, TextTokenizer(tokenizer, column, shown, add_eos, limit, on_too_long)
+        )
 
     def __len__(self) -> int:
         return len(self._store)
@@ -113,10 +94,11 @@ def text_completion_dataset(
     field: str | None = None,
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
 ) -> TextCompletionDataset | PackedDataset:
     """Return plain text for pretraining: every token is learnt.
 
-    Documents longer than `max_seq_len` come in several chunks; nothing is cut off.
+    Documents longer than `max_seq_len` come in several chunks; nothing is cut off unless `on_too_long` says so.
 
     Args:
         tokenizer: gives the ids.
@@ -133,6 +115,7 @@ def text_completion_dataset(
         field: key of a JSON file that holds its rows.
         limit: rows to read at most.
         on_bad_rows: stop at rows that hold no text, or leave them out.
+        on_too_long: split documents longer than `max_seq_len` into chunks, cut them, drop them, or stop with an error.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -145,5 +128,6 @@ def text_completion_dataset(
         column=column,
         max_seq_len=max_seq_len,
         add_eos=add_eos,
+        on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

@@ -12,6 +12,7 @@ from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, wri
 from tune.models.layouts import hf_layout, torchtune_layout
 from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, TransformerDecoder
+from tune.tokenizers import BaseTokenizer, with_family_format
 
 
 def gemma_constants(embed_dim: int) -> dict[str, Any]:
@@ -150,5 +151,28 @@ lora_gemma_7b = LoRABuilder(gemma_7b)
 qlora_gemma_2b = LoRABuilder(gemma_2b, quantize_base=True)
 qlora_gemma_7b = LoRABuilder(gemma_7b, quantize_base=True)
 
-gemma_tokenizer = tokenizer_at
+
+def gemma_tokenizer(
+    path: str,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
+) -> BaseTokenizer:
+    """Return the tokenizer of a Gemma checkpoint; prompts and answers are written plainly.
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    tokenizer = tokenizer_at(path, max_seq_len, prompt_template, add_tokens, add_special_tokens)
+    return with_family_format(tokenizer, "plain")
+
+
 GemmaTokenizer = gemma_tokenizer

@@ -13,7 +13,7 @@ from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, wri
 from tune.models.layouts import META_LAYOUT, hf_layout, torchtune_layout
 from tune.models.meta_params import read_llama_params, write_llama_params
 from tune.modules import DecoderConfig, Family, TransformerDecoder
-from tune.tokenizers import BaseTokenizer, SentencePieceTokenizer, with_new_tokens
+from tune.tokenizers import BaseTokenizer, SentencePieceTokenizer, with_family_format, with_new_tokens
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
@@ -141,7 +141,7 @@ def llama2_tokenizer(
     add_tokens: list[str] | None = None,
     add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
-    """Return the tokenizer of a Llama 2 checkpoint.
+    """Return the tokenizer of a Llama 2 checkpoint; its datasets are written in `[INST]` and `[/INST]`.
 
     Args:
         path: its tokenizer.model, or the directory that holds it.
@@ -154,7 +154,7 @@ def llama2_tokenizer(
         TokenizerError: there is no such file, or it is no SentencePiece model.
     """
     tokenizer = SentencePieceTokenizer(path, max_seq_len, prompt_template)
-    return with_new_tokens(tokenizer, add_tokens, add_special_tokens)
+    return with_family_format(with_new_tokens(tokenizer, add_tokens, add_special_tokens), "llama2_chat")
 
 
 Llama2Tokenizer = llama2_tokenizer

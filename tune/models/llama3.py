@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
 from tune.models.llama2 import LLAMA
-from tune.models.tokenizer import tokenizer_beside_special_tokens
+from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, TransformerDecoder
+from tune.tokenizers import BaseTokenizer, with_family_format
 
 
 def llama3(
@@ -77,5 +78,32 @@ lora_llama3_70b = LoRABuilder(llama3_70b)
 qlora_llama3_8b = LoRABuilder(llama3_8b, quantize_base=True)
 qlora_llama3_70b = LoRABuilder(llama3_70b, quantize_base=True)
 
-llama3_tokenizer = tokenizer_beside_special_tokens
+
+def llama3_tokenizer(
+    path: str,
+    special_tokens_path: str | None = None,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
+) -> BaseTokenizer:
+    """Return the tokenizer of a Llama 3 checkpoint; its datasets are written in its turns (`llama3`).
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        special_tokens_path: its tokenizer.json; it holds the vocabulary, too, so it is read in place of `path`.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: texts around messages, inside of the turns; see `tune.data.get_prompt_template`.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    tokenizer = tokenizer_at(
+        special_tokens_path or path, max_seq_len, prompt_template, add_tokens, add_special_tokens
+    )
+    return with_family_format(tokenizer, "llama3")
+
+
 Llama3Tokenizer = llama3_tokenizer

@@ -14,6 +14,7 @@ from tune.models.layouts import META_LAYOUT, hf_layout, torchtune_layout
 from tune.models.meta_params import check_written, rows_of
 from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, TransformerDecoder
+from tune.tokenizers import BaseTokenizer, with_family_format
 
 # Where params.json is silent: 7B's positions, and those of the tokenizer of 131072 entries, which came with Nemo.
 _MAX_SEQ_LEN = 32_768
@@ -197,5 +198,28 @@ lora_mistral = LoRABuilder(mistral)
 lora_mistral_7b = LoRABuilder(mistral_7b)
 qlora_mistral_7b = LoRABuilder(mistral_7b, quantize_base=True)
 
-mistral_tokenizer = tokenizer_at
+
+def mistral_tokenizer(
+    path: str,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
+) -> BaseTokenizer:
+    """Return the tokenizer of a Mistral checkpoint; its datasets are written in `[INST]` and `[/INST]`.
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    tokenizer = tokenizer_at(path, max_seq_len, prompt_template, add_tokens, add_special_tokens)
+    return with_family_format(tokenizer, "mistral")
+
+
 MistralTokenizer = mistral_tokenizer

@@ -29,8 +29,9 @@ from tune.models.hf_config import (
     write_sizes,
 )
 from tune.models.layouts import hf_layout, torchtune_layout
-from tune.models.tokenizer import tokenizer_beside_special_tokens
+from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, LongRopeScaling, TransformerDecoder
+from tune.tokenizers import BaseTokenizer, with_family_format
 
 _ORIGINAL_LEN = 4096  # transformers, Phi3Config
 
@@ -203,5 +204,32 @@ lora_phi3 = LoRABuilder(phi3)
 lora_phi3_mini = LoRABuilder(phi3_mini)
 qlora_phi3_mini = LoRABuilder(phi3_mini, quantize_base=True)
 
-phi3_mini_tokenizer = tokenizer_beside_special_tokens
+
+def phi3_mini_tokenizer(
+    path: str,
+    special_tokens_path: str | None = None,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
+) -> BaseTokenizer:
+    """Return the tokenizer of a Phi-3 checkpoint; its datasets are written in its turns (`phi3`).
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        special_tokens_path: its tokenizer.json; it holds the vocabulary, too, so it is read in place of `path`.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: texts around messages, inside of the turns; see `tune.data.get_prompt_template`.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    tokenizer = tokenizer_at(
+        special_tokens_path or path, max_seq_len, prompt_template, add_tokens, add_special_tokens
+    )
+    return with_family_format(tokenizer, "phi3")
+
+
 Phi3MiniTokenizer = phi3_mini_tokenizer

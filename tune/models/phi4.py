@@ -6,7 +6,13 @@ from tune.models.builders import LoRABuilder, ModelBuilder
 from tune.models.hf_config import longrope_magnitude
 from tune.models.phi3 import PHI3
 from tune.modules import DecoderConfig, LongRopeScaling
-from tune.tokenizers import BaseTokenizer, from_checkpoint, vocab_merges_tokenizer, with_new_tokens
+from tune.tokenizers import (
+    BaseTokenizer,
+    from_checkpoint,
+    vocab_merges_tokenizer,
+    with_family_format,
+    with_new_tokens,
+)
 from tune.utils.paths import expand_path
 
 # fmt: off
@@ -70,28 +76,22 @@ def phi4_tokenizer(
     add_tokens: list[str] | None = None,
     add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
-    """Return the tokenizer of a Phi-4 checkpoint.
+    """Return the tokenizer of a Phi-4 checkpoint; its datasets are written in its turns (`phi4`).
 
     Args:
         vocab_path: its vocab.json or tokenizer.json, or the directory that holds one.
         merges_path: its merges.txt; None: the one beside the vocab.json.
         special_tokens_path: its tokenizer.json; it holds the vocabulary, too, so it is read in place of the others.
         max_seq_len: tokens after which an example is cut; None: what the model was made for.
-        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
-            checkpoint's own template says.
+        prompt_template: texts around messages, inside of the turns; see `tune.data.get_prompt_template`.
         add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
         add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
         TokenizerError: there is no such file, or it cannot be read.
     """
-    whole = special_tokens_path or _whole(vocab_path)
-    if whole:
-        return from_checkpoint(whole, max_seq_len, prompt_template, add_tokens, add_special_tokens)
-    tokenizer = vocab_merges_tokenizer(
-        vocab_path, merges_path or "", max_seq_len, prompt_template, family="phi4"
-    )
-    return with_new_tokens(tokenizer, add_tokens, add_special_tokens)
+    tokenizer = _read_tokenizer(vocab_path, merges_path, special_tokens_path, max_seq_len, prompt_template)
+    return with_family_format(with_new_tokens(tokenizer, add_tokens, add_special_tokens), "phi4")
 
 
 def phi4_mini_tokenizer(
@@ -102,13 +102,22 @@ def phi4_mini_tokenizer(
     add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
     """Return the tokenizer of a Phi-4-mini checkpoint; arguments as of `phi4_tokenizer`, path its `vocab_path`."""
-    return phi4_tokenizer(
-        path,
-        max_seq_len=max_seq_len,
-        prompt_template=prompt_template,
-        add_tokens=add_tokens,
-        add_special_tokens=add_special_tokens,
-    )
+    # Its turns are not Phi-4's.
+    tokenizer = _read_tokenizer(path, None, None, max_seq_len, prompt_template)
+    return with_new_tokens(tokenizer, add_tokens, add_special_tokens)
+
+
+def _read_tokenizer(
+    vocab_path: str,
+    merges_path: str | None,
+    special_tokens_path: str | None,
+    max_seq_len: int | None,
+    prompt_template: str | dict[str, list[str]] | None,
+) -> BaseTokenizer:
+    whole = special_tokens_path or _whole(vocab_path)
+    if whole:
+        return from_checkpoint(whole, max_seq_len, prompt_template)
+    return vocab_merges_tokenizer(vocab_path, merges_path or "", max_seq_len, prompt_template, family="phi4")
 
 
 def _whole(vocab_path: str) -> str:

@@ -11,7 +11,13 @@ from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.layouts import hf_layout, torchtune_layout
 from tune.modules import DecoderConfig, Family, TransformerDecoder
-from tune.tokenizers import BaseTokenizer, from_checkpoint, vocab_merges_tokenizer, with_new_tokens
+from tune.tokenizers import (
+    BaseTokenizer,
+    from_checkpoint,
+    vocab_merges_tokenizer,
+    with_family_format,
+    with_new_tokens,
+)
 from tune.tokenizers.chat_template import ChatTemplate
 from tune.utils.paths import expand_path
 
@@ -214,36 +220,45 @@ def qwen2_tokenizer(
     add_tokens: list[str] | None = None,
     add_special_tokens: list[str] | None = None,
 ) -> BaseTokenizer:
-    """Return the tokenizer of a checkpoint of Qwen2 or a later Qwen.
+    """Return the tokenizer of a checkpoint of Qwen2 or a later Qwen; its datasets are written in ChatML's turns.
 
     Args:
         path: its vocab.json or tokenizer.json, or the directory that holds one.
         merges_file: its merges.txt; None: the one beside the vocab.json.
         special_tokens_path: its tokenizer.json; it holds the vocabulary, too, so it is read in place of the others.
         max_seq_len: tokens after which an example is cut; None: what the model was made for.
-        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
-            checkpoint's own template says.
+        prompt_template: texts around messages, inside of the turns; see `tune.data.get_prompt_template`.
         add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
         add_special_tokens: the same for control tokens, which templates write and a text never becomes.
 
     Raises:
         TokenizerError: there is no such file, or it cannot be read.
     """
-    new = (add_tokens, add_special_tokens)
+    tokenizer = _read_tokenizer(path, merges_file, special_tokens_path, max_seq_len, prompt_template)
+    return with_family_format(with_new_tokens(tokenizer, add_tokens, add_special_tokens), "chatml")
+
+
+def _read_tokenizer(
+    path: str,
+    merges_file: str | None,
+    special_tokens_path: str | None,
+    max_seq_len: int | None,
+    prompt_template: str | dict[str, list[str]] | None,
+) -> BaseTokenizer:
     if special_tokens_path:
-        return from_checkpoint(special_tokens_path, max_seq_len, prompt_template, *new)
+        return from_checkpoint(special_tokens_path, max_seq_len, prompt_template)
     place = expand_path(path)
     folder = place if place.is_dir() else place.parent
     has_usual_name = place.is_dir() or place.name == "vocab.json"
     if has_usual_name and (folder / "tokenizer.json").is_file():
         # It says more than the two files: how words are cut, and which tokens are special.
-        return from_checkpoint(folder / "tokenizer.json", max_seq_len, prompt_template, *new)
+        return from_checkpoint(folder / "tokenizer.json", max_seq_len, prompt_template)
     if not merges_file and not (has_usual_name and (folder / "vocab.json").is_file()):
-        return from_checkpoint(path, max_seq_len, prompt_template, *new)
+        return from_checkpoint(path, max_seq_len, prompt_template)
     # The files do not say how words are cut, and config.json need not stand beside them.
     tokenizer = vocab_merges_tokenizer(path, merges_file or "", max_seq_len, prompt_template, family="qwen2")
     tokenizer.chat_template = ChatTemplate.from_directory(folder)
-    return with_new_tokens(tokenizer, *new)
+    return tokenizer
 
 
 Qwen2Tokenizer = qwen2_tokenizer

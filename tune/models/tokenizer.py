@@ -26,30 +26,3 @@ def tokenizer_at(
         TokenizerError: there is no such file, or it cannot be read.
     """
     return from_checkpoint(path, max_seq_len, prompt_template, add_tokens, add_special_tokens)
-
-
-def tokenizer_beside_special_tokens(
-    path: str,
-    special_tokens_path: str | None = None,
-    max_seq_len: int | None = None,
-    prompt_template: str | dict[str, list[str]] | None = None,
-    add_tokens: list[str] | None = None,
-    add_special_tokens: list[str] | None = None,
-) -> BaseTokenizer:
-    """Return the tokenizer that a checkpoint's files describe; another may hold its special tokens.
-
-    Args:
-        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
-        special_tokens_path: its tokenizer.json; it holds the vocabulary, too, so it is read in place of `path`.
-        max_seq_len: tokens after which an example is cut; None: what the model was made for.
-        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
-            checkpoint's own template says.
-        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
-        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
-
-    Raises:
-        TokenizerError: there is no such file, or it cannot be read.
-    """
-    return from_checkpoint(
-        special_tokens_path or path, max_seq_len, prompt_template, add_tokens, add_special_tokens
-    )

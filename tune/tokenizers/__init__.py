@@ -14,6 +14,7 @@ from tune.tokenizers.chat_template import (
     tokenize_segments,
     tokenize_weighted,
 )
+from tune.tokenizers.family_format import with_family_format
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.loading import auto, from_checkpoint
 from tune.tokenizers.messages import Message, Role, validate_messages
@@ -60,6 +61,7 @@ __all__ = [
     "tokenize_weighted",
     "validate_messages",
     "vocab_merges_tokenizer",
+    "with_family_format",
     "with_new_tokens",
     "write_hf_tokenizer_config",
 ]

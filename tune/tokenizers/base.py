@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,8 @@ class BaseTokenizer(ABC):
             None if prompt_template is None else get_prompt_template(prompt_template)
         )
         self.chat_template: ChatTemplate | None = None
+        # How the family of its builder writes conversations: see `tune.tokenizers.family_format`.
+        self.family_template: AnyTemplate | None = None
         # What the model is trained in, and the same where it did not come with the checkpoint: saved in its place.
         self.trained_template: ChatTemplate | None = None
         self.adopted_template: ChatTemplate | None = None
@@ -201,13 +204,14 @@ class BaseTokenizer(ABC):
     ) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation and, for each, whether it is masked (not trained on).
 
-        The conversation is written with `prompt_template`; without one, with the model's own chat template;
-        without that, plainly, one BOS and one EOS around each pair of turns. At most `max_seq_len` tokens come
-        back; a cut conversation has no EOS.
+        The conversation is written with `prompt_template`; without one, as the family of the builder does; without
+        that, with the model's own chat template; else plainly, one BOS and one EOS around each pair of turns. At
+        most `max_seq_len` tokens come back; a cut conversation has no EOS.
         """
         from tune.tokenizers.chat_template import tokenize_conversation
 
-        template = self.prompt_template or self.chat_template or get_prompt_template("plain")
+        template = self.prompt_template or self.family_template or self.chat_template
+        template = template or get_prompt_template("plain")
         tokens, mask = tokenize_conversation(self, template, messages, add_eos)
         return tokens[: self.max_seq_len], mask[: self.max_seq_len]
 
@@ -247,6 +251,24 @@ class BaseTokenizer(ABC):
         """Return the files that make this tokenizer up, to be copied beside a saved model."""
         side_files = [self.path.parent / name for name in SIDE_FILES]
         return [self.path, *(file for file in side_files if file.is_file() and file != self.path)]
+
+    def fingerprint(self) -> str:
+        """Return a short text that changes when the ids that it gives may do, or what templates read of it."""
+        digest = hashlib.sha256(self._content())
+        digest.update(
+            repr(
+                (
+                    sorted(self.special_tokens.items()),
+                    sorted(self.special_token_names.items()),
+                    (self.vocab_size, self.bos_id, self.eos_id, self.bos_ids, self.stop_ids),
+                )
+            ).encode()
+        )
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _content(self) -> bytes:
+        """Return what decides about the ids of a text, beside the special tokens."""
 
     @abstractmethod
     def write_settings(self, directory: Path) -> None:

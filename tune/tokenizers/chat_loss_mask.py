@@ -11,20 +11,18 @@ conversation several examples, in each of which the answers learnt stand as they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError
-from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places, weigh_tokens
+from tune.tokenizers.chat_turn_end import end_of_turn
+from tune.tokenizers.learnt_places import BLANK, answer_places, asked_places, split_thought
 from tune.tokenizers.messages import Message, WeightedSpan
-from tune.tokenizers.special_token_escape import Conversation, SpecialTokenEscaper
+from tune.tokenizers.special_token_escape import Conversation
 
-if TYPE_CHECKING:
-    from tune.tokenizers.chat_template_render import ChatTemplate
-    from tune.tokenizers.protocol import Tokenizer
-
-_PROBE = "Tune asks for an answer"
+# By which a prompt ends that asks for a thought before the answer.
+_OPENED_THOUGHT = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,10 @@ class Turn:
     @property
     def text(self) -> str:
         return self.prompt + self.answer
+
+    def begins(self, text: str) -> bool:
+        """Return whether a text begins with it."""
+        return text.startswith(self.prompt) and text.startswith(self.answer, len(self.prompt))
 
 
 Place = tuple[int, int]
@@ -53,16 +55,21 @@ class LearntText:
         turns: answers that stand in it as they are generated.
         places: for each of these turns, where what is learnt of it stands; then, for what follows them all.
         end: where the answer ends that is the last message, None where that is not in the text as it is generated.
+        is_parted: whether messages are learnt in parts, so that places may stand side by side.
     """
 
     text: str
     turns: tuple[Turn, ...]
     places: tuple[tuple[WeightedSpan, ...], ...]
     end: int | None
+    is_parted: bool = False
 
 
 def write_examples(
-    conversation: Conversation, messages: Sequence[Message], stop_ids: Sequence[int]
+    conversation: Conversation,
+    messages: Sequence[Message],
+    stop_ids: Sequence[int],
+    num_messages: int | None = None,
 ) -> list[LearntText]:
     """Return the texts to learn a conversation from: one, unless the template rewrites earlier turns.
 
@@ -70,6 +77,7 @@ def write_examples(
         conversation: renders it.
         messages: say what is learnt, and with what weight.
         stop_ids: what ends a generation, beside the token by which the template ends a turn.
+        num_messages: answers behind the first so many are left unlearnt, but for one; None for no such limit.
 
     Raises:
         DataError: an answer cannot be found in what the template writes; names template and message.
@@ -77,6 +85,7 @@ def write_examples(
     writer = _Writer(conversation, messages, stop_ids)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     rest = [index for index in answers if messages[index].weight or writer.is_prompt_learnt(index)]
+    rest = [index for index in rest if num_messages is None or index < num_messages] or rest[:1]
     if not rest:
         return [writer.unlearnt()]
     last, *others = rest[::-1]
@@ -89,7 +98,7 @@ def write_examples(
     found: list[LearntText] = []
     while rest:
         text = writer.text_ending_in(rest[-1], is_last=not found)
-        inside = [index for index in rest if text.startswith(writer.turn(index).text)]
+        inside = [index for index in rest if writer.turn(index).begins(text)]
         found.append(writer.written(text, inside))
         rest = [index for index in rest if index not in inside]
     return found[::-1]
@@ -106,6 +115,7 @@ class _Writer:
             *end_of_turn(conversation.template, conversation.escaper, conversation.names),
         }
         self._turns: dict[int, Turn] = {}
+        self._is_parted = any(message.spans or message.masks_reasoning for message in messages)
 
     def turn(self, index: int) -> Turn:
         if index not in self._turns:
@@ -138,12 +148,13 @@ class _Writer:
             answer = self._chat.without_marks(turn.answer)
             places.append((*asked, *answer_places(self._messages[index], answer, start)))
         last = len(self._messages) - 1
-        is_last_inside = last in self._turns and text.startswith(self._turns[last].text)
+        is_last_inside = last in self._turns and self._turns[last].begins(text)
         return LearntText(
             text,
             tuple(self.turn(index) for index in inside),
             (*places, self._tail_of(text)),
             self._chat.length(self._turns[last].text) if is_last_inside else None,
+            self._is_parted,
         )
 
     def _tail_of(self, text: str) -> tuple[WeightedSpan, ...]:
@@ -158,27 +169,33 @@ class _Writer:
         asked = self._asked(index)
         if not self.is_prompt_learnt(index):
             return ()
-        low = self._end_before(index, text)
+        begin = self._end_before(index, text)
+        low = self._chat.length(text[:begin])
         weights = {message.weight for message in asked}
         if len(weights) == 1 and not any(message.spans for message in asked):
             return ((low, end, weights.pop()),)
-        blanked, tokens, done = "", {}, 0
-        for found in self._chat.tokens(prompt):
-            blanked += self._chat.without_marks(prompt[done : found.start()])
-            tokens[len(blanked)] = len(blanked) + len(found.group())
+        blanked, tokens, done = "", {}, begin
+        for found in self._chat.tokens(prompt[begin:]):
+            blanked += self._chat.without_marks(prompt[done : begin + found.start()])
+            if self._chat.escaper.ids[found.group()] in self._ends:
+                tokens[len(blanked)] = len(blanked) + len(found.group())
             blanked += BLANK * len(found.group())
-            done = found.end()
+            done = begin + found.end()
         blanked += self._chat.without_marks(prompt[done:])
-        ends = [self._end_within(prompt, index - len(asked) + number) for number in range(1, len(asked) + 1)]
-        return tuple(asked_places(asked, blanked, ends, tokens, low))
+        counts = range(index - len(asked) + 1, index + 1)
+        places = asked_places(asked, blanked, [self._end_within(prompt, begin, n) for n in counts], tokens)
+        return tuple((low + start, low + end, weight) for start, end, weight in places)
 
-    def _end_within(self, prompt: str, num_messages: int) -> int | None:
-        """Return where the first messages end in a prompt, None where the template does not write them as they are."""
+    def _end_within(self, prompt: str, begin: int, num_messages: int) -> int | None:
+        """Return where the first messages end in a prompt, as characters without marks behind `begin`.
+
+        None where the template does not write them as they are.
+        """
         try:
             shown = self._chat.render(num_messages)
         except DataError:  # a template may refuse a conversation that ends there
             return None
-        return self._chat.length(shown) if prompt.startswith(shown) else None
+        return self._chat.length(shown[begin:]) if prompt.startswith(shown) else None
 
     def _asked(self, index: int) -> Sequence[Message]:
         """Return the messages between the answer before a message and that message."""
@@ -188,39 +205,57 @@ class _Writer:
         return self._messages[start:index]
 
     def _end_before(self, index: int, text: str) -> int:
-        """Return where the answer before a message's prompt ends."""
+        """Return where the answer before a message's prompt ends, in marked text."""
         before = index - len(self._asked(index)) - 1
         if before < 0:
             return 0
         turn = self.turn(before)
-        if text.startswith(turn.text):
-            return self._chat.length(turn.text)
+        if turn.begins(text):
+            return len(turn.prompt) + len(turn.answer)
         # Written otherwise once others follow: without its thinking, as a rule.
         said = turn.answer.rpartition("</think>")[2].lstrip()
         shown = self.turn(index).prompt if index < len(self._messages) else text
-        place = shown.rfind(said) if self._messages[before].content.strip() else -1
+        header = self._header(turn.prompt)
+        place = shown.rfind(header, 0, len(shown) - len(header) * shown.endswith(header)) if header else -1
+        place = shown.find(said, place) if place >= 0 and self._messages[before].content.strip() else -1
         if place < 0:
             raise DataError(
                 f"{self._chat.template} rewrites message {before + 1} once others follow, so it cannot be told where "
                 "the prompt after it starts, and prompts shall be learnt: use train_on_input=False"
             )
-        return self._chat.length(shown[: place + len(said)])
+        return place + len(said)
 
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
         shown = self._chat.render(index + 1)
+        opened = _OPENED_THOUGHT.search(prompt)
         if shown.startswith(prompt):
             after = shown[len(prompt) :]
+        elif opened and shown.startswith(prompt[: opened.start()]):
+            after = self._with_thought(index, opened, shown[opened.start() :])
         else:
             after = self._after_header(prompt, shown, index)
         answer = after[: self._end_of_answer(after, index)]
         self._check_answer(self._chat.without_marks(answer), index)
         return Turn(prompt, answer)
 
+    def _with_thought(self, index: int, opened: re.Match[str], after: str) -> str:
+        """Return an answer that was written without its thought as a model writes it that is asked to think first."""
+        opening, closing = f"<{opened[1]}>", f"</{opened[1]}>"
+        if self._chat.without_marks(after.lstrip()).startswith(opening):
+            after = after[after.index(opening) + len(opening) :].lstrip()
+        if closing in self._chat.without_marks(after).removeprefix(closing):
+            return after  # with its thought
+        message = self._messages[index]
+        thought = (message.reasoning_content or split_thought(message.content)[0]).strip()
+        line = "\n" if "\n" in opened.group() else ""
+        if not after.startswith(closing):
+            after = closing + 2 * line + (after.lstrip("\n") if line else after)
+        return self._chat.mark(thought) + line + after
+
     def _after_header(self, prompt: str, shown: str, index: int) -> str:
         """Return what follows the end of the prompt where the template also wrote something before it otherwise."""
-        # From the last special token on: text alone could stand in any message.
-        header = prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
+        header = self._header(prompt)
         places = [
             found.start() for found in self._chat.tokens(shown) if shown.startswith(header, found.start())
         ]
@@ -231,6 +266,10 @@ class _Writer:
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
         return shown[places[-1] + len(header) :]
+
+    def _header(self, prompt: str) -> str:
+        """Return what asks for an answer, from the last special token on: text alone could stand in any message."""
+        return prompt[max((found.start() for found in self._chat.tokens(prompt)), default=len(prompt)) :]
 
     def _end_of_answer(self, after: str, index: int) -> int:
         tokens = self._chat.tokens(after)
@@ -269,110 +308,6 @@ class _Writer:
                 f"{self._chat.template} does not write {missing} in message {index + 1}: it writes {_clean(answer)!r}. "
                 "Take it out of the data, or choose a prompt_template that knows it"
             )
-
-
-def end_of_turn(
-    template: ChatTemplate, escaper: SpecialTokenEscaper, names: Mapping[str, str]
-) -> frozenset[int]:
-    """Return the id of the special token by which a template ends an answer; nothing where it has none.
-
-    Args:
-        template: is asked to write a short conversation.
-        escaper: knows the tokenizer's special tokens.
-        names: the tokenizer's `special_token_names`.
-    """
-    if escaper not in template.ends_of_turn:
-        rows: list[dict[str, Any]] = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": _PROBE},
-        ]
-        try:
-            probe = Conversation(template, escaper, rows, None, {}, names)
-            text = probe.render(2)
-        except DataError:
-            return frozenset()
-        place = text.rfind(_PROBE)
-        tokens = probe.tokens(text[place + len(_PROBE) :]) if place >= 0 else []
-        template.ends_of_turn[escaper] = frozenset(escaper.ids[token.group()] for token in tokens[:1])
-    return template.ends_of_turn[escaper]
-
-
-def encode_with_weights(
-    tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool = True
-) -> list[tuple[list[int], list[float]]]:
-    """Return the ids of a text, and for each its weight, 0 where it is not learnt.
-
-    With `add_eos` false the end of the last answer is left out.
-
-    Each prompt has the ids it has by itself, as a model reads it that is asked. Where a token of the whole text would
-    reach from a prompt into its answer, each turn becomes an example whose prompt and answer are encoded apart.
-    """
-    ids, spans = tokenizer.encode_pieces_with_spans(conversation.split(written.text))
-    for turn in written.turns:
-        prompt = conversation.split(turn.prompt)
-        if not _stands_alone(tokenizer, prompt, ids, spans, conversation.length(turn.prompt)):
-            return _encode_each(tokenizer, conversation, written, add_eos)
-    return [_with_weights(tokenizer, ids, spans, written, add_eos)]
-
-
-def _encode_each(
-    tokenizer: Tokenizer, conversation: Conversation, written: LearntText, add_eos: bool
-) -> list[tuple[list[int], list[float]]]:
-    examples = []
-    for turn, places in zip(written.turns, written.places):
-        is_last = turn is written.turns[-1]
-        # What follows the last answer, a line break perhaps, is kept.
-        text = written.text if is_last else turn.text
-        alone = LearntText(text, (turn,), (places, written.places[-1]), written.end if is_last else None)
-        ids, spans = _encode_apart(tokenizer, conversation, turn.prompt, text[len(turn.prompt) :])
-        examples.append(_with_weights(tokenizer, ids, spans, alone, add_eos))
-    return examples
-
-
-def _with_weights(
-    tokenizer: Tokenizer, ids: list[int], spans: list[Place], written: LearntText, add_eos: bool
-) -> tuple[list[int], list[float]]:
-    learnt = [place for places in written.places for place in places]
-    weights = weigh_tokens(spans, sorted(learnt))
-    # Nothing comes before a BOS that it could follow from.
-    if ids and ids[0] == tokenizer.bos_id:
-        weights[0] = 0.0
-    if written.end is not None and not add_eos:
-        end = written.end
-        num_kept = sum(first < end for first, _ in spans) - 1
-        return ids[:num_kept], weights[:num_kept]
-    return ids, weights
-
-
-def _stands_alone(
-    tokenizer: Tokenizer, prompt: Sequence[str | int], ids: list[int], spans: list[Place], cut: int
-) -> bool:
-    """Return whether the ids before `cut` are those of the prompt by itself."""
-    num_before = sum(end <= cut for _, end in spans)
-    if any(start < cut < end for start, end in spans):
-        return False
-    # Text is encoded apart on both sides of a special token: only the last of it can differ.
-    last = max((place for place, piece in enumerate(prompt) if isinstance(piece, int)), default=0)
-    tail = tokenizer.encode_pieces(prompt[last:])
-    return ids[num_before - len(tail) : num_before] == tail
-
-
-def _encode_apart(
-    tokenizer: Tokenizer, conversation: Conversation, prompt: str, rest: str
-) -> tuple[list[int], list[Place]]:
-    """Return ids and places of a prompt and what follows it, with no token that reaches over."""
-    ids, spans = tokenizer.encode_pieces_with_spans(conversation.split(prompt))
-    offset = conversation.length(prompt)
-    pieces = conversation.split(rest)
-    if isinstance(pieces[0], str):
-        # All of it is answer: a special token ends it.
-        head = tokenizer.encode(pieces[0], add_bos=False, add_eos=False, continuation=True)
-        ids = ids + head
-        spans = spans + [(offset, offset + len(pieces[0]))] * len(head)
-        offset += len(pieces[0])
-        pieces = pieces[1:]
-    more_ids, more_spans = tokenizer.encode_pieces_with_spans(pieces)
-    return ids + more_ids, spans + [(offset + start, offset + end) for start, end in more_spans]
 
 
 def _clean(text: str) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tune.errors import DataError, TokenizerError
-from tune.tokenizers.chat_loss_mask import encode_with_weights, end_of_turn, write_examples
+from tune.tokenizers.chat_encoding import ConversationEncoder
+from tune.tokenizers.chat_loss_mask import write_examples
 from tune.tokenizers.chat_template_builtin import CHATML_TOKENS, chatml_template
 from tune.tokenizers.chat_template_data import plain_data, plain_messages
 from tune.tokenizers.chat_template_render import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
 )
+from tune.tokenizers.chat_turn_end import end_of_turn
+from tune.tokenizers.control_tokens import ends_in_control_token
 from tune.tokenizers.learnt_places import weigh_tokens
 from tune.tokenizers.messages import Message
 from tune.tokenizers.special_token_escape import Conversation, escaper_for
@@ -23,6 +27,7 @@ from tune.tokenizers.templates import (
     Segment,
     template_names,
 )
+from tune.tokenizers.token_spans import find_spans
 from tune.tokenizers.trained_template import text_template_in
 
 if TYPE_CHECKING:
@@ -189,8 +194,15 @@ def tokenize_weighted(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    max_seq_len: int | None = None,
+    parse_special: bool = False,
 ) -> list[tuple[list[int], list[float]]]:
     """Return what `tokenize_examples` does, with the weight of each token in its loss: 0 where it is not learnt.
+
+    Args:
+        tokenizer: as `tokenize_examples`, like all that are not named here.
+        max_seq_len: only so many tokens of each example are of use: answers that begin later need not be found.
+        parse_special: special tokens written out in messages become their ids; an end that stands there is not added.
 
     Raises:
         DataError: as `tokenize_examples`.
@@ -201,7 +213,7 @@ def tokenize_weighted(
             raise DataError(
                 f"the template {chosen.name} knows no tools and no variables; use a chat template"
             )
-        return [_weigh_segments(tokenizer, chosen.segments(messages), add_eos)]
+        return [_weigh_segments(tokenizer, chosen.segments(messages), add_eos, parse_special)]
     if not messages:
         raise DataError("a conversation of 0 messages cannot be written")
     if tools and not chosen.reads_tools():
@@ -209,11 +221,26 @@ def tokenize_weighted(
             f"{chosen} does not write the {len(tools)} tools that the assistant is given, so it would learn calls that "
             "nobody offered. Leave the tools out of the data, or choose a prompt_template that knows them"
         )
-    conversation = _conversation(tokenizer, chosen, messages, tools, variables or {})
-    written = write_examples(conversation, messages, tokenizer.stop_ids)
-    return [
-        example for text in written for example in encode_with_weights(tokenizer, conversation, text, add_eos)
+    if parse_special:
+        stops = stop_ids_of(tokenizer, chosen)
+        ends = [text for text, token_id in tokenizer.special_tokens.items() if token_id in stops]
+        messages = [_without_end(message, ends) for message in messages]
+    conversation = _conversation(tokenizer, chosen, messages, tools, variables or {}, parse_special)
+    encoder = ConversationEncoder(tokenizer, conversation)
+    within = None if max_seq_len is None else encoder.num_messages_within(messages, max_seq_len)
+    # The last text is the longest one: the others share its ids.
+    found = [
+        encoder.examples(written, add_eos)
+        for written in reversed(write_examples(conversation, messages, tokenizer.stop_ids, within))
     ]
+    return [example for examples in reversed(found) for example in examples]
+
+
+def _without_end(message: Message, ends: Collection[str]) -> Message:
+    """Return a message without a token at its end that ends a turn: a template writes that itself."""
+    content = message.content.rstrip()
+    end = next((end for end in ends if content.endswith(end)), "")
+    return replace(message, content=content.removesuffix(end), spans=()) if end else message
 
 
 def stop_ids_of(tokenizer: Tokenizer, template: AnyTemplate) -> tuple[int, ...]:
@@ -233,6 +260,7 @@ def _conversation(
     messages: Sequence[Message | Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     variables: Mapping[str, Any],
+    parse_special: bool = False,
 ) -> Conversation:
     return Conversation(
         template,
@@ -241,6 +269,7 @@ def _conversation(
         None if tools is None else plain_data(list(tools), "tools"),
         plain_data(dict(variables), "a variable of the chat template"),
         tokenizer.special_token_names,
+        parse_special,
     )
 
 
@@ -270,40 +299,35 @@ def tokenize_segments(
 
 
 def _weigh_segments(
-    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True
+    tokenizer: Tokenizer, segments: Sequence[Segment], add_eos: bool = True, parse_special: bool = False
 ) -> tuple[list[int], list[float]]:
     tokens: list[int] = []
     weights: list[float] = []
     for segment in segments:
         ends = segment.add_eos and (add_eos or segment is not segments[-1])
         ids = tokenizer.encode(
-            segment.text, add_bos=segment.add_bos, add_eos=ends, continuation=segment.continuation
+            segment.text,
+            add_bos=segment.add_bos,
+            add_eos=ends and not (parse_special and ends_in_control_token(segment.text, tokenizer)),
+            continuation=segment.continuation,
+            parse_special=parse_special,
         )
         tokens += ids
         if segment.masked or segment.places is None:
             weights += [0.0 if segment.masked else segment.weight] * len(ids)
         else:
-            weights += _weigh_parts(tokenizer, segment, ids)
+            weights += _weigh_parts(tokenizer, segment, ids, ends)
         if segment.add_bos and ids[:1] == [tokenizer.bos_id]:
             weights[-len(ids)] = 0.0
     return tokens, weights
 
 
-def _weigh_parts(tokenizer: Tokenizer, segment: Segment, ids: list[int]) -> list[float]:
+def _weigh_parts(tokenizer: Tokenizer, segment: Segment, ids: list[int], ends: bool) -> list[float]:
     """Return the weights of a segment's ids, of which only parts are learnt: those in its places, and its EOS."""
     text_ids = tokenizer.encode(segment.text, add_bos=False, add_eos=False, continuation=segment.continuation)
-    num_before = 0
-    while ids[num_before : num_before + len(text_ids)] != text_ids:
-        num_before += 1
-    # Behind a special token no space is put before a text, as in a continuation.
-    for lead in ([], [tokenizer.eos_id]):
-        found, spans = tokenizer.encode_pieces_with_spans([*lead, segment.text])
-        if found[len(lead) :] == text_ids:
-            break
-    else:
+    spans = find_spans(tokenizer, segment.text, text_ids)
+    after = [segment.weight] * ends  # of the EOS
+    num_before = len(ids) - len(text_ids) - len(after)
+    if spans is None or ids[num_before : len(ids) - len(after)] != text_ids:
         raise DataError("the parts of a message that have weights of their own cannot be told in its tokens")
-    offset = spans[len(lead) - 1][1] if lead else 0
-    places = [(offset + start, offset + end, weight) for start, end, weight in segment.places or ()]
-    weights = weigh_tokens(spans[len(lead) :], places)
-    num_after = len(ids) - num_before - len(text_ids)
-    return [0.0] * num_before + weights + [segment.weight] * num_after
+    return [0.0] * num_before + weigh_tokens(segment.text, spans, segment.places or ()) + after

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tune.errors import DataError, TokenizerError
 from tune.utils.paths import expand_path
-from tune.utils.workers import Worker, WorkerLimitError, is_worker
+from tune.utils.workers import Worker, WorkerLimitError
 
 if TYPE_CHECKING:
     from tune.tokenizers.chat_template_prefixes import Beginnings, Cut
@@ -227,7 +227,7 @@ class ChatTemplate:
         from tune.tokenizers.chat_template_sandbox import TemplateFailure
 
         try:
-            return function(*args) if self.is_builtin or is_worker() else _worker.call(function, *args)
+            return function(*args) if self.is_builtin else _worker.call(function, *args)
         except WorkerLimitError as error:
             raise TokenizerError(f"{self} is stopped: {error}") from error
         except OSError as error:

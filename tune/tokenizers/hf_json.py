@@ -172,6 +172,9 @@ class HFTokenizer(BaseTokenizer):
         beside = [folder / name for name in names]
         return [self.path, *(file for file in beside if file.is_file() and file != self.path)]
 
+    def _content(self) -> bytes:
+        return self._definition.encode("utf-8", "surrogatepass")
+
     def write_settings(self, directory: Path) -> None:
         """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_settings(self, directory, self._definition)

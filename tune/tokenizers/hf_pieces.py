@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tune.tokenizers.hf_backend import encode_raw
@@ -95,23 +96,32 @@ class PieceEncoder:
             start, length = places[piece]
             return start + min(index - starts[piece], length)
 
-        ids = [self._real.get(token_id, token_id) for token_id in encoding.ids]
-        missed = {index for index, piece in enumerate(pieces) if isinstance(piece, int)}
-        spans: list[Span] = []
-        first = last = shift = 0  # of the piece of text that the tokens stand in
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets):
-            if token_id in self._real:
-                missed -= set(range(bisect_left(starts, start), bisect_left(starts, end)))
-            elif not first <= start < last:
-                piece = bisect_right(starts, start) - 1
-                first, last = starts[piece], starts[min(piece + 1, len(pieces))]
-                shift = places[piece][0] - first
-                last = last if isinstance(pieces[min(piece, len(pieces) - 1)], str) else first
-            if first <= start and end <= last:
-                spans.append((start + shift, end + shift))
-            else:
-                spans.append((place(start), place(end)))
+        ids, offsets = encoding.ids, encoding.offsets
+        markers = [index for index, token_id in enumerate(ids) if token_id in self._real]
+        numbers = [number for number, piece in enumerate(pieces) if isinstance(piece, int)]
+        at_markers = [(starts[number], starts[number + 1]) for number in numbers]
+        if [offsets[index] for index in markers] == at_markers:
+            # Each marker stands for itself, so what is between two of them is moved as one.
+            spans: list[Span] = []
+            last = shift = 0
+            for index, number in zip(markers, numbers):
+                spans += _moved(offsets[last:index], shift)
+                ids[index] = self._real[ids[index]]
+                start, length = places[number]
+                spans.append((start, start + length))
+                last, shift = index + 1, start + length - starts[number + 1]
+            return ids, _without_gaps(spans + _moved(offsets[last:], shift), offset), set()
+        missed = set(numbers)
+        for index in markers:
+            start, end = offsets[index]
+            missed -= set(range(bisect_left(starts, start), bisect_left(starts, end)))
+            ids[index] = self._real[ids[index]]
+        spans = [(place(start), place(end)) for start, end in offsets]
         return ids, _without_gaps(spans, offset), missed
+
+
+def _moved(spans: list[Span], shift: int) -> list[Span]:
+    return [(start + shift, end + shift) for start, end in spans] if shift else spans
 
 
 def _fill_gaps(backend: tokenizers.Tokenizer, vocab_size: int, block: int) -> None:
@@ -128,8 +138,8 @@ def _fill_gaps(backend: tokenizers.Tokenizer, vocab_size: int, block: int) -> No
 
 def _without_gaps(spans: list[Span], length: int) -> list[Span]:
     """Gives characters that normalisation took into the one before (an accent) to that one's tokens."""
-    starts, ends = [start for start, _ in spans], [end for _, end in spans]
-    if ends == [*starts[1:], length]:
+    flat = [*chain.from_iterable(spans), length]  # starts and ends in turn
+    if flat[1::2] == flat[2::2]:
         return spans
     filled = list(spans)
     following = length

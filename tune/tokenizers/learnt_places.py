@@ -14,22 +14,29 @@ from tune.tokenizers.messages import Message, WeightedSpan
 Span = tuple[int, int]
 
 _THINK, _THINK_END = "<think>", "</think>"
-# What a template writes behind a thought: its closing tag, and white space.
+# What a template writes around a thought: tags, and white space.
+_OPENING = re.compile(r"\s*(<[\w:.-]{1,40}>|\[\w{1,40}\])\s*")
 _CLOSING = re.compile(r"\s*(</[\w:.-]{1,40}>|\[/\w{1,40}\])\s*")
 # Stands for the characters of a special token, of which no message's content is made.
 BLANK = "\0"
 
 
-def weigh_tokens(spans: Sequence[Span], places: Sequence[WeightedSpan]) -> list[float]:
+def weigh_tokens(text: str, spans: Sequence[Span], places: Sequence[WeightedSpan]) -> list[float]:
     """Return the weight of each token: the greatest of the places that it reaches into.
 
+    White space around a word in its token belongs to the word, and says nothing of the places beside it.
+
     Args:
-        spans: the characters that each token stands for, in order.
+        text: what the tokens stand for.
+        spans: the characters of each token, in order.
         places: in order, none over another.
     """
     weights = []
     first_place = 0
     for start, end in spans:
+        if (inner := text[start:end].strip()) and len(inner) < end - start:
+            start = end - len(text[start:end].lstrip())
+            end = start + len(inner)
         while first_place < len(places) and places[first_place][1] <= start:
             first_place += 1
         weight, place = 0.0, first_place
@@ -55,6 +62,8 @@ def answer_places(message: Message, text: str, start: int = 0) -> list[WeightedS
         return []
     thought = _end_of_thought(message, text)
     spans = _place_spans(message, text, thought if message.reasoning_content else 0)
+    if spans and message.spans[0][0] == 0 and not message.reasoning_content:
+        spans[0] = (0, *spans[0][1:])  # what the template writes before a content goes with its beginning
     done, places = thought if message.masks_reasoning else 0, []
     for first, end, weight in [*spans, (len(text), len(text), 0.0)]:
         if first > done:
@@ -66,23 +75,23 @@ def answer_places(message: Message, text: str, start: int = 0) -> list[WeightedS
 
 
 def asked_places(
-    messages: Sequence[Message], text: str, ends: Sequence[int | None], tokens: Mapping[int, int], low: int
+    messages: Sequence[Message], text: str, ends: Sequence[int | None], tokens: Mapping[int, int]
 ) -> list[WeightedSpan]:
     """Return the places of messages that stand between two answers, of which some are learnt and others not.
 
-    Of a message that is learnt these are its content and the special token right behind it.
+    Of a message that is learnt these are its content and the token right behind it that ends its turn.
 
     Args:
         messages: in the order in which they stand.
         text: what they stand in, with `BLANK` for each character of a special token.
         ends: where what the template writes of each message ends, None where that is not known.
-        tokens: where special tokens stand in `text`: their start to their end.
-        low: where the first message begins at the earliest.
+        tokens: where special tokens that end a turn stand in `text`: their start to their end.
 
     Raises:
         DataError: a message is not in the text as it is.
     """
     places: list[WeightedSpan] = []
+    low = 0
     for message, end in zip(messages, ends, strict=True):
         inner = message.content.strip()
         high = len(text) if end is None else end
@@ -121,8 +130,9 @@ def place_content(message: Message, at: int) -> list[WeightedSpan]:
 
 def _end_of_thought(message: Message, text: str) -> int:
     """Return the number of characters that an answer begins with which are its thinking, tags included."""
-    thought = (message.reasoning_content or _split_thought(message.content)[0]).strip()
-    at = text.find(thought)
+    thought = (message.reasoning_content or split_thought(message.content)[0]).strip()
+    opening = _OPENING.match(text)
+    at = text.find(thought, opening.end() if opening else 0)
     if not thought or at < 0:
         return 0
     end = at + len(thought)
@@ -130,7 +140,7 @@ def _end_of_thought(message: Message, text: str) -> int:
     return closing.end() if closing else end
 
 
-def _split_thought(content: str) -> tuple[str, str]:
+def split_thought(content: str) -> tuple[str, str]:
     """Return what is thought and what is said in a content that holds both, as templates part them."""
     before, _, said = content.rpartition(_THINK_END)
     return before.partition(_THINK)[2] or before, said
@@ -157,7 +167,7 @@ def _regions(content: str, text: str, low: int) -> list[tuple[int, int, int]]:
             start = content.find(whole)
             return [(start, start + len(whole), at)]
     regions: list[tuple[int, int, int]] = []
-    for part in map(str.strip, _split_thought(content)):
+    for part in map(str.strip, split_thought(content)):
         start, at = content.find(part, regions[-1][1] if regions else 0), text.find(part, low)
         if at < 0:
             raise DataError(

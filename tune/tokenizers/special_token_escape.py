@@ -62,8 +62,9 @@ class SpecialTokenEscaper:
         self._token = re.compile(any_token)
         self._heads = {text[:length] for text in self.ids for length in range(1, len(text))}
         self._tails = {text[-length:] for text in self.ids for length in range(1, len(text))}
-        self._longest = max(map(len, self.ids), default=0)
-        self._firsts = {text[0] for text in self.ids}
+        self.longest = max(map(len, self.ids), default=0)
+        self._firsts = "".join({text[0] for text in self.ids})
+        self._lasts = "".join({text[-1] for text in self.ids})
 
     def mark(self, value: Any, marks: Marks) -> Any:
         """Return data with marks in all of its texts that need one."""
@@ -80,16 +81,22 @@ class SpecialTokenEscaper:
 
     def split(self, text: str, marks: Marks) -> list[str | int]:
         """Return marked text as pieces: texts without marks, and the ids of special tokens."""
+        return self.split_with_places(text, marks)[0]
+
+    def split_with_places(self, text: str, marks: Marks) -> tuple[list[str | int], list[tuple[int, int]]]:
+        """Return the pieces of `split`, and where the special tokens stand in the marked text."""
         pieces: list[str | int] = []
+        places: list[tuple[int, int]] = []
         end = 0
         for found in self.tokens(text, marks):
             if found.start() > end:
                 pieces.append(marks.taken_from(text[end : found.start()]))
             pieces.append(self.ids[found.group()])
+            places.append(found.span())
             end = found.end()
         if end < len(text):
             pieces.append(marks.taken_from(text[end:]))
-        return [piece for piece in pieces if piece != ""]
+        return [piece for piece in pieces if piece != ""], places
 
     def tokens(self, text: str, marks: Marks) -> Iterator[re.Match[str]]:
         """Yield the special tokens in marked text."""
@@ -114,17 +121,24 @@ class SpecialTokenEscaper:
         return key in _COMPARED_KEYS and isinstance(item, str) and not self._token.search(item)
 
     def _mark_text(self, text: str, marks: Marks) -> str:
-        # Most texts hold none of the characters that special tokens begin with.
-        is_suspect = any(first in text for first in self._firsts)
-        marked = self._start.sub(marks.mark, text) if is_suspect else text
+        # Most texts hold none of the characters that special tokens begin and end with.
+        marked = self._start.sub(marks.mark, text) if _holds_any(text, self._firsts) else text
         inner = text.strip()
-        if any(inner[:length] in self._tails for length in range(1, self._longest)):
+        if _holds_any(inner[: self.longest], self._lasts) and any(
+            inner[:length] in self._tails for length in range(1, self.longest)
+        ):
             start = len(marked) - len(marked.lstrip())
             marked = marked[:start] + marks.seam + marked[start:]
-        if any(inner[-length:] in self._heads for length in range(1, self._longest)):
+        if _holds_any(inner[-self.longest :], self._firsts) and any(
+            inner[-length:] in self._heads for length in range(1, self.longest)
+        ):
             end = len(marked.rstrip())
             marked = marked[:end] + marks.seam + marked[end:]
         return marked
+
+
+def _holds_any(text: str, characters: str) -> bool:
+    return any(character in text for character in characters)
 
 
 @lru_cache(maxsize=16)
@@ -147,6 +161,7 @@ class Conversation:
         tools: schemas, or None.
         variables: what the template reads, as its user gave it.
         names: the tokenizer's `special_token_names`.
+        parse_special: special tokens written out in messages are meant as such.
     """
 
     def __init__(
@@ -157,6 +172,7 @@ class Conversation:
         tools: list[Any] | None,
         variables: Mapping[str, Any],
         names: Mapping[str, str],
+        parse_special: bool = False,
     ) -> None:
         escaper.check_roles(messages)
         self.template = template
@@ -164,7 +180,7 @@ class Conversation:
         self.messages = messages
         plain = (messages, tools, dict(variables))
         self.marks = _unused_marks([*plain, template.source])
-        marked = tuple(escaper.mark(part, self.marks) for part in plain)
+        marked = plain if parse_special else tuple(escaper.mark(part, self.marks) for part in plain)
         self.names = names
         self._plain = _Renderer(template, names, *plain)
         self._marked = _Renderer(template, names, *marked) if marked != plain else None
@@ -195,6 +211,10 @@ class Conversation:
             )
         return marked
 
+    def mark(self, text: str) -> str:
+        """Return a part of a message with the marks it needs in a text of several."""
+        return str(self.escaper.mark(text, self.marks))
+
     def without_marks(self, text: str) -> str:
         """Return marked text as the template alone would have written it."""
         return self.marks.taken_from(text)
@@ -206,6 +226,15 @@ class Conversation:
     def split(self, text: str) -> list[str | int]:
         """Return marked text as texts and ids of special tokens."""
         return self.escaper.split(text, self.marks)
+
+    def split_with_places(self, text: str) -> tuple[list[str | int], list[tuple[int, int]]]:
+        """Return marked text as texts and ids of special tokens, and where these stand in it."""
+        return self.escaper.split_with_places(text, self.marks)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether anything in the data had to be marked."""
+        return self._marked is not None
 
     def tokens(self, text: str) -> list[re.Match[str]]:
         """Return the template's own special tokens in marked text."""

@@ -89,6 +89,9 @@ class SentencePieceTokenizer(BaseTokenizer):
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stop_ids, *stop_ids)))
         self._name_special_tokens(settings)
 
+    def _content(self) -> bytes:
+        return self._proto + repr((self.prefix_each, sorted(self._entries.items()))).encode()
+
     def write_settings(self, directory: Path) -> None:
         """Write what other tools need to know of it beside a saved model, where that does not stand there yet."""
         write_hf_tokenizer_config(self, directory)

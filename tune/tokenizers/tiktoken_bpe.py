@@ -83,6 +83,9 @@ class TiktokenTokenizer(BaseTokenizer):
         """Whether a text begins with a BOS."""
         return bool(self.bos_ids)
 
+    def _content(self) -> bytes:
+        return repr((self._ranks, self._family)).encode()
+
     def write_settings(self, directory: Path) -> None:
         """Write an equal tokenizer.json and what belongs to it, where they do not stand there yet."""
         write_hf_settings(self, directory, self.as_tokenizer_json())

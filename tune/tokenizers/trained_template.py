@@ -102,6 +102,30 @@ def to_jinja(template: PromptTemplate, add_bos: bool) -> str | None:
     )
 
 
+def wrap_contents(inner: PromptTemplate, outer: ChatTemplate, name: str) -> ChatTemplate:
+    """Return a chat template that writes the texts of `inner` around each content, inside of the turns of `outer`.
+
+    Args:
+        inner: its text before an answer ends what is asked.
+        outer: writes the turns.
+        name: of the result.
+    """
+    asked = (inner.user[0], inner.user[1] + inner.assistant[0])
+    around = {"user": asked, "system": inner.system, "assistant": ("", inner.assistant[1])}
+    branches = [
+        f"{{% {'el' * bool(number)}if message.role == '{role}' %}}{{% set asked.messages = asked.messages + "
+        f"[dict(message, content={_wrapped('message.content', texts)})] %}}"
+        for number, (role, texts) in enumerate(around.items())
+    ]
+    first = (
+        "{% set asked = namespace(messages=[]) %}{% for message in messages %}"
+        + "".join(branches)
+        + "{% else %}{% set asked.messages = asked.messages + [message] %}{% endif %}{% endfor %}"
+        + "{% set messages = asked.messages %}"
+    )
+    return ChatTemplate(_once(first, outer.source), name, needs=outer.needs, is_builtin=outer.is_builtin)
+
+
 def _defaults(system_prompt: str, variables: Mapping[str, Any]) -> str:
     """Return what a template has to begin with, so that a conversation which says nothing else reads these."""
     text = ""

@@ -24,19 +24,15 @@ R = TypeVar("R")
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from tune.utils.workers import serve; serve(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))"
+    "from tune.utils.workers import serve; serve(*json.loads(sys.argv[2]))"
 )
 _START_SECONDS = 120
 _is_serving = False
+_job: Callable[..., Any] | None = None
 
 
 class WorkerLimitError(Exception):
     """A call used up the memory or the time it had, or took its process with it."""
-
-
-def is_worker() -> bool:
-    """Return whether this process is itself a worker, so that what it runs is under limits already."""
-    return _is_serving
 
 
 class Worker:
@@ -47,23 +43,29 @@ class Worker:
     Args:
         memory_bytes: what a call may allocate, beside what the imported modules take. Linux alone keeps to it.
         seconds: how long a call may take.
+        job: pickled, what `run_job` calls: sent once to each process, however often it is called.
     """
 
     _running: tuple[subprocess.Popen[bytes], Connection[Any, Any]] | None
 
-    def __init__(self, memory_bytes: int, seconds: float) -> None:
+    def __init__(self, memory_bytes: int | None, seconds: float | None, job: bytes = b"") -> None:
         self.memory_bytes = memory_bytes
         self.seconds = seconds
+        self._job = job
         self._forget()
         atexit.register(self.stop)
 
     def call(self, function: Callable[..., R], *args: Any) -> R:
         """Return what a function of a module returns for arguments that can be pickled, or raise what it raises.
 
+        Where this process is itself a worker, the call is made here, under the same limits.
+
         Raises:
             WorkerLimitError: the call took too much memory or time, or its process died.
             OSError: no process can be started.
         """
+        if _is_serving:
+            return _call_here(function, args, self.memory_bytes, self.seconds)
         if self._owner != os.getpid():
             self._forget()  # A fork of the process that started the worker must not read the answers meant for it.
         with self._lock:
@@ -71,6 +73,8 @@ class Worker:
             process, connection = self._running = self._running or self._start()
             answered = False
             try:
+                if is_new and self._job:
+                    connection.send_bytes(self._job)
                 connection.send((function, args))
                 if is_new:
                     # Its start and its imports are not what the call takes.
@@ -86,6 +90,11 @@ class Worker:
             raise value
         return value  # type: ignore[no-any-return]
 
+    def kill(self) -> None:
+        """End the process, if there is one, also while another thread waits for its answer: that raises there."""
+        if self._owner == os.getpid() and (running := self._running):
+            running[0].kill()
+
     def stop(self) -> None:
         """End the process, if there is one."""
         if self._owner == os.getpid() and self._running:
@@ -95,6 +104,11 @@ class Worker:
             process.kill()
             process.wait()
 
+    def discard(self) -> None:
+        """End the process for good: nothing more is called."""
+        self.stop()
+        atexit.unregister(self.stop)
+
     def _forget(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
@@ -102,10 +116,10 @@ class Worker:
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection[Any, Any]]:
         ours, theirs = Pipe()
-        limits = [str(theirs.fileno()), str(self.memory_bytes), str(self.seconds)]
+        settings = json.dumps([theirs.fileno(), self.memory_bytes, self.seconds, bool(self._job)])
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), *limits],
+                [sys.executable, "-c", _START, json.dumps(sys.path), settings],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -115,13 +129,21 @@ class Worker:
         return process, ours
 
 
-def serve(file_descriptor: int, memory_bytes: int, seconds: float) -> None:
+def run_job(*args: Any) -> Any:
+    """Return what the job that this worker was started with returns."""
+    assert _job is not None
+    return _job(*args)
+
+
+def serve(file_descriptor: int, memory_bytes: int | None, seconds: float | None, has_job: bool) -> None:
     """Answer calls until the other side is gone."""
-    global _is_serving
+    global _is_serving, _job
     _is_serving = True
     connection: Connection[Any, Any] = Connection(file_descriptor)
     is_limited = False
     with contextlib.suppress(EOFError, ConnectionError):
+        if has_job:
+            _job = connection.recv()
         while True:
             function, args = connection.recv()
             if not is_limited:
@@ -133,29 +155,64 @@ def serve(file_descriptor: int, memory_bytes: int, seconds: float) -> None:
             try:
                 answer = (False, function(*args))
             except MemoryError:
-                answer = (
-                    True,
-                    WorkerLimitError(f"it takes more than {memory_bytes / 2**20:,.0f} MiB of memory"),
-                )
+                answer = (True, _too_much_memory(memory_bytes))
             except Exception as error:  # noqa: BLE001 (it is raised where the call was made)
                 answer = (True, error)
             connection.send(answer)
 
 
-def _receive(connection: Connection[Any, Any], seconds: float) -> Any:
+def _call_here(
+    function: Callable[..., R], args: tuple[Any, ...], memory_bytes: int | None, seconds: float | None
+) -> R:
+    """Make a call in this process, which is a worker, under limits of its own.
+
+    What runs in Python is stopped by a signal. What does not come back to Python ends the process by its limit.
+    """
+    before = {limit: resource.getrlimit(limit) for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU)}
+
+    def stop(*_: Any) -> None:
+        raise WorkerLimitError(f"it takes more than {seconds:g} seconds")
+
+    signal.signal(signal.SIGALRM, stop)
+    try:
+        _limit_memory(memory_bytes)
+        _limit_time(seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+        return function(*args)
+    except MemoryError:
+        raise _too_much_memory(memory_bytes) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for limit, values in before.items():
+            resource.setrlimit(limit, values)
+
+
+def _too_much_memory(memory_bytes: int | None) -> WorkerLimitError:
+    return WorkerLimitError(
+        "there is no memory left for it"
+        if memory_bytes is None
+        else f"it takes more than {memory_bytes / 2**20:,.0f} MiB of memory"
+    )
+
+
+def _receive(connection: Connection[Any, Any], seconds: float | None) -> Any:
     if not connection.poll(seconds):
         raise WorkerLimitError(f"it takes more than {seconds:g} seconds")
     return connection.recv()
 
 
-def _limit_memory(num_bytes: int) -> None:
+def _limit_memory(num_bytes: int | None) -> None:
+    if num_bytes is None:
+        return
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + num_bytes)
 
 
-def _limit_time(seconds: float) -> None:
+def _limit_time(seconds: float | None) -> None:
     """Let the system end this process, should nobody be left who waits for it."""
+    if seconds is None:
+        return
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds) + 2)
 

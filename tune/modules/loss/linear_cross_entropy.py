@@ -244,18 +244,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # From here on `scores` is overwritten, step by step, to become softmax - onehot.
             exp_sum = scores.sub_(highest).exp_().sum(1, keepdim=True)  # [r, 1]
             losses = exp_sum.log() + highest - at_target  # [r, 1]
+            factor: Tensor | float = 1.0
             if target_weights is not None:
-                piece_weights = target_weights[start : start + num_rows, None]  # [r, 1]
-                losses *= piece_weights
+                factor = target_weights[start : start + num_rows, None]  # [r, 1]
+                losses *= factor
             total += losses.sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            scores.mul_(1.0 / exp_sum)
-            scores.scatter_(1, piece_targets, scores.gather(1, piece_targets) - 1.0)
+            scores.mul_(factor / exp_sum)
+            scores.scatter_(1, piece_targets, scores.gather(1, piece_targets) - factor)
             if slope is not None:
                 scores.mul_(slope)
-            if target_weights is not None:
-                scores.mul_(piece_weights)
             grad_logits = scores if dtype == wide else logits.copy_(scores)
             if grad_hidden is not None:
                 grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
