@@ -24,7 +24,7 @@ from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
-from tune.datasets import build_datasets
+from tune.datasets import build_splits
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
 from tune.utils import get_device, get_logger
@@ -105,14 +105,12 @@ class FullFinetuneRecipe:
             mesh=self.mesh,
             num_workers=params.num_workers,
         )
-        how: Any = {"num_proc": params.dataset_num_proc, "data_cache_dir": params.data_cache_dir}
-        self.dataset: Any = build_datasets(params.dataset, self.tokenizer, **how)
+        data = params.dataset, params.dataset_val, params.val_split, params.mix_until
+        how: Any = params.data_settings()
+        self.dataset, self.dataset_val = build_splits(*data, self.tokenizer, state.seed, **how)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
-        self.dataset_val: Any = params.dataset_val and build_datasets(
-            params.dataset_val, self.tokenizer, **how
-        )
         if self.dataset_val:
             batch_size_val = params.batch_size_val or params.batch_size
             self.loader_val = build_loader(self.dataset_val, batch_size=batch_size_val, shuffle=False)
@@ -247,7 +245,7 @@ class FullFinetuneRecipe:
 
     def validate(self) -> dict[str, float]:
         """Return the loss per target over the whole validation set, or nothing where there is none."""
-        if not self.params.dataset_val:
+        if not self.dataset_val:
             return {}
         with self.monitor.paused():
             val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)

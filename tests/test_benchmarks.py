@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, data_cache, full_finetune, generate, lora, nf4, setting
+from benchmarks import checkpoints, data, data_cache, full_finetune, generate, lora, nf4, setting
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,10 +101,23 @@ def test_nf4_compares_the_same_matrix(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(figure > 0 for result in figures["results"].values() for figure in result.values())
 
 
-def test_data_cache_finds_the_same_examples_twice(capfd: pytest.CaptureFixture[str]) -> None:
-    assert data_cache.main(["--rows", "300", "--num-proc", "1", "--pack", "64"]) == 0
-    figures = json.loads(capfd.readouterr().out)
-    first, second = figures["results"]["first"], figures["results"]["second"]
+def test_data_compares_the_same_ids(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "NUM_WORDS", 40)
+    monkeypatch.setattr(data, "VOCAB_SIZE", 300)
+    assert data.main(["--turns", "4", "--words", "3", "--rows", "2", "--rounds", "1"]) == 0
+    chatml, thinking = json.loads(capsys.readouterr().out)["runs"]
+    assert (chatml["examples_per_row"], thinking["examples_per_row"]) == (1, 2)
+    assert set(chatml["results"]) == {"tune, with masks", "apply_chat_template", "datasets.map"}
+    assert all(result["ms_per_row"] > 0 for result in chatml["results"].values())
+
+
+def test_data_cache_finds_the_same_examples_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_cache.write_rows(tmp_path / "rows.jsonl", 300)
+    words = ["--rows", "300", "--num-proc", "1", "--pack", "64", "--start", str(tmp_path)]
+    assert [data_cache.main(words) for _ in range(2)] == [0, 0]
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["examples"] == second["examples"]
     assert first["examples"][0] == 300
-    assert figures["cache_mb"] > 0
+    assert len(list((tmp_path / "cache").glob("*/tokens"))) == 1

@@ -9,6 +9,7 @@ from typing import Any
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem, shorten
 from tune.config.signatures import Signature, read_signature
+from tune.config.slots import WEIGHT
 from tune.config.suggestions import nearest
 from tune.errors import ConfigError
 from tune.utils.exclusions import Choices, find_exclusions
@@ -181,6 +182,36 @@ def check_datasets(
         yield from _check_source(name, components)
     for index, component in enumerate(components if isinstance(components, (list, tuple)) else ()):
         yield from check_datasets(f"{name}.{index}", component)
+
+
+def check_mixing(datasets: Component | Sequence[Component], mix_until: str) -> Iterator[Diagnostic]:
+    """Yield why datasets cannot be mixed by their weights, or a setting of the mixture has no effect."""
+    several = datasets if isinstance(datasets, (list, tuple)) else ()
+    bare = [f"dataset.{index}" for index, component in enumerate(several) if WEIGHT not in component.kwargs]
+    if 0 < len(bare) < len(several):
+        yield problem(
+            f"has no {WEIGHT}, and others of the list have one: give one to each of them, or to none",
+            (bare[0],),
+        )
+    if mix_until != "first_exhausted" and (not several or len(bare) == len(several)):
+        yield problem(
+            f"has no effect: it is for a list of datasets, each with a {WEIGHT}", ("mix_until", "dataset")
+        )
+
+
+def check_val_split(val_split: float | None, dataset_val: Component | None) -> Iterator[Diagnostic]:
+    """Yield why no part of the training data can be set aside for validation."""
+    if val_split is None:
+        return
+    if dataset_val is not None:
+        yield problem(
+            "sets a part of dataset aside for validation, and dataset_val names other data: keep one of the two",
+            ("val_split", "dataset_val"),
+        )
+    if val_split >= 1 and val_split != int(val_split):
+        yield problem(
+            f"must be a share below 1, or a whole number of examples, not {val_split:g}", ("val_split",)
+        )
 
 
 def _check_source(name: str, dataset: Component) -> Iterator[Diagnostic]:

@@ -12,9 +12,11 @@ from recipes.params.checks import (
     check_datasets,
     check_loss,
     check_lr_scheduler,
+    check_mixing,
     check_optimizer,
     check_processes,
     check_sizes,
+    check_val_split,
 )
 from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
@@ -81,7 +83,14 @@ class FinetuneParams:
         slot=DATASET,
         required=True,
         group="Data",
-        help="Training data: a builder such as alpaca or instruct. A list of them is joined into one.",
+        help="Training data: a builder such as alpaca or instruct. A list of them is joined into one, or mixed where "
+        "each has a weight.",
+    )
+    mix_until: Literal["first_exhausted", "all_exhausted"] = param(
+        "first_exhausted",
+        group="Data",
+        help="When an epoch of datasets with weights ends: first_exhausted, so that no example comes twice; or "
+        "all_exhausted, so that every example comes, and some again.",
     )
     train_on_input: bool | None = param(
         None,
@@ -90,7 +99,20 @@ class FinetuneParams:
         help="Whether the prompt is trained on too, or only the response.",
     )
     dataset_val: Component | None = param(
-        None, slot=DATASET, group="Data", help="Validation data; its loss is reported, never trained on."
+        None,
+        slot=DATASET,
+        inherits="dataset",
+        group="Data",
+        help="Validation data; its loss is reported, never trained on. Without a _component_ it is read as dataset is: "
+        "dataset_val.source alone will do.",
+    )
+    val_split: float | None = param(
+        None,
+        above=0,
+        maximum=_MANY,
+        group="Data",
+        help="Validate on a part of dataset that is set aside, drawn by seed: a share below 1, or a number of "
+        "examples. Equal examples are never on both sides.",
     )
     dataset_num_proc: int | None = param(
         None,
@@ -373,6 +395,10 @@ class FinetuneParams:
     def __post_init__(self) -> None:
         check_params(self)
 
+    def data_settings(self) -> dict[str, Any]:
+        """Return how data is tokenized, as `build_datasets` takes it."""
+        return {"num_proc": self.dataset_num_proc, "data_cache_dir": self.data_cache_dir}
+
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it."""
         return {
@@ -422,19 +448,26 @@ class FinetuneParams:
         yield from check_sizes(self.model)
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
-        if self.run_val_every_n_steps and self.dataset_val is None:
+        yield from check_mixing(self.dataset, self.mix_until)
+        yield from check_val_split(self.val_split, self.dataset_val)
+        validates = self.dataset_val is not None or self.val_split is not None
+        if self.run_val_every_n_steps and not validates:
             yield problem(
-                "needs dataset_val: there is nothing to validate on", ("run_val_every_n_steps", "dataset_val")
+                "needs dataset_val or val_split: there is nothing to validate on",
+                ("run_val_every_n_steps", "dataset_val", "val_split"),
             )
         every, saved = self.run_val_every_n_steps, self.save_every_n_steps
-        if every and saved and self.dataset_val is not None and every % saved and saved % every:
+        if every and saved and validates and every % saved and saved % every:
             yield problem(
                 f"validates every {every} steps and saves every {saved}, so that the best step is seldom one that is "
                 "saved: make one a multiple of the other",
                 ("run_val_every_n_steps", "save_every_n_steps"),
             )
-        if self.batch_size_val and self.dataset_val is None:
-            yield problem("has no effect without dataset_val", ("batch_size_val", "dataset_val"))
+        if self.batch_size_val and not validates:
+            yield problem(
+                "has no effect without dataset_val or val_split",
+                ("batch_size_val", "dataset_val", "val_split"),
+            )
         if self.generate_every_n_steps and not self.sample_prompts:
             yield problem(
                 "needs sample_prompts: there is nothing to answer",

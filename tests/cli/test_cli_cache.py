@@ -37,7 +37,7 @@ def test_it_lists_and_clears_what_is_kept(tmp_path: Path, capsys: pytest.Capture
     [
         (["cache"], "ls|clear"),
         (["cache", "purge"], "can ls and clear, not purge"),
-        (["cache", "ls", "--dir", "off"], "means that nothing is kept"),
+        (["cache", "ls", "--dir", "off"], "nothing is kept with --dir off"),
     ],
 )
 def test_what_it_does_not_know(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

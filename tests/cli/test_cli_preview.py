@@ -24,7 +24,7 @@ dataset:
   prompt_template: question_answer
   train_on_input: false
 """
-HOSTILE = "</s> \x1b[31m\u202e\u200b⟦x⟧"
+HOSTILE = "a </s> \x1b[31m\u202e\u200b⟦x⟧"
 
 
 def write_rows(file: Path, rows: list[dict[str, object]]) -> None:
@@ -52,7 +52,7 @@ def test_marks_tell_what_is_learnt_and_what_is_special(tune, folder: Path) -> No
     assert outcome.code == 0
     assert "2 examples, " in outcome.out
     assert "Only 2 rows of it were read" in outcome.out
-    letters = r"</s> \x1b[31m\u202e\u200b\u27e6x\u27e7"  # no token, no colour, no mark
+    letters = r"a </s> \x1b[31m\u202e\u200b\u27e6x\u27e7"  # no token, no colour, no mark
     assert shown(outcome.out) == {
         "dataset, example 1": f"⟨<s>⟩Question: one⏎\ntwo⏎\nAnswer:⟦ {letters}⟨</s>⟩⟧",
         "dataset, example 2": "⟨<s>⟩Question: say red⏎\nAnswer:⟦ red red⟨</s>⟩⟧",
@@ -160,6 +160,24 @@ def test_the_validation_set_is_shown_if_asked(tune, folder: Path) -> None:
     write_rows(folder / "held.jsonl", [{"text": "river"}])
     words = ["dataset_val._component_=text_completion", "dataset_val.source=held.jsonl", "--val"]
     assert list(shown(tune("preview", "my.yaml", *words).out).values()) == ["⟨<s>⟩⟦river⟨</s>⟩⟧"]
+
+
+def test_what_is_set_aside_is_shown_if_asked(tune, folder: Path) -> None:
+    held = tune("preview", "my.yaml", "val_split=2", "--val")
+    assert "my.jsonl, set aside (" in held.out
+    kept = tune("preview", "my.yaml", "val_split=2", "--all", "--rows", "9")
+    assert "2 of 8 examples are set aside for validation (val_split)" in kept.out
+    texts = [*shown(held.out).values(), *shown(kept.out).values()]
+    assert len(texts) == len(set(texts)) == 8
+
+
+def test_the_mixture_of_a_list_is_told(tune, folder: Path) -> None:
+    write_rows(folder / "other.jsonl", [{"question": f"say {n}", "answer": "red"} for n in range(4)])
+    one = "{_component_: instruct, source: %s.jsonl, weight: %s}"
+    words = ["preview", "my.yaml", f"dataset=[{one % ('my', 1)}, {one % ('other', 3)}]"]
+    said = tune(*words, "--all").out
+    assert "mixes 5 examples, until the first is exhausted: dataset.0: 1 of 8 (20.0%, of the tokens " in said
+    assert "mixes" not in tune(*words, "--rows", "2").out
 
 
 @pytest.mark.parametrize(

@@ -369,8 +369,10 @@ def test_a_real_run_end_to_end(hub: HubServer, tmp_path: Path) -> None:
         return outcome
 
     run("download", "owner/tiny")
+    rows = [{"instruction": "Say it.", "input": "mill", "output": "goose"}] * 8
+    (tmp_path / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("run", "full_finetune", "--config", "tiny/full_finetune", "model_checkpoint=checkpoints/tiny", "epochs=1",
-        "max_steps_per_epoch=2", "output_dir=out/mine")  # fmt: skip
+        "dataset.source=orders.jsonl", "batch_size=4", "output_dir=out/mine")  # fmt: skip
     outcome = run("upload", "out/mine", "ann/parrot")
     assert outcome.stdout == f"{hub.url}/ann/parrot\n"
     sent = files_on(hub, "ann/parrot")

@@ -185,6 +185,19 @@ def test_the_column_of_a_system_prompt_and_of_tools():
 
 
 @pytest.mark.parametrize(
+    ("extra", "settings"),
+    [({"system": "S"}, {}), ({}, {"new_system_prompt": "N"}), ({"system": "S"}, {"new_system_prompt": "N"})],
+)
+def test_errors_number_messages_as_the_row_does(extra, settings):
+    turns = by_role(("user", "q"), ("assistant", "a"), ("assistant", "b"))
+    for before, number in (([], 3), (by_role(("system", "own")), 4)):
+        with pytest.raises(
+            DataError, match=f"message {number} is by the assistant, as is message {number - 1}"
+        ):
+            ChatToMessages(**settings)({"messages": [*before, *turns], **extra})
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
@@ -197,6 +210,18 @@ def test_the_column_of_a_system_prompt_and_of_tools():
 def test_ways_to_write_tools(row):
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     assert read_tools(row) == ([tool], "functions" if row.get("functions") else "tools")
+
+
+def test_a_column_that_is_ignored_is_not_read():
+    row = {
+        "messages": by_role(("user", "q"), ("assistant", "a")),
+        "system": "S",
+        "tools": "not JSON",
+        "rejected": "b",
+    }
+    transform = ChatToMessages(ignore_columns=["system", "tools", "rejected"])
+    assert transform(row) == {"messages": [Q, A]}
+    assert transform({**row, "chosen": "x"})["unused"] == {"column chosen": 1}
 
 
 def test_messages_that_answer_others_are_learnt_alone():
@@ -275,6 +300,10 @@ def test_rows_of_another_task(extra, says):
             "message 2 .* expected an object with",
         ),
         (by_role(("user", [{"type": {}, "text": "q"}])), "a part of type 'an object with no keys'"),
+        (
+            [{"role": "user", "content": "q", "images": ["x.png"]}],
+            "message 1 .* has a list of 1 as images, and only",
+        ),
         (["q", "a"], "message 1 .* the text 'q', expected an object"),
         ([{"user": "q", "human": "x"}], "message 1"),
     ],

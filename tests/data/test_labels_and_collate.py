@@ -40,6 +40,21 @@ def test_padding_is_on_the_right_and_carries_no_label():
         padded_collate_sft([])
 
 
+def test_rows_are_padded_to_a_multiple():
+    batch = [
+        {"tokens": [1, 2, 3], "labels": [-100, 2, 3], "input_pos": [0, 1, 2], "weights": [0.0, 0.5, 1.0]},
+        {"tokens": [4, 5], "labels": [-100, 5], "input_pos": [0, 1]},
+    ]
+    collated = padded_collate_sft(batch, padding_idx=9, pad_to_multiple_of=5)
+    assert collated["tokens"].tolist() == [[1, 2, 3, 9, 9], [4, 5, 9, 9, 9]]
+    assert collated["labels"].tolist() == [[-100, 2, 3, -100, -100], [-100, 5, -100, -100, -100]]
+    assert collated["weights"].tolist() == [[0.0, 0.5, 1.0, 1.0, 1.0], [1.0] * 5]
+    assert collated["mask"].shape == (2, 5, 5)
+    assert padded_collate_sft(batch, pad_to_multiple_of=3)["tokens"].shape == (2, 3)
+    with pytest.raises(DataError, match="pad_to_multiple_of is 0"):
+        padded_collate_sft(batch, pad_to_multiple_of=0)
+
+
 def test_a_packed_batch_gets_positions_and_a_mask():
     batch = [
         {"tokens": [1, 2, 1, 3, 4], "labels": [-100, 2, -100, 3, 4], "input_pos": [0, 1, 0, 1, 2]},

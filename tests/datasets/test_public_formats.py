@@ -272,6 +272,8 @@ def test_earlier_pairs_are_turns_and_are_learnt(read):
         ("chat", {"segments": [{"text": "x", "label": True}]}, "dataset=tokenized"),
         ("chat", {"text": "### Human: q### Assistant: a"}, "dataset=text_completion"),
         ("chat", {"instruction": "q", "output": "a"}, "dataset=instruct"),
+        ("text", {"instruction": "q", "output": "a"}, "dataset=instruct"),
+        ("text", {"messages": [ASKED, SAID]}, "dataset=chat"),
         ("instruct", {"messages": [ASKED, SAID]}, "dataset=chat"),
         ("chat", {"messages": [ASKED, SAID], "images": ["1.jpg"]}, r"dataset\.ignore_columns=\[images\]"),
         (

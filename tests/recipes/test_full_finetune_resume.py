@@ -38,6 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
     "bf16": {"dtype": "bf16"},
     "packed": {"dataset": "packed", "batch_size": 1, "epochs": 3},
+    "mixed": {"val_split": 4, "mix_until": "all_exhausted", "epochs": 3},
     "workers": {"num_workers": 2},
     "background": {"enable_async_checkpointing": True},
     "cut_run": {"max_steps": 6, "epochs": 1, "lr_scheduler": {"_component_": "linear", "warmup_ratio": 0.3}},
@@ -111,6 +112,10 @@ def test_resumed_anywhere_it_is_the_same_run(
     changes = dict(CHANGES[name])
     if name == "packed":
         changes["dataset"] = with_arguments(with_dropout().dataset, packed=True, max_seq_len=50)
+    if name == "mixed":
+        one = with_dropout().dataset
+        parts = zip(("train[:15]", "train[15:]"), (0.6, 0.4), strict=True)
+        changes["dataset"] = tuple(with_arguments(one, split=split, weight=weight) for split, weight in parts)
     if "eight_bits" in name:
         pytest.importorskip("bitsandbytes")
     whole = eight_steps if name == "plain" else tmp_path / "whole"

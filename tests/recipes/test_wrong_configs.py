@@ -338,6 +338,11 @@ OF_A_DATASET = [
     ("train_on_eos: last", None),
     ("split_thinking: true", None),
     ("packing: true", "packed"),
+    ("masking_strategy: train_on_last", None),
+    ("filter_fn: my.filters.keep", None),
+    ("split_across_pack: true", None),
+    ("max_packs: 7", None),
+    ("subset: mine", "name"),
 ]
 
 
@@ -421,7 +426,7 @@ OTHER_TOOLS = [
     ("full", "adam_beta1: 0.9", None),
     ("full", "warmup_ratio: 0.03", None),
     ("full", "warmup_steps: 10", None),  # of no schedule
-    ("full", "val_set_size: 0.05", None),
+    ("full", "val_set_size: 0.05", "val_split"),
     ("full", "deepspeed: ds.json", None),
     ("full", "tensor_parallel_dim: 2", None),
     ("full", "nproc_per_node: 2", None),

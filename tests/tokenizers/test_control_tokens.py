@@ -33,7 +33,7 @@ def tokenizer(chat_folder):
 
 @pytest.mark.parametrize("name", NOTICED)
 def test_text_in_a_chat_format_is_noticed(tokenizer, name):
-    rows = [["walk", text] for text in NOTICED[name]]
+    rows = [[("walk", False), (text, True)] for text in NOTICED[name]]
     with pytest.raises(
         DataError, match=r"of the first \d+ rows of a.jsonl.*<\|\w+\|>.*parse_special_tokens=true"
     ):
@@ -42,7 +42,7 @@ def test_text_in_a_chat_format_is_noticed(tokenizer, name):
 
 @pytest.mark.parametrize("name", HONEST)
 def test_what_merely_speaks_of_tokens_is_left_alone(tokenizer, name):
-    check_control_tokens(tokenizer, [[text] for text in HONEST[name]], "a.jsonl", "use chat")
+    check_control_tokens(tokenizer, [[(text, True)] for text in HONEST[name]], "a.jsonl", "use chat")
 
 
 def test_structure_is_what_begins_or_ends_a_text_or_turn(tokenizer):

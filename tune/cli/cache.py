@@ -21,7 +21,7 @@ def run(given: Given) -> int:
         raise UsageError(f"`tune cache` can ls and clear, not {action}")
     cache = open_cache(given.one("dir"))
     if cache is None:
-        raise UsageError(f"--dir {OFF} means that nothing is kept")
+        raise UsageError(f"nothing is kept with --dir {OFF}, nor without a home: name a folder with --dir")
     removed, entries = cache.clear() if action == "clear" else ([], cache.entries())
     listed = removed if action == "clear" else entries
     if "json" in given.switches:

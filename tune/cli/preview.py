@@ -54,16 +54,19 @@ def run(given: Given) -> int:
     components = dict(_components(resolution.params, "val" in given.switches))
     html = _html_file(given)
     try:
-        shown = list(_look(resolution.params, components, given))
+        shown = _look(resolution.params, components, given)
+        mixture = _describe_mixture(resolution.params, components, shown)
     except TuneError as error:
         report_error(str(error))
         return EXIT_BAD_USAGE
     if "json" in given.switches:
         say(json.dumps({"datasets": [item.to_json() for item in shown]}) + "\n")
-    elif html is not None:
-        _print_reports(shown)
     else:
-        _print_examples(shown, with_ids="ids" in given.switches)
+        for item in shown:
+            say((f"{item.name}: " if len(shown) > 1 else "") + item.report_text() + "\n")
+        say(f"{mixture}\n" if mixture else "")
+        if html is None:
+            _print_examples(shown, with_ids="ids" in given.switches)
     if html is not None:
         from tune.cli.preview_html import write_html
 
@@ -116,11 +119,14 @@ def _components(params: Any, validation: bool) -> Iterator[tuple[str, Component]
     Raises:
         UsageError: there is none.
     """
-    name = "dataset_val" if validation else "dataset"
+    has_own = validation and not getattr(params, "val_split", None)
+    name = "dataset_val" if has_own else "dataset"
     value = getattr(params, name, None)
     if not value:
         raise UsageError(
-            "there is no dataset_val to look at" if validation else "this recipe reads no dataset"
+            "there is no dataset_val to look at, and no val_split"
+            if has_own
+            else "this recipe reads no dataset"
         )
     if isinstance(value, (list, tuple)):
         yield from ((f"{name}.{index}", component) for index, component in enumerate(value))
@@ -128,34 +134,51 @@ def _components(params: Any, validation: bool) -> Iterator[tuple[str, Component]
         yield name, value
 
 
-def _look(params: Any, components: dict[str, Component], given: Given) -> Iterator[ShownDataset]:
+def _look(params: Any, components: dict[str, Component], given: Given) -> list[ShownDataset]:
+    """Return what is to be shown of each dataset.
+
+    Raises:
+        TuneError: the data, or the tokenizer, cannot be used; or no row is called so.
+    """
     rows = given.one("rows")
     with importing_quietly():
         from tune.datasets.preview import look_at
     from tune.utils import get_logger
 
     get_logger("WARNING")
-    tokenizer = _build_tokenizer(params)
-    number, row = _NUM_EXAMPLES, None
-    if rows is not None and not rows.isdecimal():
-        row = rows
-    elif rows is not None:
-        number = int(rows[:9])
-        if not number:
-            raise ConfigError("--rows 0 shows nothing: give how many examples to show, or which row")
-    found = 0
-    for name, component in components.items():
-        shown = look_at(
-            name, component, tokenizer, max_examples=number, row=row, reads_all="all" in given.switches
-        )
-        found += shown is not None
-        if shown is not None:
-            yield shown
-    if not found:
+    number, row = (int(rows[:9]), None) if rows is not None and rows.isdecimal() else (_NUM_EXAMPLES, rows)
+    if not number:
+        raise ConfigError("--rows 0 shows nothing: give how many examples to show, or which row")
+    shown = look_at(
+        components,
+        _build_tokenizer(params),
+        max_examples=number,
+        row=row,
+        reads_all="all" in given.switches,
+        val_split=getattr(params, "val_split", None),
+        seed=getattr(params, "seed", None) or 0,
+        validation="val" in given.switches,
+    )
+    if not shown:
         raise DataError(
             f"no row is called {row}. A row is called by its place, as messages name it (train.jsonl:17, or :17), or "
             "by what its column id holds; a number alone says how many examples to show"
         )
+    return shown
+
+
+def _describe_mixture(params: Any, components: dict[str, Component], shown: list[ShownDataset]) -> str:
+    """Return how the datasets are mixed by their weights, where all of them have been read; else ""."""
+    from tune.config.slots import WEIGHT
+    from tune.data.mixture import Mixture
+
+    given = [components[item.name].kwargs for item in shown]
+    weights = [kwargs[WEIGHT] for kwargs in given if WEIGHT in kwargs]
+    if len(shown) < 2 or len(weights) < len(shown) or any(item.is_partial for item in shown):
+        return ""
+    mixture = Mixture(tuple(item.size for item in shown), tuple(weights), params.mix_until)
+    names, tokens = zip(*((item.name, item.report.num_tokens) for item in shown))
+    return mixture.describe(names, tokens)
 
 
 def _build_tokenizer(params: Any) -> Any:
@@ -190,15 +213,9 @@ def _html_file(given: Given) -> Path | None:
     return check_html_file(name, force="force" in given.switches)
 
 
-def _print_reports(shown: list[ShownDataset]) -> None:
-    for item in shown:
-        say((f"{item.name}: " if len(shown) > 1 else "") + item.report_text() + "\n")
-
-
 def _print_examples(shown: list[ShownDataset], with_ids: bool) -> None:
     from tune.data.preview import format_example
 
-    _print_reports(shown)
     has_color = wants_color(sys.stdout)
     legend = f"{paint('learnt', 'learnt')}, {paint('special token', 'reverse')}"
     say(f"\n{legend if has_color else '⟦learnt⟧, ⟨special token⟩'}, ⏎ line end\n")
@@ -265,7 +282,7 @@ COMMAND = Command(
             f"How many examples ({_NUM_EXAMPLES}), or one row by its place or its id.",
             "N|ID",
         ),
-        Option(("--val",), "Look at dataset_val."),
+        Option(("--val",), "Look at what is validated on."),
         Option(("--all",), "Read all rows, for the whole report."),
         Option(("--ids",), "Show each token on a line, with its id."),
         Option(("--json",), "Print all of it as JSON: tokens, labels, weights, pieces of text."),

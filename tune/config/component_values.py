@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tune.config.argument_ranges import find_bounds
+from tune.config.argument_ranges import Bounds, find_bounds
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import Converter, shadowed, show
@@ -17,8 +17,9 @@ from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonV
 from tune.config.scalars import REFUSED
 from tune.config.slots import Slot
 from tune.config.suggestions import add, amend, guess_argument
-from tune.config.typing import ANY, TypeSpec
+from tune.config.typing import ANY, FLOAT, TypeSpec
 
+_SHARE = Bounds(minimum=1e-6, maximum=1e6)
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
 
 
@@ -120,6 +121,10 @@ class ComponentChecker:
         given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
         kwargs: dict[str, Any] = {}
         ok = True
+        for key in _of_entries(slot, path):
+            if key in given:
+                kwargs[key] = self._share(given.pop(key), f"{path}.{key}")
+                ok = ok and kwargs[key] is not REFUSED
         if signature is not None:
             usable = {
                 name
@@ -131,7 +136,7 @@ class ComponentChecker:
         for key, node in given.items():
             spec = ANY
             if signature is not None:
-                fault = self._judge_name(key, path, component, resolved)
+                fault = self._judge_name(key, path, component, resolved, slot)
                 if fault is not None:
                     self._report(fault)
                     self.converter.convert(node, ANY, f"{path}.{key}")
@@ -161,6 +166,17 @@ class ComponentChecker:
             return value
         self._report(replace(fault, source=node.source, suggestion=None, shadows=shadowed(node)))
         return REFUSED
+
+    def _share(self, node: Node, path: str) -> Any:
+        """Return the number above 0 that one of a list of components has for the recipe, or `REFUSED`."""
+        self.places[path] = node
+        value = self.converter.convert(node, FLOAT, path)
+        fault = None if value is REFUSED else _SHARE.find_fault(value)
+        return (
+            value
+            if fault is None
+            else self._refuse("out-of-range", path, f"{node.written or path} {fault}", node)
+        )
 
     def judge_of(self, path: str) -> Callable[[Node, Callable[[Diagnostic], None]], Any]:
         """Return what tries a value for a parameter or an argument, without a trace in what has been found so far."""
@@ -192,7 +208,7 @@ class ComponentChecker:
         return self._by_short_form.get(f"{slot}.{argument}" if index.isdecimal() else path)
 
     def _judge_name(
-        self, key: str, path: str, component: MappingNode, resolved: ResolvedName
+        self, key: str, path: str, component: MappingNode, resolved: ResolvedName, slot: Slot | None
     ) -> Diagnostic | None:
         """Why `key` cannot be an argument here, or None."""
         signature = resolved.signature
@@ -211,6 +227,11 @@ class ComponentChecker:
             return None
         usable = self.arguments[path]
         called = resolved.path
+        if slot is not None and key in slot.of_entries:
+            message = (
+                f"{called} takes no argument {key}: it is for one of a list of components, which it mixes"
+            )
+            return Diagnostic("unknown-argument", where, message, source)
         if node.written:
             message = f"{called} takes no argument {key}, which is what {node.written} stands for; remove it"
             return Diagnostic("unknown-argument", where, message, source)
@@ -286,6 +307,11 @@ class ComponentChecker:
     def _refuse(self, code: str, path: str, message: str, node: Node, suggestion: str | None = None) -> Any:
         self._report(Diagnostic(code, node.written or path, message, node.source, suggestion, shadowed(node)))
         return REFUSED
+
+
+def _of_entries(slot: Slot | None, path: str) -> tuple[str, ...]:
+    """Return the arguments that the component at `path` may have for the recipe: those of one in a list."""
+    return slot.of_entries if slot is not None and path.rpartition(".")[2].isdecimal() else ()
 
 
 def _as_component(node: Node) -> MappingNode | None:

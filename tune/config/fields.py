@@ -42,6 +42,7 @@ class ParamInfo:
     pattern_help: str = ""
     short_for: str | None = None
     slot: Slot | None = None
+    inherits: str | None = None
     fixed_on_resume: bool = False
 
     @property
@@ -89,6 +90,7 @@ def param(
     pattern_help: str = "",
     short_for: str | None = None,
     slot: Slot | None = None,
+    inherits: str | None = None,
     fixed_on_resume: bool = False,
 ) -> Any:
     """Declare one field of a params dataclass.
@@ -107,6 +109,7 @@ def param(
         short_for: dotted path of the component argument this field is a short form of ("optimizer.lr"). It reads as
             what the component says, whichever of the two was set. See also `agreed_values`.
         slot: what kind of component the field holds.
+        inherits: the field whose component, and arguments, stand for those that a mapping of this one leaves out.
         fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
     """
     record = {
@@ -120,6 +123,7 @@ def param(
         "pattern_help": pattern_help,
         "short_for": short_for,
         "slot": slot,
+        "inherits": inherits,
         "fixed_on_resume": fixed_on_resume,
     }
     metadata = {_METADATA_KEY: record}

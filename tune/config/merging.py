@@ -176,7 +176,7 @@ def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> 
         component = name_component(node)
         if component is None and isinstance(node, ErrorNode):
             return node
-        if component is None and part != COMPONENT_KEY:
+        if component is None and part != COMPONENT_KEY and not (depth == 1 and infos[here[0]].inherits):
             if infos[here[0]].required and isinstance(node, PythonValue):
                 raise _Refusal("", "")  # that the component is missing is said anyway
             message = (

@@ -19,7 +19,9 @@ from tune.errors import ConfigError
 from tune.utils.paths import BUNDLED_PREFIX, expand_path, get_recipes_dir
 
 OUTPUT_DIR = "output_dir"
-_WRITTEN = (OUTPUT_DIR, "log_dir", "output_file")
+_CACHE_DIR = "data_cache_dir"
+_NO_CACHE = "off"
+_WRITTEN = (OUTPUT_DIR, "log_dir", "output_file", _CACHE_DIR)
 _READ = ("checkpoint_dir", "path", "source", "data_files", "adapter_checkpoint", "prompt_file")
 _READ_SELDOM = ("merges_file", "vocab_path", "recipe_checkpoint")
 _PATHS = frozenset((*_WRITTEN, *_READ, *_READ_SELDOM))
@@ -55,7 +57,7 @@ def check_places(values: Mapping[str, Any], places: Mapping[str, Node]) -> Itera
         except ConfigError as error:
             yield Diagnostic("bad-path", where, f"{where}: {error}", node.source)
             continue
-        if name in _WRITTEN and value:
+        if name in _WRITTEN and value and (name, value) != (_CACHE_DIR, _NO_CACHE):
             fault = _judge_written(place, value, path, owner, node, home)
             if fault is not None:
                 yield fault
@@ -92,9 +94,8 @@ def _judge_written(
     else:
         message = f"{path} lies outside output_dir: a file of a config may not choose to write there"
     # An override may say anything: whoever types it knows where it leads.
-    suggestion = (
-        None if name == "output_file" else f"${{output_dir}}/{'profiler' if 'profiler' in path else 'logs'}"
-    )
+    folder = "data_cache" if name == _CACHE_DIR else "profiler" if "profiler" in path else "logs"
+    suggestion = None if name == "output_file" else f"${{output_dir}}/{folder}"
     return Diagnostic(
         "writes-outside", path, f"{message}; name it on the command line", node.source, suggestion
     )

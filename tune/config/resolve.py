@@ -18,6 +18,7 @@ from tune.config.diagnostics import (
     quote,
 )
 from tune.config.fields import ParamInfo, fields_of, note_given
+from tune.config.inheritance import fill_inherited, without_inherited
 from tune.config.merging import apply_edits
 from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, walk, without_entry, yaml_1_1_bool
 from tune.config.overrides import parse_overrides
@@ -117,12 +118,14 @@ def resolve(
     elif stated is not None and recipe is not None:
         found += _judge_recipe(stated, root, recipe, recipe_aliases)
     root = expand_short_forms(expand_torchtune_forms(root, infos, found.append), infos, found.append)
+    root = fill_inherited(root, infos, found.append)
     checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete)
     for item in cross_check(params_cls, checked, infos):
         # of a file that could not be read to its end nobody can say what it leaves out
         if tree.complete or all(find_place(name, checked, infos) for name in item.fields):
             found.append(_place(item, checked, infos, tree.whole))
     found += check_places(checked.values, checked.places)
+    found = without_inherited(found, infos)
     errors = bounded(ordered(item for item in found if item.severity == "error"))
     warnings = bounded(ordered(item for item in found if item.severity == "warning"))
     params = None

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# How much of a dataset there is in a list of them.
+WEIGHT = "weight"
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -26,6 +29,8 @@ class Slot:
             They keep a stranger's config from calling some function that merely lives in the right package.
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
         defaults: arguments the recipe passes if the callable takes them and the config does not set them.
+        of_entries: arguments that one of a list of components may have, numbers above 0: they are for the recipe, and
+            not passed on.
         unsuitable: names that are of the kind and yet do not fit, each with the reason.
     """
 
@@ -36,6 +41,7 @@ class Slot:
     names: tuple[str, ...] = ("*",)
     supplies: tuple[str, ...] = ()
     defaults: tuple[str, ...] = ()
+    of_entries: tuple[str, ...] = ()
     unsuitable: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -58,6 +64,7 @@ DATASET = Slot(
     patterns=("{}", "{}_dataset"),
     names=("*_dataset",),
     supplies=("tokenizer",),
+    of_entries=(WEIGHT,),
 )
 OPTIMIZER = Slot(
     kind="optimizer",

@@ -213,6 +213,12 @@ def open_cache(folder: str | None) -> DataCache | None:
             raise ValueError
     except ValueError as error:
         raise ConfigError(f"{_SIZE_VARIABLE} is {text!r}, expected gigabytes, such as 50") from error
+    max_bytes = int(num_gb * 1e9)
+    if folder:
+        return DataCache(expand_path(folder), max_bytes)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    default = os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "tune", "data")
-    return DataCache(expand_path(folder) if folder else Path(default), int(num_gb * 1e9))
+    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        get_logger().warning("There is no home to keep tokenized data in; name a folder with data_cache_dir")
+        return None
+    return DataCache(Path(base) / "tune" / "data", max_bytes)

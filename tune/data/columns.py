@@ -119,10 +119,15 @@ def find_text_column(columns: Sequence[str], told: str | None = None, source: st
         return told
     if "text" in columns:
         return "text"
-    if len(columns) == 1:
+    hint = ""
+    if any(name in columns for name in CHAT_NAMES):
+        hint = ". These look like conversations: use chat_dataset (in a config: dataset=chat)"
+    elif known_formats(columns):
+        hint = ". These look like prompts and answers: use instruct_dataset (in a config: dataset=instruct)"
+    elif len(columns) == 1:
         return columns[0]
     raise DataError(
-        f"{source} has no column 'text': found {list_names(columns)}. Name it with dataset.column=COLUMN"
+        f"{source} has no column 'text': found {list_names(columns)}. Name it with dataset.column=COLUMN{hint}"
     )
 
 

@@ -32,9 +32,11 @@ class LoadedRows:
 
     @property
     def files(self) -> list[Path] | None:
-        """The files of the library's cache that hold the rows, in order; None where they are in memory."""
-        files = [Path(entry["filename"]) for entry in self._loaded.cache_files]
-        return files or None
+        """The files that hold the rows and say what their columns are, in order; None where they are in memory."""
+        tables = [Path(entry["filename"]) for entry in self._loaded.cache_files]
+        folders = dict.fromkeys(table.parent for table in tables)
+        notes = [folder / name for folder in folders for name in ("dataset_info.json", "state.json")]
+        return [*tables, *(note for note in notes if note.is_file())] or None
 
     def __len__(self) -> int:
         return len(self._loaded)

@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tune.tokenizers.control_tokens import ends_in_control_token
+
 if TYPE_CHECKING:
     from tune.tokenizers.protocol import Tokenizer
 
@@ -25,7 +27,7 @@ _PLACES = tuple(
 )
 
 
-def encode_long(tokenizer: Tokenizer, text: str, add_eos: bool) -> array[int]:
+def encode_long(tokenizer: Tokenizer, text: str, add_eos: bool, parse_special: bool = False) -> array[int]:
     """Return the ids of a document with its BOS, those of `encode`.
 
     A long one is encoded in pieces. It is cut only where the ids of the text around the place are those of the text
@@ -35,10 +37,14 @@ def encode_long(tokenizer: Tokenizer, text: str, add_eos: bool) -> array[int]:
         tokenizer: gives the ids.
         text: of any length.
         add_eos: put EOS last.
+        parse_special: special tokens written out in the text become their ids; an end that stands there is not added.
 
     Raises:
         TokenizerError: as `encode`.
     """
+    if parse_special:
+        add_eos = add_eos and not ends_in_control_token(text, tokenizer)
+        return array("i", tokenizer.encode(text, add_bos=True, add_eos=add_eos, parse_special=True))
     ids = array("i")
     for start, end in _pieces(tokenizer, text):
         is_last = end == len(text)

@@ -11,7 +11,7 @@ from tune.data.values import is_empty
 from tune.errors import DataError
 
 _JUDGED = ("label", "kto_tag")
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _IGNORE = "dataset.ignore_columns=[{}]"
 
 
@@ -20,7 +20,7 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
 
     Args:
         row: column name to value.
-        used: columns that are read, or were told to be ignored.
+        used: columns that are read.
         learn_chosen: the settings that learn from good answers alone, with `{chosen}` for their column.
 
     Raises:
@@ -34,8 +34,8 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
         ):
             raise DataError(
                 f"has {chosen!r} and {rejected!r}: a preference pair, which this recipe does not learn from: "
-                f"{NO_RECIPE}. "
-                f"{learn_chosen.format(chosen=chosen)} learns the {chosen} answers alone"
+                f"{NO_RECIPE}. {learn_chosen.format(chosen=chosen)} learns the {chosen} answers alone, "
+                f"{_IGNORE.format(rejected)} what the other columns hold"
             )
     good = []
     for name in _JUDGED:
@@ -50,7 +50,7 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
             )
         if verdict is True or (isinstance(verdict, str) and verdict.strip().lower() == "true"):
             good.append(name)
-    for name in _MEDIA:
+    for name in MEDIA:
         if name not in used and not is_empty(row.get(name)):
             raise DataError(
                 f"has {describe(row[name])} as {name}, and only text is read. {_IGNORE.format(name)} learns the "

@@ -46,6 +46,7 @@ class DataReport:
         notes: what was done to rows, in words, each with how often.
         files: files of a folder that were read, by name.
         files_left_out: data files in it that were not.
+        remarks: what else is to be said, a sentence each: what was set aside, how datasets are mixed.
     """
 
     source: str = ""
@@ -72,6 +73,7 @@ class DataReport:
     notes: dict[str, int] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     files_left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def share_trained(self) -> float:
@@ -161,6 +163,7 @@ class DataReport:
         if self.num_packs:
             fill = self.num_tokens / (self.num_packs * self.max_seq_len) if self.max_seq_len else 0.0
             lines.append(f"  packed into {self.num_packs:,} sequences of {self.max_seq_len}, {fill:.1%} full")
+        lines += [f"  {remark}" for remark in self.remarks]
         return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings())])
 
     def _of_weight(self) -> str:
@@ -207,5 +210,6 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         notes=merged.notes,
         files=[name for report in reports for name in report.files],
         files_left_out=[name for report in reports for name in report.files_left_out],
+        remarks=[f"{report.source}: {remark}" for report in reports for remark in report.remarks],
         **counts,
     )

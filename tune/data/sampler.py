@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from tune.data.mixture import Mixture
 from tune.errors import DataError
 
 
@@ -28,6 +29,7 @@ class ResumableSampler(Sampler[int]):
         shuffle: draw a new order each epoch; otherwise keep the dataset's.
         seed: of the shuffle.
         rank, world_size: this process and how many share the epoch.
+        mixture: decides instead which examples of several datasets make an epoch, some of them perhaps more than once.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class ResumableSampler(Sampler[int]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        mixture: Mixture | None = None,
     ) -> None:
-        self.num_examples = num_examples
+        self.num_examples = num_examples if mixture is None else sum(mixture.counts)
+        self.mixture = mixture
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
@@ -73,6 +77,7 @@ class ResumableSampler(Sampler[int]):
             "seed": self.seed,
             "shuffle": self.shuffle,
             "num_examples": self.num_examples,
+            "mixture": self._describe_mixture(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -92,17 +97,25 @@ class ResumableSampler(Sampler[int]):
         """
         if state["position"] >= state["num_examples"]:
             return self.num_examples
-        for key in ("num_examples", "shuffle", "seed"):
-            if state[key] != getattr(self, key):
+        now = self.state_dict()
+        for key in ("num_examples", "shuffle", "seed", "mixture"):
+            was = state.get(key, "")  # steps of older versions know of no mixture
+            if was != now[key]:
                 raise DataError(
-                    f"cannot resume in the middle of the data: {key} was {state[key]} when the step was saved "
-                    f"and is {getattr(self, key)} now, so other examples would follow. "
-                    f"Set it back to {state[key]}, or go on from a step at an epoch's end, or start a new run from "
+                    f"cannot resume in the middle of the data: {key} was {was} when the step was saved "
+                    f"and is {now[key]} now, so other examples would follow. "
+                    f"Set it back to {was}, or go on from a step at an epoch's end, or start a new run from "
                     "the saved weights"
                 )
         return int(state["position"])
 
+    def _describe_mixture(self) -> str:
+        mixture = self.mixture
+        return "" if mixture is None else f"{mixture.counts} of {mixture.sizes}"
+
     def _order(self) -> list[int]:
+        if self.mixture is not None:
+            return self.mixture.order(self.epoch, self.shuffle, self.seed)
         if not self.shuffle:
             return list(range(self.num_examples))
         # A hash keeps (seed 0, epoch 1) apart from (seed 1, epoch 0), which a sum would not.

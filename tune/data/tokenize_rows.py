@@ -76,6 +76,7 @@ class ConversationTokenizer:
         variables: further names that a chat template reads.
         limit: tokens that an example may have; None for any number.
         on_too_long: what becomes of one that has more.
+        parse_special: special tokens written out in messages are meant as such.
     """
 
     tokenizer: Tokenizer
@@ -84,6 +85,7 @@ class ConversationTokenizer:
     variables: Mapping[str, Any]
     limit: int | None
     on_too_long: OnTooLong
+    parse_special: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> TokenizedRows:
         """Return what comes of some rows."""
@@ -123,7 +125,13 @@ class ConversationTokenizer:
 
     def _write(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[_Example]:
         return tokenize_weighted(
-            self.tokenizer, self.template, messages, tools=tools, variables=self.variables
+            self.tokenizer,
+            self.template,
+            messages,
+            tools=tools,
+            variables=self.variables,
+            max_seq_len=self.limit if self.on_too_long == "cut" else None,
+            parse_special=self.parse_special,
         )
 
     def _add(self, result: TokenizedRows, place: str, tokens: list[int], weights: list[float]) -> None:
@@ -192,6 +200,7 @@ class TextTokenizer:
         add_eos: end each document with an EOS.
         limit: tokens that an example may have; None for any number.
         on_too_long: what becomes of a document that has more.
+        parse_special: special tokens written out in a document are meant as such.
     """
 
     tokenizer: Tokenizer
@@ -200,6 +209,7 @@ class TextTokenizer:
     add_eos: bool
     limit: int | None
     on_too_long: OnTooLong
+    parse_special: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> TokenizedRows:
         """Return what comes of some rows."""
@@ -229,7 +239,7 @@ class TextTokenizer:
         return result
 
     def _add(self, result: TokenizedRows, place: str, text: str) -> None:
-        tokens = encode_long(self.tokenizer, text, self.add_eos)
+        tokens = encode_long(self.tokenizer, text, self.add_eos, self.parse_special)
         report, limit = result.report, self.limit
         num_cut = 0 if limit is None or self.on_too_long == "split" else max(len(tokens) - limit, 0)
         if num_cut:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
 from tune.data.rows import describe
-from tune.data.values import is_empty, unused_columns
+from tune.data.values import is_empty, unused_columns, without
 from tune.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class TokenizedToExamples:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return `{"examples": [(tokens, weights)]}`. Raises DataError where the row does not fit."""
+        row = without(row, self._ignored)
         if not is_empty(row.get(SEGMENTS_COLUMN)):
             used: tuple[str, ...] = (SEGMENTS_COLUMN,)
             tokens, weights = self._segments(row[SEGMENTS_COLUMN])
@@ -47,7 +48,7 @@ class TokenizedToExamples:
                 raise DataError(f"has neither {' nor '.join((*IDS_COLUMNS, SEGMENTS_COLUMN))}")
             used = (column, "labels", "attention_mask", *_LEARNT_MASKS)
             tokens, weights = self._ids(row, column)
-        unused = dict.fromkeys(unused_columns(row, {*used, *self._ignored}), 1)
+        unused = dict.fromkeys(unused_columns(row, used), 1)
         return {"examples": [(tokens, weights)], "unused": unused}
 
     def _ids(self, row: Mapping[str, Any], column: str) -> tuple[list[int], list[float]]:

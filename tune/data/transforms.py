@@ -9,7 +9,7 @@ it; datasets add the place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from tune.data.rows import describe
 from tune.data.tool_calls import read_json, read_tools
 from tune.data.turn_order import OnOddTurns, arrange_turns, check_on_odd_turns
 from tune.data.turns import CONTENT_KEYS, ROLE_KEYS, TurnReader, check_roles
-from tune.data.values import as_text, column_text, is_empty, optional_text, unused_columns
+from tune.data.values import as_text, column_text, is_empty, optional_text, unused_columns, without
 from tune.errors import ConfigError, DataError
 from tune.tokenizers.messages import Message
 from tune.tokenizers.templates import AlpacaInstructTemplate
@@ -139,21 +139,24 @@ class ChatToMessages:
     def __call__(self, row: Mapping[str, Any]) -> Read:
         unused, notes = Counter[str](), Counter[str]()
         column, answer = self._columns["messages"], self._columns.get("answer")
-        used: set[str | None] = {column, answer, *self._ignored}
+        row = without(row, self._ignored)
+        used: set[str | None] = {column, answer}
         used.update(refuse_other_task(row, used, _LEARN_CHOSEN))
         messages = self._turns(row, column, "user", unused, notes)
         if answer is not None:
             messages = [replace(m, masked=True) if m.role == "assistant" else m for m in messages]
             messages += self._turns(row, answer, "assistant", unused, notes)
-        first = messages[0].role if messages else None
+        has_system = bool(messages) and messages[0].role == "system"
         system = self._system
-        if system or first != "system":
+        if system:
+            messages = [message for message in messages if message.role != "system"]
+        if system or not has_system:
             used.add(self._columns["system"])
             system = system or optional_text(row, self._columns["system"], notes)
+        first_number = 2 if self._system and has_system else 1
+        messages, done = arrange_turns(messages, self._on_odd_turns, first_number)
         if system:
-            head = Message("system", system, masked=not self._reader.train_on_input)
-            messages = [head, *(m for m in messages if not (self._system and m.role == "system"))]
-        messages, done = arrange_turns(messages, self._on_odd_turns)
+            messages = [Message("system", system, masked=not self._reader.train_on_input), *messages]
         tools, tools_column = read_tools(row, self._columns.get("tools"))
         unused.update(unused_columns(row, {*used, tools_column}))
         return _result(messages, tools, unused, notes + done)
@@ -230,11 +233,12 @@ def _read_instruction(
     write: Callable[[str, str], str],
     train_on_input: bool,
     system: str | None,
-    ignored: Iterable[str],
+    ignored: Collection[str],
 ) -> Read:
     """Return the conversation of a row that holds a prompt and an answer, each in its column."""
     notes = Counter[str]()
-    used: set[str | None] = {*columns.values(), *ignored}
+    row = without(row, ignored)
+    used: set[str | None] = {*columns.values()}
     used.update(refuse_other_task(row, used, "dataset.column_map.output={chosen}"))
     prompt, context = (
         column_text(row, columns["prompt"], notes),

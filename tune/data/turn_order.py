@@ -21,7 +21,7 @@ def check_on_odd_turns(choice: str) -> None:
 
 
 def arrange_turns(
-    messages: Sequence[Message], on_odd_turns: OnOddTurns = "error"
+    messages: Sequence[Message], on_odd_turns: OnOddTurns = "error", first_number: int = 1
 ) -> tuple[list[Message], Counter[str]]:
     """Return the messages to learn from, and what was done to get them: in words, with how many turns.
 
@@ -35,6 +35,7 @@ def arrange_turns(
             them, a system message in the middle with its neighbours of the user, and leaves out answers that nobody
             asked for at the start. "trim" leaves out what comes before the first question that is answered, and
             everything from the first turn on that is not textbook.
+        first_number: what errors call the first message.
 
     Raises:
         DataError: there is no answer; or the order is not textbook, and shall be.
@@ -60,7 +61,7 @@ def arrange_turns(
     del kept[answered:]
     odd = _find_odd(kept)
     if odd is not None:
-        raise DataError(_explain(kept, odd))
+        raise DataError(_explain(kept, odd, odd + first_number))
     for index, message in enumerate(kept):
         if message.role == "assistant" and not _says_something(message):
             done["empty answers, which are read and not learnt"] += 1
@@ -78,24 +79,24 @@ def _find_odd(messages: Sequence[Message]) -> int | None:
     return None
 
 
-def _explain(messages: Sequence[Message], odd: int) -> str:
+def _explain(messages: Sequence[Message], odd: int, number: int) -> str:
     role, before = messages[odd].role, messages[odd - 1].role if odd else "system"
     merge = "leaves it out"
     if role == "system":
         what = "is by the system, which may only speak first"
         merge = "joins it with the user's turn beside it"
     elif role == before:
-        what = f"is by the {role}, as is message {odd}"
+        what = f"is by the {role}, as is message {number - 1}"
         merge = f"joins the two with a blank line between them{' (calls of tools as one list)' * (role == 'assistant')}"
     elif role == "assistant":
         what = "is by the assistant, and nobody has asked yet"
     else:
         what = "is the result of a tool that nobody called"
     order = ", ".join(message.role for message in messages[:8])
-    place = f"{'at' if role == 'user' else 'after'} message {odd + 1}"
-    trim = f"keeps what is before message {odd + 1}" if _has_answer(messages[:odd]) else f"starts {place}"
+    place = f"{'at' if role == 'user' else 'after'} message {number}"
+    trim = f"keeps what is before message {number}" if _has_answer(messages[:odd]) else f"starts {place}"
     return (
-        f"message {odd + 1} {what} (the order is {order}{', ...' if len(messages) > 8 else ''}). "
+        f"message {number} {what} (the order is {order}{', ...' if len(messages) > 8 else ''}). "
         f"dataset.on_odd_turns=merge {merge}; trim {trim}"
     )
 

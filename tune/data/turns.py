@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune.data.message_flags import FLAG_KEYS, read_part_weight, read_weight
+from tune.data.other_tasks import MEDIA
 from tune.data.rows import describe
 from tune.data.tool_calls import read_calls, read_json
 from tune.data.turn_order import join_messages
@@ -172,6 +173,10 @@ class TurnReader:
             if any(name in turn for name in self.content_keys):
                 raise DataError(f"{where} has null as content, expected text")
             raise DataError(self._not_a_turn({self.role_keys[0]: role, **turn}, where))
+        if media := next((name for name in others if name in MEDIA), None):
+            raise DataError(
+                f"{where} has {describe(turn[media])} as {media}, and only text is read. {_NO_PICTURES}"
+            )
         unused.update(f"message key {escape_control(name, 60)}" for name in others)
         final = "assistant" if role == _CALL else _SPEAKERS[role]
         content = "".join(text for text, _ in said.parts)

@@ -30,6 +30,11 @@ def is_empty(value: Any) -> bool:
     return False
 
 
+def without(row: Mapping[str, Any], ignored: Collection[str]) -> Mapping[str, Any]:
+    """Return a row without the columns that shall not be read."""
+    return {name: value for name, value in row.items() if name not in ignored} if ignored else row
+
+
 def unused_columns(row: Mapping[str, Any], used: Collection[str | None]) -> list[str]:
     """Return the columns of a row that say something and are not among those used, as reports name them."""
     free = (name for name, value in row.items() if name not in used and not is_empty(value))
@@ -50,6 +55,8 @@ def as_text(value: Any, what: str, notes: Counter[str]) -> str:
     hint = ""
     if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
         hint = ". It looks like messages: read them with chat_dataset (in a config: dataset=chat)"
+    elif isinstance(value, bool):
+        hint = "; write the word that is meant, such as yes or true, as text"
     elif isinstance(value, list | tuple):
         hint = "; of several texts the data must say which one is meant"
     raise DataError(f"{what} is {describe(value)}, expected text{hint}")

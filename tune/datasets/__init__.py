@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tune.datasets.alpaca import alpaca_cleaned_dataset, alpaca_dataset
 from tune.datasets.chat import chat_dataset
-from tune.datasets.concat import ConcatDataset, build_datasets
+from tune.datasets.concat import ConcatDataset, build_datasets, build_splits
 from tune.datasets.getters import get_dataset
 from tune.datasets.instruct import instruct_dataset
 from tune.datasets.packed import PackedDataset
@@ -33,6 +33,7 @@ __all__ = [
     "alpaca_cleaned_dataset",
     "alpaca_dataset",
     "build_datasets",
+    "build_splits",
     "chat_dataset",
     "cnn_dailymail_articles_dataset",
     "get_dataset",

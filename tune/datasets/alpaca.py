@@ -34,6 +34,7 @@ def alpaca_dataset(
     ignore_columns: list[str] | None = None,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
+    parse_special_tokens: bool | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -58,6 +59,8 @@ def alpaca_dataset(
         ignore_columns: columns that are not read, and not reported as unused.
         train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
         train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
+        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
+            keeps them text. By default data that is in a chat format already is an error.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -86,6 +89,7 @@ def alpaca_dataset(
         on_too_long=on_too_long,
         ignore_columns=ignore_columns or (),
         turns=family_template_of(tokenizer),
+        parse_special_tokens=parse_special_tokens,
     )
 
 
@@ -98,6 +102,7 @@ def alpaca_cleaned_dataset(
     ignore_columns: list[str] | None = None,
     train_on: Literal["all", "last"] = "all",
     train_on_reasoning: bool = True,
+    parse_special_tokens: bool | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -118,6 +123,7 @@ def alpaca_cleaned_dataset(
         ignore_columns=ignore_columns,
         train_on=train_on,
         train_on_reasoning=train_on_reasoning,
+        parse_special_tokens=parse_special_tokens,
         packed=packed,
         max_seq_len=max_seq_len,
         split=split,
@@ -143,9 +149,12 @@ def alpaca_from_rows(
     max_seq_len: int | None,
     ignore_columns: Sequence[str],
     on_too_long: OnTooLong,
+    parse_special_tokens: bool | None,
     turns: AnyTemplate | None = None,
 ) -> SFTDataset | PackedDataset:
     """Return rows whose columns are known as a dataset of Alpaca prompts, in turns where a template writes them."""
+    if isinstance(turns, AlpacaInstructTemplate):
+        turns = None  # the prompts are written in it as it is
     rows.report.format = str(columns)
     transform = AlpacaToMessages(train_on_input, columns.column_map("instruction", "input"), ignore_columns)
     dataset = SFTDataset(
@@ -156,5 +165,6 @@ def alpaca_from_rows(
         inference_template=place_inside(AlpacaInstructTemplate(), turns or PlainTemplate()),
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
     return PackedDataset(dataset) if packed else dataset

@@ -43,6 +43,7 @@ def chat_dataset(
     train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
+    parse_special_tokens: bool | None = None,
     new_system_prompt: str | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
@@ -76,6 +77,8 @@ def chat_dataset(
             a .jinja file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the
             checkpoint's; for a Llama 2 tokenizer that has neither, "llama2_chat".
         chat_template_kwargs: further names that the chat template reads: {enable_thinking: false}.
+        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
+            keeps them text. By default data that is in a chat format already is an error.
         new_system_prompt: replaces the system message of every conversation.
         packed: put several conversations into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of a conversation; by default the tokenizer's limit.
@@ -119,6 +122,7 @@ def chat_dataset(
         prompt_template=template,
         system_prompt=new_system_prompt,
         chat_template_kwargs=chat_template_kwargs,
+        parse_special_tokens=parse_special_tokens,
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
     )

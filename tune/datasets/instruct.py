@@ -37,6 +37,7 @@ def instruct_dataset(
     train_on_reasoning: bool = True,
     prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
     new_system_prompt: str | None = None,
+    parse_special_tokens: bool | None = None,
     ignore_columns: list[str] | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
@@ -65,6 +66,8 @@ def instruct_dataset(
             {user: [before, after], assistant: [before, after]}. By default the tokenizer's; else
             question_answer for question/answer, plain for prompt/completion, alpaca for the rest.
         new_system_prompt: a system message for every example, in place of the data's own.
+        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
+            keeps them text. By default data that is in a chat format already is an error.
         ignore_columns: columns that are not read, and not reported as unused.
         packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
@@ -102,6 +105,7 @@ def instruct_dataset(
             max_seq_len=max_seq_len,
             on_too_long=on_too_long,
             ignore_columns=ignored,
+            parse_special_tokens=parse_special_tokens,
         )
     rows.report.format = str(columns)
     column_map = columns.column_map("input", "context")
@@ -114,5 +118,6 @@ def instruct_dataset(
         system_prompt=new_system_prompt,
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
     return PackedDataset(dataset) if packed else dataset

@@ -33,6 +33,10 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
         dataset: the examples, each shorter than a sequence.
         max_seq_len: tokens of a sequence; by default the limit that the examples were cut to.
 
+    Attributes:
+        documents: the dataset of the examples.
+        capacity: tokens of a sequence.
+
     Raises:
         ConfigError: there is no limit.
     """
@@ -43,7 +47,8 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
             raise ConfigError(
                 "packed needs to know how long a sequence is: set dataset.max_seq_len or tokenizer.max_seq_len"
             )
-        self._dataset = dataset
+        self.documents = dataset
+        self.capacity = capacity
         lengths = np.fromiter(map(dataset.length, range(len(dataset))), np.int32, len(dataset))
         self._packs = pack_lengths(lengths, capacity)
         self._report = replace(dataset.report(), num_packs=len(self._packs), max_seq_len=capacity)
@@ -53,7 +58,7 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
         packed: dict[str, list[Any]] = {"tokens": [], "labels": [], "input_pos": []}
-        examples = [self._dataset[member] for member in self._packs[index]]
+        examples = [self.documents[member] for member in self._packs[index]]
         if any("weights" in example for example in examples):
             packed["weights"] = []
         for example in examples:
@@ -66,7 +71,7 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
 
     def length(self, index: int) -> int:
         """Return the number of tokens of a sequence without making it."""
-        return sum(self._dataset.length(member) for member in self._packs[index])
+        return sum(self.documents.length(member) for member in self._packs[index])
 
     def members(self, index: int) -> list[int]:
         """Return which examples of the other dataset a sequence holds."""
@@ -78,4 +83,4 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
 
     def render_prompt(self, text: str) -> str | list[int]:
         """Return what the model reads when a user says `text`."""
-        return self._dataset.render_prompt(text)
+        return self.documents.render_prompt(text)

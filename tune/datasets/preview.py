@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from tune.config.component import Component
 from tune.data import DataReport
 from tune.data.preview import PreviewToken, group_tokens, preview_tokens, text_of
 from tune.datasets.concat import build_datasets
+from tune.datasets.holdout import Subset, hold_out
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sampling import Sample, SampledExample, sampling
 from tune.errors import DataError
@@ -79,12 +80,14 @@ class ShownDataset:
 
     Args:
         name: where it stands in a config.
+        size: examples, or packed sequences.
         report: counts of what was read.
         is_partial: whether rows were left unread.
         examples: the first ones.
     """
 
     name: str
+    size: int
     report: DataReport
     is_partial: bool
     examples: list[ShownExample]
@@ -108,46 +111,78 @@ class ShownDataset:
 
 
 def look_at(
-    name: str,
-    component: Component,
+    components: Mapping[str, Component],
     tokenizer: Tokenizer,
     *,
     max_examples: int,
     row: str | None = None,
     reads_all: bool = False,
-) -> ShownDataset | None:
-    """Return the first examples of a dataset, or those of one row; None where there is no such row.
+    val_split: float | None = None,
+    seed: int = 0,
+    validation: bool = False,
+) -> list[ShownDataset]:
+    """Return the first examples of each dataset, or those of one row; none of a dataset that has no such row.
 
     Args:
-        name: what to call it.
-        component: builds it from a tokenizer.
+        components: build the datasets from a tokenizer, each by what to call it.
         tokenizer: gives the ids.
         max_examples: to show; no more rows are read than they need.
         row: the one row to show, see `Sample`.
-        reads_all: read all rows all the same, so that the report covers them.
+        reads_all: read all rows all the same, so that the reports cover them.
+        val_split, seed: what is set aside of them, see `hold_out`; it is known where all rows are read.
+        validation: show what is set aside.
 
     Raises:
         DataError: what is read cannot be learnt from.
     """
-    with sampling(Sample(None if reads_all or row is not None else max_examples, row)) as sample:
-        try:
-            dataset = build_datasets(component, tokenizer)
-        except DataError as error:
-            if row is not None and not sample.is_found:
-                return None
-            if sample.is_partial:
-                raise DataError(f"{error}\nOnly the first rows were read; --all reads them all") from error
-            raise
-        if row is not None and not sample.is_found:
+    splits = val_split is not None and row is None and (reads_all or validation)
+    found: list[tuple[str, ReportingDataset, Sample]] = []
+    for name, component in components.items():
+        whole = reads_all or splits or row is not None
+        with sampling(Sample(None if whole else max_examples, row)) as sample:
+            dataset = _build(component, tokenizer, sample)
+            if dataset is not None:
+                found.append((name, dataset, sample))
+    sides = [dataset for _, dataset, _ in found]
+    if splits and val_split is not None:
+        kept, held = hold_out(sides, val_split, seed)
+        sides = held if validation else kept
+    return [
+        _show_dataset(name, side, sample, tokenizer, None if row is not None else max_examples)
+        for (name, _, sample), side in zip(found, sides)
+        if len(side)
+    ]
+
+
+def _build(component: Component, tokenizer: Tokenizer, sample: Sample) -> ReportingDataset | None:
+    """Return the dataset as far as the sample goes; None where it lacks the one row."""
+    lacks_row = sample.row is not None
+    try:
+        dataset = build_datasets((component,), tokenizer)
+    except DataError as error:
+        if lacks_row and not sample.is_found:
             return None
-        number = len(dataset) if row is not None else min(len(dataset), max_examples)
-        examples = [_show(dataset, index, sample.examples, tokenizer) for index in range(number)]
-    return ShownDataset(name, dataset.report(), sample.is_partial, examples)
+        if sample.is_partial and not sample.is_found:
+            raise DataError(f"{error}\nOnly the first rows were read; --all reads them all") from error
+        raise
+    return None if lacks_row and not sample.is_found else dataset
+
+
+def _show_dataset(
+    name: str, dataset: ReportingDataset, sample: Sample, tokenizer: Tokenizer, max_examples: int | None
+) -> ShownDataset:
+    number = len(dataset) if max_examples is None else min(len(dataset), max_examples)
+    examples = [_show(dataset, index, sample.examples, tokenizer) for index in range(number)]
+    return ShownDataset(name, len(dataset), dataset.report(), sample.is_partial, examples)
 
 
 def _show(
     dataset: ReportingDataset, index: int, sources: Sequence[SampledExample], tokenizer: Tokenizer
 ) -> ShownExample:
     item: dict[str, Any] = dataset[index]
-    members = dataset.members(index) if isinstance(dataset, PackedDataset) else [index]
+    members, documents = [index], dataset
+    if isinstance(dataset, PackedDataset):
+        members, documents = dataset.members(index), dataset.documents
+    if isinstance(documents, Subset):
+        members = [documents.indices[member] for member in members]
     return ShownExample(item, preview_tokens(tokenizer, item), [sources[member] for member in members])

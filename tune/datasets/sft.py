@@ -19,6 +19,7 @@ from tune.data import (
 from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.reading import OnBadRows, RowReader, sequence_limit
 from tune.datasets.tokenizing import tokenize_source
+from tune.datasets.written_tokens import parses_messages
 from tune.tokenizers.chat_template import (
     CHECKPOINT_TEMPLATE,
     ChatTemplate,
@@ -57,6 +58,8 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         on_too_long: what to do with an example longer than the limit: "cut" it; "drop" it; stop with an "error"; or
             "split" it: a conversation is parted where the user speaks, and begins anew with what the system says; one
             exchange that is still too long comes in pieces, each beginning with the last token of the one before.
+        parse_special_tokens: special tokens written out in messages are meant as such; None makes it an error where the
+            first rows are in a chat format already.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -77,6 +80,7 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         max_seq_len: int | None = None,
         on_bad_rows: OnBadRows = "error",
         on_too_long: OnTooLong = "cut",
+        parse_special_tokens: bool | None = False,
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
         self._tokenizer = tokenizer
@@ -90,10 +94,11 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         self._inference_template = inference_template or self._template
         rows.report.template = self._inference_template.name
         rows.report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len, on_too_long)
+        parse = parses_messages(tokenizer, rows, message_transform, self._template, parse_special_tokens)
         self._store, self._report = tokenize_source(
             rows,
             ConversationTokenizer(
-                tokenizer, self._template, message_transform, self._variables, limit, on_too_long
+                tokenizer, self._template, message_transform, self._variables, limit, on_too_long, parse
             ),
         )
         tokenizer.adopt_chat_template(self._inference_template, self._system_prompt, self._variables)

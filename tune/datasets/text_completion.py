@@ -12,6 +12,7 @@ from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, sequence_limit
 from tune.datasets.tokenizing import tokenize_source
+from tune.datasets.written_tokens import parses_documents
 from tune.utils.escape import escape_control
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         on_bad_rows: what to do with rows that hold no text, see `SFTDataset`.
         on_too_long: what to do with a document longer than the limit: "split" it into chunks; "cut" it, "drop" it or
             stop with an "error".
+        parse_special_tokens: as `SFTDataset`.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -49,14 +51,16 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         add_eos: bool = True,
         on_bad_rows: Literal["error", "drop"] = "error",
         on_too_long: OnTooLong = "split",
+        parse_special_tokens: bool | None = False,
     ) -> None:
         rows = source if isinstance(source, RowReader) else RowReader(source, on_bad_rows)
         column = find_text_column(rows.columns, column, rows.report.source)
         shown = escape_control(column, 60)
         rows.report.format = f"{shown}, plain text"
         rows.report.max_seq_len = limit = sequence_limit(tokenizer, max_seq_len, on_too_long)
+        parse = parses_documents(tokenizer, rows, column, parse_special_tokens)
         self._store, self._report = tokenize_source(
-            rows, TextTokenizer(tokenizer, column, shown, add_eos, limit, on_too_long)
+            rows, TextTokenizer(tokenizer, column, shown, add_eos, limit, on_too_long, parse)
         )
 
     def __len__(self) -> int:
@@ -85,6 +89,7 @@ def text_completion_dataset(
     column: str | None = None,
     text_unit: Literal["document", "paragraph", "line"] = "document",
     add_eos: bool = True,
+    parse_special_tokens: bool | None = None,
     packed: bool = False,
     max_seq_len: int | None = None,
     split: str = "train",
@@ -106,6 +111,8 @@ def text_completion_dataset(
         column: holds the text; `text`, or the only column, is recognised.
         text_unit: what is a document in a .txt file: all of it, each paragraph (between blank lines), or each line.
         add_eos: end each document with an EOS.
+        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
+            keeps them text. By default data that is in a chat format already is an error.
         packed: put several documents into one sequence of `max_seq_len` tokens, none seeing another.
         max_seq_len: tokens of a chunk; by default the tokenizer's limit.
         split: part of the source, with an optional range: train, train[:500], train[90%:].
@@ -128,6 +135,7 @@ def text_completion_dataset(
         column=column,
         max_seq_len=max_seq_len,
         add_eos=add_eos,
+        parse_special_tokens=parse_special_tokens,
         on_too_long=on_too_long,
     )
     return PackedDataset(dataset) if packed else dataset

@@ -18,10 +18,11 @@ from tune.data import (
     TokenStore,
     TokenWriter,
 )
-from tune.data.cache import OFF, open_cache
+from tune.data.cache import OFF, DataCache, open_cache
 from tune.data.cache_key import NotDescribedError, cache_key
 from tune.datasets.reading import RowReader, check_learnable
 from tune.datasets.sampling import Sample, current_sample
+from tune.errors import DataError
 from tune.utils.logging import get_logger
 from tune.utils.worker_pool import WorkerPool, num_cores, pickled_job
 
@@ -62,6 +63,7 @@ def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, Dat
     While a sample is taken, the cache is left alone.
 
     Raises:
+        ConfigError: the bound of the cache is no number.
         DataError: there are faulty rows that shall not be dropped, or there is nothing to learn.
     """
     sample = current_sample()
@@ -76,39 +78,69 @@ def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, Dat
         check_learnable(rows.report)
         return rows.report
 
-    cache = open_cache(_preparation.get().data_cache_dir)
-    if cache is not None and sample is None and rows.source is not None and rows.files is not None:
-        with suppress(NotDescribedError, OSError):
-            key = cache_key(
-                source=rows.source,
-                files=list(rows.files),
-                content=cache.digest(rows.files),
-                on_bad_rows=rows.on_bad_rows,
-                format=rows.report.format,
-                template=rows.report.template,
-                job=job,
-            )
-            store, report = cache.load(key, rows.report.source, job.tokenizer.vocab_size, fill)
-            # What lies beside the files that are read decides nothing about the tokens.
-            return store, replace(report, files_left_out=rows.report.files_left_out)
-    writer = TokenWriter(job.tokenizer.vocab_size)
-    report = fill(writer)
-    return writer.finish(), report
+    cache = None if sample is not None else open_cache(_preparation.get().data_cache_dir)
+    content = None if cache is None else _digest(cache, rows)
+    key = None if content is None else _key(rows, content, job)
+    if cache is None or key is None:
+        writer = TokenWriter(job.tokenizer.vocab_size)
+        report = fill(writer)
+        return writer.finish(), report
+
+    def fill_from_unchanged(writer: TokenWriter) -> DataReport:
+        report = fill(writer)
+        if _digest(cache, rows) != content:
+            raise DataError(f"{report.source} changed while it was read; let it be written, then run again")
+        return report
+
+    store, report = cache.load(key, rows.report.source, job.tokenizer.vocab_size, fill_from_unchanged)
+    # What lies beside the files that are read decides nothing about the tokens.
+    return store, replace(report, files_left_out=rows.report.files_left_out)
+
+
+def _digest(cache: DataCache, rows: RowReader) -> str | None:
+    """Return the checksum of what the rows are read from, None where these are no files, or not there any more."""
+    with suppress(OSError):
+        return None if rows.files is None else cache.digest(rows.files)
+    return None
+
+
+def _key(rows: RowReader, content: str, job: RowTokenizer) -> str | None:
+    """Return what decides about the tokens, None where that is code which cannot be told from other code."""
+    report = rows.report
+    with suppress(NotDescribedError):
+        return cache_key(
+            source=rows.source,
+            files=list(rows.files or ()),
+            content=content,
+            on_bad_rows=rows.on_bad_rows,
+            format=report.format,
+            template=report.template,
+            job=job,
+        )
+    return None
 
 
 def tokenize_rows(lists: Iterable[list[Row]], job: RowTokenizer, num_proc: int) -> Iterator[TokenizedRows]:
     """Yield what comes of lists of rows, in order; the same whatever `num_proc` is."""
     lists = iter(lists)
     started = time.monotonic()
-    pickled = pickled_job(job) if num_proc > 1 else b""
     for rows in lists:
         yield job(rows)
-        if pickled and time.monotonic() - started > ALONE_S:
+        if num_proc > 1 and time.monotonic() - started > ALONE_S:
             break
     else:
         return
+    if not (pickled := pickled_job(job)):
+        yield from map(job, lists)
+        return
     get_logger().info(f"Tokenizing in {num_proc} processes")
-    yield from WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+    try:
+        yield from WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+    except OSError as error:
+        raise DataError(
+            f"the data cannot be tokenized in {num_proc} processes ({error.strerror or error}): set dataset_num_proc "
+            "to fewer, or to 1"
+        ) from error
 
 
 def _clipped(lists: Iterable[list[Row]], job: RowTokenizer, sample: Sample) -> Iterator[list[Row]]:

@@ -211,7 +211,8 @@ def tokenize_weighted(
     if isinstance(chosen, PromptTemplate):
         if tools or variables:
             raise DataError(
-                f"the template {chosen.name} knows no tools and no variables; use a chat template"
+                f"the template {chosen.name} knows no tools and no variables; use a chat template, or leave the "
+                "tools out: dataset.ignore_columns=[tools]"
             )
         return [_weigh_segments(tokenizer, chosen.segments(messages), add_eos, parse_special)]
     if not messages:
@@ -219,7 +220,8 @@ def tokenize_weighted(
     if tools and not chosen.reads_tools():
         raise DataError(
             f"{chosen} does not write the {len(tools)} tools that the assistant is given, so it would learn calls that "
-            "nobody offered. Leave the tools out of the data, or choose a prompt_template that knows them"
+            "nobody offered. Choose a prompt_template that knows tools, or leave them out: "
+            "dataset.ignore_columns=[tools]"
         )
     if parse_special:
         stops = stop_ids_of(tokenizer, chosen)

@@ -24,16 +24,16 @@ _NOT_STRUCTURE = re.compile(
 
 
 def check_control_tokens(
-    tokenizer: Tokenizer, rows: Iterable[Sequence[str]], source: str, other_kind: str
+    tokenizer: Tokenizer, rows: Iterable[Sequence[tuple[str, bool]]], source: str, other_kind: str
 ) -> None:
     """Refuse data whose texts are in a chat format already: special tokens would be read as letters.
 
-    A row counts where a text begins with such a token, ends with one, or holds two of them, one at the start of a
-    line. One row in ten is enough; a token that is merely spoken of is none.
+    A row counts where a text begins with such a token, an answer or a document ends with one, or a text holds two of
+    them, one at the start of a line. One row in ten is enough; a token that is merely spoken of is none.
 
     Args:
         tokenizer: has the special tokens.
-        rows: the texts of the first rows.
+        rows: the texts of the first rows, and for each whether it is an answer or a document.
         source: where they come from.
         other_kind: what else to do than to set parse_special_tokens.
 
@@ -45,7 +45,7 @@ def check_control_tokens(
     names: dict[str, None] = {}
     for texts in rows:
         num_rows += 1
-        found = [token for text in texts for token in _structure_in(text, pattern)]
+        found = [token for text, is_whole in texts for token in _structure_in(text, is_whole, pattern)]
         num_found += bool(found)
         names |= dict.fromkeys(found)
     if not num_found or num_found < _SHARE * num_rows:
@@ -77,7 +77,7 @@ def ends_in_control_token(text: str, tokenizer: Tokenizer) -> bool:
     return text.rstrip().endswith(control_tokens(tokenizer))
 
 
-def _structure_in(text: str, pattern: re.Pattern[str]) -> list[str]:
+def _structure_in(text: str, is_whole: bool, pattern: re.Pattern[str]) -> list[str]:
     """Return the control tokens of a text, none where it merely speaks of one."""
     inner = text.strip()
     if len(inner) > 2 * _NUM_CHARS:
@@ -85,7 +85,7 @@ def _structure_in(text: str, pattern: re.Pattern[str]) -> list[str]:
     found = list(pattern.finditer(inner))
     if not found:
         return []
-    is_at_border = found[0].start() == 0 or found[-1].end() == len(inner)
+    is_at_border = found[0].start() == 0 or (is_whole and found[-1].end() == len(inner))
     is_on_line = len(found) > 1 and any(inner.startswith("\n", token.start() - 1) for token in found)
     return [token.group() for token in found] if is_at_border or is_on_line else []
 

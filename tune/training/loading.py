@@ -46,7 +46,7 @@ def build_loader(
     All processes get equally many batches, the last one filled up with padding where the data does not come out even.
 
     Args:
-        dataset: examples with `tokens` and `labels`.
+        dataset: examples with `tokens` and `labels`; its `mixture`, if it has one, says which of them make an epoch.
         collate_fn: the function, and its arguments, that makes a padded batch of a list of examples.
         batch_size: sequences in a micro-batch.
         padding_idx: token to pad with, where `collate_fn` does not say.
@@ -57,7 +57,14 @@ def build_loader(
     """
     if hasattr(dataset, "report"):
         get_logger().info(f"Data: {dataset.report()}")
-    sampler = ResumableSampler(len(dataset), shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
+    sampler = ResumableSampler(
+        len(dataset),
+        shuffle,
+        seed,
+        mesh.data_parallel_rank,
+        mesh.data_parallel_size,
+        getattr(dataset, "mixture", None),
+    )
     arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
     filled = FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX)
     collate = partial(

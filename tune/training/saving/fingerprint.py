@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import tune
 from tune.config.component import COMPONENT_KEY, Component
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
+from tune.training.loading import MapDataset
 from tune.training.train_state import TrainState
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
@@ -60,7 +61,7 @@ def fingerprint_run(
     settings: Mapping[str, Any],
     state: TrainState,
     model: TransformerDecoder,
-    dataset: Sequence[Mapping[str, Any]],
+    dataset: MapDataset,
     mesh: Mesh,
     recipe: str | Path,
 ) -> dict[str, str]:
@@ -97,7 +98,7 @@ def fingerprint_run(
     }
 
 
-def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000) -> str:
+def hash_dataset(dataset: MapDataset, num_sampled: int = 20_000) -> str:
     """Return a short text that changes when the tokens, labels or weights of a dataset do.
 
     Args:
@@ -107,6 +108,8 @@ def hash_dataset(dataset: Sequence[Mapping[str, Any]], num_sampled: int = 20_000
     """
     size = len(dataset)
     digest = hashlib.sha256(str(size).encode())
+    if mixture := getattr(dataset, "mixture", None):
+        digest.update(str(mixture).encode())  # other examples, or in other shares
     indices = np.unique(np.linspace(0, max(size - 1, 0), min(size, num_sampled)).astype(int))
     for index in indices.tolist():
         example = dataset[index]

@@ -1,0 +1,112 @@
+"""`dataset_val` that is read as `dataset` is, `val_split`, and weights in a list: judged before anything is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipes.params.full_finetune import FullFinetuneParams
+from tune.config import resolve
+from tune.config.component import Component
+
+TEXT = """
+output_dir: out
+lr: 1e-3
+model_checkpoint: m
+train_on_input: false
+dataset:
+  _component_: instruct
+  source: my.jsonl
+  split: train[:90%]
+  column_map: {instruction: ask}
+  packed: true
+"""
+INSTRUCT = "tune.datasets.instruct_dataset"
+MEANING = {"column_map": {"instruction": "ask"}, "packed": True, "train_on_input": False}
+
+
+def resolved(*overrides: str, text: str = TEXT):
+    return resolve(FullFinetuneParams, text=text, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kwargs"),
+    [
+        (["dataset_val.source=held.csv"], {**MEANING, "source": "held.csv"}),
+        (
+            ["dataset_val.source=held.csv", "dataset_val.packed=false"],
+            {**MEANING, "source": "held.csv", "packed": False},
+        ),
+        (["dataset_val.split=train[90%:]"], {**MEANING, "source": "my.jsonl", "split": "train[90%:]"}),
+    ],
+)
+def test_what_is_left_out_is_taken_from_dataset(overrides, kwargs):
+    params = resolved(*overrides).params
+    assert params is not None
+    assert params.dataset_val == Component(INSTRUCT, kwargs)
+    assert params.dataset.kwargs["split"] == "train[:90%]"
+    in_file = resolve(FullFinetuneParams, text=TEXT + "dataset_val:\n  source: held.csv\n").params
+    assert in_file is not None
+    assert in_file.dataset_val == Component(INSTRUCT, {**MEANING, "source": "held.csv"})
+
+
+def test_in_python_and_with_its_own_component():
+    made = FullFinetuneParams(
+        output_dir="o",
+        lr=1e-3,
+        model_checkpoint="m",
+        dataset={"_component_": "chat", "source": "a.jsonl", "max_seq_len": 77},
+        dataset_val={"source": "b.jsonl"},
+    )
+    assert made.dataset_val == Component(
+        "tune.datasets.chat_dataset", {"source": "b.jsonl", "max_seq_len": 77}
+    )
+    own = resolved("dataset_val._component_=text_completion", "dataset_val.source=b.txt").params
+    assert own.dataset_val == Component("tune.datasets.text_completion_dataset", {"source": "b.txt"})
+
+
+def test_a_fault_of_dataset_is_told_once():
+    found = resolved("dataset_val.source=held.csv", "dataset.sourse=1").errors
+    assert [(item.code, item.path) for item in found] == [("unknown-argument", "dataset.sourse")]
+
+
+def test_the_written_config_says_all_of_it():
+    whole = resolved("dataset_val.source=held.csv")
+    again = resolve(FullFinetuneParams, text=whole.dump())
+    assert again.params == whole.params
+
+
+TWO = "dataset=[{_component_: instruct, source: a%s}, {_component_: instruct, source: b%s}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "said"),
+    [
+        (["val_split=0"], "val_split", "above 0"),
+        (["val_split=2.5"], "val_split", "a share below 1, or a whole number"),
+        (["val_split=5", "dataset_val.source=b.jsonl"], "val_split", "keep one of the two"),
+        (["run_val_every_n_steps=3"], "run_val_every_n_steps", "dataset_val or val_split"),
+        (["mix_until=all_exhausted"], "mix_until", "no effect"),
+        (["mix_until=never"], "mix_until", "one of first_exhausted, all_exhausted"),
+        ([TWO % (", weight: 0.7", "")], "dataset.1", "has no weight"),
+        ([TWO % (", weight: 0.7", ", weight: 0")], "dataset.1.weight", "must be between"),
+        ([TWO % (", weight: 0.7", ", weight: -1")], "dataset.1.weight", "must be between"),
+        ([TWO % (", weight: 0.7", ", weight: .nan")], "dataset.1.weight", "weight"),
+        ([TWO % (", weight: 0.7", ", weight: much")], "dataset.1.weight", "takes a number"),
+        (["dataset.weight=2"], "dataset.weight", "for one of a list"),
+        ([TWO % ("", ""), "dataset_val.source=b.jsonl"], "dataset_val", "is a list"),
+    ],
+)
+def test_what_cannot_be_is_told(overrides, path, said):
+    (error,) = resolved(*overrides).errors
+    assert error.path == path
+    assert said in error.message
+
+
+def test_what_fits_is_taken():
+    params = resolved(
+        TWO % (", weight: 0.7", ", weight: 3"), "mix_until=all_exhausted", "val_split=200"
+    ).params
+    assert params is not None
+    assert [component.kwargs["weight"] for component in params.dataset] == [0.7, 3.0]
+    assert params.val_split == 200
+    assert resolved("val_split=0.05", "run_val_every_n_steps=3", "batch_size_val=2").ok
