@@ -267,6 +267,17 @@ def test_a_prompt_template_stands_inside_of_turns(make: Make, rows: Callable[...
     check(tokenizer, dataset, [expected])
 
 
+@pytest.mark.parametrize(("template", "system"), [("question_answer", "Be kind."), ("own", "<Be kind.>")])
+def test_the_system_has_a_turn_of_its_own(
+    make: Make, rows: Callable[..., str], template: str, system: str
+) -> None:
+    own = {"system": ["<", ">"], "user": ["Question: ", "\n"], "assistant": ["Answer: ", ""]}
+    tokenizer = make("qwen2_5", prompt_template=own if template == "own" else template)
+    dataset = datasets.instruct_dataset(tokenizer, source=rows(PAIR), new_system_prompt="Be kind.")
+    expected = fill("qwen2_5", "Question: Hi there\nAnswer: ", "Yes.")
+    check(tokenizer, dataset, [f"<|im_start|>system\n{system}<|im_end|>\n{expected}"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_asked_as_it_was_trained(make: Make, rows: Callable[..., str], family: str) -> None:
     tokenizer = make(family)

@@ -111,7 +111,9 @@ def wrap_contents(inner: PromptTemplate, outer: ChatTemplate, name: str) -> Chat
         name: of the result.
     """
     asked = (inner.user[0], inner.user[1] + inner.assistant[0])
-    around = {"user": asked, "system": inner.system, "assistant": ("", inner.assistant[1])}
+    # White space that parts the system's text from a question has no place where turns part them.
+    system = inner.system if any(text.strip() for text in inner.system) else ("", "")
+    around = {"user": asked, "system": system, "assistant": ("", inner.assistant[1])}
     branches = [
         f"{{% {'el' * bool(number)}if message.role == '{role}' %}}{{% set asked.messages = asked.messages + "
         f"[dict(message, content={_wrapped('message.content', texts)})] %}}"
