@@ -112,7 +112,7 @@ def test_other_types_are_stepped_as_torch_does() -> None:
     torch.manual_seed(4)
     here = nn.Parameter(torch.randn(40, 3))
     there = nn.Parameter(here.detach().clone())
-    ours, theirs = AdamW([here], lr=1e-3), torch.optim.AdamW([there], lr=1e-3, fused=True)
+    ours, theirs = AdamW([here], lr=1e-3, fused=True), torch.optim.AdamW([there], lr=1e-3, fused=True)
     for step in range(5):
         here.grad = there.grad = torch.randn(40, 3, generator=torch.Generator().manual_seed(step))
         ours.step()

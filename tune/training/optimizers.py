@@ -57,7 +57,7 @@ def build_optimizer(
         sharded=any(map(is_sharded, trained)),
     )
     refuse_excluded(choices)
-    is_open = component.path.startswith("torch.optim") and name in FUSED_OPTIMIZERS
+    is_open = component.path.startswith(("torch.optim", "tune.modules.optim")) and name in FUSED_OPTIMIZERS
     is_open = is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys()
     defaults = {"fused": True} if is_open and not any(find_exclusions(replace(choices, fused=True))) else {}
 

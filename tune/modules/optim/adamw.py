@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from tune.modules.optim.stochastic_rounding import RandomBits, mix, round_into_
 from tune.utils.sharding import first_element, local_part
@@ -28,12 +27,12 @@ class _Settings(NamedTuple):
     eps: float
 
 
-class AdamW(Optimizer):
-    """AdamW as torch has it (arXiv:1711.05101), fused; for weights in bf16 computed in fp32 and rounded stochastically.
+class AdamW(torch.optim.AdamW):
+    """AdamW as torch has it (arXiv:1711.05101); for weights in bf16 it is computed in fp32 and rounded stochastically.
 
     Weights, both moments and their gradients keep the bytes of bf16, and follow the course they have in fp32. Weights
-    of another type are stepped by torch's own fused kernel. What it keeps has torch's names, so that a step saved with
-    `torch.optim.AdamW` goes on here.
+    of another type are stepped by torch. What it keeps has torch's names, so that a step saved with `torch.optim.AdamW`
+    goes on here.
 
     Args:
         params: weights or groups of them; sharded ones too.
@@ -41,12 +40,13 @@ class AdamW(Optimizer):
         betas: decay of the mean of gradients, and of their squares.
         eps: added to the root of the mean of squares.
         weight_decay: share of a weight that is taken off in a step with a learning rate of 1.
-        fused: true; for those who write it.
+        amsgrad, maximize, foreach, capturable, differentiable, fused: as torch's, for weights that are not in bf16;
+            those in bf16 know neither amsgrad nor maximize.
         seed: of the rounding. The numbers follow from it, the step, the weight's position among `params` and the
             element's in the weight.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or not for these weights.
     """
 
     def __init__(
@@ -56,21 +56,38 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
-        fused: bool = True,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if not fused:
-            raise ValueError("it has no form that is not fused; torch.optim.AdamW has")
-        if not lr >= 0 or not eps >= 0 or not weight_decay >= 0:
-            raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must be 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas {betas} must be at least 0 and below 1")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
         self.seed = seed
         # Of the first of its weights among all of a model, where each has an optimizer of its own.
         self.first_weight = 0
         self._num_steps: dict[Tensor, int] = {}
+        for group in self.param_groups:
+            other = next((name for name in ("amsgrad", "maximize") if group[name]), "")
+            if other and any(weight.dtype == torch.bfloat16 for weight in group["params"]):
+                raise ValueError(
+                    f"{other} is not for weights in bf16; torch.optim.AdamW has it, rounding to the nearest"
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of an AdamW, this one or torch's."""
@@ -86,13 +103,25 @@ class AdamW(Optimizer):
                 loss = closure()
         bits: dict[Any, RandomBits] = {}
         number = self.first_weight
+        stepped: list[tuple[Tensor, Tensor]] = []
+        is_left = False
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             settings = _Settings(float(group["lr"]), beta1, beta2, group["weight_decay"], group["eps"])
             for weight in group["params"]:
-                if weight.grad is not None:
+                if weight.grad is not None and weight.dtype == torch.bfloat16:
                     self._step(weight, number, settings, bits)
+                    stepped.append((weight, weight.grad))
+                else:
+                    is_left = is_left or weight.grad is not None
                 number += 1
+        if is_left:
+            # Torch steps what has a gradient.
+            for weight, _ in stepped:
+                weight.grad = None
+            super().step()
+            for weight, grad in stepped:
+                weight.grad = grad
         return loss
 
     def _step(self, weight: Tensor, number: int, settings: _Settings, bits: dict[Any, RandomBits]) -> None:
@@ -110,9 +139,7 @@ class AdamW(Optimizer):
         parts = [
             local_part(tensor) for tensor in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
         ]
-        if all(part.dtype != torch.bfloat16 for part in parts):
-            _fused(parts, torch.full((), float(step), device=parts[0].device), settings)
-        elif parts[0].numel():
+        if parts[0].numel():
             self._step_rounded(parts, weight, step, number, settings, bits)
 
     def _step_rounded(
