@@ -19,7 +19,7 @@ from tune.utils.splits import parse_split
 _IGNORE_INDEX = -100
 _TEMPLATE_FILES = (".jinja", ".jinja2", ".j2")
 # Whose arguments mean what is written here; in a component of one's own a name may mean anything.
-_OPTIMIZERS = ("torch.", "bitsandbytes.")
+_OPTIMIZERS = ("tune.", "torch.", "bitsandbytes.")
 
 
 def check_optimizer(optimizer: Component) -> Iterator[Diagnostic]:

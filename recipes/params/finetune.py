@@ -187,11 +187,11 @@ class FinetuneParams:
         help="Micro-steps whose gradients make one optimizer step.",
     )
     optimizer: Component = param(
-        "torch.optim.AdamW",
+        "tune.modules.optim.AdamW",
         slot=OPTIMIZER,
         group="Optimization",
         fixed_on_resume=True,
-        help="Optimizer class, such as AdamW or SGD.",
+        help="Optimizer class, such as AdamW (which also learns in bf16) or SGD.",
     )
     lr: float | None = param(
         None,

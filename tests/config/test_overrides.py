@@ -67,7 +67,9 @@ def test_paths_reach_into_mappings_lists_and_components() -> None:
     assert good("items.1=B").items == ["a", "B", "c"]
     assert good("items=[x, 'y, z']").items == ["x", "y, z"]
     assert good("table.y.z=3", "table.new.deep=no").table == {"x": 1, "y": {"z": 3}, "new": {"deep": "no"}}
-    assert good("optimizer.lr=2e-3").optimizer == Component("torch.optim.AdamW", {"lr": 2e-3, "fused": True})
+    assert good("optimizer.lr=2e-3").optimizer == Component(
+        "tune.modules.optim.AdamW", {"lr": 2e-3, "fused": True}
+    )
     assert good("optimizer.lr=2e-3", text="text: x\n").optimizer == Component("torch.optim.SGD", {"lr": 2e-3})
     assert good("optimizer.momentum=0.5", text="optimizer: SGD\n").optimizer.kwargs == {"momentum": 0.5}
 

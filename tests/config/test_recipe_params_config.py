@@ -37,7 +37,7 @@ model: {_component_: tune.models.llama2.llama2_7b}
 checkpointer: {_component_: tune.training.FullModelCheckpointer, checkpoint_dir: ck}
 tokenizer: {_component_: torchtune.models.llama2.llama2_tokenizer, path: ck/tokenizer.model}
 dataset: {_component_: tune.datasets.alpaca_dataset, train_on_input: False}
-optimizer: {_component_: torch.optim.AdamW, lr: 2e-5}
+optimizer: {_component_: tune.modules.optim.AdamW, lr: 2e-5}
 loss: {_component_: torch.nn.CrossEntropyLoss}
 """
 

@@ -38,6 +38,20 @@ def test_the_norm_is_over_all_gradients_and_before_clipping() -> None:
     assert weights[0].grad.tolist() == pytest.approx([1.5, 0.0], rel=1e-5)
 
 
+def test_the_norm_of_bf16_gradients_is_none_of_bf16() -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(300, 1000, dtype=torch.bfloat16)) for _ in range(3)]
+    for weight in weights:
+        weight.grad = 1.83 * torch.randn(300, 1000).to(torch.bfloat16)
+    exact = (
+        sum(float(weight.grad.double().square().sum()) for weight in weights if weight.grad is not None)
+        ** 0.5
+    )
+    assert float(clip_gradients(weights, None)) == pytest.approx(exact, rel=1e-5)
+    weights[0].grad = torch.ones(300, 1000, dtype=torch.bfloat16)
+    assert float(clip_gradients(weights[:1], 1.0, scale=2.0)) == pytest.approx(2 * 300_000**0.5, rel=1e-5)
+
+
 def test_numbers_pass() -> None:
     guard = StepGuard("stop", NO_SCALER, TrainState(0, step=12))
     assert guard.allows(ONE, ONE)

@@ -68,7 +68,7 @@ DATASET = Slot(
 )
 OPTIMIZER = Slot(
     kind="optimizer",
-    namespaces=("torch.optim", "bitsandbytes.optim"),
+    namespaces=("tune.modules.optim", "torch.optim", "bitsandbytes.optim"),
     accepts="torch.optim.Optimizer",
     supplies=("params",),
     unsuitable={

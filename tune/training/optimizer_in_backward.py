@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tune.modules.optim import AdamW
+
 __all__ = ["OptimizerInBackward"]
 
 
@@ -26,6 +28,9 @@ class OptimizerInBackward(Optimizer):
     def __init__(self, params: Iterable[Tensor], factory: Callable[[list[Tensor]], Optimizer]) -> None:
         weights = list(params)
         self._optimizers = [factory([weight]) for weight in weights]
+        for number, optimizer in enumerate(self._optimizers):
+            if isinstance(optimizer, AdamW):
+                optimizer.first_weight = number
         # The base class wants groups; the real ones, with every setting, are the inner optimizers'.
         super().__init__(weights, dict(self._optimizers[0].defaults))
         self._share_groups_and_state([optimizer.param_groups[0] for optimizer in self._optimizers])

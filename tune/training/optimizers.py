@@ -57,7 +57,7 @@ def build_optimizer(
         sharded=any(map(is_sharded, trained)),
     )
     refuse_excluded(choices)
-    is_open = component.path.startswith("torch.optim") and name in FUSED_OPTIMIZERS
+    is_open = component.path.startswith(("torch.optim", "tune.modules.optim")) and name in FUSED_OPTIMIZERS
     is_open = is_open and not IMPLEMENTATION_ARGUMENTS & component.kwargs.keys()
     defaults = {"fused": True} if is_open and not any(find_exclusions(replace(choices, fused=True))) else {}
 
@@ -69,6 +69,12 @@ def build_optimizer(
         optimizer = OptimizerInBackward(trained, make) if in_backward else make(trained)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer {component.path} cannot be built: {error}") from error
+    if component.path.startswith("torch.") and any(weight.dtype == torch.bfloat16 for weight in trained):
+        get_logger().warning(
+            f"{component.path} rounds bf16 weights to the nearest: updates below half a unit of their last bit, 0.2% "
+            "of a weight, are lost, and averages of squares stand still. optimizer=AdamW learns them in the same "
+            "memory; so does param_dtype=fp32 in more."
+        )
     if component.path.startswith("bitsandbytes."):
         check_step(component.path, make, trained)
     return optimizer

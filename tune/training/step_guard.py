@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -46,7 +46,12 @@ def clip_gradients(weights: Iterable[nn.Parameter], max_norm: float | None, scal
     gradients = [weight.grad for weight in with_gradient if weight.grad is not None]
     if scale != 1.0:
         torch._foreach_mul_(gradients, scale)
-    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+    norm = torch.zeros(())
+    if gradients:
+        # bf16 would tell a norm of 1731.9 as 1736.
+        dtype = reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
+        norms = torch._foreach_norm(gradients, 2.0, dtype=dtype)
+        norm = full_tensor(torch.linalg.vector_norm(torch.stack(norms)))
     if max_norm is not None:
         # A norm that is no number scales nothing: whoever looks for where it went bad finds the gradients as they were.
         known = torch.nan_to_num(norm, nan=0.0, posinf=0.0)

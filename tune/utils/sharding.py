@@ -42,6 +42,13 @@ def local_part(tensor: Tensor) -> Tensor:
     return part
 
 
+def first_element(tensor: Tensor) -> int:
+    """Return which element of the whole tensor, in row-major order, is the first that this process holds."""
+    if not is_sharded(tensor):
+        return 0
+    return _rows_held(tensor)[0] * (tensor.numel() // max(tensor.shape[0], 1))
+
+
 @torch.no_grad()
 def copy_into_(target: Tensor, full: Tensor) -> None:
     """Copy into `target`, in its dtype and on its device, what this process holds of it. Nothing is sent.
@@ -84,13 +91,19 @@ def take_from_first_(tensor: Tensor, sharded: Any) -> None:
 
 def _cut(full: Tensor, like: Any) -> Tensor:
     """Return this process's part of `full`, as a view, cut as `like` is: along the first dimension at most."""
-    mesh = like.device_mesh
-    part = full
-    for dim, placement in enumerate(like.placements):
+    first, last = _rows_held(like)
+    return full[first:last]
+
+
+def _rows_held(sharded: Any) -> tuple[int, int]:
+    """Return the rows [first, last) of a sharded tensor that this process holds."""
+    mesh = sharded.device_mesh
+    first, last = 0, sharded.shape[0]
+    for dim, placement in enumerate(sharded.placements):
         if placement.is_shard():
             assert placement.dim == 0, "weights are cut along their first dimension"
             # As torch.chunk: equal parts, rounded up; the last ones may be smaller or empty.
-            size = -(-part.shape[0] // mesh.size(dim))
-            start = min(mesh.get_local_rank(dim) * size, part.shape[0])
-            part = part[start : min(start + size, part.shape[0])]
-    return part
+            size = -(-(last - first) // mesh.size(dim))
+            first = min(first + mesh.get_local_rank(dim) * size, last)
+            last = min(first + size, last)
+    return first, last
