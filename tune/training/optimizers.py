@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -69,7 +70,8 @@ def build_optimizer(
         optimizer = OptimizerInBackward(trained, make) if in_backward else make(trained)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer {component.path} cannot be built: {error}") from error
-    if component.path.startswith("torch.") and any(weight.dtype == torch.bfloat16 for weight in trained):
+    in_bf16 = any(weight.dtype == torch.bfloat16 and not isinstance(weight, FakeTensor) for weight in trained)
+    if in_bf16 and component.path.startswith("torch."):  # not where its sizes are measured
         get_logger().warning(
             f"{component.path} rounds bf16 weights to the nearest: updates below half a unit of their last bit, 0.2% "
             "of a weight, are lost, and averages of squares stand still. optimizer=AdamW learns them in the same "
