@@ -33,7 +33,7 @@ def test_the_mean_of_rounded_numbers_is_the_number() -> None:
     assert ((mean - values) / unit).mean().abs() < 5 / (2 * (4000 * len(values)) ** 0.5)
 
 
-def test_what_bf16_holds_is_kept_and_what_is_no_number_stays_none() -> None:
+def test_what_bf16_holds_is_kept_and_no_number_stays_none() -> None:
     torch.manual_seed(0)
     exact = torch.cat([torch.randn(500).to(BF16).float(), torch.tensor([0.0, -0.0, torch.inf, -torch.inf])])
     for key in range(20):
@@ -125,7 +125,7 @@ def test_other_types_are_stepped_as_torch_does() -> None:
     assert torch.equal(here, there)
 
 
-def test_inside_the_backward_pass_each_weight_is_rounded_by_its_own_chance() -> None:
+def test_in_the_backward_pass_each_weight_has_its_own_chance() -> None:
     torch.manual_seed(5)
     weights = [nn.Parameter(torch.full((2000,), 0.02, dtype=BF16)) for _ in range(2)]
     optimizer = build_optimizer(
