@@ -32,6 +32,7 @@ FITS: dict[str, tuple[Any, ...]] = {
     "run.best_step": (None,),
     "run.weights": (ABSENT,),
     **dict.fromkeys(("parts.sampler.shuffle", "parts.spikes.is_high"), (True,)),
+    "parts.sampler.mixture": (ABSENT,),
     "has_tensors": (True,),
     "kind": ("x",),
     "plain": ({},),

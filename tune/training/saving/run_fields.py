@@ -97,6 +97,7 @@ _SAMPLER = {
     "num_examples": _COUNT,
     "seed": _whole(0, _MAX_COUNT),
     "shuffle": _FLAG,
+    "mixture": _TEXT._replace(is_needed=False),
 }
 _PARTS: tuple[tuple[type, dict[str, _Field]], ...] = (
     (ResumableSampler, _SAMPLER),
