@@ -44,6 +44,7 @@ def slimorca_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
     on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
+    parse_special_tokens: bool | None = None,
 ) -> SFTDataset | PackedDataset:
     """Return the conversations of SlimOrca (from, value); other arguments as in `chat_dataset`.
 
@@ -81,6 +82,7 @@ def slimorca_dataset(
         limit=limit,
         on_bad_rows=on_bad_rows,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
 
 
@@ -103,6 +105,7 @@ def grammar_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
     on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
+    parse_special_tokens: bool | None = None,
 ) -> SFTDataset | PackedDataset:
     """Return faulty sentences with the corrected ones (input, output); other arguments as in `instruct_dataset`.
 
@@ -125,6 +128,7 @@ def grammar_dataset(
         limit=limit,
         on_bad_rows=on_bad_rows,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
 
 
@@ -147,6 +151,7 @@ def samsum_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
     on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
+    parse_special_tokens: bool | None = None,
 ) -> SFTDataset | PackedDataset:
     """Return chats with their summaries (dialogue, summary); other arguments as in `instruct_dataset`.
 
@@ -169,6 +174,7 @@ def samsum_dataset(
         limit=limit,
         on_bad_rows=on_bad_rows,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
 
 
@@ -188,6 +194,7 @@ def wikitext_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
     on_too_long: Literal["cut", "drop", "error", "split"] = "split",
+    parse_special_tokens: bool | None = None,
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of WikiText as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -205,6 +212,7 @@ def wikitext_dataset(
         limit=limit,
         on_bad_rows=on_bad_rows,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
 
 
@@ -224,6 +232,7 @@ def cnn_dailymail_articles_dataset(
     limit: int | None = None,
     on_bad_rows: Literal["error", "drop"] = "error",
     on_too_long: Literal["cut", "drop", "error", "split"] = "split",
+    parse_special_tokens: bool | None = None,
 ) -> TextCompletionDataset | PackedDataset:
     """Return the articles of CNN / DailyMail as plain text; other arguments as in `text_completion_dataset`."""
     return text_completion_dataset(
@@ -241,4 +250,5 @@ def cnn_dailymail_articles_dataset(
         limit=limit,
         on_bad_rows=on_bad_rows,
         on_too_long=on_too_long,
+        parse_special_tokens=parse_special_tokens,
     )
