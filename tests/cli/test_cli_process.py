@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -59,27 +58,6 @@ def test_no_command_imports_torch(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-
-
-def cpu_seconds(command: list[str], cwd: Path) -> float:
-    """The least processor time of several runs: what else the machine does counts little."""
-    times = []
-    for _ in range(4):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, cwd=cwd, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(times)
-
-
-@pytest.mark.parametrize(
-    ("words", "limit"), [(["--help"], 0.15), (["ls"], 0.15), (["validate", "alpaca_llama2_finetune"], 0.3)]
-)
-def test_commands_start_quickly(tmp_path: Path, words: list[str], limit: float) -> None:
-    # Measured here: 0.03 s and 0.08 s. The limits leave room for slow machines, not for an import of torch.
-    start = cpu_seconds([sys.executable, "-c", "pass"], tmp_path)
-    whole = cpu_seconds([sys.executable, "-m", "tune", *words], tmp_path)
-    assert whole - start < limit * max(1.0, start / 0.02)
 
 
 def test_it_works_from_any_folder(tmp_path: Path) -> None:

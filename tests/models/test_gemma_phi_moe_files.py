@@ -124,7 +124,7 @@ def test_torchtunes_own_files_are_read(case: str, tmp_path: Path) -> None:
         ("phi3", {"embd_pdrop": 0.1}, "`embd_pdrop` is 0.1"),
         ("phi3", {"attention_bias": True}, "`attention_bias` is true"),
         ("phi3", {"partial_rotary_factor": 0.5}, "short_factors has 48 entries"),
-        ("phi3", {"partial_rotary_factor": 1.5}, "rotary_dim is 192"),
+        ("phi3", {"partial_rotary_factor": 1.5}, "`partial_rotary_factor` is 1.5; a share"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, 'of another type than "longrope"'),
         ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "`long_factor` is missing"),
         ("olmo2", {"clip_qkv": 8.0}, "`clip_qkv` is 8.0"),

@@ -66,7 +66,7 @@ def test_a_weighted_step_equals_plain_torch(make_params, weighted, loss: str, pa
     recipe.setup()
     model = recipe.model
     total, num_targets = torch.zeros(()), 0
-    source = recipe.dataset._dataset if packed else recipe.dataset
+    source = recipe.dataset.documents if packed else recipe.dataset
     for example in (source[index] for index in range(len(source))):
         logits = model(torch.tensor([example["tokens"]]))[0, :-1]
         labels = torch.tensor(example["labels"])[1:]
