@@ -153,3 +153,35 @@ def test_what_rounding_to_the_nearest_loses_is_said(
     with caplog.at_level(logging.WARNING, logger="tune"):
         build_optimizer(Component(path, {"lr": 1e-3}), [nn.Parameter(torch.ones(3, dtype=dtype))])
     assert ("are lost" in caplog.text) == warns
+
+
+def test_a_shard_is_rounded_as_its_part_of_the_whole() -> None:
+    """The second of two processes, of which this one alone is there: a step sends nothing."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.manual_seed(6)
+    whole = nn.Parameter(torch.randn(7, 300).to(BF16))
+    gradients = [torch.randn(7, 300).to(BF16) for _ in range(3)]
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+
+        def second_part(tensor: Tensor) -> Tensor:
+            held = tensor.detach()[4:].clone()
+            return DTensor.from_local(
+                held, mesh, [Shard(0)], run_check=False, shape=tensor.shape, stride=(300, 1)
+            )
+
+        part = nn.Parameter(second_part(whole))
+        ours, alone = AdamW([part], lr=1e-2), AdamW([whole], lr=1e-2)
+        for gradient in gradients:
+            part.grad, whole.grad = second_part(gradient), gradient
+            ours.step()
+            alone.step()
+        assert isinstance(part.data, DTensor)
+        assert torch.equal(part.data.to_local(), whole.detach()[4:])
+    finally:
+        dist.destroy_process_group()
