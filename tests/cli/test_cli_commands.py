@@ -264,7 +264,7 @@ def test_schema_is_json_schema(tune) -> None:
         (["optimizer=SGD"], ["torch.optim.SGD", "momentum", "nesterov"]),
         (["SGD"], ["torch.optim.SGD", "momentum"]),
         (["torch.optim.RAdam"], ["torch.optim.RAdam", "decoupled_weight_decay"]),
-        (["optimizer.fused"], ["optimizer.fused", "torch.optim.AdamW", "true or false"]),
+        (["optimizer.fused"], ["optimizer.fused", "tune.modules.optim.AdamW", "true or false"]),
         (["lr"], ["short for", "optimizer.lr", "0.001"]),
         (["batch_size"], ["whole number", "between 1 and", "Sequences"]),
         (["dataset"], ["alpaca", "required", "list of them"]),

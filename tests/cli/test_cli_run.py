@@ -215,7 +215,7 @@ def test_run_help_shows_every_parameter(tune, recipe) -> None:
 def test_run_help_with_a_config_shows_values_and_their_origin(tune) -> None:
     out = tune("run", "full_finetune", "--config", "llama2/7B_full", "batch_size=5", "--help").out
     assert "= 5 (command line, over " in out
-    assert "= torch.optim.AdamW (config, line " in out
+    assert "= tune.modules.optim.AdamW (config, line " in out
     assert "= lr: 2e-05 (config, line " in out
 
 
