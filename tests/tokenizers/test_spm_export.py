@@ -12,6 +12,7 @@ import sentencepiece
 from trained_tokenizers import HARD_TEXTS
 
 from tune.tokenizers import BaseTokenizer, SentencePieceTokenizer, from_checkpoint
+from tune.tokenizers.spm_export import tokenizer_json
 
 
 def train(**options: object) -> bytes:
@@ -127,3 +128,10 @@ def test_settings_that_came_with_the_model_are_left_alone(tmp_path: Path) -> Non
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     from_checkpoint(tmp_path).write_settings(tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_a_damaged_part_makes_no_tokenizer_json(spm_file: Path) -> None:
+    proto = spm_file.read_bytes()
+    assert tokenizer_json(proto, None, {}) is not None
+    # A normaliser's message (field 3) whose one field says that it is longer than the message.
+    assert tokenizer_json(proto + b"\x1a\x02\x12\x7f", None, {}) is None

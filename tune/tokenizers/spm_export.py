@@ -44,9 +44,13 @@ def tokenizer_json(proto: bytes, bos: str | None, added: Mapping[int, AddedToken
     Returns:
         None for a model whose rules a tokenizer.json of this kind does not hold: another algorithm than BPE, a
         map of characters, folded spaces, pieces with spaces that are found before the others, no pieces for
-        bytes, or scores or ids that leave the order open.
+        bytes, or scores or ids that leave the order open; and for one with a damaged part that sentencepiece passes
+        over.
     """
-    pieces, settings = _read(proto)
+    try:
+        pieces, settings = _read(proto)
+    except (ValueError, struct.error):
+        return None
     kinds = {piece.kind for piece in pieces}
     plain = (
         settings.get((_TRAINER, _MODEL_TYPE)) == _BPE
