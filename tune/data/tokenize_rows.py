@@ -49,6 +49,20 @@ class TokenizedRows:
         """Record that a row cannot be used."""
         self.rejected.append((place, reason))
 
+    def count_cut(self, place: str, num_tokens: int, limit: int | None, on_too_long: OnTooLong) -> int | None:
+        """Return how many tokens of an example lie beyond the limit, and count them; None where it is left out."""
+        self.report.longest = max(self.report.longest, num_tokens)
+        num_cut = 0 if limit is None else max(num_tokens - limit, 0)
+        if num_cut and on_too_long == "error":
+            self.too_long.append((place, num_tokens))
+            return None
+        if num_cut and on_too_long == "drop":
+            self.report.num_long_dropped += 1
+            return None
+        self.report.num_truncated += num_cut > 0
+        self.report.num_tokens_cut += num_cut
+        return num_cut
+
     def keep(self, tokens: list[int], weights: list[float], num_cut: int = 0) -> bool:
         """Add an example and count it, where there is something to learn in it; return whether there is."""
         targets = weights[1:]  # the first token is the target of no position
@@ -117,11 +131,8 @@ class ConversationTokenizer:
 
     def stopped(self, row: Row, error: Exception) -> TokenizedRows:
         """Return what stands for a row that took its process with it."""
-        result = TokenizedRows(Examples(self.tokenizer.vocab_size))
-        result.report.num_rows = 1
         what = str(self.template) if isinstance(self.template, ChatTemplate) else "its tokenization"
-        result.reject(row.place, f"{what} is stopped: {error}")
-        return result
+        return _stopped(self.tokenizer, row, f"{what} is stopped: {error}")
 
     def _write(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[_Example]:
         return tokenize_weighted(
@@ -139,19 +150,9 @@ class ConversationTokenizer:
         if len(weights) > 1 and not any(weights[1:]):
             report.num_unlearnt += 1
             return
-        report.longest = max(report.longest, len(tokens))
-        num_cut = 0 if limit is None else max(len(tokens) - limit, 0)
-        if num_cut:
-            if self.on_too_long == "error":
-                result.too_long.append((place, len(tokens)))
-                return
-            if self.on_too_long == "drop":
-                report.num_long_dropped += 1
-                return
-            report.num_truncated += 1
-            report.num_tokens_cut += num_cut
-            tokens, weights = tokens[:limit], weights[:limit]
-        report.num_lost += not result.keep(tokens, weights, num_cut)
+        num_cut = result.count_cut(place, len(tokens), limit, self.on_too_long)
+        if num_cut is not None:
+            report.num_lost += not result.keep(tokens[:limit], weights[:limit], num_cut)
 
     def _split(
         self,
@@ -233,30 +234,28 @@ class TextTokenizer:
 
     def stopped(self, row: Row, error: Exception) -> TokenizedRows:
         """Return what stands for a row that took its process with it."""
-        result = TokenizedRows(Examples(self.tokenizer.vocab_size))
-        result.report.num_rows = 1
-        result.reject(row.place, f"its tokenization is stopped: {error}")
-        return result
+        return _stopped(self.tokenizer, row, f"its tokenization is stopped: {error}")
 
     def _add(self, result: TokenizedRows, place: str, text: str) -> None:
         tokens = encode_long(self.tokenizer, text, self.add_eos, self.parse_special)
-        report, limit = result.report, self.limit
-        num_cut = 0 if limit is None or self.on_too_long == "split" else max(len(tokens) - limit, 0)
-        if num_cut:
-            report.longest = max(report.longest, len(tokens))
-            if self.on_too_long == "error":
-                result.too_long.append((place, len(tokens)))
+        report, limit, num_cut = result.report, self.limit, 0
+        if self.on_too_long != "split":
+            counted = result.count_cut(place, len(tokens), limit, self.on_too_long)
+            if counted is None:
                 return
-            if self.on_too_long == "drop":
-                report.num_long_dropped += 1
-                return
-            report.num_truncated += 1
-            report.num_tokens_cut += num_cut
-            del tokens[limit:]
+            num_cut = counted
+            del tokens[len(tokens) - num_cut :]
         for start in window_starts(len(tokens), limit):
             chunk = tokens[start : start + limit if limit else None].tolist()
             report.longest = max(report.longest, len(chunk))
             report.num_lost += not result.keep(chunk, [1.0] * len(chunk), num_cut)
+
+
+def _stopped(tokenizer: Tokenizer, row: Row, reason: str) -> TokenizedRows:
+    result = TokenizedRows(Examples(tokenizer.vocab_size))
+    result.report.num_rows = 1
+    result.reject(row.place, reason)
+    return result
 
 
 def window_starts(num_tokens: int, limit: int | None) -> range:
