@@ -196,7 +196,7 @@ def test_looking_on_changes_nothing(make_params, tmp_path: Path) -> None:
         sample_max_new_tokens=4,
         save_every_n_steps=1,
         log_every_n_steps=4,
-        metric_logger="stdout",
+        metric_logger="jsonl",
     )
     train(watched)
     assert_equal(weights_of(tmp_path / "plain"), weights_of(tmp_path / "out"))
