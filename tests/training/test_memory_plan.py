@@ -341,6 +341,14 @@ def test_8_bit_and_unknown_optimizers() -> None:
     assert unknown.state_of((30, 7), torch.float32).kept == 2 * 30 * 7 * 4
 
 
+def test_a_step_in_pieces_is_measured_on_two_of_them() -> None:
+    """All 16,384 of this weight would take a minute."""
+    sizes = OptimizerSizes(Component("tune.modules.optim.AdamW", {"lr": 1e-3}), "cpu")
+    vast, few = sizes.state_of((1 << 30,), torch.bfloat16), sizes.state_of((1 << 17,), torch.bfloat16)
+    assert (vast.kept, few.kept) == (4 << 30, 4 << 17)
+    assert 0 < few.working <= vast.working < 1 << 24
+
+
 def test_weights_are_counted_to_the_byte_with_memory_and_without() -> None:
     for lora in (None, LoRAConfig(), LoRAConfig(quantize_base=True, apply_to_mlp=True)):
         for tied in (False, True):
