@@ -44,12 +44,28 @@ SIZES: dict[str, dict[str, Any]] = {
         "embed_dim": 2048,
         "intermediate_dim": 5632,
     },
+    "0.5b": {
+        "vocab_size": 151_936,
+        "num_layers": 24,
+        "num_heads": 14,
+        "num_kv_heads": 2,
+        "embed_dim": 896,
+        "intermediate_dim": 4864,
+    },
     "7b": {
         "vocab_size": 32_000,
         "num_layers": 32,
         "num_heads": 32,
         "embed_dim": 4096,
         "intermediate_dim": 11_008,
+    },
+    "8b": {
+        "vocab_size": 128_256,
+        "num_layers": 32,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "embed_dim": 4096,
+        "intermediate_dim": 14_336,
     },
 }
 

@@ -28,7 +28,7 @@ from tune.checkpoints import load_adapter
 from tune.config import instantiate
 from tune.data import get_prompt_template
 from tune.errors import GenerationError
-from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_text
+from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_texts
 from tune.modules.peft import merge_adapters
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 from tune.utils.escape import escape_lines
@@ -99,33 +99,25 @@ def open_streams(
     if seed is None and params.temperature > 0:
         seed = random.SystemRandom().randrange(2**31)
         get_logger().info(f"seed {seed} was drawn; seed={seed} gives the same again.")
-    streams = []
-    for index, question in enumerate(questions):
-        try:
-            stream = stream_text(
-                model,
-                tokenizer,
-                question.prompt,
-                max_new_tokens=params.max_new_tokens,
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                # Each prompt has its own seed, so its answer does not depend on how many came before it.
-                seed=None if seed is None else seed + index,
-                stop=[*(params.stop or ()), *question.stop],
-                stop_ids=question.stop_ids,
-                ignore_eos=params.ignore_eos,
-                use_cache=params.enable_kv_cache,
-            )
-        except GenerationError as error:
-            raise GenerationError(
-                f"prompt {index + 1}: {error}" if len(questions) > 1 else str(error)
-            ) from error
-        streams.append(stream)
-    return streams
+    first = questions[0]  # all are written in one template
+    return stream_texts(
+        model,
+        tokenizer,
+        [question.prompt for question in questions],
+        max_new_tokens=params.max_new_tokens,
+        batch_size=params.batch_size,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=seed,  # and one more for each further prompt, so that no answer depends on those before it
+        stop=[*(params.stop or ()), *first.stop],
+        stop_ids=first.stop_ids,
+        ignore_eos=params.ignore_eos,
+        use_cache=params.enable_kv_cache,
+    )
 
 
-def show(stream: TextStream) -> str:
+def show(stream: TextStream, alone: bool) -> str:
     """Write a continuation to standard output piece by piece as it is generated, and return it."""
     started = time.perf_counter()
     first = 0.0
@@ -139,13 +131,21 @@ def show(stream: TextStream) -> str:
     finally:
         write("\n")  # also after Ctrl-C: the shell's prompt belongs on a line of its own
     seconds = time.perf_counter() - started
-    speed = f"{stream.num_tokens} token{'s' * (stream.num_tokens != 1)} in {seconds:.2f} s"
-    if stream.num_tokens > 1:
-        # Reading the prompt is another kind of work than writing the answer: the rate leaves it out.
-        rate = (stream.num_tokens - 1) / (seconds - first)
-        speed += f" ({rate:.1f} tokens/s, first text after {first:.2f} s)"
-    get_logger().info(f"{speed}; {STOP_REASONS[stream.stop_reason or 'stop_id']}.")
+    ended = f"{count_tokens(stream.num_tokens)}; {STOP_REASONS[stream.stop_reason or 'stop_id']}."
+    if alone:
+        speed = f"in {seconds:.2f} s"
+        if stream.num_tokens > 1:
+            # Reading the prompt is another kind of work than writing the answer: the rate leaves it out.
+            rate = (stream.num_tokens - 1) / (seconds - first)
+            speed += f" ({rate:.1f} tokens/s, first text after {first:.2f} s)"
+        ended = ended.replace(";", f" {speed};", 1)
+    get_logger().info(ended)
     return "".join(pieces)
+
+
+def count_tokens(number: int) -> str:
+    """Return a number of tokens in words."""
+    return f"{number:,} token{'s' * (number != 1)}"
 
 
 def run(params: GenerateParams) -> None:
@@ -171,11 +171,12 @@ def run(params: GenerateParams) -> None:
 
     if output is not None and output.seekable():
         output.truncate(0)  # only now is there something to replace older answers with
+    started = time.perf_counter()
     for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True), 1):
         if len(prompts) > 1:
             headline = prompt.text.strip().partition("\n")[0][:72]
             write(f"=== {index} of {len(prompts)}: {headline}\n")
-        completion = show(stream)
+        completion = show(stream, alone=len(prompts) == 1)
         if output is not None:
             row = {
                 "prompt": prompt.text,
@@ -187,6 +188,12 @@ def run(params: GenerateParams) -> None:
                 row["source"] = dict(prompt.source)
             output.write(json.dumps(row, ensure_ascii=False) + "\n")
             output.flush()
+    if len(prompts) > 1:
+        total, seconds = sum(stream.num_tokens for stream in streams), time.perf_counter() - started
+        log.info(
+            f"{len(prompts):,} answers of {count_tokens(total)} in {seconds:.1f} s ({total / seconds:.1f} tokens/s, "
+            f"{min(params.batch_size, len(prompts))} prompts at a time)."
+        )
     if output is not None:
         output.close()
 

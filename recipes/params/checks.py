@@ -9,7 +9,7 @@ from typing import Any
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem, shorten
 from tune.config.signatures import Signature, read_signature
-from tune.config.slots import WEIGHT
+from tune.config.slots import SHUFFLE_BUFFER, STREAMING, WEIGHT
 from tune.config.suggestions import nearest
 from tune.errors import ConfigError
 from tune.utils.exclusions import Choices, find_exclusions
@@ -197,6 +197,52 @@ def check_mixing(datasets: Component | Sequence[Component], mix_until: str) -> I
         yield problem(
             f"has no effect: it is for a list of datasets, each with a {WEIGHT}", ("mix_until", "dataset")
         )
+
+
+def check_streaming(
+    datasets: Component | Sequence[Component],
+    dataset_val: Component | None,
+    max_steps: int | None,
+    val_split: float | None,
+) -> Iterator[Diagnostic]:
+    """Yield what data that is streamed lacks, or cannot be."""
+    several = (
+        {"dataset": datasets}
+        if isinstance(datasets, Component)
+        else {f"dataset.{index}": one for index, one in enumerate(datasets)}
+    )
+    streamed = [name for name, one in several.items() if one.kwargs.get(STREAMING) is True]
+    if streamed and len(streamed) < len(several):
+        lacking = next(name for name in several if name not in streamed)
+        yield problem(
+            "must be streamed, as others of the list are, or none of them", (f"{lacking}.{STREAMING}",)
+        )
+    elif len(streamed) > 1:
+        for name, one in several.items():
+            if WEIGHT not in one.kwargs:
+                yield problem(
+                    "is needed: a stream has no end after which the next could begin", (f"{name}.{WEIGHT}",)
+                )
+    if streamed and max_steps is None:
+        yield problem(
+            "is required: streamed data has no known end", ("max_steps", f"{streamed[0]}.{STREAMING}")
+        )
+    if streamed and val_split is not None:
+        yield problem(
+            "needs all rows, and streamed data is never read whole: name other data in dataset_val",
+            ("val_split", f"{streamed[0]}.{STREAMING}"),
+        )
+    if dataset_val is not None and dataset_val.kwargs.get(STREAMING) is True:
+        yield problem(
+            "must be false: validation reads its data to the end; dataset_val.limit takes a part of it",
+            (f"dataset_val.{STREAMING}",),
+        )
+    for name, one in {**several, **({"dataset_val": dataset_val} if dataset_val else {})}.items():
+        if SHUFFLE_BUFFER in one.kwargs and one.kwargs.get(STREAMING) is not True:
+            yield problem(
+                f"has no effect: it is for data that is streamed ({name}.{STREAMING}=true)",
+                (f"{name}.{SHUFFLE_BUFFER}",),
+            )
 
 
 def check_val_split(val_split: float | None, dataset_val: Component | None) -> Iterator[Diagnostic]:

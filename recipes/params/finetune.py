@@ -16,6 +16,7 @@ from recipes.params.checks import (
     check_optimizer,
     check_processes,
     check_sizes,
+    check_streaming,
     check_val_split,
 )
 from recipes.params.shared_rows import warn_of_shared_rows
@@ -449,6 +450,7 @@ class FinetuneParams:
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
         yield from check_mixing(self.dataset, self.mix_until)
+        yield from check_streaming(self.dataset, self.dataset_val, self.max_steps, self.val_split)
         yield from check_val_split(self.val_split, self.dataset_val)
         validates = self.dataset_val is not None or self.val_split is not None
         if self.run_val_every_n_steps and not validates:

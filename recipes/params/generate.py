@@ -106,6 +106,14 @@ class GenerateParams:
         help="Keep keys and values of earlier tokens; false recomputes them at each token.",
     )
 
+    batch_size: int = param(
+        16,
+        minimum=1,
+        maximum=10**6,
+        group="Sampling",
+        help="Prompts of a prompt_file that are answered together; fewer take less memory.",
+    )
+
     # --- Environment ------------------------------------------------------------------------------------
     device: str | None = param(
         None,

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from tune.data import Source
+from tune.data.sources import streaming
 from tune.errors import ConfigError, DataError
 
 
@@ -176,12 +177,27 @@ def hub(monkeypatch):
 def test_rows_of_the_hub(hub):
     calls = hub([{"n": number} for number in range(5)])
     assert numbers("some/data", "test[1:3]", name="main", revision="v2") == [1, 2]
-    options = {"name": "main", "split": "test", "revision": "v2", "data_files": None}
+    options = {"name": "main", "split": "test", "revision": "v2", "data_files": None, "streaming": False}
     assert calls == [("some/data", options)]
     assert [row.place for row in Source("some/data").rows()][:2] == [
         "some/data train, row 1",
         "some/data train, row 2",
     ]
+
+
+def test_rows_of_the_hub_are_streamed(hub, monkeypatch):
+    import datasets
+
+    calls = hub([])
+    rows = datasets.Dataset.from_list([{"n": number} for number in range(2500)]).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, **options: calls.append(options) or rows)
+    stream = Source("some/data", "train[1200:1203]").unmade()
+    assert [make().values["n"] for make in stream] == [1200, 1201, 1202]
+    with streaming():
+        found = Source("some/data").rows()
+        assert found.files is None
+        assert next(found).place == "some/data train, row 1"
+    assert [options["streaming"] for options in calls] == [True, True]
 
 
 def test_what_is_said_when_the_hub_refuses(hub):

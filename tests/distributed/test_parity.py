@@ -50,6 +50,9 @@ FULL: dict[str, dict[str, Any]] = {
     "experts": {"base": "experts"},
     "packed": {"base": "tied", "packed": True},
     "weighted": {"base": "tied", "weighted": True},
+    # Each process takes every second row, so that in their order the rows of a step are those of one process.
+    "streamed": {"base": "tied", "streamed": True, "shuffle": False, "max_steps": 11},
+    "mixed": {"base": "tied", "mixed": True, "mix_until": "all_exhausted"},
     "recomputed": {"base": "untied", "enable_activation_checkpointing": True, "optimizer_in_bwd": True},
     "adamw": {"base": "tied", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.003}},
     "from_scratch": {"base": "scratch"},
@@ -131,9 +134,14 @@ class Runs:
                 "source": source,
                 "prompt_template": "plain",
             }
+        packing = {"packed": True, "max_seq_len": 50} if packed else {}
+        streaming = {"streaming": True, "max_seq_len": 64} if changes.pop("streamed", False) else {}
+        trained: Any = dataset | packing | streaming
+        if changes.pop("mixed", False):
+            trained = [{**dataset, "weight": 2}, {**dataset, "split": "train[:5]", "weight": 1}]
         values: dict[str, Any] = {
             "output_dir": str(self._out / f"{name}_{world_size}"),
-            "dataset": dataset | ({"packed": True, "max_seq_len": 50} if packed else {}),
+            "dataset": trained,
             # Fewer packs than examples: more of them are fillers.
             "batch_size": GLOBAL_BATCH // world_size,
             # Nine steps or more, over both ends of epochs.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tune.errors import GenerationError
-from tune.generation import generate, generate_batch, stream
+from tune.generation import generate, generate_batch, stream, stream_batch
 from tune.modules import DecoderConfig, TransformerDecoder
 
 VOCAB, MAX_SEQ_LEN = 89, 47
@@ -127,6 +127,27 @@ def test_rows_of_a_batch_end_by_themselves(model: TransformerDecoder) -> None:
         free[0],
     ]
     assert generate_batch(model, [], max_new_tokens=3) == []
+
+
+def test_streams_come_in_batches(model: TransformerDecoder) -> None:
+    prompts = [PROMPT, [5], [7, 7, 1], [88] * 40, [2, 3]]
+    alone = [generate(model, prompt, max_new_tokens=9) for prompt in prompts]
+    assert len(alone[3]) == MAX_SEQ_LEN - 40
+    stop = alone[0][4]
+    streams = stream_batch(model, prompts, max_new_tokens=9, batch_size=2, stop_ids=[stop])
+    # Whatever of a batch is read first, the other row waits with what has come meanwhile.
+    second = [next(streams[1]) for _ in range(6)]
+    with pytest.raises(GenerationError, match="another generation is running"):
+        next(streams[2])
+    streams = stream_batch(model, prompts, max_new_tokens=9, batch_size=2, stop_ids=[stop])
+    second = [next(streams[1]) for _ in range(6)]
+    first = list(streams[0])
+    assert (first, second) == (alone[0][: alone[0].index(stop)], alone[1][:6])
+    assert (streams[0].stop_reason, streams[0].num_tokens) == ("stop_id", len(first))
+    assert model.caches_are_enabled()  # one row of the batch may still be read
+    streams[1].close()
+    assert not model.caches_are_enabled()
+    assert [list(row) for row in stream_batch(model, prompts, max_new_tokens=9, batch_size=2)] == alone
 
 
 def test_sampled_rows_have_their_own_seeds(model: TransformerDecoder) -> None:

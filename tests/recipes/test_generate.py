@@ -144,9 +144,12 @@ def test_a_file_of_prompts_and_a_file_of_answers(
         "num_tokens": 9,
         "stop_reason": "max_new_tokens",
     }
-    # The answer to a prompt does not depend on the prompts before it.
+    # The answer to a prompt does not depend on the prompts before it, nor on those it is answered with.
     run(model_dir, prompt_file=str(prompts), max_new_tokens=9, temperature=1.0, seed=30)
-    both = capsys.readouterr().out
+    both, err = capsys.readouterr()
+    assert "2 answers of 18 tokens" in err
+    run(model_dir, prompt_file=str(prompts), max_new_tokens=9, temperature=1.0, seed=30, batch_size=1)
+    assert capsys.readouterr().out == both
     run(model_dir, prompt="a rat\nate", max_new_tokens=9, temperature=1.0, seed=31)
     assert both.endswith(capsys.readouterr().out)
     with pytest.raises(GenerationError, match="would be overwritten"):
@@ -158,7 +161,7 @@ def test_every_prompt_is_looked_at_before_the_first_is_answered(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the cat\n" + "rat " * 200 + "\n")
-    with pytest.raises(GenerationError, match=rf"prompt 2: .* max_seq_len is {MAX_SEQ_LEN}"):
+    with pytest.raises(GenerationError, match=rf"prompt 2 of 2 .* max_seq_len is {MAX_SEQ_LEN}"):
         run(model_dir, prompt_file=str(prompts))
     assert capsys.readouterr().out == ""
 

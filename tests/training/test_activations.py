@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
-
 import pytest
 import torch
 from torch import nn
 
 from tune.errors import TrainingError
-from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
-from tune.training import activation_offloading, checkpoint_activations, compile_blocks
+from tune.training import activation_offloading, checkpoint_activations
 
 
 class Block(nn.Module):
@@ -102,29 +99,3 @@ def test_offloaded_activations_give_the_same_gradients() -> None:
     loss.backward()
     for weight, gradient in zip(model.parameters(), expected, strict=True):
         assert torch.equal(weight.grad, gradient)
-
-
-def test_compiled_blocks_keep_their_names() -> None:
-    model = Model()
-    names = list(model.state_dict())
-    compile_blocks(model.layers)  # compiles at the first call, which a slower test makes
-    assert list(model.state_dict()) == names
-
-
-def test_no_spread_of_tokens_over_experts_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._dynamo.utils import counters  # imports the compiler
-
-    # What is traced is the same for every backend, and this one takes no time.
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
-    torch.manual_seed(4)
-    model = TransformerDecoder(DecoderConfig(61, 2, 6, 2, 48, 8, 50, 40, moe=MoEConfig(11, 3, 20)))
-    batches = torch.randint(0, 61, (5, 2, 7))
-    with torch.no_grad():
-        expected = [model(batch) for batch in batches]
-        compile_blocks(model.layers)
-        torch.testing.assert_close(model(batches[0]), expected[0])
-        num_graphs = counters["stats"]["unique_graphs"]
-        assert num_graphs > 0
-        for batch, logits in zip(batches, expected, strict=True):
-            torch.testing.assert_close(model(batch), logits)
-    assert counters["stats"]["unique_graphs"] == num_graphs

@@ -131,6 +131,8 @@ def _describe_component(slot: Slot, name: str) -> str:
             notes = ["the recipe sets it if you do not"]
         text = f"{_first_sentence(texts.get(parameter.name, ''))} [{'; '.join(notes)}]".strip()
         rows.append((parameter.name, parameter.type.short(), text))
+    if resolved.path.startswith("tune."):
+        rows += [(argument, "", help) for argument, help in slot.of_recipe.items()]
     if resolved.signature.takes_any_keyword:
         rows.append(("...", "", "any further argument"))
     return f"{head}  {_first_sentence(doc)}\n\n{section('arguments:', rows or [('(nothing to set)',)])}\n"
@@ -141,6 +143,8 @@ def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) ->
         raise UsageError(f"{info.name} is not set by default; ask for an argument of one: {info.name}=NAME")
     resolved = _resolve(slot, name)
     parameters = resolved.signature.parameters if resolved.signature is not None else {}
+    if argument in slot.of_recipe and argument not in parameters:
+        return _block(f"{info.name}.{argument}", slot.of_recipe[argument], [("argument of", "the recipe")])
     if argument not in parameters:
         hint = did_you_mean(argument, list(parameters), f"; it takes {', '.join(parameters) or 'none'}")
         raise UsageError(f"{resolved.path} has no argument {argument!r}{hint}")

@@ -15,11 +15,15 @@ from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonValue, Scalar, SequenceNode
 from tune.config.scalars import REFUSED
-from tune.config.slots import Slot
+from tune.config.slots import SHUFFLE_BUFFER, STREAMING, WEIGHT, Slot
 from tune.config.suggestions import add, amend, guess_argument
-from tune.config.typing import ANY, FLOAT, TypeSpec
+from tune.config.typing import ANY, BOOL, FLOAT, INT, TypeSpec
 
-_SHARE = Bounds(minimum=1e-6, maximum=1e6)
+_FOR_RECIPE: dict[str, tuple[TypeSpec, Bounds | None]] = {
+    WEIGHT: (FLOAT, Bounds(minimum=1e-6, maximum=1e6)),
+    STREAMING: (BOOL, None),
+    SHUFFLE_BUFFER: (INT, Bounds(minimum=1, maximum=10**7)),
+}
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
 
 
@@ -121,9 +125,9 @@ class ComponentChecker:
         given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
         kwargs: dict[str, Any] = {}
         ok = True
-        for key in _of_entries(slot, path):
+        for key in _of_recipe(slot, path, resolved):
             if key in given:
-                kwargs[key] = self._share(given.pop(key), f"{path}.{key}")
+                kwargs[key] = self._for_recipe(key, given.pop(key), f"{path}.{key}")
                 ok = ok and kwargs[key] is not REFUSED
         if signature is not None:
             usable = {
@@ -131,8 +135,11 @@ class ComponentChecker:
                 for name, parameter in signature.parameters.items()
                 if parameter.kind != "positional" and name not in resolved.supplied
             }
+            usable |= set(_of_recipe(slot, path, resolved))
             self.arguments[path] = usable
-            self._types |= {f"{path}.{name}": signature.parameters[name].type for name in usable}
+            types = {name: spec for name, (spec, _) in _FOR_RECIPE.items()}
+            types |= {name: parameter.type for name, parameter in signature.parameters.items()}
+            self._types |= {f"{path}.{name}": types[name] for name in usable}
         for key, node in given.items():
             spec = ANY
             if signature is not None:
@@ -167,11 +174,12 @@ class ComponentChecker:
         self._report(replace(fault, source=node.source, suggestion=None, shadows=shadowed(node)))
         return REFUSED
 
-    def _share(self, node: Node, path: str) -> Any:
-        """Return the number above 0 that one of a list of components has for the recipe, or `REFUSED`."""
+    def _for_recipe(self, key: str, node: Node, path: str) -> Any:
+        """Return what a component says to the recipe, or `REFUSED`."""
         self.places[path] = node
-        value = self.converter.convert(node, FLOAT, path)
-        fault = None if value is REFUSED else _SHARE.find_fault(value)
+        spec, bounds = _FOR_RECIPE[key]
+        value = self.converter.convert(node, spec, path)
+        fault = None if value is REFUSED or bounds is None else bounds.find_fault(value)
         return (
             value
             if fault is None
@@ -309,9 +317,13 @@ class ComponentChecker:
         return REFUSED
 
 
-def _of_entries(slot: Slot | None, path: str) -> tuple[str, ...]:
-    """Return the arguments that the component at `path` may have for the recipe: those of one in a list."""
-    return slot.of_entries if slot is not None and path.rpartition(".")[2].isdecimal() else ()
+def _of_recipe(slot: Slot | None, path: str, resolved: ResolvedName) -> tuple[str, ...]:
+    """Return the arguments that the component at `path` may have for the recipe."""
+    if slot is None:
+        return ()
+    is_ours = resolved.path.startswith("tune.")
+    is_entry = path.rpartition(".")[2].isdecimal()
+    return (*(slot.of_recipe if is_ours else ()), *(slot.of_entries if is_entry else ()))
 
 
 def _as_component(node: Node) -> MappingNode | None:

@@ -44,7 +44,8 @@ def fill_inherited(
         other = name_component(owner)
         if other is None or COMPONENT_KEY not in other.entries:
             continue  # which is said of the other one
-        left_out = _PLACES if _SOURCE in own.entries else ()
+        said_to_recipe = info.slot.of_recipe if info.slot is not None else ()  # about that one field
+        left_out = (*said_to_recipe, *(_PLACES if _SOURCE in own.entries else ()))
         filled = own
         for key, node in other.entries.items():
             if key not in own.entries and key not in left_out:

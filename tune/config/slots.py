@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 # How much of a dataset there is in a list of them.
 WEIGHT = "weight"
+# Whether a dataset is read as it is needed, and how many of its rows are then shuffled together.
+STREAMING = "streaming"
+SHUFFLE_BUFFER = "shuffle_buffer"
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Slot:
             They keep a stranger's config from calling some function that merely lives in the right package.
         supplies: arguments the recipe passes itself; setting one in a config is an error, leaving it out is not.
         defaults: arguments the recipe passes if the callable takes them and the config does not set them.
-        of_entries: arguments that one of a list of components may have, numbers above 0: they are for the recipe, and
-            not passed on.
+        of_recipe: arguments that a component of ours may have for the recipe, with their help: they are not passed on.
+        of_entries: likewise, for one of a list of components.
         unsuitable: names that are of the kind and yet do not fit, each with the reason.
     """
 
@@ -41,6 +44,7 @@ class Slot:
     names: tuple[str, ...] = ("*",)
     supplies: tuple[str, ...] = ()
     defaults: tuple[str, ...] = ()
+    of_recipe: Mapping[str, str] = field(default_factory=dict, hash=False)
     of_entries: tuple[str, ...] = ()
     unsuitable: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -64,6 +68,10 @@ DATASET = Slot(
     patterns=("{}", "{}_dataset"),
     names=("*_dataset",),
     supplies=("tokenizer",),
+    of_recipe={
+        STREAMING: "Read rows as training comes to them, without an end; needs max_steps. [default: false]",
+        SHUFFLE_BUFFER: "Rows of a stream that are shuffled together. [default: 10000]",
+    },
     of_entries=(WEIGHT,),
 )
 OPTIMIZER = Slot(

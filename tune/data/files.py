@@ -32,6 +32,10 @@ class Row:
     values: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
+    def itself(self) -> Row:
+        """Return this row: what makes it, where it is made already."""
+        return self
+
 
 @dataclass(frozen=True)
 class DataFile:

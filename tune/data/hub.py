@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ class LoadedRows:
 
     @property
     def files(self) -> list[Path] | None:
-        """The files that hold the rows and say what their columns are, in order; None where they are in memory."""
+        """The files that hold the rows and say what their columns are, in order; None where there are none."""
+        if not hasattr(self._loaded, "cache_files"):
+            return None  # nothing was downloaded
         tables = [Path(entry["filename"]) for entry in self._loaded.cache_files]
         folders = dict.fromkeys(table.parent for table in tables)
         notes = [folder / name for folder in folders for name in ("dataset_info.json", "state.json")]
@@ -41,9 +43,13 @@ class LoadedRows:
     def __len__(self) -> int:
         return len(self._loaded)
 
+    def unmade(self) -> Iterator[Callable[[], Row]]:
+        """Yield for each row what makes it, which here is done with reading it."""
+        return (row.itself for row in self)
+
     def __iter__(self) -> Iterator[Row]:
         # What an index picks is copied, one row or many.
-        at_once = _BATCH_ROWS if self._loaded._indices is None else 1
+        at_once = _BATCH_ROWS if getattr(self._loaded, "_indices", None) is None else 1
         number = 0
         try:
             for table in self._loaded.with_format("arrow").iter(at_once):
@@ -57,9 +63,14 @@ class LoadedRows:
 
 
 def read_hub(
-    source: str, split: str, name: str | None, revision: str | None, data_files: Any = None
+    source: str,
+    split: str,
+    name: str | None,
+    revision: str | None,
+    data_files: Any = None,
+    streamed: bool = False,
 ) -> LoadedRows:
-    """Return the rows of a hub dataset, downloaded once and then read from the cache.
+    """Return the rows of a hub dataset, downloaded once and then read from the cache, or streamed from the hub.
 
     Raises:
         DataError: it does not exist, is gated, has no such split or configuration, or cannot be reached.
@@ -72,7 +83,7 @@ def read_hub(
     try:
         with _offline_without_network():
             loaded = datasets.load_dataset(
-                source, name=name, split=split, revision=revision, data_files=data_files
+                source, name=name, split=split, revision=revision, data_files=data_files, streaming=streamed
             )
     except (GatedRepoError, datasets.exceptions.DatasetNotFoundError) as error:
         raise DataError(_not_found(source, revision, str(error))) from error
@@ -92,13 +103,16 @@ def read_hub(
     return LoadedRows(f"{source} {split}", loaded)
 
 
-def read_addresses(kind: str, split: str, data_files: Any, **options: Any) -> LoadedRows:
-    """Return the rows of files of the web, downloaded once and then read from the cache.
+def read_addresses(
+    kind: str, split: str, data_files: Any, streamed: bool = False, **options: Any
+) -> LoadedRows:
+    """Return the rows of files of the web, downloaded once and then read from the cache, or read as they come.
 
     Args:
         kind: what they hold: json, jsonl, csv, parquet or text.
         split: of those that `data_files` names, or "train".
         data_files: addresses, also by split.
+        streamed: keep nothing.
         **options: what `datasets` reads that kind with.
 
     Raises:
@@ -114,6 +128,7 @@ def read_addresses(kind: str, split: str, data_files: Any, **options: Any) -> Lo
             split=split,
             revision=None,
             data_files=data_files,
+            streaming=streamed,
             **options,
         )
     except ImportError as error:

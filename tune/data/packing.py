@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
+from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
 from tune.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,3 +89,20 @@ def pack_lengths(lengths: Sequence[int] | NDArray[np.int32], capacity: int) -> P
             heappush(with_room.setdefault(left, []), pack)
             rooms |= 1 << left
     return Packs(pack_of, num_packs)
+
+
+def join_examples(examples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Return one sequence of some examples: `tokens`, `labels`, and positions (`input_pos`) that begin anew with each.
+
+    The first token of an example is never a target. There are `weights` where one of the examples has them.
+    """
+    packed: dict[str, list[Any]] = {"tokens": [], "labels": [], "input_pos": []}
+    if any("weights" in example for example in examples):
+        packed["weights"] = []
+    for example in examples:
+        packed["tokens"] += example["tokens"]
+        packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
+        packed["input_pos"] += range(len(example["tokens"]))
+        if "weights" in packed:
+            packed["weights"] += example.get("weights") or [1.0] * len(example["tokens"])
+    return packed

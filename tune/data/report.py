@@ -27,6 +27,7 @@ class DataReport:
         template: name of the prompt template.
         max_seq_len: tokens after which examples were cut; None for no limit.
         num_rows: rows read.
+        is_partial: whether there are rows that were not read, so that all counts are of the first ones.
         num_examples: examples kept (after packing: documents).
         num_packs: sequences the examples were packed into, 0 where not packed.
         num_tokens: tokens kept.
@@ -54,6 +55,7 @@ class DataReport:
     template: str = ""
     max_seq_len: int | None = None
     num_rows: int = 0
+    is_partial: bool = False
     num_examples: int = 0
     num_packs: int = 0
     num_tokens: int = 0
@@ -79,6 +81,13 @@ class DataReport:
     def share_trained(self) -> float:
         """Share of the tokens that are learnt, 0 to 1."""
         return self.num_target_tokens / self.num_tokens if self.num_tokens else 0.0
+
+    @property
+    def longest_kept(self) -> int:
+        """Tokens of the longest example after any cut; as many as there may be, where not all rows were read."""
+        if self.max_seq_len is None:
+            return self.longest
+        return self.max_seq_len if self.is_partial else min(self.longest, self.max_seq_len)
 
     def note_dropped(self, place: str, reason: str) -> None:
         """Count a row that is left out, and remembers the first few."""
@@ -205,6 +214,7 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         template="; ".join(dict.fromkeys(report.template for report in reports if report.template)),
         max_seq_len=min(limits) if limits else None,
         longest=max(report.longest for report in reports),
+        is_partial=any(report.is_partial for report in reports),
         dropped=[line for report in reports for line in report.dropped][:_MAX_PLACES],
         unused=merged.unused,
         notes=merged.notes,

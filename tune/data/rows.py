@@ -73,7 +73,7 @@ def read_unmade(
                 if kind == "txt"
                 else _READERS[kind](source)
             )
-            yield from (partial(_itself, row) for row in rows)
+            yield from (row.itself for row in rows)
         check_size(source, size)
     except gzip.BadGzipFile as error:
         raise DataError(f"{source} ends in .gz but is not compressed with gzip: {error}") from error
@@ -90,10 +90,6 @@ def file_kind(file: Path) -> str | None:
     name = file.name.lower().removesuffix(".gz")
     kind = _ALIASES.get(name.rpartition(".")[2]) if "." in name else None
     return kind if kind != "parquet" or not file.name.lower().endswith(".gz") else None
-
-
-def _itself(row: Row) -> Row:
-    return row
 
 
 def _read_jsonl(file: DataFile) -> Iterator[Callable[[], Row]]:

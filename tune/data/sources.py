@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from tune.data.files import Row
-from tune.data.folders import data_files_of, files_of_split, is_saved
+from tune.data.folders import (
+    DataFiles,
+    data_files_of,
+    expand_data_files,
+    files_of_split,
+    has_urls,
+    is_saved,
+)
 from tune.data.hub import LoadedRows, read_addresses, read_hub, read_saved_to_disk
 from tune.data.rows import TextUnit, file_kind, read_unmade
 from tune.errors import ConfigError, DataError
@@ -21,14 +28,29 @@ from tune.utils.escape import escape_control
 from tune.utils.paths import expand_path
 from tune.utils.splits import parse_split
 
-DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 # What Hugging Face calls its builders for local files.
 _FILE_KINDS = ("json", "jsonl", "csv", "parquet", "text")
-_FILE_SCHEME = "file://"
 _ENDLESS = sys.maxsize
-_MAX_FILES = 1_000_000
 # Names that a misspelt one is compared with, for comparing takes long.
 _MAX_COMPARED = 5000
+
+
+_streamed: ContextVar[bool] = ContextVar("streamed", default=False)
+
+
+@contextmanager
+def streaming() -> Iterator[None]:
+    """In here sources are read without being downloaded or counted."""
+    token = _streamed.set(True)
+    try:
+        yield
+    finally:
+        _streamed.reset(token)
+
+
+def is_streamed() -> bool:
+    """Tell whether this is within `streaming`."""
+    return _streamed.get()
 
 
 @dataclass(frozen=True)
@@ -77,15 +99,45 @@ class Source:
             raise ConfigError("dataset.source is empty: give a local file, a folder, or a name on the hub")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"dataset.limit is {self.limit}, expected at least 1")
+        rows, start, stop = self._open(is_streamed())
+        return SourceRows((make() for make in self._of_range(rows, start, stop)), rows.files)
+
+    def unmade(self, order: Callable[[list[Path]], None] | None = None) -> Iterator[Callable[[], Row]]:
+        """Return for each row what makes it, as far as it is asked for; nothing is counted or downloaded before.
+
+        Args:
+            order: puts the files into another order, in place.
+
+        Raises:
+            ConfigError, DataError: as `rows`.
+        """
+        rows, start, stop = self._open(streamed=True)
+        if order is not None and isinstance(rows, _FileRows):
+            order(rows.files)
+        return self._of_range(rows, start, stop)
+
+    def local_files(self) -> list[Path]:
+        """Return the files that hold the rows; [] where they are not in local files."""
+        rows, _, _ = self._open(streamed=True)
+        return list(rows.files or ())
+
+    def _open(self, streamed: bool) -> tuple[_FileRows | LoadedRows, str | None, str | None]:
+        """Return the rows of the whole split, and the range of it that is meant."""
         split, start, stop = parse_split(self.split)
+        if streamed and _needs_count(start, stop):
+            raise ConfigError(
+                f"dataset.split is {self.split}, and how many rows that is would be known once all are counted, which "
+                "streamed data never is: take rows by their number, such as train[1000:]"
+            )
         try:
-            rows = self._all_rows(split)
+            return self._all_rows(split, streamed), start, stop
         except OSError as error:
             name = escape_control(error.filename or self.source)
             raise DataError(f"cannot read {name}: {error.strerror or error}") from error
-        return SourceRows(self._of_range(rows, start, stop), rows.files)
 
-    def _of_range(self, rows: _FileRows | LoadedRows, start: str | None, stop: str | None) -> Iterator[Row]:
+    def _of_range(
+        self, rows: _FileRows | LoadedRows, start: str | None, stop: str | None
+    ) -> Iterator[Callable[[], Row]]:
         if start is not None or stop is not None:
             # Two passes rather than all rows in memory.
             first, last = (
@@ -96,9 +148,7 @@ class Source:
             last = last if self.limit is None else min(first + self.limit, _ENDLESS if last is None else last)
         else:
             first, last = 0, None if self.limit is None else min(self.limit, _ENDLESS)
-        if isinstance(rows, LoadedRows):
-            return islice(rows, first, last)
-        return (make() for make in islice(rows.unmade(), first, last))
+        return islice(rows.unmade(), first, last)
 
     def files(self) -> tuple[list[str], list[str]]:
         """Return the names of the files of a folder that are read, and of the data files there that are not.
@@ -115,16 +165,16 @@ class Source:
         ]
         return names[0], names[1]
 
-    def _all_rows(self, split: str) -> _FileRows | LoadedRows:
+    def _all_rows(self, split: str, streamed: bool) -> _FileRows | LoadedRows:
         if self.data_files is not None and self.source in _FILE_KINDS:
-            if not _has_urls(self.data_files):
+            if not has_urls(self.data_files):
                 return self._read_files(
-                    _expand_data_files(self.data_files, split, Path()), f"data_files of {split}"
+                    expand_data_files(self.data_files, split, Path()), f"data_files of {split}"
                 )
             options: dict[str, Any] = {"field": self.field} if self.source in ("json", "jsonl") else {}
             if self.source == "text":
                 options["sample_by"] = self.text_unit
-            return read_addresses(self.source, split, self.data_files, **options)
+            return read_addresses(self.source, split, self.data_files, streamed, **options)
         place = expand_path(self.source)
         if self.source in _FILE_KINDS and not place.exists():
             raise ConfigError(
@@ -146,7 +196,7 @@ class Source:
         if _looks_like_a_path(self.source):
             raise DataError(_no_file(place, "file or folder"))
         self._refuse_field("a dataset of the hub")
-        return read_hub(self.source, split, self.name, self.revision, self.data_files)
+        return read_hub(self.source, split, self.name, self.revision, self.data_files, streamed)
 
     def _refuse_field(self, what: str) -> None:
         if self.field is not None:
@@ -159,7 +209,7 @@ class Source:
             self._refuse_field("a dataset that `datasets` has saved")
             return read_saved_to_disk(folder, split)
         if self.data_files is not None:
-            files = _expand_data_files(self.data_files, split, folder)
+            files = expand_data_files(self.data_files, split, folder)
         else:
             files = files_of_split(folder, split)
         return self._read_files(files, str(folder))
@@ -192,7 +242,7 @@ class _FileRows:
     """The rows of files, read anew whenever they are asked for."""
 
     def __init__(self, files: Sequence[Path], field: str | None, text_unit: TextUnit) -> None:
-        self.files, self._field, self._text_unit = files, field, text_unit
+        self.files, self._field, self._text_unit = list(files), field, text_unit
 
     def unmade(self) -> Iterator[Callable[[], Row]]:
         """Yield for each row what makes it."""
@@ -218,52 +268,6 @@ def _resolve_range(start: str | None, stop: str | None, total: int) -> tuple[int
 
     first, last, _ = slice(place(start), place(stop)).indices(total)
     return first, max(first, last)
-
-
-def _has_urls(data_files: DataFiles) -> bool:
-    if isinstance(data_files, Mapping):
-        return any(_has_urls(files) for files in data_files.values())
-    names = [data_files] if isinstance(data_files, str) else data_files
-    return any("://" in name and not name.startswith(_FILE_SCHEME) for name in names)
-
-
-def _local_path(name: str) -> Path:
-    """Return the path that an entry of `data_files` means, which may be an address of this machine."""
-    if name.startswith(_FILE_SCHEME):
-        return Path(unquote(name.removeprefix(_FILE_SCHEME).removeprefix("localhost")))
-    return expand_path(name)
-
-
-def _expand_data_files(data_files: DataFiles, split: str, folder: Path) -> list[Path]:
-    """Return the files that `data_files` names for a split, patterns expanded and sorted."""
-    if isinstance(data_files, Mapping):
-        if split not in data_files:
-            raise ConfigError(
-                f"dataset.data_files has no split {split!r}, only {', '.join(data_files)}; set dataset.split"
-            )
-        data_files = data_files[split]
-    elif split != "train":
-        raise ConfigError(
-            f"dataset.split is {split!r}, but data_files that are not named by split are all 'train'; "
-            f"write data_files: {{{split}: ...}}"
-        )
-    files: list[Path] = []
-    for name in [data_files] if isinstance(data_files, str) else data_files:
-        path = folder / _local_path(name)
-        if not any(mark in name for mark in "*?[") or path.is_file():
-            files.append(path)
-            continue
-        found = glob.iglob(str(path), recursive=True)
-        matches = sorted(Path(match) for match in islice(found, _MAX_FILES + 1))
-        if not matches:
-            raise DataError(f"no file matches {escape_control(path)}")
-        if len(matches) > _MAX_FILES:
-            raise DataError(
-                f"more than {_MAX_FILES:,} files match {escape_control(path)}, the most that one dataset may have; put "
-                "them together into fewer files"
-            )
-        files += matches
-    return files
 
 
 def _check_single_file(file: Path, split: str) -> None:

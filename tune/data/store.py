@@ -10,6 +10,7 @@ import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def to_store(self) -> TokenStore:
+        """Return them by their number."""
+        ends = array("q", [0, *accumulate(self.lengths)])
+        parts = (self.tokens.tobytes(), bytes(self.codes), ends.tobytes())
+        return TokenStore(self.tokens.typecode, self.weights, dict(zip(PARTS, parts, strict=True)))
 
 
 def add_weight(table: list[float], weight: float) -> None:

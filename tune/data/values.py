@@ -74,3 +74,18 @@ def optional_text(row: Mapping[str, Any], column: str | None, notes: Counter[str
     if column is None or is_empty(row.get(column)):
         return ""
     return as_text(row[column], f"column {column!r}", notes)
+
+
+def weigh(values: Any) -> int:
+    """Return about how many bytes of memory a row's values take."""
+    weight, held = 0, [values]
+    while held:
+        value = held.pop()
+        weight += 64
+        if isinstance(value, Mapping):
+            held += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            held += value
+        elif isinstance(value, str | bytes):
+            weight += len(value)
+    return weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -12,13 +13,15 @@ from torch.utils.data import Dataset
 
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
-from tune.config.slots import WEIGHT
+from tune.config.slots import DATASET, WEIGHT
 from tune.data import DataReport, merge_reports
 from tune.data.mixture import Mixture, MixUntil
 from tune.datasets.holdout import Subset, hold_out
 from tune.datasets.own import OwnDataset
 from tune.datasets.packed import PackedDataset, ReportingDataset
+from tune.datasets.sampling import current_sample
 from tune.datasets.sft import SFTDataset
+from tune.datasets.streamed import StreamedDataset, build_streamed, is_streamed, mix_streams
 from tune.datasets.text_completion import TextCompletionDataset
 from tune.datasets.tokenizing import preparing
 from tune.errors import ConfigError
@@ -91,15 +94,28 @@ def _build_all(
     data_cache_dir: str | None,
 ) -> list[ReportingDataset]:
     refuse_dropped_tokens(tokenizer)  # before a template writes them in pieces
+    several = (components,) if isinstance(components, Component) else components
     with preparing(num_proc, data_cache_dir):
-        if isinstance(components, Component):
-            return [_build(components, tokenizer)]
-        return [_build(_without_weight(component), tokenizer) for component in components]
+        if current_sample() is None and any(map(is_streamed, several)):
+            return _build_streams(several, tokenizer)
+        return [_build(component, tokenizer) for component in several]
 
 
-def _without_weight(component: Component) -> Component:
-    """Return one of a list without what says how it is mixed with the others."""
-    return replace(component, kwargs={key: value for key, value in component.kwargs.items() if key != WEIGHT})
+def _build_streams(components: Sequence[Component], tokenizer: Tokenizer) -> list[ReportingDataset]:
+    if not all(map(is_streamed, components)):
+        raise ConfigError("streamed data cannot be joined with data that is not: set streaming alike for all")
+    return [
+        build_streamed(component, component.kwargs.get(WEIGHT, 1.0), partial(_build, tokenizer=tokenizer))
+        for component in components
+    ]
+
+
+def _for_builder(component: Component) -> Component:
+    """Return a component without what it says to the recipe."""
+    own = (WEIGHT, *(DATASET.of_recipe if component.path.startswith("tune.") else ()))
+    return replace(
+        component, kwargs={key: value for key, value in component.kwargs.items() if key not in own}
+    )
 
 
 def _join(
@@ -114,11 +130,14 @@ def _join(
         raise ConfigError(
             f"{len(weights)} of {len(datasets)} datasets have a weight: give one to each of them, or to none"
         )
+    streams = [dataset for dataset in datasets if isinstance(dataset, StreamedDataset)]
+    if streams:
+        return mix_streams(streams, ConcatDataset([stream.sample for stream in streams]))
     return ConcatDataset(datasets, weights, mix_until)
 
 
 def _build(component: Component, tokenizer: Tokenizer) -> ReportingDataset:
-    built: Any = instantiate(component, tokenizer)
+    built: Any = instantiate(_for_builder(component), tokenizer)
     if isinstance(built, (SFTDataset, TextCompletionDataset, PackedDataset, ConcatDataset, Subset)):
         return built
     if not hasattr(built, "__len__") or not hasattr(built, "__getitem__"):

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from tune.data import CROSS_ENTROPY_IGNORE_IDX, DataReport, pack_lengths
+from tune.data import DataReport, pack_lengths
+from tune.data.packing import join_examples
 from tune.errors import ConfigError
 
 
@@ -57,17 +58,7 @@ class PackedDataset(Dataset[dict[str, list[Any]]]):
         return len(self._packs)
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
-        packed: dict[str, list[Any]] = {"tokens": [], "labels": [], "input_pos": []}
-        examples = [self.documents[member] for member in self._packs[index]]
-        if any("weights" in example for example in examples):
-            packed["weights"] = []
-        for example in examples:
-            packed["tokens"] += example["tokens"]
-            packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
-            packed["input_pos"] += range(len(example["tokens"]))
-            if "weights" in packed:
-                packed["weights"] += example.get("weights") or [1.0] * len(example["tokens"])
-        return packed
+        return join_examples([self.documents[member] for member in self._packs[index]])
 
     def length(self, index: int) -> int:
         """Return the number of tokens of a sequence without making it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tune.data import DataReport, Row, Source, TokenizedRows
 from tune.data.tokenize_rows import ON_TOO_LONG, OnTooLong
+from tune.data.values import weigh
 from tune.datasets.sampling import current_sample
 from tune.errors import ConfigError, DataError
 
@@ -90,7 +91,7 @@ class RowReader:
         num_bytes = 0
         for row in self._rows:
             rows.append(row)
-            num_bytes += _weight(row.values)
+            num_bytes += weigh(row.values)
             if num_bytes >= _BATCH_BYTES or len(rows) >= _BATCH_ROWS:
                 yield rows
                 rows, num_bytes = [], 0
@@ -198,23 +199,8 @@ def _peek(rows: Iterator[Row]) -> list[Row]:
     weight = 0
     while len(peeked) < _NUM_PEEKED and weight < _PEEKED_BYTES and (row := next(rows, None)) is not None:
         peeked.append(row)
-        weight += _weight(row.values)
+        weight += weigh(row.values)
     return peeked
-
-
-def _weight(values: Any) -> int:
-    """Return about how many bytes of memory a row's values take."""
-    weight, held = 0, [values]
-    while held:
-        value = held.pop()
-        weight += 64
-        if isinstance(value, Mapping):
-            held += [*value, *value.values()]
-        elif isinstance(value, list | tuple):
-            held += value
-        elif isinstance(value, str | bytes):
-            weight += len(value)
-    return weight
 
 
 def _number(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:

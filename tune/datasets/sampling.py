@@ -36,6 +36,7 @@ class Sample:
         row: name of the one row that is read: its place as messages name it (`train.jsonl:17`, or the end of that), or
             what its column `id` holds.
         gives_up: whether reading ends, too, after many rows that became no examples.
+        read: filled while reading: the reader of each source, and what makes tokens of its rows.
         examples: filled while reading, in the order of the dataset.
         is_partial: set where rows were left unread.
         is_found: set where the one row was there.
@@ -44,6 +45,7 @@ class Sample:
     max_examples: int | None = None
     row: str | None = None
     gives_up: bool = True
+    read: list[tuple[Any, Any]] = field(default_factory=list)
     examples: list[SampledExample] = field(default_factory=list)
     is_partial: bool = False
     is_found: bool = False

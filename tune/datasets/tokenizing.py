@@ -68,6 +68,8 @@ def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, Dat
         DataError: there are faulty rows that shall not be dropped, or there is nothing to learn.
     """
     sample = current_sample()
+    if sample is not None:
+        sample.read.append((rows, job))
 
     def fill(writer: TokenWriter) -> DataReport:
         lists = rows if sample is None else _clipped(rows, job, sample)

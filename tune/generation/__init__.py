@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from tune.generation.decode import StopReason, TokenStream, generate, generate_batch, stream
+from tune.generation.decode import (
+    StopReason,
+    TokenStream,
+    generate,
+    generate_batch,
+    stream,
+    stream_batch,
+)
 from tune.generation.prompts import Prompt, Question, ask, read_prompts
 from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
-from tune.generation.text import StopStrings, TextStream, generate_text, stream_text
+from tune.generation.text import StopStrings, TextStream, generate_text, stream_text, stream_texts
 
 __all__ = [
     "Prompt",
@@ -23,6 +30,8 @@ __all__ = [
     "read_prompts",
     "sample_token",
     "stream",
+    "stream_batch",
     "stream_text",
+    "stream_texts",
     "token_probabilities",
 ]

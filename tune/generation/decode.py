@@ -9,9 +9,10 @@ generated at its position before any query can reach it. Row i of a batch theref
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Literal, Self
+from contextlib import ExitStack, contextmanager
+from typing import Literal, NoReturn, Self
 
 import torch
 
@@ -20,7 +21,7 @@ from tune.generation.sampling import Sampling, check_chosen, choose, make_genera
 from tune.modules import TransformerDecoder
 from tune.utils.sharding import is_sharded, take_from_first_
 
-__all__ = ["StopReason", "TokenStream", "generate", "generate_batch", "stream"]
+__all__ = ["StopReason", "TokenStream", "generate", "generate_batch", "stream", "stream_batch"]
 
 StopReason = Literal["stop_id", "stop_string", "max_new_tokens", "max_seq_len"]
 
@@ -89,11 +90,85 @@ def stream(
     Arguments are checked at the call, the model is taken at the first ``next()`` and given back when the iterator
     ends, is closed, or is dropped; between two tokens the caller's own grad mode is in force.
     """
+    (tokens,) = stream_batch(
+        model,
+        [prompt_ids],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_ids=stop_ids,
+        use_cache=use_cache,
+    )
+    return tokens
+
+
+def stream_batch(
+    model: TransformerDecoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_ids: Sequence[int] = (),
+    use_cache: bool = True,
+) -> list[TokenStream]:
+    """Return one stream of tokens per prompt; those of a batch are generated together, as far as any of them is read.
+
+    Row i draws from its own generator, seeded with ``seed + i``: it gives what `stream` gives with that seed (up to
+    rounding: a matrix product of another shape may round differently). Read the streams of one batch, or close them,
+    before those of the next: the model generates one batch at a time. Else arguments and errors are those of `stream`.
+
+    Args:
+        prompts: They may differ in length, and each ends by itself.
+        batch_size: How many are generated together, in their order; None: all.
+    """
     sampling = Sampling(temperature, top_k, top_p)
-    limits = _check_prompts(model, [prompt_ids], max_new_tokens)
-    generators = [make_generator(seed, _device(model))]
-    steps = _steps(model, [prompt_ids], limits, sampling, generators, use_cache)
-    return TokenStream(steps, stop_ids, "max_new_tokens" if limits[0] == max_new_tokens else "max_seq_len")
+    limits = _check_prompts(model, prompts, max_new_tokens)
+    generators = [
+        make_generator(None if seed is None else seed + row, _device(model)) for row in range(len(prompts))
+    ]
+    streams: list[TokenStream] = []
+    size = batch_size or max(len(prompts), 1)
+    for first in range(0, len(prompts), size):
+        part = slice(first, first + size)
+        batch = _Batch(
+            _steps(model, prompts[part], limits[part], sampling, generators[part], use_cache),
+            len(prompts[part]),
+        )
+        streams += [
+            TokenStream(
+                batch, row, limit, stop_ids, "max_new_tokens" if limit == max_new_tokens else "max_seq_len"
+            )
+            for row, limit in enumerate(limits[part])
+        ]
+    return streams
+
+
+class _Batch:
+    """The tokens of rows that are generated together: what one row is ahead of another waits for its reader."""
+
+    def __init__(self, steps: Generator[list[int], None, None], num_rows: int) -> None:
+        self._steps = steps
+        self._waiting: dict[int, deque[int]] = {row: deque() for row in range(num_rows)}
+
+    def read(self, row: int) -> int:
+        """Return the next token of a row, having let the model take a step where none waits."""
+        if not self._waiting[row]:
+            tokens = next(self._steps)
+            for other, waiting in self._waiting.items():
+                waiting.append(tokens[other])
+        return self._waiting[row].popleft()
+
+    def close(self, row: int) -> None:
+        """Keep nothing more for a row; the last one gives the model back."""
+        self._waiting.pop(row, None)
+        if not self._waiting:
+            self._steps.close()
 
 
 class TokenStream(Iterator[int]):
@@ -105,33 +180,37 @@ class TokenStream(Iterator[int]):
     """
 
     def __init__(
-        self, steps: Generator[list[int], None, None], stop_ids: Sequence[int], reason_at_limit: StopReason
+        self, batch: _Batch, row: int, limit: int, stop_ids: Sequence[int], reason_at_limit: StopReason
     ) -> None:
         self.stop_reason: StopReason | None = None
         self.num_tokens = 0
-        self._steps = steps
+        self._batch = batch
+        self._row = row
+        self._limit = limit
         self._closed = False
         self._stop_ids = frozenset(stop_ids)
         self._reason_at_limit: StopReason = reason_at_limit
 
     def __next__(self) -> int:
-        token = next(self._steps, [None])[0]
-        if token is None:
-            if not self._closed:
-                self.stop_reason = self._reason_at_limit
-                self.close()
-        elif token in self._stop_ids:
-            self.stop_reason = "stop_id"
-            self.close()
-        else:
-            self.num_tokens += 1
-            return token
+        if self._closed:
+            raise StopIteration
+        if self.num_tokens == self._limit:
+            self._end(self._reason_at_limit)
+        token = self._batch.read(self._row)
+        if token in self._stop_ids:
+            self._end("stop_id")
+        self.num_tokens += 1
+        return token
+
+    def _end(self, reason: StopReason) -> NoReturn:
+        self.stop_reason = reason
+        self.close()
         raise StopIteration
 
     def close(self) -> None:
-        """Give the model back now; the stream ends here. Harmless when it has ended already."""
+        """Give the model back now, unless others of the batch go on; the stream ends here. Harmless at its end."""
         self._closed = True
-        self._steps.close()
+        self._batch.close(self._row)
 
     def __enter__(self) -> Self:
         return self
@@ -152,30 +231,22 @@ def generate_batch(
     stop_ids: Sequence[int] = (),
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """Return the continuation of each prompt; prompts may differ in length, and each row ends by itself.
-
-    Row i draws from its own generator, seeded with ``seed + i``: it gives what `generate` gives with that seed (up to
-    rounding: a matrix product of another shape may round differently). Arguments and errors are those of `generate`.
-    """
-    sampling = Sampling(temperature, top_k, top_p)
-    limits = _check_prompts(model, prompts, max_new_tokens)
-    generators = [
-        make_generator(None if seed is None else seed + row, _device(model)) for row in range(len(prompts))
-    ]
-    outputs: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    with closing(_steps(model, prompts, limits, sampling, generators, use_cache)) as steps:
-        for tokens in steps:
-            for row in tuple(running):
-                if tokens[row] in stop_ids:
-                    running.discard(row)
-                    continue
-                outputs[row].append(tokens[row])
-                if len(outputs[row]) == limits[row]:
-                    running.discard(row)
-            if not running:
-                break
-    return outputs
+    """Return the continuation of each prompt, all generated together; see `stream_batch` for arguments and errors."""
+    streams = stream_batch(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_ids=stop_ids,
+        use_cache=use_cache,
+    )
+    with ExitStack() as stack:
+        for tokens in streams:
+            stack.push(tokens)
+        return [list(tokens) for tokens in streams]
 
 
 def _check_prompts(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from tune.errors import GenerationError
-from tune.generation.decode import StopReason, TokenStream, stream
+from tune.generation.decode import StopReason, TokenStream, stream_batch
 from tune.modules import TransformerDecoder
 from tune.tokenizers import StreamDecoder, Tokenizer
 
-__all__ = ["StopStrings", "TextStream", "generate_text", "stream_text"]
+__all__ = ["StopStrings", "TextStream", "generate_text", "stream_text", "stream_texts"]
 
 
 class StopStrings:
@@ -100,11 +100,48 @@ def stream_text(
     Raises:
         GenerationError: As `generate`, or a stop string is empty.
     """
-    ids = tokenizer.encode(prompt, add_bos=True, add_eos=False) if isinstance(prompt, str) else prompt
-    tokens = stream(
+    (pieces,) = stream_texts(
         model,
-        ids,
+        tokenizer,
+        [prompt],
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        stop_ids=stop_ids,
+        ignore_eos=ignore_eos,
+        use_cache=use_cache,
+    )
+    return pieces
+
+
+def stream_texts(
+    model: TransformerDecoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    ignore_eos: bool = False,
+    use_cache: bool = True,
+) -> list[TextStream]:
+    """Return what `stream_text` returns for each prompt; ``batch_size`` of them are generated together."""
+    tokens = stream_batch(
+        model,
+        [
+            tokenizer.encode(prompt, add_bos=True, add_eos=False) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -112,7 +149,7 @@ def stream_text(
         stop_ids=() if ignore_eos else sorted({*tokenizer.stop_ids, *stop_ids}),
         use_cache=use_cache,
     )
-    return TextStream(tokens, StreamDecoder(tokenizer), StopStrings(stop))
+    return [TextStream(row, StreamDecoder(tokenizer), StopStrings(stop)) for row in tokens]
 
 
 def generate_text(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune.training import lr_schedulers, metric_logging
-from tune.training.activations import activation_offloading, checkpoint_activations, compile_blocks
+from tune.training.activations import activation_offloading, checkpoint_activations
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
 from tune.training.checkpointers import (
     FullModelCheckpointer,
@@ -11,6 +11,7 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
     FullModelTorchTuneCheckpointer,
 )
+from tune.training.compilation import compile_blocks
 from tune.training.determinism import describe_repeatability, make_deterministic
 from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last

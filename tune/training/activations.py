@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tune.errors import TrainingError
-from tune.modules.moe import MixtureOfExperts
 
-__all__ = ["activation_offloading", "checkpoint_activations", "compile_blocks"]
+__all__ = ["activation_offloading", "checkpoint_activations"]
 
 # Below this a transfer costs more than the memory is worth.
 MIN_OFFLOAD_BYTES = 1024**2
@@ -36,20 +35,6 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
-
-
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile each block in place: equal blocks share one compilation, so the start is short.
-
-    Call it after `checkpoint_activations`, so that the recomputation is part of what is compiled. Mixtures of experts
-    stay as they are, and a recomputed block that has one with them.
-    """
-    for block in blocks:
-        for module in block.modules():
-            if isinstance(module, MixtureOfExperts):
-                # Every batch spreads its tokens otherwise: each new spread would be compiled anew.
-                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
-        block.compile()
 
 
 def activation_offloading(

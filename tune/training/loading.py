@@ -13,6 +13,7 @@ from tune.config.instantiate import import_component
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, FilledDataset, ResumableSampler
 from tune.training.batches import collate_with_lengths
 from tune.training.data_workers import WorkerLoader
+from tune.training.streaming import Streamed, StreamLoader, StreamSampler
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 
@@ -37,7 +38,7 @@ def build_loader(
     seed: int,
     mesh: Mesh,
     num_workers: int = 0,
-) -> DataLoader[Any]:
+) -> DataLoader[Any] | StreamLoader:
     """Return a loader of this process's micro-batches; its `sampler` knows the place in the data.
 
     What there is to learn from the data is said in the log.
@@ -53,10 +54,20 @@ def build_loader(
         shuffle: a new order each epoch.
         seed: of the order.
         mesh: the processes that share the examples; for a GPU batches are pinned, so that nobody waits for copies.
-        num_workers: processes that prepare batches ahead; 0 prepares them in between.
+        num_workers: processes that prepare batches ahead; 0 prepares them in between. Streamed data is prepared by one
+            thread, whatever their number.
     """
     if hasattr(dataset, "report"):
         get_logger().info(f"Data: {dataset.report()}")
+    arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
+    collate = partial(
+        collate_with_lengths, partial(import_component(collate_fn.path), **arguments), padding_idx
+    )
+    pin_memory = mesh.device.type == "cuda"
+    if isinstance(dataset, Streamed):
+        stream = dataset.stream(shuffle, seed, mesh.data_parallel_rank, mesh.data_parallel_size)
+        place = StreamSampler(stream, dataset.describe_sources(), shuffle, seed, mesh)
+        return StreamLoader(stream, place, collate, batch_size, pin_memory, reads_ahead=num_workers > 0)
     sampler = ResumableSampler(
         len(dataset),
         shuffle,
@@ -65,15 +76,11 @@ def build_loader(
         mesh.data_parallel_size,
         getattr(dataset, "mixture", None),
     )
-    arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
     filled = FilledDataset(dataset, padding_idx, CROSS_ENTROPY_IGNORE_IDX)
-    collate = partial(
-        collate_with_lengths, partial(import_component(collate_fn.path), **arguments), padding_idx
-    )
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "sampler": sampler,
-        "pin_memory": mesh.device.type == "cuda",
+        "pin_memory": pin_memory,
         # Its own generator, so that beginning an epoch draws nothing from the global one.
         "generator": torch.Generator(),
     }

@@ -75,10 +75,13 @@ class Monitor:
             return
         folder, overwrite = str(self._output_dir), not self._checkpoints.resumed
         self._samples.append(JSONLLogger(folder, "samples.jsonl", overwrite))
-        self._metrics.append(JSONLLogger(folder, overwrite=overwrite))
+        own = JSONLLogger(folder, overwrite=overwrite)
         # The service goes on with the run that it knows, as the files do.
         defaults = {"log_dir": folder, "resume": self._checkpoints.resumed is not None}
-        self._metrics.append(instantiate(metric_logger, defaults=defaults))
+        named = instantiate(metric_logger, defaults=defaults)
+        # A config may name the very file that every run writes: each line stands in it once.
+        is_own_file = isinstance(named, JSONLLogger) and named.path.resolve() == own.path.resolve()
+        self._metrics += [own] if is_own_file else [own, named]
         self._profiler = build_profiler(profiler, self._output_dir / "profiler")
 
     def announce(

@@ -45,7 +45,7 @@ def check_tokenizer_fits(tokenizer: Tokenizer, config: DecoderConfig, report: Da
         ConfigError: there are such tokens.
     """
     require_rows(tokenizer, config.vocab_size)
-    longest = report.longest if report.max_seq_len is None else min(report.longest, report.max_seq_len)
+    longest = report.longest_kept
     if longest > config.max_seq_len:
         get_logger().warning(
             f"The longest sequence has {longest} tokens, but the model was made for {config.max_seq_len}. "

@@ -227,7 +227,7 @@ def longest_row(report: DataReport) -> LongestRow:
         return LongestRow(report.longest)
     if report.num_packs:
         return LongestRow(report.max_seq_len, is_packed=True)
-    return LongestRow(min(report.longest, report.max_seq_len))
+    return LongestRow(report.longest_kept)
 
 
 def _gib(num_bytes: float) -> str:

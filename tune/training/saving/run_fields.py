@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tune.data import ResumableSampler
 from tune.errors import CheckpointError
 from tune.training.spikes import SpikeWatch
+from tune.training.streaming import StreamSampler
 from tune.utils.seed import MAX_SEED
 
 __all__ = ["check_content", "check_group", "check_part", "check_run"]
@@ -64,6 +65,7 @@ _NAMED = _Field(lambda value: _is_mapping(value, lambda _: True), "values by nam
 _STATES = _Field(lambda value: _is_mapping(value, _is_state), "states by name")
 _GROUPS = _Field(lambda value: _is_list(value, _NAMED.fits), "a list of settings by name")
 _STEP, _COUNT = _whole(0, _MAX_STEP), _whole(0, _MAX_COUNT)
+_COUNTS = _Field(lambda value: _is_list(value, _COUNT.fits), "a list of counts")
 
 _CONTENT = {
     "run": _NAMED,
@@ -101,6 +103,7 @@ _SAMPLER = {
 }
 _PARTS: tuple[tuple[type, dict[str, _Field]], ...] = (
     (ResumableSampler, _SAMPLER),
+    (StreamSampler, {**_SAMPLER, "places": _COUNTS._replace(is_needed=False)}),
     (SpikeWatch, {"recent": _NUMBERS, "is_high": _FLAG}),
     (
         GradScaler,

@@ -1,0 +1,121 @@
+"""Compiled blocks: as few graphs as there are kinds of pass, whatever the shapes; and said where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
+from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
+from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
+from tune.training import checkpoint_activations, compile_blocks
+
+SHAPES = [(2, 9), (3, 17), (2, 33), (4, 40)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch.compiler.set_stance("default")
+    torch._dynamo.reset()
+
+
+def build(method: str = "full", **changes: Any) -> TransformerDecoder:
+    torch.manual_seed(4)
+    model = TransformerDecoder(DecoderConfig(61, 2, 6, 2, 48, 8, 50, 64, **changes))
+    if method != "full":
+        apply_lora(model, LoRAConfig(rank=4, alpha=8, quantize_base=method == "qlora"))
+        reset_adapters(model, torch.float32)
+    return model
+
+
+def run_pass(model: TransformerDecoder, shape: tuple[int, int], mask: Tensor | None = None) -> None:
+    tokens = torch.randint(0, 61, shape)
+    loss = loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, mask)
+    if torch.is_grad_enabled():
+        loss.backward()
+
+
+def num_graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize(("method", "recomputed"), [("full", 0), ("lora", 1), ("qlora", 2)])
+def test_one_graph_for_each_kind_of_pass(method: str, recomputed: int) -> None:
+    model = build(method)
+    checkpoint_activations(model.layers[:recomputed])
+    compile_blocks(model.layers, backend="eager")
+    kinds = 2 if recomputed == 1 else 1  # blocks that are recomputed, and others
+    for shape in SHAPES:
+        run_pass(model, shape)
+    assert num_graphs() == kinds
+    run_pass(model, (1, 21))  # one row: what is left of an epoch
+    run_pass(model, (1, 11))
+    assert num_graphs() == 2 * kinds
+    model.eval()
+    with torch.no_grad():
+        for shape in SHAPES:
+            run_pass(model, shape)
+        assert num_graphs() == 3 * kinds
+        model.setup_caches(1, 16)
+        model(torch.arange(7)[None])
+        for token in range(4):
+            model(torch.tensor([[token]]))
+        model.delete_caches()
+    assert num_graphs() == 3 * kinds
+    assert not counters["graph_break"]
+
+
+def test_one_graph_for_packed_batches() -> None:
+    model = build()
+    compile_blocks(model.layers, backend="eager")
+    for b, s in SHAPES:
+        same = torch.arange(s)[:, None] // 5 == torch.arange(s) // 5
+        run_pass(model, (b, s), (same & torch.ones(s, s, dtype=torch.bool).tril()).expand(b, s, s))
+    assert num_graphs() == 1
+    assert not counters["graph_break"]
+
+
+def test_past_the_limit_blocks_run_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = build()
+    expected = [model(torch.arange(2 * s).view(2, s)) for s in (5, 6, 7)]
+    compile_blocks(model.layers, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        model(torch.arange(10).view(2, 5))
+        with torch.no_grad():  # another graph
+            for s, logits in zip((5, 6, 7), expected, strict=True):
+                assert torch.equal(model(torch.arange(2 * s).view(2, s)), logits)
+    assert num_graphs() == 1
+    assert caplog.text.count("runs uncompiled from now on") == 1
+
+
+def test_past_the_limit_is_an_error_where_asked_for() -> None:
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    model = build()
+    compile_blocks(model.layers, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        model(torch.arange(10).view(2, 5))
+        with torch.no_grad(), pytest.raises(FailOnRecompileLimitHit):
+            model(torch.arange(10).view(2, 5))
+
+
+def test_no_spread_of_tokens_over_experts_is_compiled_anew() -> None:
+    model = build(moe=MoEConfig(11, 3, 20))
+    batches = torch.randint(0, 61, (5, 2, 7))
+    with torch.no_grad():
+        expected = [model(batch) for batch in batches]
+        compile_blocks(model.layers, backend="eager")
+        torch.testing.assert_close(model(batches[0]), expected[0])
+        before = num_graphs()
+        assert before > 0
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(model(batch), logits)
+    assert num_graphs() == before

@@ -1,0 +1,210 @@
+"""Rows that are read as they are needed, shuffled in a buffer and packed on the way, from any place on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune.data.files import Row
+from tune.data.packing import join_examples, pack_lengths
+from tune.data.sources import Source
+from tune.data.tokenize_rows import ConversationTokenizer, TextTokenizer
+from tune.data.values import weigh
+from tune.errors import DataError
+from tune.utils.escape import escape_control
+
+_log = logging.getLogger(__name__)
+# A block ends with so many bytes of rows, too: it is held in memory.
+_BLOCK_BYTES = 256 << 20
+# Rows of a block where nothing is shuffled.
+_PLAIN_ROWS = 1024
+# Rows that are tokenized together; whole documents are packed from among them.
+_ROWS_AT_ONCE, _ROWS_PACKED = 16, 1024
+
+
+@dataclass(frozen=True)
+class StreamPlace:
+    """A place between two examples of a `RowStream`.
+
+    Args:
+        passes: times that the source has been read to its end.
+        row: of the source, with which the block at hand begins.
+        given: examples of that block that lie behind.
+    """
+
+    passes: int = 0
+    row: int = 0
+    given: int = 0
+
+
+@dataclass
+class RowStream:
+    """Endless examples of a source, tokenized as they are asked for; what they are depends on the arguments alone.
+
+    The rows of this process are read in blocks of `shuffle_buffer`. Each block is put into a random order, tokenized,
+    and packed where a capacity is given, so that a place in the stream is a few numbers: from there, no more than one
+    block is read again. At the end of the source the next pass begins, with the files and the blocks in another order.
+
+    Args:
+        source: of the rows.
+        job: makes tokens of rows.
+        drops_bad_rows: leave out the rows that cannot be used; otherwise they are an error, once they are reached.
+        capacity: tokens of a sequence that examples are packed into; None packs nothing.
+        shuffle_buffer: rows of a block; 0 leaves all in the order of the source.
+        seed: of the order.
+        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th.
+
+    Attributes:
+        num_dropped: rows left out so far.
+    """
+
+    source: Source
+    job: ConversationTokenizer | TextTokenizer
+    drops_bad_rows: bool = False
+    capacity: int | None = None
+    shuffle_buffer: int = 0
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    num_dropped: int = 0
+
+    def examples(self, place: StreamPlace = StreamPlace()) -> Iterator[tuple[dict[str, Any], StreamPlace]]:
+        """Yield one example after another, each with the place behind it.
+
+        Raises:
+            DataError: a row cannot be used, an example is too long, or there is nothing to learn in a whole pass.
+        """
+        passes, first, given = place.passes, place.row, place.given
+        while True:
+            is_empty = first == 0 and given == 0
+            for start, rows in self._blocks(passes, first):
+                number = 0
+                for number, example in enumerate(self._make(passes, start, rows), 1):
+                    if number > given:
+                        is_empty = False
+                        yield example, StreamPlace(passes, start, number)
+                given = 0
+            if is_empty:
+                raise DataError(
+                    f"nothing to learn in {self.source}: none of its rows became an example for process "
+                    f"{self.rank + 1} of {self.world_size}"
+                )
+            passes, first, given = passes + 1, 0, 0
+
+    def _blocks(self, passes: int, first: int) -> Iterator[tuple[int, list[Row]]]:
+        """Yield the rows of this process from the `first` of a pass on, in lists, each with the number it begins at."""
+        order = self._random(passes, "files").shuffle if self.shuffle_buffer else None
+        size = self.shuffle_buffer or _PLAIN_ROWS
+        start, rows, num_bytes = first, list[Row](), 0
+        for number, make in enumerate(self.source.unmade(order)):
+            if number < first or number % self.world_size != self.rank:
+                continue
+            row = make()
+            rows.append(row)
+            num_bytes += weigh(row.values)
+            if len(rows) >= size or num_bytes >= _BLOCK_BYTES:
+                yield start, rows
+                start, rows, num_bytes = number + 1, [], 0
+        if rows:
+            yield start, rows
+
+    def _make(self, passes: int, start: int, rows: list[Row]) -> Iterator[dict[str, Any]]:
+        """Yield the examples of a block."""
+        if self.shuffle_buffer:
+            self._random(passes, str(start)).shuffle(rows)
+        size = _ROWS_AT_ONCE if self.capacity is None else _ROWS_PACKED
+        for first in range(0, len(rows), size):
+            examples = self._tokenize(rows[first : first + size])
+            if self.capacity is None:
+                yield from examples
+                continue
+            packs = list(pack_lengths([len(example["tokens"]) for example in examples], self.capacity))
+            if self.shuffle_buffer:  # the longest documents are packed first
+                self._random(passes, f"{start} {first}").shuffle(packs)
+            yield from (join_examples([examples[member] for member in pack]) for pack in packs)
+
+    def _tokenize(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        tokenized = self.job(rows)
+        if tokenized.too_long:
+            place, length = tokenized.too_long[0]
+            raise DataError(
+                f"{place} has {length:,} tokens, more than max_seq_len={self.job.limit}, and dataset.on_too_long is "
+                "error: set it to cut, drop or split, or raise dataset.max_seq_len"
+            )
+        for place, reason in tokenized.rejected:
+            if not self.drops_bad_rows:
+                raise DataError(
+                    f"{place} cannot be learnt from: {reason}. Repair it, or leave such rows out with "
+                    "dataset.on_bad_rows=drop"
+                )
+            self.num_dropped += 1
+            if self.num_dropped == 10 ** (len(str(self.num_dropped)) - 1):
+                row = f"{place}: {escape_control(reason, 300)}"
+                _log.warning(f"warning: {self.num_dropped:,} rows left out so far, the last of them {row}")
+        store = tokenized.examples.to_store()
+        return [store.example(index) for index in range(len(store))]
+
+    def _random(self, passes: int, what: str) -> random.Random:
+        digest = hashlib.blake2b(f"{self.seed}/{passes}/{what}".encode(), digest_size=8).digest()
+        return random.Random(int.from_bytes(digest, "little"))
+
+
+@dataclass
+class MixedStream:
+    """Examples of several streams in given shares: the next is of the one that is the furthest behind its share.
+
+    Args:
+        streams: at least one.
+        weights: of each, above 0; only their proportions matter.
+    """
+
+    streams: Sequence[RowStream]
+    weights: Sequence[float]
+
+    def start(self) -> MixedPlace:
+        """Return the place before the first example."""
+        return MixedPlace((0,) * len(self.streams), (StreamPlace(),) * len(self.streams))
+
+    def examples(self, place: MixedPlace | None = None) -> Iterator[tuple[dict[str, Any], MixedPlace]]:
+        """Yield one example after another, each with the place behind it; see `RowStream.examples`."""
+        place = place or self.start()
+        counts, places = list(place.counts), list(place.places)
+        shares = [weight / sum(self.weights) for weight in self.weights]
+        sources = [stream.examples(begin) for stream, begin in zip(self.streams, places, strict=True)]
+        while True:
+            behind = [(sum(counts) + 1) * share - count for share, count in zip(shares, counts, strict=True)]
+            which = behind.index(max(behind))
+            example, places[which] = next(sources[which])
+            counts[which] += 1
+            yield example, MixedPlace(tuple(counts), tuple(places))
+
+
+@dataclass(frozen=True)
+class MixedPlace:
+    """A place between two examples of a `MixedStream`.
+
+    Args:
+        counts: examples of each stream that lie behind.
+        places: in each.
+    """
+
+    counts: tuple[int, ...]
+    places: tuple[StreamPlace, ...]
+
+    def to_numbers(self) -> list[int]:
+        """Return the place as plain numbers, four for each stream."""
+        return [
+            number
+            for count, place in zip(self.counts, self.places, strict=True)
+            for number in (count, place.passes, place.row, place.given)
+        ]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> MixedPlace:
+        """Return the place that `to_numbers` wrote."""
+        parts = [numbers[first : first + 4] for first in range(0, len(numbers), 4)]
+        return cls(tuple(part[0] for part in parts), tuple(StreamPlace(*part[1:]) for part in parts))

@@ -1,0 +1,173 @@
+"""Data that is never read whole: a look at its beginning, and a stream of all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from tune.config.component import Component
+from tune.config.slots import SHUFFLE_BUFFER, STREAMING
+from tune.data import DataReport, Source
+from tune.data.sources import streaming
+from tune.data.stream import MixedStream, RowStream
+from tune.datasets.packed import PackedDataset, ReportingDataset
+from tune.datasets.sampling import Sample, sampling
+from tune.errors import ConfigError
+
+DEFAULT_BUFFER = 10_000
+# Examples that a report of a stream is made of.
+_NUM_SAMPLED = 1000
+
+
+@dataclass(frozen=True)
+class StreamPart:
+    """One source of a stream.
+
+    Args:
+        source: of the rows.
+        job: makes tokens of them.
+        drops_bad_rows: see `RowStream`, as the next two.
+        capacity: of packed sequences.
+        shuffle_buffer: rows that are shuffled together.
+        weight: share of its examples among those of other sources.
+    """
+
+    source: Source
+    job: Any
+    drops_bad_rows: bool
+    capacity: int | None
+    shuffle_buffer: int
+    weight: float = 1.0
+
+
+class StreamedDataset(Dataset[dict[str, list[Any]]]):
+    """What a run reads as it goes; by number it gives the first examples alone, which its report is about.
+
+    Args:
+        sample: the first examples.
+        parts: the sources.
+        report: what is known of them.
+
+    Attributes:
+        sample, parts: as given.
+    """
+
+    def __init__(self, sample: ReportingDataset, parts: Sequence[StreamPart], report: DataReport) -> None:
+        self.sample = sample
+        self.parts = list(parts)
+        self._report = report
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
+        return self.sample[index]
+
+    def length(self, index: int) -> int:
+        """Return the number of tokens of one of the first examples without making it."""
+        return self.sample.length(index)
+
+    def report(self) -> DataReport:
+        """Return the counts of the first examples, and what cannot be known of the others."""
+        return self._report
+
+    def render_prompt(self, text: str) -> str | list[int]:
+        """Return what the model reads when a user says `text`."""
+        return self.sample.render_prompt(text)
+
+    def stream(self, shuffle: bool, seed: int, rank: int, world_size: int) -> MixedStream:
+        """Return the endless examples of this process; arguments are those of `RowStream`."""
+        streams = [
+            RowStream(
+                part.source,
+                part.job,
+                part.drops_bad_rows,
+                part.capacity,
+                part.shuffle_buffer if shuffle else 0,
+                seed,
+                rank,
+                world_size,
+            )
+            for part in self.parts
+        ]
+        return MixedStream(streams, [part.weight for part in self.parts])
+
+    def describe_sources(self) -> str:
+        """Return what must be the same for a place in the stream to be the same: names and sizes of files, settings."""
+        return "; ".join(f"{part.source} {_sizes(part.source)} x {part.weight:g}" for part in self.parts)
+
+
+def is_streamed(component: Component) -> bool:
+    """Tell whether a dataset of ours is asked for as a stream."""
+    return component.path.startswith("tune.") and component.kwargs.get(STREAMING) is True
+
+
+def build_streamed(
+    component: Component, weight: float, build: Callable[[Component], ReportingDataset]
+) -> StreamedDataset:
+    """Return a dataset of which no more than the beginning is read now.
+
+    Args:
+        component: builds the dataset.
+        weight: its share among others.
+        build: makes a dataset of a component without the settings of the recipe.
+
+    Raises:
+        ConfigError: it has no source that can be read as it goes.
+        DataError: the beginning cannot be read or learnt from.
+    """
+    sample = Sample(_NUM_SAMPLED)
+    with sampling(sample), streaming():
+        dataset = build(component)
+    sources = [rows.source for rows, _ in sample.read]
+    if len(sources) != 1 or sources[0] is None:
+        raise ConfigError(
+            f"dataset {component.path} cannot be streamed: it is not made of the rows of one source"
+        )
+    rows, job = sample.read[0]
+    report = dataset.report()
+    if job.limit is None:
+        raise ConfigError(
+            "streamed data needs to know how long a sequence may be, for nobody knows the longest before all are read: "
+            "set dataset.max_seq_len or tokenizer.max_seq_len"
+        )
+    capacity = dataset.capacity if isinstance(dataset, PackedDataset) else None
+    buffer = component.kwargs.get(SHUFFLE_BUFFER, DEFAULT_BUFFER)
+    part = StreamPart(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer, weight)
+    if sample.is_partial:
+        report = replace(
+            report,
+            is_partial=True,
+            remarks=[
+                *report.remarks,
+                f"streamed: only the first {report.num_rows:,} rows were looked at; how many there are, what is wrong "
+                f"with others and how long they are shows while they are read. Up to {buffer:,} rows are shuffled "
+                "together",
+            ],
+        )
+    return StreamedDataset(dataset, [part], report)
+
+
+def mix_streams(datasets: Sequence[StreamedDataset], joined: ReportingDataset) -> StreamedDataset:
+    """Return several streams as one, in the shares of their weights.
+
+    Args:
+        datasets: the streams, packed alike.
+        joined: their first examples.
+    """
+    parts = [part for dataset in datasets for part in dataset.parts]
+    total = sum(part.weight for part in parts)
+    shares = ", ".join(f"{part.source}: {part.weight / total:.1%}" for part in parts)
+    report = joined.report()
+    return StreamedDataset(
+        joined, parts, replace(report, remarks=[*report.remarks, f"the examples are mixed: {shares}"])
+    )
+
+
+def _sizes(source: Source) -> str:
+    """Return how many bytes the files of a source have, "" where it is on the hub."""
+    files = source.local_files()
+    return f"({', '.join(str(file.stat().st_size) for file in files)} bytes)" if files else ""
