@@ -139,7 +139,7 @@ def measure_step(
         model: as `without_memory` gives it, in the dtypes it is trained in.
         loss_fn: the loss.
         shape: rows of a micro-batch and the tokens of the longest.
-        packed: rows hold several documents, so a mask and positions are given.
+        packed: rows hold several documents, so positions are given.
         autocast_dtype: of the forward pass; None: it runs without autocast.
         gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
         device_type: whose kernels are chosen, see `measured_device`.
@@ -231,14 +231,11 @@ class _Recorder:
         self, loss_fn: nn.Module, tokens: Tensor, packed: bool, autocast: AbstractContextManager[object]
     ) -> StepBytes:
         """Return what was noted of the forward and the backward pass of tokens [b, s]."""
-        mask = positions = None
         with self.live:
             tokens, labels = tokens.clone(), tokens.clone()
-            if packed:
-                mask = tokens[:, :, None] == tokens[:, None]  # [b, s, s]
-                positions = tokens.clone()
+            positions = tokens.clone() if packed else None
             with autocast, torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor):
-                loss = loss_sum(loss_fn, self.model, tokens, labels, mask, positions)
+                loss = loss_sum(loss_fn, self.model, tokens, labels, None, positions)
             self.step.at_loss = self.live.restart() - self._kept(self.place)
             loss.backward()  # type: ignore[no-untyped-call]
             self._next(-1)
