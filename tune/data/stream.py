@@ -63,8 +63,8 @@ class RowStream:
         capacity: tokens of a sequence that examples are packed into; None packs nothing.
         shuffle_buffer: rows of a block; 0 leaves all in the order of the source.
         seed: of the order.
-        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th file where that
-            comes out even, else every so many-th row.
+        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th file, and so
+            many-th row of the files that are left over.
 
     Attributes:
         num_dropped: rows left out so far.
@@ -106,16 +106,17 @@ class RowStream:
         order = list(range(len(shards)))
         if self.shuffle_buffer:
             self._random(place.passes, "files").shuffle(order)
-        # Where they do not come out even, every process reads all files, and makes its rows alone.
-        shares_files = len(order) % self.world_size == 0
+        # As many files for each process; those left over are read by all, each of which makes its rows alone.
+        num_shared = len(order) % self.world_size
         size = self.shuffle_buffer or _PLAIN_ROWS
         start, rows, num_bytes = None, list[Row](), 0
         for shard in range(place.shard, len(order)):
-            if shares_files and shard % self.world_size != self.rank:
+            is_own = shard < len(order) - num_shared
+            if is_own and shard % self.world_size != self.rank:
                 continue
             first = place.row if shard == place.shard else 0
             for number, make in enumerate(shards[order[shard]].unmade(first), first):
-                if not shares_files and (shard + number) % self.world_size != self.rank:
+                if not is_own and (shard + number) % self.world_size != self.rank:
                     continue
                 start = start or StreamPlace(place.passes, shard, number)
                 row = make()
