@@ -32,7 +32,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/constraints.txt: constraints.txt | $(VENV)/bin/python
-	sed 's/^torch==.*/torch==$(TORCH)/' $< > $@
+	sed -e 's/^torch==.*/torch==$(TORCH)/' -e '/^triton==/d' $< > $@
 
 # torch comes first and by itself, so that nothing else gets to choose another build of it.
 $(VENV)/.torch: $(PINS) | $(VENV)/bin/python
