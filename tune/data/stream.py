@@ -6,7 +6,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from tune.data.files import Row
@@ -22,8 +22,10 @@ _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 256 << 20
 # Rows of a block where nothing is shuffled.
 _PLAIN_ROWS = 1024
-# Rows that are tokenized together; whole documents are packed from among them.
-_ROWS_AT_ONCE, _ROWS_PACKED = 16, 1024
+# Rows that are tokenized together.
+_ROWS_AT_ONCE = 16
+# Sequences that documents are packed into together: the last of them is half full on average.
+_PACKED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,16 @@ class StreamPlace:
 
     Args:
         passes: times that the source has been read to its end.
-        row: of the source, with which the block at hand begins.
-        given: examples of that block that lie behind.
+        shard: of the source in the order of this pass, with which the block at hand begins.
+        row: of that shard.
+        done: rows of the block, in their order, that lie behind.
+        given: examples that lie behind, of those that the rows after them give.
     """
 
     passes: int = 0
+    shard: int = 0
     row: int = 0
+    done: int = 0
     given: int = 0
 
 
@@ -47,7 +53,8 @@ class RowStream:
 
     The rows of this process are read in blocks of `shuffle_buffer`. Each block is put into a random order, tokenized,
     and packed where a capacity is given, so that a place in the stream is a few numbers: from there, no more than one
-    block is read again. At the end of the source the next pass begins, with the files and the blocks in another order.
+    block is read again, and of its file no more than has to be passed over. At the end of the source the next pass
+    begins, with the files and the blocks in another order.
 
     Args:
         source: of the rows.
@@ -56,7 +63,8 @@ class RowStream:
         capacity: tokens of a sequence that examples are packed into; None packs nothing.
         shuffle_buffer: rows of a block; 0 leaves all in the order of the source.
         seed: of the order.
-        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th.
+        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th file, and so
+            many-th row of the files that are left over.
 
     Attributes:
         num_dropped: rows left out so far.
@@ -78,54 +86,73 @@ class RowStream:
         Raises:
             DataError: a row cannot be used, an example is too long, or there is nothing to learn in a whole pass.
         """
-        passes, first, given = place.passes, place.row, place.given
         while True:
-            is_empty = first == 0 and given == 0
-            for start, rows in self._blocks(passes, first):
-                number = 0
-                for number, example in enumerate(self._make(passes, start, rows), 1):
-                    if number > given:
-                        is_empty = False
-                        yield example, StreamPlace(passes, start, number)
-                given = 0
+            is_empty = place == StreamPlace(place.passes)
+            for start, rows in self._blocks(place):
+                behind = place if replace(place, done=0, given=0) == start else start
+                for example, after in self._make(start, rows, behind):
+                    is_empty = False
+                    yield example, after
             if is_empty:
                 raise DataError(
                     f"nothing to learn in {self.source}: none of its rows became an example for process "
                     f"{self.rank + 1} of {self.world_size}"
                 )
-            passes, first, given = passes + 1, 0, 0
+            place = StreamPlace(place.passes + 1)
 
-    def _blocks(self, passes: int, first: int) -> Iterator[tuple[int, list[Row]]]:
-        """Yield the rows of this process from the `first` of a pass on, in lists, each with the number it begins at."""
-        order = self._random(passes, "files").shuffle if self.shuffle_buffer else None
+    def _blocks(self, place: StreamPlace) -> Iterator[tuple[StreamPlace, list[Row]]]:
+        """Yield the rows of this process from a place to the end of its pass, in lists, each with where it begins."""
+        shards = self.source.shards()
+        order = list(range(len(shards)))
+        if self.shuffle_buffer:
+            self._random(place.passes, "files").shuffle(order)
+        # As many files for each process; those left over are read by all, each of which makes its rows alone.
+        num_shared = len(order) % self.world_size
         size = self.shuffle_buffer or _PLAIN_ROWS
-        start, rows, num_bytes = first, list[Row](), 0
-        for number, make in enumerate(self.source.unmade(order)):
-            if number < first or number % self.world_size != self.rank:
+        start, rows, num_bytes = None, list[Row](), 0
+        for shard in range(place.shard, len(order)):
+            is_own = shard < len(order) - num_shared
+            if is_own and shard % self.world_size != self.rank:
                 continue
-            row = make()
-            rows.append(row)
-            num_bytes += weigh(row.values)
-            if len(rows) >= size or num_bytes >= _BLOCK_BYTES:
-                yield start, rows
-                start, rows, num_bytes = number + 1, [], 0
-        if rows:
+            first = place.row if shard == place.shard else 0
+            for number, make in enumerate(shards[order[shard]].unmade(first), first):
+                if not is_own and (shard + number) % self.world_size != self.rank:
+                    continue
+                start = start or StreamPlace(place.passes, shard, number)
+                row = make()
+                rows.append(row)
+                num_bytes += weigh(row.values)
+                if len(rows) >= size or num_bytes >= _BLOCK_BYTES:
+                    yield start, rows
+                    start, rows, num_bytes = None, [], 0
+        if start is not None:
             yield start, rows
 
-    def _make(self, passes: int, start: int, rows: list[Row]) -> Iterator[dict[str, Any]]:
-        """Yield the examples of a block."""
+    def _make(
+        self, start: StreamPlace, rows: list[Row], behind: StreamPlace
+    ) -> Iterator[tuple[dict[str, Any], StreamPlace]]:
+        """Yield the examples of a block beyond a place in it, each with the place behind it."""
         if self.shuffle_buffer:
-            self._random(passes, str(start)).shuffle(rows)
-        size = _ROWS_AT_ONCE if self.capacity is None else _ROWS_PACKED
-        for first in range(0, len(rows), size):
-            examples = self._tokenize(rows[first : first + size])
-            if self.capacity is None:
-                yield from examples
+            self._random(start.passes, f"{start.shard} {start.row}").shuffle(rows)
+        done, given, held = behind.done, behind.given, list[dict[str, Any]]()
+        for first in range(done, len(rows), _ROWS_AT_ONCE):
+            end = min(first + _ROWS_AT_ONCE, len(rows))
+            held += self._tokenize(rows[first:end])
+            room = _PACKED_AT_ONCE * (self.capacity or 0)
+            if end < len(rows) and sum(len(example["tokens"]) for example in held) < room:
                 continue
-            packs = list(pack_lengths([len(example["tokens"]) for example in examples], self.capacity))
-            if self.shuffle_buffer:  # the longest documents are packed first
-                self._random(passes, f"{start} {first}").shuffle(packs)
-            yield from (join_examples([examples[member] for member in pack]) for pack in packs)
+            for number, example in enumerate(self._pack(held, replace(start, done=done)), 1):
+                if number > given:
+                    yield example, replace(start, done=done, given=number)
+            done, given, held = end, 0, []
+
+    def _pack(self, examples: list[dict[str, Any]], place: StreamPlace) -> Iterator[dict[str, Any]]:
+        if self.capacity is None:
+            return iter(examples)
+        packs = list(pack_lengths([len(example["tokens"]) for example in examples], self.capacity))
+        if self.shuffle_buffer:  # the longest documents are packed first
+            self._random(place.passes, f"{place.shard} {place.row} {place.done}").shuffle(packs)
+        return (join_examples([examples[member] for member in pack]) for pack in packs)
 
     def _tokenize(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         tokenized = self.job(rows)
@@ -196,15 +223,16 @@ class MixedPlace:
     places: tuple[StreamPlace, ...]
 
     def to_numbers(self) -> list[int]:
-        """Return the place as plain numbers, four for each stream."""
+        """Return the place as plain numbers, equally many for each stream."""
         return [
             number
             for count, place in zip(self.counts, self.places, strict=True)
-            for number in (count, place.passes, place.row, place.given)
+            for number in (count, *astuple(place))
         ]
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> MixedPlace:
         """Return the place that `to_numbers` wrote."""
-        parts = [numbers[first : first + 4] for first in range(0, len(numbers), 4)]
+        size = 1 + len(astuple(StreamPlace()))
+        parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
         return cls(tuple(part[0] for part in parts), tuple(StreamPlace(*part[1:]) for part in parts))

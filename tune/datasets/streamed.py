@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tune.config.component import Component
 from tune.config.slots import SHUFFLE_BUFFER, STREAMING
 from tune.data import DataReport, Source
+from tune.data.files import describe_files
 from tune.data.sources import streaming
 from tune.data.stream import MixedStream, RowStream
 from tune.datasets.packed import PackedDataset, ReportingDataset
@@ -96,8 +97,12 @@ class StreamedDataset(Dataset[dict[str, list[Any]]]):
         return MixedStream(streams, [part.weight for part in self.parts])
 
     def describe_sources(self) -> str:
-        """Return what must be the same for a place in the stream to be the same: names and sizes of files, settings."""
-        return "; ".join(f"{part.source} {_sizes(part.source)} x {part.weight:g}" for part in self.parts)
+        """Return what must be the same for a place in the stream to be the same: files, and settings."""
+        return "; ".join(
+            f"{part.source} ({describe_files(part.source.local_files())}) x {part.weight:g}, buffer of "
+            f"{part.shuffle_buffer}, packed into {part.capacity}, bad rows {'drop' if part.drops_bad_rows else 'error'}"
+            for part in self.parts
+        )
 
 
 def is_streamed(component: Component) -> bool:
@@ -165,9 +170,3 @@ def mix_streams(datasets: Sequence[StreamedDataset], joined: ReportingDataset) -
     return StreamedDataset(
         joined, parts, replace(report, remarks=[*report.remarks, f"the examples are mixed: {shares}"])
     )
-
-
-def _sizes(source: Source) -> str:
-    """Return how many bytes the files of a source have, "" where it is on the hub."""
-    files = source.local_files()
-    return f"({', '.join(str(file.stat().st_size) for file in files)} bytes)" if files else ""
