@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
@@ -36,9 +35,9 @@ def build(method: str = "full", **changes: Any) -> TransformerDecoder:
     return model
 
 
-def run_pass(model: TransformerDecoder, shape: tuple[int, int], mask: Tensor | None = None) -> None:
+def run_pass(model: TransformerDecoder, shape: tuple[int, int]) -> None:
     tokens = torch.randint(0, 61, shape)
-    loss = loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, mask)
+    loss = loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens)
     if torch.is_grad_enabled():
         loss.backward()
 
@@ -73,12 +72,16 @@ def test_one_graph_for_each_kind_of_pass(method: str, recomputed: int) -> None:
     assert not counters["graph_break"]
 
 
-def test_one_graph_for_packed_batches() -> None:
+@pytest.mark.parametrize("is_dense", [False, True], ids=["positions", "mask"])
+def test_one_graph_for_packed_batches(is_dense: bool) -> None:
     model = build()
     compile_blocks(model.layers, backend="eager")
     for b, s in SHAPES:
-        same = torch.arange(s)[:, None] // 5 == torch.arange(s) // 5
-        run_pass(model, (b, s), (same & torch.ones(s, s, dtype=torch.bool).tril()).expand(b, s, s))
+        document = torch.arange(s) // 5
+        mask = (document[:, None] == document) & torch.ones(s, s, dtype=torch.bool).tril()
+        tokens, positions = torch.randint(0, 61, (b, s)), (torch.arange(s) % 5).expand(b, s)
+        dense = mask.expand(b, s, s) if is_dense else None
+        loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, dense, positions).backward()
     assert num_graphs() == 1
     assert not counters["graph_break"]
 
