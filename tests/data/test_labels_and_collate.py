@@ -1,4 +1,4 @@
-"""Labels, shifting, padding, and the mask that keeps packed documents apart."""
+"""Labels, shifting, padding, and the positions that keep packed documents apart."""
 
 from __future__ import annotations
 
@@ -49,20 +49,21 @@ def test_rows_are_padded_to_a_multiple():
     assert collated["tokens"].tolist() == [[1, 2, 3, 9, 9], [4, 5, 9, 9, 9]]
     assert collated["labels"].tolist() == [[-100, 2, 3, -100, -100], [-100, 5, -100, -100, -100]]
     assert collated["weights"].tolist() == [[0.0, 0.5, 1.0, 1.0, 1.0], [1.0] * 5]
-    assert collated["mask"].shape == (2, 5, 5)
+    assert collated["input_pos"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert padded_collate_sft(batch, pad_to_multiple_of=3)["tokens"].shape == (2, 3)
     with pytest.raises(DataError, match="pad_to_multiple_of is 0"):
         padded_collate_sft(batch, pad_to_multiple_of=0)
 
 
-def test_a_packed_batch_gets_positions_and_a_mask():
+def test_a_packed_batch_gets_positions_and_nothing_larger():
     batch = [
         {"tokens": [1, 2, 1, 3, 4], "labels": [-100, 2, -100, 3, 4], "input_pos": [0, 1, 0, 1, 2]},
         {"tokens": [1, 5, 6], "labels": [-100, 5, 6], "input_pos": [0, 1, 2]},
     ]
     collated = padded_collate_sft(batch, padding_idx=0)
-    assert collated["input_pos"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 0, 0]]
-    mask = collated["mask"]
+    assert collated["input_pos"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 0, 1]]
+    assert all(tensor.shape == (2, 5) for tensor in collated.values())
+    mask = block_causal_mask(collated["input_pos"])
     assert mask.shape == (2, 5, 5)
     assert mask[0].int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -71,9 +72,8 @@ def test_a_packed_batch_gets_positions_and_a_mask():
         [0, 0, 1, 1, 0],
         [0, 0, 1, 1, 1],
     ]
-    # A row that attends to nothing would be NaN after softmax: padding attends to itself.
-    assert mask.diagonal(dim1=1, dim2=2).all()
-    assert mask[1, 3].int().tolist() == [0, 0, 0, 1, 0]
+    # Padding is a document of its own.
+    assert mask[1].int().tolist()[3:] == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
 
 
 def test_one_document_alone_is_plainly_causal():

@@ -126,7 +126,6 @@ def make_batch(plan: MemoryPlan, seed: int = 0) -> dict[str, torch.Tensor | None
     labels = torch.randint(0, SIZES["vocab_size"], (b, s), generator=generator)
     batch: dict[str, torch.Tensor | None] = {"tokens": tokens, "labels": labels}
     if plan.run.packed:
-        batch["mask"] = torch.ones(b, s, s, dtype=torch.bool).tril()
         batch["input_pos"] = torch.arange(s).repeat(b, 1)
     return batch
 
@@ -151,7 +150,7 @@ def test_what_autograd_keeps_was_predicted(name: str) -> None:
         CASES[name].get("dtype", "bf16"), CASES[name].get("param_dtype"), torch.device("cpu")
     )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision.autocast():
-        hidden = model.hidden(batch["tokens"], mask=batch.get("mask"), input_pos=batch.get("input_pos"))
+        hidden = model.hidden(batch["tokens"], input_pos=batch.get("input_pos"))
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     parts = plan.prediction.parts
     predicted = parts["activations"][0]
@@ -285,7 +284,7 @@ def measure_moments(model: TransformerDecoder, plan: MemoryPlan, case: dict[str,
                 assert tokens is not None
                 live.peak = live.now
                 with precision.autocast():
-                    loss = loss_sum(loss_fn, model, tokens, labels, batch.get("mask"), batch.get("input_pos"))
+                    loss = loss_sum(loss_fn, model, tokens, labels, None, batch.get("input_pos"))
                 peaks[0], live.peak = max(peaks[0], live.peak), live.now
                 loss.backward()
                 del loss
@@ -339,6 +338,14 @@ def test_8_bit_and_unknown_optimizers() -> None:
     unknown = OptimizerSizes(Component("mine.Lamb", {}), "cpu")
     assert str(unknown) == "Lamb: unknown, taken as 2 tensors per weight"
     assert unknown.state_of((30, 7), torch.float32).kept == 2 * 30 * 7 * 4
+
+
+def test_a_step_in_pieces_is_measured_on_two_of_them() -> None:
+    """All 16,384 of this weight would take a minute."""
+    sizes = OptimizerSizes(Component("tune.modules.optim.AdamW", {"lr": 1e-3}), "cpu")
+    vast, few = sizes.state_of((1 << 30,), torch.bfloat16), sizes.state_of((1 << 17,), torch.bfloat16)
+    assert (vast.kept, few.kept) == (4 << 30, 4 << 17)
+    assert 0 < few.working <= vast.working < 1 << 24
 
 
 def test_weights_are_counted_to_the_byte_with_memory_and_without() -> None:
@@ -542,9 +549,8 @@ def test_the_peak_on_a_gpu_was_predicted(name: str) -> None:
     for step in range(3):
         batch = {key: value.to(device) for key, value in make_batch(plan, step).items() if value is not None}
         with precision.autocast():
-            loss = loss_sum(
-                loss_fn, model, batch["tokens"], batch["labels"], batch.get("mask"), batch.get("input_pos")
-            )
+            positions = batch.get("input_pos")
+            loss = loss_sum(loss_fn, model, batch["tokens"], batch["labels"], None, positions)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

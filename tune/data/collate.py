@@ -21,8 +21,8 @@ def padded_collate_sft(
     """Return a batch padded on the right to its longest example, or to the next multiple of a number of tokens.
 
     Padding stands after every real token and carries no label, so causal attention needs no mask for it.
-    Packed examples (those with `input_pos`) also get the positions and the mask that keep their documents
-    apart; a padding position then attends to itself alone.
+    Packed examples (those with `input_pos`) also get the positions, by which the decoder keeps their documents
+    apart; the padding of a row is then a document of its own.
 
     Args:
         batch: examples with `tokens` and `labels` of equal length, packed ones with `input_pos` as well, and
@@ -39,7 +39,6 @@ def padded_collate_sft(
         labels: not shifted, see `shift_labels`. [b, s] int64
         weights: where an example has them, not shifted; 1 in the others. [b, s] float32
         input_pos: packed examples only, position of each token in its document. [b, s] int64
-        mask: packed examples only, True where a query may attend to a key. [b, s, s] bool
     """
     if not batch:
         raise DataError("a batch of 0 examples cannot be put together")
@@ -56,9 +55,10 @@ def padded_collate_sft(
             if "weights" in example:
                 row[: len(example["weights"])] = torch.as_tensor(example["weights"])
     if "input_pos" in batch[0]:
-        input_pos = padded_collate(batch, "input_pos", 0, multiple)  # [b, s]
-        collated["input_pos"] = input_pos
-        collated["mask"] = block_causal_mask(input_pos)
+        collated["input_pos"] = padded_collate(batch, "input_pos", 0, multiple)  # [b, s]
+        for positions, example in zip(collated["input_pos"], batch):
+            padding = positions[len(example["input_pos"]) :]
+            padding.copy_(torch.arange(len(padding)))
     return collated
 
 

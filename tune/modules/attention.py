@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from tune.errors import TrainingError
 from tune.modules.config import DecoderConfig
+from tune.modules.document_mask import AttentionMask, DocumentMask
+from tune.modules.kernels.block_attention import attend_blocks
+from tune.modules.kernels.document_attention import document_attention
 from tune.modules.kv_cache import LayerCache
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import apply_rotary
@@ -50,7 +53,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None = None,
+        mask: AttentionMask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the attended values [b, s, d].
@@ -58,7 +61,8 @@ class SelfAttention(nn.Module):
         Args:
             x: [b, s, d].
             rope: cosines and sines of the tokens' positions, fp32. None: positions are not used.
-            mask: True where a query may see a key, [b, 1, s, s_kv]. None: each sees itself and what came before.
+            mask: True where a query may see a key, [b, 1, s, s_kv], or what is added to the scores; or documents.
+                None: each sees itself and what came before.
             cache: extended by these s tokens; the keys are then every filled slot.
         """
         b, s, _ = x.shape
@@ -77,13 +81,22 @@ class SelfAttention(nn.Module):
         v = v.transpose(1, 2)  # [b, n_kv, s, h_d]
         if cache is not None:
             k, v = cache.extend(k, v)  # [b, n_kv, s_kv, h_d]
-        if self.softcap is None:
+        if isinstance(mask, DocumentMask):
+            out = self._attend_documents(q, k, v, mask)
+        elif self.softcap is None:
             out = self._attend(q, k, v, mask)
         else:
             out = self._attend_capped(q, k, v, mask, self.softcap)
         out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
         projected: Tensor = self.output_proj(out)
         return projected
+
+    def _attend_documents(self, q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask) -> Tensor:
+        """Return the attended values [b, n_h, s, h_d] of documents that share rows, or see no further than a window."""
+        q, k = q.to(v.dtype), k.to(v.dtype)  # autocast, which casts for torch's own attention, knows neither of these
+        if mask.block_mask is None:
+            return document_attention(q, k, v, mask.document_starts, mask.window, self.softcap, self.scale)[0]
+        return attend_blocks(q, k, v, mask.block_mask, self.softcap, self.scale)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return the attended values [b, n_h, s, h_d] by torch's fastest kernel for the case."""

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune.errors import GenerationError, TrainingError
+from tune.errors import GenerationError
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig
+from tune.modules.document_mask import AttentionMask, check_mask, layer_masks
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
+from tune.modules.peft.frozen import compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.rope import RotaryEmbedding
@@ -58,7 +60,7 @@ class DecoderBlock(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None = None,
+        mask: AttentionMask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the residual stream [b, s, d] after this block; arguments as in `SelfAttention.forward`."""
@@ -134,8 +136,8 @@ class TransformerDecoder(nn.Module):
             mask: bool [b, s, s_kv], True where a query may see a key; it alone decides, so it must be causal
                 itself. None: causal. With caches, s_kv counts slots from position 0, up to this call's last
                 position or further.
-            input_pos: positions [b, s] or [1, s]; with caches a token's slot as well. None: counted from 0, or
-                onwards from what the caches hold.
+            input_pos: positions [b, s] or [1, s]; with caches a token's slot as well. Without caches and mask, each 0
+                begins a document, and none sees another. None: counted from 0, or onwards from what the caches hold.
         """
         return self.unembed(self.hidden(tokens, mask=mask, input_pos=input_pos))
 
@@ -144,7 +146,7 @@ class TransformerDecoder(nn.Module):
     ) -> Tensor:
         """Return the hidden states [b, s, d] that `unembed` turns into logits; arguments as in `forward`."""
         cache = self._cache
-        text_len = None  # known to the positions alone
+        text_len = documents = None  # known to the positions alone
         if cache is not None:
             input_pos, causal = cache.place(tokens, input_pos)
             num_keys = cache.end
@@ -154,18 +156,29 @@ class TransformerDecoder(nn.Module):
             text_len = cache.max_seq_len
         else:
             num_keys = tokens.shape[1]
-            slots = torch.arange(num_keys, device=tokens.device)[None]  # [1, s]
+            slots = torch.arange(num_keys, device=tokens.device).expand(tokens.shape)  # [b, s]
             if input_pos is None:
-                input_pos, text_len = slots, num_keys
+                input_pos, text_len = slots[:1], num_keys
+            else:
+                documents = input_pos.expand(tokens.shape)  # [b, s]
         if mask is not None:
-            _check_mask(mask, tokens.shape[1], num_keys)
-        full_mask, sliding_mask = self._masks(mask, slots, num_keys)
+            check_mask(mask, tokens.shape[1], num_keys)
         rope = self.rope(input_pos, text_len)
         local_rope = rope if self.local_rope is None else self.local_rope(input_pos)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device="cpu").item()
+        full_mask, sliding_mask = layer_masks(
+            self.config,
+            mask,
+            documents,
+            slots,
+            num_keys,
+            has_cache=cache is not None,
+            has_dropout=self.training and self.config.attn_dropout > 0,
+            dtype=compute_dtype(x),
+        )
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             x = layer(
@@ -187,29 +200,6 @@ class TransformerDecoder(nn.Module):
             logits = F.linear(hidden, self.output_weight)
         cap = self.config.final_softcap
         return logits if cap is None else (logits / cap).tanh() * cap
-
-    def _masks(
-        self, mask: Tensor | None, slots: Tensor, num_keys: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the masks [b, 1, s, s_kv] of full and of sliding layers; None where causality is all there is.
-
-        Args:
-            mask: [b, s, s_kv] of this call, or None.
-            slots: where in their rows the queries stand, [b or 1, s].
-            num_keys: s_kv.
-        """
-        is_narrow = bool(self.config.sliding_layers) and num_keys > (self.config.sliding_window or 0)
-        if mask is None and (is_narrow or self.config.attn_softcap is not None) and num_keys > 1:
-            mask = slots[..., None] >= torch.arange(num_keys, device=slots.device)  # [b or 1, s, s_kv]
-            full = mask if self.config.attn_softcap is not None else None
-        else:
-            full = mask
-        sliding = mask if is_narrow else full
-        if is_narrow and mask is not None and self.config.sliding_window is not None:
-            # No table of distances: of whole numbers it would take eight times the mask's memory.
-            first_seen = slots[..., None] - self.config.sliding_window + 1  # [b or 1, s, 1]
-            sliding = mask & (torch.arange(num_keys, device=slots.device) >= first_seen)
-        return (None if full is None else full[:, None]), (None if sliding is None else sliding[:, None])
 
     def setup_caches(
         self,
@@ -283,15 +273,3 @@ class TransformerDecoder(nn.Module):
 
 def _norm(config: DecoderConfig) -> RMSNorm:
     return RMSNorm(config.embed_dim, config.norm_eps, config.norm_offset)
-
-
-def _check_mask(mask: Tensor, num_queries: int, num_keys: int) -> None:
-    if mask.dtype != torch.bool:
-        raise TrainingError(
-            f"an attention mask is bool, True where a key may be seen; this one is {mask.dtype}"
-        )
-    if mask.dim() != 3 or mask.shape[1:] != (num_queries, num_keys):
-        raise TrainingError(
-            f"the attention mask is {list(mask.shape)}; {num_queries} queries over {num_keys} keys need "
-            f"[batch, {num_queries}, {num_keys}]"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune.training import lr_schedulers, metric_logging
-from tune.training.activations import activation_offloading, checkpoint_activations
+from tune.training.activations import checkpoint_activations
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
 from tune.training.checkpointers import (
     FullModelCheckpointer,
@@ -23,6 +23,7 @@ from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
 from tune.training.monitor import Monitor
+from tune.training.offloading import activation_offloading
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import plan_precision

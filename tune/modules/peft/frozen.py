@@ -99,6 +99,7 @@ class FrozenLinear(nn.Module):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return what products with x are computed in: its dtype, or autocast's where that is on."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    # Meta knows no autocast and refuses to be asked for it.
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return x.dtype

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -152,14 +151,12 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[_Change]:
     yield _Change("tune run lora_finetune quantize_base=true", adapters, "; on a 4-bit base")
 
 
-@lru_cache(maxsize=4)  # one model each, so that what was measured of it is known the next time
 def _with_adapters(model: TransformerDecoder, quantize_base: bool) -> TransformerDecoder:
     model = copy.deepcopy(model)
     apply_lora(model, LoRAConfig(quantize_base=quantize_base))
     return model
 
 
-@lru_cache(maxsize=4)
 def _in_4_bits(model: TransformerDecoder) -> TransformerDecoder:
     """Return a copy of a model with adapters whose frozen matrices are in 4 bits."""
     model = copy.deepcopy(model)
