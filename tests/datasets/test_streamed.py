@@ -130,3 +130,23 @@ def test_other_files_and_settings_are_other_data(tokenizer, tmp_path: Path) -> N
         assert described(**settings) != before
     path.write_text(path.read_text().replace("river", "wiver"))  # of the same size
     assert described() != before
+
+
+def test_made_ahead_by_processes_it_is_the_same(
+    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.datasets.tokenizing.ALONE_S", -1.0)
+    path = write_rows(tmp_path / "a.jsonl", PAIRS * 20)
+    component = Component(
+        "tune.datasets.instruct_dataset",
+        {"source": str(path), "streaming": True, "shuffle_buffer": 70, "max_seq_len": 90, "packed": True},
+    )
+    alone, many = (
+        list(
+            islice(build_datasets(component, tokenizer, num_proc=number).stream(True, 3, 0, 1).examples(), 60)
+        )
+        for number in (1, 2)
+    )
+    assert many == alone
+    going_on = build_datasets(component, tokenizer, num_proc=2).stream(True, 3, 0, 1).examples(alone[37][1])
+    assert list(islice(going_on, 22)) == alone[38:]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tune.data.files import Row
 from tune.data.packing import join_examples, pack_lengths
 from tune.data.sources import Source
-from tune.data.tokenize_rows import ConversationTokenizer, TextTokenizer
+from tune.data.tokenize_rows import ConversationTokenizer, TextTokenizer, TokenizedRows
 from tune.data.values import weigh
 from tune.errors import DataError
 from tune.utils.escape import escape_control
@@ -47,6 +48,14 @@ class StreamPlace:
     given: int = 0
 
 
+class _Piece(NamedTuple):
+    """Rows that are tokenized together, the place before them, and whether their block ends with them."""
+
+    place: StreamPlace
+    rows: list[Row]
+    ends_block: bool
+
+
 @dataclass
 class RowStream:
     """Endless examples of a source, tokenized as they are asked for; what they are depends on the arguments alone.
@@ -65,6 +74,7 @@ class RowStream:
         seed: of the order.
         rank, world_size: this process, of those that share the rows: each takes every `world_size`-th file, and so
             many-th row of the files that are left over.
+        tokenize: makes tokens of lists of rows as `job` does of one, in order and perhaps ahead; None takes `job`.
 
     Attributes:
         num_dropped: rows left out so far.
@@ -78,6 +88,7 @@ class RowStream:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    tokenize: Callable[[Iterator[list[Row]]], Iterator[TokenizedRows]] | None = None
     num_dropped: int = 0
 
     def examples(self, place: StreamPlace = StreamPlace()) -> Iterator[tuple[dict[str, Any], StreamPlace]]:
@@ -86,19 +97,43 @@ class RowStream:
         Raises:
             DataError: a row cannot be used, an example is too long, or there is nothing to learn in a whole pass.
         """
+        held: list[dict[str, Any]] = []
+        begin, given, last_pass = None, place.given, place.passes
+        for piece, examples in self._tokenize(self._pieces(place)):
+            if piece.place.passes > last_pass + 1:
+                raise self._nothing()
+            begin = begin or piece.place
+            held += examples
+            room = _PACKED_AT_ONCE * (self.capacity or 0)
+            if not piece.ends_block and sum(len(example["tokens"]) for example in held) < room:
+                continue
+            for number, example in enumerate(self._pack(held, begin), 1):
+                last_pass = begin.passes
+                if number > given:
+                    yield example, replace(begin, given=number)
+            held, begin, given = [], None, 0
+
+    def _pieces(self, place: StreamPlace) -> Iterator[_Piece]:
+        """Yield the rows of this process from a place on without an end, in the order of their examples."""
         while True:
             is_empty = place == StreamPlace(place.passes)
             for start, rows in self._blocks(place):
-                behind = place if replace(place, done=0, given=0) == start else start
-                for example, after in self._make(start, rows, behind):
-                    is_empty = False
-                    yield example, after
+                is_empty = False
+                if self.shuffle_buffer:
+                    self._random(start.passes, f"{start.shard} {start.row}").shuffle(rows)
+                done = place.done if replace(place, done=0, given=0) == start else 0
+                for first in range(done, len(rows), _ROWS_AT_ONCE):
+                    end = first + _ROWS_AT_ONCE
+                    yield _Piece(replace(start, done=first), rows[first:end], end >= len(rows))
             if is_empty:
-                raise DataError(
-                    f"nothing to learn in {self.source}: none of its rows became an example for process "
-                    f"{self.rank + 1} of {self.world_size}"
-                )
+                raise self._nothing()
             place = StreamPlace(place.passes + 1)
+
+    def _nothing(self) -> DataError:
+        return DataError(
+            f"nothing to learn in {self.source}: none of its rows became an example for process "
+            f"{self.rank + 1} of {self.world_size}"
+        )
 
     def _blocks(self, place: StreamPlace) -> Iterator[tuple[StreamPlace, list[Row]]]:
         """Yield the rows of this process from a place to the end of its pass, in lists, each with where it begins."""
@@ -128,24 +163,6 @@ class RowStream:
         if start is not None:
             yield start, rows
 
-    def _make(
-        self, start: StreamPlace, rows: list[Row], behind: StreamPlace
-    ) -> Iterator[tuple[dict[str, Any], StreamPlace]]:
-        """Yield the examples of a block beyond a place in it, each with the place behind it."""
-        if self.shuffle_buffer:
-            self._random(start.passes, f"{start.shard} {start.row}").shuffle(rows)
-        done, given, held = behind.done, behind.given, list[dict[str, Any]]()
-        for first in range(done, len(rows), _ROWS_AT_ONCE):
-            end = min(first + _ROWS_AT_ONCE, len(rows))
-            held += self._tokenize(rows[first:end])
-            room = _PACKED_AT_ONCE * (self.capacity or 0)
-            if end < len(rows) and sum(len(example["tokens"]) for example in held) < room:
-                continue
-            for number, example in enumerate(self._pack(held, replace(start, done=done)), 1):
-                if number > given:
-                    yield example, replace(start, done=done, given=number)
-            done, given, held = end, 0, []
-
     def _pack(self, examples: list[dict[str, Any]], place: StreamPlace) -> Iterator[dict[str, Any]]:
         if self.capacity is None:
             return iter(examples)
@@ -154,8 +171,25 @@ class RowStream:
             self._random(place.passes, f"{place.shard} {place.row} {place.done}").shuffle(packs)
         return (join_examples([examples[member] for member in pack]) for pack in packs)
 
-    def _tokenize(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        tokenized = self.job(rows)
+    def _tokenize(self, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, list[dict[str, Any]]]]:
+        """Yield each piece with its examples; some may be made ahead."""
+        ahead: deque[_Piece] = deque()
+
+        def lists() -> Iterator[list[Row]]:
+            for piece in pieces:
+                ahead.append(piece)
+                yield piece.rows
+
+        examples: list[dict[str, Any]] = []
+        num_rows = 0
+        for tokenized in self.tokenize(lists()) if self.tokenize else map(self.job, lists()):
+            examples += self._examples_of(tokenized)
+            num_rows += tokenized.report.num_rows  # in parts where a row has taken its process with it
+            if num_rows == len(ahead[0].rows):
+                yield ahead.popleft(), examples
+                examples, num_rows = [], 0
+
+    def _examples_of(self, tokenized: TokenizedRows) -> list[dict[str, Any]]:
         if tokenized.too_long:
             place, length = tokenized.too_long[0]
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -16,6 +17,7 @@ from tune.data.sources import streaming
 from tune.data.stream import MixedStream, RowStream
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sampling import Sample, sampling
+from tune.datasets.tokenizing import count_tokenizing_processes, tokenize_rows
 from tune.errors import ConfigError
 
 DEFAULT_BUFFER = 10_000
@@ -34,6 +36,7 @@ class StreamPart:
         capacity: of packed sequences.
         shuffle_buffer: rows that are shuffled together.
         weight: share of its examples among those of other sources.
+        num_proc: processes that tokenize.
     """
 
     source: Source
@@ -42,6 +45,7 @@ class StreamPart:
     capacity: int | None
     shuffle_buffer: int
     weight: float = 1.0
+    num_proc: int = 1
 
 
 class StreamedDataset(Dataset[dict[str, list[Any]]]):
@@ -91,6 +95,7 @@ class StreamedDataset(Dataset[dict[str, list[Any]]]):
                 seed,
                 rank,
                 world_size,
+                partial(tokenize_rows, job=part.job, num_proc=max(part.num_proc // len(self.parts), 1)),
             )
             for part in self.parts
         ]
@@ -139,9 +144,10 @@ def build_streamed(
             "streamed data needs to know how long a sequence may be, for nobody knows the longest before all are read: "
             "set dataset.max_seq_len or tokenizer.max_seq_len"
         )
+    num_proc = count_tokenizing_processes(shares_host=True)
     capacity = dataset.capacity if isinstance(dataset, PackedDataset) else None
     buffer = component.kwargs.get(SHUFFLE_BUFFER, DEFAULT_BUFFER)
-    part = StreamPart(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer, weight)
+    part = StreamPart(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer, weight, num_proc)
     if sample.is_partial:
         report = replace(
             report,
