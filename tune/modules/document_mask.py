@@ -154,7 +154,9 @@ def _block_mask(first_keys: Tensor) -> BlockMask:
     # The run begins with the block of the first query's first key. All queries see all of a block that begins with or
     # after the last one's first key; where the row ends within a block of queries, none counts as seen by all of it.
     begins = first_keys[:, ::_BLOCK] // _BLOCK  # [b, n]
-    lasts = torch.nn.functional.pad(first_keys[:, _BLOCK - 1 :: _BLOCK], (0, int(s % _BLOCK > 0)), value=s)  # [b, n]
+    lasts = torch.nn.functional.pad(
+        first_keys[:, _BLOCK - 1 :: _BLOCK], (0, int(s % _BLOCK > 0)), value=s
+    )  # [b, n]
     full_begins = torch.minimum((lasts + (_BLOCK - 1)) // _BLOCK, own)
     num_before = full_begins - begins
     nth = own[None, None]  # [1, 1, n]
@@ -164,12 +166,12 @@ def _block_mask(first_keys: Tensor) -> BlockMask:
     def sees(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (kv_idx <= q_idx) & (kv_idx >= first_keys[b, q_idx])
 
-    lists = (num_before + 1, partial, own - full_begins, full)
+    num_partial, partial, num_full, full = (
+        part[:, None].to(torch.int32).contiguous()
+        for part in (num_before + 1, partial, own - full_begins, full)
+    )
     block_mask: BlockMask = BlockMask.from_kv_blocks(
-        *(part[:, None].to(torch.int32).contiguous() for part in lists),
-        BLOCK_SIZE=_BLOCK,
-        mask_mod=sees,
-        seq_lengths=(s, s),
+        num_partial, partial, num_full, full, BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(s, s)
     )
     return block_mask
 
