@@ -28,6 +28,8 @@ DEMO = ["matplotlib"]
 # transformers and peft are references in the tests; the program itself never imports them.
 REFERENCES = ["transformers>=5", "peft", "protobuf"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
+# A torch for GPUs brings its own; beside one for CPUs it interprets the kernels in the tests.
+INTERPRETER = ["triton; platform_system == 'Linux'"]
 
 setup(
     name="tune",
@@ -55,7 +57,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb"],
         "bitsandbytes": ["bitsandbytes"],
-        "dev": DEMO + TENSORBOARD + REFERENCES + TOOLS,
+        "dev": DEMO + TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
     },
     entry_points={"console_scripts": ["tune = tune.cli.main:main"]},
 )

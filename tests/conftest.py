@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+
+# Triton reads it when it is first imported, by torch or by a test. On a GPU its kernels are compiled.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 STEMS = "the answer question of apple river seven twelve green walk Instruction Response INST SYS"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jsonschema
 import pytest
 
@@ -132,3 +135,15 @@ def test_what_fits_is_taken():
     assert [component.kwargs["weight"] for component in params.dataset] == [0.7, 3.0]
     assert params.val_split == 200
     assert resolved("val_split=0.05", "run_val_every_n_steps=3", "batch_size_val=2").ok
+
+
+def test_the_stream_of_the_docs_fits():
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n([^`]*streaming: true[^`]*)```", docs)
+    rest = "output_dir: out\nlr: 1e-3\nmodel_checkpoint: m\n"
+    params = resolve(FullFinetuneParams, text=text + rest).params
+    assert params is not None
+    assert params.dataset.kwargs["streaming"] is True
+    assert params.dataset.kwargs["shuffle_buffer"] == 10_000
+    (error,) = resolve(FullFinetuneParams, text=text.replace("max_steps: 20000", "") + rest).errors
+    assert "no known end" in error.message

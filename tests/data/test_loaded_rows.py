@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from tune.data.hub import read_hub
 from tune.data.sources import Source
 from tune.errors import ConfigError, DataError
 
@@ -89,3 +90,19 @@ def test_nulls_in_json_columns_stay(tmp_path, where):
     table = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
     table.to_parquet(tmp_path / "rows.parquet") if "." in where else table.save_to_disk(tmp_path / where)
     assert values_of(tmp_path / where) == rows
+
+
+def test_streamed_rows_begin_anywhere_in_a_shard(tmp_path):
+    for number in range(3):
+        rows = [{"q": f"{number} {place}", "a": [place]} for place in range(5 + number)]
+        table = pyarrow.Table.from_pylist(rows)
+        parquet.write_table(table, tmp_path / f"train-{number}.parquet", row_group_size=2)
+    whole, streamed = (read_hub(str(tmp_path), "train", None, None, streamed=on) for on in (False, True))
+    wanted = [make().values for make in whole.unmade()]
+    for rows in (whole, streamed):
+        assert [make().values for make in rows.unmade(4)] == wanted[4:]
+        assert [make().values for shard in rows.shards() for make in shard.unmade()] == wanted
+    shards = streamed.shards()
+    assert [len([*shard.unmade(3)]) for shard in shards] == [2, 3, 4]
+    assert next(shards[1].unmade(3))().place.endswith("train, shard 1, row 4")
+    assert len(whole.shards()) == 1

@@ -6,9 +6,11 @@ import gzip
 import json
 import re
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from tune.data.rows import read_file
+from tune.data.rows import read_file, read_unmade
 from tune.errors import DataError
 
 
@@ -32,8 +34,6 @@ ROWS = [{"q": 'naïve, "quoted"\nline', "a": "日本"}, {"q": "x", "a": ""}]
 
 
 def parquet_of(rows, file):
-    import pyarrow
-    from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     return file
@@ -169,8 +169,6 @@ def test_a_long_cell_is_read(write):
 
 
 def test_a_parquet_file_without_rows(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"q": pyarrow.array([], pyarrow.string())}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match=r"0 rows \(columns: q\)"):
@@ -191,3 +189,23 @@ def test_carriage_returns_by_themselves_in_csv(tmp_path, content, rows):
     file = tmp_path / "d.csv"
     file.write_bytes(content)
     assert [tuple(row.values.values()) for row in read_file(file)] == rows
+
+
+@pytest.mark.parametrize("blank", [b"", b"  \n", b"\n\n", b"\xef\xbb\xbf\n", b"\r\n"])
+def test_rows_from_any_one_on_are_the_last_ones(tmp_path, blank, monkeypatch):
+    monkeypatch.setattr("tune.data.files.MIB", 64)
+    lines = [json.dumps({"n": number, "x": "y" * (number * 7 % 90)}).encode() + b"\n" for number in range(40)]
+    files = {
+        "a.jsonl": b"".join([*lines[:25], blank, *lines[25:]]),
+        "b.jsonl": blank + b"".join(lines).rstrip(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "c.csv").write_text("n,m\n" + "".join(f"{number},{number % 3}\n" for number in range(40)))
+    table = pyarrow.Table.from_pylist([{"n": number} for number in range(40)])
+    parquet.write_table(table, tmp_path / "d.parquet", row_group_size=7)
+    for name in ("a.jsonl", "b.jsonl", "c.csv", "d.parquet"):
+        whole = list(read_file(tmp_path / name))
+        assert len(whole) == 40
+        for start in (0, 1, 6, 7, 24, 25, 26, 39, 40):
+            assert [make() for make in read_unmade(tmp_path / name, start=start)] == whole[start:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,29 @@ def stream_of(tokenizer: SentencePieceTokenizer, shards: Path) -> Any:
         return RowStream(source or Source(str(shards)), job, **settings)
 
     return make
+
+
+@dataclass
+class CountingTokenizer:
+    """Counts the rows that another makes tokens of."""
+
+    job: TextTokenizer
+    num_rows: int = 0
+
+    def __call__(self, rows: Any) -> Any:
+        self.num_rows += len(rows)
+        return self.job(rows)
+
+
+def write_shards(folder: Path, sizes: tuple[int, ...]) -> Path:
+    """Write files of so many documents each, numbered on."""
+    folder.mkdir()
+    start = 0
+    for shard, size in enumerate(sizes):
+        rows = [{"text": f"{n} " + "the cat " * (n % 7)} for n in range(start, start + size)]
+        (folder / f"train_{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        start += size
+    return folder
 
 
 def take(stream: Any, number: int, *place: Any) -> list[Any]:
@@ -84,6 +108,53 @@ def test_processes_share_the_rows(stream_of) -> None:
     parts = [take(stream_of(shuffle_buffer=16, rank=rank, world_size=3), 40) for rank in range(3)]
     assert sorted(tokens for part in parts for tokens in tokens_of(part)) == whole
     assert {place.passes for part in parts for _, place in part} == {0}
+
+
+@pytest.mark.parametrize("capacity", [None, 64])
+@pytest.mark.parametrize(
+    ("world_size", "sizes"), [(1, (7, 32)), (2, (9, 30, 2)), (2, (7, 5, 3, 26)), (3, (20, 24))]
+)
+def test_each_process_goes_on_from_any_place(
+    stream_of, tmp_path: Path, world_size: int, sizes: tuple[int, ...], capacity: int | None
+) -> None:
+    folder = write_shards(tmp_path / "data", sizes)
+    for rank in range(world_size):
+        stream = stream_of(
+            Source(str(folder)), shuffle_buffer=19, capacity=capacity, rank=rank, world_size=world_size
+        )
+        whole = take(stream, 60)
+        for at in range(56):
+            assert take(stream, 3, whole[at][1]) == whole[at + 1 : at + 4]
+
+
+@pytest.mark.parametrize("sizes", [(21,), (6, 4), (3, 5, 1), (5, 2, 4, 4), (1,) * 5])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_together_they_have_every_row_once_a_pass(
+    stream_of, tmp_path: Path, sizes: tuple[int, ...], world_size: int
+) -> None:
+    source = Source(str(write_shards(tmp_path / "data", sizes)))
+    found = []
+    for rank in range(world_size):
+        stream = stream_of(source, shuffle_buffer=3, seed=2, rank=rank, world_size=world_size)
+        found += [example for example in take(stream, 70) if example[1].passes == 1]
+    assert sorted(tokens_of(found)) == sorted(tokens_of(take(stream_of(source), sum(sizes))))
+
+
+def test_going_on_costs_no_more_than_a_part_of_a_block(stream_of, tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "data", (300, 300))
+    stream = stream_of(Source(str(folder)), shuffle_buffer=200, seed=1)
+    whole = take(stream, 500)
+    after = whole[479][1]
+    assert after.shard == 1
+    assert after.done == 64
+    plain = tokens_of(take(stream_of(Source(str(folder))), 600))
+    behind = folder / f"train_{plain.index(whole[0][0]['tokens']) // 300}.jsonl"
+    behind.write_text("x" * behind.stat().st_size)  # what is behind is not looked at
+    counted = CountingTokenizer(stream.job)
+    going_on = stream_of(Source(str(folder)), shuffle_buffer=200, seed=1)
+    going_on.job = counted
+    assert take(going_on, 20, after) == whole[480:]
+    assert counted.num_rows <= 48
 
 
 def test_packed_sequences_hold_whole_documents(stream_of) -> None:
@@ -143,5 +214,6 @@ def test_no_more_is_read_than_is_asked_for(stream_of, tmp_path: Path) -> None:
 
 
 def test_a_place_is_plain_numbers() -> None:
-    place = MixedPlace((7, 2), (StreamPlace(1, 300, 4), StreamPlace(0, 0, 2)))
-    assert place.to_numbers() == [7, 1, 300, 4, 2, 0, 0, 2]
+    place = MixedPlace((7, 2), (StreamPlace(1, 6, 300, 48, 4), StreamPlace(given=2)))
+    assert place.to_numbers() == [7, 1, 6, 300, 48, 4, 2, 0, 0, 0, 0, 2]
+    assert MixedPlace.from_numbers(place.to_numbers()) == place

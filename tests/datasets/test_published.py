@@ -102,4 +102,4 @@ def test_a_dataset_that_is_a_script_is_explained(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "corpus.py").write_text("raise SystemExit('run')\n")
     with pytest.raises(DataError, match=r"scripts are no longer supported.*dataset\.source"):
-        list(read_hub(str(tmp_path / "corpus"), "train", None, None))
+        list(read_hub(str(tmp_path / "corpus"), "train", None, None).unmade())

@@ -18,7 +18,7 @@ from tune.data.hub import read_hub
 from tune.errors import DataError
 for name in ("some/data", "other/data"):
     try:
-        list(read_hub(name, "train", None, None))
+        list(read_hub(name, "train", None, None).unmade())
     except DataError as error:
         print(error, end="\\0")
 """

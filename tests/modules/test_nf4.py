@@ -277,7 +277,7 @@ def test_a_gpu_gives_the_same_numbers(
 ) -> None:
     if kernel == "triton":
         pytest.importorskip("triton")
-    monkeypatch.setattr(nf4_codes, "_has_triton", lambda: kernel == "triton")
+    monkeypatch.setattr(nf4_codes, "has_triton", lambda: kernel == "triton")
     weight = quantize_nf4(matrix(rows, columns), double_block_size=7)
     there = copy.deepcopy(weight).cuda()
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):

@@ -41,6 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mixed": {"val_split": 4, "mix_until": "all_exhausted", "epochs": 3},
     "workers": {"num_workers": 2},
     "background": {"enable_async_checkpointing": True},
+    "streamed": {"max_steps": 9, "max_steps_per_epoch": 4, "run_val_every_n_steps": 2},
     "cut_run": {"max_steps": 6, "epochs": 1, "lr_scheduler": {"_component_": "linear", "warmup_ratio": 0.3}},
     "cut_epochs": {"max_steps_per_epoch": 3, "epochs": 3},
     # Some matrices are large enough for 8 bits, some are not.
@@ -112,6 +113,10 @@ def test_resumed_anywhere_it_is_the_same_run(
     changes = dict(CHANGES[name])
     if name == "packed":
         changes["dataset"] = with_arguments(with_dropout().dataset, packed=True, max_seq_len=50)
+    if name == "streamed":
+        held = with_dropout().dataset
+        streaming = {"streaming": True, "shuffle_buffer": 7, "packed": True, "max_seq_len": 50}
+        changes |= {"dataset": with_arguments(held, **streaming), "dataset_val": held}
     if name == "mixed":
         one = with_dropout().dataset
         parts = zip(("train[:15]", "train[15:]"), (0.6, 0.4), strict=True)

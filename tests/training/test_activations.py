@@ -1,13 +1,11 @@
-"""Recomputing, compiling, offloading: the numbers stay, the names stay."""
+"""Recomputing: the numbers stay, the names stay."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from tune.errors import TrainingError
-from tune.training import activation_offloading, checkpoint_activations
+from tune.training import checkpoint_activations
 
 
 class Block(nn.Module):
@@ -74,28 +72,3 @@ def test_recomputation_keeps_only_inputs() -> None:
     recomputing = Model()
     checkpoint_activations(recomputing.layers)
     assert saved_bytes(recomputing) < saved_bytes(Model())
-
-
-def test_offloading_needs_a_gpu() -> None:
-    model = Model()
-    with pytest.raises(TrainingError, match="enable_activation_offloading"):
-        activation_offloading(model, torch.device("cpu"), True)
-    with activation_offloading(model, torch.device("cpu"), False):
-        model(torch.ones(1, 6))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_offloaded_activations_give_the_same_gradients() -> None:
-    device = torch.device("cuda")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 4096), nn.GELU(), nn.Linear(4096, 64)).to(device)
-    x = torch.randn(512, 64, device=device)
-    model(x).square().sum().backward()
-    expected = [weight.grad.clone() for weight in model.parameters()]
-    model.zero_grad()
-    with activation_offloading(model, device, True):
-        loss = model(x).square().sum()
-    loss.backward()
-    for weight, gradient in zip(model.parameters(), expected, strict=True):
-        assert torch.equal(weight.grad, gradient)

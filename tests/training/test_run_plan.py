@@ -184,7 +184,7 @@ def test_off_the_main_thread_nothing_is_installed() -> None:
 def test_speed_counts_work_and_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("tune.training.throughput.time.perf_counter", lambda: now[0])
-    meter = SpeedMeter(CPU, flops_per_token=lambda length: 100.0 * length, measure_limit=lambda: 1e5)
+    meter = SpeedMeter(CPU, lambda length: 100.0 * length, 1e5, measure_limit=lambda: 1e5)
     meter.start()
     meter.count(TokenCounts(num_tokens=30, num_targets=10, sum_of_squares=500))
     meter.count(TokenCounts(num_tokens=20, num_targets=10, sum_of_squares=500))
@@ -203,7 +203,7 @@ def test_speed_counts_work_and_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch
 
 def test_a_limit_that_training_outruns_is_measured_again() -> None:
     limits = iter([1e-3, 1e30])
-    meter = SpeedMeter(CPU, lambda length: 1.0, measure_limit=lambda: next(limits))
+    meter = SpeedMeter(CPU, lambda length: 1.0, next(limits), measure_limit=lambda: next(limits))
     meter.count(TokenCounts(num_tokens=1000, num_targets=1000, sum_of_squares=1000))
     assert 0 < meter.read().fraction_of_limit < 1
     assert meter.limit == 1e30
@@ -322,7 +322,7 @@ def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
 
 
 def test_the_summary_names_the_template_to_ask_in(tmp_path: Path) -> None:
-    speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, lambda: 1.0)
+    speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, 1.0, lambda: 1.0)
     summary = partial(format_summary, tmp_path, TrainState(7, step=3, num_steps=3, loss=1.0), speed)
     assert "prompt_template=question_answer prompt=" in summary("question_answer")
     # What the command line could not take is not offered.

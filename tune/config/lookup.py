@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -210,8 +210,9 @@ def _made_by(module: Module, name: str, call: ast.Call) -> Definition | None:
         return None
     for statement in made.node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__call__":
-            function = deepcopy(statement)
+            function = copy(statement)
             function.name, function.decorator_list = name, []
+            function.args = deepcopy(statement.args)
             function.args.args = function.args.args[1:]  # without self
             _spell_out_wrapped(module, function.args, call)
             return Definition(made.module, name, ast.unparse(function))

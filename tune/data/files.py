@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,8 @@ MIB = 1 << 20
 MAX_ROW_BYTES = 16 * MIB
 # A text file that is one document is read whole.
 MAX_DOCUMENT_BYTES = 256 * MIB
+_LOOKED_AT = 1 << 16  # bytes at either end of a file that is not read whole
+_MARKED_BLANK = (UTF8_BOM, UTF8_BOM + b"\r")
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
 
@@ -82,10 +86,14 @@ class DataFile:
         """
         return io.TextIOWrapper(self.open(), encoding="utf-8", errors="surrogateescape", newline=newline)
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield number and bytes of every line. Raises DataError at one too long for a row."""
+    def lines(self, num_passed: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield number and bytes of every line. Raises DataError at one too long for a row.
+
+        Args:
+            num_passed: lines at the start that may be left out, as long as none of them is blank.
+        """
         with self.open() as stream:
-            number = 0
+            number = 0 if isinstance(stream, gzip.GzipFile) else _pass_lines(stream, num_passed)
             while raw := stream.readline(MAX_ROW_BYTES + 1):
                 number += 1
                 if len(raw) > MAX_ROW_BYTES:
@@ -98,6 +106,35 @@ class DataFile:
             f"{what} goes on for more than {MAX_ROW_BYTES:,} bytes, the most that one row may have (the file has "
             f"{self.size():,} bytes on the disk). Split long texts into several rows, and have each row end its line"
         )
+
+
+def _pass_lines(stream: io.BufferedReader, most: int) -> int:
+    """Read past lines, far quicker than one by one, and before the first that is blank; return their number."""
+    number, at = 0, stream.tell()
+    while chunk := stream.read(MIB):
+        *lines, rest = chunk.split(b"\n")
+        has_blank = not all(map(bytes.strip, lines)) or any(mark in lines for mark in _MARKED_BLANK)
+        if not lines or number + len(lines) > most or has_blank:
+            break
+        number, at = number + len(lines), at + len(chunk) - len(rest)
+        stream.seek(at)
+    stream.seek(at)
+    return number
+
+
+def describe_files(files: Sequence[Path]) -> str:
+    """Return a short text that changes when files are others, told by their names, sizes and 64 KiB at either end."""
+    digest = hashlib.sha256()
+    num_bytes = 0
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.name} {size}|".encode())
+            for start in (0, max(size - _LOOKED_AT, 0)):
+                file.seek(start)
+                digest.update(file.read(_LOOKED_AT))
+        num_bytes += size
+    return f"{len(files)} files, {num_bytes} bytes, {digest.hexdigest()[:16]}"
 
 
 def check_head(file: DataFile, head: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from urllib.request import getproxies
 
 from tune.data.arrow_stream import check_arrow
 from tune.data.columns import list_names
-from tune.data.files import DataFile, Row
+from tune.data.files import DataFile
+from tune.data.shards import Shard, UnmadeRows
 from tune.data.tables import table_rows
 from tune.errors import DataError
 from tune.utils.escape import escape_control
@@ -43,18 +44,29 @@ class LoadedRows:
     def __len__(self) -> int:
         return len(self._loaded)
 
-    def unmade(self) -> Iterator[Callable[[], Row]]:
-        """Yield for each row what makes it, which here is done with reading it."""
-        return (row.itself for row in self)
+    def shards(self) -> list[Shard]:
+        """Return what can be read by itself: the files of rows that are streamed; else all rows as one."""
+        if hasattr(self._loaded, "cache_files"):
+            return [self]
+        number = self._loaded.num_shards
+        return [
+            LoadedRows(f"{self._place}, shard {index}", self._loaded.shard(number, index))
+            for index in range(number)
+        ]
 
-    def __iter__(self) -> Iterator[Row]:
+    def unmade(self, start: int = 0) -> UnmadeRows:
+        """Yield for each row from the `start`-th on what makes it, which here is done with reading it."""
         # What an index picks is copied, one row or many.
         at_once = _BATCH_ROWS if getattr(self._loaded, "_indices", None) is None else 1
-        number = 0
+        number, rest = 0, self._loaded
+        if start and hasattr(rest, "select"):
+            number, rest = start, rest.select(range(min(start, len(self)), len(self)))
         try:
-            for table in self._loaded.with_format("arrow").iter(at_once):
+            for table in rest.with_format("arrow").iter(at_once):
                 for batch in table.to_batches():
-                    yield from table_rows(f"{self._place}, row", batch, number)
+                    passed = min(max(start - number, 0), batch.num_rows)
+                    rows = table_rows(f"{self._place}, row", batch.slice(passed), number + passed)
+                    yield from (row.itself for row in rows)
                     number += batch.num_rows
         except _failures() as error:
             raise DataError(

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,11 +50,11 @@ def read_file(file: Path, json_field: str | None = None, text_unit: TextUnit = "
 
 
 def read_unmade(
-    file: Path, json_field: str | None = None, text_unit: TextUnit = "document"
+    file: Path, json_field: str | None = None, text_unit: TextUnit = "document", start: int = 0
 ) -> Iterator[Callable[[], Row]]:
     """Yield for each row of a file what makes it: a line of JSON that is only counted, or passed over, is not parsed.
 
-    Args and errors are those of `read_file`.
+    Args and errors are those of `read_file`; the first row is the `start`-th, from 0.
     """
     kind, source = file_kind(file), DataFile(file)
     if kind is None:
@@ -64,16 +64,18 @@ def read_unmade(
         if size == 0:
             raise DataError(f"{source} is empty (0 bytes)")
         if kind == "jsonl" or (kind == "json" and json_field is None and _is_json_lines(source)):
-            yield from _read_jsonl(source)
+            yield from _read_jsonl(source, start)
+        elif kind == "parquet":
+            yield from (row.itself for row in read_parquet(source, start))
         else:
             rows = (
                 _read_json(source, json_field)
                 if kind == "json"
                 else _read_text(source, text_unit)
                 if kind == "txt"
-                else _READERS[kind](source)
+                else read_csv(source)
             )
-            yield from (row.itself for row in rows)
+            yield from (row.itself for row in islice(rows, start, None))
         check_size(source, size)
     except gzip.BadGzipFile as error:
         raise DataError(f"{source} ends in .gz but is not compressed with gzip: {error}") from error
@@ -92,15 +94,18 @@ def file_kind(file: Path) -> str | None:
     return kind if kind != "parquet" or not file.name.lower().endswith(".gz") else None
 
 
-def _read_jsonl(file: DataFile) -> Iterator[Callable[[], Row]]:
-    num_rows = 0
-    for number, raw in file.lines():
+def _read_jsonl(file: DataFile, start: int) -> Iterator[Callable[[], Row]]:
+    num_rows: int | None = None
+    for number, raw in file.lines(start):
+        if num_rows is None:
+            num_rows = number - 1  # lines before the first one were rows, all of them
         # Where files were put one after another, each may bring its mark.
         raw = raw.removeprefix(UTF8_BOM).rstrip(b"\r\n")
         if not raw.strip():
             continue
         num_rows += 1
-        yield partial(_json_row, f"{file}:{number}", raw)
+        if num_rows > start:
+            yield partial(_json_row, f"{file}:{number}", raw)
     if num_rows == 0:
         raise DataError(f"{file} holds only blank lines")
 
@@ -272,10 +277,6 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-_READERS: dict[str, Callable[[DataFile], Iterator[Row]]] = {
-    "csv": read_csv,
-    "parquet": read_parquet,
-}
 _ALIASES = {
     "json": "json",
     "jsonl": "jsonl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from tune.data.folders import (
     has_urls,
     is_saved,
 )
-from tune.data.hub import LoadedRows, read_addresses, read_hub, read_saved_to_disk
-from tune.data.rows import TextUnit, file_kind, read_unmade
+from tune.data.hub import read_addresses, read_hub, read_saved_to_disk
+from tune.data.rows import TextUnit, file_kind
+from tune.data.shards import FileRows, RangeShard, Rows, Shard
 from tune.errors import ConfigError, DataError
 from tune.utils.escape import escape_control
 from tune.utils.paths import expand_path
@@ -100,28 +101,27 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"dataset.limit is {self.limit}, expected at least 1")
         rows, start, stop = self._open(is_streamed())
-        return SourceRows((make() for make in self._of_range(rows, start, stop)), rows.files)
+        range_of_rows = RangeShard(rows, *self._bounds(rows, start, stop))
+        return SourceRows((make() for make in range_of_rows.unmade()), rows.files)
 
-    def unmade(self, order: Callable[[list[Path]], None] | None = None) -> Iterator[Callable[[], Row]]:
-        """Return for each row what makes it, as far as it is asked for; nothing is counted or downloaded before.
+    def shards(self) -> list[Shard]:
+        """Return the rows in parts that are read by themselves, one for each file; of a range there is one alone.
 
-        Args:
-            order: puts the files into another order, in place.
+        Nothing is counted or downloaded before.
 
         Raises:
             ConfigError, DataError: as `rows`.
         """
         rows, start, stop = self._open(streamed=True)
-        if order is not None and isinstance(rows, _FileRows):
-            order(rows.files)
-        return self._of_range(rows, start, stop)
+        first, last = self._bounds(rows, start, stop)
+        return [RangeShard(rows, first, last)] if first or last is not None else rows.shards()
 
     def local_files(self) -> list[Path]:
         """Return the files that hold the rows; [] where they are not in local files."""
         rows, _, _ = self._open(streamed=True)
         return list(rows.files or ())
 
-    def _open(self, streamed: bool) -> tuple[_FileRows | LoadedRows, str | None, str | None]:
+    def _open(self, streamed: bool) -> tuple[Rows, str | None, str | None]:
         """Return the rows of the whole split, and the range of it that is meant."""
         split, start, stop = parse_split(self.split)
         if streamed and _needs_count(start, stop):
@@ -135,20 +135,16 @@ class Source:
             name = escape_control(error.filename or self.source)
             raise DataError(f"cannot read {name}: {error.strerror or error}") from error
 
-    def _of_range(
-        self, rows: _FileRows | LoadedRows, start: str | None, stop: str | None
-    ) -> Iterator[Callable[[], Row]]:
-        if start is not None or stop is not None:
-            # Two passes rather than all rows in memory.
-            first, last = (
-                _resolve_range(start, stop, _count(rows))
-                if _needs_count(start, stop)
-                else (int(start or 0), int(stop) if stop else None)
-            )
-            last = last if self.limit is None else min(first + self.limit, _ENDLESS if last is None else last)
-        else:
-            first, last = 0, None if self.limit is None else min(self.limit, _ENDLESS)
-        return islice(rows.unmade(), first, last)
+    def _bounds(self, rows: Rows, start: str | None, stop: str | None) -> tuple[int, int | None]:
+        """Return the first row that is asked for, and the one after the last; None for the end."""
+        first, last = 0, None
+        if _needs_count(start, stop):
+            first, last = _resolve_range(start, stop, len(rows))  # two passes rather than all rows in memory
+        elif start is not None or stop is not None:
+            first, last = int(start or 0), int(stop) if stop else None
+        if self.limit is not None:
+            last = min(first + self.limit, _ENDLESS if last is None else last)
+        return first, last
 
     def files(self) -> tuple[list[str], list[str]]:
         """Return the names of the files of a folder that are read, and of the data files there that are not.
@@ -165,7 +161,7 @@ class Source:
         ]
         return names[0], names[1]
 
-    def _all_rows(self, split: str, streamed: bool) -> _FileRows | LoadedRows:
+    def _all_rows(self, split: str, streamed: bool) -> Rows:
         if self.data_files is not None and self.source in _FILE_KINDS:
             if not has_urls(self.data_files):
                 return self._read_files(
@@ -204,7 +200,7 @@ class Source:
                 f"dataset.field is {self.field!r}, which is for JSON files; the source is {what}"
             )
 
-    def _read_folder(self, folder: Path, split: str) -> _FileRows | LoadedRows:
+    def _read_folder(self, folder: Path, split: str) -> Rows:
         if is_saved(folder):
             self._refuse_field("a dataset that `datasets` has saved")
             return read_saved_to_disk(folder, split)
@@ -214,13 +210,13 @@ class Source:
             files = files_of_split(folder, split)
         return self._read_files(files, str(folder))
 
-    def _read_files(self, files: Sequence[Path], what: str) -> _FileRows:
+    def _read_files(self, files: Sequence[Path], what: str) -> FileRows:
         if not files:
             raise DataError(f"{escape_control(what)} names no files")
         for file in files:
             if not file.is_file():
                 raise DataError(_no_file(file))
-        return _FileRows(files, self.field, self.text_unit)
+        return FileRows(files, self.field, self.text_unit)
 
 
 class SourceRows(Iterator[Row]):
@@ -236,21 +232,6 @@ class SourceRows(Iterator[Row]):
 
     def __next__(self) -> Row:
         return next(self._rows)
-
-
-class _FileRows:
-    """The rows of files, read anew whenever they are asked for."""
-
-    def __init__(self, files: Sequence[Path], field: str | None, text_unit: TextUnit) -> None:
-        self.files, self._field, self._text_unit = list(files), field, text_unit
-
-    def unmade(self) -> Iterator[Callable[[], Row]]:
-        """Yield for each row what makes it."""
-        return (make for file in self.files for make in read_unmade(file, self._field, self._text_unit))
-
-
-def _count(rows: _FileRows | LoadedRows) -> int:
-    return len(rows) if isinstance(rows, LoadedRows) else sum(1 for _ in rows.unmade())
 
 
 def _needs_count(*bounds: str | None) -> bool:

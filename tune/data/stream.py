@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any, NamedTuple
 
 from tune.data.files import Row
 from tune.data.packing import join_examples, pack_lengths
 from tune.data.sources import Source
-from tune.data.tokenize_rows import ConversationTokenizer, TextTokenizer
+from tune.data.tokenize_rows import ConversationTokenizer, TextTokenizer, TokenizedRows
 from tune.data.values import weigh
 from tune.errors import DataError
 from tune.utils.escape import escape_control
@@ -22,8 +23,10 @@ _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 256 << 20
 # Rows of a block where nothing is shuffled.
 _PLAIN_ROWS = 1024
-# Rows that are tokenized together; whole documents are packed from among them.
-_ROWS_AT_ONCE, _ROWS_PACKED = 16, 1024
+# Rows that are tokenized together.
+_ROWS_AT_ONCE = 16
+# Sequences that documents are packed into together: the last of them is half full on average.
+_PACKED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,25 @@ class StreamPlace:
 
     Args:
         passes: times that the source has been read to its end.
-        row: of the source, with which the block at hand begins.
-        given: examples of that block that lie behind.
+        shard: of the source in the order of this pass, with which the block at hand begins.
+        row: of that shard.
+        done: rows of the block, in their order, that lie behind.
+        given: examples that lie behind, of those that the rows after them give.
     """
 
     passes: int = 0
+    shard: int = 0
     row: int = 0
+    done: int = 0
     given: int = 0
+
+
+class _Piece(NamedTuple):
+    """Rows that are tokenized together, the place before them, and whether their block ends with them."""
+
+    place: StreamPlace
+    rows: list[Row]
+    ends_block: bool
 
 
 @dataclass
@@ -47,7 +62,8 @@ class RowStream:
 
     The rows of this process are read in blocks of `shuffle_buffer`. Each block is put into a random order, tokenized,
     and packed where a capacity is given, so that a place in the stream is a few numbers: from there, no more than one
-    block is read again. At the end of the source the next pass begins, with the files and the blocks in another order.
+    block is read again, and of its file no more than has to be passed over. At the end of the source the next pass
+    begins, with the files and the blocks in another order.
 
     Args:
         source: of the rows.
@@ -56,7 +72,9 @@ class RowStream:
         capacity: tokens of a sequence that examples are packed into; None packs nothing.
         shuffle_buffer: rows of a block; 0 leaves all in the order of the source.
         seed: of the order.
-        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th.
+        rank, world_size: this process, of those that share the rows: each takes every `world_size`-th file, and so
+            many-th row of the files that are left over.
+        tokenize: makes tokens of lists of rows as `job` does of one, in order and perhaps ahead; None takes `job`.
 
     Attributes:
         num_dropped: rows left out so far.
@@ -70,6 +88,7 @@ class RowStream:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    tokenize: Callable[[Iterator[list[Row]]], Iterator[TokenizedRows]] | None = None
     num_dropped: int = 0
 
     def examples(self, place: StreamPlace = StreamPlace()) -> Iterator[tuple[dict[str, Any], StreamPlace]]:
@@ -78,57 +97,99 @@ class RowStream:
         Raises:
             DataError: a row cannot be used, an example is too long, or there is nothing to learn in a whole pass.
         """
-        passes, first, given = place.passes, place.row, place.given
-        while True:
-            is_empty = first == 0 and given == 0
-            for start, rows in self._blocks(passes, first):
-                number = 0
-                for number, example in enumerate(self._make(passes, start, rows), 1):
-                    if number > given:
-                        is_empty = False
-                        yield example, StreamPlace(passes, start, number)
-                given = 0
-            if is_empty:
-                raise DataError(
-                    f"nothing to learn in {self.source}: none of its rows became an example for process "
-                    f"{self.rank + 1} of {self.world_size}"
-                )
-            passes, first, given = passes + 1, 0, 0
-
-    def _blocks(self, passes: int, first: int) -> Iterator[tuple[int, list[Row]]]:
-        """Yield the rows of this process from the `first` of a pass on, in lists, each with the number it begins at."""
-        order = self._random(passes, "files").shuffle if self.shuffle_buffer else None
-        size = self.shuffle_buffer or _PLAIN_ROWS
-        start, rows, num_bytes = first, list[Row](), 0
-        for number, make in enumerate(self.source.unmade(order)):
-            if number < first or number % self.world_size != self.rank:
+        held: list[dict[str, Any]] = []
+        begin, given, last_pass = None, place.given, place.passes
+        for piece, examples in self._tokenize(self._pieces(place)):
+            if piece.place.passes > last_pass + 1:
+                raise self._nothing()
+            begin = begin or piece.place
+            held += examples
+            room = _PACKED_AT_ONCE * (self.capacity or 0)
+            if not piece.ends_block and sum(len(example["tokens"]) for example in held) < room:
                 continue
-            row = make()
-            rows.append(row)
-            num_bytes += weigh(row.values)
-            if len(rows) >= size or num_bytes >= _BLOCK_BYTES:
-                yield start, rows
-                start, rows, num_bytes = number + 1, [], 0
-        if rows:
+            for number, example in enumerate(self._pack(held, begin), 1):
+                last_pass = begin.passes
+                if number > given:
+                    yield example, replace(begin, given=number)
+            held, begin, given = [], None, 0
+
+    def _pieces(self, place: StreamPlace) -> Iterator[_Piece]:
+        """Yield the rows of this process from a place on without an end, in the order of their examples."""
+        while True:
+            is_empty = place == StreamPlace(place.passes)
+            for start, rows in self._blocks(place):
+                is_empty = False
+                if self.shuffle_buffer:
+                    self._random(start.passes, f"{start.shard} {start.row}").shuffle(rows)
+                done = place.done if replace(place, done=0, given=0) == start else 0
+                for first in range(done, len(rows), _ROWS_AT_ONCE):
+                    end = first + _ROWS_AT_ONCE
+                    yield _Piece(replace(start, done=first), rows[first:end], end >= len(rows))
+            if is_empty:
+                raise self._nothing()
+            place = StreamPlace(place.passes + 1)
+
+    def _nothing(self) -> DataError:
+        return DataError(
+            f"nothing to learn in {self.source}: none of its rows became an example for process "
+            f"{self.rank + 1} of {self.world_size}"
+        )
+
+    def _blocks(self, place: StreamPlace) -> Iterator[tuple[StreamPlace, list[Row]]]:
+        """Yield the rows of this process from a place to the end of its pass, in lists, each with where it begins."""
+        shards = self.source.shards()
+        order = list(range(len(shards)))
+        if self.shuffle_buffer:
+            self._random(place.passes, "files").shuffle(order)
+        # As many files for each process; those left over are read by all, each of which makes its rows alone.
+        num_shared = len(order) % self.world_size
+        size = self.shuffle_buffer or _PLAIN_ROWS
+        start, rows, num_bytes = None, list[Row](), 0
+        for shard in range(place.shard, len(order)):
+            is_own = shard < len(order) - num_shared
+            if is_own and shard % self.world_size != self.rank:
+                continue
+            first = place.row if shard == place.shard else 0
+            for number, make in enumerate(shards[order[shard]].unmade(first), first):
+                if not is_own and (shard + number) % self.world_size != self.rank:
+                    continue
+                start = start or StreamPlace(place.passes, shard, number)
+                row = make()
+                rows.append(row)
+                num_bytes += weigh(row.values)
+                if len(rows) >= size or num_bytes >= _BLOCK_BYTES:
+                    yield start, rows
+                    start, rows, num_bytes = None, [], 0
+        if start is not None:
             yield start, rows
 
-    def _make(self, passes: int, start: int, rows: list[Row]) -> Iterator[dict[str, Any]]:
-        """Yield the examples of a block."""
-        if self.shuffle_buffer:
-            self._random(passes, str(start)).shuffle(rows)
-        size = _ROWS_AT_ONCE if self.capacity is None else _ROWS_PACKED
-        for first in range(0, len(rows), size):
-            examples = self._tokenize(rows[first : first + size])
-            if self.capacity is None:
-                yield from examples
-                continue
-            packs = list(pack_lengths([len(example["tokens"]) for example in examples], self.capacity))
-            if self.shuffle_buffer:  # the longest documents are packed first
-                self._random(passes, f"{start} {first}").shuffle(packs)
-            yield from (join_examples([examples[member] for member in pack]) for pack in packs)
+    def _pack(self, examples: list[dict[str, Any]], place: StreamPlace) -> Iterator[dict[str, Any]]:
+        if self.capacity is None:
+            return iter(examples)
+        packs = list(pack_lengths([len(example["tokens"]) for example in examples], self.capacity))
+        if self.shuffle_buffer:  # the longest documents are packed first
+            self._random(place.passes, f"{place.shard} {place.row} {place.done}").shuffle(packs)
+        return (join_examples([examples[member] for member in pack]) for pack in packs)
 
-    def _tokenize(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        tokenized = self.job(rows)
+    def _tokenize(self, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, list[dict[str, Any]]]]:
+        """Yield each piece with its examples; some may be made ahead."""
+        ahead: deque[_Piece] = deque()
+
+        def lists() -> Iterator[list[Row]]:
+            for piece in pieces:
+                ahead.append(piece)
+                yield piece.rows
+
+        examples: list[dict[str, Any]] = []
+        num_rows = 0
+        for tokenized in self.tokenize(lists()) if self.tokenize else map(self.job, lists()):
+            examples += self._examples_of(tokenized)
+            num_rows += tokenized.report.num_rows  # in parts where a row has taken its process with it
+            if num_rows == len(ahead[0].rows):
+                yield ahead.popleft(), examples
+                examples, num_rows = [], 0
+
+    def _examples_of(self, tokenized: TokenizedRows) -> list[dict[str, Any]]:
         if tokenized.too_long:
             place, length = tokenized.too_long[0]
             raise DataError(
@@ -196,15 +257,16 @@ class MixedPlace:
     places: tuple[StreamPlace, ...]
 
     def to_numbers(self) -> list[int]:
-        """Return the place as plain numbers, four for each stream."""
+        """Return the place as plain numbers, equally many for each stream."""
         return [
             number
             for count, place in zip(self.counts, self.places, strict=True)
-            for number in (count, place.passes, place.row, place.given)
+            for number in (count, *astuple(place))
         ]
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> MixedPlace:
         """Return the place that `to_numbers` wrote."""
-        parts = [numbers[first : first + 4] for first in range(0, len(numbers), 4)]
+        size = 1 + len(astuple(StreamPlace()))
+        parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
         return cls(tuple(part[0] for part in parts), tuple(StreamPlace(*part[1:]) for part in parts))

@@ -33,8 +33,11 @@ _FREE_VALUES, _VALUES_PER_BYTE = 10_000_000, 1000
 _VALUE_BYTES = 16
 
 
-def read_parquet(file: DataFile) -> Iterator[Row]:
-    """Yield the rows of a Parquet file. Raises DataError where it is broken, or unpacks to more than it may."""
+def read_parquet(file: DataFile, start: int = 0) -> Iterator[Row]:
+    """Yield the rows of a Parquet file from the `start`-th on; groups of rows before it are not read.
+
+    Raises DataError where it is broken, or unpacks to more than it may.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -44,9 +47,13 @@ def read_parquet(file: DataFile) -> Iterator[Row]:
             _check_num_values(file, table)
             number = 0
             for group in range(table.num_row_groups):
+                if number + table.metadata.row_group(group).num_rows <= start:
+                    number += table.metadata.row_group(group).num_rows
+                    continue
                 num_rows = _check_pages(file, table, group, raw)
                 for batch in table.iter_batches(num_rows, row_groups=[group]):
-                    yield from table_rows(f"{file}, row", batch, number)
+                    passed = min(max(start - number, 0), batch.num_rows)
+                    yield from table_rows(f"{file}, row", batch.slice(passed), number + passed)
                     number += batch.num_rows
     except (pyarrow.ArrowException, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as parquet: {escape_control(error, 400)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -11,10 +12,12 @@ from torch.utils.data import Dataset
 from tune.config.component import Component
 from tune.config.slots import SHUFFLE_BUFFER, STREAMING
 from tune.data import DataReport, Source
+from tune.data.files import describe_files
 from tune.data.sources import streaming
 from tune.data.stream import MixedStream, RowStream
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sampling import Sample, sampling
+from tune.datasets.tokenizing import count_tokenizing_processes, tokenize_rows
 from tune.errors import ConfigError
 
 DEFAULT_BUFFER = 10_000
@@ -33,6 +36,7 @@ class StreamPart:
         capacity: of packed sequences.
         shuffle_buffer: rows that are shuffled together.
         weight: share of its examples among those of other sources.
+        num_proc: processes that tokenize.
     """
 
     source: Source
@@ -41,6 +45,7 @@ class StreamPart:
     capacity: int | None
     shuffle_buffer: int
     weight: float = 1.0
+    num_proc: int = 1
 
 
 class StreamedDataset(Dataset[dict[str, list[Any]]]):
@@ -90,14 +95,19 @@ class StreamedDataset(Dataset[dict[str, list[Any]]]):
                 seed,
                 rank,
                 world_size,
+                partial(tokenize_rows, job=part.job, num_proc=max(part.num_proc // len(self.parts), 1)),
             )
             for part in self.parts
         ]
         return MixedStream(streams, [part.weight for part in self.parts])
 
     def describe_sources(self) -> str:
-        """Return what must be the same for a place in the stream to be the same: names and sizes of files, settings."""
-        return "; ".join(f"{part.source} {_sizes(part.source)} x {part.weight:g}" for part in self.parts)
+        """Return what must be the same for a place in the stream to be the same: files, and settings."""
+        return "; ".join(
+            f"{part.source} ({describe_files(part.source.local_files())}) x {part.weight:g}, buffer of "
+            f"{part.shuffle_buffer}, packed into {part.capacity}, bad rows {'drop' if part.drops_bad_rows else 'error'}"
+            for part in self.parts
+        )
 
 
 def is_streamed(component: Component) -> bool:
@@ -134,9 +144,10 @@ def build_streamed(
             "streamed data needs to know how long a sequence may be, for nobody knows the longest before all are read: "
             "set dataset.max_seq_len or tokenizer.max_seq_len"
         )
+    num_proc = count_tokenizing_processes(shares_host=True)
     capacity = dataset.capacity if isinstance(dataset, PackedDataset) else None
     buffer = component.kwargs.get(SHUFFLE_BUFFER, DEFAULT_BUFFER)
-    part = StreamPart(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer, weight)
+    part = StreamPart(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer, weight, num_proc)
     if sample.is_partial:
         report = replace(
             report,
@@ -165,9 +176,3 @@ def mix_streams(datasets: Sequence[StreamedDataset], joined: ReportingDataset) -
     return StreamedDataset(
         joined, parts, replace(report, remarks=[*report.remarks, f"the examples are mixed: {shares}"])
     )
-
-
-def _sizes(source: Source) -> str:
-    """Return how many bytes the files of a source have, "" where it is on the hub."""
-    files = source.local_files()
-    return f"({', '.join(str(file.stat().st_size) for file in files)} bytes)" if files else ""

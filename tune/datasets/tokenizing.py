@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tune.data import (
     ConversationTokenizer,
@@ -73,7 +76,7 @@ def tokenize_source(rows: RowReader, job: RowTokenizer) -> tuple[TokenStore, Dat
 
     def fill(writer: TokenWriter) -> DataReport:
         lists = rows if sample is None else _clipped(rows, job, sample)
-        for tokenized in tokenize_rows(lists, job, _num_proc() if sample is None else 1):
+        for tokenized in tokenize_rows(lists, job, count_tokenizing_processes() if sample is None else 1):
             writer.extend(tokenized.examples)
             if not rows.take(tokenized):
                 break
@@ -126,10 +129,13 @@ def _key(rows: RowReader, content: str, job: RowTokenizer) -> str | None:
 def tokenize_rows(lists: Iterable[list[Row]], job: RowTokenizer, num_proc: int) -> Iterator[TokenizedRows]:
     """Yield what comes of lists of rows, in order; the same whatever `num_proc` is."""
     lists = iter(lists)
-    started = time.monotonic()
+    spent = 0.0
     for rows in lists:
-        yield job(rows)
-        if num_proc > 1 and time.monotonic() - started > ALONE_S:
+        started = time.monotonic()
+        tokenized = job(rows)
+        spent += time.monotonic() - started  # the caller's time between is none of ours
+        yield tokenized
+        if num_proc > 1 and spent > ALONE_S:
             break
     else:
         return
@@ -138,12 +144,19 @@ def tokenize_rows(lists: Iterable[list[Row]], job: RowTokenizer, num_proc: int) 
         return
     get_logger().info(f"Tokenizing in {num_proc} processes")
     try:
-        yield from WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+        results = WorkerPool[Row, TokenizedRows](pickled, num_proc).map(lists, job.stopped)
+        atexit.register(_close, weakref.ref(results))  # while what it needs for that is still there
+        yield from results
     except OSError as error:
         raise DataError(
             f"the data cannot be tokenized in {num_proc} processes ({error.strerror or error}): set dataset_num_proc "
             "to fewer, or to 1"
         ) from error
+
+
+def _close(held: weakref.ref[Any]) -> None:
+    if (results := held()) is not None:
+        results.close()
 
 
 def _clipped(lists: Iterable[list[Row]], job: RowTokenizer, sample: Sample) -> Iterator[list[Row]]:
@@ -155,10 +168,15 @@ def _clipped(lists: Iterable[list[Row]], job: RowTokenizer, sample: Sample) -> I
         yield rows
 
 
-def _num_proc() -> int:
-    """Return how many processes tokenize: as many as there are cores for this one, if it is not said."""
+def count_tokenizing_processes(shares_host: bool = False) -> int:
+    """Return how many processes tokenize: as many as there are cores for this one, if it is not said.
+
+    Args:
+        shares_host: the other processes of the run on this host tokenize, too, at the same time.
+    """
     preparation = _preparation.get()
     if preparation.num_proc is not None:
         return preparation.num_proc
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) if preparation.data_cache_dir == OFF else 1
+    shares_host = shares_host or preparation.data_cache_dir == OFF
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) if shares_host else 1
     return max(count_cores() // max(sharing, 1), 1)

@@ -95,10 +95,8 @@ class SelfAttention(nn.Module):
 
     def _attend_documents(self, q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask) -> Tensor:
         """Return the attended values [b, n_h, s, h_d] of documents that share rows, or see no further than a window."""
-        q, k = (
-            q.to(v.dtype),
-            k.to(v.dtype),
-        )  # autocast, which casts for torch's own attention, knows neither of these
+        # Autocast, which casts for torch's own attention, knows neither of these.
+        q, k = q.to(v.dtype), k.to(v.dtype)
         if mask.block_mask is not None:
             return attend_blocks(q, k, v, mask.block_mask, self.softcap_text, self.scale_text)
         out: Tensor

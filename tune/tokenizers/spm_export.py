@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from tune.tokenizers.protobuf import read_fields
@@ -47,6 +48,12 @@ def tokenizer_json(proto: bytes, bos: str | None, added: Mapping[int, AddedToken
         bytes, or scores or ids that leave the order open; and for one with a damaged part that sentencepiece passes
         over.
     """
+    return _tokenizer_json(proto, bos, tuple(added.items()))
+
+
+@lru_cache(maxsize=2)  # each saved step has the same one
+def _tokenizer_json(proto: bytes, bos: str | None, items: tuple[tuple[int, AddedToken], ...]) -> str | None:
+    added = dict(items)
     try:
         pieces, settings = _read(proto)
     except (ValueError, struct.error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune.training import lr_schedulers, metric_logging
-from tune.training.activations import activation_offloading, checkpoint_activations
+from tune.training.activations import checkpoint_activations
 from tune.training.attention_kernels import prefer_attention_kernels
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
 from tune.training.checkpointers import (
@@ -12,7 +12,7 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
     FullModelTorchTuneCheckpointer,
 )
-from tune.training.compilation import compile_blocks
+from tune.training.compilation import compile_blocks, should_compile
 from tune.training.determinism import describe_repeatability, make_deterministic
 from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
@@ -24,6 +24,7 @@ from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
 from tune.training.monitor import Monitor
+from tune.training.offloading import activation_offloading
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import plan_precision
@@ -95,6 +96,7 @@ __all__ = [
     "setup_torch_profiler",
     "shard_dim_of_base",
     "shard_model",
+    "should_compile",
     "to_device",
     "verify_step",
     "write_full_model",

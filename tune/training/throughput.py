@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -49,6 +49,7 @@ def build_speed_meter(
     return SpeedMeter(
         device,
         partial(flops_per_token, model.config, num_adapter_parameters=adapters or None),
+        _known_rate(device, precision.compute_dtype),
         partial(measure_matmul_rate, device, precision.compute_dtype),
         num_devices,
     )
@@ -60,12 +61,13 @@ class SpeedMeter:
     Args:
         device: waited for when a rate is read.
         flops_per_token: work per token as a function of the documents' mean length.
-        measure_limit: returns the FLOP/s of matrix products, as `measure_matmul_rate` does. Called at once, and
-            again whenever training outruns it: the machine was busy with something else while it was measured.
+        limit: FLOP/s of matrix products on one device.
+        measure_limit: returns them anew, as `measure_matmul_rate` does. Called whenever training outruns the limit:
+            the machine was busy with something else while it was measured.
         num_devices: how many of them the counted tokens are spread over.
 
     Attributes:
-        limit: FLOP/s, the best measured so far.
+        limit: FLOP/s of all devices, the best measured so far.
         total_seconds, total_tokens: over all readings so far.
     """
 
@@ -73,13 +75,14 @@ class SpeedMeter:
         self,
         device: torch.device,
         flops_per_token: Callable[[float], float],
+        limit: float,
         measure_limit: Callable[[], float],
         num_devices: int = 1,
     ) -> None:
         self._flops_per_token = flops_per_token
         self._measure_limit = measure_limit
         self._num_devices = num_devices
-        self.limit = num_devices * measure_limit()
+        self.limit = num_devices * limit
         self.device = device
         self.total_seconds = 0.0
         self.total_tokens = 0
@@ -151,6 +154,11 @@ def measure_matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float
         fastest = min(fastest, _time_matmul(left, right))
         if time.perf_counter() > deadline:
             return 2.0 * n**3 / fastest
+
+
+@lru_cache(maxsize=4)  # once for all runs of a process
+def _known_rate(device: torch.device, dtype: torch.dtype) -> float:
+    return measure_matmul_rate(device, dtype)
 
 
 def _time_matmul(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tune import utils
 from tune.errors import TrainingError
-from tune.training.activations import activation_offloading, checkpoint_activations
+from tune.training.activations import checkpoint_activations
 from tune.training.compilation import compile_blocks
+from tune.training.offloading import activation_offloading
 from tune.utils.seed import MAX_SEED
 from tune.utils.torchtune_functions import get_world_size_and_rank
 

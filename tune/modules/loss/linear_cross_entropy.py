@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError, TrainingError
+from tune.modules.kernels import has_triton
 
-# Rows of logits in one piece. On a CPU a piece should stay in cache and a smaller one wastes the matrix product;
-# an accelerator needs thousands of rows to be busy.
-_CPU_ROWS = 256
-_MAX_ROWS = 4096
+# Rows of logits in one piece, at least and at most. On a CPU a piece should stay in cache and a smaller one wastes the
+# matrix product; an accelerator needs thousands of rows to be busy, and writes the gradient of the matrix for each.
+_CPU_ROWS = (256, 256)
+_ROWS_ELSEWHERE = (4096, 8192)
 _CPU_VOCABULARY = 1024
 
 
@@ -49,7 +50,8 @@ class LinearCrossEntropyLoss(LossFromHidden):
 
     Args:
         num_output_chunks: pieces that the target tokens are cut into, at least; more where a piece would grow
-            beyond what the device likes, and fewer where pieces would be too small to be fast (256 rows).
+            beyond what the device likes (256 rows on a CPU, 8192 elsewhere), and fewer where pieces would be too small
+            to be fast (256 rows, 4096).
         ignore_index: label of a position without a target.
     """
 
@@ -105,8 +107,9 @@ class LinearCrossEntropyLoss(LossFromHidden):
 
     def rows_per_piece(self, num_targets: int, device: torch.device) -> int:
         """Return how many targets' logits may stand at once, of `num_targets`."""
-        most = _CPU_ROWS if device.type == "cpu" else _MAX_ROWS
-        return min(most, max(_CPU_ROWS, -(-num_targets // self.num_output_chunks)))
+        least, most = _CPU_ROWS if device.type == "cpu" else _ROWS_ELSEWHERE
+        num_pieces = max(min(self.num_output_chunks, num_targets // least), -(-num_targets // most), 1)
+        return max(1, -(-num_targets // num_pieces))
 
     def _check_targets(self, targets: Tensor, vocab_size: int) -> None:
         if targets.device.type != "cpu" or not targets.numel():
@@ -177,10 +180,55 @@ def _plain_sum(
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
+def _has_kernel(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.dtype in (torch.bfloat16, torch.float32) and has_triton()
+
+
+def cross_entropy_(
+    logits: Tensor,
+    targets: Tensor,
+    factors: Tensor | None,
+    softcap: float | None,
+    needs_grad: bool,
+    room: Tensor | None,
+) -> Tensor:
+    """Return the losses [r] of logits [r, v]; where asked, the logits become the gradient of their sum.
+
+    d loss / d logits = softmax(logits) - onehot(target). Where the logits are c = cap tanh(z / cap),
+    d c / d z = 1 - (c / cap)^2 is multiplied in. `room` [r, v] is for wider numbers; None: the logits' own will do.
+    """
+    scores = logits if room is None else room.copy_(logits)
+    slope = None
+    if softcap is not None:
+        scores.div_(softcap).tanh_()
+        slope = 1.0 - scores.square()  # [r, v]
+        scores.mul_(softcap)
+    highest = scores.amax(1, keepdim=True)  # [r, 1]
+    at_target = scores.gather(1, targets[:, None])  # [r, 1]
+    # From here on `scores` is overwritten, step by step, to become the gradient.
+    exp_sum = scores.sub_(highest).exp_().sum(1, keepdim=True)  # [r, 1]
+    losses = exp_sum.log() + highest - at_target  # [r, 1]
+    factor: Tensor | float = 1.0 if factors is None else factors[:, None]
+    if needs_grad:
+        scores.mul_(factor / exp_sum)
+        scores.scatter_(1, targets[:, None], scores.gather(1, targets[:, None]) - factor)
+        if slope is not None:
+            scores.mul_(slope)
+        if scores is not logits:
+            logits.copy_(scores)
+    return (losses * factor).squeeze(1)
+
+
 def _add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_first: bool) -> None:
-    """Add the product of grad_logits [r, v], transposed, and piece [r, d] to the fp32 sum; the first one fills it."""
+    """Add the product of grad_logits [r, v], transposed, and piece [r, d] to the sum; the first one fills it."""
+    beta = 0.0 if is_first else 1.0
     if grad_logits.dtype == grad_weight.dtype:
-        grad_weight.addmm_(grad_logits.t(), piece, beta=0.0 if is_first else 1.0)
+        grad_weight.addmm_(grad_logits.t(), piece, beta=beta)
+        return
+    if grad_weight.is_cuda:  # the product stays fp32, and is added where it is formed
+        torch.addmm(
+            grad_weight, grad_logits.t(), piece, out_dtype=grad_weight.dtype, beta=beta, out=grad_weight
+        )
         return
     # A CPU widens a whole tensor before it adds it, into fresh pages; small parts stay in its cache.
     step = _CPU_VOCABULARY if grad_weight.device.type == "cpu" else grad_weight.shape[0]
@@ -196,8 +244,7 @@ def _add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_fi
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of linear + softmax cross-entropy in one pass over pieces of the rows.
 
-    d loss / d logits = softmax(logits) - onehot(target); both gradients follow by one matrix product each.
-    Where the logits are c = cap tanh(z / cap), d c / d z = 1 - (c / cap)^2 comes in between.
+    Once d loss / d logits is known, both gradients follow by one matrix product each.
     """
 
     @staticmethod
@@ -213,53 +260,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        needs_grad = needs_hidden or needs_weight
         matrix = weight.to(dtype)  # [v, d]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        # fp32, since a sum over many pieces would lose the small ones in bf16
-        wide = torch.promote_types(dtype, torch.float32)
         num_targets, vocab_size = rows.shape[0], weight.shape[0]
+        # fp32, since a sum over many pieces would lose the small ones in bf16; a single product is rounded once
+        wide = torch.promote_types(dtype, torch.float32)
+        summed = weight.dtype if num_targets <= num_rows and weight.dtype == dtype else wide
         make = torch.empty if num_targets else torch.zeros  # the first piece fills it
-        grad_weight = make(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
-        # One buffer for the logits of every piece, and in half precision a wide one beside it.
+        grad_weight = make(weight.shape, dtype=summed, device=weight.device) if needs_weight else None
+        # One buffer for the logits of every piece, and for a device without the kernel a wide one beside it.
         shape = (min(num_rows, num_targets), vocab_size)
         all_logits = torch.empty(shape, dtype=dtype, device=hidden.device)
-        all_scores = all_logits if dtype == wide else torch.empty(shape, dtype=wide, device=hidden.device)
+        has_kernel = _has_kernel(all_logits)
+        needs_room = dtype != wide and not has_kernel
+        room = torch.empty(shape, dtype=wide, device=hidden.device) if needs_room else None
         for start in range(0, num_targets, num_rows):
-            piece_rows, piece_targets = (
-                rows[start : start + num_rows],
-                targets[start : start + num_rows, None],
-            )
-            piece = hidden[piece_rows].to(dtype)  # [r, d]
+            part = slice(start, start + num_rows)
+            piece = hidden[rows[part]].to(dtype)  # [r, d]
             num = piece.shape[0]
             logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
-            scores = logits if dtype == wide else all_scores[:num].copy_(logits)
-            slope = None
-            if softcap is not None:
-                scores.div_(softcap).tanh_()
-                slope = 1.0 - scores.square()  # [r, v]
-                scores.mul_(softcap)
-            highest = scores.amax(1, keepdim=True)  # [r, 1]
-            at_target = scores.gather(1, piece_targets)  # [r, 1]
-            # From here on `scores` is overwritten, step by step, to become softmax - onehot.
-            exp_sum = scores.sub_(highest).exp_().sum(1, keepdim=True)  # [r, 1]
-            losses = exp_sum.log() + highest - at_target  # [r, 1]
-            factor: Tensor | float = 1.0
-            if target_weights is not None:
-                factor = target_weights[start : start + num_rows, None]  # [r, 1]
-                losses *= factor
+            factors = None if target_weights is None else target_weights[part]
+            asked = (logits, targets[part], factors, softcap, needs_grad)
+            if has_kernel:
+                from tune.modules.kernels import cross_entropy_triton
+
+                losses = cross_entropy_triton.cross_entropy_(*asked)
+            else:
+                losses = cross_entropy_(*asked, None if room is None else room[:num])
             total += losses.sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            scores.mul_(factor / exp_sum)
-            scores.scatter_(1, piece_targets, scores.gather(1, piece_targets) - factor)
-            if slope is not None:
-                scores.mul_(slope)
-            grad_logits = scores if dtype == wide else logits.copy_(scores)
             if grad_hidden is not None:
-                grad_hidden[piece_rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
+                grad_hidden[rows[part]] = torch.mm(logits, matrix).to(grad_hidden.dtype)
             if grad_weight is not None:
-                _add_product_(grad_weight, grad_logits, piece, is_first=start == 0)
+                _add_product_(grad_weight, logits, piece, is_first=start == 0)
         ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 

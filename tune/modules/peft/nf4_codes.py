@@ -7,7 +7,6 @@ Shapes: o output and i input features, n_b blocks, n_g groups of blocks.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tune.errors import CheckpointError
+from tune.modules.kernels import has_triton
 
 # The code book, arXiv:2305.14314, appendix E: quantiles of a normal distribution, scaled to [-1, 1], and zero itself.
 NF4_CODES = (
@@ -96,7 +96,7 @@ def dequantize_buffers(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the matrix [o, i] that the buffers of an `NF4Weight` stand for."""
-    if codes.is_cuda and _has_triton():
+    if codes.is_cuda and has_triton():
         from tune.modules.kernels.nf4_triton import dequantize
 
         ranges, mean = range_bits.view(torch.float32), mean_bits.view(torch.float32)
@@ -136,11 +136,6 @@ def _over_largest(values: Tensor, largest: Tensor) -> Tensor:
 
 def _midpoints(codes: Tensor) -> Tensor:
     return (codes[:-1] + codes[1:]) / 2
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @lru_cache(maxsize=16)

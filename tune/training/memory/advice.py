@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -97,9 +96,10 @@ def _peak_with(run: PlannedRun, changes: list[_Change]) -> float:
 
 def _changes(run: PlannedRun) -> Iterator[_Change]:
     is_cuda = run.device_type == "cuda"
-    if not run.activation_checkpointing:
+    if run.num_recomputed < len(run.model.layers):
         setting = "enable_activation_checkpointing=true"
-        yield _Change(setting, {"activation_checkpointing": True}, "; about a third more work", True)
+        every: dict[str, Any] = {"num_recomputed": len(run.model.layers)}
+        yield _Change(setting, every, "; about a third more work", True)
     if not run.activation_offloading and is_cuda:
         setting = "enable_activation_offloading=true"
         yield _Change(setting, {"activation_offloading": True}, "; moves them to the host and back", True)
@@ -152,14 +152,12 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[_Change]:
     yield _Change("tune run lora_finetune quantize_base=true", adapters, "; on a 4-bit base")
 
 
-@lru_cache(maxsize=4)  # one model each, so that what was measured of it is known the next time
 def _with_adapters(model: TransformerDecoder, quantize_base: bool) -> TransformerDecoder:
     model = copy.deepcopy(model)
     apply_lora(model, LoRAConfig(quantize_base=quantize_base))
     return model
 
 
-@lru_cache(maxsize=4)
 def _in_4_bits(model: TransformerDecoder) -> TransformerDecoder:
     """Return a copy of a model with adapters whose frozen matrices are in 4 bits."""
     model = copy.deepcopy(model)

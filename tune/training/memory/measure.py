@@ -8,8 +8,7 @@ for them. Not seen is what an operator takes for itself while it works, and what
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,8 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tune.errors import TuneError, first_line
 from tune.modules import TransformerDecoder
@@ -28,8 +26,10 @@ from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.nf4 import NF4Weight
+from tune.training.memory.alike import Alike
+from tune.training.memory.live_bytes import LiveBytes, storage_key
 
-__all__ = ["CANNOT_RUN", "BlockBytes", "LiveBytes", "StepBytes", "measure_step", "without_memory"]
+__all__ = ["CANNOT_RUN", "BlockBytes", "StepBytes", "measure_step", "without_memory"]
 
 # What modules and optimizers raise that look at the values of tensors, which have none without memory; or that are not
 # installed.
@@ -80,68 +80,6 @@ class StepBytes:
     unknown: str = ""
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, every tensor an operator returns is counted until its storage is freed.
-
-    Numbers that a tensor without memory cannot tell are assumed: experts get equally many tokens, every position is a
-    target, and a check of values finds nothing.
-
-    Args:
-        weights: what was there before, and does not count; nor do views of it.
-        max_targets: more positions are not taken for targets.
-    """
-
-    def __init__(self, weights: Iterable[Tensor] = (), max_targets: int | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.max_targets = max_targets
-        self.now = self.peak = 0
-        self.weights = {storage_key(weight) for weight in weights}
-        self.casts: set[int] = set()
-        self.seen = set(self.weights)
-
-    def restart(self) -> int:
-        """Return the peak since the last call, and begin a new one."""
-        peak, self.peak = self.peak, self.now
-        return peak
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = self._assumed(func, args, kwargs or {})
-        if out is None:
-            out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
-        if func is torch.ops.aten._to_copy.default and storage_key(args[0]) in self.weights:
-            self.casts.add(storage_key(out))
-        return out
-
-    def _assumed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        aten = torch.ops.aten
-        if func is aten._local_scalar_dense.default:
-            return 0.5 if args[0].is_floating_point() else args[0].dtype != torch.bool
-        if func is aten.nonzero.default:
-            num = min(args[0].numel(), self.max_targets or args[0].numel())
-            return args[0].new_empty((num, args[0].dim()), dtype=torch.int64)
-        if func is aten.bincount.default and (num_bins := max(0, *args[2:], kwargs.get("minlength", 0))):
-            share, left = divmod(args[0].numel(), num_bins)
-            with _disable_current_modes():
-                return torch.tensor([share + (i < left) for i in range(num_bins)])
-        return None
-
-    def _count(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), storage_key(tensor)
-        if key not in self.seen:
-            self.seen.add(key)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key, storage.nbytes())
-
-    def _free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.casts.discard(key)
-        self.now -= size
-
-
 def measured_device(device_type: str) -> str:
     """Return whose kernels are measured here.
 
@@ -149,11 +87,6 @@ def measured_device(device_type: str) -> str:
     torch was built without (2.13 ends the process).
     """
     return "cuda" if device_type == "cuda" and torch.cuda.is_available() else "cpu"
-
-
-def storage_key(tensor: Tensor) -> int:
-    """Return what tensors have in common that share memory."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def without_memory(
@@ -191,7 +124,6 @@ def without_memory(
     return copied
 
 
-@lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
 def measure_step(
     model: TransformerDecoder,
     loss_fn: nn.Module,
@@ -213,6 +145,21 @@ def measure_step(
         device_type: whose kernels are chosen, see `measured_device`.
     """
     device = measured_device(device_type)
+    return _measure(Alike(model), Alike(loss_fn), shape, packed, autocast_dtype, gradients, device)
+
+
+@lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
+def _measure(
+    model_alike: Alike,
+    loss_alike: Alike,
+    shape: tuple[int, int],
+    packed: bool,
+    autocast_dtype: torch.dtype | None,
+    gradients: Gradients,
+    device: str,
+) -> StepBytes:
+    model: TransformerDecoder = model_alike.module
+    loss_fn: nn.Module = loss_alike.module
     kinds = _kinds(model)
     firsts = sorted({kinds.index(kind) for kind in kinds})
     max_targets = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from tune.config.component import Component
-from tune.training.memory.measure import CANNOT_RUN, LiveBytes, measured_device
+from tune.training.memory.live_bytes import LiveBytes
+from tune.training.memory.measure import CANNOT_RUN, measured_device
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_optimizer
 
@@ -30,6 +32,9 @@ _STATES_8BIT = {
 }
 _SMALL_8BIT, _BLOCK_8BIT = 4096, 256
 _UNKNOWN = 2
+
+
+_Weight = tuple[tuple[int, ...], torch.dtype]
 
 
 class StateBytes(NamedTuple):
@@ -51,11 +56,12 @@ class OptimizerSizes:
     def __init__(self, optimizer: Optimizer | Component, device_type: str) -> None:
         self._optimizer = optimizer.parts[0] if isinstance(optimizer, OptimizerInBackward) else optimizer
         self._device = measured_device(device_type)
-        self._known: dict[tuple[tuple[int, ...], torch.dtype], StateBytes | None] = {}
         if isinstance(self._optimizer, Component):
             self.name = self._optimizer.path.rpartition(".")[2]
+            self._known = _known_of(repr(self._optimizer), self._device)
         else:
             self.name = type(self._optimizer).__name__
+            self._known = {}
 
     def state_of(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateBytes:
         """Return what is kept for a weight."""
@@ -100,3 +106,9 @@ class OptimizerSizes:
         if self._known.get((shape, torch.bfloat16), kept) is None:
             return f"{self.name}: unknown, taken as {_UNKNOWN} tensors per weight"
         return f"{self.name}, {kept / prod(shape):.3g} B per bf16 weight"
+
+
+@lru_cache(maxsize=16)
+def _known_of(optimizer: str, device: str) -> dict[_Weight, StateBytes | None]:
+    """Return what has been measured so far of an optimizer with these arguments."""
+    return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 import tune
 from tune.config.component import COMPONENT_KEY, Component
+from tune.data.files import describe_files
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
 from tune.training.loading import MapDataset
@@ -46,7 +46,6 @@ _ONCE_NULL = {
         ("apply_lora_to_mlp", "apply_lora_to_output", "use_dora", "use_rslora", "quantize_base"), "False"
     ),
 }
-_LOOKED_AT = 2**16  # bytes at either end of a weight file
 
 
 def describe_component(component: Component) -> str:
@@ -134,18 +133,7 @@ def hash_weight_files(folder: Path) -> str:
     Looked at are their names, their sizes, and 64 KiB at either end of each: safetensors keep their names and shapes
     at the start. A change in the middle of a file of the same size goes unnoticed.
     """
-    files = sorted({path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)})
-    digest = hashlib.sha256()
-    num_bytes = 0
-    for path in files:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.name} {size}|".encode())
-            for start in (0, max(size - _LOOKED_AT, 0)):
-                file.seek(start)
-                digest.update(file.read(_LOOKED_AT))
-        num_bytes += size
-    return f"{len(files)} files, {num_bytes} bytes, {digest.hexdigest()[:16]}"
+    return describe_files(sorted({path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)}))
 
 
 def check_fingerprint(
