@@ -123,13 +123,12 @@ class FullFinetuneRecipe:
         training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
         report, settings = self.dataset.report(), params.memory_settings()
         self.memory_plan = training.plan_memory(
-            model, report, self.loss_fn, self.precision, self.device, self.mesh.shard_dim, **settings
+            model, report, self.loss_fn, self.precision, self.mesh, self.mesh.shard_dim, **settings
         )
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
-        if params.enable_activation_checkpointing:
-            training.checkpoint_activations(model.layers)
-        if params.compile:
+        training.checkpoint_activations(model.layers[: self.memory_plan.num_recomputed])
+        if training.should_compile(params.compile, self.device):
             training.compile_blocks(model.layers)
         for notice in params.notices(self.mesh.shards):
             get_logger().info(notice)

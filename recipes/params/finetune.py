@@ -264,13 +264,16 @@ class FinetuneParams:
         fixed_on_resume=True,
         help="Precision the weights and the optimizer are kept in; null means dtype (fp32 for fp16).",
     )
-    compile: bool = param(
-        False, group="Device", help="Compile each block with torch.compile: slower start, faster steps."
-    )
-    enable_activation_checkpointing: bool = param(
-        False,
+    compile: bool | Literal["auto"] = param(
+        "auto",
         group="Device",
-        help="Recompute each block in the backward pass: less memory, about a third more work.",
+        help="Compile each block with torch.compile: slower start, faster steps. auto does so on a GPU that can.",
+    )
+    enable_activation_checkpointing: bool | Literal["auto"] = param(
+        "auto",
+        group="Device",
+        help="Recompute each block in the backward pass: less memory, about a third more work. auto recomputes as few "
+        "blocks as memory allows.",
     )
     enable_activation_offloading: bool = param(
         False, group="Device", help="Keep saved activations in host memory. Needs a GPU."

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError
 from tune.modules import DecoderConfig, MixtureOfExperts, MoEConfig, TransformerDecoder
 
-D, HIDDEN, NUM_EXPERTS, PER_TOKEN = 12, 10, 7, 3
+D, HIDDEN, NUM_EXPERTS, PER_TOKEN = 16, 24, 7, 3  # whole 16 bytes in bf16, as grouped products want it
 CONFIG = MoEConfig(num_experts=NUM_EXPERTS, experts_per_token=PER_TOKEN, intermediate_dim=HIDDEN)
 
 
@@ -21,6 +22,14 @@ def mixture(config: MoEConfig = CONFIG) -> MixtureOfExperts:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     return module
+
+
+@pytest.fixture(params=["loop", "grouped"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the experts' products are formed; on a GPU they are one."""
+    if request.param == "grouped":
+        monkeypatch.setattr(MixtureOfExperts, "_can_group", lambda module, rows: True)
+    return request.param
 
 
 def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Tensor:
@@ -37,7 +46,7 @@ def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Te
 @pytest.mark.parametrize("normalize_weights", [True, False])
 @pytest.mark.parametrize("experts_per_token", [1, PER_TOKEN, NUM_EXPERTS])
 def test_value_and_gradients_equal_the_sum_token_by_token(
-    normalize_weights: bool, experts_per_token: int
+    way: str, normalize_weights: bool, experts_per_token: int
 ) -> None:
     config = replace(CONFIG, normalize_weights=normalize_weights, experts_per_token=experts_per_token)
     module, twin = mixture(config), mixture(config)
@@ -54,7 +63,7 @@ def test_value_and_gradients_equal_the_sum_token_by_token(
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_an_expert_without_tokens_has_a_gradient_of_zeros() -> None:
+def test_an_expert_without_tokens_has_a_gradient_of_zeros(way: str) -> None:
     module = mixture()
     module(torch.randn(1, 1, D)).sum().backward()
     idle = [
@@ -65,7 +74,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zeros() -> None:
     assert len(idle) == NUM_EXPERTS - PER_TOKEN
 
 
-def test_no_tokens_at_all_are_no_error() -> None:
+def test_no_tokens_at_all_are_no_error(way: str) -> None:
     module = mixture()
     out = module(torch.randn(2, 0, D))
     out.sum().backward()
@@ -73,7 +82,7 @@ def test_no_tokens_at_all_are_no_error() -> None:
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-def test_half_precision_routes_by_its_logits_and_keeps_its_dtype() -> None:
+def test_half_precision_routes_by_its_logits_and_keeps_its_dtype(way: str) -> None:
     module = mixture().to(torch.bfloat16)
     x = torch.randn(3, 5, D).to(torch.bfloat16)
     out = module(x)
@@ -84,13 +93,33 @@ def test_half_precision_routes_by_its_logits_and_keeps_its_dtype() -> None:
     assert near.float().mean() > 0.8
 
 
-def test_autocast_keeps_the_router_exact_through_its_softmax() -> None:
+def test_autocast_keeps_the_router_exact_through_its_softmax(way: str) -> None:
     module, x = mixture(), torch.randn(3, 5, D)
     with torch.autocast("cpu", torch.bfloat16):
         out = module(x)
     exact = module(x)
     near = (out.float() - exact).norm(dim=-1) < 0.05 * exact.norm(dim=-1).clamp(min=0.1)
     assert near.float().mean() > 0.8
+
+
+def test_grouped_experts_are_compiled_whole_and_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MixtureOfExperts, "_can_group", lambda module, rows: True)
+    plain, compiled = mixture().bfloat16(), mixture().bfloat16()
+
+    def recomputed(x: Tensor) -> Tensor:
+        return checkpoint(compiled, x, use_reentrant=False)
+
+    forward = torch.compile(recomputed, backend="aot_eager", dynamic=True, fullgraph=True)
+    for num_tokens in (9, 5):
+        x = torch.randn(2, num_tokens, D).bfloat16()
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outs = plain(inputs[0]), forward(inputs[1])
+        for out in outs:
+            out.square().sum().backward()
+        torch.testing.assert_close(outs[1], outs[0])
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    for left, right in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +141,17 @@ def test_dense_layers_have_one_feed_forward_among_experts() -> None:
     model = TransformerDecoder(config)
     assert [isinstance(layer.mlp, MixtureOfExperts) for layer in model.layers] == [True, False, True]
     assert sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters()
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_loop_gives() -> None:
+    here, there = mixture().bfloat16(), mixture().bfloat16().cuda()
+    for x in (torch.randn(1, 1, D).bfloat16(), torch.randn(2, 9, D).bfloat16()):
+        here.zero_grad()
+        there.zero_grad()
+        outs = here(x), there(x.cuda())
+        outs[0].float().sum().backward()
+        outs[1].float().sum().backward()
+        torch.testing.assert_close(outs[1].cpu(), outs[0], rtol=0.05, atol=0.05)
+        for left, right in zip(there.experts.parameters(), here.experts.parameters(), strict=True):
+            torch.testing.assert_close(left.grad.cpu(), right.grad, rtol=0.05, atol=0.1)

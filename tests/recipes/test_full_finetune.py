@@ -153,11 +153,24 @@ def test_logits_losses_and_hidden_losses_agree(make_params, tmp_path: Path) -> N
     assert_equal(weights_of(tmp_path / "linear"), weights_of(tmp_path / "out"), atol=3e-6)
 
 
-def test_recomputation_changes_nothing(make_params, tmp_path: Path) -> None:
-    model = with_arguments(make_params().model, attn_dropout=0.2)
-    train(make_params(model=model, output_dir=str(tmp_path / "plain")))
-    train(make_params(model=model, enable_activation_checkpointing=True))
-    assert_equal(weights_of(tmp_path / "plain"), weights_of(tmp_path / "out"))
+def test_recomputation_changes_nothing(make_params, tmp_path: Path, monkeypatch) -> None:
+    """Nor does it matter how many blocks: a run may go on where another number fits."""
+    common: dict[str, Any] = {"model": with_arguments(make_params().model, attn_dropout=0.2), "epochs": 1}
+    plans = []
+    for choice in (False, True, "auto"):
+        if choice == "auto":
+            # A little less than it takes without, in the three quarters that are planned with.
+            room = (0.9 * plans[0].peak + 0.1 * plans[1].peak) / 0.75
+            (tmp_path / "meminfo").write_text(f"MemAvailable: {room / 1024:.0f} kB\n")
+            monkeypatch.setattr("tune.training.memory.available._PROC", tmp_path)
+        recipe = train(
+            make_params(
+                output_dir=str(tmp_path / str(choice)), enable_activation_checkpointing=choice, **common
+            )
+        )
+        plans.append(recipe.memory_plan)
+        assert_equal(weights_of(tmp_path / "False"), weights_of(tmp_path / str(choice)))
+    assert 0 == plans[0].num_recomputed < plans[2].num_recomputed < plans[1].num_recomputed
 
 
 BACKEND = {"backend": "aot_eager"}

@@ -95,7 +95,7 @@ def make(
     device: torch.device = CPU,
     steps: int = 1,
     packed: bool = False,
-    recompute: bool = False,
+    recompute: Any = False,
     in_backward: bool = False,
     **sizes: Any,
 ) -> tuple[TransformerDecoder, MemoryPlan]:
@@ -265,8 +265,7 @@ def test_the_peak_of_a_step_was_predicted(name: str) -> None:
 
 def measure_moments(model: TransformerDecoder, plan: MemoryPlan, case: dict[str, Any]) -> list[int]:
     """Return the most bytes alive in the forward pass, in the backward pass and at the step, of a second step."""
-    if plan.run.activation_checkpointing:
-        checkpoint_activations(model.layers)
+    checkpoint_activations(model.layers[: plan.num_recomputed])
     in_backward = plan.run.optimizer_in_backward
     component = Component(f"torch.optim.{case.get('optimizer', 'AdamW')}", {"lr": 1e-3})
     optimizer = build_optimizer(component, model.parameters(), in_backward=in_backward)
@@ -294,6 +293,37 @@ def measure_moments(model: TransformerDecoder, plan: MemoryPlan, case: dict[str,
             peaks[2] = live.peak
             optimizer.zero_grad()
     return peaks
+
+
+def pretend_available(num_bytes: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "meminfo").write_text(f"MemAvailable: {int(num_bytes / 1024)} kB\n")
+    monkeypatch.setattr("tune.training.memory.available._PROC", folder)
+
+
+def test_as_few_blocks_as_fit_are_recomputed(tmp_path: Path, monkeypatch) -> None:
+    case: dict[str, Any] = {"shape": (4, 120), "dtype": "fp32"}
+    _, every = make(**case, recompute=True)
+    _, none = make(**case)
+    assert every.peak < none.peak
+    found = []
+    for room in (none.peak, (none.peak + every.peak) / 2, every.peak, every.peak / 2):
+        pretend_available(room / 0.75 + 2048, tmp_path, monkeypatch)
+        model, plan = make(**case, recompute="auto")
+        found.append(plan.num_recomputed)
+        assert plan.is_tight == (room == every.peak / 2)
+        if plan.num_recomputed:  # one less would not do
+            assert predict(replace(plan.run, num_recomputed=plan.num_recomputed - 1)).peak > room
+        own_code = plan.prediction.parts["torch's own code, loaded on first use"][0]
+        assert max(measure_moments(model, plan, case)) == pytest.approx(plan.peak - own_code, rel=0.12)
+    assert 0 == found[0] < found[1] < found[2] == 3  # what the last block keeps is wanted at once
+    assert found[3] == 4
+    assert "4 of 4 blocks recomputed (auto: none can be left out)" in plan.verdict()
+
+
+def test_all_blocks_are_recomputed_where_nothing_is_known(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tune.training.memory.available._PROC", tmp_path)
+    _, plan = make(recompute="auto")
+    assert (plan.available, plan.num_recomputed) == (None, 4)
 
 
 # ---- weights and optimizers
@@ -537,8 +567,7 @@ def test_the_peak_on_a_gpu_was_predicted(name: str) -> None:
     }
     model, plan = make(**case, device=device)
     model.to(device)
-    if plan.run.activation_checkpointing:
-        checkpoint_activations(model.layers)
+    checkpoint_activations(model.layers[: plan.num_recomputed])
     optimizer = build_optimizer(
         Component("torch.optim.AdamW", {"lr": 1e-3}), model.parameters(), in_backward=False
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tune.errors import CheckpointError, TrainingError
 from tune.training import Checkpoints, StepGuard, TrainState, clip_gradients
@@ -50,6 +52,29 @@ def test_the_norm_of_bf16_gradients_is_none_of_bf16() -> None:
     assert float(clip_gradients(weights, None)) == pytest.approx(exact, rel=1e-5)
     weights[0].grad = torch.ones(300, 1000, dtype=torch.bfloat16)
     assert float(clip_gradients(weights[:1], 1.0, scale=2.0)) == pytest.approx(2 * 300_000**0.5, rel=1e-5)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators that wait for a GPU: they tell the host a value, or a shape that hangs on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("max_norm", [None, 2.5])
+def test_from_gradient_to_step_is_waited_for_once(max_norm: float | None) -> None:
+    """For the one flag that says whether the step is taken, which is known before weights are touched."""
+    weights, guard = make_weights(), StepGuard("stop", NO_SCALER, TrainState(0, step=12))
+    with Waits() as waits:
+        assert guard.allows(ONE, clip_gradients(weights, max_norm, scale=0.5))
+    assert len(waits.names) == 1, waits.names
 
 
 def test_numbers_pass() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tune.config.argument_ranges import Bounds, find_bounds
+from tune.config.argument_ranges import find_bounds
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import Converter, shadowed, show
@@ -14,16 +14,12 @@ from tune.config.diagnostics import Diagnostic, Source, printable, shorten
 from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonValue, Scalar, SequenceNode
+from tune.config.recipe_arguments import RECIPE_ARGUMENTS, recipe_arguments
 from tune.config.scalars import REFUSED
-from tune.config.slots import SHUFFLE_BUFFER, STREAMING, WEIGHT, Slot
+from tune.config.slots import Slot
 from tune.config.suggestions import add, amend, guess_argument
-from tune.config.typing import ANY, BOOL, FLOAT, INT, TypeSpec
+from tune.config.typing import ANY, TypeSpec
 
-_FOR_RECIPE: dict[str, tuple[TypeSpec, Bounds | None]] = {
-    WEIGHT: (FLOAT, Bounds(minimum=1e-6, maximum=1e6)),
-    STREAMING: (BOOL, None),
-    SHUFFLE_BUFFER: (INT, Bounds(minimum=1, maximum=10**7)),
-}
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
 
 
@@ -125,7 +121,7 @@ class ComponentChecker:
         given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
         kwargs: dict[str, Any] = {}
         ok = True
-        for key in _of_recipe(slot, path, resolved):
+        for key in recipe_arguments(slot, path, resolved):
             if key in given:
                 kwargs[key] = self._for_recipe(key, given.pop(key), f"{path}.{key}")
                 ok = ok and kwargs[key] is not REFUSED
@@ -135,9 +131,9 @@ class ComponentChecker:
                 for name, parameter in signature.parameters.items()
                 if parameter.kind != "positional" and name not in resolved.supplied
             }
-            usable |= set(_of_recipe(slot, path, resolved))
+            usable |= set(recipe_arguments(slot, path, resolved))
             self.arguments[path] = usable
-            types = {name: spec for name, (spec, _) in _FOR_RECIPE.items()}
+            types = {name: spec for name, (spec, _) in RECIPE_ARGUMENTS.items()}
             types |= {name: parameter.type for name, parameter in signature.parameters.items()}
             self._types |= {f"{path}.{name}": types[name] for name in usable}
         for key, node in given.items():
@@ -177,7 +173,7 @@ class ComponentChecker:
     def _for_recipe(self, key: str, node: Node, path: str) -> Any:
         """Return what a component says to the recipe, or `REFUSED`."""
         self.places[path] = node
-        spec, bounds = _FOR_RECIPE[key]
+        spec, bounds = RECIPE_ARGUMENTS[key]
         value = self.converter.convert(node, spec, path)
         fault = None if value is REFUSED or bounds is None else bounds.find_fault(value)
         return (
@@ -315,15 +311,6 @@ class ComponentChecker:
     def _refuse(self, code: str, path: str, message: str, node: Node, suggestion: str | None = None) -> Any:
         self._report(Diagnostic(code, node.written or path, message, node.source, suggestion, shadowed(node)))
         return REFUSED
-
-
-def _of_recipe(slot: Slot | None, path: str, resolved: ResolvedName) -> tuple[str, ...]:
-    """Return the arguments that the component at `path` may have for the recipe."""
-    if slot is None:
-        return ()
-    is_ours = resolved.path.startswith("tune.")
-    is_entry = path.rpartition(".")[2].isdecimal()
-    return (*(slot.of_recipe if is_ours else ()), *(slot.of_entries if is_entry else ()))
 
 
 def _as_component(node: Node) -> MappingNode | None:

@@ -93,7 +93,10 @@ class SelfAttention(nn.Module):
 
     def _attend_documents(self, q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask) -> Tensor:
         """Return the attended values [b, n_h, s, h_d] of documents that share rows, or see no further than a window."""
-        q, k = q.to(v.dtype), k.to(v.dtype)  # autocast, which casts for torch's own attention, knows neither of these
+        q, k = (
+            q.to(v.dtype),
+            k.to(v.dtype),
+        )  # autocast, which casts for torch's own attention, knows neither of these
         if mask.block_mask is None:
             return document_attention(q, k, v, mask.document_starts, mask.window, self.softcap, self.scale)[0]
         return attend_blocks(q, k, v, mask.block_mask, self.softcap, self.scale)

@@ -154,7 +154,9 @@ def _block_mask(first_keys: Tensor) -> BlockMask:
     # The run begins with the block of the first query's first key. All queries see all of a block that begins with or
     # after the last one's first key; where the row ends within a block of queries, none counts as seen by all of it.
     begins = first_keys[:, ::_BLOCK] // _BLOCK  # [b, n]
-    lasts = torch.nn.functional.pad(first_keys[:, _BLOCK - 1 :: _BLOCK], (0, int(s % _BLOCK > 0)), value=s)  # [b, n]
+    lasts = torch.nn.functional.pad(
+        first_keys[:, _BLOCK - 1 :: _BLOCK], (0, int(s % _BLOCK > 0)), value=s
+    )  # [b, n]
     full_begins = torch.minimum((lasts + (_BLOCK - 1)) // _BLOCK, own)
     num_before = full_begins - begins
     nth = own[None, None]  # [1, 1, n]

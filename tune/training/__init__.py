@@ -11,7 +11,7 @@ from tune.training.checkpointers import (
     FullModelMetaCheckpointer,
     FullModelTorchTuneCheckpointer,
 )
-from tune.training.compilation import compile_blocks
+from tune.training.compilation import compile_blocks, should_compile
 from tune.training.determinism import describe_repeatability, make_deterministic
 from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.training.distributed.gradient_sync import GradientSync, mark_last
@@ -94,6 +94,7 @@ __all__ = [
     "setup_torch_profiler",
     "shard_dim_of_base",
     "shard_model",
+    "should_compile",
     "to_device",
     "verify_step",
     "write_full_model",

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tune.modules.kv_cache import LayerCache
-from tune.modules.moe import MixtureOfExperts
 from tune.utils import get_logger
 
-__all__ = ["compile_blocks"]
+__all__ = ["compile_blocks", "should_compile"]
+
+
+def should_compile(choice: bool | Literal["auto"], device: torch.device) -> bool:
+    """Return whether blocks are compiled, and say so where it was left open: on a GPU for which code can be made."""
+    if choice != "auto":
+        return choice
+    if device.type != "cuda":
+        return False
+    from torch.utils._triton import has_triton
+
+    # Triton builds a small library for each kernel with the system's own compiler.
+    lacks = "triton" if not has_triton() else "" if _has_c_compiler() else "a C compiler"
+    get_logger().info(f"compile: {f'off (auto: {lacks} is missing)' if lacks else 'on (auto: a GPU)'}")
+    return not lacks
+
+
+def _has_c_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang"))
 
 
 def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any] = "inductor") -> None:
@@ -23,24 +43,20 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any
     compiled anew. Past torch's limit (`torch._dynamo.config.recompile_limit`) what fits no graph runs uncompiled, and a
     warning says so; with `torch._dynamo.config.fail_on_recompile_limit_hit` it is an error.
 
-    Call it after `checkpoint_activations`, so that the recomputation is part of what is compiled. Mixtures of experts
-    stay as they are, and a recomputed block that has one with them.
+    Call it after `checkpoint_activations`, so that the recomputation is part of what is compiled. Where experts
+    run one by one (`MixtureOfExperts`), they stay as they are, and a recomputed block that has them.
 
     Args:
         blocks: their first argument is the residual stream.
         backend: of `torch.compile`.
     """
     for block in blocks:
-        for module in block.modules():
-            if isinstance(module, MixtureOfExperts):
-                # Every batch spreads its tokens otherwise: each new spread would be compiled anew.
-                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
         # Not the call: the hooks around it, FSDP's among them, are no part of the graph.
         block.forward = _compiled(block.forward, backend)
 
 
 def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
-    compiled = torch.compile(forward, dynamic=True, backend=backend)
+    compiled = torch.compile(forward, backend=backend)
 
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(value, LayerCache) for value in (*args, *kwargs.values())):
@@ -48,6 +64,7 @@ def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) ->
         if torch.is_grad_enabled() and not x.requires_grad:
             # Where nothing before the first block is trained: it would be the one block with a graph of its own.
             x = x.detach().requires_grad_()
+        _let_lengths_vary(x, args, kwargs)
         from torch._dynamo import config
         from torch._dynamo.exc import FailOnRecompileLimitHit
 
@@ -66,3 +83,14 @@ def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) ->
             return forward(x, *args, **kwargs)
 
     return run
+
+
+def _let_lengths_vary(*inputs: Any) -> None:
+    """Mark batch and sequence as dynamic; `dynamic=True` would make numbers of heads so as well, within FSDP."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor):
+            # Channels come last; a mask has none.
+            for dim in range(tensor.dim() - tensor.is_floating_point()):
+                maybe_mark_dynamic(tensor, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from tune.errors import TrainingError
@@ -41,6 +42,9 @@ def get_device(name: str | None = None) -> torch.device:
                 f"device {name!r}: GPU {index} was asked for, but torch sees {count} (numbered from 0)."
             )
         device = torch.device("cuda", index)
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            # Segments that grow leave fewer gaps where lengths vary. Torch may have read the environment already.
+            torch.cuda.memory._set_allocator_settings("expandable_segments:True")
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise TrainingError(f"device {name!r} was asked for, but torch sees no Apple GPU. Use device=cpu.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.prediction import PlannedRun, Prediction, predict
 from tune.training.precision import Precision
 from tune.utils import get_logger
+from tune.utils.mesh import Mesh
 
 __all__ = ["LongestRow", "MemoryPlan", "longest_row", "plan_memory"]
 
@@ -36,6 +38,7 @@ class MemoryPlan:
         prediction: bytes of each part at each moment of a step.
         available: bytes the device has for this process; None where that is not known.
         held_before: bytes in use when the plan was made, which is no part of it on a host.
+        reason: why so many blocks are recomputed, where that was left open; "" where it was not.
     """
 
     run: PlannedRun
@@ -43,6 +46,12 @@ class MemoryPlan:
     device: torch.device
     available: int | None
     held_before: int
+    reason: str = ""
+
+    @property
+    def num_recomputed(self) -> int:
+        """How many blocks are recomputed: the first ones, for whose backward pass most memory is free again."""
+        return self.run.num_recomputed
 
     @property
     def peak(self) -> float:
@@ -66,6 +75,25 @@ class MemoryPlan:
     def _usable(self) -> float:
         return (self.available or 0) * _USABLE.get(self.device.type, 0.75)
 
+    def with_fewest_recomputed(self, mesh: Mesh) -> MemoryPlan:
+        """Return the plan with as few blocks recomputed as fit on every process; each of them must call this."""
+        blocks = range(len(self.run.model.layers))
+
+        def fits(num: int) -> bool:
+            return predict(replace(self.run, num_recomputed=num)).peak <= self._usable
+
+        is_known = self.available is not None and not self.prediction.unknown
+        num = int(mesh.max(bisect_left(blocks, True, key=fits) if is_known else len(blocks)))
+        reason = (
+            "all would fit"
+            if num == 0
+            else "the fewest that fit"
+            if num < len(blocks)
+            else "none can be left out"
+        )
+        run = replace(self.run, num_recomputed=num)
+        return replace(self, run=run, prediction=predict(run), reason=f" (auto: {reason})")
+
     def lines(self) -> list[str]:
         """Return the plan as a table in GiB, with its verdict; and what would help where it does not fit."""
         return [*self.table(), self.verdict(), *(self.advice_lines() if self.is_tight else ())]
@@ -87,6 +115,8 @@ class MemoryPlan:
     def verdict(self) -> str:
         """Return whether it fits, in a sentence."""
         text = f"memory: {_gib(self.peak)} GiB predicted at the fullest, {self.prediction.fullest}"
+        if self.num_recomputed or self.reason:
+            text += f", {self.num_recomputed} of {len(self.run.model.layers)} blocks recomputed{self.reason}"
         if self.prediction.unknown:
             text += f", without activations and loss, which cannot be measured ({self.prediction.unknown})"
         if self.available is None:
@@ -169,14 +199,14 @@ def plan_memory(
     row: LongestRow | DataReport,
     loss_fn: nn.Module,
     precision: Precision,
-    device: torch.device,
+    mesh: Mesh | torch.device,
     shard_dim: int = 1,
     *,
     optimizer: Optimizer | Component,
     batch_size: int,
     accumulates: bool = False,
     cpu_offload: bool = False,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: bool | Literal["auto"] = False,
     activation_offloading: bool = False,
     optimizer_in_backward: bool = False,
 ) -> MemoryPlan:
@@ -189,18 +219,21 @@ def plan_memory(
         row: of the data, or a report of them.
         loss_fn: the loss.
         precision: of weights and of products; adapters are fp32.
-        device: where the run takes place.
+        mesh: the processes of the run, who choose alike: each must call this; or the device of one.
         shard_dim: ranks that the weights are cut over.
         optimizer: built already, or its class and arguments.
         batch_size: rows of a micro-batch.
         accumulates: a step has several of them.
         cpu_offload: shards wait in host memory.
-        activation_checkpointing: blocks are recomputed in the backward pass.
+        activation_checkpointing: blocks are recomputed in the backward pass; "auto": as few as memory allows, and all
+            where it is not known what is needed or available.
         activation_offloading: what they keep for it waits in host memory.
         optimizer_in_backward: each weight steps as soon as its gradient is there.
     """
     if isinstance(row, DataReport):
         row = longest_row(row)
+    mesh = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
+    device = mesh.device
     run = PlannedRun(
         model=without_memory(model, None),
         loss_fn=loss_fn,
@@ -213,12 +246,13 @@ def plan_memory(
         accumulates=accumulates,
         shard_size=shard_dim,
         cpu_offload=cpu_offload and shard_dim > 1,
-        activation_checkpointing=activation_checkpointing,
+        num_recomputed=0 if activation_checkpointing is False else len(model.layers),
         activation_offloading=activation_offloading,
         optimizer_in_backward=optimizer_in_backward,
         device_type=device.type,
     )
-    return MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
+    plan = MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
+    return plan.with_fewest_recomputed(mesh) if activation_checkpointing == "auto" else plan
 
 
 def longest_row(report: DataReport) -> LongestRow:

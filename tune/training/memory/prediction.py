@@ -41,7 +41,7 @@ class PlannedRun:
     accumulates: bool
     shard_size: int
     cpu_offload: bool
-    activation_checkpointing: bool
+    num_recomputed: int  # of the blocks, the first ones
     activation_offloading: bool
     optimizer_in_backward: bool
     device_type: str
@@ -192,7 +192,8 @@ def _count(number: int) -> str:
 
 def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
     """Return what each block keeps until its backward pass: all, or its input alone (arXiv:1604.06174)."""
-    return [float(block.input if run.activation_checkpointing else block.kept) for block in step.blocks]
+    blocks = enumerate(step.blocks)
+    return [float(block.input if i < run.num_recomputed else block.kept) for i, block in blocks]
 
 
 def _at_loss(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> _Moment:
@@ -207,11 +208,10 @@ def _at_loss(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> _Moment:
 
 def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
     """Yield what stands before the last block's backward pass, in each block's, and after that of the first."""
-    kept, again = _kept(run, step), run.activation_checkpointing
+    kept = _kept(run, step)
     held = [0.0] * len(kept) if run.activation_offloading else kept
-    casts = [
-        0.0 if again else float(block.casts) for block in step.blocks
-    ]  # autocast drops them with the forward pass
+    # Autocast drops them with the forward pass.
+    casts = [0.0 if i < run.num_recomputed else float(block.casts) for i, block in enumerate(step.blocks)]
     grows = 0.0 if run.accumulates or run.optimizer_in_backward else _share(run)
     gradients = weights.trained * _share(run) * run.accumulates
     # A 4-bit matrix stands in full while it is multiplied, inside an operator.
