@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from tune.config.component import Component
 from tune.modules.optim import AdamW
-from tune.modules.optim.stochastic_rounding import RandomBits, mix, round_into_
+from tune.modules.optim.stochastic_rounding import NUM_DRAWN, bits_at, cut_off_, draw_bits, mix
 from tune.training.optimizers import build_optimizer
 
 BF16 = torch.bfloat16
 
 
 def rounded(values: Tensor, key: int) -> Tensor:
-    target = torch.empty(values.shape, dtype=BF16)
-    bits = RandomBits(key, len(values), len(values), values.device).at(mix(key), 0, len(values))
-    round_into_(target, values.clone(), bits)
-    return target
+    values = values.clone()
+    drawn = draw_bits(0, 1 << 10, values.device)
+    cut_off_(values, bits_at(drawn, mix(key), 3, len(values))[key % 3])
+    assert torch.equal(values.to(BF16).float().isnan(), values.isnan())
+    return values.to(BF16)
 
 
 def test_the_mean_of_rounded_numbers_is_the_number() -> None:
@@ -31,6 +32,15 @@ def test_the_mean_of_rounded_numbers_is_the_number() -> None:
     unit = torch.maximum(values.abs() * 2**-7, torch.tensor(1e-45))  # of the last bit, at most
     assert ((mean - values) / unit).abs().max() < 5 / (2 * 4000**0.5)  # five standard errors of a coin
     assert ((mean - values) / unit).mean().abs() < 5 / (2 * (4000 * len(values)) ** 0.5)
+
+
+def test_each_number_of_16_bits_is_drawn_as_often() -> None:
+    drawn = draw_bits(7, 1 << 10, torch.device("cpu"))
+    assert (drawn[:NUM_DRAWN].bincount(minlength=1 << 16) == NUM_DRAWN >> 16).all()
+    # A row that begins near the end goes on from the beginning, for each of three tensors.
+    row = bits_at(drawn, NUM_DRAWN - 3, 3, 1 << 10)
+    assert torch.equal(row[0, 3:], drawn[: (1 << 10) - 3])
+    assert not torch.equal(row[0], row[1])
 
 
 def test_what_bf16_holds_is_kept_and_no_number_stays_none() -> None:
@@ -103,7 +113,7 @@ def test_pieces_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
     whole, pieces = make_weights(), make_weights()
     train(whole, range(3))
-    monkeypatch.setattr(adamw, "_AT_ONCE", {"cpu": 256})
+    monkeypatch.setattr(adamw, "_AT_ONCE_PER_THREAD", 256)
     train(pieces, range(3))
     assert all(torch.equal(one, other) for one, other in zip(whole, pieces, strict=True))
 

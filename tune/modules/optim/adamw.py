@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tune.modules.optim.stochastic_rounding import RandomBits, mix, round_into_
+from tune.modules.optim.stochastic_rounding import NUM_DRAWN, bits_at, cut_off_, draw_bits, mix
 from tune.utils.sharding import first_element, local_part
 
 __all__ = ["AdamW"]
 
-# Elements whose fp32 copies (weight, gradient, two moments) stay in a processor's cache; a GPU takes more at a time.
-_AT_ONCE = {"cpu": 1 << 16}
-_AT_ONCE_ELSEWHERE = 1 << 24
-_WEIGHT, _MOMENT, _SQUARE = range(3)
+# Elements whose fp32 copies (weight, two moments, gradient) stay in a processor's cache, for each of its threads.
+_AT_ONCE_PER_THREAD = 1 << 16
 
 
 class _Settings(NamedTuple):
@@ -102,7 +100,6 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        bits: dict[Any, RandomBits] = {}
         number = self.first_weight
         stepped: list[tuple[Tensor, Tensor]] = []
         is_left = False
@@ -111,7 +108,7 @@ class AdamW(torch.optim.AdamW):
             settings = _Settings(float(group["lr"]), beta1, beta2, group["weight_decay"], group["eps"])
             for weight in group["params"]:
                 if weight.grad is not None and weight.dtype == torch.bfloat16:
-                    self._step(weight, number, settings, bits)
+                    self._step(weight, number, settings)
                     stepped.append((weight, weight.grad))
                 else:
                     is_left = is_left or weight.grad is not None
@@ -125,7 +122,7 @@ class AdamW(torch.optim.AdamW):
                 weight.grad = grad
         return loss
 
-    def _step(self, weight: Tensor, number: int, settings: _Settings, bits: dict[Any, RandomBits]) -> None:
+    def _step(self, weight: Tensor, number: int, settings: _Settings) -> None:
         if weight.grad is None or weight.grad.is_sparse:
             raise RuntimeError("AdamW takes no sparse gradients")
         state = self.state[weight]
@@ -141,60 +138,60 @@ class AdamW(torch.optim.AdamW):
             local_part(tensor) for tensor in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
         ]
         if parts[0].numel():
-            self._step_rounded(parts, weight, step, number, settings, bits)
+            self._step_rounded(parts, weight, step, number, settings)
 
     def _step_rounded(
-        self,
-        parts: list[Tensor],
-        weight: Tensor,
-        step: int,
-        number: int,
-        settings: _Settings,
-        bits: dict[Any, RandomBits],
+        self, parts: list[Tensor], weight: Tensor, step: int, number: int, settings: _Settings
     ) -> None:
-        device = parts[0].device
+        device, first, key = parts[0].device, first_element(weight), mix(self.seed, step, number)
         if device.type == "cuda" and all(part.is_contiguous() for part in parts):
             from tune.modules.kernels.adamw_triton import step_rounded_
 
-            step_rounded_(parts, step, mix(self.seed, step, number) >> 1, first_element(weight), settings)
+            step_rounded_(parts, step, key >> 1, first, settings)
             return
-        at_once = _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE)
-        if (step, device) not in bits:
-            largest = max(param.numel() for group in self.param_groups for param in group["params"])
-            bits[step, device] = RandomBits(mix(self.seed, step), largest, at_once, device)
-        first = first_element(weight)
-        flat = [part.reshape(-1) for part in parts]  # [n], views where the memory is in order
-        num = min(flat[0].numel(), at_once)
-        room = [torch.empty(num, dtype=torch.float32, device=device) for _ in flat]
+        in_order = [parts[0], *parts[2:], parts[1]]  # what is written comes first
+        flat = [part.reshape(-1) for part in in_order]  # [n], views where the memory is in order
+        num = _num_at_once(device)
+        room = torch.empty(4, min(num, len(flat[0])), dtype=torch.float32, device=device)
+        drawn = draw_bits(self.seed, num, device)
         count = torch.full((), float(step), device=device)
-        starts = range(0, flat[0].numel(), num)
+        starts = range(0, len(flat[0]), num)
         if isinstance(flat[0], FakeTensor):
             starts = starts[:2]  # measured for the memory it takes, of which later pieces need no more
         for begin in starts:
             pieces = [part[begin : begin + num] for part in flat]
-            copies = [space[: len(pieces[0])].copy_(piece) for space, piece in zip(room, pieces)]
-            _fused(copies, count, settings)
-            for kind, place in ((_WEIGHT, 0), (_MOMENT, 2), (_SQUARE, 3)):
-                if pieces[place].dtype == torch.bfloat16:
-                    key = mix(self.seed, step, number, kind)
-                    chance = bits[step, device].at(key, first + begin, len(pieces[0]))
-                    round_into_(pieces[place], copies[place], chance)
-                else:
-                    pieces[place].copy_(copies[place])
-        for part, changed in zip(parts, flat):
+            values = room[:, : len(pieces[0])]
+            for copy, piece in zip(values, pieces):
+                copy.copy_(piece)
+            _fused(list(values), count, settings)
+            kept = [place for place in range(3) if pieces[place].dtype != torch.bfloat16]
+            for place in kept:
+                pieces[place].copy_(values[place])
+            cut_off_(values[:3], bits_at(drawn, key + first + begin, 3, values.shape[1]))
+            for place in range(3):
+                if place not in kept:
+                    pieces[place].copy_(values[place])
+        for part, changed in zip(in_order[:3], flat):
             if not part.is_contiguous():
                 part.copy_(changed.view_as(part))
+
+
+def _num_at_once(device: torch.device) -> int:
+    """Return how many elements are stepped at once: so many that no thread is idle, and none leaves its cache."""
+    if device.type != "cpu":
+        return NUM_DRAWN
+    return min(NUM_DRAWN, _AT_ONCE_PER_THREAD * torch.get_num_threads())
 
 
 def _fused(parts: list[Tensor], step: Tensor, settings: _Settings) -> None:
     """Take one step in place.
 
     Args:
-        parts: weight, gradient, mean of gradients and of their squares, of one type.
+        parts: weight, mean of gradients and of their squares, and the gradient, of one type.
         step: which one, from 1 on, [] fp32.
         settings: of the weight's group.
     """
-    weight, grad, exp_avg, exp_avg_sq = parts
+    weight, exp_avg, exp_avg_sq, grad = parts
     torch._fused_adamw_(
         [weight],
         [grad],

@@ -9,14 +9,18 @@ generator's state, so that a run that is resumed, or sharded otherwise, rounds a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
-__all__ = ["RandomBits", "mix", "round_into_"]
+__all__ = ["NUM_DRAWN", "bits_at", "cut_off_", "draw_bits", "mix"]
 
 _MASK64 = (1 << 64) - 1
-# Random numbers that are drawn at most for a step; elements further apart in a tensor share them.
-_MAX_DRAWN = 1 << 20
+# Random numbers that there are; elements further apart in a tensor share them. Each number of 16 bits is there equally
+# often, so that over all places one may begin at the share that is rounded up is exactly what is cut off.
+NUM_DRAWN = 1 << 20
 
 
 def mix(*numbers: int) -> int:
@@ -30,37 +34,39 @@ def mix(*numbers: int) -> int:
     return state
 
 
-class RandomBits:
-    """16 random bits for each element of any tensor, the same for the same key.
+def draw_bits(seed: int, num: int, device: torch.device) -> Tensor:
+    """Return what `bits_at` takes rows of `num` elements from, at most `NUM_DRAWN`; drawn once for each seed."""
+    # Numbers without memory, of a step that is only measured, are not kept for the others.
+    return (_drawn if detect_fake_mode() is None else _drawn.__wrapped__)(seed, num, device)
+
+
+def bits_at(drawn: Tensor, key: int, num_kinds: int, num: int) -> Tensor:
+    """Return 16 random bits for each of `num` elements in a row, in each of some tensors, [kinds, num] int32.
 
     Args:
-        key: what they follow from.
-        num: elements of the largest tensor they are for.
-        at_once: of how many elements in a row bits are asked for at most.
-        device: where they are.
+        drawn: what they are taken from.
+        key: where the first element's are. The next element's follow with the next key.
+        num_kinds: tensors that have such an element.
+        num: elements.
     """
-
-    def __init__(self, key: int, num: int, at_once: int, device: torch.device) -> None:
-        self._num = min(num, _MAX_DRAWN)
-        generator = torch.Generator().manual_seed(key >> 1)
-        drawn = torch.empty(self._num, dtype=torch.int32).random_(0, 1 << 16, generator=generator)
-        # Long enough for a row of bits to begin anywhere.
-        self._bits = drawn.repeat(-(-at_once // self._num) + 1).to(device)
-
-    def at(self, key: int, first: int, num: int) -> Tensor:
-        """Return the bits of elements `first` to `first + num` of the tensor with this key, [num] int32."""
-        start = (key + first) % self._num
-        return self._bits[start : start + num]
+    return drawn.as_strided((num_kinds, num), (NUM_DRAWN // num_kinds, 1), key % NUM_DRAWN)
 
 
-def round_into_(target: Tensor, values: Tensor, bits: Tensor) -> None:
-    """Write fp32 `values` into bf16 `target`, rounded up or down by chance; `values` is used up.
+@lru_cache(maxsize=4)
+def _drawn(seed: int, num: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(mix(seed) >> 1)
+    drawn = torch.randperm(NUM_DRAWN, generator=generator, dtype=torch.int32).bitwise_and_(0xFFFF)
+    # Repeated until a row of any kind may begin anywhere.
+    return torch.cat([drawn, drawn, drawn[:num]]).to(device)
+
+
+def cut_off_(values: Tensor, bits: Tensor) -> None:
+    """Round fp32 `values` in place to numbers that bf16 holds, up or down by chance.
+
+    Numbers that bf16 holds stay as they are; infinity and NaN too.
 
     Args:
-        target: [n] bf16.
-        values: [n] fp32. Numbers that bf16 holds stay as they are; infinity and NaN too.
-        bits: 16 random bits each, [n] int32.
+        values: fp32, of any shape.
+        bits: 16 random bits each, int32.
     """
-    cut = values.view(torch.int32)
-    cut.add_(bits).bitwise_and_(-(1 << 16))
-    target.copy_(values)
+    values.view(torch.int32).add_(bits).bitwise_and_(-(1 << 16))
