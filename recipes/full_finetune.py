@@ -40,8 +40,7 @@ class FullFinetuneRecipe:
     def __init__(self, params: FullFinetuneParams) -> None:
         self.params = params
         get_logger(params.log_level)
-        self.exit_code = 0
-        self.exit_stack = ExitStack()  # what cleanup() closes, the last one first
+        self.exit_code, self.exit_stack = 0, ExitStack()  # what cleanup() closes, the last one first
         self.memory_plan: training.MemoryPlan | None = None
 
     def setup(self) -> None:
@@ -50,6 +49,7 @@ class FullFinetuneRecipe:
         # 1. This process, the others, and the place to write to, before any work that could not be written.
         training.make_deterministic(params.deterministic)
         self.device = get_device(params.device)
+        training.prefer_attention_kernels(self.device)
         self.mesh = training.init_mesh(self.device, params.process_choices())
         self.exit_stack.callback(self.mesh.close)
         self.checkpointer = instantiate(params.checkpointer, defaults={"output_dir": params.output_dir})

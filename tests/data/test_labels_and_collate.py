@@ -7,6 +7,7 @@ import torch
 
 from tune.data import (
     CROSS_ENTROPY_IGNORE_IDX,
+    DataReport,
     block_causal_mask,
     masked_labels,
     padded_collate,
@@ -14,6 +15,7 @@ from tune.data import (
     shift_labels,
     truncate,
 )
+from tune.data.collate import gpu_lengths, padded_length
 from tune.errors import DataError
 
 
@@ -53,6 +55,18 @@ def test_rows_are_padded_to_a_multiple():
     assert padded_collate_sft(batch, pad_to_multiple_of=3)["tokens"].shape == (2, 3)
     with pytest.raises(DataError, match="pad_to_multiple_of is 0"):
         padded_collate_sft(batch, pad_to_multiple_of=0)
+
+
+def test_on_a_gpu_rows_have_few_lengths():
+    assert gpu_lengths(DataReport()) == (128, None)
+    assert gpu_lengths(DataReport(max_seq_len=1000)) == (128, 1000)
+    assert gpu_lengths(DataReport(max_seq_len=1000, num_packs=3)) == (1000, 1000)
+    lengths = (1, 128, 129, 950, 1000)
+    assert [padded_length(length, 128, 1000) for length in lengths] == [128, 128, 256, 1000, 1000]
+    assert padded_length(1001, 128, 1000) == 1001
+    assert padded_length(950, 1000, 1000) == 1000
+    batch = [{"tokens": [1, 2, 3], "labels": [-100, 2, 3]}]
+    assert padded_collate_sft(batch, pad_to_multiple_of=8, max_seq_len=5)["labels"].shape == (1, 5)
 
 
 def test_a_packed_batch_gets_positions_and_nothing_larger():

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tune.data import block_causal_mask
 from tune.modules import DecoderConfig, LongRopeScaling, MoEConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
+from tune.training import checkpoint_activations, compile_blocks, prefer_attention_kernels
 
 pytestmark = pytest.mark.gpu
 
@@ -84,3 +85,63 @@ def test_half_precision_loss_is_near(pair: tuple[TransformerDecoder, Transformer
             loss = loss_sum(LinearCrossEntropyLoss(), pair[1], tokens.cuda(), labels.cuda())
         loss.backward()
         assert loss.item() == pytest.approx(exact.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_packed_documents(pair: tuple[TransformerDecoder, TransformerDecoder], compiled: bool) -> None:
+    """Longer than FlexAttention's blocks, in rows that end within one, recomputed; the second batch as the first."""
+    checkpoint_activations(pair[1].layers)
+    if compiled:
+        compile_blocks(pair[1].layers)
+    for document in (11, 150):
+        tokens, labels = torch.randint(0, 131, (3, 300)), torch.randint(0, 131, (3, 300))
+        positions = torch.arange(300).remainder(document).repeat(3, 1)
+        positions[1] = torch.arange(300)
+        for model in pair:
+            device = model.output_weight.device
+            model.zero_grad()
+            batch = (tokens.to(device), labels.to(device), None, positions.to(device))
+            loss_sum(LinearCrossEntropyLoss(), model, *batch).backward()
+        for ours, theirs in zip(*(model.parameters() for model in pair)):
+            torch.testing.assert_close(ours.grad, theirs.grad.cpu(), rtol=1e-3, atol=1e-3)
+
+
+def test_packed_gradients_repeat(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+    model, grads = pair[1], []
+    tokens = torch.randint(0, 131, (3, 300), device="cuda")
+    positions = torch.arange(300, device="cuda").remainder(70).expand(3, -1)
+    if model.config.moe is not None:
+        pytest.skip("experts add up in any order")
+    for _ in range(4):
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            hidden = model.hidden(tokens, input_pos=positions)
+        hidden.float().square().mean().backward()
+        grads.append([layer.attn.q_proj.weight.grad.clone() for layer in model.layers])
+    assert all(torch.equal(*other) for later in grads[1:] for other in zip(grads[0], later, strict=True))
+
+
+def test_a_given_mask_in_half_precision_of_an_odd_length(
+    pair: tuple[TransformerDecoder, TransformerDecoder],
+) -> None:
+    tokens = torch.randint(0, 131, (3, 37))
+    mask = block_causal_mask(torch.arange(37).remainder(11)[None].expand(3, -1))
+    with torch.no_grad():
+        expected = pair[0](tokens, mask=mask)
+    with torch.autocast("cuda", torch.bfloat16):
+        out = pair[1](tokens.cuda(), mask=mask.cuda())
+    out.sum().backward()
+    torch.testing.assert_close(out.float().cpu(), expected, rtol=0.1, atol=0.1)
+
+
+def test_the_preferred_kernels_change_no_loss(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+    tokens, labels = (torch.randint(0, 131, (3, 128), device="cuda") for _ in range(2))
+    losses = []
+    for device in (torch.device("cpu"), torch.device("cuda")):  # for a CPU nothing is preferred
+        prefer_attention_kernels(device)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = loss_sum(LinearCrossEntropyLoss(), pair[1], tokens, labels)
+        loss.backward()
+        losses.append(loss.item())
+    prefer_attention_kernels(torch.device("cpu"))
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)

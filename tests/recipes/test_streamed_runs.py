@@ -99,7 +99,7 @@ def test_what_is_not_known_is_said(streamed, tmp_path: Path, capfd) -> None:
         "".join(json.dumps({"question": f"river {n}", "answer": "seven"}) + "\n" for n in range(3000))
     )
     recipe = train(streamed(dataset={"source": str(many)}, max_steps=2, log_level="INFO"))
-    assert "only the first 1,000 rows were looked at" in capfd.readouterr().err
+    assert "only the first 200 rows were looked at" in capfd.readouterr().err
     assert recipe.dataset.report().longest_kept == 64  # what memory is planned for
     assert (tmp_path / "out" / "preview.txt").read_text().count("--- example") == 5
 

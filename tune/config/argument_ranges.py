@@ -119,5 +119,5 @@ _RANGES: Mapping[str, Mapping[Bounds, str]] = {
     },
     "loss": {_COUNT: "num_output_chunks", _SHARE: "label_smoothing"},
     "profiler": {_COUNT_OR_NONE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
-    "collate_fn": {_COUNT_OR_NONE: "padding_idx", _SIZE: "pad_to_multiple_of"},
+    "collate_fn": {_COUNT_OR_NONE: "padding_idx max_seq_len", _SIZE: "pad_to_multiple_of"},
 }

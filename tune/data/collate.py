@@ -1,4 +1,4 @@
-"""Batches from examples: right padding, and masks for packed documents."""
+"""Batches from examples: right padding, and the positions of packed documents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
+from tune.data.report import DataReport
 from tune.errors import DataError
 
 
@@ -17,6 +18,7 @@ def padded_collate_sft(
     padding_idx: int = 0,
     ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
     pad_to_multiple_of: int = 1,
+    max_seq_len: int | None = None,
 ) -> dict[str, Tensor]:
     """Return a batch padded on the right to its longest example, or to the next multiple of a number of tokens.
 
@@ -30,6 +32,7 @@ def padded_collate_sft(
         padding_idx: id to pad tokens with; any valid id.
         ignore_idx: label of padding.
         pad_to_multiple_of: tokens that the length of a row is a multiple of.
+        max_seq_len: tokens beyond which no row is made longer for that; None: whatever the multiple takes.
 
     Raises:
         DataError: the batch is empty, or there is no multiple of such a number.
@@ -44,10 +47,11 @@ def padded_collate_sft(
         raise DataError("a batch of 0 examples cannot be put together")
     if pad_to_multiple_of < 1:
         raise DataError(f"pad_to_multiple_of is {pad_to_multiple_of}, expected at least 1")
-    multiple = pad_to_multiple_of
+    longest = max(len(example["tokens"]) for example in batch)
+    length = padded_length(longest, pad_to_multiple_of, max_seq_len)
     collated = {
-        "tokens": padded_collate(batch, "tokens", padding_idx, multiple),
-        "labels": padded_collate(batch, "labels", ignore_idx, multiple),
+        "tokens": padded_collate(batch, "tokens", padding_idx, length),
+        "labels": padded_collate(batch, "labels", ignore_idx, length),
     }
     if any("weights" in example for example in batch):
         collated["weights"] = torch.ones(collated["tokens"].shape)  # [b, s]
@@ -55,7 +59,7 @@ def padded_collate_sft(
             if "weights" in example:
                 row[: len(example["weights"])] = torch.as_tensor(example["weights"])
     if "input_pos" in batch[0]:
-        collated["input_pos"] = padded_collate(batch, "input_pos", 0, multiple)  # [b, s]
+        collated["input_pos"] = padded_collate(batch, "input_pos", 0, length)  # [b, s]
         for positions, example in zip(collated["input_pos"], batch):
             padding = positions[len(example["input_pos"]) :]
             padding.copy_(torch.arange(len(padding)))
@@ -66,12 +70,26 @@ def padded_collate(
     batch: Sequence[Mapping[str, Any]], key: str, padding: int, pad_to_multiple_of: int = 1
 ) -> Tensor:
     """Return one field of all examples, padded on the right to the longest, or to the next multiple. [b, s] int64"""
-    longest = max(len(example[key]) for example in batch)
-    length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    length = padded_length(max(len(example[key]) for example in batch), pad_to_multiple_of)
     padded = torch.full((len(batch), length), padding, dtype=torch.int64)  # [b, s]
     for row, example in zip(padded, batch):
         row[: len(example[key])] = torch.as_tensor(example[key], dtype=torch.int64)
     return padded
+
+
+def padded_length(longest: int, multiple: int, max_seq_len: int | None = None) -> int:
+    """Return the next multiple, but not beyond `max_seq_len` unless the longest row is."""
+    length = -(-longest // multiple) * multiple
+    return length if max_seq_len is None else max(longest, min(length, max_seq_len))
+
+
+def gpu_lengths(report: DataReport) -> tuple[int, int | None]:
+    """Return the multiple to pad rows to on a GPU, and the length beyond which not to.
+
+    Each new length makes attention's kernels plan or compile anew. So packed rows have one length, and others few.
+    """
+    multiple = report.max_seq_len if report.num_packs and report.max_seq_len else 128
+    return multiple, report.max_seq_len
 
 
 def block_causal_mask(input_pos: Tensor) -> Tensor:

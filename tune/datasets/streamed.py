@@ -21,8 +21,8 @@ from tune.datasets.tokenizing import count_tokenizing_processes, tokenize_rows
 from tune.errors import ConfigError
 
 DEFAULT_BUFFER = 10_000
-# Examples that a report of a stream is made of.
-_NUM_SAMPLED = 1000
+# Examples that a report of a stream is made of: a template may take a tenth of a second for each.
+_NUM_SAMPLED = 200
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class SelfAttention(nn.Module):
         self.attn_dropout = config.attn_dropout
         self.scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
         self.softcap = config.attn_softcap
+        self.scale_text = repr(float(self.scale))
+        self.softcap_text = None if self.softcap is None else repr(float(self.softcap))
         q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         has_bias = config.attn_bias != "none"
         self.q_proj = nn.Linear(config.embed_dim, q_dim, bias=has_bias)
@@ -93,13 +95,13 @@ class SelfAttention(nn.Module):
 
     def _attend_documents(self, q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask) -> Tensor:
         """Return the attended values [b, n_h, s, h_d] of documents that share rows, or see no further than a window."""
-        q, k = (
-            q.to(v.dtype),
-            k.to(v.dtype),
-        )  # autocast, which casts for torch's own attention, knows neither of these
-        if mask.block_mask is None:
-            return document_attention(q, k, v, mask.document_starts, mask.window, self.softcap, self.scale)[0]
-        return attend_blocks(q, k, v, mask.block_mask, self.softcap, self.scale)
+        # Autocast, which casts for torch's own attention, knows neither of these.
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if mask.block_mask is not None:
+            return attend_blocks(q, k, v, mask.block_mask, self.softcap_text, self.scale_text)
+        out: Tensor
+        out, _ = document_attention(q, k, v, mask.document_starts, mask.window, self.softcap, self.scale)
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return the attended values [b, n_h, s, h_d] by torch's fastest kernel for the case."""

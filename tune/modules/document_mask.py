@@ -166,12 +166,12 @@ def _block_mask(first_keys: Tensor) -> BlockMask:
     def sees(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (kv_idx <= q_idx) & (kv_idx >= first_keys[b, q_idx])
 
-    lists = (num_before + 1, partial, own - full_begins, full)
+    num_partial, partial, num_full, full = (
+        part[:, None].to(torch.int32).contiguous()
+        for part in (num_before + 1, partial, own - full_begins, full)
+    )
     block_mask: BlockMask = BlockMask.from_kv_blocks(
-        *(part[:, None].to(torch.int32).contiguous() for part in lists),
-        BLOCK_SIZE=_BLOCK,
-        mask_mod=sees,
-        seq_lengths=(s, s),
+        num_partial, partial, num_full, full, BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(s, s)
     )
     return block_mask
 

@@ -54,7 +54,8 @@ class _GroupedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, ends, *weights = ctx.saved_tensors
         grad = grads[0].contiguous()
-        grad_x, grad_weights = None, [None] * len(weights)
+        grad_x: Tensor | None = None
+        grad_weights: Sequence[Tensor | None] = [None] * len(weights)
         if ctx.needs_input_grad[0]:
             grad_x = _grouped_mm(grad, _stacked(weights, x.dtype), offs=ends)
         if any(ctx.needs_input_grad[2:]):
@@ -62,7 +63,7 @@ class _GroupedLinear(torch.autograd.Function):
             # Not every GPU's kernel writes what no row reaches (pytorch issue 172439).
             is_idle = ends == F.pad(ends[:-1], (1, 0))
             stack = stack.masked_fill_(is_idle[:, None, None], 0.0).to(weights[0].dtype)
-            grad_weights = list(stack.unbind())
+            grad_weights = stack.unbind()
         return grad_x, None, *grad_weights
 
 
@@ -92,4 +93,6 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (inverse,) = ctx.saved_tensors
         grad = grads[0][inverse]  # [n * repeats, d]
-        return grad.unflatten(0, (-1, ctx.repeats)).sum(1) if ctx.repeats > 1 else grad, None, None, None
+        if ctx.repeats > 1:
+            grad = grad.view(-1, ctx.repeats, grad.shape[-1]).sum(1)  # [n, d]
+        return grad, None, None, None

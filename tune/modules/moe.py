@@ -66,12 +66,12 @@ class MixtureOfExperts(nn.Module):
         return grouped_linear(between, ends, w2)
 
     # Every batch spreads its rows otherwise: each new spread would be compiled anew.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _one_by_one(self, rows: Tensor, experts: Tensor) -> Tensor:
         """Return the same by a loop; it waits for the device, to learn how the rows are spread."""
         counts = experts.bincount(minlength=len(self.experts)).tolist()
         # An expert without tokens is run on none: its weights then have a gradient, of zeros.
-        return torch.cat([expert(part) for expert, part in zip(self.experts, rows.split(counts))])
+        return torch.cat([expert(part) for expert, part in zip(self.experts, torch.split(rows, counts))])
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tune.training import lr_schedulers, metric_logging
 from tune.training.activations import checkpoint_activations
+from tune.training.attention_kernels import prefer_attention_kernels
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
 from tune.training.checkpointers import (
     FullModelCheckpointer,
@@ -91,6 +92,7 @@ __all__ = [
     "metric_logging",
     "plan_memory",
     "plan_precision",
+    "prefer_attention_kernels",
     "setup_torch_profiler",
     "shard_dim_of_base",
     "shard_model",

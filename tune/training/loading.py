@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tune.config.component import Component
 from tune.config.instantiate import import_component
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, FilledDataset, ResumableSampler
+from tune.data.collate import gpu_lengths, padded_collate_sft
 from tune.training.batches import collate_with_lengths
 from tune.training.data_workers import WorkerLoader
 from tune.training.streaming import Streamed, StreamLoader, StreamSampler
@@ -48,7 +49,8 @@ def build_loader(
 
     Args:
         dataset: examples with `tokens` and `labels`; its `mixture`, if it has one, says which of them make an epoch.
-        collate_fn: the function, and its arguments, that makes a padded batch of a list of examples.
+        collate_fn: the function, and its arguments, that makes a padded batch of a list of examples. For a GPU
+            `padded_collate_sft` pads to few lengths, see `gpu_lengths`, unless the arguments say how.
         batch_size: sequences in a micro-batch.
         padding_idx: token to pad with, where `collate_fn` does not say.
         shuffle: a new order each epoch.
@@ -59,9 +61,13 @@ def build_loader(
     """
     if hasattr(dataset, "report"):
         get_logger().info(f"Data: {dataset.report()}")
-    arguments = {"padding_idx": padding_idx, **collate_fn.kwargs}
+    function = import_component(collate_fn.path)
+    arguments: dict[str, Any] = {"padding_idx": padding_idx}
+    if function is padded_collate_sft and mesh.device.type == "cuda" and hasattr(dataset, "report"):
+        multiple, max_seq_len = gpu_lengths(dataset.report())
+        arguments |= {"pad_to_multiple_of": multiple, "max_seq_len": max_seq_len}
     collate = partial(
-        collate_with_lengths, partial(import_component(collate_fn.path), **arguments), padding_idx
+        collate_with_lengths, partial(function, **{**arguments, **collate_fn.kwargs}), padding_idx
     )
     pin_memory = mesh.device.type == "cuda"
     if isinstance(dataset, Streamed):

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def attend_blocks(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, softcap: float | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, softcap: str | None, scale: str
 ) -> Tensor:
     """Return the attended values [b, n_h, s, h_d].
+
+    The two numbers come as text: torch.compile may make a variable of a float, which no kernel of FlexAttention has
+    room for, and never of a text.
 
     Args:
         q: [b, n_h, s, h_d].
@@ -29,25 +32,30 @@ def attend_blocks(
         softcap: bound that a tanh keeps the scores within.  # arXiv:2408.00118, 2
         scale: factor on the scores, before the bound.
     """
+    # Within a compiled block it becomes a part of that; alone, uncompiled, it would form the score matrix.
+    attend = _attend if torch.compiler.is_compiling() else _compiled()
+    out: Tensor = attend(q, k, v, block_mask, softcap, scale)
+    return out
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, softcap: str | None, scale: str
+) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Within a compiled block it becomes a part of that; alone it would form the score matrix.
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled()
-    cap = None
+    cap_scores = None
     if softcap is not None:
+        cap = float(softcap)
 
-        def cap(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return softcap * torch.tanh(score / softcap)
+        def cap_scores(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return cap * torch.tanh(score / cap)
 
-    out: Tensor = attend(
-        q, k, v, score_mod=cap, block_mask=block_mask, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
-    )
+    is_grouped = k.shape[1] != q.shape[1]
+    out: Tensor = flex_attention(q, k, v, cap_scores, block_mask, float(scale), is_grouped)
     return out
 
 
 @lru_cache
 def _compiled() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # A second length makes lengths a variable of the kernel, so that a third compiles nothing.
-    return torch.compile(flex_attention, fullgraph=True)
+    # A second length makes lengths variables of the kernel, so that a third compiles nothing.
+    return torch.compile(_attend, fullgraph=True)

@@ -112,14 +112,13 @@ def _capped_backward(
     softcap: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    groups = (k.shape[1], -1)
     tanh = _capped(q, k, softcap, scale)  # [b, n_kv, n_h / n_kv, l, l_kv]
     scores = tanh * softcap + (_causal_bias(tanh) if bias is None else bias)
-    weights = (scores - log_sum.unflatten(1, groups)[..., None]).exp()
-    grad_groups, q_groups = grad.unflatten(1, groups), q.unflatten(1, groups)
+    weights = (scores - _by_group(log_sum, k)[..., None]).exp()
+    grad_groups, q_groups = _by_group(grad, k), _by_group(q, k)
     grad_v = (weights.to(grad.dtype).transpose(-1, -2) @ grad_groups).sum(2)
     # The softmax's derivative takes the mean over its weights off, which the output holds.  # arXiv:2205.14135, B.4
-    mean = (grad_groups.to(weights.dtype) * out.unflatten(1, groups)).sum(-1, keepdim=True)
+    mean = (grad_groups.to(weights.dtype) * _by_group(out, k)).sum(-1, keepdim=True)
     grad_scores = weights * ((grad_groups @ v[:, :, None].transpose(-1, -2)).to(weights.dtype) - mean)
     grad_scores = (grad_scores * (1 - tanh.square()) * scale).to(q.dtype)
     grad_k = (grad_scores.transpose(-1, -2) @ q_groups).sum(2)
@@ -128,8 +127,15 @@ def _capped_backward(
 
 def _capped(q: Tensor, k: Tensor, softcap: float, scale: float) -> Tensor:
     """Return the scores over their bound [b, n_kv, n_h / n_kv, l, l_kv], at least in fp32.  # arXiv:2408.00118, 2"""
-    scores = q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].transpose(-1, -2)
+    scores = _by_group(q, k) @ k[:, :, None].transpose(-1, -2)
     return (scores.to(_exact(q)) * (scale / softcap)).tanh()
+
+
+def _by_group(tensor: Tensor, k: Tensor) -> Tensor:
+    """Return [b, n_kv, n_h / n_kv, ...] of [b, n_h, ...]: each query head beside those of its key head."""
+    b, n_h, *others = tensor.shape
+    n_kv = k.shape[1]
+    return tensor.reshape(b, n_kv, n_h // n_kv, *others)
 
 
 def _pieces(document_starts: Tensor, window: int | None) -> Iterator[_Piece]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from tune.config.component import Component
 from tune.data import DataReport
+from tune.data.collate import gpu_lengths, padded_length
 from tune.modules import TransformerDecoder
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
@@ -230,10 +231,10 @@ def plan_memory(
         activation_offloading: what they keep for it waits in host memory.
         optimizer_in_backward: each weight steps as soon as its gradient is there.
     """
-    if isinstance(row, DataReport):
-        row = longest_row(row)
     mesh = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
     device = mesh.device
+    if isinstance(row, DataReport):
+        row = longest_row(row, device.type)
     run = PlannedRun(
         model=without_memory(model, None),
         loss_fn=loss_fn,
@@ -255,13 +256,13 @@ def plan_memory(
     return plan.with_fewest_recomputed(mesh) if activation_checkpointing == "auto" else plan
 
 
-def longest_row(report: DataReport) -> LongestRow:
+def longest_row(report: DataReport, device_type: str = "cpu") -> LongestRow:
     """Return the longest row that a dataset gives: all of its room where documents are packed."""
-    if report.max_seq_len is None:
-        return LongestRow(report.longest)
-    if report.num_packs:
+    if report.num_packs and report.max_seq_len is not None:
         return LongestRow(report.max_seq_len, is_packed=True)
-    return LongestRow(report.longest_kept)
+    if device_type != "cuda":
+        return LongestRow(report.longest_kept)
+    return LongestRow(padded_length(report.longest_kept, *gpu_lengths(report)))
 
 
 def _gib(num_bytes: float) -> str:
