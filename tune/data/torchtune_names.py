@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _NO_IMAGES = "images are not read here"
 
-HERE = {"padded_collate_packed": "tune.data.collate.padded_collate_sft"}
+HERE = {"padded_collate_packed": "tune.training.torchtune_functions.padded_collate_packed"}
 
 GONE = {
     **dict.fromkeys(

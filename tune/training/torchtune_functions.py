@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tune import utils
+from tune.data import padded_collate_sft
 from tune.errors import TrainingError
+from tune.modules.document_mask import dense_mask, find_document_starts
 from tune.training.activations import checkpoint_activations
 from tune.training.compilation import compile_blocks
 from tune.training.offloading import activation_offloading
@@ -165,3 +167,10 @@ def scale_grads(model: nn.Module, scaler: Tensor) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad *= scaler
+
+
+def padded_collate_packed(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return a batch of packed examples as torchtune gives it: with a `mask` [b, s, s] beside the positions."""
+    collated = padded_collate_sft(batch)
+    collated["mask"] = dense_mask(find_document_starts(collated["input_pos"]))
+    return collated

@@ -219,6 +219,18 @@ def cross_entropy_(
     return (losses * factor).squeeze(1)
 
 
+# An operator, since torch's has no form for tensors without memory: a plan of the memory would run it in earnest.
+@torch.library.custom_op("tune::add_wide_product_", mutates_args=("total",))
+def _add_wide_product_(total: Tensor, left: Tensor, right: Tensor, beta: float) -> None:
+    """Make the fp32 total beta total + left right, the half-precision factors' product never rounded; on a GPU."""
+    torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
+
+
+@_add_wide_product_.register_fake
+def _(total: Tensor, left: Tensor, right: Tensor, beta: float) -> None:
+    return None
+
+
 def _add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_first: bool) -> None:
     """Add the product of grad_logits [r, v], transposed, and piece [r, d] to the sum; the first one fills it."""
     beta = 0.0 if is_first else 1.0
@@ -226,9 +238,7 @@ def _add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_fi
         grad_weight.addmm_(grad_logits.t(), piece, beta=beta)
         return
     if grad_weight.is_cuda:  # the product stays fp32, and is added where it is formed
-        torch.addmm(
-            grad_weight, grad_logits.t(), piece, out_dtype=grad_weight.dtype, beta=beta, out=grad_weight
-        )
+        _add_wide_product_(grad_weight, grad_logits.t(), piece, beta)
         return
     # A CPU widens a whole tensor before it adds it, into fresh pages; small parts stay in its cache.
     step = _CPU_VOCABULARY if grad_weight.device.type == "cpu" else grad_weight.shape[0]
