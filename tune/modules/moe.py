@@ -44,7 +44,7 @@ class MixtureOfExperts(nn.Module):
         experts, order = chosen.flatten().sort(stable=True)  # [t * k] each
         inverse = order.argsort()
         rows = gather_rows(flat, order, inverse, self.experts_per_token)  # [t * k, d]
-        said = self._grouped(rows, experts) if self._can_group(rows) else self._one_by_one(rows, experts)
+        said = self._grouped(rows, experts) if self._can_group(rows) else self.run_one_by_one(rows, experts)
         said = gather_rows(said, inverse, order).view(*weights.shape, flat.shape[-1])  # [t, k, d]
         return (said * weights[..., None].to(said.dtype)).sum(1).view_as(x)
 
@@ -65,9 +65,7 @@ class MixtureOfExperts(nn.Module):
         between = F.silu(grouped_linear(rows, ends, w1)) * grouped_linear(rows, ends, w3)
         return grouped_linear(between, ends, w2)
 
-    # Every batch spreads its rows otherwise: each new spread would be compiled anew.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _one_by_one(self, rows: Tensor, experts: Tensor) -> Tensor:
+    def run_one_by_one(self, rows: Tensor, experts: Tensor) -> Tensor:
         """Return the same by a loop; it waits for the device, to learn how the rows are spread."""
         counts = experts.bincount(minlength=len(self.experts)).tolist()
         # An expert without tokens is run on none: its weights then have a gradient, of zeros.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tune.modules.kv_cache import LayerCache
+from tune.modules.moe import MixtureOfExperts
 from tune.utils import get_logger
 
 __all__ = ["compile_blocks", "should_compile"]
@@ -51,6 +52,10 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any
         backend: of `torch.compile`.
     """
     for block in blocks:
+        for module in block.modules():
+            if isinstance(module, MixtureOfExperts):
+                # Every batch spreads its rows otherwise: each new spread would be compiled anew.
+                module.run_one_by_one = torch.compiler.disable(module.run_one_by_one)  # type: ignore[method-assign, no-untyped-call]
         # Not the call: the hooks around it, FSDP's among them, are no part of the graph.
         block.forward = _compiled(block.forward, backend)
 
