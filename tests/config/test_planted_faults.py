@@ -40,6 +40,7 @@ WRONG = {
     "str": ("[a, b]", "{a: b}"),
     "list": ("one", "{a: b}"),
     "literal": ("wrong", "[a]"),
+    "union": ("wrong", "[a]", "1.5", "{a: b}"),
 }
 # Line in a section, what to put below the section's name, and the code it has to lead to.
 SECTIONS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from torch import nn
@@ -16,18 +17,22 @@ class Alike:
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
-        weights = [(name, p.shape, p.dtype, p.requires_grad) for name, p in module.named_parameters()]
-        buffers = [(name, b.shape, b.dtype) for name, b in module.named_buffers()]
-        # What has no text of its own is written with its address, and equals itself alone.
-        settings = [
-            {name: value for name, value in vars(part).items() if name not in _TENSORS_AND_PARTS}
-            for part in module.modules()
-        ]
-        self._types = [(name, type(part)) for name, part in module.named_modules(remove_duplicate=False)]
-        self._text = repr((weights, buffers, settings))
+        self._types = [type(part) for _, part in module.named_modules(remove_duplicate=False)]
+        # Part by part: it is also asked for where memory has run out.
+        digest = hashlib.blake2b(digest_size=16)
+        for name, part in module.named_modules(remove_duplicate=False):
+            tensors = [
+                (own, tensor.shape, tensor.dtype, tensor.requires_grad)
+                for own, tensor in (*part._parameters.items(), *part._buffers.items())
+                if tensor is not None
+            ]
+            # What has no text of its own is written with its address, and equals itself alone.
+            settings = [pair for pair in vars(part).items() if pair[0] not in _TENSORS_AND_PARTS]
+            digest.update(repr((name, tensors, settings)).encode())
+        self._digest = digest.digest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Alike) and (self._types, self._text) == (other._types, other._text)
+        return isinstance(other, Alike) and (self._types, self._digest) == (other._types, other._digest)
 
     def __hash__(self) -> int:
-        return hash(self._text)
+        return hash(self._digest)

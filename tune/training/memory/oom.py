@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -19,6 +20,8 @@ from tune.training.memory.available import available_memory, held_memory
 __all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib"]
 
 GIB = 1024**3
+# Room that is never used while there is any: what helps is measured in it, once there is none.
+_RESERVE = 32 * 1024**2
 GENERAL_ADVICE = (
     "What helps, in this order: a smaller batch_size with more gradient_accumulation_steps; "
     "enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; dtype=bf16; optimizer_in_bwd=true; "
@@ -76,8 +79,12 @@ def explain_out_of_memory(get_plan: Callable[[], Explains | None] | None = None)
     Raises:
         TrainingError: in place of torch's own error; its first sentence is kept.
     """
+    reserve = ExitStack()
+    with suppress(OSError):
+        reserve.enter_context(mmap.mmap(-1, _RESERVE))
     try:
-        yield
+        with reserve:
+            yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not _is_out_of_memory(error):
             raise
