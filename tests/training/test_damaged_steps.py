@@ -365,9 +365,9 @@ HOLD_AND_FORK = """
     from tune.training.saving.run_lock import RunLock
     lock = RunLock(Path(sys.argv[1]))
     if os.fork() == 0:  # as a process that loads data
+        print("held", flush=True)
         time.sleep(20)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(20)
 """
 
