@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from tune.config.component import Component
 from tune.config.slots import SHUFFLE_BUFFER, STREAMING
-from tune.data import DataReport, Source
+from tune.data import DataReport
 from tune.data.files import describe_files
 from tune.data.sources import streaming
 from tune.data.stream import MixedStream, RowStream
@@ -25,44 +25,32 @@ DEFAULT_BUFFER = 10_000
 _NUM_SAMPLED = 200
 
 
-@dataclass(frozen=True)
-class StreamPart:
-    """One source of a stream.
-
-    Args:
-        source: of the rows.
-        job: makes tokens of them.
-        drops_bad_rows: see `RowStream`, as the next two.
-        capacity: of packed sequences.
-        shuffle_buffer: rows that are shuffled together.
-        weight: share of its examples among those of other sources.
-        num_proc: processes that tokenize.
-    """
-
-    source: Source
-    job: Any
-    drops_bad_rows: bool
-    capacity: int | None
-    shuffle_buffer: int
-    weight: float = 1.0
-    num_proc: int = 1
-
-
 class StreamedDataset(Dataset[dict[str, list[Any]]]):
     """What a run reads as it goes; by number it gives the first examples alone, which its report is about.
 
     Args:
         sample: the first examples.
-        parts: the sources.
+        streams: of the sources; each process gets its own part of them.
+        weights: shares of their examples.
+        num_proc: processes that tokenize.
         report: what is known of them.
 
     Attributes:
-        sample, parts: as given.
+        sample, streams, weights, num_proc: as given.
     """
 
-    def __init__(self, sample: ReportingDataset, parts: Sequence[StreamPart], report: DataReport) -> None:
+    def __init__(
+        self,
+        sample: ReportingDataset,
+        streams: Sequence[RowStream],
+        weights: Sequence[float],
+        num_proc: int,
+        report: DataReport,
+    ) -> None:
         self.sample = sample
-        self.parts = list(parts)
+        self.streams = list(streams)
+        self.weights = list(weights)
+        self.num_proc = num_proc
         self._report = report
 
     def __len__(self) -> int:
@@ -85,28 +73,27 @@ class StreamedDataset(Dataset[dict[str, list[Any]]]):
 
     def stream(self, shuffle: bool, seed: int, rank: int, world_size: int) -> MixedStream:
         """Return the endless examples of this process; arguments are those of `RowStream`."""
+        num_proc = max(self.num_proc // len(self.streams), 1)
         streams = [
-            RowStream(
-                part.source,
-                part.job,
-                part.drops_bad_rows,
-                part.capacity,
-                part.shuffle_buffer if shuffle else 0,
-                seed,
-                rank,
-                world_size,
-                partial(tokenize_rows, job=part.job, num_proc=max(part.num_proc // len(self.parts), 1)),
+            replace(
+                stream,
+                shuffle_buffer=stream.shuffle_buffer if shuffle else 0,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                tokenize=partial(tokenize_rows, job=stream.job, num_proc=num_proc),
             )
-            for part in self.parts
+            for stream in self.streams
         ]
-        return MixedStream(streams, [part.weight for part in self.parts])
+        return MixedStream(streams, self.weights)
 
     def describe_sources(self) -> str:
         """Return what must be the same for a place in the stream to be the same: files, and settings."""
         return "; ".join(
-            f"{part.source} ({describe_files(part.source.local_files())}) x {part.weight:g}, buffer of "
-            f"{part.shuffle_buffer}, packed into {part.capacity}, bad rows {'drop' if part.drops_bad_rows else 'error'}"
-            for part in self.parts
+            f"{stream.source} ({describe_files(stream.source.local_files())}) x {weight:g}, buffer of "
+            f"{stream.shuffle_buffer}, packed into {stream.capacity}, bad rows "
+            f"{'drop' if stream.drops_bad_rows else 'error'}"
+            for stream, weight in zip(self.streams, self.weights, strict=True)
         )
 
 
@@ -147,7 +134,7 @@ def build_streamed(
     num_proc = count_tokenizing_processes(shares_host=True)
     capacity = dataset.capacity if isinstance(dataset, PackedDataset) else None
     buffer = component.kwargs.get(SHUFFLE_BUFFER, DEFAULT_BUFFER)
-    part = StreamPart(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer, weight, num_proc)
+    stream = RowStream(sources[0], job, rows.on_bad_rows == "drop", capacity, buffer)
     if sample.is_partial:
         report = replace(
             report,
@@ -159,7 +146,7 @@ def build_streamed(
                 "together",
             ],
         )
-    return StreamedDataset(dataset, [part], report)
+    return StreamedDataset(dataset, [stream], [weight], num_proc, report)
 
 
 def mix_streams(datasets: Sequence[StreamedDataset], joined: ReportingDataset) -> StreamedDataset:
@@ -169,10 +156,12 @@ def mix_streams(datasets: Sequence[StreamedDataset], joined: ReportingDataset) -
         datasets: the streams, packed alike.
         joined: their first examples.
     """
-    parts = [part for dataset in datasets for part in dataset.parts]
-    total = sum(part.weight for part in parts)
-    shares = ", ".join(f"{part.source}: {part.weight / total:.1%}" for part in parts)
-    report = joined.report()
-    return StreamedDataset(
-        joined, parts, replace(report, remarks=[*report.remarks, f"the examples are mixed: {shares}"])
+    streams = [stream for dataset in datasets for stream in dataset.streams]
+    weights = [weight for dataset in datasets for weight in dataset.weights]
+    shares = ", ".join(
+        f"{stream.source}: {weight / sum(weights):.1%}"
+        for stream, weight in zip(streams, weights, strict=True)
     )
+    report = joined.report()
+    report = replace(report, remarks=[*report.remarks, f"the examples are mixed: {shares}"])
+    return StreamedDataset(joined, streams, weights, datasets[0].num_proc, report)
