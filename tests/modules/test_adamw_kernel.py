@@ -35,6 +35,11 @@ def compare_with_fp32(device: str) -> None:
         for tensors, wanted in zip(zip(*drawn, strict=True), exact, strict=True):
             unit = wanted.abs() * 2**-7 + 1e-6 if dtype == BF16 else wanted.abs() + 1e-3
             assert ((torch.stack(tensors).mean(0) - wanted).abs() / unit).max() < within
+    # What is no number stays none, whatever its bits are: those that a GPU makes are all ones.
+    parts = [torch.ones(70, dtype=BF16, device=device) for _ in range(4)]
+    parts[3] = torch.full((70,), 2**31 - 1, dtype=torch.int32, device=device).view(torch.float32)
+    step_rounded_(parts, 1, 3, 0, settings)
+    assert parts[0].isnan().all()
 
 
 def test_it_steps_as_fp32_does_on_average(monkeypatch: pytest.MonkeyPatch) -> None:

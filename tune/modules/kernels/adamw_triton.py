@@ -15,7 +15,9 @@ _PER_PROGRAM = 1024
 @triton.jit
 def _store(pointer, place, values, random, inside):  # type: ignore[no-untyped-def]
     if pointer.dtype.element_ty == tl.bfloat16:
-        bits = values.to(tl.uint32, bitcast=True) + (random & 0xFFFF)
+        # A GPU's own NaN is all ones: with anything added it would become a number.
+        random = tl.where(values == values, random & 0xFFFF, 0)
+        bits = values.to(tl.uint32, bitcast=True) + random.to(tl.uint32)
         # bf16 is the upper half of fp32; what is left is a number of both, which no store rounds.
         values = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
     tl.store(pointer + place, values.to(pointer.dtype.element_ty), mask=inside)

@@ -69,4 +69,7 @@ def cut_off_(values: Tensor, bits: Tensor) -> None:
         values: fp32, of any shape.
         bits: 16 random bits each, int32.
     """
+    if values.device.type != "cpu":
+        # A GPU's own NaN is all ones: with anything added it would become a number. A CPU's has no low bits.
+        bits = bits.masked_fill(values.isnan(), 0)
     values.view(torch.int32).add_(bits).bitwise_and_(-(1 << 16))
