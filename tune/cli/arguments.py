@@ -26,6 +26,8 @@ class Option:
         metavar: name of its value; None for a switch.
         many: whether it may be given more than once.
         choices: the values there are; empty for any.
+        greedy: whether all words up to the next option are values of it, once there is an operand.
+        may_be_empty: whether an empty value means something.
     """
 
     flags: tuple[str, ...]
@@ -33,6 +35,8 @@ class Option:
     metavar: str | None = None
     many: bool = False
     choices: tuple[str, ...] = ()
+    greedy: bool = False
+    may_be_empty: bool = False
 
     @property
     def name(self) -> str:
@@ -136,7 +140,9 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
             given.switches.add(option.name)
             given.tokens.append((flag, None))
         else:
-            values = [value] if equals else _take_values(option, flag, waiting)
+            values = [value] if equals else _take_values(option, flag, waiting, bool(given.operands))
+            if not (option.may_be_empty or values[0].strip()):
+                raise UsageError(f"{flag} is empty: it takes {option.metavar}")
             if option.choices and values[0] not in option.choices:
                 raise UsageError(f"{flag} {values[0]}: there is only {', '.join(option.choices)}")
             if option.name in given.values and not option.many:
@@ -148,16 +154,11 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
     return given
 
 
-def _take_values(option: Option, flag: str, waiting: list[str]) -> list[str]:
-    """Take an option's value off the waiting arguments; several where it may have several.
-
-    Only the first is taken whatever it looks like; further ones must be overrides, so that
-    ``--override lr=1 CONFIG`` does not swallow the config.
-    """
+def _take_values(option: Option, flag: str, waiting: list[str], has_operand: bool) -> list[str]:
     if not waiting or waiting[0] == "-h" or waiting[0].startswith("--"):
         raise UsageError(f"{flag} needs a value: {flag} {option.metavar}")
     values = [waiting.pop(0)]
-    while option is OVERRIDE and waiting and is_override(waiting[0]):
+    while option.greedy and has_operand and waiting and not waiting[0].startswith("-"):
         values.append(waiting.pop(0))
     return values
 
@@ -201,17 +202,16 @@ def unknown_option(command: Command, token: str, value: str | None) -> str:
 
 
 def check_operands(command: Command, given: Given, at_least: int, at_most: int | None = None) -> None:
-    """Raise UsageError unless as many words were given as `command` takes; `at_least` exactly without `at_most`."""
+    """Raise UsageError unless as many words were given as `command` takes; `at_least` exactly without `at_most`.
+
+    None of them may be empty, as one is that stands for a variable of the shell that is not set.
+    """
     number = len(given.operands)
     if not at_least <= number <= (at_least if at_most is None else at_most):
         raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: tune {command.usage}")
-
-
-def refuse_blank(**values: str | None) -> None:
-    """Raise UsageError if a path was given, but has no characters (a variable of the shell that is not set)."""
-    for name, value in values.items():
-        if value is not None and (not value.strip() or "\0" in value):
-            raise UsageError(f"{name} is empty: it takes a folder")
+    for (name, _), word in zip(command.operands, given.operands):
+        if not word.strip() or "\0" in word:
+            raise UsageError(f"{name} is empty; usage: tune {command.usage}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
+from tune.cli.arguments import Command, Given, Option, check_operands
 from tune.cli.terminal import columns, say
 from tune.cli.transfer_progress import format_size
 from tune.config.diagnostics import printable
@@ -25,7 +25,6 @@ def run(given: Given) -> int:
     """Convert one checkpoint and say what was verified."""
     check_operands(COMMAND, given, 2)
     src, dest = given.operands
-    refuse_blank(SRC=src, DEST=dest)
     to = given.one("to") or "hf"
 
     from tune.models.conversion import convert_checkpoint

@@ -62,9 +62,8 @@ def _write(target: Path, text: str, *, force: bool, source: Path) -> None:
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} exists already; --force overwrites it") from error
         raise TuneError(f"{target} cannot be written: {error.filename} is not a folder") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TuneError(f"{target} cannot be written: {reason}") from error
+    except OSError as error:
+        raise TuneError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def _with_modeline(text: str, recipe: Recipe | None) -> str:

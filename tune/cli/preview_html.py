@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import UsageError, refuse_blank
+from tune.cli.arguments import UsageError
 from tune.errors import TuneError
 from tune.utils.escape import escape_lines
 from tune.utils.paths import expand_path
@@ -46,7 +46,6 @@ def check_html_file(name: str, force: bool) -> Path:
     Raises:
         UsageError: it is none of these, or no file can be there.
     """
-    refuse_blank(**{"--html": name})
     path = expand_path(name)
     try:
         if path.is_dir() or not path.parent.is_dir():

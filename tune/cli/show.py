@@ -25,9 +25,9 @@ def format_parameters(infos: Iterable[ParamInfo], values: Mapping[str, Sequence[
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for info in infos:
         lines = [paint(f"= {value}", "blue") for value in (values or {}).get(info.name, ())]
-        first, *others = [*lines, f"{info.help} {_note(info)}"]
+        first, *others = [*lines, describe_parameter(info)]
         rows = groups.setdefault(info.group, [])
-        rows += [(info.name, type_label(info), first), *(("", "", line) for line in others)]
+        rows += [(info.name, _type_label(info), first), *(("", "", line) for line in others)]
     return "\n\n".join(section(f"{group}:", rows) for group, rows in groups.items()) + "\n"
 
 
@@ -46,33 +46,32 @@ def describe_values(resolution: Resolution[Any]) -> dict[str, list[str]]:
         label = f"{argument}: " if argument else ""
         place = f"config, line {source.line}" if source.kind == "file" else "command line"
         shadowed = f", over {resolved.shadows}" if resolved.shadows else ""
-        described.setdefault(name, []).append(f"{label}{format_value(resolved.value)} ({place}{shadowed})")
+        described.setdefault(name, []).append(f"{label}{_format_value(resolved.value)} ({place}{shadowed})")
     return described
 
 
-def type_label(info: ParamInfo) -> str:
-    """Return the type in a few characters: "int", "bf16|fp32", "optimizer"."""
+def _type_label(info: ParamInfo) -> str:
     label = type_text(info)
     return label if len(label) <= 16 else "choice"
 
 
-def _note(info: ParamInfo) -> str:
+def describe_parameter(info: ParamInfo) -> str:
+    """Return the help of a parameter, and in brackets its default, its choices and range, and what it is short for."""
     notes = []
     if info.required:
         notes.append("required")
     elif info.short_for is None:
-        notes.append(f"default: {format_value(info.default)}")
-    if type_label(info) == "choice":
+        notes.append(f"default: {_format_value(info.default)}")
+    if _type_label(info) == "choice":
         notes.append(info.spec.required().describe())
     if info.range_text():
         notes.append(info.range_text())
     if info.short_for is not None:
         notes.append(f"short for {info.short_for}")
-    return f"[{'; '.join(notes)}]"
+    return f"{info.help} [{'; '.join(notes)}]"
 
 
-def format_value(value: Any) -> str:
-    """Return a value as a config would write it; a component as its name and its arguments."""
+def _format_value(value: Any) -> str:
     if not isinstance(value, Component):
         return scalar(value)
     return f"{value.path} {scalar(value.kwargs)}" if value.kwargs else value.path or "null"

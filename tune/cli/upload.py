@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.terminal import columns, say
 from tune.config.diagnostics import printable
 
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Check what is to be sent, show it, send it, and print its address."""
-    if len(given.operands) != 2:
-        raise UsageError(
-            "tune upload takes what to send and where to: tune upload out/my_run owner/name"
-            + (f", not {len(given.operands)} arguments" if len(given.operands) != 1 else "")
-        )
+    check_operands(COMMAND, given, 2)
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
     from tune.cli.transfer_progress import file_lines
@@ -42,8 +38,6 @@ def run(given: Given) -> int:
         raise UsageError(
             f"{repo!r} is no name of a repository: give owner/name, of letters, digits, '-', '_' and '.'"
         )
-    if message is not None and not message.strip():
-        raise UsageError("--message is empty")
 
     get_logger("INFO")
     folder = find_upload_folder(path)
