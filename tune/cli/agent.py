@@ -130,21 +130,17 @@ class Ranks(LocalElasticAgent):
                 self._spec.master_addr, self._spec.master_port = parse_rendezvous_endpoint(plan.endpoint, -1)
         self._spec.local_addr = local_addr
         try:
-            return self._rendezvous_parameters(local_addr, conf)
+            return RendezvousParameters(
+                backend=plan.backend,
+                endpoint=plan.endpoint,
+                run_id=plan.run_id.replace("/", "_") or uuid.uuid4().hex,  # it becomes the name of a folder
+                min_nodes=plan.nnodes,
+                max_nodes=plan.nnodes,
+                local_addr=local_addr,
+                **conf,
+            )
         except TypeError as error:  # the name of something that has an option of its own
             raise UsageError(f"--rdzv_conf: {first_line(error).partition('() ')[2]}") from error
-
-    def _rendezvous_parameters(self, local_addr: str, conf: dict[str, Any]) -> RendezvousParameters:
-        plan = self._plan
-        return RendezvousParameters(
-            backend=plan.backend,
-            endpoint=plan.endpoint,
-            run_id=plan.run_id.replace("/", "_") or uuid.uuid4().hex,  # it becomes the name of a folder
-            min_nodes=plan.nnodes,
-            max_nodes=plan.nnodes,
-            local_addr=local_addr,
-            **conf,
-        )
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start all ranks, unless a stop was asked for."""

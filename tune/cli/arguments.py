@@ -232,7 +232,7 @@ def format_help(command: Command) -> str:
     """Return the help text of `command`."""
     examples = [f"  {paint('# ' + meaning, 'dim')}\n  {line}" for line, meaning in command.examples]
     options = [
-        (f"{', '.join(option.flags)} {option.metavar or ''}".rstrip(), option.help)
+        (f"{', '.join(_spellings(option))} {option.metavar or ''}".rstrip(), option.help)
         for option in (*command.options, HELP)
     ]
     listed = [("arguments:", command.operands)] if command.operands else []
@@ -243,3 +243,9 @@ def format_help(command: Command) -> str:
         *(section(heading, rows) for heading, rows in (*listed, ("options:", options), *command.lists)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _spellings(option: Option) -> list[str]:
+    """Return the flags of an option but those with - where another has _."""
+    twins = {flag: f"--{flag[2:].replace('-', '_')}" for flag in option.flags}
+    return [flag for flag, twin in twins.items() if flag == twin or twin not in twins]

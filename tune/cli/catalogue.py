@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,14 +93,6 @@ def recipe_names() -> list[str]:
     return [recipe.name for recipe in RECIPES] + [alias for recipe in RECIPES for alias in recipe.aliases]
 
 
-def recipe_of_file(file: Path) -> Recipe | None:
-    """Return the built-in recipe whose own file `file` is, or None."""
-    for recipe in RECIPES:
-        if recipe.file.exists() and file.exists() and recipe.file.samefile(file):
-            return recipe
-    return None
-
-
 @lru_cache(maxsize=1)
 def list_configs() -> tuple[Config, ...]:
     """Return every config that comes with tune, sorted by folder and name, numbers by their size."""
@@ -136,11 +129,11 @@ def read_recipe_key(file: Path) -> str | None:
     return match.group(1).decode("utf-8", errors="replace") if match else None
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, others: Sequence[str] = ()) -> Path:
     """Return the file of the config that `name` means: a path, or the name of one that comes with tune.
 
     Raises:
-        UsageError: there is no such config.
+        UsageError: there is no such config; one of `others` may be suggested instead.
     """
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path):  # os.path answers False where Path would raise: odd or overlong names
@@ -157,7 +150,7 @@ def find_config(name: str) -> Path:
                 return Path(file)
         variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
         if not variants:
-            raise UsageError(_no_such_config(name, list(configs)))
+            raise UsageError(_no_such_config(name, [*configs, *others]))
         bare = min(variants, key=len)
         _tell_once(name, bare)
     here = Path.cwd()  # a shorter spelling where it lies below: messages name it
@@ -180,15 +173,7 @@ def find_source(name: str) -> tuple[Path, Recipe | None]:
         UsageError: there is neither.
     """
     recipe = find_recipe(name)
-    if recipe is not None:
-        return recipe.file, recipe
-    try:
-        return find_config(name), None
-    except UsageError as error:
-        close = nearest(name, recipe_names())
-        if close is None or os.path.isdir(name):
-            raise
-        raise UsageError(f"there is no recipe and no config {name}; did you mean {close}?") from error
+    return (find_config(name, recipe_names()), None) if recipe is None else (recipe.file, recipe)
 
 
 def _no_such_config(name: str, known: list[str]) -> str:

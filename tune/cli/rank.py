@@ -90,7 +90,7 @@ def _run(program: Program) -> RankEnd:
         ended = time.time()
         # Only the launcher knows whether this error is the one to show: it is kept, not printed.
         with contextlib.redirect_stderr(io.StringIO()) as said:
-            code = exit_code_of(error, program.file.resolve() if program.is_own else None) & 0xFF
+            code = exit_code_of(error, program.own_file) & 0xFF
         kind, message = _kind_of(error, code), said.getvalue()
         if kind == "lost":
             # No bug to be reported: where it came from is of use in a log at most.

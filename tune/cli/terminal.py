@@ -88,6 +88,12 @@ def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: int = 2) 
     return "\n".join(lines)
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as columns below a line that names these."""
+    first, *others = columns([head, *rows], indent="").split("\n")
+    return "\n".join([paint(first, "bold"), *others])
+
+
 def section(heading: str, rows: Iterable[Sequence[str]]) -> str:
     """Return rows as columns below a heading."""
     return f"{paint(heading, 'bold')}\n{columns(rows)}"
