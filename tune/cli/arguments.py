@@ -50,11 +50,10 @@ class Command:
     Args:
         name: as it is typed.
         summary: one line for the list of commands.
-        usage: what follows ``tune`` in the usage line.
         description: a few sentences for the command's own help.
         examples: command lines that work, each with what it does.
         run: gets the arguments, returns the exit code.
-        operands: names and help of the words that are neither options nor overrides.
+        operands: names and help of the words that are neither options nor overrides; in brackets, if not needed.
         options: what it understands.
         takes_overrides: whether ``key=value`` and ``~key`` words are overrides.
         passes_on: whether options it does not know belong to the recipe, once the recipe has been named.
@@ -63,7 +62,6 @@ class Command:
 
     name: str
     summary: str
-    usage: str
     description: str
     examples: tuple[tuple[str, str], ...]
     run: Callable[[Given], int]
@@ -72,6 +70,11 @@ class Command:
     takes_overrides: bool = False
     passes_on: bool = False
     lists: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+    @property
+    def usage(self) -> str:
+        """The command line, as far as it has to be known."""
+        return " ".join(["tune", self.name, *(name for name, _ in self.operands), "[OPTIONS]"])
 
 
 @dataclass
@@ -201,17 +204,17 @@ def unknown_option(command: Command, token: str, value: str | None) -> str:
     return f"tune {command.name} has no option {flag}{did_you_mean(flag, known, hint)}"
 
 
-def check_operands(command: Command, given: Given, at_least: int, at_most: int | None = None) -> None:
-    """Raise UsageError unless as many words were given as `command` takes; `at_least` exactly without `at_most`.
+def check_operands(command: Command, given: Given) -> None:
+    """Raise UsageError unless as many words were given as `command` takes.
 
     None of them may be empty, as one is that stands for a variable of the shell that is not set.
     """
-    number = len(given.operands)
-    if not at_least <= number <= (at_least if at_most is None else at_most):
-        raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: tune {command.usage}")
-    for (name, _), word in zip(command.operands, given.operands):
+    names, number = [name for name, _ in command.operands], len(given.operands)
+    if not sum(not name.startswith("[") for name in names) <= number <= len(names):
+        raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: {command.usage}")
+    for name, word in zip(names, given.operands):
         if not word.strip() or "\0" in word:
-            raise UsageError(f"{name} is empty; usage: tune {command.usage}")
+            raise UsageError(f"{name.strip('[]')} is empty; usage: {command.usage}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
@@ -237,7 +240,7 @@ def format_help(command: Command) -> str:
     ]
     listed = [("arguments:", command.operands)] if command.operands else []
     parts = [
-        f"{paint('usage:', 'bold')} tune {command.usage}",
+        f"{paint('usage:', 'bold')} {command.usage}",
         *("\n".join(wrap(paragraph, 96)) for paragraph in command.description.split("\n\n")),
         "\n".join([paint("examples:", "bold"), *examples]),
         *(section(heading, rows) for heading, rows in (*listed, ("options:", options), *command.lists)),

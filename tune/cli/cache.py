@@ -16,7 +16,7 @@ def run(given: Given) -> int:
     """List what is kept, or remove it."""
     from tune.data.cache import OFF, open_cache
 
-    check_operands(COMMAND, given, 1, 1)
+    check_operands(COMMAND, given)
     action = given.operands[0]
     if action not in ("ls", "clear"):
         raise UsageError(f"`tune cache` can ls and clear, not {action}")
@@ -52,7 +52,6 @@ def _row(entry: Any) -> tuple[str, str, str, str]:
 COMMAND = Command(
     name="cache",
     summary="List or clear the tokenized data that is kept for the next run.",
-    usage="cache ls|clear [--dir FOLDER] [--json]",
     description=(
         "Data is tokenized once; what came of it is kept in a folder, by default $XDG_CACHE_HOME/tune/data or "
         "~/.cache/tune/data, for the next run with the same data, settings and tokenizer. Beyond TUNE_DATA_CACHE_GB "

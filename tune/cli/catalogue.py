@@ -26,13 +26,11 @@ class Recipe:
 
     Args:
         name: as it is typed, and its file's name without the ending.
-        summary: one line.
         params: dotted path of its params dataclass.
         aliases: other names it answers to.
     """
 
     name: str
-    summary: str
     params: str
     aliases: tuple[str, ...] = ()
 
@@ -51,19 +49,16 @@ class Recipe:
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "full_finetune",
-        "Fine-tune every weight of a model.",
         "recipes.params.full_finetune.FullFinetuneParams",
         aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
     ),
     Recipe(
         "lora_finetune",
-        "Train LoRA adapters beside a frozen model, in 4 bits if asked.",
         "recipes.params.lora_finetune.LoraFinetuneParams",
         aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
     ),
     Recipe(
         "generate",
-        "Continue prompts with a model.",
         "recipes.params.generate.GenerateParams",
         aliases=("alpaca_generate",),
     ),

@@ -20,7 +20,7 @@ from tune.config.slots import Slot
 
 def run(given: Given) -> int:
     """Print what is known about a recipe's parameters, one of them, or a component."""
-    check_operands(COMMAND, given, 1, 2)
+    check_operands(COMMAND, given)
     target = find_target(given.operands[0], importing=True)
     if target.params is None:
         raise UsageError(f"{target.name} declares no params class")
@@ -186,7 +186,6 @@ def _format_value(value: Any) -> str:
 COMMAND = Command(
     name="describe",
     summary="Explain a parameter, or a component's arguments.",
-    usage="describe RECIPE [PARAM | PARAM=COMPONENT | PARAM.ARGUMENT]",
     description=(
         "Tells all about one parameter of a recipe: type, range, default, and for a component (model, optimizer, "
         "dataset ...) which ones fit and what arguments they take."
@@ -200,6 +199,6 @@ COMMAND = Command(
     run=run,
     operands=(
         ("RECIPE", "A name from `tune ls`, or a .py file."),
-        ("PARAM", "A parameter, one with a component, or one argument of it."),
+        ("[PARAM]", "A parameter, one with a component, or one argument of it."),
     ),
 )

@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
-    check_operands(COMMAND, given, 1)
+    check_operands(COMMAND, given)
     (name,) = given.operands
     token, to, revision = given.one("hf_token"), given.one("output_dir"), given.one("revision")
     source = given.one("source")
@@ -128,7 +128,6 @@ def _config_for(name: str) -> str | None:
 COMMAND = Command(
     name="download",
     summary="Download a model from the hub.",
-    usage="download MODEL [--output-dir DIR] [--revision REV] [--ignore-patterns PATTERN ...]",
     description=(
         "Downloads a model from the Hugging Face hub into a folder that every recipe takes as model_checkpoint. What "
         "is complete is kept, what was interrupted goes on, and every file is verified against the hub's checksum.\n\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import tune
 from tune.cli.rank_report import STOP_CODES
 from tune.cli.terminal import report_error, say
-from tune.errors import TuneError
+from tune.errors import TuneError, causes
 from tune.utils.streams import silence
 
 # What no program can help: the disk is full, over quota, read-only, or broken; too many files are open.
@@ -81,13 +81,11 @@ def _stopped_by(error: BaseException) -> int | None:
 
     A Ctrl-C while a library in C++ is imported comes out as an ImportError.
     """
-    behind: BaseException | None = error
-    while behind is not None:
+    for behind in causes(error):
         if isinstance(behind, KeyboardInterrupt):
             return EXIT_INTERRUPTED
         if isinstance(behind, SystemExit) and isinstance(behind.code, int) and behind.code in STOP_CODES:
             return behind.code
-        behind = behind.__cause__ or behind.__context__
     return None
 
 

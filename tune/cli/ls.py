@@ -10,7 +10,7 @@ from tune.cli.terminal import say, section, table
 
 def run(given: Given) -> int:
     """Print the table of recipes and configs."""
-    check_operands(COMMAND, given, 0, 1)
+    check_operands(COMMAND, given)
     recipes: tuple[Recipe, ...] = RECIPES
     for word in given.operands:
         recipe = find_target(word).recipe
@@ -54,7 +54,6 @@ def _next_steps(recipe: Recipe) -> list[tuple[str, str]]:
 COMMAND = Command(
     name="ls",
     summary="List recipes and their configs.",
-    usage="ls [RECIPE] [--names]",
     description="Lists the recipes that come with tune, each beside its configs, and says what to type next.",
     examples=(
         ("tune ls", "everything"),
@@ -62,6 +61,6 @@ COMMAND = Command(
         ("tune ls --names", "names alone, one a line, for scripts"),
     ),
     run=run,
-    operands=(("RECIPE", "Only this recipe and its configs."),),
+    operands=(("[RECIPE]", "Only this recipe and its configs."),),
     options=(Option(("--names",), "Print names alone, one a line."),),
 )

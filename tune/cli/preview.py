@@ -20,14 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.catalogue import find_recipe
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.preview_html import check_html_file, html_span, write_html
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import paint, report_error, say, wants_color
 from tune.cli.torch_logging import importing_quietly
-from tune.cli.validate import choose_config, choose_target, judge_stated, print_problems, resolve_for
+from tune.cli.validate import CHOICE, choose_config, choose_target, judge_stated, print_problems, resolve_for
 from tune.errors import ConfigError, DataError, TuneError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _choose(given: Given) -> tuple[Path | None, Target, str | None]:
         given.values["recipe"] = [asked]
     if not given.operands and not given.all("config"):
         if not given.overrides:
-            raise UsageError(f"which config? usage: tune {COMMAND.usage}")
+            raise UsageError(f"which config? usage: {COMMAND.usage}")
         return None, find_target(asked or _DEFAULT_RECIPE, importing=True), None
     config, _ = choose_config(given, COMMAND)
     target, stated = choose_target(given, config)
@@ -240,7 +240,6 @@ def _paint(text: str, token: PreviewToken) -> str:
 COMMAND = Command(
     name="preview",
     summary="Show what the data teaches: examples as the model reads them.",
-    usage="preview [CONFIG] [KEY=VALUE ...] [--rows N|ID] [--val] [--all] [--ids] [--json] [--html FILE]",
     description=(
         "Prints the data report, then examples as the model reads them: what is learnt is coloured, paler where it "
         "weighs less; special tokens are told from letters that look like them; what max_seq_len cuts off is said. It "
@@ -257,8 +256,8 @@ COMMAND = Command(
     ),
     run=run,
     operands=(
-        ("CONFIG", "A name from `tune ls`, or a path; none for what the overrides say alone."),
-        ("KEY=VALUE", "Overrides, as for `tune run`."),
+        ("[CONFIG]", "A name from `tune ls`, or a path; none for what the overrides say alone."),
+        ("[KEY=VALUE ...]", "Overrides, as for `tune run`."),
     ),
     options=(
         Option(
@@ -272,11 +271,7 @@ COMMAND = Command(
         Option(("--json",), "Print all of it as JSON: tokens, labels, weights, pieces of text."),
         Option(("--html",), "Write a page that needs no network and runs no scripts.", "FILE"),
         Option(("--force", "-f"), "Overwrite a FILE that is no preview."),
-        Option(("--recipe", "-r"), "Recipe it is for, if not the one the config names.", "RECIPE"),
-        Option(("--config", "-c"), "The config, instead of CONFIG.", "CONFIG", many=True),
-        OVERRIDE,
-        REMOVE,
-        TRUST,
+        *CHOICE,
     ),
     takes_overrides=True,
 )

@@ -54,11 +54,12 @@ def run(given: Given) -> int:
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
     target = find_target(given.operands[0], importing="dry_run" in given.switches)
-    here = Path(f"{given.operands[0]}.py")
-    if not target.is_own and os.path.isfile(here) and not here.samefile(target.file):
-        report_warning(f"{target.name} is the recipe that comes with tune; for the file here, write ./{here}")
+    if not target.is_own:
+        _warn_of_file_here("recipe", given.operands[0], target.file, ".py")
     name = given.one("config")
-    config = None if name is None else _find_config(name)
+    config = None if name is None else find_config(name)
+    if name is not None and config is not None and not os.path.exists(name):
+        _warn_of_file_here("config", name, config, ".yaml", ".yml")
     if asks_help:
         return _show_help(target, config, given)
     _refuse_what_is_not_understood(target, given)
@@ -104,14 +105,11 @@ def run(given: Given) -> int:
     return launch(program, plan, again=again, log_dir=log_dir)
 
 
-def _find_config(name: str) -> Path:
-    """Return the config's file, saying so where a file of that name lies here but is not the one meant."""
-    found = find_config(name)
-    for ending in (".yaml", ".yml"):
-        here = Path(name + ending)
-        if not os.path.exists(name) and os.path.isfile(here) and not here.samefile(found):
-            report_warning(f"{name} is the config that comes with tune; for the file here, write ./{here}")
-    return found
+def _warn_of_file_here(kind: str, name: str, found: Path, *endings: str) -> None:
+    """Say so where a file of that name lies here, but is not the one meant."""
+    for here in (Path(name + ending) for ending in endings):
+        if os.path.isfile(here) and not here.samefile(found):
+            report_warning(f"{name} is the {kind} that comes with tune; for the file here, write ./{here}")
 
 
 def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
@@ -259,7 +257,6 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
 COMMAND = Command(
     name="run",
     summary="Run a recipe (also `tune RECIPE ...` and `tune launch`).",
-    usage="run [--nproc_per_node N] RECIPE [--config CONFIG] [KEY=VALUE ...] [--remove KEY] [--dry-run]",
     description=(
         "Checks the config and the overrides, then runs the recipe. RECIPE is a name from `tune ls` or the path of "
         "your own copy. Options and overrides may come in any order; what is set on the command line beats the "
@@ -284,7 +281,7 @@ COMMAND = Command(
     run=run,
     operands=(
         ("RECIPE", "A name from `tune ls`, or a .py file."),
-        ("KEY=VALUE", "Set a parameter; ~KEY removes one."),
+        ("[KEY=VALUE ...]", "Set a parameter; ~KEY removes one."),
     ),
     options=(
         CONFIG,

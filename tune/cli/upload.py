@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Check what is to be sent, show it, send it, and print its address."""
-    check_operands(COMMAND, given, 2)
+    check_operands(COMMAND, given)
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
     from tune.cli.transfer_progress import file_lines
@@ -117,7 +117,6 @@ def _overview(plan: UploadPlan, folder: Path, lineage: Lineage) -> str:
 COMMAND = Command(
     name="upload",
     summary="Upload a saved model to the hub.",
-    usage="upload CHECKPOINT REPO [--private] [--force] [--message TEXT]",
     description=(
         "Sends a saved step (weights, config and tokenizer, or a PEFT adapter) to the Hugging Face hub in one commit, "
         "with a model card that states base model, recipe, data, settings and measured values. The step is verified "
