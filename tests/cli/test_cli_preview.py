@@ -272,7 +272,7 @@ def test_the_page_loads_and_runs_nothing(tune, folder: Path) -> None:
     assert "precious" not in (folder / "page.html").read_text()
 
 
-def test_weights_are_shown_and_shaded(tune, folder: Path) -> None:
+def test_weights_are_shown(tune, folder: Path) -> None:
     tokenizer = from_checkpoint("bundled:tiny_llama")
     ids = tokenizer.encode("red blue", add_eos=False)
     example = {"tokens": ids, "labels": [-100, *ids[1:]], "weights": [0.0, 0.5, *[1.0] * (len(ids) - 2)]}

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
-from tune.cli.terminal import say, table
-from tune.cli.transfer_progress import format_size
+from tune.cli.terminal import format_size, say, table
 
 
 def run(given: Given) -> int:

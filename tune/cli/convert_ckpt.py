@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, check_operands
-from tune.cli.terminal import columns, say
-from tune.cli.transfer_progress import format_size
+from tune.cli.terminal import columns, format_size, say
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
 

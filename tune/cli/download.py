@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.catalogue import find_recipe, list_configs
-from tune.cli.terminal import columns, say
+from tune.cli.terminal import columns, file_lines, format_size, say
 from tune.config.diagnostics import printable
 from tune.errors import HubError
 from tune.hub.short_names import SHORT_NAMES, repository_of
@@ -42,7 +42,6 @@ def run(given: Given) -> int:
     except HubError as error:
         raise UsageError(str(error)) from error
 
-    from tune.cli.transfer_progress import file_lines, format_size
     from tune.hub.download import download
     from tune.hub.listing import look_up
     from tune.hub.selection import select_files

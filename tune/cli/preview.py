@@ -231,9 +231,7 @@ def _table(tokens: list[PreviewToken], paint: Paint | None) -> str:
 
 
 def _paint(text: str, token: PreviewToken) -> str:
-    if token.is_learnt:
-        shades = (f" {limit}" for limit in (0.25, 0.5, 0.75) if token.weight <= limit)
-        text = paint(text, f"learnt{next(shades, '')}")
+    text = paint(text, "learnt") if token.is_learnt else text
     return paint(text, "reverse") if token.is_special else text
 
 
@@ -241,10 +239,10 @@ COMMAND = Command(
     name="preview",
     summary="Show what the data teaches: examples as the model reads them.",
     description=(
-        "Prints the data report, then examples as the model reads them: what is learnt is coloured, paler where it "
-        "weighs less; special tokens are told from letters that look like them; what max_seq_len cuts off is said. It "
-        "takes what `tune run` takes, reads no weights, and only as many rows as it shows: --all reads them all, so "
-        "that the report is the run's.\n\n"
+        "Prints the data report, then examples as the model reads them: what is learnt is coloured, "
+        "after its weight; special tokens are told from letters that look like them; what max_seq_len cuts off is "
+        "said. It takes what `tune run` takes, reads no weights, and only as many rows as it shows: --all reads them "
+        "all, so that the report is the run's.\n\n"
         "Exit code: 0, or 2 where the config is not valid or the data cannot be read."
     ),
     examples=(

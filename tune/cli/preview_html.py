@@ -26,7 +26,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.6 ui-monospac
 .example { border: 1px solid #ccc; border-radius: 4px; padding: 0.6em 1em; margin: 1em 0 }
 .special { border: 1px solid #888; border-radius: 3px; padding: 0 2px; color: #555 }
 .learnt { text-decoration: underline; background: #a6e3a1 }
-.w4 { background: #bfebbb } .w3 { background: #d2f1cf } .w2 { background: #e2f6e0 } .w1 { background: #f1fbf0 }
 """
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _OURS = '<meta name="generator" content="tune preview">'
@@ -35,7 +34,7 @@ _HEAD = f"""<!DOCTYPE html>
 {_OURS}
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{_HASH}'">
 <title>tune preview</title><style>{_STYLE}</style></head><body><h1>What the data teaches</h1>
-<p><span class="learnt">learnt</span>, paler where it weighs less; <span class="special">special token</span>;
+<p><span class="learnt">learnt</span>, after its weight if that is not 1; <span class="special">special token</span>;
 ⏎ line end. <code>tune preview --ids</code> shows each token with its place and id.</p>
 """
 
@@ -66,9 +65,7 @@ def _is_ours(path: Path) -> bool:
 
 def html_span(text: str, token: PreviewToken) -> str:
     """Return a text as the page shows tokens of that kind."""
-    classes = ["special"] * token.is_special
-    if token.is_learnt:
-        classes += ["learnt", f"w{min(max(round(token.weight * 5), 1), 5)}"]
+    classes = ["special"] * token.is_special + ["learnt"] * token.is_learnt
     return f'<span class="{" ".join(classes)}">{escape(text)}</span>'
 
 

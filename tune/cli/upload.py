@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
-from tune.cli.terminal import columns, say
+from tune.cli.terminal import columns, file_lines, format_size, say
 from tune.config.diagnostics import printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ def run(given: Given) -> int:
     check_operands(COMMAND, given)
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
-    from tune.cli.transfer_progress import file_lines
     from tune.hub.short_names import is_repository
     from tune.hub.upload import plan_upload, send, who_am_i
     from tune.hub.upload_files import find_upload_folder, kind_of
@@ -90,7 +89,6 @@ def _collect(folder: Path, repo: str, base_model: str | None) -> tuple[Lineage, 
 
 
 def _overview(plan: UploadPlan, folder: Path, lineage: Lineage) -> str:
-    from tune.cli.transfer_progress import format_size
     from tune.hub.upload_files import kind_of
 
     kind, sizes = kind_of(folder), {file.path_in_repo: file.upload_info.size for file in plan.files}
