@@ -13,6 +13,8 @@ TuneError                 anything we can explain: printed as one block, never a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class TuneError(Exception):
     """An explained failure. The message states the fact, the numbers involved and the fix."""
@@ -48,6 +50,16 @@ class HubError(TuneError):
 
 class TrainingError(TuneError):
     """A run cannot start here or cannot go on."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, what it was raised from or while handling, and so on to the first; each once."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = link.__cause__ or link.__context__
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ def test_it_lists_and_clears_what_is_kept(tmp_path: Path, capsys: pytest.Capture
     root = tmp_path / "kept"
     where = ["--dir", str(root)]
     assert main(["cache", "ls", *where]) == 0
-    assert capsys.readouterr().out == f"0 data sets, 0.0 kB of at most 50.0 GB, in {root}\n"
+    assert capsys.readouterr().out == f"0 data sets, 0 B of at most 50.0 GB, in {root}\n"
     store, _ = DataCache(root, 1).load(KEY, "apples \x1b[1m.jsonl", 700, fill)
     assert main(["cache", "ls", *where]) == 0
     out = capsys.readouterr().out

@@ -224,7 +224,7 @@ def test_cp_overwrites_only_with_force(tune, tmp_path: Path) -> None:
     assert "the file itself" in tune("cp", "my.yaml", "my.yaml", "--force").err
 
 
-@pytest.mark.parametrize("target", ["file.txt/inside.yaml", "/proc/nowhere/x.yaml", "a\0b", "/dev/full/x"])
+@pytest.mark.parametrize("target", ["file.txt/inside.yaml", "/proc/nowhere/x.yaml", "/dev/full/x"])
 def test_cp_says_why_it_cannot_write(tune, tmp_path: Path, target: str) -> None:
     (tmp_path / "file.txt").write_text("")
     outcome = tune("cp", "llama2/7B_full", target)
@@ -234,7 +234,15 @@ def test_cp_says_why_it_cannot_write(tune, tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["a", "b", "c"], ["llama2/7B_full", "a", "--to", "b"], ["genrate"], ["."]]
+    "words",
+    [
+        [],
+        ["a", "b", "c"],
+        ["llama2/7B_full", "a", "--to", "b"],
+        ["llama2/7B_full", "a\0b"],
+        ["genrate"],
+        ["."],
+    ],
 )
 def test_cp_explains_its_usage(tune, words: list[str]) -> None:
     outcome = tune("cp", *words)
@@ -265,7 +273,7 @@ def test_schema_is_json_schema(tune) -> None:
         (["SGD"], ["torch.optim.SGD", "momentum"]),
         (["torch.optim.RAdam"], ["torch.optim.RAdam", "decoupled_weight_decay"]),
         (["optimizer.fused"], ["optimizer.fused", "tune.modules.optim.AdamW", "true or false"]),
-        (["lr"], ["short for", "optimizer.lr", "0.001"]),
+        (["lr"], ["number", "short for optimizer.lr"]),
         (["batch_size"], ["whole number", "between 1 and", "Sequences"]),
         (["dataset"], ["alpaca", "required", "list of them"]),
         (["model=llama2_7b"], ["tune.models.llama2.llama2_7b"]),

@@ -126,11 +126,11 @@ def test_historic_flags(tune, hub: HubServer) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "takes one model"),
-        (["a/b", "c/d"], "takes one model, not 2 (a/b, c/d)"),
+        ([], "0 arguments given; usage: tune download MODEL"),
+        (["a/b", "c/d"], "2 arguments given; usage: tune download MODEL"),
         (["lama2"], "did you mean llama2 (meta-llama/Llama-2-7b-hf)"),
         (["../x"], "names no model"),
-        (["a/b\0"], "names no model"),
+        (["a/b\0"], "MODEL is empty"),
         (["\udcff"], "names no model"),
         (["a/b", "--output-dir", ""], "--output-dir is empty"),
         (["a/b", "--convert", "--no-convert"], "exclude each other"),

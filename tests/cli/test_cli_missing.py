@@ -15,15 +15,19 @@ TINY = ("full_finetune", "--config", "tiny/full_finetune", "output_dir=out")
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
-        ("dataset.source=nope.jsonl", 1, "nope.jsonl does not exist"),
-        ("dataset.source=/nowhere/folder", 1, "/nowhere/folder does not exist"),
-        ("dataset={_component_: instruct, source: json, data_files: [no.json]}", 1, "no.json does not exist"),
+        ("dataset.source=nope.jsonl", 1, "dataset.source: there is no file or folder nope.jsonl"),
+        ("dataset.source=/nowhere/folder", 1, "no file or folder /nowhere/folder (nor a folder /nowhere)"),
+        (
+            "dataset={_component_: instruct, source: json, data_files: [no.json]}",
+            1,
+            "there is no file no.json",
+        ),
         (
             "dataset={_component_: instruct, source: here, data_files: no.json}",
             1,
-            "here/no.json does not exist",
+            "there is no file here/no.json",
         ),
-        ("dataset_val={_component_: instruct, source: datta.jsonl}", 1, "; there is "),
+        ("dataset_val={_component_: instruct, source: datta.jsonl}", 1, "; did you mean data.jsonl?"),
         ("model_checkpoint=nope", 1, "nope does not exist"),
         ("model_checkpoint=data.jsonl", 1, "data.jsonl is a file; give the folder"),
         ("model_checkpoint=empty", 1, "empty is an empty folder"),
@@ -64,7 +68,11 @@ def test_everything_missing_is_named_at_once_without_torch(tmp_path: Path) -> No
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2, done.stderr
-    for what in ("model_checkpoint: nope", "dataset.source: no.jsonl", "wandb: not installed"):
+    for what in (
+        "model_checkpoint: nope",
+        "dataset.source: there is no file or folder no.jsonl",
+        "wandb: not installed",
+    ):
         assert what in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -244,6 +244,7 @@ def test_the_page_loads_and_runs_nothing(tune, folder: Path) -> None:
         "body",
         "h1",
         "h2",
+        "code",
         "p",
         "pre",
         "div",
@@ -259,7 +260,11 @@ def test_the_page_loads_and_runs_nothing(tune, folder: Path) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "Question: <script>x()</script>⏎\nAnswer: <img src=//a.b> & \\x07</s>" in page.text
-    assert tune("preview", "my.yaml", "--html", "page.html").code == 0  # its own page is written anew
+    # its own page is written anew, here with a line for each token
+    assert tune("preview", "my.yaml", "--html", "page.html", "--ids").code == 0
+    page = Page((folder / "page.html").read_text())
+    assert {tag for tag, _ in page.tags} <= {*tags}
+    assert "place      id weight  text\n     0       1      -  <s>\n" in page.text
     (folder / "page.html").write_text("precious")
     assert tune("preview", "my.yaml", "--html", "page.html").code == 2
     assert (folder / "page.html").read_text() == "precious"
@@ -267,7 +272,7 @@ def test_the_page_loads_and_runs_nothing(tune, folder: Path) -> None:
     assert "precious" not in (folder / "page.html").read_text()
 
 
-def test_weights_are_shown_and_shaded(tune, folder: Path) -> None:
+def test_weights_are_shown(tune, folder: Path) -> None:
     tokenizer = from_checkpoint("bundled:tiny_llama")
     ids = tokenizer.encode("red blue", add_eos=False)
     example = {"tokens": ids, "labels": [-100, *ids[1:]], "weights": [0.0, 0.5, *[1.0] * (len(ids) - 2)]}

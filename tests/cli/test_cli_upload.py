@@ -248,16 +248,16 @@ def test_a_folder_with_weights_cut_short(tune, ann: HubServer, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        ([], 2, "takes what to send and where to"),
-        (["out"], 2, "takes what to send and where to"),
-        (["out", "a/b", "c"], 2, "takes what to send and where to"),
+        ([], 2, "0 arguments given; usage: tune upload CHECKPOINT REPO"),
+        (["out"], 2, "1 argument given; usage: tune upload"),
+        (["out", "a/b", "c"], 2, "3 arguments given; usage: tune upload"),
         (["out", "a/b/c"], 2, "no name of a repository"),
         (["out", "a b"], 2, "no name of a repository"),
         (["out", "../x"], 2, "no name of a repository"),
         (["out", "ann/x", "--base-model", "here"], 2, "--base-model takes owner/name"),
         (["out", "ann/x", "--message", " "], 2, "--message is empty"),
         (["nowhere", "ann/x"], 1, "there is no folder nowhere"),
-        (["a\0b", "ann/x"], 2, "NUL"),
+        (["a\0b", "ann/x"], 2, "CHECKPOINT is empty"),
         (["empty", "ann/x"], 1, "no model was found in empty"),
     ],
 )

@@ -484,15 +484,15 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, hub: HubServer, address: st
         look_up(connect(None), "a/b")
 
 
-def test_the_first_failure_ends_the_others(hub: HubServer, tmp_path: Path) -> None:
+def test_the_first_failure_waits_for_no_others(hub: HubServer, tmp_path: Path) -> None:
     files = {f"model-{n}.safetensors": WEIGHTS for n in range(12)}
     hub.add("a/b", files)
     held = hub.fail("/blob/", "hold", times=99)
     hub.faults.insert(0, hub.fail("model-3.", "status", status=418))
     with pytest.raises(HubError, match="HTTP 418"):
         fetch(hub, tmp_path)
-    held.release.set()
     assert content(tmp_path) == {}
+    held.release.set()
 
 
 def test_the_record_survives_nonsense(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.launch_options import LaunchPlan
 from tune.cli.rank import log_path
 from tune.cli.rank_report import STOP_CODES, RankEnd, explain, find_first, is_certain, read_end
-from tune.cli.rendezvous import find_address, wait_for_host
+from tune.cli.rendezvous import find_address
 from tune.cli.run_file import Program
 from tune.cli.stall import StallWatch, heartbeat_path
 from tune.cli.terminal import paint, say
@@ -123,28 +123,22 @@ class Ranks(LocalElasticAgent):
             # Each of torch's own timeouts ends in a page of C++ frames; ours comes first. "timeout" is static's.
             for name in ("join_timeout", "timeout", "read_timeout"):
                 conf[name] = int(conf.get(name, 0)) + seconds + _JOIN_TIMEOUT_S
-            if plan.node_rank != 0 and conf["is_host"] == "false":
-                wait_for_host(plan.endpoint, seconds)
             if plan.backend == "static":
                 conf["rank"] = plan.node_rank
                 self._spec.master_addr, self._spec.master_port = parse_rendezvous_endpoint(plan.endpoint, -1)
         self._spec.local_addr = local_addr
         try:
-            return self._rendezvous_parameters(local_addr, conf)
+            return RendezvousParameters(
+                backend=plan.backend,
+                endpoint=plan.endpoint,
+                run_id=plan.run_id.replace("/", "_") or uuid.uuid4().hex,  # it becomes the name of a folder
+                min_nodes=plan.nnodes,
+                max_nodes=plan.nnodes,
+                local_addr=local_addr,
+                **conf,
+            )
         except TypeError as error:  # the name of something that has an option of its own
             raise UsageError(f"--rdzv_conf: {first_line(error).partition('() ')[2]}") from error
-
-    def _rendezvous_parameters(self, local_addr: str, conf: dict[str, Any]) -> RendezvousParameters:
-        plan = self._plan
-        return RendezvousParameters(
-            backend=plan.backend,
-            endpoint=plan.endpoint,
-            run_id=plan.run_id.replace("/", "_") or uuid.uuid4().hex,  # it becomes the name of a folder
-            min_nodes=plan.nnodes,
-            max_nodes=plan.nnodes,
-            local_addr=local_addr,
-            **conf,
-        )
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start all ranks, unless a stop was asked for."""
@@ -248,11 +242,18 @@ class Ranks(LocalElasticAgent):
         """Tell whether the machines have not come together in their time; torch may be waiting for ever."""
         if self._num_starts or self._join_until is None or time.monotonic() < self._join_until:
             return False
-        self._problem = self._problem or TrainingError(
-            f"the {self._plan.nnodes} machines did not meet at {self._plan.endpoint} in time: not all of them are "
-            "there, or another program answers at that port. --rdzv_conf join_timeout=SECONDS waits longer."
+        self._problem = self._problem or self._not_met(
+            "they did not in time, or another program answers there"
         )
         return True
+
+    def _not_met(self, reason: str) -> TrainingError:
+        plan = self._plan
+        return TrainingError(
+            f"the {plan.nnodes} machines lost each other or did not meet at {plan.endpoint}: {reason}. The same "
+            "command has to run on each of them, and the first of them has to be reachable at that address and port. "
+            "--rdzv_conf join_timeout=SECONDS waits longer."
+        )
 
     def on_signal(self, signum: int, frame: object) -> None:
         """Take note of a signal."""
@@ -308,27 +309,16 @@ class Ranks(LocalElasticAgent):
         if self._requests:
             return
         self._show_failure(self._ends)
-        plan = self._plan
-        reason = str(problem.__cause__ or problem).strip().split("\n")[0]
-        raise TrainingError(
-            f"the {plan.nnodes} machines lost each other or did not meet at {plan.endpoint}: "
-            f"{reason or type(problem).__name__}\n"
-            "The same command has to run on each of them, and the first of them has to be reachable at that address "
-            "and port. --rdzv_conf join_timeout=SECONDS waits longer."
-        ) from problem
+        raise self._not_met(first_line(problem.__cause__ or problem)) from problem
 
     def _announce_start(self, worker_group: WorkerGroup) -> None:
         if self._num_starts:
             _say(f"Restart {self._num_starts} (of {self._plan.max_restarts} after failures here).")
             return
-        ranks = [worker.global_rank for worker in worker_group.workers]
-        span = f"s {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f" {ranks[0]}"
-        text = f"Starting rank{span} of {worker_group.workers[0].world_size}"
-        if ranks[-1] > 0:
-            text += (
-                f"; output of {'all but rank 0' if ranks[0] == 0 else 'these'}: {self._log_dir}/rank_N.log"
-            )
-        _say(text + ".")
+        first, last = (worker_group.workers[place].global_rank for place in (0, -1))
+        span = f"s {first} to {last}" if last > first else f" {first}"
+        where = f"; output of all but rank 0: {self._log_dir}/rank_N.log" if last else ""
+        _say(f"Starting rank{span} of {worker_group.workers[0].world_size}{where}.")
 
     def _show_failure(self, ends: Sequence[RankEnd]) -> None:
         """Show the error that ended this attempt, once: other ranks may come to theirs later."""

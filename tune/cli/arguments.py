@@ -26,6 +26,8 @@ class Option:
         metavar: name of its value; None for a switch.
         many: whether it may be given more than once.
         choices: the values there are; empty for any.
+        greedy: whether all words up to the next option are values of it, once there is an operand.
+        may_be_empty: whether an empty value means something.
     """
 
     flags: tuple[str, ...]
@@ -33,6 +35,8 @@ class Option:
     metavar: str | None = None
     many: bool = False
     choices: tuple[str, ...] = ()
+    greedy: bool = False
+    may_be_empty: bool = False
 
     @property
     def name(self) -> str:
@@ -46,11 +50,10 @@ class Command:
     Args:
         name: as it is typed.
         summary: one line for the list of commands.
-        usage: what follows ``tune`` in the usage line.
         description: a few sentences for the command's own help.
         examples: command lines that work, each with what it does.
         run: gets the arguments, returns the exit code.
-        operands: names and help of the words that are neither options nor overrides.
+        operands: names and help of the words that are neither options nor overrides; in brackets, if not needed.
         options: what it understands.
         takes_overrides: whether ``key=value`` and ``~key`` words are overrides.
         passes_on: whether options it does not know belong to the recipe, once the recipe has been named.
@@ -59,7 +62,6 @@ class Command:
 
     name: str
     summary: str
-    usage: str
     description: str
     examples: tuple[tuple[str, str], ...]
     run: Callable[[Given], int]
@@ -68,6 +70,11 @@ class Command:
     takes_overrides: bool = False
     passes_on: bool = False
     lists: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+    @property
+    def usage(self) -> str:
+        """The command line, as far as it has to be known."""
+        return " ".join(["tune", self.name, *(name for name, _ in self.operands), "[OPTIONS]"])
 
 
 @dataclass
@@ -136,7 +143,9 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
             given.switches.add(option.name)
             given.tokens.append((flag, None))
         else:
-            values = [value] if equals else _take_values(option, flag, waiting)
+            values = [value] if equals else _take_values(option, flag, waiting, bool(given.operands))
+            if not (option.may_be_empty or values[0].strip()):
+                raise UsageError(f"{flag} is empty: it takes {option.metavar}")
             if option.choices and values[0] not in option.choices:
                 raise UsageError(f"{flag} {values[0]}: there is only {', '.join(option.choices)}")
             if option.name in given.values and not option.many:
@@ -148,16 +157,11 @@ def read_arguments(command: Command, argv: Sequence[str]) -> Given:
     return given
 
 
-def _take_values(option: Option, flag: str, waiting: list[str]) -> list[str]:
-    """Take an option's value off the waiting arguments; several where it may have several.
-
-    Only the first is taken whatever it looks like; further ones must be overrides, so that
-    ``--override lr=1 CONFIG`` does not swallow the config.
-    """
+def _take_values(option: Option, flag: str, waiting: list[str], has_operand: bool) -> list[str]:
     if not waiting or waiting[0] == "-h" or waiting[0].startswith("--"):
         raise UsageError(f"{flag} needs a value: {flag} {option.metavar}")
     values = [waiting.pop(0)]
-    while option is OVERRIDE and waiting and is_override(waiting[0]):
+    while option.greedy and has_operand and waiting and not waiting[0].startswith("-"):
         values.append(waiting.pop(0))
     return values
 
@@ -200,18 +204,17 @@ def unknown_option(command: Command, token: str, value: str | None) -> str:
     return f"tune {command.name} has no option {flag}{did_you_mean(flag, known, hint)}"
 
 
-def check_operands(command: Command, given: Given, at_least: int, at_most: int | None = None) -> None:
-    """Raise UsageError unless as many words were given as `command` takes; `at_least` exactly without `at_most`."""
-    number = len(given.operands)
-    if not at_least <= number <= (at_least if at_most is None else at_most):
-        raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: tune {command.usage}")
+def check_operands(command: Command, given: Given) -> None:
+    """Raise UsageError unless as many words were given as `command` takes.
 
-
-def refuse_blank(**values: str | None) -> None:
-    """Raise UsageError if a path was given, but has no characters (a variable of the shell that is not set)."""
-    for name, value in values.items():
-        if value is not None and (not value.strip() or "\0" in value):
-            raise UsageError(f"{name} is empty: it takes a folder")
+    None of them may be empty, as one is that stands for a variable of the shell that is not set.
+    """
+    names, number = [name for name, _ in command.operands], len(given.operands)
+    if not sum(not name.startswith("[") for name in names) <= number <= len(names):
+        raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: {command.usage}")
+    for name, word in zip(names, given.operands):
+        if not word.strip() or "\0" in word:
+            raise UsageError(f"{name.strip('[]')} is empty; usage: {command.usage}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
@@ -232,14 +235,20 @@ def format_help(command: Command) -> str:
     """Return the help text of `command`."""
     examples = [f"  {paint('# ' + meaning, 'dim')}\n  {line}" for line, meaning in command.examples]
     options = [
-        (f"{', '.join(option.flags)} {option.metavar or ''}".rstrip(), option.help)
+        (f"{', '.join(_spellings(option))} {option.metavar or ''}".rstrip(), option.help)
         for option in (*command.options, HELP)
     ]
     listed = [("arguments:", command.operands)] if command.operands else []
     parts = [
-        f"{paint('usage:', 'bold')} tune {command.usage}",
+        f"{paint('usage:', 'bold')} {command.usage}",
         *("\n".join(wrap(paragraph, 96)) for paragraph in command.description.split("\n\n")),
         "\n".join([paint("examples:", "bold"), *examples]),
         *(section(heading, rows) for heading, rows in (*listed, ("options:", options), *command.lists)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _spellings(option: Option) -> list[str]:
+    """Return the flags of an option but those with - where another has _."""
+    twins = {flag: f"--{flag[2:].replace('-', '_')}" for flag in option.flags}
+    return [flag for flag, twin in twins.items() if flag == twin or twin not in twins]

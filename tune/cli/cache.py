@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
-from tune.cli.terminal import columns, paint, say
+from tune.cli.terminal import format_size, say, table
 
 
 def run(given: Given) -> int:
     """List what is kept, or remove it."""
     from tune.data.cache import OFF, open_cache
 
-    check_operands(COMMAND, given, 1, 1)
+    check_operands(COMMAND, given)
     action = given.operands[0]
     if action not in ("ls", "clear"):
         raise UsageError(f"`tune cache` can ls and clear, not {action}")
@@ -32,36 +32,25 @@ def run(given: Given) -> int:
         say(json.dumps(content, indent=1) + "\n")
         return 0
     if listed:
-        head, *table = columns([("SIZE", "EXAMPLES", "USED", "SOURCE"), *map(_row, listed)], indent="").split(
-            "\n"
-        )
-        say("\n".join([paint(head, "bold"), *table]) + "\n\n")
-    total = _size(sum(entry.num_bytes for entry in listed))
+        say(table(("SIZE", "EXAMPLES", "USED", "SOURCE"), map(_row, listed)) + "\n\n")
+    total = format_size(sum(entry.num_bytes for entry in listed))
     if action == "clear":
         in_use = f"; {len(entries)} in use stay" if entries else ""
         say(f"removed {len(removed)} data sets, {total}, from {cache.root}{in_use}\n")
     else:
-        say(f"{len(entries)} data sets, {total} of at most {_size(cache.max_bytes)}, in {cache.root}\n")
+        say(f"{len(entries)} data sets, {total} of at most {format_size(cache.max_bytes)}, in {cache.root}\n")
     return 0
 
 
 def _row(entry: Any) -> tuple[str, str, str, str]:
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     in_use = " (in use)" if entry.in_use else ""
-    return _size(entry.num_bytes), f"{entry.num_examples:,}", used, f"{entry.source}{in_use}"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:,.1f} {unit}"
-    return f"{num_bytes / 1e3:,.1f} kB"
+    return format_size(entry.num_bytes), f"{entry.num_examples:,}", used, f"{entry.source}{in_use}"
 
 
 COMMAND = Command(
     name="cache",
     summary="List or clear the tokenized data that is kept for the next run.",
-    usage="cache ls|clear [--dir FOLDER] [--json]",
     description=(
         "Data is tokenized once; what came of it is kept in a folder, by default $XDG_CACHE_HOME/tune/data or "
         "~/.cache/tune/data, for the next run with the same data, settings and tokenizer. Beyond TUNE_DATA_CACHE_GB "

@@ -12,7 +12,7 @@ from tune.cli.terminal import say
 
 def run(given: Given) -> int:
     """Print one config or recipe."""
-    check_operands(COMMAND, given, 1)
+    check_operands(COMMAND, given)
     file, _ = find_source(given.operands[0])
     text = read_file(file)
     if sys.stdout.isatty():
@@ -41,7 +41,6 @@ def read_file(file: Path) -> str:
 COMMAND = Command(
     name="cat",
     summary="Print a config or a recipe.",
-    usage="cat CONFIG|RECIPE",
     description="Prints the file as it stands, to read it or to pipe it somewhere.",
     examples=(
         ("tune cat llama2/7B_full", "a config that comes with tune"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,13 +26,11 @@ class Recipe:
 
     Args:
         name: as it is typed, and its file's name without the ending.
-        summary: one line.
         params: dotted path of its params dataclass.
         aliases: other names it answers to.
     """
 
     name: str
-    summary: str
     params: str
     aliases: tuple[str, ...] = ()
 
@@ -50,19 +49,16 @@ class Recipe:
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "full_finetune",
-        "Fine-tune every weight of a model.",
         "recipes.params.full_finetune.FullFinetuneParams",
         aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
     ),
     Recipe(
         "lora_finetune",
-        "Train LoRA adapters beside a frozen model, in 4 bits if asked.",
         "recipes.params.lora_finetune.LoraFinetuneParams",
         aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
     ),
     Recipe(
         "generate",
-        "Continue prompts with a model.",
         "recipes.params.generate.GenerateParams",
         aliases=("alpaca_generate",),
     ),
@@ -90,14 +86,6 @@ def find_recipe(name: str) -> Recipe | None:
 def recipe_names() -> list[str]:
     """Return all names recipes answer to, the aliases after the names."""
     return [recipe.name for recipe in RECIPES] + [alias for recipe in RECIPES for alias in recipe.aliases]
-
-
-def recipe_of_file(file: Path) -> Recipe | None:
-    """Return the built-in recipe whose own file `file` is, or None."""
-    for recipe in RECIPES:
-        if recipe.file.exists() and file.exists() and recipe.file.samefile(file):
-            return recipe
-    return None
 
 
 @lru_cache(maxsize=1)
@@ -136,11 +124,11 @@ def read_recipe_key(file: Path) -> str | None:
     return match.group(1).decode("utf-8", errors="replace") if match else None
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, others: Sequence[str] = ()) -> Path:
     """Return the file of the config that `name` means: a path, or the name of one that comes with tune.
 
     Raises:
-        UsageError: there is no such config.
+        UsageError: there is no such config; one of `others` may be suggested instead.
     """
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path):  # os.path answers False where Path would raise: odd or overlong names
@@ -157,7 +145,7 @@ def find_config(name: str) -> Path:
                 return Path(file)
         variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
         if not variants:
-            raise UsageError(_no_such_config(name, list(configs)))
+            raise UsageError(_no_such_config(name, [*configs, *others]))
         bare = min(variants, key=len)
         _tell_once(name, bare)
     here = Path.cwd()  # a shorter spelling where it lies below: messages name it
@@ -180,15 +168,7 @@ def find_source(name: str) -> tuple[Path, Recipe | None]:
         UsageError: there is neither.
     """
     recipe = find_recipe(name)
-    if recipe is not None:
-        return recipe.file, recipe
-    try:
-        return find_config(name), None
-    except UsageError as error:
-        close = nearest(name, recipe_names())
-        if close is None or os.path.isdir(name):
-            raise
-        raise UsageError(f"there is no recipe and no config {name}; did you mean {close}?") from error
+    return (find_config(name, recipe_names()), None) if recipe is None else (recipe.file, recipe)
 
 
 def _no_such_config(name: str, known: list[str]) -> str:

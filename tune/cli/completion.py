@@ -63,7 +63,7 @@ def run(given: Given) -> int:
         found = complete(given.operands)
         say("".join(f"{word}\n" for word in found))
         return 0
-    check_operands(COMMAND, given, 0, 1)
+    check_operands(COMMAND, given)
     shell = given.operands[0] if given.operands else os.path.basename(os.environ.get("SHELL", ""))
     if shell not in _SCRIPTS:
         known = f"there is {', '.join(_SCRIPTS)}{did_you_mean(shell, list(_SCRIPTS))}"
@@ -100,7 +100,7 @@ def _after(command: Command, before: list[str], current: str) -> list[str]:
                 option.metavar, *read_arguments(command, before[:-1]).operands
             )
     words = read_arguments(command, before).operands
-    kinds = [kind for kind, _ in command.operands[len(words) :]]
+    kinds = [kind.strip("[.] ") for kind, _ in command.operands[len(words) :]]
     return _named(kinds[0], *words) if kinds else []
 
 
@@ -138,7 +138,6 @@ def _parameters(about: str) -> list[str]:
 COMMAND = Command(
     name="completion",
     summary="Print a script that makes the shell complete tune.",
-    usage="completion [bash|zsh|fish]",
     description=(
         "Prints a script after which the shell completes commands, recipes, configs and parameters with the Tab key."
     ),
@@ -148,6 +147,6 @@ COMMAND = Command(
         ("tune completion fish > ~/.config/fish/completions/tune.fish", "for fish"),
     ),
     run=run,
-    operands=(("SHELL", "bash, zsh or fish; your own if left out."),),
+    operands=(("[SHELL]", "bash, zsh or fish; your own if left out."),),
     options=(Option(("--words",), "For the scripts: print what the words after -- may go on with."),),
 )

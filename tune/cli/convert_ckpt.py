@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
-from tune.cli.terminal import columns, say
-from tune.cli.transfer_progress import format_size
+from tune.cli.arguments import Command, Given, Option, check_operands
+from tune.cli.terminal import columns, format_size, say
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
 
@@ -23,24 +23,35 @@ _PHASES = {"write": "Writing", "verify": "Reading again"}
 
 def run(given: Given) -> int:
     """Convert one checkpoint and say what was verified."""
-    check_operands(COMMAND, given, 2)
+    check_operands(COMMAND, given)
     src, dest = given.operands
-    refuse_blank(SRC=src, DEST=dest)
     to = given.one("to") or "hf"
+
+    from tqdm import tqdm
 
     from tune.models.conversion import convert_checkpoint
 
-    progress = _Progress()
+    bar = ExitStack()
+
+    def progress(phase: str, num_bytes: int) -> Callable[[int], None]:
+        bar.close()
+        shown = bar.enter_context(tqdm(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None))
+        if shown.disable:  # no terminal
+            say(f"{_PHASES[phase]}: {format_size(num_bytes)}\n", sys.stderr)
+
+        def advance(done: int) -> None:
+            shown.update(done)
+
+        return advance
+
     try:
-        report = convert_checkpoint(
-            src, dest, to, given.one("dtype"), force="force" in given.switches, progress=progress
-        )
+        with bar:
+            report = convert_checkpoint(
+                src, dest, to, given.one("dtype"), force="force" in given.switches, progress=progress
+            )
     except KeyboardInterrupt:
-        progress.close()
         say(f"\nStopped. No half-written model is left in {printable(dest)}.", sys.stderr)
         raise
-    finally:
-        progress.close()
     say(format_written("converted", report.source, report.directory, _rows(report), report.notes))
     return 0
 
@@ -75,32 +86,9 @@ def format_written(
     )
 
 
-class _Progress:
-    """Shows each phase of a conversion as a transfer of bytes."""
-
-    def __init__(self) -> None:
-        from tqdm import tqdm
-
-        self._make_bar = tqdm
-        self._bar = tqdm(disable=True)
-
-    def start(self, phase: str, num_bytes: int) -> None:
-        self.close()
-        self._bar = self._make_bar(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None)
-        if self._bar.disable:  # no terminal
-            say(f"{_PHASES[phase]}: {format_size(num_bytes)}\n", sys.stderr)
-
-    def advance(self, num_bytes: int) -> None:
-        self._bar.update(num_bytes)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
 COMMAND = Command(
     name="convert-ckpt",
     summary="Convert a checkpoint to another layout or type.",
-    usage="convert-ckpt SRC DEST [--to hf|meta|tune] [--dtype fp32|fp16|bf16] [--force]",
     description=(
         "Writes a checkpoint in another layout: hf, Hugging Face safetensors, which most tools load; meta, Meta's "
         "consolidated.00.pth with params.json; tune, torchtune's own names in one .pt file. The source may be any of "

@@ -21,7 +21,9 @@ _MODELINE = "# yaml-language-server: $schema="
 def run(given: Given) -> int:
     """Copy one recipe or config, and say what to run next."""
     to = given.one("to")
-    check_operands(COMMAND, given, 1, 2 if to is None else 1)
+    check_operands(COMMAND, given)
+    if to is not None and given.operands[1:]:
+        raise UsageError(f"where to write is said twice: {given.operands[1]} and --to {to}")
     name = given.operands[0]
     source, recipe = find_source(name)
     target = _choose_target(source, "".join(given.operands[1:]) if to is None else to)
@@ -62,9 +64,8 @@ def _write(target: Path, text: str, *, force: bool, source: Path) -> None:
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} exists already; --force overwrites it") from error
         raise TuneError(f"{target} cannot be written: {error.filename} is not a folder") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TuneError(f"{target} cannot be written: {reason}") from error
+    except OSError as error:
+        raise TuneError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def _with_modeline(text: str, recipe: Recipe | None) -> str:
@@ -101,7 +102,6 @@ def _next_steps(target: Path, recipe: Recipe | None, owner: Recipe | None) -> li
 COMMAND = Command(
     name="cp",
     summary="Copy a recipe or config to make it your own.",
-    usage="cp RECIPE|CONFIG [DEST] [--force]",
     description=(
         "Copies a recipe or a config that comes with tune. A copied config gets a line with which editors complete "
         "and check keys as you type (its schema is written to .tune/ beside it); a copied recipe runs as it stands.\n\n"
@@ -115,7 +115,7 @@ COMMAND = Command(
     run=run,
     operands=(
         ("RECIPE|CONFIG", "A name from `tune ls`."),
-        ("DEST", "File or folder to write to; the current folder if left out."),
+        ("[DEST]", "File or folder to write to; the current folder if left out."),
     ),
     options=(
         Option(("--to",), "Where to write, instead of DEST.", "DEST"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from tune.cli.arguments import Command, Given, UsageError, check_operands, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
-from tune.cli.show import format_parameters, format_value
 from tune.cli.terminal import columns, paint, say, section
+from tune.config.component import Component
 from tune.config.component_check import ResolvedName, list_components, resolve_component
+from tune.config.describe import type_text
+from tune.config.dump import scalar
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.signatures import read_argument_help, read_doc
 from tune.config.slots import Slot
@@ -16,7 +20,7 @@ from tune.config.slots import Slot
 
 def run(given: Given) -> int:
     """Print what is known about a recipe's parameters, one of them, or a component."""
-    check_operands(COMMAND, given, 1, 2)
+    check_operands(COMMAND, given)
     target = find_target(given.operands[0], importing=True)
     if target.params is None:
         raise UsageError(f"{target.name} declares no params class")
@@ -36,7 +40,7 @@ def _describe(target: Target, infos: dict[str, ParamInfo], asked: str) -> str:
     if info.slot is None:
         if argument or component:
             raise UsageError(f"{name} is {info.type_text()}, so it has no parts to describe; ask for {name}")
-        return _describe_plain(info, infos)
+        return columns([(info.name, info.type_text(), _describe_parameter(info))], indent="") + "\n"
     chosen = component or _default_name(info)
     if argument:
         return _describe_argument(info, info.slot, argument, chosen)
@@ -60,30 +64,6 @@ def _describe_anywhere(target: Target, infos: dict[str, ParamInfo], asked: str) 
     raise UsageError(f"{target.name} has no parameter {asked!r}{hint}")
 
 
-def _describe_plain(info: ParamInfo, infos: dict[str, ParamInfo]) -> str:
-    rows = [("type", info.type_text())]
-    if info.range_text():
-        rows.append(("range", info.range_text()))
-    rows.append(("default", "none: it is required" if info.required else format_value(info.default)))
-    if info.short_for is not None:
-        rows.append(("short for", info.short_for))
-        owner = infos.get(info.short_for.partition(".")[0])
-        argument = _find_argument(owner, info.short_for.partition(".")[2]) if owner is not None else None
-        if argument:
-            rows.append(("there", argument))
-    return _block(info.name, info.help, [*rows, ("group", info.group)])
-
-
-def _find_argument(owner: ParamInfo, argument: str) -> str | None:
-    if owner.slot is None or not _default_name(owner):
-        return None
-    resolved = resolve_component(_default_name(owner), owner.slot)
-    parameter = resolved.signature.parameters.get(argument) if resolved.signature is not None else None
-    if parameter is None or parameter.required:
-        return None
-    return f"{resolved.path} takes {parameter.type.describe()}; its own default is {parameter.default_text}"
-
-
 def _describe_slot(info: ParamInfo, slot: Slot) -> str:
     default = _default_name(info)
     several = " (or a list of them)" if info.spec.kind == "union" else ""
@@ -93,7 +73,7 @@ def _describe_slot(info: ParamInfo, slot: Slot) -> str:
         ("looked up in", ", ".join(slot.namespaces)),
         ("group", info.group),
     ]
-    text = _block(info.name, info.help, rows)
+    text = f"{paint(info.name, 'bold')}\n  {info.help}\n\n{columns(rows)}\n"
     known = [
         (name, _first_sentence(read_doc(path, constructor=False)))
         for name, path in list_components(slot).items()
@@ -120,46 +100,45 @@ def _describe_component(slot: Slot, name: str) -> str:
     head = paint(resolved.path, "bold") + "\n"
     if resolved.signature is None:
         return head + "\n".join(f"  {warning.message}" for warning in resolved.warnings) + "\n"
-    doc = read_doc(resolved.path)
-    texts = read_argument_help(doc, resolved.signature.parameters)
-    rows = []
-    for parameter in resolved.signature.parameters.values():
-        if parameter.name in resolved.supplied:
-            continue
-        notes = ["required" if parameter.required else f"default: {parameter.default_text}"]
-        if parameter.name in resolved.defaults:
-            notes = ["the recipe sets it if you do not"]
-        text = f"{_first_sentence(texts.get(parameter.name, ''))} [{'; '.join(notes)}]".strip()
-        rows.append((parameter.name, parameter.type.short(), text))
-    if resolved.path.startswith("tune."):
-        rows += [(argument, "", help) for argument, help in slot.of_recipe.items()]
+    rows = [
+        (argument, resolved.signature.parameters[argument].type.short() if is_own else "", text)
+        for argument, (is_own, text) in _arguments(resolved, slot).items()
+        if argument not in resolved.supplied
+    ]
     if resolved.signature.takes_any_keyword:
         rows.append(("...", "", "any further argument"))
-    return f"{head}  {_first_sentence(doc)}\n\n{section('arguments:', rows or [('(nothing to set)',)])}\n"
+    doc = _first_sentence(read_doc(resolved.path))
+    return f"{head}  {doc}\n\n{section('arguments:', rows or [('(nothing to set)',)])}\n"
+
+
+def _arguments(resolved: ResolvedName, slot: Slot) -> dict[str, tuple[bool, str]]:
+    """Return whether each argument is the component's own, not the recipe's, and what there is to say of it."""
+    parameters = resolved.signature.parameters if resolved.signature is not None else {}
+    texts = read_argument_help(read_doc(resolved.path), parameters)
+    found = {}
+    for name, parameter in parameters.items():
+        note = "required" if parameter.required else f"default: {parameter.default_text}"
+        if name in resolved.supplied:
+            note = "the recipe sets it; a config must not"
+        elif name in resolved.defaults:
+            note = "the recipe sets it if you do not"
+        found[name] = (True, f"{_first_sentence(texts.get(name, ''))} [{note}]".strip())
+    if resolved.path.startswith("tune."):
+        found |= {name: (False, text) for name, text in slot.of_recipe.items() if name not in found}
+    return found
 
 
 def _describe_argument(info: ParamInfo, slot: Slot, argument: str, name: str) -> str:
     if not name:
         raise UsageError(f"{info.name} is not set by default; ask for an argument of one: {info.name}=NAME")
     resolved = _resolve(slot, name)
-    parameters = resolved.signature.parameters if resolved.signature is not None else {}
-    if argument in slot.of_recipe and argument not in parameters:
-        return _block(f"{info.name}.{argument}", slot.of_recipe[argument], [("argument of", "the recipe")])
-    if argument not in parameters:
-        hint = did_you_mean(argument, list(parameters), f"; it takes {', '.join(parameters) or 'none'}")
+    arguments = _arguments(resolved, slot)
+    if argument not in arguments:
+        hint = did_you_mean(argument, list(arguments), f"; it takes {', '.join(arguments) or 'none'}")
         raise UsageError(f"{resolved.path} has no argument {argument!r}{hint}")
-    parameter = parameters[argument]
-    rows = [
-        ("type", parameter.type.describe()),
-        ("default", "none: it is required" if parameter.required else parameter.default_text),
-        ("argument of", resolved.path),
-    ]
-    if argument in resolved.supplied:
-        rows.append(("note", "the recipe sets it; a config must not"))
-    elif argument in resolved.defaults:
-        rows.append(("note", "the recipe sets it if you do not"))
-    help = read_argument_help(read_doc(resolved.path), [argument]).get(argument, "")
-    return _block(f"{info.name}.{argument}", help, rows)
+    is_own, text = arguments[argument]
+    kind = resolved.signature.parameters[argument].type.describe() if is_own and resolved.signature else ""
+    return f"{info.name}.{argument}  {kind}\n  {text}\n  an argument of {resolved.path}\n"
 
 
 def _resolve(slot: Slot, name: str) -> ResolvedName:
@@ -169,15 +148,44 @@ def _resolve(slot: Slot, name: str) -> ResolvedName:
     return resolved
 
 
-def _block(name: str, help: str, rows: list[tuple[str, str]]) -> str:
-    body = f"  {help}\n" if help else ""
-    return f"{paint(name, 'bold')}\n{body}\n{columns(rows)}\n"
+def format_parameters(infos: Iterable[ParamInfo]) -> str:
+    """Return all parameters by group."""
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    for info in infos:
+        groups.setdefault(info.group, []).append((info.name, _type_label(info), _describe_parameter(info)))
+    return "\n\n".join(section(f"{group}:", rows) for group, rows in groups.items()) + "\n"
+
+
+def _type_label(info: ParamInfo) -> str:
+    label = type_text(info)
+    return label if len(label) <= 16 else "choice"
+
+
+def _describe_parameter(info: ParamInfo) -> str:
+    """Return the help of a parameter, and in brackets its default, its choices and range, and what it is short for."""
+    notes = []
+    if info.required:
+        notes.append("required")
+    elif info.short_for is None:
+        notes.append(f"default: {_format_value(info.default)}")
+    if _type_label(info) == "choice":
+        notes.append(info.spec.required().describe())
+    if info.range_text():
+        notes.append(info.range_text())
+    if info.short_for is not None:
+        notes.append(f"short for {info.short_for}")
+    return f"{info.help} [{'; '.join(notes)}]"
+
+
+def _format_value(value: Any) -> str:
+    if not isinstance(value, Component):
+        return scalar(value)
+    return f"{value.path} {scalar(value.kwargs)}" if value.kwargs else value.path or "null"
 
 
 COMMAND = Command(
     name="describe",
     summary="Explain a parameter, or a component's arguments.",
-    usage="describe RECIPE [PARAM | PARAM=COMPONENT | PARAM.ARGUMENT]",
     description=(
         "Tells all about one parameter of a recipe: type, range, default, and for a component (model, optimizer, "
         "dataset ...) which ones fit and what arguments they take."
@@ -191,6 +199,6 @@ COMMAND = Command(
     run=run,
     operands=(
         ("RECIPE", "A name from `tune ls`, or a .py file."),
-        ("PARAM", "A parameter, one with a component, or one argument of it."),
+        ("[PARAM]", "A parameter, one with a component, or one argument of it."),
     ),
 )

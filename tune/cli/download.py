@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError
+from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.catalogue import find_recipe, list_configs
-from tune.cli.terminal import columns, say
+from tune.cli.terminal import columns, file_lines, format_size, say
 from tune.config.diagnostics import printable
 from tune.errors import HubError
 from tune.hub.short_names import SHORT_NAMES, repository_of
@@ -26,7 +26,8 @@ CHECKPOINTS = "checkpoints"
 
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
-    name, patterns = _read_operands(given)
+    check_operands(COMMAND, given)
+    (name,) = given.operands
     token, to, revision = given.one("hf_token"), given.one("output_dir"), given.one("revision")
     source = given.one("source")
     if source is not None and source.casefold() != "huggingface":
@@ -36,16 +37,11 @@ def run(given: Given) -> int:
         )
     if {"convert", "no_convert"} <= given.switches:
         raise UsageError("--convert and --no-convert exclude each other; give one")
-    if revision is not None and not revision.strip():
-        raise UsageError("--revision is empty; leave it out for the main branch")
-    if to is not None and not to.strip():
-        raise UsageError("--output-dir is empty or no path")
     try:
         repo, own_revision = repository_of(name, os.environ.get("HF_ENDPOINT", ""))
     except HubError as error:
         raise UsageError(str(error)) from error
 
-    from tune.cli.transfer_progress import file_lines, format_size
     from tune.hub.download import download
     from tune.hub.listing import look_up
     from tune.hub.selection import select_files
@@ -56,7 +52,7 @@ def run(given: Given) -> int:
     folder = expand_path(to) if to else Path(CHECKPOINTS) / repo.rpartition("/")[2]
     hub = connect(token)
     repository = look_up(hub, repo, own_revision if revision is None else revision)
-    selection = select_files(repository, patterns)
+    selection = select_files(repository, given.all("ignore_patterns") or None)
     total = sum(file.size for file in selection.files)
     size, shown = f"{len(selection.files)} files, {format_size(total)}", printable(str(folder))
     say(f"{repository.name} (commit {repository.commit[:7]}): {size}, into {shown}\n", sys.stderr)
@@ -84,25 +80,6 @@ def run(given: Given) -> int:
         model = _convert(model, folder, selection)
     say(_next_steps(repository, selection, model))
     return 0
-
-
-def _read_operands(given: Given) -> tuple[str, list[str] | None]:
-    """Return the model's name and the ignore patterns, which may stand side by side after their option."""
-    patterns = given.all("ignore_patterns")
-    names = given.operands[:1]
-    follows = False
-    for word, value in given.tokens:
-        if word == "--ignore-patterns":
-            follows = True
-        elif value is not None or word.startswith("-"):
-            follows = False
-        else:
-            (patterns if follows else names).append(word)
-    if len(names) != 1:
-        example = "tune download llama3.2-1b, or tune download owner/name"
-        more = f", not {len(names)} ({', '.join(names[:3])})" if names else ""
-        raise UsageError(f"tune download takes one model{more}: {example}")
-    return names[0], patterns or None
 
 
 def _convert(model: Path, folder: Path, selection: Selection) -> Path:
@@ -150,7 +127,6 @@ def _config_for(name: str) -> str | None:
 COMMAND = Command(
     name="download",
     summary="Download a model from the hub.",
-    usage="download MODEL [--output-dir DIR] [--revision REV] [--ignore-patterns PATTERN ...]",
     description=(
         "Downloads a model from the Hugging Face hub into a folder that every recipe takes as model_checkpoint. What "
         "is complete is kept, what was interrupted goes on, and every file is verified against the hub's checksum.\n\n"
@@ -178,6 +154,8 @@ COMMAND = Command(
             'Files not to fetch, instead of those left out by default; "" fetches all (repeatable).',
             "PATTERN",
             many=True,
+            greedy=True,
+            may_be_empty=True,
         ),
         Option(("--revision",), "Branch, tag or commit; main if left out.", "REV"),
         Option(

@@ -9,11 +9,16 @@ from pathlib import Path
 import tune
 from tune.cli.rank_report import STOP_CODES
 from tune.cli.terminal import report_error, say
-from tune.errors import TuneError
+from tune.errors import TuneError, causes, first_line
 from tune.utils.streams import silence
 
 # What no program can help: the disk is full, over quota, read-only, or broken; too many files are open.
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+
+_LESS_MEMORY = (
+    "To need less, in this order: batch_size=1 with a larger gradient_accumulation_steps, "
+    "enable_activation_checkpointing=true,\na smaller max_seq_len for the dataset, dtype=bf16, optimizer_in_bwd=true."
+)
 
 EXIT_FAILED = 1
 EXIT_BAD_USAGE = 2
@@ -56,7 +61,7 @@ def _report(error: BaseException, own_file: Path | None) -> int:
         return error.exit_code
     # torch's class is compared by name: this module does not import torch
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        report_error(_out_of_memory(error))
+        report_error(f"out of memory: {first_line(error)}\n{_LESS_MEMORY}")
         return EXIT_FAILED
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         report_error(f"{error.filename or 'output'}: {error.strerror}")
@@ -81,24 +86,12 @@ def _stopped_by(error: BaseException) -> int | None:
 
     A Ctrl-C while a library in C++ is imported comes out as an ImportError.
     """
-    behind: BaseException | None = error
-    while behind is not None:
+    for behind in causes(error):
         if isinstance(behind, KeyboardInterrupt):
             return EXIT_INTERRUPTED
         if isinstance(behind, SystemExit) and isinstance(behind.code, int) and behind.code in STOP_CODES:
             return behind.code
-        behind = behind.__cause__ or behind.__context__
     return None
-
-
-def _out_of_memory(error: BaseException) -> str:
-    reason = str(error).split("\n")[0] or "the machine's memory is used up"
-    return (
-        f"out of memory: {reason}\n"
-        "To need less, in this order: batch_size=1 with a larger gradient_accumulation_steps, "
-        "enable_activation_checkpointing=true,\na smaller max_seq_len for the dataset, dtype=bf16, "
-        "optimizer_in_bwd=true."
-    )
 
 
 def _report_own(error: BaseException, own_file: Path) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from tune.cli.agent import POLL_S, Ranks
 from tune.cli.launch_options import LaunchPlan
-from tune.cli.run_dir import make_run_dir
 from tune.cli.run_file import Program
 from tune.utils.cores import count_cores
 from tune.utils.stop_signals import heeded_signals
@@ -41,8 +40,8 @@ def launch(program: Program, plan: LaunchPlan, *, again: Program, log_dir: Path 
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // plan.nproc_per_node)))
     logs = _make_log_dir(log_dir)
-    with make_run_dir() as run_dir:
-        ranks = Ranks((program, again), plan, run_dir, logs)
+    with tempfile.TemporaryDirectory(prefix="tune_run_", ignore_cleanup_errors=True) as run_dir:
+        ranks = Ranks((program, again), plan, Path(run_dir), logs)
         before = {signum: signal.signal(signum, ranks.on_signal) for signum in heeded_signals()}
         agent = threading.Thread(target=ranks.work, daemon=True)
         try:

@@ -18,8 +18,12 @@ _PORTS = {"c10d": 29400, "static": 29500}  # torchrun's, where an endpoint names
 _WORDS = ("auto", "gpu", "cpu")
 
 
-def _option(name: str, text: str, metavar: str | None = None) -> Option:
-    return Option(tuple(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))), text, metavar)
+def _option(
+    name: str, text: str, metavar: str | None = None, *synonyms: str, choices: tuple[str, ...] = ()
+) -> Option:
+    names = [spelt for each in (name, *synonyms) for spelt in (each, each.replace("_", "-"))]
+    flags = tuple(f"--{each}" for each in dict.fromkeys(names))
+    return Option(flags, text, metavar, choices=choices, may_be_empty=True)
 
 
 LAUNCH_OPTIONS = (
@@ -27,16 +31,19 @@ LAUNCH_OPTIONS = (
         "nproc_per_node",
         "Processes on this machine: a number, or gpu (one for each GPU), cpu (for each core), auto (what there is).",
         "N",
+        "num_gpus",
     ),
-    _option("num_gpus", "The same, by another name.", "N"),
     _option("nnodes", "Machines. On each of them the same command is started.", "N"),
     _option("node_rank", "This machine's number from 0; for the backend static.", "N"),
-    _option("rdzv_endpoint", "Where the machines meet: one of them, a free port.", "HOST:PORT"),
-    _option("rdzv_backend", "How they meet: c10d, or static with --node_rank.", "BACKEND"),
+    _option(
+        "rdzv_endpoint", "Where the machines meet: one of them, a free port.", "HOST:PORT", "master_addr"
+    ),
+    _option("master_port", "The PORT, where it is given by itself.", "PORT"),
+    _option(
+        "rdzv_backend", "How they meet: c10d, or static with --node_rank.", "BACKEND", choices=tuple(_PORTS)
+    ),
     _option("rdzv_id", "Name of the run, the same on all machines.", "ID"),
     _option("rdzv_conf", "More about the meeting, such as join_timeout=1800.", "KEY=VALUE,..."),
-    _option("master_addr", "The HOST of --rdzv_endpoint, by its older name.", "HOST"),
-    _option("master_port", "The PORT of --rdzv_endpoint, by its older name.", "PORT"),
     _option("local_addr", "Address at which the other machines reach this one.", "ADDRESS"),
     _option(
         "max_restarts",
@@ -175,18 +182,10 @@ def settle(
 
 def _read_processes(given: Given) -> tuple[int, str]:
     """Return the number of processes on this machine, or 0 and what to count."""
-    both = {name: given.one(name) for name in ("nproc_per_node", "num_gpus")}
-    asked = {name: value for name, value in both.items() if value is not None}
-    if len(set(asked.values())) > 1:
-        raise UsageError(
-            f"--nproc_per_node {both['nproc_per_node']} and --num_gpus {both['num_gpus']} say the same thing "
-            "in two ways; keep one"
-        )
-    for name, value in asked.items():
-        if value in _WORDS:
-            return 0, value
-        return _number(given, name, 1, _MAX_PROCESSES, f", or one of {', '.join(_WORDS)}") or 1, ""
-    return 1, ""
+    asked = given.one("nproc_per_node")
+    if asked in _WORDS:
+        return 0, asked
+    return _number(given, "nproc_per_node", 1, _MAX_PROCESSES, f", or one of {', '.join(_WORDS)}") or 1, ""
 
 
 def _number(given: Given, name: str, minimum: int, maximum: int, others: str = "") -> int | None:
@@ -205,18 +204,11 @@ def _meet(plan: LaunchPlan, given: Given) -> LaunchPlan:
     Raises:
         UsageError: they are not told, or in two ways.
     """
-    endpoint, backend, host = (given.one(name) for name in ("rdzv_endpoint", "rdzv_backend", "master_addr"))
-    port = _number(given, "master_port", 1, 65535)
-    node_rank = _number(given, "node_rank", 0, plan.nnodes - 1)
-    if backend is not None and backend not in _PORTS:
-        raise UsageError(f"--rdzv_backend takes {' or '.join(_PORTS)}, not {backend!r}")
+    endpoint, node_rank = given.one("rdzv_endpoint"), _number(given, "node_rank", 0, plan.nnodes - 1)
     # Who numbers the machines by hand means the backend that reads these numbers.
-    backend = backend or ("static" if node_rank is not None else "c10d")
-    if endpoint is not None and host is not None:
-        raise UsageError("--rdzv_endpoint and --master_addr both say where the machines meet; keep one")
-    if endpoint is None and host is not None:
-        endpoint = (f"[{host}]" if host.count(":") > 1 else host) + (f":{port}" if port else "")
-    endpoint = None if endpoint is None else _with_port(endpoint, _PORTS[backend])
+    backend = given.one("rdzv_backend") or ("static" if node_rank is not None else "c10d")
+    port = _number(given, "master_port", 1, 65535) or _PORTS[backend]
+    endpoint = None if endpoint is None else _with_port(endpoint, port)
     if plan.nnodes == 1:
         return plan
     if endpoint is None:
@@ -242,7 +234,9 @@ def _meet(plan: LaunchPlan, given: Given) -> LaunchPlan:
 
 
 def _with_port(endpoint: str, default: int) -> str:
-    """Return `endpoint` as host:port."""
+    """Return `endpoint` as host:port; IPv6 may lack its brackets where it comes without a port."""
+    if endpoint.count(":") > 1 and "[" not in endpoint:
+        endpoint = f"[{endpoint}]"
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(\d{1,5}))?", endpoint)
     if match is None or not 0 < int(match[2] or default) < 65536:
         raise UsageError(

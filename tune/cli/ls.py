@@ -5,12 +5,12 @@ from __future__ import annotations
 from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.catalogue import RECIPES, Recipe, configs_of, example_config
 from tune.cli.recipe_lookup import find_target
-from tune.cli.terminal import columns, paint, say, section
+from tune.cli.terminal import say, section, table
 
 
 def run(given: Given) -> int:
     """Print the table of recipes and configs."""
-    check_operands(COMMAND, given, 0, 1)
+    check_operands(COMMAND, given)
     recipes: tuple[Recipe, ...] = RECIPES
     for word in given.operands:
         recipe = find_target(word).recipe
@@ -28,18 +28,15 @@ def run(given: Given) -> int:
 
 
 def _table(recipes: tuple[Recipe, ...]) -> str:
-    rows = [("RECIPE", "CONFIG")]
+    rows = []
     steps = []
     for recipe in recipes:
         first, *others = configs_of(recipe) or ["(needs none)"]
         rows += [(recipe.name, first), *(("", name) for name in others), ("", "")]
         steps += _next_steps(recipe)
-    head, *table = columns(rows, indent="").split("\n")
     named = [(recipe.name, ", ".join(recipe.aliases)) for recipe in recipes if recipe.aliases]
-    return (
-        "\n".join([paint(head, "bold"), *table, section("also called:", named), "", section("next:", steps)])
-        + "\n"
-    )
+    listed = table(("RECIPE", "CONFIG"), rows)
+    return f"{listed}\n{section('also called:', named)}\n\n{section('next:', steps)}\n"
 
 
 def _next_steps(recipe: Recipe) -> list[tuple[str, str]]:
@@ -57,7 +54,6 @@ def _next_steps(recipe: Recipe) -> list[tuple[str, str]]:
 COMMAND = Command(
     name="ls",
     summary="List recipes and their configs.",
-    usage="ls [RECIPE] [--names]",
     description="Lists the recipes that come with tune, each beside its configs, and says what to type next.",
     examples=(
         ("tune ls", "everything"),
@@ -65,6 +61,6 @@ COMMAND = Command(
         ("tune ls --names", "names alone, one a line, for scripts"),
     ),
     run=run,
-    operands=(("RECIPE", "Only this recipe and its configs."),),
+    operands=(("[RECIPE]", "Only this recipe and its configs."),),
     options=(Option(("--names",), "Print names alone, one a line."),),
 )

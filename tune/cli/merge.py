@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, check_operands, refuse_blank
+from tune.cli.arguments import Command, Given, Option, check_operands
 from tune.cli.convert_ckpt import format_written
 from tune.cli.terminal import say
 from tune.utils.precision import DTYPE_NAMES
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Merge one adapter and say what comparing the result gave."""
-    check_operands(COMMAND, given, 1)
+    check_operands(COMMAND, given)
     (adapter,), base, to, dtype = given.operands, given.one("base"), given.one("to"), given.one("dtype")
-    refuse_blank(**{"ADAPTER": adapter, "--base": base, "--to": to})
 
     from tune.models.merging import merge_adapter
     from tune.utils import get_dtype
@@ -47,7 +46,6 @@ def _rows(report: MergeReport) -> list[tuple[str, str]]:
 COMMAND = Command(
     name="merge",
     summary="Make an adapter part of its base.",
-    usage="merge ADAPTER [--base DIR] [--to DIR] [--dtype fp32|fp16|bf16]",
     description=(
         "Writes the one model that a base and its LoRA adapter are together, in Hugging Face layout. It is read again "
         "and asked beside the two: only if matrices have moved and the logits agree does it get its name. An adapter "

@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,18 +18,20 @@ from tune.config.fields import fields_of
 from tune.config.lookup import find_module
 from tune.errors import ConfigError, DataError
 from tune.utils.paths import expand_path
-from tune.utils.splits import parse_split
 
 _PACKAGES = {
     "tune.training.metric_logging.TensorBoardLogger": "tensorboard",
     "tune.training.metric_logging.WandBLogger": "wandb",
 }
-_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".tsv")
-_FILE_KINDS = ("json", "jsonl", "csv", "parquet", "text")
 _TEMPLATE_ENDINGS = (".jinja", ".jinja2", ".j2")
-_FOLDERS = ("checkpoint_dir", "adapter_checkpoint")
-_FILES = ("path", "merges_file", "vocab_path")
-_MAX_COMPARED = 1000  # names that a misspelt one is compared with
+# Arguments that name what has to be there, and whether that is a folder.
+_NAMES_FOLDER = {
+    "checkpoint_dir": True,
+    "adapter_checkpoint": True,
+    "prompt_template": False,
+    "prompt_file": False,
+    **dict.fromkeys(("path", "merges_file", "vocab_path")),
+}
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,20 @@ def _check_files(params: Any) -> Iterator[Check]:
     for name, component in _components(params):
         if not component.path.startswith("tune.") and component.path != "auto":
             continue  # what an argument means there only its author knows
-        given = component.kwargs
-        for argument, value in given.items():
-            about = shorts.get(f"{name}.{argument}", f"{name}.{argument}")
-            if not isinstance(value, str) or not value:
-                continue
-            if argument in _FOLDERS and not (argument == "checkpoint_dir" and _goes_on(params)):
-                yield _exists(about, value, folder=True)
-            elif argument in _FILES:
-                yield _exists(about, value)
-            elif argument == "prompt_template":
-                yield from _check_template(about, value)
+        for argument, value in component.kwargs.items():
+            if argument != "checkpoint_dir" or not _goes_on(params):
+                about = shorts.get(f"{name}.{argument}", f"{name}.{argument}")
+                yield from _check_named(about, argument, value)
         if name.split(".")[0].startswith("dataset"):
-            yield from _check_data(name, given)
-    yield from _check_template("prompt_template", getattr(params, "prompt_template", None))
-    prompt_file = getattr(params, "prompt_file", None)
-    if prompt_file:
-        yield _exists("prompt_file", prompt_file, folder=False)
+            yield from _check_data(name, component.kwargs)
+    for name in ("prompt_template", "prompt_file"):
+        yield from _check_named(name, name, getattr(params, name, None))
+
+
+def _check_named(about: str, argument: str, value: Any) -> Iterator[Check]:
+    is_path = argument != "prompt_template" or str(value).endswith(_TEMPLATE_ENDINGS)
+    if argument in _NAMES_FOLDER and is_path and isinstance(value, str) and value:
+        yield _exists(about, value, _NAMES_FOLDER[argument])
 
 
 def _goes_on(params: Any) -> bool:
@@ -110,67 +108,48 @@ def _goes_on(params: Any) -> bool:
     return next(expand_path(output_dir).glob("step_*"), None) is not None
 
 
-def _check_template(about: str, value: Any) -> Iterator[Check]:
-    if isinstance(value, str) and value.endswith(_TEMPLATE_ENDINGS):
-        yield _exists(about, value, folder=False)
-
-
 def _check_data(name: str, given: Mapping[str, Any]) -> Iterator[Check]:
-    """Look for a dataset's files: `data_files` lie in the source, where that is a folder."""
-    folder, source, data_files = Path(), given.get("source"), given.get("data_files")
-    if not isinstance(source, str) or not source:
+    """Look for a dataset's files where the dataset will."""
+    from tune.data.sources import Source
+
+    where = {key: given[key] for key in ("source", "split", "data_files") if given.get(key) is not None}
+    if not isinstance(where.get("source"), str) or not where["source"]:
         return  # the builder's own, which is on the hub
-    if source not in _FILE_KINDS:
-        looks_local = source.endswith(_FILE_ENDINGS) or source.startswith((".", "/", "~", "bundled:"))
-        if not looks_local and "://" not in source and not os.path.exists(expand_path(source)):
-            text = f"{source}: a name on the Hugging Face hub, fetched when the run starts"
-            yield Check(None, f"{name}.source", text)
-            return  # and so are its data_files
-        folder = expand_path(source)
-        if "://" not in source:
-            yield _exists(f"{name}.source", source)
-    if isinstance(data_files, Mapping):
-        try:
-            split = parse_split(str(given.get("split", "train")))[0]
-        except ConfigError:
-            return  # said by whoever reads the data
-        data_files = data_files.get(split)
-    for file in [data_files] if isinstance(data_files, str) else data_files or ():
-        if isinstance(file, str) and "://" not in file and not any(mark in file for mark in "*?["):
-            yield _exists(f"{name}.data_files", str(folder / expand_path(file)), folder=False)
+    about, source = f"{name}.{'data_files' if 'data_files' in where else 'source'}", Source(**where)
+    try:
+        if source.is_remote:
+            yield Check(
+                None, about, f"{source}: fetched when the run starts, by that name on the Hugging Face hub"
+            )
+        else:
+            source.local_files()
+            yield Check(True, about, str(source))
+    except DataError as error:
+        yield Check(False, about, str(error))
+    except ConfigError:
+        return  # said by whoever reads the data
 
 
 def _exists(about: str, value: str, folder: bool | None = None) -> Check:
     """Return whether there is a file or folder; `folder` says which of the two it has to be."""
     path = expand_path(value)
     try:
-        return _look_at(about, path, folder)
+        if not path.exists():
+            if path.is_symlink():
+                return Check(False, about, f"{path} is a link to {os.readlink(path)}, which is gone")
+            hint = (
+                "; `tune download` fetches a model from the hub" if about.endswith("model_checkpoint") else ""
+            )
+            return Check(False, about, f"{path} does not exist (seen from {Path.cwd()}){hint}")
+        if folder is True and not path.is_dir() and path.name not in ("latest", "best"):
+            return Check(False, about, f"{path} is a file; give the folder that holds it")
+        if folder is True and path.is_dir() and os.access(path, os.R_OK) and not any(path.iterdir()):
+            return Check(False, about, f"{path} is an empty folder")
+        if folder is False and path.is_dir():
+            return Check(False, about, f"{path} is a folder, not a file")
     except OSError as error:
         return Check(False, about, f"{shorten(str(path))} cannot be looked at: {error.strerror}")
-
-
-def _look_at(about: str, path: Path, folder: bool | None) -> Check:
-    if not path.exists():
-        if path.is_symlink():
-            return Check(False, about, f"{path} is a link to {os.readlink(path)}, which is gone")
-        hint = "; `tune download` fetches a model from the hub" if about.endswith("model_checkpoint") else ""
-        return Check(False, about, f"{path} does not exist (seen from {Path.cwd()}){_near(path)}{hint}")
-    if folder is True and not path.is_dir() and path.name not in ("latest", "best"):
-        return Check(False, about, f"{path} is a file; give the folder that holds it")
-    if folder is True and path.is_dir() and os.access(path, os.R_OK) and next(path.iterdir(), None) is None:
-        return Check(False, about, f"{path} is an empty folder")
-    if folder is False and path.is_dir():
-        return Check(False, about, f"{path} is a folder, not a file")
     return Check(True, about, str(path))
-
-
-def _near(path: Path) -> str:
-    from tune.config.suggestions import nearest
-
-    if not path.parent.is_dir() or not os.access(path.parent, os.R_OK):
-        return ""
-    near = nearest(path.name, [entry.name for entry in islice(path.parent.iterdir(), _MAX_COMPARED)])
-    return f"; there is {path.with_name(near)}" if near else ""
 
 
 def _check_output(params: Any) -> Iterator[Check]:
@@ -232,4 +211,5 @@ def _check_device(params: Any) -> Iterator[Check]:
 
     judged = judge_memory(params, device)
     if judged is not None:
-        yield Check(judged.ok, "memory", judged.text, judged.details)
+        ok, text, details = judged
+        yield Check(ok, "memory", text, details)

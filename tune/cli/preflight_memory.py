@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,22 +16,17 @@ from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
 from tune.training.precision import plan_precision
 from tune.utils.precision import get_dtype
 
-__all__ = ["MemoryJudgement", "judge_memory"]
+__all__ = ["Judgement", "judge_memory"]
 
 # Where nothing says how long texts may be: few examples of instruction data are longer.
 _USUAL_LENGTH = 2048
 
 
-@dataclass(frozen=True)
-class MemoryJudgement:
-    """Whether there is enough memory (None: perhaps not, it is a prediction), in a sentence and in a table."""
-
-    ok: bool | None
-    text: str
-    details: tuple[str, ...] = ()
+# Whether there is enough memory (None: perhaps not, it is a prediction), in a sentence and in lines of a table.
+Judgement = tuple[bool | None, str, tuple[str, ...]]
 
 
-def judge_memory(params: Any, device: torch.device) -> MemoryJudgement | None:
+def judge_memory(params: Any, device: torch.device) -> Judgement | None:
     """Return what a run with `params` will need of `device`; None where its model's sizes are not known here yet."""
     try:
         model = _build_model(params)
@@ -40,28 +34,28 @@ def judge_memory(params: Any, device: torch.device) -> MemoryJudgement | None:
             return None
         return (_judge_training if hasattr(params, "optimizer") else _judge_weights)(params, model, device)
     except TuneError as error:
-        return MemoryJudgement(None, f"cannot be predicted: {error}")
+        return None, f"cannot be predicted: {error}", ()
 
 
-def _judge_training(params: Any, model: TransformerDecoder, device: torch.device) -> MemoryJudgement:
+def _judge_training(params: Any, model: TransformerDecoder, device: torch.device) -> Judgement:
     seq_len, source = _longest(params, model)
     plan = _plan(params, model, device, seq_len)
     text = f"{plan.verdict().removeprefix('memory: ')} ({params.batch_size} x {seq_len} tokens, {source})"
     if not plan.is_tight:
-        return MemoryJudgement(None if plan.available is None else True, text)
-    return MemoryJudgement(None, text, (*plan.table(), *plan.advice_lines()))
+        return None if plan.available is None else True, text, ()
+    return None, text, (*plan.table(), *plan.advice_lines())
 
 
-def _judge_weights(params: Any, model: TransformerDecoder, device: torch.device) -> MemoryJudgement:
+def _judge_weights(params: Any, model: TransformerDecoder, device: torch.device) -> Judgement:
     # As the recipe chooses it.
     dtype = get_dtype(params.dtype or ("fp32" if device.type == "cpu" else "bf16"), device)
     needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
     available = available_memory(device)
     text = f"{needed / 2**30:.2f} GiB of weights"
     if available is None:
-        return MemoryJudgement(None, text)
+        return None, text, ()
     text += f"; {available / 2**30:.2f} GiB available on {device}"
-    return MemoryJudgement(True if needed < available else None, text)
+    return True if needed < available else None, text, ()
 
 
 def _build_model(params: Any) -> TransformerDecoder | None:

@@ -16,22 +16,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.catalogue import find_recipe
 from tune.cli.exit_codes import EXIT_BAD_USAGE
+from tune.cli.preview_html import check_html_file, html_span, write_html
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import paint, report_error, say, wants_color
 from tune.cli.torch_logging import importing_quietly
-from tune.cli.validate import choose_config, choose_target, judge_stated, print_problems, resolve_for
+from tune.cli.validate import CHOICE, choose_config, choose_target, judge_stated, print_problems, resolve_for
 from tune.errors import ConfigError, DataError, TuneError
 
 if TYPE_CHECKING:
     from tune.config.component import Component
     from tune.config.resolution import Resolution
-    from tune.data.preview import PreviewToken
+    from tune.data.preview import Paint, PreviewToken
     from tune.datasets.preview import ShownDataset
 
 _NUM_EXAMPLES = 5
@@ -52,7 +54,8 @@ def run(given: Given) -> int:
     if "json" not in given.switches:
         print_problems(resolution)
     components = dict(_components(resolution.params, "val" in given.switches))
-    html = _html_file(given)
+    name, force, with_ids = given.one("html"), "force" in given.switches, "ids" in given.switches
+    html = None if name is None else check_html_file(name, force)  # before the data is read
     try:
         shown = _look(resolution.params, components, given)
         mixture = _describe_mixture(resolution.params, components, shown)
@@ -66,11 +69,10 @@ def run(given: Given) -> int:
             say((f"{item.name}: " if len(shown) > 1 else "") + item.report_text() + "\n")
         say(f"{mixture}\n" if mixture else "")
         if html is None:
-            _print_examples(shown, with_ids="ids" in given.switches)
+            _print_examples(shown, with_ids)
     if html is not None:
-        from tune.cli.preview_html import write_html
-
-        write_html(html, shown, force="force" in given.switches)
+        sections = [(item, list(format_examples(item, with_ids, html_span))) for item in shown]
+        write_html(html, sections, force)
         say(f"Wrote {html}\n", sys.stderr)
     return 0
 
@@ -82,17 +84,10 @@ def _resolve(given: Given) -> Resolution[Any]:
         UsageError: there is no such config or recipe.
     """
     config, target, stated = _choose(given)
-    asked = list(given.overrides)
-    for _ in range(1 + len(_NOT_NEEDED)):
-        resolution = resolve_for(target, config, given)
-        missing = {error.path for error in resolution.errors if error.code == "missing-required"}
-        filled = [
-            text for path, text in _NOT_NEEDED.items() if path in missing and text not in given.overrides
-        ]
-        given.overrides += filled
-        if not filled:
-            break
-    given.overrides[:] = asked
+    resolution = resolve_for(target, config, given)
+    missing = {error.path for error in resolution.errors if error.code == "missing-required"}
+    if filled := [text for path, text in _NOT_NEEDED.items() if path in missing]:
+        resolution = resolve_for(target, config, replace(given, overrides=[*given.overrides, *filled]))
     if stated is not None and config is not None:
         judge_stated(resolution, stated, config, target)
     return resolution
@@ -106,7 +101,7 @@ def _choose(given: Given) -> tuple[Path | None, Target, str | None]:
         given.values["recipe"] = [asked]
     if not given.operands and not given.all("config"):
         if not given.overrides:
-            raise UsageError(f"which config? usage: tune {COMMAND.usage}")
+            raise UsageError(f"which config? usage: {COMMAND.usage}")
         return None, find_target(asked or _DEFAULT_RECIPE, importing=True), None
     config, _ = choose_config(given, COMMAND)
     target, stated = choose_target(given, config)
@@ -200,38 +195,26 @@ def _build_tokenizer(params: Any) -> Any:
     return instantiate(params.tokenizer, defaults={"checkpoint_dir": str(found or "")})
 
 
-def _html_file(given: Given) -> Path | None:
-    """Return where to write the page; whether that may be is found out before the data is read.
-
-    Raises:
-        UsageError: the file is not ours to write.
-    """
-    name = given.one("html")
-    if name is None:
-        return None
-    from tune.cli.preview_html import check_html_file
-
-    return check_html_file(name, force="force" in given.switches)
-
-
 def _print_examples(shown: list[ShownDataset], with_ids: bool) -> None:
-    from tune.data.preview import format_example
-
     has_color = wants_color(sys.stdout)
     legend = f"{paint('learnt', 'learnt')}, {paint('special token', 'reverse')}"
     say(f"\n{legend if has_color else '⟦learnt⟧, ⟨special token⟩'}, ⏎ line end\n")
     for item in shown:
-        for number, example in enumerate(item.examples, start=1):
-            title = f"{item.name}, example {number}: {example.describe()}"
-            text = (
-                _table(example.preview)
-                if with_ids
-                else format_example(example.preview, example.cuts, _paint if has_color else None)
-            )
+        for title, text in format_examples(item, with_ids, _paint if has_color and not with_ids else None):
             say(f"\n{paint(title, 'bold')}\n{text}\n")
 
 
-def _table(tokens: list[PreviewToken]) -> str:
+def format_examples(shown: ShownDataset, with_ids: bool, paint: Paint | None) -> Iterator[tuple[str, str]]:
+    """Yield a title and the text of each example of a dataset: a token a line `with_ids`, else as `paint` shows it."""
+    from tune.data.preview import format_example
+
+    for number, example in enumerate(shown.examples, start=1):
+        tokens = example.preview
+        text = _table(tokens, paint) if with_ids else format_example(tokens, example.cuts, paint)
+        yield f"{shown.name}, example {number}: {example.describe()}", text
+
+
+def _table(tokens: list[PreviewToken], paint: Paint | None) -> str:
     """Return a line for each token: its place, id, weight where it is learnt, and text."""
     from tune.data.preview import elide, format_example
 
@@ -239,7 +222,7 @@ def _table(tokens: list[PreviewToken]) -> str:
     rows = [*enumerate(first), *enumerate(last, start=len(tokens) - len(last))]
     lines = [
         f"{place:>6} {token.token_id:>7} {f'{token.weight:g}' if token.is_learnt else '-':>6}  "
-        + format_example([token]).replace("\n", "")
+        + format_example([token], paint=paint).replace("\n", "")
         for place, token in rows
     ]
     if left_out:
@@ -248,21 +231,18 @@ def _table(tokens: list[PreviewToken]) -> str:
 
 
 def _paint(text: str, token: PreviewToken) -> str:
-    if token.is_learnt:
-        shades = (f" {limit}" for limit in (0.25, 0.5, 0.75) if token.weight <= limit)
-        text = paint(text, f"learnt{next(shades, '')}")
+    text = paint(text, "learnt") if token.is_learnt else text
     return paint(text, "reverse") if token.is_special else text
 
 
 COMMAND = Command(
     name="preview",
     summary="Show what the data teaches: examples as the model reads them.",
-    usage="preview [CONFIG] [KEY=VALUE ...] [--rows N|ID] [--val] [--all] [--ids] [--json] [--html FILE]",
     description=(
-        "Prints the data report, then examples as the model reads them: what is learnt is coloured, paler where it "
-        "weighs less; special tokens are told from letters that look like them; what max_seq_len cuts off is said. It "
-        "takes what `tune run` takes, reads no weights, and only as many rows as it shows: --all reads them all, so "
-        "that the report is the run's.\n\n"
+        "Prints the data report, then examples as the model reads them: what is learnt is coloured, "
+        "after its weight; special tokens are told from letters that look like them; what max_seq_len cuts off is "
+        "said. It takes what `tune run` takes, reads no weights, and only as many rows as it shows: --all reads them "
+        "all, so that the report is the run's.\n\n"
         "Exit code: 0, or 2 where the config is not valid or the data cannot be read."
     ),
     examples=(
@@ -274,8 +254,8 @@ COMMAND = Command(
     ),
     run=run,
     operands=(
-        ("CONFIG", "A name from `tune ls`, or a path; none for what the overrides say alone."),
-        ("KEY=VALUE", "Overrides, as for `tune run`."),
+        ("[CONFIG]", "A name from `tune ls`, or a path; none for what the overrides say alone."),
+        ("[KEY=VALUE ...]", "Overrides, as for `tune run`."),
     ),
     options=(
         Option(
@@ -289,11 +269,7 @@ COMMAND = Command(
         Option(("--json",), "Print all of it as JSON: tokens, labels, weights, pieces of text."),
         Option(("--html",), "Write a page that needs no network and runs no scripts.", "FILE"),
         Option(("--force", "-f"), "Overwrite a FILE that is no preview."),
-        Option(("--recipe", "-r"), "Recipe it is for, if not the one the config names.", "RECIPE"),
-        Option(("--config", "-c"), "The config, instead of CONFIG.", "CONFIG", many=True),
-        OVERRIDE,
-        REMOVE,
-        TRUST,
+        *CHOICE,
     ),
     takes_overrides=True,
 )

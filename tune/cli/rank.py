@@ -29,7 +29,7 @@ from tune.cli.run_file import Program, run_file
 from tune.cli.stall import STACKS_SIGNAL, heartbeat_path
 from tune.cli.terminal import say
 from tune.config.recipe_main import leave_errors_to_caller
-from tune.errors import TuneError, first_line
+from tune.errors import TuneError, causes, first_line
 from tune.utils.heartbeat import start_heartbeat
 from tune.utils.lost_connection import is_lost_connection
 from tune.utils.ranks import get_rank, get_world_size
@@ -90,7 +90,7 @@ def _run(program: Program) -> RankEnd:
         ended = time.time()
         # Only the launcher knows whether this error is the one to show: it is kept, not printed.
         with contextlib.redirect_stderr(io.StringIO()) as said:
-            code = exit_code_of(error, program.file.resolve() if program.is_own else None) & 0xFF
+            code = exit_code_of(error, program.own_file) & 0xFF
         kind, message = _kind_of(error, code), said.getvalue()
         if kind == "lost":
             # No bug to be reported: where it came from is of use in a log at most.
@@ -105,12 +105,9 @@ def _kind_of(error: BaseException, code: int) -> str:
         return "done"
     if code in STOP_CODES:  # else than by an exit of its own: at once, or what a library made of Ctrl-C
         return "stopped" if isinstance(error, SystemExit) else "aborted"
-    chain: BaseException | None = error
-    while chain is not None and not isinstance(error, TuneError):  # what is explained is no such thing
-        if is_lost_connection(str(chain)):
-            return "lost"
-        chain = chain.__cause__ or chain.__context__
-    return "failed"
+    is_lost = not isinstance(error, TuneError)  # what is explained is no such thing
+    is_lost = is_lost and any(is_lost_connection(str(link)) for link in causes(error))
+    return "lost" if is_lost else "failed"
 
 
 def _die_with(parent: int) -> None:

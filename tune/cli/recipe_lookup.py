@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tune.cli.arguments import UsageError, nearest
-from tune.cli.catalogue import RECIPES, Recipe, find_recipe, recipe_names, recipe_of_file
+from tune.cli.catalogue import RECIPES, Recipe, find_recipe, recipe_names
 from tune.errors import TuneError, first_line
 from tune.utils.paths import get_recipes_dir
 
@@ -82,9 +82,6 @@ def find_target(name: str, *, importing: bool = False) -> Target:
         raise UsageError(_no_such_recipe(name))
     if path.suffix != ".py":
         raise UsageError(f"{name} is not a recipe: recipes are .py files")
-    built_in = recipe_of_file(path)
-    if built_in is not None:
-        return Target(path, built_in, built_in.load_params(), is_own=False)
     return _own_target(path, importing)
 
 

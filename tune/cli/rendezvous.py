@@ -50,25 +50,3 @@ def _can_listen(family: int, address: tuple[object, ...]) -> bool:
             return True
         except OSError:
             return False
-
-
-def wait_for_host(endpoint: str, seconds: int) -> None:
-    """Wait until the machine that the others meet at listens: torch would tell of a vain wait in a page of C++ frames.
-
-    Raises:
-        TrainingError: nothing answers within so many seconds.
-    """
-    host, _, port = endpoint.rpartition(":")
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise TrainingError(
-                    f"nothing answers at {endpoint}, the --rdzv_endpoint, after {seconds} s: "
-                    f"{error.strerror or error}. The same command has to run on that machine, and the port has to be "
-                    "reachable. --rdzv_conf join_timeout=SECONDS waits longer."
-                ) from error
-            time.sleep(0.5)

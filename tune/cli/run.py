@@ -54,11 +54,12 @@ def run(given: Given) -> int:
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
     target = find_target(given.operands[0], importing="dry_run" in given.switches)
-    here = Path(f"{given.operands[0]}.py")
-    if not target.is_own and os.path.isfile(here) and not here.samefile(target.file):
-        report_warning(f"{target.name} is the recipe that comes with tune; for the file here, write ./{here}")
+    if not target.is_own:
+        _warn_of_file_here("recipe", given.operands[0], target.file, ".py")
     name = given.one("config")
-    config = None if name is None else _find_config(name)
+    config = None if name is None else find_config(name)
+    if name is not None and config is not None and not os.path.exists(name):
+        _warn_of_file_here("config", name, config, ".yaml", ".yml")
     if asks_help:
         return _show_help(target, config, given)
     _refuse_what_is_not_understood(target, given)
@@ -100,18 +101,15 @@ def run(given: Given) -> int:
     with importing_quietly():
         from tune.cli.launch import launch  # imports torch
 
-    again = _resuming(program, target, config, given) if plan.max_restarts else program
+    again = _resuming(program, target) if plan.max_restarts else program
     return launch(program, plan, again=again, log_dir=log_dir)
 
 
-def _find_config(name: str) -> Path:
-    """Return the config's file, saying so where a file of that name lies here but is not the one meant."""
-    found = find_config(name)
-    for ending in (".yaml", ".yml"):
-        here = Path(name + ending)
-        if not os.path.exists(name) and os.path.isfile(here) and not here.samefile(found):
-            report_warning(f"{name} is the config that comes with tune; for the file here, write ./{here}")
-    return found
+def _warn_of_file_here(kind: str, name: str, found: Path, *endings: str) -> None:
+    """Say so where a file of that name lies here, but is not the one meant."""
+    for here in (Path(name + ending) for ending in endings):
+        if os.path.isfile(here) and not here.samefile(found):
+            report_warning(f"{name} is the {kind} that comes with tune; for the file here, write ./{here}")
 
 
 def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
@@ -186,17 +184,13 @@ def _program(
     )
 
 
-def _resuming(program: Program, target: Target, config: Path | None, given: Given) -> Program:
+def _resuming(program: Program, target: Target) -> Program:
     """Return the program for a run that goes on after a failure, as far as the recipe can."""
     from tune.config.params import fields_of
 
     if target.params is None or RESUME not in fields_of(target.params):
         return program
-    overrides = [item for item in given.overrides if not item.startswith(f"{RESUME}=")]
-    tokens = [item for item in given.tokens if not (item[1] or item[0]).startswith(f"{RESUME}=")]
-    resume = f"{RESUME}=true"
-    given = replace(given, overrides=[*overrides, resume], tokens=[*tokens, (resume, None)])
-    return _program(target, config, given, resolve_for(target, config, given))
+    return replace(program, arguments=[*program.arguments, f"{RESUME}=true"], resolution=None)
 
 
 def _hint_at_configs(target: Target, config: Path | None) -> None:
@@ -232,19 +226,18 @@ def _plan(
 
 
 def _show_help(target: Target, config: Path | None, given: Given) -> int:
-    """Print every parameter of a recipe; with a config or overrides also its value and where that came from."""
+    """Print every parameter of a recipe; with a config also what each is set to, and where."""
     if target.params is None:
         # Only the recipe itself can say: its own parser prints the help.
         return execute(Program(target.file, target.is_own, [*_forwarded(given, config), "--help"]))
-    from tune.cli.show import describe_values, format_parameters
+    from tune.cli.describe import format_parameters
     from tune.config.params import fields_of
 
-    values = None
-    if config is not None or given.overrides:
+    values = ""
+    if config is not None:
         resolution = resolve_for(target, config, given)
-        if config is not None:  # without one, that things are missing is no news
-            print_problems(resolution)
-        values = describe_values(resolution)
+        print_problems(resolution)
+        values = f"{paint('As configured:', 'bold')}\n{resolution.dump()}" if resolution.ok else ""
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
     head = [
         f"{paint('usage:', 'bold')} tune run {target.name} {options}",
@@ -253,22 +246,22 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
         "Set any of these in a config, or as KEY=VALUE. `tune describe` tells more about one of them:",
         f"  tune describe {target.name} optimizer" if "optimizer" in fields_of(target.params) else "",
         "",
-        format_parameters(fields_of(target.params).values(), values),
+        format_parameters(fields_of(target.params).values()),
+        values,
         f"The command's own options: {', '.join(option.flags[0] for option in COMMAND.options)} (`tune run --help`).",
     ]
-    say("\n".join(line for line in head if line is not None) + "\n")
+    say("\n".join(head) + "\n")
     return 0
 
 
 COMMAND = Command(
     name="run",
     summary="Run a recipe (also `tune RECIPE ...` and `tune launch`).",
-    usage="run [--nproc_per_node N] RECIPE [--config CONFIG] [KEY=VALUE ...] [--remove KEY] [--dry-run]",
     description=(
         "Checks the config and the overrides, then runs the recipe. RECIPE is a name from `tune ls` or the path of "
         "your own copy. Options and overrides may come in any order; what is set on the command line beats the "
         "config, and the config beats the defaults.\n\n"
-        "`tune run RECIPE --help` shows every parameter; with --config also its value and where that comes from."
+        "`tune run RECIPE --help` shows every parameter; with --config also what each is set to, and where."
     ),
     examples=(
         ("tune run full_finetune --config tiny/full_finetune", "train the bundled tiny model"),
@@ -288,7 +281,7 @@ COMMAND = Command(
     run=run,
     operands=(
         ("RECIPE", "A name from `tune ls`, or a .py file."),
-        ("KEY=VALUE", "Set a parameter; ~KEY removes one."),
+        ("[KEY=VALUE ...]", "Set a parameter; ~KEY removes one."),
     ),
     options=(
         CONFIG,

@@ -40,13 +40,18 @@ class Program:
     resolution: Resolution[Any] | None = None
     trusted: tuple[str, ...] = ()
 
+    @property
+    def own_file(self) -> Path | None:
+        """The file where it is the user's, and so are the bugs in it."""
+        return self.file.resolve() if self.is_own else None
+
 
 def run_file(program: Program) -> None:
     """Run the file as `python FILE ARGUMENTS` does; whatever it ends with comes out as the exception that it is."""
     from tune.config.resolution import handing_over
     from tune.config.trust import trust
 
-    path = str(program.file.resolve() if program.is_own else program.file)
+    path = str(program.own_file or program.file)
     if program.is_own:
         add_to_path(program.file)
     trust(*program.trusted)
@@ -71,7 +76,7 @@ def execute(program: Program) -> int:
         run_file(program)
         return 0
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - whatever a recipe ends with
-        return exit_code_of(error, program.file.resolve() if program.is_own else None)
+        return exit_code_of(error, program.own_file)
 
 
 @contextmanager

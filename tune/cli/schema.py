@@ -11,7 +11,7 @@ from tune.cli.terminal import say
 
 def run(given: Given) -> int:
     """Print the schema of one recipe's configs."""
-    check_operands(COMMAND, given, 1)
+    check_operands(COMMAND, given)
     say(schema_text(find_target(given.operands[0], importing=True)))
     return 0
 
@@ -33,7 +33,6 @@ def schema_text(target: Target) -> str:
 COMMAND = Command(
     name="schema",
     summary="Print the JSON Schema of a recipe's configs.",
-    usage="schema RECIPE",
     description=(
         "Prints a JSON Schema (draft-07) with every parameter, its type, default and help. Editors use it to complete "
         "and check configs; `tune cp` sets that up by itself."

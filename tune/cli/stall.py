@@ -14,7 +14,6 @@ __all__ = ["STACKS_SIGNAL", "StallWatch", "heartbeat_path"]
 
 STACKS_SIGNAL = signal.SIGUSR2  # at which a rank writes where each of its threads is
 FIRST_STEP_FACTOR = 3  # it compiles, and warms up
-_LOOK_EVERY_S = 0.5
 
 
 def heartbeat_path(run_dir: Path, place: int) -> Path:
@@ -33,7 +32,6 @@ class StallWatch:
 
     def __init__(self, run_dir: Path, warn_after: int, end_after: int | None) -> None:
         self._run_dir, self._warn_after, self._end_after = run_dir, warn_after, end_after
-        self._next_look = 0.0
         self._told_of = 0.0  # the last step before the standstill that was told
         self.place = 0  # of the rank that has taken the fewest steps
 
@@ -42,10 +40,6 @@ class StallWatch:
 
         With what it tells, all ranks are made to write the stacks of their threads to where their output goes.
         """
-        now = time.monotonic()
-        if now < self._next_look:
-            return "", False
-        self._next_look = now + _LOOK_EVERY_S
         beats = {place: read_beat(heartbeat_path(self._run_dir, place)) for place in processes}
         known = {place: found for place, found in beats.items() if found is not None}
         if len(known) < len(beats):

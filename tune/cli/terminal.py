@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
-from tune.utils.escape import escape_lines
+from tune.utils.escape import escape_control, escape_lines
 
 _STYLES = {
     "bold": "\x1b[1m",
     "dim": "\x1b[2m",
     "red": "\x1b[1;31m",
     "yellow": "\x1b[1;33m",
-    "blue": "\x1b[1;34m",
     "reverse": "\x1b[7m",
-    # Underlined, for those who see no colours; paler with less weight.
-    "learnt": "\x1b[4;32m",
-    "learnt 0.75": "\x1b[4;38;5;34m",
-    "learnt 0.5": "\x1b[4;38;5;28m",
-    "learnt 0.25": "\x1b[4;38;5;22m",
+    "learnt": "\x1b[4;32m",  # underlined, for those who see no colours
 }
 _RESET = "\x1b[0m"
 _OURS = re.compile("(" + "|".join(map(re.escape, (*_STYLES.values(), _RESET))) + ")")
@@ -88,6 +84,32 @@ def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: int = 2) 
     return "\n".join(lines)
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as columns below a line that names these."""
+    first, *others = columns([head, *rows], indent="").split("\n")
+    return "\n".join([paint(first, "bold"), *others])
+
+
 def section(heading: str, rows: Iterable[Sequence[str]]) -> str:
     """Return rows as columns below a heading."""
     return f"{paint(heading, 'bold')}\n{columns(rows)}"
+
+
+def format_size(num_bytes: int) -> str:
+    """Return a size as people read it: "12.6 GB", "609 B"."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.5 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def file_lines(num_files: int) -> Callable[[str], None]:
+    """Return what writes a numbered line for each file that is done, given its name and what is to say of it."""
+    numbers = itertools.count(1)
+
+    def tell(file: str) -> None:
+        say(f"  [{next(numbers)}/{num_files}] {escape_control(file)}\n", sys.stderr)
+
+    return tell

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError
-from tune.cli.terminal import columns, say
+from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.terminal import columns, file_lines, format_size, say
 from tune.config.diagnostics import printable
 
 if TYPE_CHECKING:
@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Check what is to be sent, show it, send it, and print its address."""
-    if len(given.operands) != 2:
-        raise UsageError(
-            "tune upload takes what to send and where to: tune upload out/my_run owner/name"
-            + (f", not {len(given.operands)} arguments" if len(given.operands) != 1 else "")
-        )
+    check_operands(COMMAND, given)
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
-    from tune.cli.transfer_progress import file_lines
     from tune.hub.short_names import is_repository
     from tune.hub.upload import plan_upload, send, who_am_i
     from tune.hub.upload_files import find_upload_folder, kind_of
@@ -42,8 +37,6 @@ def run(given: Given) -> int:
         raise UsageError(
             f"{repo!r} is no name of a repository: give owner/name, of letters, digits, '-', '_' and '.'"
         )
-    if message is not None and not message.strip():
-        raise UsageError("--message is empty")
 
     get_logger("INFO")
     folder = find_upload_folder(path)
@@ -96,7 +89,6 @@ def _collect(folder: Path, repo: str, base_model: str | None) -> tuple[Lineage, 
 
 
 def _overview(plan: UploadPlan, folder: Path, lineage: Lineage) -> str:
-    from tune.cli.transfer_progress import format_size
     from tune.hub.upload_files import kind_of
 
     kind, sizes = kind_of(folder), {file.path_in_repo: file.upload_info.size for file in plan.files}
@@ -123,7 +115,6 @@ def _overview(plan: UploadPlan, folder: Path, lineage: Lineage) -> str:
 COMMAND = Command(
     name="upload",
     summary="Upload a saved model to the hub.",
-    usage="upload CHECKPOINT REPO [--private] [--force] [--message TEXT]",
     description=(
         "Sends a saved step (weights, config and tokenizer, or a PEFT adapter) to the Hugging Face hub in one commit, "
         "with a model card that states base model, recipe, data, settings and measured values. The step is verified "

@@ -20,6 +20,12 @@ from tune.errors import ConfigError
 if TYPE_CHECKING:
     from tune.config.resolution import Resolution
 
+# The options that choose a config and its recipe, and change it.
+CHOICE = (
+    Option(("--recipe", "-r"), "Recipe it is for, if not the one it names.", "RECIPE"),
+    Option(("--config", "-c"), "The config, instead of CONFIG.", "CONFIG", many=True),
+    *(OVERRIDE, REMOVE, TRUST),
+)
 _OF_THE_PARAMS = ("unknown-key", "missing-required", "inconsistent")
 
 
@@ -113,7 +119,7 @@ def choose_config(given: Given, command: Command) -> tuple[Path, str]:
         problem = (
             f"one config at a time, not {len(configs)} ({', '.join(configs)})" if configs else "which config?"
         )
-        raise UsageError(f"{problem}; usage: tune {command.name} CONFIG [KEY=VALUE ...]")
+        raise UsageError(f"{problem}; usage: {command.usage}")
     return find_config(configs[0]), configs[0]
 
 
@@ -186,7 +192,6 @@ def print_problems(resolution: Resolution[Any]) -> None:
 COMMAND = Command(
     name="validate",
     summary="Check a config, every problem at once.",
-    usage="validate CONFIG [--recipe RECIPE] [KEY=VALUE ...] [--remove KEY] [--json] [--preflight]",
     description=(
         "Checks a config without running anything: every key known, every value of the right type and in range, "
         "every component there and given arguments it takes. All problems are shown at once, each with its line "
@@ -205,14 +210,10 @@ COMMAND = Command(
     run=run,
     operands=(
         ("CONFIG", "A name from `tune ls`, or a path."),
-        ("KEY=VALUE", "Overrides, as for `tune run`."),
+        ("[KEY=VALUE ...]", "Overrides, as for `tune run`."),
     ),
     options=(
-        Option(("--recipe", "-r"), "Recipe to judge it by, if not the one it names.", "RECIPE"),
-        Option(("--config", "-c"), "The config, instead of CONFIG.", "CONFIG", many=True),
-        OVERRIDE,
-        REMOVE,
-        TRUST,
+        *CHOICE,
         Option(("--json",), "Print the result as JSON."),
         Option(("--preflight",), "Also look at this machine: files, device, packages, memory."),
     ),

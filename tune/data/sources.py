@@ -89,6 +89,15 @@ class Source:
             parts.append(f"first {self.limit:,} rows")
         return " ".join(parts)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the rows have to be fetched, from the hub or from addresses of the web."""
+        if self.source in _FILE_KINDS:
+            return self.data_files is not None and has_urls(self.data_files)
+        place = expand_path(self.source)
+        is_local = place.exists() or place.is_symlink() or "://" in self.source
+        return not is_local and not _looks_like_a_path(self.source)
+
     def rows(self) -> SourceRows:
         """Return an iterator over the rows, which knows the files that hold them.
 

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
@@ -149,7 +148,6 @@ def _make_whole(
     hub: Hub, repository: Repository, files: Sequence[RemoteFile], folder: Path, origin: Origin
 ) -> Iterator[tuple[RemoteFile, bool]]:
     """Yield each file once it is whole and verified, and whether it had to be fetched; a failure ends all."""
-    stop = threading.Event()
 
     def make_whole(file: RemoteFile) -> tuple[RemoteFile, bool]:
         path = folder / file.name
@@ -157,7 +155,7 @@ def _make_whole(
             if holds(path, file.size, file.digest):
                 return file, False
             _make_way(path, file, origin)
-            fetch_file(hub, repository, file, folder, stop)
+            fetch_file(hub, repository, file, folder)
         except OSError as error:
             raise HubError(
                 f"{path} ({file.size:,} bytes) cannot be written: {error.strerror or error}. What has arrived is kept: "
@@ -165,13 +163,10 @@ def _make_whole(
             ) from error
         return file, True
 
-    try:
-        # Its threads are daemons: a connection that hangs holds up neither Ctrl-C nor the first failure.
-        with ThreadPool(MAX_CONNECTIONS) as pool:
-            # Small ones first: a gated repository or a wrong token shows at once.
-            yield from pool.imap_unordered(make_whole, sorted(files, key=lambda file: (file.size, file.name)))
-    finally:
-        stop.set()
+    # Its threads are daemons: a connection that hangs holds up neither Ctrl-C nor the first failure.
+    with ThreadPool(MAX_CONNECTIONS) as pool:
+        # Small ones first: a gated repository or a wrong token shows at once.
+        yield from pool.imap_unordered(make_whole, sorted(files, key=lambda file: (file.size, file.name)))
 
 
 def _make_way(path: Path, file: RemoteFile, origin: Origin) -> None:

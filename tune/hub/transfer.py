@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]  # documented there
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
 from tune.errors import HubError
 from tune.hub.listing import RemoteFile, Repository
@@ -56,13 +54,7 @@ def partial_file(folder: Path, file: RemoteFile) -> Path:
     return folder / WORK_FOLDER / f"{key}.part"
 
 
-class _Stopped(Exception):
-    """The download was called off while a file was on its way; what has arrived is kept."""
-
-
-def fetch_file(
-    hub: Hub, repository: Repository, file: RemoteFile, folder: Path, stop: threading.Event
-) -> None:
+def fetch_file(hub: Hub, repository: Repository, file: RemoteFile, folder: Path) -> None:
     """Put `file` at its name below `folder`, whole and verified; a damaged transfer is repeated once.
 
     Args:
@@ -70,7 +62,6 @@ def fetch_file(
         repository: what it belongs to.
         file: name, size and digest.
         folder: where the repository's files go.
-        stop: once set, the transfer ends soon.
 
     Raises:
         HubError: it cannot be fetched; the message says why.
@@ -78,7 +69,7 @@ def fetch_file(
     """
     part = partial_file(folder, file)
     for last in (False, True):
-        _add_what_lacks(hub, repository, file, part, stop)
+        _add_what_lacks(hub, repository, file, part)
         if holds(part, file.size, file.digest):
             break
         damage = _describe_damage(part, file)
@@ -94,20 +85,10 @@ def fetch_file(
     os.replace(part, target)
 
 
-def _add_what_lacks(
-    hub: Hub, repository: Repository, file: RemoteFile, part: Path, stop: threading.Event
-) -> None:
+def _add_what_lacks(hub: Hub, repository: Repository, file: RemoteFile, part: Path) -> None:
     """Let the library add to `part` what it lacks of `file`; what is then there need not be right."""
     repo, commit = repository.name, repository.commit
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK
-
-    class Bar(tqdm):
-        """The library's bar, which ends what nobody waits for."""
-
-        def update(self, n: float | None = 1) -> Any:
-            if stop.is_set():
-                raise _Stopped
-            return super().update(n)
 
     def by_http() -> None:
         headers = build_hf_headers(token=hub.token or False, library_name="tune")
@@ -117,13 +98,13 @@ def _add_what_lacks(
         with part.open("ab") as stream:
             http_get(
                 url, stream, resume_size=stream.tell(), headers=headers, expected_size=file.size,
-                displayed_filename=file.name, tqdm_class=Bar,
+                displayed_filename=file.name,
             )  # fmt: skip
 
     def by_xet() -> None:
         path = hf_hub_download(
             repo, file.name, revision=commit, local_dir=part.parent / "xet", token=hub.token or False,
-            endpoint=hub.endpoint, tqdm_class=Bar,
+            endpoint=hub.endpoint,
         )  # fmt: skip
         os.replace(path, part)
 

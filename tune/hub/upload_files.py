@@ -41,10 +41,9 @@ def find_upload_folder(path: str | os.PathLike[str]) -> Path:
     try:
         found = find_model_dir(path)
     except CheckpointError:
-        steps = sorted(folder.glob("step_*"), key=lambda step: (len(step.name), step.name), reverse=True)
-        for step in (folder, folder / "latest", *steps):
-            if kind_of(step / "adapter") == "adapter":
-                return step / "adapter"
+        for adapter in (folder / "adapter", folder / "latest" / "adapter"):
+            if kind_of(adapter) == "adapter":
+                return adapter
         raise
     if not (found / "config.json").is_file():
         raise HubError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -46,14 +47,8 @@ TORCHTUNE_FILE = "torchtune_model_0.pt"
 _CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range")
 
 
-class ConversionProgress(Protocol):
-    """Is told how far a conversion is."""
-
-    def start(self, phase: str, num_bytes: int) -> None:
-        """A phase begins, "write" or "verify", with so many bytes to come."""
-
-    def advance(self, num_bytes: int) -> None:
-        """So many bytes more are done."""
+# Is told that a phase begins, "write" or "verify", of so many bytes; returns what is told how many more are done.
+Progress = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def convert_checkpoint(
     *,
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    progress: ConversionProgress | None = None,
+    progress: Progress | None = None,
 ) -> ConversionReport:
     """Write a checkpoint in another layout, verify it by reading it again, and only then give it its place.
 
@@ -126,7 +121,7 @@ def convert_checkpoint(
         dtype: what the weights become, "fp32", "fp16" or "bf16"; None: what they are, tensor by tensor.
         force: replace a model that `dest` holds, its tokenizer and terms included; other files are left alone.
         max_shard_bytes: size of one safetensors file.
-        progress: is told of every few megabytes.
+        progress: is told of each phase, and in it of every few megabytes.
 
     Raises:
         CheckpointError: the source cannot be read or is no whole model, its family has no such layout, a value has
@@ -142,9 +137,7 @@ def convert_checkpoint(
         require_space(directory, num_bytes)
         side_files = copy_side_files(plan.folder, staging)
         notes = _write_description(plan, description, staging, to)
-        if progress is not None:
-            progress.start("write", num_bytes)
-        advance = None if progress is None else progress.advance
+        advance = None if progress is None else progress("write", num_bytes)
         try:
             if to == "hf":
                 write_shards(staging, plan.tensors, max_shard_bytes, advance)
@@ -156,8 +149,8 @@ def convert_checkpoint(
                 f"the weights cannot be written to {directory}: {error.strerror}"
             ) from error
         if progress is not None:
-            progress.start("verify", sum(tensor.nbytes for tensor in plan.originals))
-        num_exact, num_cast, nonfinite = _verify(plan, staging, progress)
+            advance = progress("verify", sum(tensor.nbytes for tensor in plan.originals))
+        num_exact, num_cast, nonfinite = _verify(plan, staging, advance)
     if nonfinite:  # what a checkpoint holds is kept as it is, and said
         notes.append(
             f"the weights hold {describe_nonfinite(nonfinite)}; no model can be run or trained with them"
@@ -277,7 +270,7 @@ def _write_description(plan: _Plan, description: dict[str, Any], staging: Path, 
 
 
 def _verify(
-    plan: _Plan, staging: Path, progress: ConversionProgress | None
+    plan: _Plan, staging: Path, advance: Callable[[int], None] | None
 ) -> tuple[int, int, list[tuple[str, int, int]]]:
     """Read what was written, bring it back into the source's layout, and compare it with the source.
 
@@ -306,8 +299,8 @@ def _verify(
             nonfinite.append((tensor.name, count, original.numel()))
         is_exact = original.dtype == tensor.dtype
         num_exact, num_cast = num_exact + is_exact, num_cast + (not is_exact)
-        if progress is not None:
-            progress.advance(original.nbytes)
+        if advance is not None:
+            advance(original.nbytes)
     repeated = plan.to_layout.tied_output
     if plan.config.tie_word_embeddings and repeated in written:
         _require_same(repeated, written.read(repeated), back.read("tok_embeddings.weight"))

@@ -17,7 +17,7 @@ from urllib.request import getproxies
 from huggingface_hub import HfApi, constants, errors, get_token
 from huggingface_hub.utils import logging
 
-from tune.errors import HubError
+from tune.errors import HubError, causes
 from tune.utils.logging import get_logger
 
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
@@ -85,11 +85,8 @@ class Hub:
             revision: branch, tag or commit, if one was named.
             writing: whether something was to be changed there.
         """
-        chain = [error]
-        while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
-            chain.append(earlier)
         kinds = (errors.OfflineModeIsEnabled, http.HTTPError, http.InvalidURL)
-        cause: Any = next((link for link in chain if isinstance(link, kinds)), None)
+        cause: Any = next((link for link in causes(error) if isinstance(link, kinds)), None)
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return "the hub is switched off by HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE); unset it to use the network"
         if isinstance(cause, errors.GatedRepoError):

@@ -31,7 +31,7 @@ from torch.futures import Future
 
 from tune.checkpoints.file_formats import PICKLE_ERRORS
 from tune.checkpoints.manifest import CHANGED_SINCE
-from tune.errors import CheckpointError, first_line
+from tune.errors import CheckpointError, causes, first_line
 from tune.utils.mesh import Mesh
 from tune.utils.sharding import is_sharded
 
@@ -92,10 +92,7 @@ class _ExplainedWriter(FileSystemWriter):
         except RuntimeError as error:
             # Of a full disk torch says `unexpected pos 704 vs 598`. The reason stands behind it, but does not travel
             # to other processes.
-            behind: BaseException | None = error
-            while behind is not None and not isinstance(behind, OSError):
-                behind = behind.__cause__ or behind.__context__
-            raise behind or error from None
+            raise next((link for link in causes(error) if isinstance(link, OSError)), error) from None
 
 
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> None:
