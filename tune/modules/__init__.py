@@ -5,7 +5,7 @@ from __future__ import annotations
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
-from tune.modules.family import Family, Layout, WeightRule
+from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
 from tune.modules.kv_cache import KVCache
@@ -13,6 +13,7 @@ from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding, apply_rotary
 from tune.modules.rope_scaling import (
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -25,6 +26,7 @@ from tune.utils.torchtune_names import offer_names
 __all__ = [
     "DecoderBlock",
     "DecoderConfig",
+    "DynamicScaling",
     "Family",
     "FeedForward",
     "KVCache",
@@ -34,6 +36,7 @@ __all__ = [
     "LongRopeScaling",
     "MixtureOfExperts",
     "MoEConfig",
+    "OuterModel",
     "RMSNorm",
     "RopeScaling",
     "RotaryEmbedding",

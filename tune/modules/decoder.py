@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,12 +103,14 @@ class TransformerDecoder(nn.Module):
         self.local_rope = (
             None
             if config.local_rope_base is None
-            else RotaryEmbedding(config.rotary_channels, config.local_rope_base)
+            else RotaryEmbedding(config.rotary_channels, config.local_rope_base, config.local_rope_scaling)
         )
         # Rows of the embedding in checkpoints, where the vocabulary has grown since (`resize_vocabulary`).
         self.num_stored_rows: int | None = None
         # Of these two matrices, those that an adapter brings along whole (`tune.checkpoints.load_adapter`).
         self.replaced_weights: set[str] = set()
+        # What the checkpoint it was filled from holds beside it, to be saved along (`tune.checkpoints.carried`).
+        self.carried: Any = None
         self._cache: KVCache | None = None
         self.reset_parameters()
 
@@ -152,8 +155,11 @@ class TransformerDecoder(nn.Module):
             num_keys = cache.end
             slots = input_pos
             mask = causal if mask is None else mask[..., :num_keys]
-            # With caches the texts may grow to their size, and a key that was turned once stays as it is.
-            text_len = cache.max_seq_len
+            earlier, text_len = cache.num_filled, max(cache.num_filled, cache.end)
+            if cache.tokens is not None:
+                cache.keep_tokens(tokens, input_pos)
+                if any(rope is not None and rope.crosses(earlier, text_len) for rope in self._ropes):
+                    return self._read_anew(cache, text_len, input_pos, is_masked=mask is not causal)
         else:
             num_keys = tokens.shape[1]
             slots = torch.arange(num_keys, device=tokens.device).expand(tokens.shape)  # [b, s]
@@ -164,7 +170,7 @@ class TransformerDecoder(nn.Module):
         if mask is not None:
             check_mask(mask, tokens.shape[1], num_keys)
         rope = self.rope(input_pos, text_len)
-        local_rope = rope if self.local_rope is None else self.local_rope(input_pos)
+        local_rope = rope if self.local_rope is None else self.local_rope(input_pos, text_len)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
@@ -191,6 +197,26 @@ class TransformerDecoder(nn.Module):
             cache.commit()
         out: Tensor = self.norm(x)
         return out if self.config.logit_divisor == 1.0 else out / self.config.logit_divisor
+
+    def _read_anew(self, cache: KVCache, text_len: int, input_pos: Tensor, *, is_masked: bool) -> Tensor:
+        """Return the hidden states [b, s, d] of a call that brings a text to where other frequencies hold.
+
+        What the caches hold was turned by the old ones: the whole text is read once more.
+        """
+        if is_masked:
+            raise GenerationError(
+                f"with these tokens the text has {text_len} positions, where other rotary frequencies hold for all of "
+                "it, and masks of earlier calls are not kept: give the whole text in one call after reset_caches()"
+            )
+        assert cache.tokens is not None
+        cache.reset()
+        whole = self.hidden(cache.tokens[:, :text_len].clone())  # [b, text_len, d]
+        wanted = input_pos.expand(cache.batch_size, -1).long()  # [b, s]
+        return whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
+
+    @property
+    def _ropes(self) -> tuple[RotaryEmbedding | None, RotaryEmbedding | None]:
+        return self.rope, self.local_rope
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits [..., v] for hidden states [..., d]."""
@@ -225,6 +251,10 @@ class TransformerDecoder(nn.Module):
             head_dim=self.config.head_dim,
             dtype=weight.dtype if dtype is None else dtype,
             device=weight.device if device is None else torch.device(device),
+            keeps_tokens=any(
+                rope is not None and rope.scaling is not None and rope.scaling.switch_len is not None
+                for rope in self._ropes
+            ),
         )
 
     def caches_are_enabled(self) -> bool:

@@ -59,6 +59,7 @@ class KVCache:
         head_dim: width of a head.
         dtype: what keys and values are kept in.
         device: where.
+        keeps_tokens: the tokens are kept as well, for models that may have to read a text anew.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        keeps_tokens: bool = False,
     ) -> None:
         shape = (batch_size, num_kv_heads, max_seq_len, head_dim)
         self.batch_size = batch_size
@@ -83,6 +85,11 @@ class KVCache:
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
             self.layers = [LayerCache(self, shape, dtype, device) for _ in range(num_layers)]
+            self.tokens: Tensor | None = (
+                torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
+                if keeps_tokens
+                else None
+            )
 
     def reset(self) -> None:
         """Begin a new text; what the slots still hold is never seen again."""
@@ -91,6 +98,11 @@ class KVCache:
     def commit(self) -> None:
         """Count the slots of the call in progress as filled, once every block has written them."""
         self.num_filled = max(self.num_filled, self.end)
+
+    def keep_tokens(self, tokens: Tensor, positions: Tensor) -> None:
+        """Note the tokens [b, s] that are read at positions [b or 1, s]."""
+        assert self.tokens is not None
+        self.tokens.scatter_(1, positions.expand(tokens.shape).long(), tokens)
 
     def place(self, tokens: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Choose the slots of a call's tokens; return their positions and the causal mask, where one is needed.
