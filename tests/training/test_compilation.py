@@ -172,7 +172,7 @@ def test_compiled_layers_with_a_state_compute_the_same() -> None:
     found = []
     for is_compiled in (False, True):
         if is_compiled:
-            compile_blocks(model.layers, backend="aot_eager")  # all but the machine code
+            compile_blocks(model.layers[:1], backend="aot_eager")  # all but the machine code
         loss = loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, None, positions)
         loss.backward()
         found.append((loss.detach(), *(parameter.grad for parameter in model.parameters())))
