@@ -12,8 +12,9 @@ from tune.checkpoints.adapter_files import (
 )
 from tune.checkpoints.adapters import add_adapters, load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.atomic_dir import require_space, staged_directory
+from tune.checkpoints.carried import Carried, CarriedTensor, carried_tensors, find_carried
 from tune.checkpoints.check_config import check_against_config
-from tune.checkpoints.compare import match_weights, same_bits
+from tune.checkpoints.compare import find_layout, match_weights, same_bits
 from tune.checkpoints.config_fields import ConfigFields, read_json
 from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
 from tune.checkpoints.load import load_into
@@ -26,6 +27,8 @@ from tune.checkpoints.writers import write_json, write_pickle, write_shards
 
 __all__ = [
     "MAX_SHARD_BYTES",
+    "Carried",
+    "CarriedTensor",
     "ConfigFields",
     "LayoutTensor",
     "StoredWeights",
@@ -33,12 +36,15 @@ __all__ = [
     "adapter_tokenizer_dir",
     "add_adapters",
     "base_difference",
+    "carried_tensors",
     "check_against_config",
     "copy_side_files",
     "count_nonfinite",
     "describe_model",
     "describe_nonfinite",
     "find_adapter_dir",
+    "find_carried",
+    "find_layout",
     "find_model_dir",
     "has_tokenizer",
     "load_adapter",

@@ -219,6 +219,7 @@ def describe_adapter(
     dropout: float,
     use_dora: bool,
     use_rslora: bool,
+    in_full: bool = False,
 ) -> dict[str, Any]:
     """Return the content of adapter_config.json.
 
@@ -226,6 +227,7 @@ def describe_adapter(
         sizes: rank and alpha of each adapted module, by its name in the other tools' model.
         all_modules: names of all the modules there that could have adapters.
         base, dropout, use_dora, use_rslora: as in `AdapterSettings`.
+        in_full: modules are named one by one: ends of their names may be those of other parts of the model, too.
     """
     siblings = Counter(_leaf(module) for module in all_modules)
     leaves = Counter(_leaf(module) for module in sizes)
@@ -245,7 +247,7 @@ def describe_adapter(
         "lora_dropout": dropout,
         "target_modules": sorted(
             {
-                _leaf(module) if leaves[_leaf(module)] == siblings[_leaf(module)] else module
+                module if in_full or leaves[_leaf(module)] != siblings[_leaf(module)] else _leaf(module)
                 for module in sizes
             }
         ),

@@ -75,6 +75,8 @@ def save_adapter(
 ) -> None:
     """Write a model's adapters, and nothing of its base, as peft does: its PeftModel.from_pretrained loads them.
 
+    Beside a model that was read out of a larger one, they are named as the larger one's modules are.
+
     Args:
         model: one with a family and adapters.
         directory: made if needed; it must not hold weights yet.
@@ -94,7 +96,8 @@ def save_adapter(
         raise CheckpointError("the model's adapters have no memory yet: reset_adapters gives it to them")
     folder = prepare_folder(directory)
     places = places_by_name(model)
-    modules = their_modules(family.hf, model.config, {name: place.shape for name, place in places.items()})
+    layout = family.layout_of_modules(model.carried and model.carried.outer)
+    modules = their_modules(layout, model.config, {name: place.shape for name, place in places.items()})
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, tuple[int, float]] = {}
     parts: dict[str, dict[str, int]] = {}
@@ -105,7 +108,7 @@ def save_adapter(
             sizes[module.name] = fused_size(module.name, own)
             if len(module.paths) > 1:
                 parts[module.name] = {path: adapter.rank for path, adapter in own.items()}
-    token_parts, token_fields = token_tensors(model, family.hf)
+    token_parts, token_fields = token_tensors(model, layout)
     tensors.update(token_parts)
     first = next(iter(adapted.values()))
     content = describe_adapter(
@@ -115,6 +118,7 @@ def save_adapter(
         dropout=first.dropout,
         use_dora=first.use_dora,
         use_rslora=first.use_rslora,
+        in_full=layout.outer is not None,
     )
     content.update(token_fields)
     metadata = {PARTS: json.dumps(parts)} if parts else {}

@@ -88,7 +88,8 @@ def _compare(
     unknown = [
         (name, f"{list(source.infos[name].shape)} in the file")
         for name in source
-        if name not in expected and not any(fnmatchcase(name, pattern) for pattern in layout.ignored)
+        if name not in expected
+        and not any(fnmatchcase(name, pattern) for pattern in (*layout.ignored, *layout.carried))
     ]
     unmapped = [(name, "a parameter that checkpoints of this family do not hold") for name in shapes]
     mapped = {rule.ours for rules in tensors for rule in rules}

@@ -60,6 +60,9 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: torch.dtype | str  # the format's own name where it is no plain floating-point type
     file: Path
+    span: tuple[int, int] | None = (
+        None  # of its bytes in the file, where they stand there one after the other
+    )
 
 
 class WeightFile(Protocol):
@@ -88,7 +91,8 @@ class SafetensorsFile:
             entries.pop("__metadata__", None)
             for name, entry in entries.items():
                 dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-                self.infos[name] = TensorInfo(tuple(entry["shape"]), dtype, path)
+                start, end = (len(header) + 8 + offset for offset in entry["data_offsets"])
+                self.infos[name] = TensorInfo(tuple(entry["shape"]), dtype, path, (start, end))
         except (SafetensorError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
 

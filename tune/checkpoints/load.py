@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tune.checkpoints.carried import find_carried
 from tune.checkpoints.compare import match_weights
 from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
 from tune.checkpoints.mapping import Place, places_by_name
@@ -25,6 +26,8 @@ def load_into(
 ) -> None:
     """Fill every parameter of a model from a checkpoint, converting to the parameters' dtype. Adapters are left alone.
 
+    What else the checkpoint holds (a vision tower, say) is noted in `model.carried`, and goes into what is saved.
+
     Names, shapes and dtypes are all compared before the first value is read. Parameters on the meta device get
     their memory one at a time, so the peak is one copy of the weights and one tensor.
 
@@ -42,6 +45,7 @@ def load_into(
     family = require_family(model)
     shapes = stored_shapes(model, family, source, {name: place.shape for name, place in places.items()})
     layout, stored = match_weights(source, family, model.config, shapes)
+    model.carried = find_carried(source, layout)
     target = torch.device("cpu" if device is None else device)
     nonfinite = []
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tune.checkpoints.carried import Carried
 from tune.checkpoints.load import require_family
 from tune.checkpoints.mapping import LayoutTensor, ModelWeights, tensors_in_layout
 from tune.checkpoints.writers import write_json, write_pickle, write_shards
@@ -46,6 +47,9 @@ def save_model(
 ) -> None:
     """Write weights, config.json and the tokenizer's files in Hugging Face layout.
 
+    A model that was read out of a larger one is written as that one: under its names, with its configuration, and with
+    what else it held copied byte for byte.
+
     Args:
         model: one with a family.
         directory: made if needed; it must not hold weights yet.
@@ -59,11 +63,17 @@ def save_model(
     """
     family = require_family(model)
     folder = prepare_folder(directory)
-    tensors = tensors_in_layout(ModelWeights(model), family.hf, model.config, dtype=dtype)
-    config = describe_model(family, model.config, tensors) | token_ids(tokenizer)
+    carried: Carried | None = model.carried
+    layout = family.hf if carried is None else carried.layout
+    tensors = tensors_in_layout(ModelWeights(model), layout, model.config, dtype=dtype)
+    config = describe_model(family, model.config, tensors, carried)
+    ids = token_ids(tokenizer)
+    config = config | ids if carried is None else carried.with_token_ids(config, ids)
     try:
-        write_shards(folder, tensors, max_shard_bytes)
+        write_shards(folder, [*tensors, *(carried.tensors if carried else ())], max_shard_bytes)
         write_json(folder / "config.json", config)
+        if carried is not None:
+            carried.write_files(folder)
         if tokenizer is not None:
             write_tokenizer(folder, tokenizer)
     except OSError as error:
@@ -103,28 +113,36 @@ def save_meta(
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
 
-def describe_model(family: Family, config: DecoderConfig, tensors: list[LayoutTensor]) -> dict[str, Any]:
+def describe_model(
+    family: Family, config: DecoderConfig, tensors: list[LayoutTensor], carried: Carried | None = None
+) -> dict[str, Any]:
     """Return the content of config.json, without what belongs to a tokenizer.
 
     Args:
         family: the model's.
         config: its sizes.
         tensors: as they are written; the type of most of their bytes is the one that is named.
+        carried: what the model's checkpoint held beside it; its description is then kept, and brought up to date.
 
     Raises:
         CheckpointError: the family's config.json has no words for a constant of the model.
     """
-    content = family.write_hf_config(config)
-    _check_expressed(family, config, content)
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    return {
-        "architectures": [family.architectures[0]],
-        "model_type": family.name,
-        **content,
-        "torch_dtype": str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch."),
-    }
+    dtype = str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+    content = (
+        carried.describe(family, config, dtype)
+        if carried is not None
+        else {
+            "architectures": [family.architectures[0]],
+            "model_type": family.name,
+            **family.write_hf_config(config),
+            "torch_dtype": dtype,
+        }
+    )
+    _check_expressed(family, config, content)
+    return content
 
 
 def _check_expressed(family: Family, config: DecoderConfig, content: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tune.errors import CheckpointError
 
-# Tokenizers of every kind with their chat templates, and how to generate.
+# How a model that is more than text prepares pictures, videos and sound.
+PROCESSOR_FILES = ("*processor_config.json",)
+# Tokenizers of every kind with their chat templates, how to generate, and the processors around them.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer.model.v*", "tokenizer_config.json"),
     *(
@@ -20,6 +22,7 @@ TOKENIZER_FILES = (
         "tekken.json",
     ),
     *("chat_template.json", "chat_template.jinja", "generation_config.json"),
+    *PROCESSOR_FILES,
 )
 # Terms and description, in any case of letters.
 _PATTERNS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from tune.checkpoints.carried import CarriedTensor
 from tune.checkpoints.file_formats import SAFETENSORS_DTYPES
 from tune.checkpoints.mapping import LayoutTensor
 from tune.errors import CheckpointError
@@ -59,7 +61,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_shards(
-    folder: Path, tensors: Sequence[LayoutTensor], max_bytes: int, advance: Advance | None = None
+    folder: Path,
+    tensors: Sequence[FileTensor | CarriedTensor],
+    max_bytes: int,
+    advance: Advance | None = None,
 ) -> None:
     """Write model.safetensors, or numbered files of at most `max_bytes` with an index.
 
@@ -83,9 +88,11 @@ def write_shards(
     write_json(folder / "model.safetensors.index.json", {"metadata": metadata, "weight_map": places})
 
 
-def plan_shards(tensors: Sequence[LayoutTensor], max_bytes: int) -> list[list[LayoutTensor]]:
+def plan_shards(
+    tensors: Sequence[FileTensor | CarriedTensor], max_bytes: int
+) -> list[list[FileTensor | CarriedTensor]]:
     """Return the tensors of each file."""
-    plan: list[list[LayoutTensor]] = [[]]
+    plan: list[list[FileTensor | CarriedTensor]] = [[]]
     used = 0
     for tensor in tensors:
         if plan[-1] and used + tensor.nbytes > max_bytes:
@@ -98,7 +105,7 @@ def plan_shards(tensors: Sequence[LayoutTensor], max_bytes: int) -> list[list[La
 
 def write_safetensors(
     path: Path,
-    tensors: Sequence[FileTensor],
+    tensors: Sequence[FileTensor | CarriedTensor],
     advance: Advance | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -108,13 +115,13 @@ def write_safetensors(
     # https://github.com/huggingface/safetensors, README, "Format"
     """
     # Wider numbers first, so that every tensor starts at a multiple of its own number's size.
-    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    ordered = sorted(tensors, key=lambda tensor: -_itemsize(tensor))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for tensor in ordered:
         start, end = end, end + tensor.nbytes
         header[tensor.name] = {
-            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
+            "dtype": tensor.dtype if isinstance(tensor.dtype, str) else _SAFETENSORS_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -123,7 +130,10 @@ def write_safetensors(
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in ordered:
-            _write_values(file, tensor, advance)
+            if isinstance(tensor, CarriedTensor):
+                _copy_values(file, tensor, advance)
+            else:
+                _write_values(file, tensor, advance)
 
 
 def write_pickle(path: Path, tensors: Sequence[LayoutTensor], advance: Advance | None = None) -> None:
@@ -196,6 +206,19 @@ def _write_directory_checksums(
             file.seek(place + 16)
             file.write(struct.pack("<I", checksums[name]))
         place += 46 + name_length + extra_length + comment_length
+
+
+def _itemsize(tensor: FileTensor | CarriedTensor) -> int:
+    if not isinstance(tensor.dtype, str):
+        return tensor.dtype.itemsize
+    return tensor.nbytes // max(math.prod(tensor.shape), 1)
+
+
+def _copy_values(file: BinaryIO, tensor: CarriedTensor, advance: Advance | None) -> None:
+    for piece in tensor.pieces():
+        file.write(piece)
+        if advance is not None:
+            advance(len(piece))
 
 
 def _write_values(file: BinaryIO, tensor: FileTensor, advance: Advance | None) -> memoryview:

@@ -56,11 +56,13 @@ def _rows(report: ConversionReport) -> list[tuple[str, str]]:
         ("layout", f"{report.from_layout} -> {report.to_layout}, {', '.join(report.dtypes)}"),
         ("verified", verified),
     ]
+    if report.num_carried:
+        rows.append(("untouched", f"{report.num_carried} tensors beside the text model, byte for byte"))
     if report.side_files:
         rows.append(("carried over", ", ".join(report.side_files)))
     if report.left_out:
         names = ", ".join(report.left_out[:3]) + (" ..." if len(report.left_out) > 3 else "")
-        rows.append(("left out", f"{len(report.left_out)} tensors that carry nothing: {names}"))
+        rows.append(("left out", f"{len(report.left_out)} tensors that the model does not need: {names}"))
     return rows
 
 

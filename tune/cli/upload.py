@@ -78,7 +78,7 @@ def _collect(folder: Path, repo: str, base_model: str | None) -> tuple[Lineage, 
 
     from tune.hub.card import write_card
     from tune.hub.lineage import read_lineage
-    from tune.hub.upload_files import kind_of, upload_files
+    from tune.hub.upload_files import kind_of, task_of, upload_files
     from tune.training.saving.saved_steps import saved_step_of, verify_step
 
     saved = saved_step_of(folder)
@@ -90,7 +90,7 @@ def _collect(folder: Path, repo: str, base_model: str | None) -> tuple[Lineage, 
         lineage = read_lineage(None, None, base_model)
     files = upload_files(folder, lineage.base.repo if lineage.base is not None else None)
     if not any(file.path_in_repo == "README.md" for file in files):
-        card = write_card(lineage, kind_of(folder), repo)
+        card = write_card(lineage, kind_of(folder), repo, task_of(folder))
         files.append(CommitOperationAdd("README.md", card.encode()))
     return lineage, sorted(files, key=lambda file: file.path_in_repo)
 

@@ -27,13 +27,14 @@ _MAX_TEXT = 200
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
-def write_card(lineage: Lineage, kind: str, repo: str) -> str:
+def write_card(lineage: Lineage, kind: str, repo: str, task: str = "text-generation") -> str:
     """Return the text of README.md for a model or adapter, with front matter the hub reads.
 
     Args:
         lineage: how it came about.
         kind: "model" or "adapter".
         repo: owner/name it is sent to.
+        task: what the hub calls what it does.
     """
     config, base, adapter = lineage.config, lineage.base, kind == "adapter"
     base_repo = base.repo if base is not None else None
@@ -43,7 +44,7 @@ def write_card(lineage: Lineage, kind: str, repo: str) -> str:
         base_model=base_repo,
         base_model_relation=("adapter" if adapter else "finetune") if base_repo else None,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["tune", *filter(None, [recipe.replace("_", "-")])],
         datasets=[name for name, where in datasets if where == "hub"] or None,
         **(base.license if base is not None else {}),

@@ -16,7 +16,7 @@ from tune.errors import CheckpointError, HubError
 from tune.hub.short_names import is_repository
 from tune.utils.paths import expand_path
 
-__all__ = ["find_upload_folder", "is_local", "kind_of", "upload_files"]
+__all__ = ["find_upload_folder", "is_local", "kind_of", "task_of", "upload_files"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -57,6 +57,16 @@ def find_upload_folder(path: str | os.PathLike[str]) -> Path:
 def kind_of(folder: Path) -> str:
     """Return what `folder` holds: "adapter" for PEFT's layout, else "model"."""
     return "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model"
+
+
+def task_of(folder: Path) -> str:
+    """Return what the hub calls what a model does: one that holds more than text is asked with pictures as well."""
+    try:
+        content: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "text-generation"
+    sees = isinstance(content, dict) and content.get("vision_config") is not None
+    return "image-text-to-text" if sees else "text-generation"
 
 
 def upload_files(folder: Path, base_model: str | None) -> list[CommitOperationAdd]:

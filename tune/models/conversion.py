@@ -12,13 +12,17 @@ import torch
 
 from tune.checkpoints import (
     MAX_SHARD_BYTES,
+    Carried,
+    CarriedTensor,
     LayoutTensor,
     StoredWeights,
     WeightSource,
+    carried_tensors,
     copy_side_files,
     count_nonfinite,
     describe_model,
     describe_nonfinite,
+    find_carried,
     find_model_dir,
     match_weights,
     open_weights,
@@ -64,7 +68,8 @@ class ConversionReport:
         source, directory: from where, to where.
         family: the model's `model_type`.
         from_layout, to_layout: in words.
-        num_tensors, num_bytes: written.
+        num_tensors, num_bytes: written, those that were carried over among them.
+        num_carried: tensors that are no part of the decoder, and were copied byte for byte.
         dtypes: what was written, such as "bfloat16".
         num_exact: tensors of the source that are the same to the bit when read back from `directory`.
         num_cast: those that equal the source's in the type that was asked for.
@@ -80,6 +85,7 @@ class ConversionReport:
     to_layout: str
     num_tensors: int
     num_bytes: int
+    num_carried: int
     dtypes: tuple[str, ...]
     num_exact: int
     num_cast: int
@@ -101,6 +107,22 @@ class _Plan:
     stored: StoredWeights
     originals: list[LayoutTensor]  # as the source has them
     tensors: list[LayoutTensor]  # as they will be written
+    carried: Carried | None  # what goes along beside them
+
+    @property
+    def others(self) -> tuple[CarriedTensor, ...]:
+        """The tensors that go along untouched."""
+        return () if self.carried is None else self.carried.tensors
+
+    @property
+    def read(self) -> list[LayoutTensor | CarriedTensor]:
+        """All tensors of the source that count."""
+        return [*self.originals, *self.others]
+
+    @property
+    def written(self) -> list[LayoutTensor | CarriedTensor]:
+        """All tensors that are written."""
+        return [*self.tensors, *self.others]
 
 
 def convert_checkpoint(
@@ -137,7 +159,7 @@ def convert_checkpoint(
     description = _describe(plan, to)
     directory = expand_path(dest)
     _refuse_overlap(plan.folder, expand_path(src), directory)
-    num_bytes = sum(tensor.nbytes for tensor in plan.tensors)
+    num_bytes = sum(tensor.nbytes for tensor in plan.written)
     with staged_directory(directory, force=force) as staging:
         require_space(directory, num_bytes)
         side_files = copy_side_files(plan.folder, staging)
@@ -147,7 +169,7 @@ def convert_checkpoint(
         advance = None if progress is None else progress.advance
         try:
             if to == "hf":
-                write_shards(staging, plan.tensors, max_shard_bytes, advance)
+                write_shards(staging, plan.written, max_shard_bytes, advance)
             else:
                 name = "consolidated.00.pth" if to == "meta" else TORCHTUNE_FILE
                 write_pickle(staging / name, plan.tensors, advance)
@@ -156,7 +178,7 @@ def convert_checkpoint(
                 f"the weights cannot be written to {directory}: {error.strerror}"
             ) from error
         if progress is not None:
-            progress.start("verify", sum(tensor.nbytes for tensor in plan.originals))
+            progress.start("verify", sum(tensor.nbytes for tensor in plan.read))
         num_exact, num_cast, nonfinite = _verify(plan, staging, progress)
     if nonfinite:  # what a checkpoint holds is kept as it is, and said
         notes.append(
@@ -167,19 +189,25 @@ def convert_checkpoint(
             notes.append(note)
     if to == "meta" and "tokenizer.model" not in side_files:
         notes.append("Meta's own programs need tokenizer.model, which the source does not hold")
-    known = {tensor.name for tensor in plan.originals} | {plan.from_layout.tied_output}
+    known = {tensor.name for tensor in plan.read} | {plan.from_layout.tied_output}
+    left_out = tuple(name for name in plan.source if name not in known)
+    if outer := plan.from_layout.outer if plan.carried is None else None:
+        notes.append(
+            f"the text model alone: {len(left_out)} tensors of the {outer.architecture} are left out"
+        )
     return ConversionReport(
         source=plan.folder,
         directory=directory,
         family=plan.family.name,
         from_layout=plan.from_layout.name,
         to_layout=plan.to_layout.name,
-        num_tensors=len(plan.tensors),
+        num_tensors=len(plan.tensors) + len(plan.others),
         num_bytes=num_bytes,
+        num_carried=len(plan.others),
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in plan.tensors})),
         num_exact=num_exact,
         num_cast=num_cast,
-        left_out=tuple(name for name in plan.source if name not in known),
+        left_out=left_out,
         side_files=tuple(side_files),
         notes=tuple(notes),
     )
@@ -195,8 +223,7 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
     source = open_weights(path if path.is_file() and folder == path.parent else folder)
     family, config = read_model_config(folder)
     layouts = {"hf": family.hf, "meta": family.meta, "tune": family.torchtune}
-    target = layouts[to]
-    if target is None:
+    if layouts[to] is None:
         has = [name for name, layout in layouts.items() if layout]
         raise CheckpointError(
             f"the {family.name} family has no {LAYOUTS[to]} layout; {folder} can be converted to {' or '.join(has)}"
@@ -213,6 +240,10 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     layout, stored = match_weights(source, family, config, shapes)
     originals = tensors_in_layout(stored, layout, config)
+    # A larger model stays what it is in the layout that has room for all of it.
+    carried = find_carried(source, layout) if to == "hf" else None
+    target = layouts[to] if carried is None else carried.layout
+    assert target is not None
     tensors = tensors_in_layout(
         stored,
         target,
@@ -220,7 +251,7 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
         dtype=None if dtype is None else get_dtype(dtype),
         repeat_tied=to == "meta",
     )
-    return _Plan(folder, source, family, config, layout, target, stored, originals, tensors)
+    return _Plan(folder, source, family, config, layout, target, stored, originals, tensors, carried)
 
 
 def _tied_where_equal(family: Family, config: DecoderConfig, source: WeightSource) -> DecoderConfig:
@@ -237,7 +268,7 @@ def _describe(plan: _Plan, to: str) -> dict[str, Any]:
     if to == "meta":
         assert plan.family.write_meta_config is not None
         return plan.family.write_meta_config(plan.config)  # it refuses what params.json has no words for
-    description = describe_model(plan.family, plan.config, plan.tensors)
+    description = describe_model(plan.family, plan.config, plan.tensors, plan.carried)
     described = plan.family.read_hf_config(json.loads(json.dumps(description)))
     different = [
         f"{field.name}: {getattr(plan.config, field.name)} became {getattr(described, field.name)}"
@@ -249,6 +280,8 @@ def _describe(plan: _Plan, to: str) -> dict[str, Any]:
             f"{plan.to_layout.name} layout cannot describe this model; nothing was written.\n  "
             + "\n  ".join(different)
         )
+    if plan.carried is not None:  # which keeps what it says itself
+        return description
     for name in ("generation_config.json", "config.json"):  # Meta's layout has the first alone
         if (plan.folder / name).is_file():
             original = read_json(plan.folder / name)
@@ -286,7 +319,7 @@ def _verify(
         not finite.
     """
     written = open_weights(staging)
-    planned = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
+    planned = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.written}
     found = {name: (info.shape, info.dtype) for name, info in written.infos.items()}
     if planned != found:
         wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
@@ -308,6 +341,13 @@ def _verify(
         num_exact, num_cast = num_exact + is_exact, num_cast + (not is_exact)
         if progress is not None:
             progress.advance(original.nbytes)
+    copies = carried_tensors(written, plan.to_layout)
+    for other in plan.others:
+        if other.digest() != copies[other.name].digest():
+            raise _reads_otherwise(other.name)
+        num_exact += 1
+        if progress is not None:
+            progress.advance(other.nbytes)
     repeated = plan.to_layout.tied_output
     if plan.config.tie_word_embeddings and repeated in written:
         _require_same(repeated, written.read(repeated), back.read("tok_embeddings.weight"))
@@ -316,10 +356,14 @@ def _verify(
 
 def _require_same(name: str, found: torch.Tensor, wanted: torch.Tensor) -> None:
     if not same_bits(found, wanted):
-        raise CheckpointError(
-            f"{name} reads back with other values than it was written with: the disk or the memory of this machine "
-            "may be failing; nothing was kept"
-        )
+        raise _reads_otherwise(name)
+
+
+def _reads_otherwise(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} reads back with other values than it was written with: the disk or the memory of this machine "
+        "may be failing; nothing was kept"
+    )
 
 
 def _refuse_overlap(folder: Path, src: Path, directory: Path) -> None:

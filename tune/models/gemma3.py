@@ -1,25 +1,23 @@
 """Gemma 3: sizes and builders of the text models, tokenizer; how its checkpoints name their weights and sizes.
 
-The larger ones also see pictures. Of those the text model is read, and saved as a text model.
+The larger ones also see pictures. Of those the text model is read; the rest goes along into what is saved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from tune.checkpoints import ConfigFields
 from tune.errors import CheckpointError
 from tune.models.builders import ModelBuilder
 from tune.models.gemma2 import FOUR_NORMS, gemma2_constants, read_gemma2, write_gemma2
-from tune.models.hf_config import finish, read_scaling, read_sizes, refuse_quantized, write_rope
-from tune.models.hf_fields import HARMLESS_FIELDS
+from tune.models.hf_config import finish, read_scaling, read_sizes, write_rope
 from tune.models.layouts import hf_layout
+from tune.models.outer import LLAVA_NAMES, part_of
 from tune.models.tokenizer import tokenizer_at
-from tune.modules import DecoderConfig, Family, Layout, LinearScaling, TransformerDecoder
-from tune.utils import get_logger
+from tune.modules import DecoderConfig, Family, LinearScaling, OuterModel, TransformerDecoder
 
 # What a text_config leaves out, since it writes only what differs.  # transformers, Gemma3TextConfig
 _DEFAULT_SIZES = {
@@ -30,49 +28,25 @@ _DEFAULT_SIZES = {
     "num_attention_heads": 8,
 }
 _GLOBAL_BASE, _LOCAL_BASE = 1_000_000.0, 10_000.0
-_OF_PICTURES = (
-    "vision_config",
-    "mm_tokens_per_image",
-    "boi_token_index",
-    "eoi_token_index",
-    "image_token_index",
-    "boi_token_id",
-    "eoi_token_id",
-    "image_token_id",
-    "processor_class",
+_SEES_PICTURES = OuterModel(
+    architecture="Gemma3ForConditionalGeneration",
+    model_type="gemma3",
+    carried=(
+        *("model.vision_tower.*", "model.multi_modal_projector.*"),
+        *("vision_tower.*", "multi_modal_projector.*"),
+    ),
+    fields=(
+        *("vision_config", "mm_tokens_per_image", "processor_class"),
+        *("boi_token_index", "eoi_token_index", "image_token_index"),
+        *("boi_token_id", "eoi_token_id", "image_token_id"),
+    ),
+    older=LLAVA_NAMES,
+    defaults=_DEFAULT_SIZES,
 )
-_PICTURE_TENSORS = ("vision_tower.*", "multi_modal_projector.*")
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
-    if "text_config" in content:
-        return _read_text_part(content)
-    return _read_text(content, "config.json")
-
-
-def _read_text_part(content: Mapping[str, Any]) -> DecoderConfig:
     fields = ConfigFields(content, "config.json")
-    text = fields.mapping("text_config")
-    fields.expect("tie_word_embeddings", True)
-    refuse_quantized(fields)
-    fields.ignore((*_OF_PICTURES, *HARMLESS_FIELDS))
-    fields.finish()
-    say_pictures_are_left_out()
-    if text.get("tie_word_embeddings") is False:
-        raise CheckpointError(
-            "config.json: `text_config.tie_word_embeddings` is false, which is not supported"
-        )
-    return _read_text({**_DEFAULT_SIZES, **text}, "text_config of config.json")
-
-
-@cache
-def say_pictures_are_left_out() -> None:
-    """Say so the first time, however often the file is looked at."""
-    get_logger().info("Gemma 3: the text model is used, the parts that see pictures are left out")
-
-
-def _read_text(content: Mapping[str, Any], where: str) -> DecoderConfig:
-    fields = ConfigFields(content, where)
     sizes = read_sizes(fields, max_seq_len=131_072, norm_eps=1e-6, head_dim=256, num_kv_heads=4, tied=True)
     pattern = fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6))
     if pattern < 1:
@@ -82,7 +56,7 @@ def _read_text(content: Mapping[str, Any], where: str) -> DecoderConfig:
     # transformers knows the field and does not apply it, so its meaning is not settled.
     fields.expect("attn_logit_softcapping")
     arguments["final_softcap"] = fields.optional_number("final_logit_softcapping", None)
-    return finish(fields, arguments, where)
+    return finish(fields, arguments)
 
 
 def _read_rope(fields: ConfigFields, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,32 +85,15 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
     return {**write_gemma2(config), **write_rope(config), "rope_local_base_freq": config.local_rope_base}
 
 
-def _text_part(layout: Layout, trunk: str, output: str) -> Layout:
-    """Return the layout with the text model under other names, and pictures' tensors left out."""
-
-    def rename(name: str) -> str:
-        return output if name == layout.tied_output else name.replace("model.", trunk, 1)
-
-    return replace(
-        layout,
-        rules=tuple(replace(rule, theirs=rename(rule.theirs)) for rule in layout.rules),
-        ignored=(*_PICTURE_TENSORS, *(f"model.{pattern}" for pattern in _PICTURE_TENSORS)),
-        tied_output=output,
-    )
-
-
-_HF = hf_layout(FOUR_NORMS)
-
-GEMMA3 = Family(
-    name="gemma3_text",
-    architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    hf=_HF,
-    hf_variants=(
-        _text_part(_HF, "language_model.model.", "language_model.lm_head.weight"),
-        _text_part(_HF, "model.language_model.", "lm_head.weight"),
+GEMMA3 = part_of(
+    Family(
+        name="gemma3_text",
+        architectures=("Gemma3ForCausalLM",),
+        hf=hf_layout(FOUR_NORMS),
+        read_hf_config=_read_hf_config,
+        write_hf_config=_write_hf_config,
     ),
-    read_hf_config=_read_hf_config,
-    write_hf_config=_write_hf_config,
+    _SEES_PICTURES,
 )
 
 

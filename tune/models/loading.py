@@ -13,6 +13,7 @@ from tune.errors import CheckpointError
 from tune.models.families import all_families
 from tune.models.llama2 import LLAMA
 from tune.models.mistral import MISTRAL
+from tune.models.outer import find_part, tied_as_stored
 from tune.modules import DecoderConfig, Family, TransformerDecoder
 from tune.utils import get_device, get_dtype
 
@@ -76,7 +77,8 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
         if (folder / "config.json").is_file():
             content = read_json(folder / "config.json")
             family = _find_family(content)
-            return family, family.read_hf_config(content)
+            config = family.read_hf_config(content)
+            return family, tied_as_stored(folder, family, content, config)
         if (folder / "params.json").is_file():
             content = read_json(folder / "params.json")
             # Meta gives rules for the feed-forward's width, Mistral the width.
@@ -97,16 +99,20 @@ def _find_family(content: Mapping[str, Any]) -> Family:
     families = all_families()
     architectures = content.get("architectures")
     if isinstance(architectures, list) and architectures:
-        known = {name: family for family in families for name in family.architectures}
-        if str(architectures[0]) in known:
-            return known[str(architectures[0])]
+        known = list(dict.fromkeys(name for family in families for name in family.architectures))
+        if found := [family for family in families if str(architectures[0]) in family.architectures]:
+            return find_part(found, content)
         raise CheckpointError(
             f"config.json: `architectures` is {str(architectures[:3])[:200]}, which is not supported: only "
             f"{', '.join(known)} is"
         )
-    kinds = {family.name: family for family in families}
+    kinds: dict[str, list[Family]] = {}
+    for family in families:
+        outers = [layout.outer.model_type for layout in family.hf_variants if layout.outer]
+        for kind in dict.fromkeys((family.name, *outers)):
+            kinds.setdefault(kind, []).append(family)
     if str(content.get("model_type")) in kinds:
-        return kinds[str(content["model_type"])]
+        return find_part(kinds[str(content["model_type"])], content)
     raise CheckpointError(
         f"config.json: `model_type` is {content.get('model_type')!r:.200} and `architectures` is missing; supported "
         f"is {', '.join(kinds)}"

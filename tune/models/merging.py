@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from tune.checkpoints import (
     adapter_tokenizer_dir,
     add_adapters,
     base_difference,
+    carried_tensors,
     find_adapter_dir,
+    find_layout,
     find_model_dir,
     load_adapter,
     load_into,
@@ -23,7 +27,7 @@ from tune.checkpoints import (
     staged_directory,
 )
 from tune.errors import CheckpointError, TokenizerError
-from tune.models.loading import auto, from_checkpoint
+from tune.models.loading import auto, from_checkpoint, read_model_config
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapted_modules, has_token_rows
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
@@ -113,7 +117,7 @@ def merge_adapter(
             raise CheckpointError(f"{directory} is there already; choose another folder to write to")
     except OSError as error:
         raise CheckpointError(f"{error.filename or adapter} cannot be read: {error.strerror}") from error
-    stored = next((info.dtype for info in open_weights(base_dir).infos.values()), torch.float32)
+    stored = _stored_dtype(base_dir)
     written = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
     doubt = "" if base is None else base_difference(base_dir, adapter_dir)
     notes = [doubt] if doubt else []
@@ -164,6 +168,17 @@ def merge_adapter(
         drift=drift,
         notes=tuple(notes),
     )
+
+
+def _stored_dtype(base_dir: Path) -> torch.dtype | str:
+    """Return the type that most of a decoder's numbers are stored in."""
+    family, _ = read_model_config(base_dir)
+    source = open_weights(base_dir)
+    others = carried_tensors(source, find_layout(family, source))
+    counts: Counter[torch.dtype | str] = Counter()
+    for name, info in source.infos.items():
+        counts[info.dtype] += 0 if name in others else math.prod(info.shape)
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 def _is_free(directory: Path) -> bool:

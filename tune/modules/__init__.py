@@ -5,7 +5,7 @@ from __future__ import annotations
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
-from tune.modules.family import Family, Layout, WeightRule
+from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
 from tune.modules.kv_cache import KVCache
@@ -35,6 +35,7 @@ __all__ = [
     "LongRopeScaling",
     "MixtureOfExperts",
     "MoEConfig",
+    "OuterModel",
     "RMSNorm",
     "RopeScaling",
     "RotaryEmbedding",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,8 @@ class TransformerDecoder(nn.Module):
         self.num_stored_rows: int | None = None
         # Of these two matrices, those that an adapter brings along whole (`tune.checkpoints.load_adapter`).
         self.replaced_weights: set[str] = set()
+        # What the checkpoint it was filled from holds beside it, to be saved along (`tune.checkpoints.carried`).
+        self.carried: Any = None
         self._cache: KVCache | None = None
         self.reset_parameters()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,35 @@ class WeightRule:
 
 
 @dataclass(frozen=True)
+class OuterModel:
+    """A larger model that holds a family's decoder as its text part, as multimodal checkpoints do.
+
+    What else it holds (tensors, configuration, files of its processor) goes untouched into what is saved, and adapters
+    are named as its modules are.
+
+    Args:
+        architecture, model_type: its names in config.json.
+        carried: patterns of the names of its other tensors.
+        fields: of its config.json, beside those of the text part: carried over, and of no effect on the text.
+        trunk: what the decoder's tensors and modules begin with where they begin with "model." on their own.
+        output: the output matrix's tensor.
+        older: other such pairs, as files have had them.
+        text_config: the field of config.json that describes the decoder.
+        defaults: of that description, where a file leaves fields out.
+    """
+
+    architecture: str
+    model_type: str
+    carried: tuple[str, ...]
+    fields: tuple[str, ...]
+    trunk: str = "model.language_model."
+    output: str = "lm_head.weight"
+    older: tuple[tuple[str, str], ...] = ()
+    text_config: str = "text_config"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Layout:
     """How one kind of checkpoint names a family's tensors.
 
@@ -42,12 +71,16 @@ class Layout:
         rules: for every parameter that a model of the family may have; which of them it has depends on its sizes.
         ignored: patterns of tensor names that carry nothing a model needs, such as stored rotary frequencies.
         tied_output: name under which a tied output matrix may appear a second time.
+        carried: patterns of the names of tensors that are no part of the decoder and are saved along with it.
+        outer: the larger model that such a checkpoint is; None: the decoder alone.
     """
 
     name: str
     rules: tuple[WeightRule, ...]
     ignored: tuple[str, ...] = ()
     tied_output: str = ""
+    carried: tuple[str, ...] = ()
+    outer: OuterModel | None = None
 
     def expand(self, config: DecoderConfig, names: Collection[str]) -> Iterator[tuple[WeightRule, ...]]:
         """Yield the rules of a model, those that share a tensor together, in the order of the model.
@@ -89,7 +122,8 @@ class Family:
         name: Hugging Face's `model_type`.
         architectures: the names in config.json that this family reads; the first is written.
         hf: layout of Hugging Face checkpoints.
-        hf_variants: other names that such checkpoints have had; they are read, never written.
+        hf_variants: other names in such checkpoints, those of larger models among them; what is read in one of these
+            is saved in it.
         meta: layout of Meta's consolidated files, for families that have one.
         torchtune: layout of torchtune's own files, for families it had; they are written by conversion alone.
         read_hf_config: config.json's content to sizes; raises CheckpointError on what it does not understand.
@@ -110,6 +144,12 @@ class Family:
         None
     )
     write_meta_config: Callable[[DecoderConfig], dict[str, Any]] | None = None
+
+    def layout_of_modules(self, outer: OuterModel | None) -> Layout:
+        """Return the layout that names tensors as transformers names its modules, in a larger model or alone."""
+        if outer is None:
+            return self.hf
+        return next(layout for layout in self.hf_variants if layout.outer is outer)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:

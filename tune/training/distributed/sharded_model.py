@@ -130,7 +130,7 @@ def copy_to_host(model: Any, mesh: Mesh) -> Any:
         return _copy(model) if mesh.is_rank_zero else None
     reshard(model)
     parts = {name: _HostPart.of(weight, mesh) for name, weight in model.named_parameters()}
-    return HostShards(_skeletons[model], parts)
+    return HostShards(_skeleton_of(model), parts)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def write_full_model(
         skeleton, parts, gather = model.skeleton, dict(model.parts), lambda part: part.gather(mesh)
     else:
         reshard(model)
-        skeleton, parts = _skeletons[model], dict(weights or model.named_parameters())
+        skeleton, parts = _skeleton_of(model), dict(weights or model.named_parameters())
         gather = lambda weight: full_tensor(weight.detach()).cpu()  # noqa: E731
 
     def fetch(names: list[str]) -> list[Tensor]:
@@ -253,6 +253,13 @@ def write_full_model(
             for name in names:
                 gather(parts[name])
     mesh.from_rank_zero(write_fetched)
+
+
+def _skeleton_of(model: Any) -> Any:
+    """Return a sharded model without memory, as it was when it was cut, with what its checkpoint has brought since."""
+    skeleton: Any = _skeletons[model]
+    skeleton.carried = model.carried
+    return skeleton
 
 
 @contextmanager

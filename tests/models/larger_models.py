@@ -1,0 +1,84 @@
+"""Small random models that hold a decoder of ours as their text part, by the name of the case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from cases import GEMMA, MIXED, SCALED, SIZES
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
+
+# Prefixes of text model and head: as most of the hub has them, and as newer files do.
+OLDER, NEWER = ("language_model.model.", "language_model.lm_head."), ("model.language_model.", "lm_head.")
+
+
+class Larger(NamedTuple):
+    """A larger model.
+
+    Args:
+        build: makes it with a vocabulary of this size.
+        others: what the names of its tensors beside the decoder's begin with.
+    """
+
+    build: Callable[[int], PreTrainedModel]
+    others: tuple[str, ...] = ("model.vision_tower.", "model.multi_modal_projector.")
+
+
+def _gemma3(vocab_size: int) -> PreTrainedModel:
+    text = Gemma3TextConfig(
+        **SIZES | GEMMA | {"num_hidden_layers": 5, "vocab_size": vocab_size, "max_position_embeddings": 512},
+        layer_types=MIXED,
+        sliding_window=7,
+        rope_parameters=SCALED,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=12, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, image_size=28
+    )
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=60)
+    return Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+LARGER = {"gemma3": Larger(_gemma3)}
+
+
+def random_larger(name: str, vocab_size: int = 61) -> PreTrainedModel:
+    """Return a larger model with norms that are not one, and logits that are not flat."""
+    torch.manual_seed(8)
+    model = LARGER[name].build(vocab_size).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def rename(directory: Path, prefixes: tuple[str, str], *, with_head: bool = False) -> None:
+    """Give the text model's tensors these prefixes, and the others the place that goes with them."""
+    tensors = load_file(directory / "model.safetensors")
+    renamed = {}
+    for name, tensor in tensors.items():
+        for trunk, head in (OLDER, NEWER):
+            if name.startswith(trunk):
+                name = prefixes[0] + name.removeprefix(trunk)
+            elif name.startswith(head):
+                name = prefixes[1] + name.removeprefix(head)
+        if "vision_tower" in name or "multi_modal_projector" in name:
+            name = ("model." if prefixes == NEWER else "") + name.removeprefix("model.")
+        renamed[name] = tensor
+    head = prefixes[1] + "weight"
+    if with_head and head not in renamed:
+        renamed[head] = renamed[prefixes[0] + "embed_tokens.weight"].clone()
+    save_file(renamed, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def is_text(name: str) -> bool:
+    """Whether a tensor of this name is the decoder's."""
+    return any(name.startswith(prefix) for prefixes in (OLDER, NEWER) for prefix in prefixes)
