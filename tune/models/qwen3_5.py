@@ -7,6 +7,7 @@ than one token ahead: their text model is trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
@@ -20,7 +21,8 @@ from tune.models.hf_config import (
     write_sizes,
 )
 from tune.models.layouts import hf_layout
-from tune.modules import DecoderConfig, Family, GatedDeltaConfig
+from tune.models.outer import part_of
+from tune.modules import DecoderConfig, Family, GatedDeltaConfig, OuterModel
 
 # What a configuration leaves out means this.  # transformers, Qwen3_5TextConfig
 _DEFAULT_SIZES = {
@@ -33,7 +35,14 @@ _DEFAULT_SIZES = {
 _ROTARY_SHARE = 0.25
 # Of pictures' positions, which those of texts do not need, and of the guess at tokens further on.
 _OF_PICTURES = ("mrope_section", "mrope_interleaved")
-_HARMLESS = ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
+_HARMLESS = ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "unsloth_fixed_mtp")
+# The layers that guess at tokens further on: saved along as they are.
+_MTP = ("mtp.*",)
+# Of the larger models' config.json.
+OUTER_FIELDS = (
+    *("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+    *("language_model_only", "processor_class"),
+)
 _KINDS = ("linear_attention", "full_attention")
 
 
@@ -49,6 +58,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     }
     fields.expect("hidden_act", "silu")
     fields.expect("attn_output_gate", True)
+    fields.expect("mlp_only_layers", [])
     fields.expect("output_gate_type", "swish", "silu")
     fields.ignore(_HARMLESS)
     return finish(fields, arguments)
@@ -131,12 +141,20 @@ _DELTA = {
     "attn.dt_bias": "linear_attn.dt_bias",
     "attn.norm.scale": "linear_attn.norm.weight",
 }
-_HF = hf_layout(_DELTA)
+HF_WITH_STATES = replace(hf_layout(_DELTA), carried=_MTP)
 
-QWEN3_5 = Family(
-    name="qwen3_5_text",
-    architectures=("Qwen3_5ForCausalLM",),
-    hf=_HF,
-    read_hf_config=_read_hf_config,
-    write_hf_config=_write_hf_config,
+QWEN3_5 = part_of(
+    Family(
+        name="qwen3_5_text",
+        architectures=("Qwen3_5ForCausalLM",),
+        hf=HF_WITH_STATES,
+        read_hf_config=_read_hf_config,
+        write_hf_config=_write_hf_config,
+    ),
+    OuterModel(
+        architecture="Qwen3_5ForConditionalGeneration",
+        model_type="qwen3_5",
+        carried=("model.visual.*",),
+        fields=OUTER_FIELDS,
+    ),
 )

@@ -59,6 +59,7 @@ class GatedDeltaNet(nn.Module):
         """
         b, s, _ = x.shape
         mixed = self.in_proj_qkv(x)  # [b, s, c]
+        gate, strength, step = self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
         starts = None if documents is None else documents.starts
         before = None if cache is None else cache.extend(mixed)
         mixed = document_conv(mixed, self.conv_weight, starts, before)
@@ -66,20 +67,18 @@ class GatedDeltaNet(nn.Module):
         q, k, v = torch.split(mixed, [key_dim, key_dim, self.num_value_heads * self.value_head_dim], -1)
         # How fast each head forgets: exp(-A dt).  # arXiv:2312.00752, 3.5.2 and arXiv:2412.06464, 3.4
         exact = torch.promote_types(x.dtype, torch.float32)
-        step = F.softplus(self.in_proj_a(x).to(exact) + self.dt_bias.to(exact))
+        step = F.softplus(step.to(exact) + self.dt_bias.to(exact))
         log_decay = -self.a_log.to(exact).exp() * step  # [b, s, n_v]
-        strength = self.in_proj_b(x).to(exact).sigmoid()  # [b, s, n_v]
         out = delta_rule(
             q.view(b, s, self.num_key_heads, self.key_head_dim),
             k.view(b, s, self.num_key_heads, self.key_head_dim),
             v.view(b, s, self.num_value_heads, self.value_head_dim),
             log_decay,
-            strength,
+            strength.to(exact).sigmoid(),  # [b, s, n_v]
             documents,
             cache,
         )  # [b, s, n_v, d_v]
-        gate = F.silu(self.in_proj_z(x).view_as(out).to(exact))
-        out = (self.norm(out.to(exact)) * gate).to(x.dtype)
+        out = (self.norm(out.to(exact)) * F.silu(gate.view_as(out).to(exact))).to(x.dtype)
         read: Tensor = self.out_proj(out.flatten(2))
         return read
 
