@@ -20,6 +20,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
@@ -95,6 +96,20 @@ LONG_PHI = {**PHI, "max_position_embeddings": 90, "original_max_position_embeddi
 # Experts' widths are multiples of 8, which the reference's kernel for them needs.
 EXPERTS = {**UNPADDED, "intermediate_size": 56}
 QWEN3_EXPERTS = {**EXPERTS, "num_experts": 7, "moe_intermediate_size": 24}
+
+QWEN3_5 = {
+    **UNPADDED,
+    # A head that forgets within a token reads q k v, which is normed however small it is: with random weights its
+    # rounding would be all that is left.
+    "rms_norm_eps": 1e-2,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "rope_parameters": rope("default", 1e4, partial_rotary_factor=0.25),
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 9,
+    "linear_value_head_dim": 7,
+}
 
 # Windows are shorter than every text of the tests.
 CASES: dict[str, Case] = {
@@ -256,6 +271,22 @@ CASES: dict[str, Case] = {
         use_sliding_window=True,
         sliding_window=4,
         max_window_layers=2,
+    ),
+    "qwen3.5": case(Qwen3_5TextConfig, **QWEN3_5),
+    # Layers in another order, heads of all widths, more states than one for each key, a share of channels that is odd.
+    "qwen3.5-listed": case(
+        Qwen3_5TextConfig,
+        **{
+            **QWEN3_5,
+            "num_hidden_layers": 3,
+            "head_dim": 22,
+            "linear_num_value_heads": 2,
+            "rope_parameters": rope("default", 500.0, partial_rotary_factor=8 / 22),
+        },
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+        linear_conv_kernel_dim=2,
+        tie_word_embeddings=True,
+        attention_bias=True,
     ),
     "smollm3": case(
         SmolLM3Config, "smollm3/3B_full", **UNPADDED, num_hidden_layers=4, tie_word_embeddings=True

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from cases import GEMMA, MIXED, SCALED, SIZES
+from cases import GEMMA, MIXED, QWEN3_5, SCALED, SIZES
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     PreTrainedModel,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5TextConfig,
     SiglipVisionConfig,
 )
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfig
 
 # Prefixes of text model and head: as most of the hub has them, and as newer files do.
 OLDER, NEWER = ("language_model.model.", "language_model.lm_head."), ("model.language_model.", "lm_head.")
@@ -27,10 +31,12 @@ class Larger(NamedTuple):
     Args:
         build: makes it with a vocabulary of this size.
         others: what the names of its tensors beside the decoder's begin with.
+        prefixes: of text model and head, as its files have had them.
     """
 
     build: Callable[[int], PreTrainedModel]
     others: tuple[str, ...] = ("model.vision_tower.", "model.multi_modal_projector.")
+    prefixes: tuple[tuple[str, str], ...] = (OLDER, NEWER)
 
 
 def _gemma3(vocab_size: int) -> PreTrainedModel:
@@ -47,7 +53,30 @@ def _gemma3(vocab_size: int) -> PreTrainedModel:
     return Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager")
 
 
-LARGER = {"gemma3": Larger(_gemma3)}
+def _qwen3_5(vocab_size: int) -> PreTrainedModel:
+    text = Qwen3_5TextConfig(
+        **SIZES | QWEN3_5 | {"vocab_size": vocab_size, "max_position_embeddings": 512, "rms_norm_eps": 0.1},
+        mtp_num_hidden_layers=1,
+    )
+    vision = Qwen3_5VisionConfig(
+        depth=1,
+        hidden_size=12,
+        intermediate_size=10,
+        num_heads=2,
+        out_hidden_size=48,
+        num_position_embeddings=16,
+    )
+    tokens = {
+        "image_token_id": 59,
+        "video_token_id": 60,
+        "vision_start_token_id": 57,
+        "vision_end_token_id": 58,
+    }
+    config = Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
+    return Qwen3_5ForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+LARGER = {"gemma3": Larger(_gemma3), "qwen3.5": Larger(_qwen3_5, ("model.visual.",), (NEWER,))}
 
 
 def random_larger(name: str, vocab_size: int = 61) -> PreTrainedModel:

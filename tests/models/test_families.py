@@ -86,7 +86,10 @@ def test_all_gradients_equal_the_reference(pair: Pair, tmp_path: Path) -> None:
     expected = dict(tune.models.from_checkpoint(tmp_path).named_parameters())
     for name, parameter in pair.ours.named_parameters():
         assert parameter.grad is not None, name
-        torch.testing.assert_close(parameter.grad, expected[name].data, rtol=2e-4, atol=5e-5, msg=name)
+        # The reference's gradient of how fast a state forgets is a difference of large sums, a hundred times as far
+        # from the one in fp64 as ours (tests/modules/test_gated_delta_rule.py).
+        atol = 3e-4 if name.endswith(("attn.a_log", "attn.dt_bias", "attn.in_proj_a.weight")) else 5e-5
+        torch.testing.assert_close(parameter.grad, expected[name].data, rtol=2e-4, atol=atol, msg=name)
 
 
 def test_right_padding_needs_no_mask(pair: Pair) -> None:
@@ -148,6 +151,8 @@ def test_rows_of_different_lengths_go_on_as_the_reference_does(pair: Pair) -> No
 def test_any_mask_equals_the_reference(pair: Pair) -> None:
     if pair.ours.config.sliding_layers:
         pytest.skip("the reference takes a mask in place of its windows, we take it beside them")
+    if pair.ours.config.delta is not None:
+        pytest.skip("a state cannot leave out single tokens, and the reference does not try")
     b, s = 2, 19
     tokens = tokens_for(pair, b, s)
     mask = (torch.rand(b, s, s, generator=torch.Generator().manual_seed(2)) < 0.5) | torch.eye(s).bool()

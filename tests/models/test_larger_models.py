@@ -53,6 +53,13 @@ def whole(reference: PreTrainedModel, tmp_path: Path) -> Path:
     return directory
 
 
+def prefixes_of(reference: PreTrainedModel) -> tuple[tuple[str, str], ...]:
+    """Return how files of a larger model have named its text model and head, the oldest first."""
+    return next(
+        larger.prefixes for name, larger in LARGER.items() if type(random_larger(name)) is type(reference)
+    )
+
+
 def raw_tensors(directory: Path) -> dict[str, tuple[torch.dtype, bytes]]:
     """Type and bytes of every tensor in all files of a checkpoint."""
     found = {}
@@ -84,6 +91,8 @@ def logits_of(kind: type[PreTrainedModel], directory: Path) -> Tensor:
 def test_the_larger_model_is_saved_again(
     reference: PreTrainedModel, whole: Path, tmp_path: Path, prefixes: tuple[str, str], with_head: bool
 ) -> None:
+    if prefixes not in prefixes_of(reference):
+        pytest.skip("its files have never been named so")
     rename(whole, prefixes, with_head=with_head)
     model = tune.models.from_checkpoint(whole)
     with torch.no_grad():
@@ -157,7 +166,7 @@ def test_a_base_that_is_written_over_is_noticed(whole: Path, tmp_path: Path) -> 
 def test_adapters_are_named_as_the_larger_model_s_modules(
     reference: PreTrainedModel, whole: Path, tmp_path: Path
 ) -> None:
-    rename(whole, OLDER)
+    rename(whole, prefixes_of(reference)[0])
     model = tune.models.from_checkpoint(whole)
     apply_lora(model, LoRAConfig(rank=3, alpha=7, attn_modules=("q_proj", "v_proj"), apply_to_mlp=True))
     torch.manual_seed(3)
@@ -207,7 +216,7 @@ def test_an_adapter_of_peft_is_read_and_merged(
 
 
 def test_a_conversion_changes_the_text_alone(reference: PreTrainedModel, whole: Path, tmp_path: Path) -> None:
-    rename(whole, OLDER)
+    rename(whole, prefixes_of(reference)[0])
     report = convert_checkpoint(whole, tmp_path / "half", dtype="bf16", max_shard_bytes=20_000)
     others = others_of(whole)
     assert others_of(tmp_path / "half") == others

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder, flops_per_token
+from tune.modules import DecoderConfig, GatedDeltaConfig, MoEConfig, TransformerDecoder, flops_per_token
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -58,3 +58,20 @@ def test_of_experts_those_count_that_a_token_is_sent_to() -> None:
     wider = replace(config, moe=replace(moe, num_experts=70))
     router = 6 * 2 * 40 * 63
     assert flops_per_token(wider, 29) - flops_per_token(config, 29) == router
+
+
+def test_a_state_is_counted_token_by_token() -> None:
+    delta = GatedDeltaConfig((0, 2), 2, 6, 5, 7, conv_width=3)
+    config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, delta=delta, attn_gate=True)
+    model = TransformerDecoder(config)
+    tokens = torch.randint(0, 97, (2, 29))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    # The counter does not look into the operator, nor at products of single numbers.
+    state, convolution = 3 * 2 * 6 * 5 * 7, 2 * 3 * (2 * 2 * 5 + 6 * 7)
+    unseen = 3 * 2 * (state + convolution) * tokens.numel()
+    counted = flops_per_token(config, 29, causal=False) * tokens.numel()
+    assert counter.get_total_flops() + unseen == pytest.approx(counted, rel=1e-6)
+    assert config.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
+    longer = flops_per_token(config, 130) - flops_per_token(config, 29)
+    assert longer == 12 * 6 * 8 * (130 - 29) / 2  # of the one layer that attends

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
+from tune.modules import DecoderConfig, GatedDeltaConfig, MoEConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
 from tune.training import checkpoint_activations, compile_blocks
 
+STATES = {"delta": GatedDeltaConfig((0,), 2, 4, 6, 10), "attn_gate": True}
 SHAPES = [(2, 9), (3, 17), (2, 33), (4, 40)]
 
 
@@ -73,9 +74,13 @@ def test_one_graph_for_each_kind_of_pass(method: str, recomputed: int) -> None:
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("is_dense", [False, True], ids=["positions", "mask"])
-def test_one_graph_for_packed_batches(is_dense: bool) -> None:
-    model = build()
+@pytest.mark.parametrize(
+    ("changes", "is_dense"),
+    [({}, False), ({}, True), (STATES, False)],
+    ids=["positions", "mask", "states"],
+)
+def test_one_graph_for_packed_batches(changes: dict[str, Any], is_dense: bool) -> None:
+    model = build(**changes)
     compile_blocks(model.layers, backend="eager")
     for b, s in SHAPES:
         document = torch.arange(s) // 5
@@ -83,7 +88,7 @@ def test_one_graph_for_packed_batches(is_dense: bool) -> None:
         tokens, positions = torch.randint(0, 61, (b, s)), (torch.arange(s) % 5).expand(b, s)
         dense = mask.expand(b, s, s) if is_dense else None
         loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, dense, positions).backward()
-    assert num_graphs() == 1
+    assert num_graphs() == (2 if changes else 1)  # one for each kind of block
     assert not counters["graph_break"]
 
 
@@ -159,3 +164,18 @@ def test_a_compiled_block_keeps_few_bytes_per_token(method: str) -> None:
     wide, between, ranks = (6, 3, 0) if method == "full" else (5, 2, 2 * 4)
     values = wide * config.embed_dim + 2 * kv_dim + between * config.intermediate_dim + ranks
     assert per_token <= 2 * values + 4 * (config.num_heads + 2)
+
+
+def test_compiled_layers_with_a_state_compute_the_same() -> None:
+    model, tokens = build(**STATES), torch.randint(0, 61, (2, 70))
+    positions = torch.cat((torch.arange(33), torch.arange(37))).expand(2, -1)
+    found = []
+    for is_compiled in (False, True):
+        if is_compiled:
+            compile_blocks(model.layers[:1], backend="aot_eager")  # all but the machine code
+        loss = loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, None, positions)
+        loss.backward()
+        found.append((loss.detach(), *(parameter.grad for parameter in model.parameters())))
+        model.zero_grad()
+    for compiled, eager in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)

@@ -15,7 +15,7 @@ from torch import nn
 from tune.config.component import Component
 from tune.data import DataReport
 from tune.modules import DecoderConfig, TransformerDecoder
-from tune.modules.config import MoEConfig
+from tune.modules.config import GatedDeltaConfig, MoEConfig
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
 from tune.training import (
@@ -43,6 +43,7 @@ SIZES: dict[str, Any] = {
     "max_seq_len": 512,
 }
 ALL = ("q_proj", "k_proj", "v_proj", "output_proj")
+STATES = {"delta": GatedDeltaConfig((0, 1, 3), 3, 6, 20, 24), "attn_gate": True, "norm_offset": 1.0}
 CASES: dict[str, dict[str, Any]] = {
     "bf16": {},
     "fp32": {"dtype": "fp32"},
@@ -62,6 +63,9 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"attn_dropout": 0.1},
     "phi": {"rotary_dim": 12, "attn_bias": "all", "mlp_bias": True},
     "packed": {"packed": True},
+    "states": {**STATES},
+    "states_fp32": {**STATES, "dtype": "fp32", "packed": True, "shape": (2, 150)},
+    "states_autocast": {**STATES, "param_dtype": "fp32"},
     "moe": {"moe": MoEConfig(5, 3, 64)},
     "moe_fp32": {"moe": MoEConfig(7, 2, 80, dense_layers=(0,)), "dtype": "fp32"},
     "lora": {"lora": LoRAConfig(rank=4)},
@@ -246,6 +250,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "qlora": {"lora": LoRAConfig(quantize_base=True)},
     "moe": {"moe": MoEConfig(5, 3, 64)},
     "packed": {"packed": True},
+    "states": {**STATES, "packed": True},
     "gemma2": CASES["gemma2"],
 }
 

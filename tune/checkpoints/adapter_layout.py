@@ -32,7 +32,7 @@ _KINDS = {
     "lora_magnitude_vector.weight": "magnitude",  # peft before 0.12
 }
 _WORDS = {"a": "lora_A", "b": "lora_B", "magnitude": "lora_magnitude_vector"}
-_MATRICES = re.compile(r"(layers\.\d+\.(attn\.\w+_proj|mlp\.w[123])|output)\.weight")
+_MATRICES = re.compile(r"(layers\.\d+\.(attn\.(\w+_proj|in_proj_\w+)|mlp\.w[123])|output)\.weight")
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,8 @@ def _steps(
     # good, each waiting for a gather that the other never comes to.
     sharded = next((weight for weight in model.parameters() if is_sharded(weight)), None)
     positions = None  # counted by the model: from 0, then onwards
+    # A state does not go back over pads, as slots are overwritten: it is told of them.
+    num_tokens = lengths if use_cache and not same_length else None  # [b], of each row in the next call
     last = lengths - 1  # [b], where each row's newest token stands within `tokens`
 
     with _borrowed(model, len(prompts), cache_len if use_cache else None):
@@ -235,7 +237,7 @@ def _steps(
             # Not inference_mode: a tensor that the model makes lazily here must still serve training afterwards.
             # And not around the yield: the caller's code between two tokens keeps its own grad mode.
             with torch.no_grad(), _without_plans(device):
-                hidden = model.hidden(tokens, input_pos=positions)  # [b, s, d]
+                hidden = model.hidden(tokens, input_pos=positions, num_tokens=num_tokens)  # [b, s, d]
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 logits = model.unembed(newest)[:, 0]  # [b, v]
                 chosen = choose(logits, sampling, generators)  # [b]
@@ -249,6 +251,7 @@ def _steps(
                 if not same_length:
                     # Rows past their own limit have nothing more to say, and no slots either.
                     positions = (lengths[:, None] + step).clamp(max=cache_len - 1)  # [b, 1]
+                    num_tokens = (lengths + step < cache_len).long()  # [b]
             else:
                 last = lengths + step
                 tokens = torch.nn.functional.pad(tokens, (0, longest + step + 1 - tokens.shape[1]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, Literal, ParamSpec
+from typing import Any, Generic, ParamSpec
 
 from tune.errors import ConfigError
 from tune.modules import DecoderConfig, Family, TransformerDecoder
-from tune.modules.peft import LoRAConfig, apply_lora
+from tune.modules.peft import AttnModule, LoRAConfig, apply_lora
 
 P = ParamSpec("P")
 
@@ -58,7 +58,7 @@ class LoRABuilder(Generic[P]):
 
     def __call__(
         self,
-        lora_attn_modules: list[Literal["q_proj", "k_proj", "v_proj", "output_proj"]],
+        lora_attn_modules: list[AttnModule],
         apply_lora_to_mlp: bool = False,
         apply_lora_to_output: bool = False,
         lora_rank: int = 8,

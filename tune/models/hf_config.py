@@ -251,12 +251,17 @@ def write_rope(config: DecoderConfig) -> dict[str, Any]:
         "rope_scaling": None if config.rope_scaling is None else write_scaling(config.rope_scaling),
     }
     if config.rotary_dim is not None:
-        fraction = config.rotary_dim / config.head_dim
-        if int(config.head_dim * fraction) != config.rotary_dim:
-            # Readers round down: half a channel more, so that none is lost.
-            fraction = (config.rotary_dim + 0.5) / config.head_dim
-        content["partial_rotary_factor"] = fraction
+        content["partial_rotary_factor"] = rotary_share(config)
     return content
+
+
+def rotary_share(config: DecoderConfig) -> float:
+    """Return which share of a head's channels turns."""
+    share = config.rotary_channels / config.head_dim
+    if int(config.head_dim * share) == config.rotary_channels:
+        return share
+    # Readers round down: half a channel more, so that none is lost.
+    return (config.rotary_channels + 0.5) / config.head_dim
 
 
 def write_scaling(scaling: RopeScaling) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
-from tune.modules.config import DecoderConfig, MoEConfig
+from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
 from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
@@ -29,6 +29,7 @@ __all__ = [
     "DynamicScaling",
     "Family",
     "FeedForward",
+    "GatedDeltaConfig",
     "KVCache",
     "Layout",
     "LinearScaling",

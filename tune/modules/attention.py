@@ -40,7 +40,8 @@ class SelfAttention(nn.Module):
         self.softcap_text = None if self.softcap is None else repr(float(self.softcap))
         q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         has_bias = config.attn_bias != "none"
-        self.q_proj = nn.Linear(config.embed_dim, q_dim, bias=has_bias)
+        self.has_gate = config.attn_gate
+        self.q_proj = nn.Linear(config.embed_dim, q_dim * (1 + self.has_gate), bias=has_bias)
         self.k_proj = nn.Linear(config.embed_dim, kv_dim, bias=has_bias)
         self.v_proj = nn.Linear(config.embed_dim, kv_dim, bias=has_bias)
         self.output_proj = nn.Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
@@ -69,6 +70,10 @@ class SelfAttention(nn.Module):
         """
         b, s, _ = x.shape
         q, k = self.q_proj(x), self.k_proj(x)
+        gate = None
+        if self.has_gate:  # beside each head's queries
+            q, gate = q.view(b, s, self.num_heads, 2, self.head_dim).unbind(3)
+            q = q.flatten(2)  # [b, s, n_h * h_d]
         if self.qk_norm == "width":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.view(b, s, self.num_heads, self.head_dim)
@@ -90,6 +95,8 @@ class SelfAttention(nn.Module):
         else:
             out = self._attend_capped(q, k, v, mask, self.softcap)
         out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
+        if gate is not None:
+            out = out * gate.flatten(2).sigmoid()
         projected: Tensor = self.output_proj(out)
         return projected
 

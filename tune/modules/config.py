@@ -35,6 +35,53 @@ class MoEConfig:
 
 
 @dataclass(frozen=True)
+class GatedDeltaConfig:
+    """Layers with a state that forgets and corrects itself, in place of attention.  # arXiv:2412.06464
+
+    Args:
+        layers: which ones, counted from 0.
+        num_key_heads: heads of keys and of queries.
+        num_value_heads: heads of values, and states; a multiple of `num_key_heads`.
+        key_head_dim: width of a head of keys.
+        value_head_dim: width of a head of values.
+        conv_width: tokens that the convolution before them sees, the newest among them.
+    """
+
+    layers: tuple[int, ...]
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_width: int = 4
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of queries, keys and values together."""
+        return 2 * self.num_key_heads * self.key_head_dim + self.value_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Channels of all values."""
+        return self.num_value_heads * self.value_head_dim
+
+    def num_matrix_parameters(self, embed_dim: int) -> int:
+        """Parameters of one layer's matrices."""
+        return embed_dim * (self.conv_dim + 2 * self.value_dim + 2 * self.num_value_heads)
+
+    def num_other_parameters(self) -> int:
+        """Parameters of one layer's convolution, gates and norm."""
+        return self.conv_dim * self.conv_width + 2 * self.num_value_heads + self.value_head_dim
+
+    def problems(self) -> Iterator[str]:
+        """Yield what no layer can be."""
+        sizes = {name: value for name, value in vars(self).items() if name != "layers"}
+        too_small = [f"{name} is {size}; it must be at least 1" for name, size in sizes.items() if size < 1]
+        yield from too_small
+        if not too_small and self.num_value_heads % self.num_key_heads:
+            yield f"num_value_heads is {self.num_value_heads}, not a multiple of num_key_heads {self.num_key_heads}"
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and constants of a decoder-only transformer.
 
@@ -58,6 +105,8 @@ class DecoderConfig:
         qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
         attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
         attn_softcap: bound that a tanh keeps the attention scores within.
+        attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
+        delta: layers that keep a state instead of attending; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
         sliding_layers: layers that see no further than the window, counted from 0.
         local_rope_base: base of the rotary frequencies in those layers; None: they turn as the others do.
@@ -95,6 +144,8 @@ class DecoderConfig:
     qk_norm: Literal["none", "head", "width"] = "none"
     attn_scale: float | None = None
     attn_softcap: float | None = None
+    attn_gate: bool = False
+    delta: GatedDeltaConfig | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
@@ -130,6 +181,16 @@ class DecoderConfig:
             )
         return self.max_seq_len
 
+    @property
+    def delta_layers(self) -> tuple[int, ...]:
+        """Layers that keep a state instead of attending."""
+        return () if self.delta is None else self.delta.layers
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that attend."""
+        return self.num_layers - len(self.delta_layers)
+
     def num_parameters(self) -> int:
         """Parameters of the whole model; a tied output matrix is counted once."""
         embedding = self.vocab_size * self.embed_dim
@@ -137,9 +198,11 @@ class DecoderConfig:
         norms = (norms_per_block * self.num_layers + 1) * self.embed_dim
         head = 0 if self.tie_word_embeddings else embedding
         if self.qk_norm == "head":
-            norms += 2 * self.num_layers * self.head_dim
+            norms += 2 * self.num_attention_layers * self.head_dim
         elif self.qk_norm == "width":
-            norms += self.num_layers * self.head_dim * (self.num_heads + self.num_kv_heads)
+            norms += self.num_attention_layers * self.head_dim * (self.num_heads + self.num_kv_heads)
+        if self.delta is not None:
+            norms += len(self.delta.layers) * self.delta.num_other_parameters()
         blocks = self._num_block_parameters(None if self.moe is None else self.moe.num_experts)
         return embedding + blocks + norms + self._num_biases() + head
 
@@ -148,24 +211,27 @@ class DecoderConfig:
         return self._num_block_parameters(None if self.moe is None else self.moe.experts_per_token)
 
     def _num_block_parameters(self, num_experts: int | None) -> int:
-        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+        heads = 2 * (self.num_heads + self.num_kv_heads) + self.num_heads * self.attn_gate
+        attention = self.num_attention_layers * self.embed_dim * self.head_dim * heads
+        if self.delta is not None:
+            attention += len(self.delta.layers) * self.delta.num_matrix_parameters(self.embed_dim)
         feed_forward = 3 * self.embed_dim * self.intermediate_dim
         if self.moe is None or num_experts is None:
-            return self.num_layers * (attention + feed_forward)
+            return attention + self.num_layers * feed_forward
         num_dense = len(self.moe.dense_layers)
         expert = 3 * self.embed_dim * self.moe.intermediate_dim
         routed = num_experts * expert + self.embed_dim * self.moe.num_experts
-        return self.num_layers * attention + num_dense * feed_forward + (self.num_layers - num_dense) * routed
+        return attention + num_dense * feed_forward + (self.num_layers - num_dense) * routed
 
     def _num_biases(self) -> int:
-        per_block = 0
+        attention = feed_forward = 0
         if self.attn_bias != "none":
-            per_block += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+            attention += self.head_dim * (self.num_heads * (1 + self.attn_gate) + 2 * self.num_kv_heads)
         if self.attn_bias == "all":
-            per_block += self.embed_dim
+            attention += self.embed_dim
         if self.mlp_bias:
-            per_block += 2 * self.intermediate_dim + self.embed_dim
-        return self.num_layers * per_block
+            feed_forward += 2 * self.intermediate_dim + self.embed_dim
+        return self.num_attention_layers * attention + self.num_layers * feed_forward
 
     def _problems(self) -> Iterator[str]:
         sizes = {
@@ -228,6 +294,11 @@ class DecoderConfig:
         lists = {"nope_layers": self.nope_layers, "sliding_layers": self.sliding_layers}
         if self.moe is not None:
             lists["dense_layers"] = self.moe.dense_layers
+        if self.delta is not None:
+            lists["delta layers"] = self.delta.layers
+            yield from self.delta.problems()
+            if both := sorted({*self.delta.layers} & {*self.sliding_layers}):
+                yield f"layer {both[0]} is both a delta layer and one with a window"
         for name, layers in lists.items():
             if outside := [layer for layer in layers if not 0 <= layer < self.num_layers]:
                 yield f"{name} names layer {outside[0]}; layers count from 0 to {self.num_layers - 1}"

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from tune.errors import GenerationError
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig
-from tune.modules.document_mask import AttentionMask, check_mask, layer_masks
+from tune.modules.delta_rule import has_fla
+from tune.modules.document_mask import AttentionMask, DocumentRuns, check_mask, document_runs, layer_masks
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
+from tune.modules.gated_delta import GatedDeltaNet
 from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
@@ -26,6 +28,7 @@ from tune.modules.peft.frozen import compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.rope import RotaryEmbedding
+from tune.modules.state_cache import StateCache
 from tune.utils.sharding import init_sharded_
 
 
@@ -45,7 +48,9 @@ class DecoderBlock(nn.Module):
         norms_before = config.norm_placement != "post"
         norms_after = config.norm_placement != "pre"
         self.sa_norm = _norm(config) if norms_before else None
-        self.attn = SelfAttention(config)
+        self.has_state = index in config.delta_layers
+        self.attn: SelfAttention | GatedDeltaNet
+        self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config)
         self.sa_post_norm = _norm(config) if norms_after else None
         self.mlp_norm = _norm(config) if norms_before else None
         self.mlp: FeedForward | MixtureOfExperts
@@ -61,10 +66,13 @@ class DecoderBlock(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        mask: AttentionMask = None,
-        cache: LayerCache | None = None,
+        mask: AttentionMask | DocumentRuns = None,
+        cache: LayerCache | StateCache | None = None,
     ) -> Tensor:
-        """Return the residual stream [b, s, d] after this block; arguments as in `SelfAttention.forward`."""
+        """Return the residual stream [b, s, d] after this block.
+
+        Arguments are those of `SelfAttention.forward`, or of `GatedDeltaNet.forward` in a block that has one.
+        """
         h = x if self.sa_norm is None else self.sa_norm(x)
         h = self.attn(h, rope, mask, cache)
         x = self._add(x, h if self.sa_post_norm is None else self.sa_post_norm(h))
@@ -130,7 +138,12 @@ class TransformerDecoder(nn.Module):
         return weight
 
     def forward(
-        self, tokens: Tensor, *, mask: Tensor | None = None, input_pos: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+        num_tokens: Tensor | None = None,
     ) -> Tensor:
         """Return logits [b, s, v], in the dtype of the matrices.
 
@@ -141,25 +154,33 @@ class TransformerDecoder(nn.Module):
                 position or further.
             input_pos: positions [b, s] or [1, s]; with caches a token's slot as well. Without caches and mask, each 0
                 begins a document, and none sees another. None: counted from 0, or onwards from what the caches hold.
+            num_tokens: with caches, how many tokens of each row are its text [b], before the pads; None: all. Only
+                layers with a state ask: it would go on from the pads.
         """
-        return self.unembed(self.hidden(tokens, mask=mask, input_pos=input_pos))
+        return self.unembed(self.hidden(tokens, mask=mask, input_pos=input_pos, num_tokens=num_tokens))
 
     def hidden(
-        self, tokens: Tensor, *, mask: Tensor | None = None, input_pos: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+        num_tokens: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states [b, s, d] that `unembed` turns into logits; arguments as in `forward`."""
-        cache = self._cache
+        cache, given_mask = self._cache, mask
         text_len = documents = None  # known to the positions alone
         if cache is not None:
-            input_pos, causal = cache.place(tokens, input_pos)
+            input_pos, causal = cache.place(tokens, input_pos, num_tokens)
             num_keys = cache.end
             slots = input_pos
-            mask = causal if mask is None else mask[..., :num_keys]
+            mask = given_mask = None if mask is None else mask[..., :num_keys]
+            mask = causal if mask is None else mask
             earlier, text_len = cache.num_filled, max(cache.num_filled, cache.end)
             if cache.tokens is not None:
                 cache.keep_tokens(tokens, input_pos)
                 if any(rope is not None and rope.crosses(earlier, text_len) for rope in self._ropes):
-                    return self._read_anew(cache, text_len, input_pos, is_masked=mask is not causal)
+                    return self._read_anew(cache, text_len, input_pos, is_masked=given_mask is not None)
         else:
             num_keys = tokens.shape[1]
             slots = torch.arange(num_keys, device=tokens.device).expand(tokens.shape)  # [b, s]
@@ -185,16 +206,17 @@ class TransformerDecoder(nn.Module):
             has_dropout=self.training and self.config.attn_dropout > 0,
             dtype=compute_dtype(x),
         )
+        runs = self._document_runs(tokens, given_mask, documents) if self.config.delta_layers else None
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             x = layer(
                 x,
-                turned if layer.has_rope else None,
-                sliding_mask if layer.is_sliding else full_mask,
+                turned if layer.has_rope and not layer.has_state else None,
+                runs if layer.has_state else sliding_mask if layer.is_sliding else full_mask,
                 None if cache is None else cache.layers[index],
             )
         if cache is not None:
-            cache.commit()
+            cache.commit(tokens.shape[1])
         out: Tensor = self.norm(x)
         return out if self.config.logit_divisor == 1.0 else out / self.config.logit_divisor
 
@@ -209,14 +231,22 @@ class TransformerDecoder(nn.Module):
                 "it, and masks of earlier calls are not kept: give the whole text in one call after reset_caches()"
             )
         assert cache.tokens is not None
+        num_tokens = None if cache.rows is None else cache.rows.ends_after(input_pos.shape[1])
         cache.reset()
-        whole = self.hidden(cache.tokens[:, :text_len].clone())  # [b, text_len, d]
+        whole = self.hidden(cache.tokens[:, :text_len].clone(), num_tokens=num_tokens)  # [b, text_len, d]
         wanted = input_pos.expand(cache.batch_size, -1).long()  # [b, s]
         return whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
 
     @property
     def _ropes(self) -> tuple[RotaryEmbedding | None, RotaryEmbedding | None]:
         return self.rope, self.local_rope
+
+    def _document_runs(
+        self, tokens: Tensor, mask: Tensor | None, documents: Tensor | None
+    ) -> DocumentRuns | None:
+        rows = None if self._cache is None else self._cache.rows
+        firsts = None if rows is None else rows.firsts[:, None].expand(tokens.shape)
+        return document_runs(mask, documents, firsts, wants_ends=tokens.is_cuda and has_fla())
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits [..., v] for hidden states [..., d]."""
@@ -244,11 +274,9 @@ class TransformerDecoder(nn.Module):
         """
         weight = self.tok_embeddings.weight
         self._cache = KVCache(
-            num_layers=self.config.num_layers,
+            config=self.config,
             batch_size=batch_size,
-            num_kv_heads=self.config.num_kv_heads,
             max_seq_len=self.config.max_seq_len if max_seq_len is None else max_seq_len,
-            head_dim=self.config.head_dim,
             dtype=weight.dtype if dtype is None else dtype,
             device=weight.device if device is None else torch.device(device),
             keeps_tokens=any(
@@ -290,11 +318,11 @@ class TransformerDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, LoRALinear) and module.weight is not None:
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-            elif isinstance(module, RMSNorm):
+            elif isinstance(module, RMSNorm | GatedDeltaNet):
                 module.reset_parameters()
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
-            if name.endswith(("attn.output_proj.weight", ".w2.weight")):
+            if name.endswith(("attn.output_proj.weight", "attn.out_proj.weight", ".w2.weight")):
                 init_sharded_(parameter, partial(nn.init.normal_, std=residual_std))
         for module in self.modules():
             if isinstance(module, LoRALinear):

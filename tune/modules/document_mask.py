@@ -43,6 +43,18 @@ class DocumentMask(NamedTuple):
         return cls(document_starts, window, block_mask)
 
 
+class DocumentRuns(NamedTuple):
+    """Where documents begin that share rows, for layers that keep a state.
+
+    Attributes:
+        starts: where in these rows each token's document begins, [b, s] int32; negative: before them.
+        ends: where each one ends, and before them a 0, with all rows laid end to end, [documents + 1] int32; on a GPU.
+    """
+
+    starts: Tensor
+    ends: Tensor | None = None
+
+
 # What a layer is given: bool [b, 1, s, s_kv] or a bias of that shape, documents, or None for plain causality.
 AttentionMask = Tensor | DocumentMask | None
 
@@ -118,6 +130,58 @@ def layer_masks(
         other if other is None or keep_bool else _aligned_bias(other, dtype) for other in (full, sliding)
     )
     return (None if full is None else full[:, None]), (None if sliding is None else sliding[:, None])
+
+
+def document_runs(
+    mask: Tensor | None, input_pos: Tensor | None, firsts: Tensor | None, *, wants_ends: bool
+) -> DocumentRuns | None:
+    """Return what layers with a state need to know of the documents; None: each row is one, and begins here.
+
+    Args:
+        mask: bool [b, s, s_kv], which then decides alone; or None.
+        input_pos: positions [b, s], without caches, in which each 0 begins a document; None: a row is one.
+        firsts: with caches, where a text begins at position 0: that of each row's first token [b, s]; None: no caches.
+        wants_ends: a kernel asks for the ends as well. Costs one wait for the device.
+
+    Raises:
+        TrainingError: the mask is not one of documents: a state cannot leave out single tokens.
+    """
+    if mask is not None:
+        return DocumentRuns(_starts_of_mask(mask, firsts))
+    if firsts is not None:
+        return DocumentRuns(-firsts.to(torch.int32))
+    if input_pos is None:
+        return None
+    starts = find_document_starts(input_pos)
+    if not wants_ends or isinstance(starts, FakeTensor):
+        return DocumentRuns(starts)
+    places = torch.arange(starts.shape[1], device=starts.device)
+    is_first = ((starts == places) | (places == 0)).flatten()
+    ends = torch.cat(
+        (is_first.nonzero().flatten(), is_first.new_full((1,), is_first.numel(), dtype=torch.int64))
+    )
+    return DocumentRuns(starts, ends.to(torch.int32))
+
+
+def _starts_of_mask(mask: Tensor, firsts: Tensor | None) -> Tensor:
+    """Return where each token's document begins, [b, s] int32, counted from the first token.
+
+    A token that sees nothing (a pad that was masked out) is a document of its own.
+    """
+    b, s, num_keys = mask.shape
+    offset = torch.zeros(b, s, dtype=torch.int64, device=mask.device) if firsts is None else firsts
+    places = torch.arange(s, device=mask.device) + offset  # [b, s]
+    starts = torch.where(mask.any(-1), mask.to(torch.uint8).argmax(-1), places)  # [b, s]
+    keys = torch.arange(num_keys, device=mask.device)  # [s_kv]
+    expected = (keys <= places[..., None]) & (keys >= starts[..., None])
+    # Whoever sees a token sees all that it saw: otherwise what it wrote would be read by one who must not.
+    is_joined = (starts[:, 1:] == starts[:, :-1]) | (starts[:, 1:] == places[:, 1:])
+    if not ((mask == expected) | ~mask.any(-1, keepdim=True)).all() or not is_joined.all():
+        raise TrainingError(
+            "layers of this model keep a state, which holds all earlier tokens of a document or none: a mask for it "
+            "lets each token see its document's tokens from the first to itself"
+        )
+    return (starts - offset).to(torch.int32)
 
 
 def check_mask(mask: Tensor, num_queries: int, num_keys: int) -> None:

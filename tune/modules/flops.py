@@ -15,6 +15,7 @@ def flops_per_token(
     pass is twice that. A causal query sees S / 2 keys on average. In a layer with a window of W it sees the mean of
     min(i, W) over i up to S, which is S / 2 while S <= W, and W - W^2 / 2S beyond. The usual convention for model
     FLOPs utilisation counts the whole square, S keys (and min(S, W) in a window): `causal=False`.
+    A layer with a state counts token by token, however it is computed: by chunks it is more.
 
     Args:
         config: sizes.
@@ -27,13 +28,23 @@ def flops_per_token(
     """
     head = config.vocab_size * config.embed_dim
     num_sliding = len(config.sliding_layers)
-    keys = (config.num_layers - num_sliding) * _keys_seen(seq_len, None, causal)
+    keys = (config.num_attention_layers - num_sliding) * _keys_seen(seq_len, None, causal)
     keys += num_sliding * _keys_seen(seq_len, config.sliding_window, causal)
     attention = 12 * config.num_heads * config.head_dim * keys
+    attention += 3 * len(config.delta_layers) * _state_flops(config)
     matrices = config.num_block_parameters() + head
     if num_adapter_parameters is None:
         return 6 * matrices + attention
     return 4 * matrices + 6 * num_adapter_parameters + attention
+
+
+def _state_flops(config: DecoderConfig) -> int:
+    """Return the operations of a forward pass that a layer with a state makes beside its matrices, per token."""
+    if config.delta is None:
+        return 0
+    # Three products with each state: what it holds for the key, what is written, what is read.  # arXiv:2412.06464
+    states = 3 * 2 * config.delta.value_dim * config.delta.key_head_dim
+    return states + 2 * config.delta.conv_dim * config.delta.conv_width
 
 
 def _keys_seen(seq_len: float, window: int | None, causal: bool) -> float:

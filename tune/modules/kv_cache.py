@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tune.errors import GenerationError
+from tune.modules.config import DecoderConfig
+from tune.modules.state_cache import StateCache, StateRows
 
 
 class LayerCache:
@@ -49,14 +51,13 @@ class KVCache:
     """Caches of all blocks. A token takes the slot of its position, and sees the slots up to it.
 
     So rows of different lengths need no mask: pads on the right stand behind every real token of their row, and the
-    token that is generated at such a position overwrites the pad before any query reaches that slot.
+    token that is generated at such a position overwrites the pad before any query reaches that slot. Layers with a
+    state, which goes no way back, are told of the pads instead.
 
     Args:
-        num_layers: blocks.
+        config: of the decoder: its blocks, key heads and widths.
         batch_size: rows; every call must bring exactly these.
-        num_kv_heads: key and value heads per block.
         max_seq_len: slots per row.
-        head_dim: width of a head.
         dtype: what keys and values are kept in.
         device: where.
         keeps_tokens: the tokens are kept as well, for models that may have to read a text anew.
@@ -65,16 +66,14 @@ class KVCache:
     def __init__(
         self,
         *,
-        num_layers: int,
+        config: DecoderConfig,
         batch_size: int,
-        num_kv_heads: int,
         max_seq_len: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
         keeps_tokens: bool = False,
     ) -> None:
-        shape = (batch_size, num_kv_heads, max_seq_len, head_dim)
+        shape = (batch_size, config.num_kv_heads, max_seq_len, config.head_dim)
         self.batch_size = batch_size
         self.max_seq_len = max_seq_len
         self.num_filled = 0  # slots written so far in the longest row: where a call without positions goes on
@@ -84,7 +83,13 @@ class KVCache:
         self.end = 0  # slots the call in progress attends to
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
-            self.layers = [LayerCache(self, shape, dtype, device) for _ in range(num_layers)]
+            self.rows = StateRows(batch_size, device) if config.delta_layers else None
+            self.layers = [
+                LayerCache(self, shape, dtype, device)
+                if self.rows is None or config.delta is None or index not in config.delta_layers
+                else StateCache(self.rows, config.delta, batch_size, dtype, device)
+                for index in range(config.num_layers)
+            ]
             self.tokens: Tensor | None = (
                 torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
                 if keeps_tokens
@@ -94,22 +99,32 @@ class KVCache:
     def reset(self) -> None:
         """Begin a new text; what the slots still hold is never seen again."""
         self.num_filled = 0
+        if self.rows is not None:
+            self.rows.reset()
+        for layer in self.layers:
+            if isinstance(layer, StateCache):
+                layer.reset()
 
-    def commit(self) -> None:
-        """Count the slots of the call in progress as filled, once every block has written them."""
+    def commit(self, num_tokens: int) -> None:
+        """Count the slots of the call in progress as filled, once every block has written its tokens there."""
         self.num_filled = max(self.num_filled, self.end)
+        if self.rows is not None:
+            self.rows.commit(num_tokens)
 
     def keep_tokens(self, tokens: Tensor, positions: Tensor) -> None:
         """Note the tokens [b, s] that are read at positions [b or 1, s]."""
         assert self.tokens is not None
         self.tokens.scatter_(1, positions.expand(tokens.shape).long(), tokens)
 
-    def place(self, tokens: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def place(
+        self, tokens: Tensor, input_pos: Tensor | None, num_tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Choose the slots of a call's tokens; return their positions and the causal mask, where one is needed.
 
         Args:
             tokens: [b, s].
             input_pos: positions [b or 1, s]; None: the next s in every row. Costs one wait for the device.
+            num_tokens: how many tokens of each row are text [b], before the pads; None: all. For layers with a state.
 
         Returns:
             Positions [b or 1, s], and a mask [b or 1, s, s_kv]. No mask: the s tokens are all that is attended to,
@@ -137,6 +152,9 @@ class KVCache:
         positions = input_pos
         if positions is None:
             positions = torch.arange(lowest, self.end, device=tokens.device)[None]  # [1, s]
+        # Where all rows go on together there is nothing to look at, and no wait for the device.
+        if self.rows is not None:
+            self.rows.place(positions, num_tokens, is_next=input_pos is None and self.rows.is_even)
         self.slots = None if is_run else positions.expand(b, s).long()
         if is_run and (lowest == 0 or s == 1):
             return positions, None

@@ -14,7 +14,7 @@ from tune.modules.peft.apply import (
     merge_adapters,
     reset_adapters,
 )
-from tune.modules.peft.config import LoRAConfig, LoRAModule, choose_lora
+from tune.modules.peft.config import AttnModule, LoRAConfig, LoRAModule, choose_lora
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
@@ -23,6 +23,7 @@ from tune.modules.peft.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
 __all__ = [
+    "AttnModule",
     "FrozenLinear",
     "LoRAConfig",
     "LoRALinear",

@@ -22,6 +22,8 @@ from tune.modules.peft.token_rows import (
 if TYPE_CHECKING:  # the decoder's output may be adapted, so it knows this package
     from tune.modules.decoder import TransformerDecoder
 
+# These are small, and decide: which experts a token is sent to, what a state forgets, and what it takes.
+_NEVER_QUANTIZED = ("router", "in_proj_a", "in_proj_b")
 _ADAPTER_ENDINGS = (".lora_a.weight", ".lora_b.weight", ".magnitude", ".token_rows")
 
 
@@ -51,12 +53,15 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
         linear = model.get_submodule(module.path)
         assert isinstance(linear, nn.Linear)
         # The output is read as one matrix by the loss: quantised, it would be made anew for each batch.
-        quantize_base = config.quantize_base and module.path in in_blocks
+        quantize_base = (
+            config.quantize_base
+            and module.path in in_blocks
+            and module.path.rpartition(".")[2] not in _NEVER_QUANTIZED
+        )
         _replace(model, module.path, _adapted(linear, module, config, quantize_base))
     for path in in_blocks if config.quantize_base else ():
         linear = model.get_submodule(path)
-        # A router is small, and rounding it sends tokens to other experts.
-        if isinstance(linear, nn.Linear) and not path.endswith(".router"):
+        if isinstance(linear, nn.Linear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
             _replace(model, path, _quantized(linear))
 
 
@@ -180,6 +185,12 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
         raise ConfigError(
             f"apply_to_mlp: the feed-forwards of this model are a mixture of {model.config.moe.num_experts} experts, "
             "which gets no adapters: set apply_to_mlp to false, the attention's matrices can have them"
+        )
+    there = [name for name in ATTN_MODULES if any(path.endswith(f".{name}") for path in known)]
+    if absent := [name for name in config.attn_modules if name not in there]:
+        raise ConfigError(
+            f"attn_modules (lora_attn_modules) names {absent[0]}, and no layer of this model has it: it has "
+            f"{', '.join(there)}"
         )
     leaves = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
     chosen = [path for path in known if path.rpartition(".")[2] in leaves]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tune.errors import ConfigError
 
-AttnModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
-ATTN_MODULES: tuple[AttnModule, ...] = ("q_proj", "k_proj", "v_proj", "output_proj")
+# The second line: of layers that keep a state instead of attending.
+AttnModule = Literal[
+    "q_proj", "k_proj", "v_proj", "output_proj",
+    "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
+]  # fmt: skip
+ATTN_MODULES: tuple[AttnModule, ...] = get_args(AttnModule)
 MLP_MODULES = ("w1", "w2", "w3")
 # No matrix of a model here has a higher rank than this; beyond, sizes leave what torch can count.
 MAX_RANK = 2**16
@@ -40,7 +44,8 @@ class LoRAConfig:
         alpha: what the adapters add is multiplied by alpha / rank.
         dropout: probability that an input of an adapter is dropped, in training mode only; the frozen matrix sees
             all of them.
-        attn_modules: matrices of the attention that get adapters, in every layer.
+        attn_modules: matrices of the attention that get adapters, in every layer that has them; those of layers that
+            keep a state instead have names of their own (in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj).
         apply_to_mlp: the matrices of the feed-forward (w1, w2, w3) get them as well.
         apply_to_output: the output matrix gets one as well.
         use_dora: direction and magnitude of each row are trained apart.  # arXiv:2402.09353
