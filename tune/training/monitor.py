@@ -19,7 +19,7 @@ from tune.training.memory.plan import MemoryPlan
 from tune.training.metric_logging import FileLogger, JSONLLogger, MetricLogger
 from tune.training.precision import Precision
 from tune.training.profiler import DummyProfiler, Profiler, build_profiler
-from tune.training.progress import Progress, format_summary
+from tune.training.progress import Progress, describe_result, format_summary
 from tune.training.saving.checkpoints import Checkpoints
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import build_speed_meter
@@ -58,7 +58,7 @@ class Monitor:
         self._precision = precision
         self._log_peak_memory = log_peak_memory
         self._speed = build_speed_meter(model, self._mesh.device, precision, self._mesh.world_size)
-        self._memory = MemoryCheck(memory_plan)
+        self._memory = MemoryCheck(memory_plan, checkpoints.record)
         self._metrics: list[MetricLogger] = []
         self._samples: list[MetricLogger] = []
         self._profiler: Profiler = DummyProfiler()
@@ -93,6 +93,12 @@ class Monitor:
         num_trained = sum(size for size, is_trained in sizes if is_trained)
         what = "all trained" if num_trained == num_all else f"{num_trained / 1e6:,.2f}M of them trained"
         get_logger().info(f"Model: {num_all / 1e6:,.1f}M parameters, {what}; {self._precision}")
+        self._checkpoints.record.note(
+            model={"parameters": num_all, "trained": num_trained, "precision": str(self._precision)},
+            num_steps=state.num_steps,
+            batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
         limit = f"{self._speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
         steps = (
             f"Steps: {state.num_steps}, each of {gradient_accumulation_steps} x {batch_size} sequences on "
@@ -169,6 +175,9 @@ class Monitor:
     def log_summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> None:
         """Say how the run ended, where its model is, and what to type next; arguments as for `format_summary`."""
         get_logger().info(format_summary(self._output_dir, state, self._speed, template, adapted_base))
+        status = "finished" if state.step >= state.num_steps else "stopped"
+        result = describe_result(self._output_dir, state, self._speed)
+        self._checkpoints.record.finish(status, result | {"template": template, "base": adapted_base or None})
 
     def close(self) -> None:
         """Close every logger."""

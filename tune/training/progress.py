@@ -16,7 +16,7 @@ from tune.training.throughput import SpeedMeter
 from tune.training.train_state import TrainState
 from tune.utils import get_logger
 
-__all__ = ["Progress", "format_duration", "format_summary"]
+__all__ = ["Progress", "describe_result", "format_duration", "format_summary"]
 
 
 # What is shown of the metrics, in this order; the files get all of them.
@@ -108,6 +108,25 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe_result(output_dir: Path, state: TrainState, speed: SpeedMeter) -> dict[str, Any]:
+    """Return how a run ended as plain values: what it reached, in what time, and where its model is."""
+    return {
+        "step": state.step,
+        "num_steps": state.num_steps,
+        "epoch": state.epoch,
+        "loss": state.loss,
+        "val_loss": state.val_loss,
+        "best_val_loss": state.best_val_loss if state.best_step is not None else None,
+        "best_step": state.best_step,
+        "num_tokens": state.num_tokens,
+        "num_trained_tokens": state.num_targets,
+        "seconds_in_steps": round(speed.total_seconds, 3),
+        "tokens_in_session": speed.total_tokens,
+        "peak_memory_gib": round(get_peak_memory_gib(speed.device), 4),
+        "folder": str(output_dir / "latest"),
+    }
 
 
 def format_summary(
