@@ -40,7 +40,7 @@ $(VENV)/.torch: $(PINS) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.demo: setup.py $(PINS) $(VENV)/.torch
-	$(BIN)/pip install -q -c $(PINS) -e '.[demo]'
+	$(BIN)/pip install -q -c $(PINS) -e .
 	@touch $@
 
 $(VENV)/.dev: setup.py $(PINS) $(VENV)/.torch

@@ -22,9 +22,9 @@ CORE = [
     "datasets>=3",
     "pyarrow",
     "tqdm",
+    "matplotlib",
 ]
 TENSORBOARD = ["tensorboard"]
-DEMO = ["matplotlib"]
 # transformers and peft are references in the tests; the program itself never imports them.
 REFERENCES = ["transformers>=5", "peft", "protobuf"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
@@ -47,17 +47,18 @@ setup(
             "config/foreign_names.yaml",
             "hub/card.md.jinja",
             "hub/short_names.toml",
+            "report/page.css",
+            "report/page.js",
             "tokenizers/chat_templates/*.jinja",
         ],
     },
     include_package_data=False,
     install_requires=CORE,
     extras_require={
-        "demo": DEMO,
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb"],
         "bitsandbytes": ["bitsandbytes"],
-        "dev": DEMO + TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
+        "dev": TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
     },
     entry_points={"console_scripts": ["tune = tune.cli.main:main"]},
 )

@@ -29,6 +29,7 @@ from tune.datasets import build_splits
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
 from tune.modules.peft import reset_adapters
+from tune.report import write_report
 from tune.utils import get_device, get_logger
 
 
@@ -155,7 +156,7 @@ class LoraFinetuneRecipe:
             self.checkpoints, self.model, self.precision, self.memory_plan, params.log_peak_memory_stats
         )
         self.exit_stack.callback(self.monitor.close)
-        self.monitor.open(params.metric_logger, params.profiler)
+        self.monitor.open(params.metric_logger, params.profiler, write_report)
         repeatability = training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh)
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
@@ -186,10 +187,10 @@ class LoraFinetuneRecipe:
                     self.loader.sampler.advance(len(micro_batches) * params.batch_size)
                     stopping = stop.agreed()
                     metrics: dict[str, Any] = {}
-                    if stopping or state.is_due(params.log_every_n_steps, otherwise=True):
-                        metrics = self.monitor.measure(
-                            state, loss, grad_norm, training.get_lr(self.optimizer)
-                        )
+                    due = state.is_due(params.log_every_n_steps, otherwise=True)
+                    if due or stopping:
+                        lr = training.get_lr(self.optimizer)
+                        metrics = self.monitor.measure(state, loss, grad_norm, lr, due)
                     self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
@@ -233,7 +234,7 @@ class LoraFinetuneRecipe:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         self.state.count(counts)
-        self.monitor.after_step(micro_batches, counts)
+        self.monitor.after_step(micro_batches, counts, loss)
         return loss, grad_norm
 
     def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:

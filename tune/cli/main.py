@@ -29,6 +29,7 @@ COMMANDS = {
     "upload": "upload",
     "validate": "validate",
     "preview": "preview",
+    "report": "report",
     "cache": "cache",
     "describe": "describe",
     "schema": "schema",

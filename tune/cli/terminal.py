@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from tune.utils.escape import escape_control, escape_lines
+from tune.utils.logging import note_console
 
 _STYLES = {
     "bold": "\x1b[1m",
@@ -46,6 +47,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
     parts = _OURS.split(text) if wants_color(stream) else [text]
     stream.write("".join(part if place % 2 else escape_lines(part) for place, part in enumerate(parts)))
     stream.flush()
+    if stream is sys.stderr:
+        note_console(escape_lines("".join(_OURS.split(text)[::2]).rstrip("\n")))
 
 
 def report_error(message: str) -> None:

@@ -40,7 +40,11 @@ def write_params(
         lines.append(f"recipe: {scalar(recipe)}")
     group = None
     elsewhere = params.decided_elsewhere() if hasattr(params, "decided_elsewhere") else {}
-    for info in fields_of(type(params)).values():
+    infos = list(fields_of(type(params)).values())
+    groups = list(
+        dict.fromkeys(info.group for info in infos)
+    )  # a recipe's own fields stand behind those it shares
+    for info in sorted(infos, key=lambda info: groups.index(info.group)):
         value = getattr(params, info.name)
         if info.short_for:  # its component says it
             continue

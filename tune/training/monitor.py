@@ -13,14 +13,16 @@ from tune.config.instantiate import instantiate
 from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
+from tune.training.losses import is_cross_entropy, perplexity
 from tune.training.memory.check import MemoryCheck
 from tune.training.memory.oom import get_peak_memory_gib
 from tune.training.memory.plan import MemoryPlan
 from tune.training.metric_logging import FileLogger, JSONLLogger, MetricLogger
 from tune.training.precision import Precision
 from tune.training.profiler import DummyProfiler, Profiler, build_profiler
-from tune.training.progress import Progress, format_summary
+from tune.training.progress import Progress, describe_result, format_summary
 from tune.training.saving.checkpoints import Checkpoints
+from tune.training.saving.run_record import Report
 from tune.training.spikes import SpikeWatch
 from tune.training.throughput import build_speed_meter
 from tune.training.train_state import TrainState
@@ -58,19 +60,26 @@ class Monitor:
         self._precision = precision
         self._log_peak_memory = log_peak_memory
         self._speed = build_speed_meter(model, self._mesh.device, precision, self._mesh.world_size)
-        self._memory = MemoryCheck(memory_plan)
+        self._memory = MemoryCheck(memory_plan, checkpoints.record)
         self._metrics: list[MetricLogger] = []
         self._samples: list[MetricLogger] = []
         self._profiler: Profiler = DummyProfiler()
         self.spikes = SpikeWatch()
+        self._steps_in_line = 1
+        # Of another loss than that of the next token there is none.
+        self._has_perplexity = memory_plan is not None and is_cross_entropy(memory_plan.run.loss_fn)
 
-    def open(self, metric_logger: Component, profiler: Component | None = None) -> None:
+    def open(
+        self, metric_logger: Component, profiler: Component | None = None, report: Report | None = None
+    ) -> None:
         """Open what the run writes to; of several processes the first one does.
 
         Args:
             metric_logger: the config's logger: its class and arguments.
             profiler: the config's profiler, if any.
+            report: writes the page about the run, at each saved step and at the end; None for no page.
         """
+        self._checkpoints.record.report = report
         if not self._mesh.is_rank_zero:
             return
         folder, overwrite = str(self._output_dir), not self._checkpoints.resumed
@@ -93,6 +102,12 @@ class Monitor:
         num_trained = sum(size for size, is_trained in sizes if is_trained)
         what = "all trained" if num_trained == num_all else f"{num_trained / 1e6:,.2f}M of them trained"
         get_logger().info(f"Model: {num_all / 1e6:,.1f}M parameters, {what}; {self._precision}")
+        self._checkpoints.record.note(
+            model={"parameters": num_all, "trained": num_trained, "precision": str(self._precision)},
+            num_steps=state.num_steps,
+            batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
         limit = f"{self._speed.limit / 1e12:.3g} TFLOP/s, as measured for matrix products on this device"
         steps = (
             f"Steps: {state.num_steps}, each of {gradient_accumulation_steps} x {batch_size} sequences on "
@@ -103,6 +118,10 @@ class Monitor:
     @contextmanager
     def watching(self, state: TrainState) -> Iterator[None]:
         """Show the progress of the body, profile it if asked to, and start the clock."""
+        if state.step >= state.num_steps:
+            get_logger().info(
+                f"Nothing left to do: all {state.num_steps} steps of this run are done. More epochs or max_steps go on."
+            )
         progress = Progress(state.num_steps, state.step, shown=self._mesh.is_rank_zero)
         with progress as self._progress, self._profiler as self._profile:
             self._speed.start()
@@ -112,20 +131,44 @@ class Monitor:
         """Leave the body's time out of the speed: validation, saving and generation are no training."""
         return self._speed.paused()
 
-    def after_step(self, micro_batches: Sequence[Mapping[str, Tensor]], counts: TokenCounts) -> None:
-        """Count one optimizer step: its micro-batches with `tokens` [b, s], and the tokens of all processes in it."""
+    def after_step(
+        self, micro_batches: Sequence[Mapping[str, Tensor]], counts: TokenCounts, loss: Tensor | None = None
+    ) -> None:
+        """Count one optimizer step.
+
+        Args:
+            micro_batches: with `tokens` [b, s].
+            counts: the tokens of all processes in it.
+            loss: of the step, which goes into the mean that is logged; None leaves that to the steps that are measured.
+        """
+        if loss is not None:
+            self.spikes.mean.add(loss, counts.num_targets)
         self._speed.count(counts)
         self._progress.advance()
         self._memory.after_step(micro_batches)
         self._profile.step()
 
-    def measure(self, state: TrainState, loss: Tensor, grad_norm: Tensor | None, lr: float) -> dict[str, Any]:
-        """Return what is logged of a finished step; the only place where the loss is read from the device.
+    def measure(
+        self, state: TrainState, loss: Tensor, grad_norm: Tensor | None, lr: float, due: bool = True
+    ) -> dict[str, Any]:
+        """Return what is logged of a finished step. Its loss is the mean since the line before, weighed by targets.
 
         Every process must call this.
+
+        Args:
+            state: where the run stands.
+            loss: of this step, logged where `after_step` was not told of losses.
+            grad_norm: of this step.
+            lr: of this step.
+            due: whether a line is due; without, as where the run is stopped, what the next one takes the mean of is
+                left as it was, so that a resumed run logs what an undisturbed one does.
         """
-        state.loss = float(loss)
-        self.spikes.observe(state.step, state.loss)
+        mean = self.spikes.mean
+        self._steps_in_line = max(mean.num_steps, 1)
+        state.loss = mean.read() if mean.num_steps else float(loss)
+        if due:
+            mean.clear()
+            self.spikes.observe(state.step, state.loss)
         metrics: dict[str, Any] = {"epoch": state.epoch, "loss": state.loss, "lr": lr}
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
@@ -136,11 +179,13 @@ class Monitor:
         return metrics
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write and show the metrics of a step, if there are any."""
+        """Write and show the metrics of a step, if there are any; a validation loss with the perplexity it means."""
         if metrics:
+            if self._has_perplexity and "val_loss" in metrics:
+                metrics = {**metrics, "val_perplexity": perplexity(metrics["val_loss"])}
             for logger in self._metrics:
                 logger.log_dict(metrics, step)
-            self._progress.show(step, metrics)
+            self._progress.show(step, metrics, self._steps_in_line)
 
     def sample(self, step: int, prompts: Iterable[str] | None, answer: Callable[[str], str]) -> None:
         """Write and show what the model answers to some prompts at a step; None asks nothing."""
@@ -169,6 +214,9 @@ class Monitor:
     def log_summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> None:
         """Say how the run ended, where its model is, and what to type next; arguments as for `format_summary`."""
         get_logger().info(format_summary(self._output_dir, state, self._speed, template, adapted_base))
+        status = "finished" if state.step >= state.num_steps else "stopped"
+        result = describe_result(self._output_dir, state, self._speed)
+        self._checkpoints.record.finish(status, result | {"template": template, "base": adapted_base or None})
 
     def close(self) -> None:
         """Close every logger."""

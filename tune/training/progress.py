@@ -16,13 +16,14 @@ from tune.training.throughput import SpeedMeter
 from tune.training.train_state import TrainState
 from tune.utils import get_logger
 
-__all__ = ["Progress", "format_duration", "format_summary"]
+__all__ = ["Progress", "describe_result", "format_duration", "format_summary"]
 
 
 # What is shown of the metrics, in this order; the files get all of them.
 SHOWN: dict[str, Callable[[Any], str]] = {
     "loss": "loss {:.4f}".format,
     "val_loss": "val loss {:.4f}".format,
+    "val_perplexity": "perplexity {:.4g}".format,
     "lr": "lr {:.2e}".format,
     "grad_norm": "grad norm {:.3f}".format,
     "tokens_per_second": "{:,.0f} tok/s".format,
@@ -30,6 +31,21 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "peak_memory_gib": "{:.2f} GiB".format,
     "fraction_of_limit": "{:.1%} of limit".format,
 }
+
+
+# What is fixed takes 45 columns or so, which leaves the bar 30 of 80.
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+class _Redraw(logging.Handler):
+    """Draws the bar again once a message has been written, by the handlers before this one."""
+
+    def __init__(self, bar: Any) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._bar.refresh()
 
 
 class Progress:
@@ -50,28 +66,41 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
+                total=num_steps,
+                initial=first_step,
+                unit="step",
+                dynamic_ncols=True,
+                file=sys.stderr,
+                bar_format=_BAR,
             )
+            self._redraw = _Redraw(self._bar)
 
     def advance(self) -> None:
         """Count one more step."""
         if self._bar is not None:
             self._bar.update()
 
-    def show(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show what was logged at `step`, as one line or beside the bar."""
-        facts = " | ".join(write(metrics[name]) for name, write in SHOWN.items() if name in metrics)
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                facts, refresh=False
-            )  # drawn with the next step, at most 10 times a second
-            return
+    def show(self, step: int, metrics: Mapping[str, Any], num_steps: int = 1) -> None:
+        """Show what was logged at `step` as one line, above the bar where there is one.
+
+        Args:
+            step: it is of.
+            metrics: by name.
+            num_steps: that the loss is the mean of.
+        """
+        shown = {name: write(metrics[name]) for name, write in SHOWN.items() if name in metrics}
+        if num_steps > 1 and "loss" in shown:
+            shown["loss"] += f" (mean of {num_steps})"
+        facts = " | ".join(shown.values())
+        if self._bar is not None and "loss" in metrics:
+            self._bar.set_postfix_str(f"loss {metrics['loss']:.4g}", refresh=False)
         width = len(str(self._num_steps))
         get_logger().info(f"step {step:{width}d}/{self._num_steps} | {facts} | {self._time_left(step)} left")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
             get_logger().addFilter(self._make_room)
+            get_logger().addHandler(self._redraw)
         return self
 
     def __exit__(
@@ -81,11 +110,12 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
+            get_logger().removeHandler(self._redraw)
             get_logger().removeFilter(self._make_room)
             self._bar.close()
 
     def _make_room(self, record: logging.LogRecord) -> bool:
-        """Take the bar away before a message is written; the next step draws it again below."""
+        """Take the bar away before a message is written; it is drawn again below."""
         self._bar.clear()
         return True
 
@@ -108,6 +138,25 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe_result(output_dir: Path, state: TrainState, speed: SpeedMeter) -> dict[str, Any]:
+    """Return how a run ended as plain values: what it reached, in what time, and where its model is."""
+    return {
+        "step": state.step,
+        "num_steps": state.num_steps,
+        "epoch": state.epoch,
+        "loss": state.loss,
+        "val_loss": state.val_loss,
+        "best_val_loss": state.best_val_loss if state.best_step is not None else None,
+        "best_step": state.best_step,
+        "num_tokens": state.num_tokens,
+        "num_trained_tokens": state.num_targets,
+        "seconds_in_steps": round(speed.total_seconds, 3),
+        "tokens_in_session": speed.total_tokens,
+        "peak_memory_gib": round(get_peak_memory_gib(speed.device), 4),
+        "folder": str(output_dir / "latest"),
+    }
 
 
 def format_summary(
@@ -139,11 +188,15 @@ def format_summary(
     lines = [
         f"{'Finished' if state.step >= state.num_steps else 'Stopped after'} {state.step} of {state.num_steps} steps: "
         + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
-        f"  time     {format_duration(speed.total_seconds)} in steps, for {speed.total_tokens:,} tokens: "
-        f"{rate:,.0f} per second",
+        *(
+            f"  time     {format_duration(speed.total_seconds)} in steps, for {speed.total_tokens:,} tokens: "
+            f"{rate:,.0f} per second"
+            for _ in range(speed.total_tokens > 0)  # a finished run that is asked to go on takes no step
+        ),
         f"  memory   {get_peak_memory_gib(speed.device):.2f} GiB at its peak",
         f"  {result.name:7}  {result}",
         f"  metrics  {output_dir / 'metrics.jsonl'}",
+        f"  report   {output_dir / 'report.html'}",
         f"Try it:    tune run generate {loaded}{written_in} prompt='...'",
     ]
     if state.step < state.num_steps:

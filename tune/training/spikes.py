@@ -8,6 +8,7 @@ from itertools import islice, pairwise
 from statistics import median
 from typing import Any
 
+from tune.training.loss_mean import LossMean
 from tune.utils import get_logger
 
 __all__ = ["SpikeWatch"]
@@ -34,6 +35,9 @@ class SpikeWatch:
         num_near: how many of them tell what is usual.
         threshold: standard deviations above the median that make a spike.
         min_losses: nothing is judged before there are so many.
+
+    Attributes:
+        mean: of the losses since one was last judged; saved and restored with what is judged by.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class SpikeWatch:
         self.min_losses = min_losses
         self._recent: deque[float] = deque(maxlen=window)  # logarithms, the newest first
         self._is_high = False
+        self.mean = LossMean()
 
     def observe(self, step: int, loss: float) -> bool:
         """Take in the loss of a step, read from the device already; return whether a spike begins, which is logged.
@@ -58,13 +63,14 @@ class SpikeWatch:
         return begins
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the logarithms of the recent losses, and whether a spike goes on."""
-        return {"recent": list(self._recent), "is_high": self._is_high}
+        """Return the logarithms of the recent losses, whether a spike goes on, and what the next mean is to be of."""
+        return {"recent": list(self._recent), "is_high": self._is_high, "mean": self.mean.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the watch that gave this state would."""
         self._recent = deque(state["recent"], maxlen=self._recent.maxlen)
         self._is_high = bool(state["is_high"])
+        self.mean.load_state_dict(state.get("mean", {}))  # steps saved by earlier versions have none
 
     def _judge(self, step: int, loss: float) -> bool:
         usual = median(islice(self._recent, self.num_near))

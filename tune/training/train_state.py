@@ -72,6 +72,7 @@ class TrainState:
         best_val_loss, best_step: among saved steps.
         fingerprint: what a resumed run must have in common with the saved one, see `fingerprint_run`.
         parts: objects with a state of their own, by name; `track` adds to them.
+        recipe: its file, where that is known.
     """
 
     seed: int
@@ -96,6 +97,7 @@ class TrainState:
     best_step: int | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
     parts: dict[str, Stateful] = field(default_factory=dict)
+    recipe: str = ""
 
     def track(self, **parts: Stateful) -> None:
         """Save these objects with every step from now on, and restore them when a run is resumed.
@@ -249,6 +251,7 @@ _GIVEN = {
         "last_step_in_epoch",
         "fingerprint",
         "parts",
+        "recipe",
         "resumed",
     ),
     *("batch_size", "gradient_accumulation_steps", "sequences_per_step"),

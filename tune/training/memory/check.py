@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from tune.training.memory.oom import GIB
 from tune.training.memory.plan import MemoryPlan
+from tune.training.saving.run_record import RunRecord
 from tune.utils import get_logger
 
 __all__ = ["MemoryCheck"]
@@ -20,12 +22,19 @@ class MemoryCheck:
 
     Args:
         plan: made before the weights are read; None compares nothing.
+        record: of the run, which takes note of both.
     """
 
-    def __init__(self, plan: MemoryPlan | None) -> None:
+    def __init__(self, plan: MemoryPlan | None, record: RunRecord) -> None:
         self._plan = plan
+        self._record = record
         self._num_steps = 0
         self._rows = self._tokens = 0
+        if plan is not None:
+            parts = {name: [size / GIB for size in sizes] for name, sizes in plan.prediction.parts.items()}
+            available = None if plan.available is None else plan.available / GIB
+            memory = {"predicted_gib": plan.peak / GIB, "available_gib": available, "parts_gib": parts}
+            record.note(memory={**memory, "fullest": plan.prediction.fullest, "device": str(plan.device)})
 
     def after_step(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Take note of the micro-batches `tokens` [b, s] of an optimizer step that has been taken."""
@@ -37,4 +46,9 @@ class MemoryCheck:
             if rows * tokens > self._rows * self._tokens:
                 self._rows, self._tokens = rows, tokens
         if self._num_steps == NUM_STEPS:
-            get_logger().info(self._plan.compare(seen=(self._rows, self._tokens)))
+            seen = self._rows, self._tokens
+            measured, expected = self._plan.measure(), self._plan.predict_for(seen)
+            get_logger().info(self._plan.compare(measured, seen=seen))
+            self._record.note(
+                memory={"measured_gib": measured / GIB, "predicted_for_measured_gib": expected / GIB}
+            )

@@ -29,6 +29,8 @@ __all__ = ["LongestRow", "MemoryPlan", "longest_row", "plan_memory"]
 # What may be filled by tensors. Allocators give memory out in pieces and lose what lies between them; the C library's,
 # on a host, also keeps much of what was freed: up to 40% more than the tensors was measured there, 10% as a rule.
 _USABLE = {"cuda": 0.9, "cpu": 0.75}
+# Between what was measured and expected: a larger one is explained.
+_LARGE_DIFFERENCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -159,23 +161,48 @@ class MemoryPlan:
             advice = [GENERAL_ADVICE]
         return ["This was predicted:", *self.table(), verdict, *advice]
 
+    def measure(self) -> float:
+        """Return the bytes at the peak so far: allocated on a GPU, on a host resident since the plan was made."""
+        measured = get_peak_memory_gib(self.device) * GIB
+        return measured if self.device.type == "cuda" else max(measured - self.held_before, 0.0)
+
+    def predict_for(self, seen: tuple[int, int]) -> float:
+        """Return the bytes at the fullest moment of a run whose micro-batches have so many rows and tokens."""
+        return predict(replace(self.run, batch_size=seen[0], seq_len=seen[1])).peak
+
     def compare(self, measured: float | None = None, *, seen: tuple[int, int] | None = None) -> str:
         """Return a line with what was predicted beside what was measured. Ask after two optimizer steps or more.
 
+        The prediction in it is that of the verdict; what smaller micro-batches let expect stands behind it.
+
         Args:
-            measured: bytes at the peak so far; None looks: what torch allocated on a GPU, on a host what became
-                resident since the plan was made.
+            measured: bytes at the peak so far; None looks.
             seen: rows and tokens of the largest micro-batch so far, which need not be the largest of all.
         """
-        predicted = self.peak
-        if seen is not None:
-            predicted = predict(replace(self.run, batch_size=seen[0], seq_len=seen[1])).peak
-        if measured is None:
-            measured = get_peak_memory_gib(self.device) * GIB
-            if self.device.type != "cuda":
-                measured = max(measured - self.held_before, 0.0)
-        share = f" ({100 * (measured / predicted - 1):+.0f}%)" if predicted else ""
-        return f"memory: {_gib(predicted)} GiB predicted, {_gib(measured)} GiB measured{share}"
+        measured = self.measure() if measured is None else measured
+        expected = self.peak if seen is None else self.predict_for(seen)
+        text = f"memory: {_gib(self.peak)} GiB predicted"
+        if seen is not None and _gib(expected) != _gib(self.peak):
+            text += f", {_gib(expected)} GiB for batches as so far ({seen[0]} x {seen[1]} tokens)"
+        if not expected:
+            return f"{text}, {_gib(measured)} GiB measured"
+        share = measured / expected - 1
+        text += f", {_gib(measured)} GiB measured ({100 * share:+.0f}%)"
+        return f"{text}: {self._explain(share)}" if abs(share) > _LARGE_DIFFERENCE else text
+
+    def _explain(self, share: float) -> str:
+        """Return why the measured memory is so far from what was expected."""
+        if self.prediction.unknown:
+            return "activations and loss are not in the prediction"
+        if self.device.type == "cuda":
+            return (
+                "compiled blocks keep less than is predicted"
+                if share < 0
+                else "kernels take room for themselves"
+            )
+        if share < 0:
+            return "on a CPU only growth is seen; memory taken and freed before (by imports and data) was used again"
+        return "on a CPU the allocator keeps what was freed, and reading data and weights counts too"
 
     def log(self) -> None:
         """Say it: a line where there is room, the whole table and what would help where there is not."""

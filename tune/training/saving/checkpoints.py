@@ -21,6 +21,7 @@ from tune.training.saving.fingerprint import check_fingerprint
 from tune.training.saving.resume_point import choose_step_to_resume, set_aside_later_steps
 from tune.training.saving.run_fields import check_run
 from tune.training.saving.run_lock import RunLock
+from tune.training.saving.run_record import RunRecord
 from tune.training.saving.run_state import (
     RUN_FILE,
     RunSnapshot,
@@ -29,6 +30,7 @@ from tune.training.saving.run_state import (
     read_run,
     write_run_state,
 )
+from tune.training.saving.run_surroundings import describe_machine, describe_recipe
 from tune.training.saving.saved_steps import (
     SavedStep,
     link_steps,
@@ -81,6 +83,7 @@ class Checkpoints:
         resumed, model_dir, adapter_dir: the saved step to go on from, if any, and what is in it.
         saved: its counters and facts: what `TrainState.state` returned.
         last_step: saved, or being saved.
+        record: what is known of the run beside its numbers.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Checkpoints:
         self.model_dir: Path | None = None
         self.adapter_dir: Path | None = None
         self.last_step = 0
+        self.record = RunRecord(self.output_dir, mesh.rank)
         self._keep_last_n = keep_last_n
         self._in_background = in_background
         self._thread_mesh = mesh.for_thread()
@@ -125,6 +129,7 @@ class Checkpoints:
         name = checkpointer.recipe_checkpoint if checkpointer else None
         self.resumes = resume or bool(checkpointer and checkpointer.resume_from_checkpoint)
         self.resumed = self.mesh.from_rank_zero(partial(self._claim, self.resumes, name))
+        self.record.begin(self.resumes)
         require_shared_folder(self.output_dir, self.mesh)
         if self.resumed is not None:
             self.saved = read_run(self.resumed.state_dir)
@@ -154,6 +159,10 @@ class Checkpoints:
         Raises:
             CheckpointError: the step is of another run, or cannot be read, or its model is not what was trained.
         """
+        if self.mesh.is_rank_zero:
+            self.record.note(
+                **describe_machine(self.mesh.device), recipe=describe_recipe(state.recipe), seed=state.seed
+            )
         if self.resumed is None:
             return
         where = str(self.resumed.path)
@@ -252,6 +261,7 @@ class Checkpoints:
                 return
             get_logger().error(f"the last step was not saved: {type(error).__name__}: {error}")
         finally:
+            self.record.close()
             if self._lock is not None:
                 self._lock.release()
 
@@ -314,6 +324,7 @@ class Checkpoints:
                 prune_saved_steps(output_dir, self._keep_last_n, newest=step, best=best)
         meanwhile = f" in the background; training waited {held_up:.2f} s" if held_up else ""
         get_logger().info(f"Saved {self._newest} in {time.perf_counter() - start:.2f} s{meanwhile}")
+        self.record.note_saved(step)
         if moved_to:
             raise CheckpointError(
                 f"output_dir {self.output_dir} was renamed to {moved_to} during the run: {name} was saved there, and "

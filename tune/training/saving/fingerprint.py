@@ -75,8 +75,9 @@ def fingerprint_run(
         model: its sizes count.
         dataset: what is trained on.
         mesh: how many processes share a step, and their device.
-        recipe: its file.
+        recipe: its file; the state takes note of it.
     """
+    state.recipe = str(recipe)
     facts = {
         "batch_size": state.batch_size,
         "gradient_accumulation_steps": state.gradient_accumulation_steps,

@@ -17,7 +17,7 @@ _HEADER = "The first examples as the model reads them: ⟦learnt⟧, ⟨special 
 
 
 def write_preview(dataset: Any, tokenizer: Any, checkpoints: Checkpoints, num_examples: int = 5) -> None:
-    """Write the first examples of what is trained on to `preview.txt`, beside the saved steps.
+    """Write the first examples of what is trained on to `preview.txt`, beside the saved steps, and begin the record.
 
     A run that is resumed writes it anew. A file of that name which is none of ours is left as it is.
 
@@ -32,6 +32,10 @@ def write_preview(dataset: Any, tokenizer: Any, checkpoints: Checkpoints, num_ex
     """
     if not checkpoints.mesh.is_rank_zero:
         return
+    if hasattr(dataset, "report"):
+        report = dataset.report()
+        checkpoints.record.note(data={**report.to_dict(), "text": str(report)})
+    checkpoints.record.start(checkpoints.last_step)
     path = checkpoints.output_dir / "preview.txt"
     if not _is_own(path):
         get_logger().warning(f"{path} is no preview of tune's, so it is left as it is")

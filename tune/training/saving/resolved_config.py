@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import tune
 from tune.checkpoints.writers import replacing
 from tune.config.resolution import dump_params
 from tune.errors import CheckpointError
@@ -13,6 +14,7 @@ from tune.training.saving.checkpoints import Checkpoints
 
 __all__ = ["write_resolved_config"]
 
+_HEAD = f"# Written by tune {tune.__version__}: every parameter of a run, and where its value came from."
 _KEY = re.compile(r"^([A-Za-z_]\w*):", re.MULTILINE)
 
 
@@ -30,7 +32,7 @@ def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -
     if not checkpoints.mesh.is_rank_zero:
         return
     path = checkpoints.output_dir / "config.yaml"
-    text = dump_params(params, drawn=drawn)
+    text = f"{_HEAD}\n{dump_params(params, drawn=drawn)}"
 
     def write() -> None:
         try:
