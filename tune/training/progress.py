@@ -23,10 +23,14 @@ __all__ = ["Progress", "format_duration", "format_summary"]
 SHOWN: dict[str, Callable[[Any], str]] = {
     "loss": "loss {:.4f}".format,
     "val_loss": "val loss {:.4f}".format,
+    "margin": "margin {:.3f}".format,
+    "accuracy": "accuracy {:.1%}".format,
+    "val_accuracy": "val accuracy {:.1%}".format,
     "lr": "lr {:.2e}".format,
     "grad_norm": "grad norm {:.3f}".format,
     "tokens_per_second": "{:,.0f} tok/s".format,
     "trained_tokens_per_second": "{:,.0f} trained/s".format,
+    "trained_pairs_per_second": "{:,.1f} pairs/s".format,
     "peak_memory_gib": "{:.2f} GiB".format,
     "fraction_of_limit": "{:.1%} of limit".format,
 }
