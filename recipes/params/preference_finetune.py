@@ -118,6 +118,21 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
                 "is required: the folder with the weights to start from",
                 ("model_checkpoint", "checkpointer.checkpoint_dir"),
             )
+        if self.collate_fn.path.endswith(".padded_collate_sft"):
+            yield problem(
+                "makes rows of answers that stand alone: pairs need tune.data.padded_collate_dpo",
+                ("collate_fn",),
+                suggestion="tune.data.padded_collate_dpo",
+            )
+        if self.ref_checkpointer is not None and self.trains_adapters():
+            yield problem(
+                "has no effect beside adapters, whose reference is the model without them",
+                ("ref_checkpointer",),
+            )
+        elif self.ref_checkpointer is not None and not self.ref_checkpointer.kwargs.get("checkpoint_dir"):
+            yield problem(
+                "is required: the folder with the reference's weights", ("ref_checkpointer.checkpoint_dir",)
+            )
         if self.trains_adapters():
             yield from self._check_adapters()
         else:

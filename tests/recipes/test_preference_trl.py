@@ -301,7 +301,7 @@ def compare(checkpoint: Path, tmp_path: Path) -> Compare:
                     gradient,
                     rtol=1e-3,
                     atol=2e-5,
-                    msg=lambda text: f"step {step}, {name}: {text}",
+                    msg=f"step {step}, {name}",
                 )
         assert abs(rows[-1]["margin"] - rows[0]["margin"]) > 1e-2, "nothing was learnt"
 
