@@ -226,7 +226,9 @@ def _print_examples(shown: list[ShownDataset], with_ids: bool) -> None:
             text = (
                 _table(example.preview)
                 if with_ids
-                else format_example(example.preview, example.cuts, _paint if has_color else None)
+                else format_example(
+                    example.preview, example.cuts, _paint if has_color else None, example.names
+                )
             )
             say(f"\n{paint(title, 'bold')}\n{text}\n")
 

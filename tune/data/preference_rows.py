@@ -132,6 +132,29 @@ class _PreferenceToMessages:
             system = optional_text(row, self._columns.system, notes)
         return [Message("system", system, masked=not self._train_on_input)] * bool(system) + messages
 
+    def _read_pair(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the chosen conversation as `messages`, and the `rejected` one."""
+        unused, notes = Counter[str](), Counter[str]()
+        columns = self._columns
+        assert columns.chosen is not None
+        assert columns.rejected is not None
+        prompt = self._read_prompt(row, unused, notes)
+        sides = [
+            self._with_system(row, self._conversation(row, column, prompt, unused, notes), notes)
+            for column in (columns.chosen, columns.rejected)
+        ]
+        num_shared = _shared(*sides)
+        for column, side in zip((columns.chosen, columns.rejected), sides, strict=True):
+            _check_side(column, side, num_shared)
+        num_empty = sum(_is_empty(side[-1]) for side in sides)
+        if num_empty == 2:
+            raise DataError("both answers are empty, so there is nothing to learn")
+        if num_empty:
+            notes[EMPTY] += 1
+        chosen, rejected = (_learn_from(side, num_shared) for side in sides)
+        used = {columns.prompt, columns.context, columns.chosen, columns.rejected, columns.system}
+        return {"messages": chosen, "rejected": rejected, **self._result(row, used, unused, notes)}
+
     def _result(
         self, row: Mapping[str, Any], used: set[str | None], unused: Counter[str], notes: Counter[str]
     ) -> dict[str, Any]:
@@ -150,26 +173,7 @@ class PairToMessages(_PreferenceToMessages):
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the two conversations. Raises DataError where the row does not fit."""
-        unused, notes = Counter[str](), Counter[str]()
-        row = without(row, self._ignored)
-        columns = self._columns
-        assert columns.chosen is not None
-        assert columns.rejected is not None
-        prompt = self._read_prompt(row, unused, notes)
-        sides = [
-            self._with_system(row, self._conversation(row, column, prompt, unused, notes), notes)
-            for column in (columns.chosen, columns.rejected)
-        ]
-        num_shared = _shared(*sides)
-        for column, side in zip((columns.chosen, columns.rejected), sides, strict=True):
-            _check_side(column, side, num_shared)
-        if all(not side[-1].content.strip() and not side[-1].tool_calls for side in sides):
-            raise DataError("both answers are empty, so there is nothing to learn")
-        if any(not side[-1].content.strip() and not side[-1].tool_calls for side in sides):
-            notes[EMPTY] += 1
-        chosen, rejected = (_learn_from(side, num_shared) for side in sides)
-        used = {columns.prompt, columns.context, columns.chosen, columns.rejected, columns.system}
-        return {"messages": chosen, "rejected": rejected, **self._result(row, used, unused, notes)}
+        return self._read_pair(without(row, self._ignored))
 
 
 class JudgedToMessages(_PreferenceToMessages):
@@ -184,23 +188,25 @@ class JudgedToMessages(_PreferenceToMessages):
         row = without(row, self._ignored)
         columns = self._columns
         if columns.chosen is not None:
-            arguments = (columns, self._train_on_input, self._system)
-            pair = PairToMessages(*arguments)(row)
-            judged = [(pair["messages"], True), (pair.pop("rejected"), False)]
-            return {**pair, "judged": judged}
+            pair = self._read_pair(row)
+            return {**pair, "judged": [(pair["messages"], True), (pair.pop("rejected"), False)]}
         prompt = self._read_prompt(row, unused, notes)
         if columns.completion is None:
             messages = prompt
         else:
             messages = self._conversation(row, columns.completion, prompt, unused, notes)
         messages = self._with_system(row, messages, notes)
-        _check_side(columns.completion or columns.prompt or "", messages, 0)
-        if not messages[-1].content.strip() and not messages[-1].tool_calls:
+        _check_side(columns.completion or columns.prompt or "", messages, len(messages) - 1)
+        if _is_empty(messages[-1]):
             raise DataError("the answer is empty, so there is nothing to learn")
         assert columns.label is not None
         judged = [(_learn_from(messages, len(messages) - 1), _read_verdict(row, columns.label))]
         used = {columns.prompt, columns.context, columns.completion, columns.label, columns.system}
         return {"messages": judged[0][0], "judged": judged, **self._result(row, used, unused, notes)}
+
+
+def _is_empty(answer: Message) -> bool:
+    return not answer.content.strip() and not answer.tool_calls
 
 
 def _says(messages: Sequence[Message], number: int) -> list[tuple[Any, ...]]:
@@ -222,9 +228,10 @@ def _check_side(column: str, messages: Sequence[Message], num_shared: int) -> No
         validate_messages(messages)
     except DataError as error:
         raise DataError(f"column {column!r}: {error}") from error
-    if num_shared < len(messages) and messages[num_shared].role == "user" and num_shared:
+    role = messages[num_shared].role
+    if role in ("user", "system"):
         raise DataError(
-            f"the conversations of a pair part at message {num_shared + 1}, which is by the user: they answer "
+            f"the conversations of a pair part at message {num_shared + 1}, which is by the {role}: they answer "
             "different prompts"
         )
 

@@ -104,7 +104,9 @@ class _PreferenceTokenizer:
             report.num_tokens += len(tokens)
             report.num_target_tokens += len(targets) - targets.count(0.0)
             report.num_weighted_tokens += sum(abs(weight) not in (0.0, 1.0) for weight in targets)
-        result.num_cut.append(num_cut)
+        result.num_cut.extend(
+            len(whole) - len(cut) for (whole, _), (cut, _) in zip(examples, kept, strict=True)
+        )
         report.num_examples += 1
 
 
