@@ -25,8 +25,9 @@ CORE = [
     "matplotlib",
 ]
 TENSORBOARD = ["tensorboard"]
-# transformers and peft are references in the tests; the program itself never imports them.
-REFERENCES = ["transformers>=5", "peft", "protobuf"]
+# transformers, peft and trl are references in the tests; the program itself never imports them. What trl computes
+# differs between its versions.
+REFERENCES = ["transformers>=5", "peft", "protobuf", "trl==1.16.0"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
 # A torch for GPUs brings its own; beside one for CPUs it interprets the kernels in the tests.
 INTERPRETER = ["triton; platform_system == 'Linux'"]

@@ -126,11 +126,11 @@ class LoraFinetuneParams(FinetuneParams):
         """Return the settings of adapters that are not this object's to say, and who says them instead."""
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
-            return dict.fromkeys(_SETTINGS, f"as {builder} has it, see model")
+            return dict.fromkeys(ADAPTER_SETTINGS, f"as {builder} has it, see model")
         if self.checkpointer.kwargs.get("adapter_checkpoint"):
             kept = given_fields(self) | {"quantize_base"}
             return dict.fromkeys(
-                (name for name in _SETTINGS if name not in kept),
+                (name for name in ADAPTER_SETTINGS if name not in kept),
                 "as the adapter in adapter_checkpoint has it",
             )
         return {}
@@ -147,7 +147,7 @@ class LoraFinetuneParams(FinetuneParams):
 
     def _check_adapters(self) -> Iterator[Diagnostic]:
         adapter = self.checkpointer.kwargs.get("adapter_checkpoint")
-        given = [name for name in _SETTINGS if name in given_fields(self)]
+        given = [name for name in ADAPTER_SETTINGS if name in given_fields(self)]
         builder = self.model.path.rpartition(".")[2]
         if builder.startswith(_ADAPTING_BUILDERS):
             for name in given:
@@ -201,7 +201,7 @@ class LoraFinetuneParams(FinetuneParams):
 
 _DEFAULTS = {name: info.default for name, info in fields_of(LoraFinetuneParams).items()}
 # What says what an adapter is like; all of it is in a lora_ builder too, and most of it in an adapter's folder.
-_SETTINGS = tuple(
+ADAPTER_SETTINGS = tuple(
     name
     for name, info in fields_of(LoraFinetuneParams).items()
     if info.group == "LoRA" and not info.short_for

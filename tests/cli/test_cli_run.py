@@ -228,7 +228,7 @@ DRY = ("lora_finetune", "--config", "tiny/lora_finetune", "device=cuda", "clip_g
     [
         (["run"], "which recipe"),
         (["run", "full_finetun"], "did you mean full_finetune?"),
-        (["run", "lora_dpo_single_device"], "tune has none for preference tuning yet"),
+        (["run", "qat_distributed"], "tune has none for quantisation-aware training yet"),
         (["run", "./my_eval.py"], "no recipe ./my_eval.py: no such file"),
         (["run", "./full_finetun.py"], "no such file"),
         (["run", "."], "is a folder"),

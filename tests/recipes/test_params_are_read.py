@@ -17,6 +17,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
+    "preference_finetune": "PreferenceFinetuneParams",
     "generate": "GenerateParams",
 }
 
@@ -37,9 +38,13 @@ def attributes_of(owner_names: set[str], tree: ast.AST) -> set[str]:
 def read_by(tree: ast.AST, params_cls: type) -> set[str]:
     """Return the names read as `params.NAME`, also by methods of the params that are called there."""
     read = attributes_of({"params", "self.params"}, tree)
-    for name in read & {name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))}:
-        source = textwrap.dedent(inspect.getsource(getattr(params_cls, name)))
-        read |= attributes_of({"self"}, ast.parse(source))
+    # A method may call that of the class it is derived from, and another one of its own.
+    for _ in range(2):
+        for name in read & {
+            name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))
+        }:
+            for method in (vars(cls)[name] for cls in params_cls.__mro__ if name in vars(cls)):
+                read |= attributes_of({"self"}, ast.parse(textwrap.dedent(inspect.getsource(method))))
     return read
 
 

@@ -98,6 +98,17 @@ def alpaca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "data.json"
+    rows = [
+        {"prompt": f"Add {n} and {n + 3}.", "chosen": f"It is {2 * n + 3}.", "rejected": f"It is {n}."}
+        for n in range(7)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
 def steps_taken() -> dict[tuple[str, str], Path]:
     """The output directories of runs, by the recipe and the values that were resolved for it."""
     return {}
@@ -108,6 +119,7 @@ def test_shipped_config_takes_a_step(
     name: str,
     shrunk_checkpoint: Path,
     alpaca_file: Path,
+    pairs_file: Path,
     spm_file: Path,
     tmp_path: Path,
     steps_taken: dict[tuple[str, str], Path],
@@ -116,7 +128,7 @@ def test_shipped_config_takes_a_step(
     overrides = [
         "model={_component_: llama2, " + ", ".join(f"{key}: {value}" for key, value in SIZES.items()) + "}",
         f"tokenizer.path={spm_file}",
-        f"dataset.source={alpaca_file}",
+        f"dataset.source={pairs_file if recipe_of(name).name == 'preference_finetune' else alpaca_file}",
         "device=cpu",
         "dtype=fp32",
         "epochs=1",

@@ -58,6 +58,12 @@ RECIPES: tuple[Recipe, ...] = (
         aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
     ),
     Recipe(
+        "preference_finetune",
+        "Learn which of two answers is better (DPO and its kin), by all weights or adapters.",
+        "recipes.params.preference_finetune.PreferenceFinetuneParams",
+        aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
+    ),
+    Recipe(
         "generate",
         "recipes.params.generate.GenerateParams",
         aliases=("alpaca_generate",),

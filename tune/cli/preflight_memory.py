@@ -74,8 +74,9 @@ def _build_model(params: Any) -> TransformerDecoder | None:
         model: TransformerDecoder = instantiate(
             params.model, defaults={"checkpoint_dir": "" if model_dir is None else str(model_dir)}
         )
-        if hasattr(params, "lora_settings") and not adapter_parameters(model):
-            apply_lora(model, choose_lora(params.lora_settings()))
+        settings = params.lora_settings() if hasattr(params, "lora_settings") else {}
+        if settings and not adapter_parameters(model):
+            apply_lora(model, choose_lora(settings))
     return model
 
 

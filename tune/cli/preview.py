@@ -210,7 +210,9 @@ def format_examples(shown: ShownDataset, with_ids: bool, paint: Paint | None) ->
 
     for number, example in enumerate(shown.examples, start=1):
         tokens = example.preview
-        text = _table(tokens, paint) if with_ids else format_example(tokens, example.cuts, paint)
+        text = (
+            _table(tokens, paint) if with_ids else format_example(tokens, example.cuts, paint, example.names)
+        )
         yield f"{shown.name}, example {number}: {example.describe()}", text
 
 

@@ -18,7 +18,6 @@ from tune.utils.paths import get_recipes_dir
 
 # Words in the names of torchtune's recipes for what tune does not do.
 _NOT_HERE = {
-    "dpo": "preference tuning",
     "ppo": "reinforcement learning",
     "grpo": "reinforcement learning",
     "qat": "quantisation-aware training",

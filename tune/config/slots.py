@@ -92,6 +92,14 @@ LOSS = Slot(
     names=("*CrossEntropyLoss", "CEWith*"),
     defaults=("ignore_index", "reduction"),
 )
+PREFERENCE_LOSS = Slot(
+    kind="preference loss",
+    namespaces=("tune.modules.loss.preference",),
+    patterns=("{}", "{}Loss"),
+    accepts="tune.modules.loss.preference.PreferenceLoss",
+    names=("*Loss",),
+    unsuitable={"PairwiseLoss": "it is what losses of pairs have in common; name one of them, such as dpo"},
+)
 LR_SCHEDULER = Slot(
     kind="lr_scheduler",
     namespaces=("tune.training.lr_schedulers", "torch.optim.lr_scheduler"),
@@ -141,6 +149,7 @@ SLOTS: tuple[Slot, ...] = (
     DATASET,
     OPTIMIZER,
     LOSS,
+    PREFERENCE_LOSS,
     LR_SCHEDULER,
     CHECKPOINTER,
     METRIC_LOGGER,

@@ -52,6 +52,7 @@ from tune.utils.torchtune_names import offer_names
 
 if TYPE_CHECKING:
     from tune.data.collate import block_causal_mask, padded_collate, padded_collate_sft
+    from tune.data.collate_preference import padded_collate_dpo
     from tune.data.sampler import FilledDataset, ResumableSampler
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "merge_reports",
     "pack_lengths",
     "padded_collate",
+    "padded_collate_dpo",
     "padded_collate_sft",
     "preview_example",
     "shift_labels",
@@ -115,6 +117,7 @@ _NEEDS_TORCH = {
     "ResumableSampler": "tune.data.sampler.ResumableSampler",
     "block_causal_mask": "tune.data.collate.block_causal_mask",
     "padded_collate": "tune.data.collate.padded_collate",
+    "padded_collate_dpo": "tune.data.collate_preference.padded_collate_dpo",
     "padded_collate_sft": "tune.data.collate.padded_collate_sft",
 }
 

@@ -31,12 +31,13 @@ _OPTIONAL_PARTS = ("system", "history", "tools")
 _MAX_COMPARED, _MAX_COMPARED_LENGTH = 1000, 100
 # The second is what OpenAI called them first.
 TOOL_COLUMNS = ("tools", "functions")
-NO_RECIPE = "preference tuning (DPO, KTO) wants them, for which there is no recipe yet"
+LEARNT_BY = "the recipe preference_finetune does (dataset=preference; for KTO dataset=unpaired)"
 # The good answer, the bad one.
 PREFERENCE_PAIRS = (
     ("chosen", "rejected"),
     ("chosen_messages", "rejected_messages"),
     ("preferred_output", "non_preferred_output"),
+    ("response_j", "response_k"),
 )
 CHAT_NAMES = ("messages", "conversations", "conversation")
 # What a row of another task holds: names of columns, what they are, and what can be done.
@@ -226,7 +227,7 @@ def _not_recognised(columns: Sequence[str], input_is_context: bool, source: str)
         prompt = next((name for name in _PROMPT_NAMES if name in columns), "COLUMN")
         map_ = "dataset.column_map"
         return text + (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {LEARNT_BY}. "
             f"To learn the {pair[0]} answers alone: {_settings(input_is_context, prompt, pair[0])}; where they are "
             f"messages, dataset=chat {map_}.messages={prompt} {map_}.answer={pair[0]}, or {map_}.messages={pair[0]} "
             "for whole conversations"
@@ -254,7 +255,7 @@ def other_task(columns: Sequence[str]) -> str:
         prompt = next((name for name in (*_PROMPT_NAMES, "input") if name in columns), None)
         told = f"messages={prompt} dataset.column_map.answer={pair[0]}" if prompt else f"messages={pair[0]}"
         return (
-            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {NO_RECIPE}. "
+            f"{pair[0]!r} and {pair[1]!r} are preference pairs, which this recipe does not learn from: {LEARNT_BY}. "
             f"dataset.column_map.{told} learns the {pair[0]} answers alone"
         )
     return next(

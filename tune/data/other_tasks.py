@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tune.data.columns import NO_RECIPE, PREFERENCE_PAIRS
+from tune.data.columns import LEARNT_BY, PREFERENCE_PAIRS
 from tune.data.rows import describe
 from tune.data.values import is_empty
 from tune.errors import DataError
@@ -34,7 +34,7 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
         ):
             raise DataError(
                 f"has {chosen!r} and {rejected!r}: a preference pair, which this recipe does not learn from: "
-                f"{NO_RECIPE}. {learn_chosen.format(chosen=chosen)} learns the {chosen} answers alone, "
+                f"{LEARNT_BY}. {learn_chosen.format(chosen=chosen)} learns the {chosen} answers alone, "
                 f"{_IGNORE.format(rejected)} what the other columns hold"
             )
     good = []
@@ -45,7 +45,7 @@ def refuse_other_task(row: Mapping[str, Any], used: Collection[str | None], lear
         if verdict is False or (isinstance(verdict, str) and verdict.strip().lower() == "false"):
             raise DataError(
                 f"has {describe(verdict)} as {name}: an answer judged bad, as unpaired preferences (KTO) have them, "
-                f"from which this recipe does not learn: {NO_RECIPE}. dataset.on_bad_rows=drop leaves these out and "
+                f"from which this recipe does not learn: {LEARNT_BY}. dataset.on_bad_rows=drop leaves these out and "
                 f"learns the rest; where {name} means something else, {_IGNORE.format(name)}"
             )
         if verdict is True or (isinstance(verdict, str) and verdict.strip().lower() == "true"):

@@ -102,7 +102,7 @@ def join_examples(examples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list
     for example in examples:
         packed["tokens"] += example["tokens"]
         packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
-        packed["input_pos"] += range(len(example["tokens"]))
+        packed["input_pos"] += example.get("input_pos") or range(len(example["tokens"]))
         if "weights" in packed:
             packed["weights"] += example.get("weights") or [1.0] * len(example["tokens"])
     return packed

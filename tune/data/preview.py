@@ -126,7 +126,10 @@ def elide(tokens: Sequence[PreviewToken]) -> tuple[Sequence[PreviewToken], int, 
 
 
 def format_example(
-    tokens: Sequence[PreviewToken], cuts: Sequence[int] = (), paint: Paint | None = None
+    tokens: Sequence[PreviewToken],
+    cuts: Sequence[int] = (),
+    paint: Paint | None = None,
+    names: Sequence[str] = (),
 ) -> str:
     """Return an example as text: ⟦learnt⟧, ⟨special token⟩, ⏎ before each line end, a line between documents.
 
@@ -137,11 +140,13 @@ def format_example(
         tokens: of the example.
         cuts: for each document the tokens that it has lost at its end, marked by ✂; empty for none.
         paint: returns a text, all in one line, as a terminal shows tokens of that kind; it stands for the brackets.
+        names: of the documents, where they have some; else they are numbered.
     """
     first, left_out, last = elide(tokens)
-    lines = [_format_tokens(first, cuts, paint)]
+    lines = [f"--- {names[0]} ---"] if names else []
+    lines.append(_format_tokens(first, cuts, paint, names))
     if left_out:
-        lines += [f"... {left_out:,} tokens are not shown ...", _format_tokens(last, cuts, paint)]
+        lines += [f"... {left_out:,} tokens are not shown ...", _format_tokens(last, cuts, paint, names)]
     return "\n".join(lines) + (describe_cut(cuts, tokens[-1].document) if tokens else "")
 
 
@@ -152,14 +157,17 @@ def describe_cut(cuts: Sequence[int], document: int) -> str:
     return f"{CUT} {tokens} beyond max_seq_len {'is' if num_cut == 1 else 'are'} cut off" if num_cut else ""
 
 
-def _format_tokens(tokens: Sequence[PreviewToken], cuts: Sequence[int], paint: Paint | None) -> str:
+def _format_tokens(
+    tokens: Sequence[PreviewToken], cuts: Sequence[int], paint: Paint | None, names: Sequence[str] = ()
+) -> str:
     parts: list[str] = []
     before: int | None = None
     for (is_learnt, weight, document), run in groupby(
         tokens, key=lambda t: (t.is_learnt, t.weight, t.document)
     ):
         if before is not None and document != before:
-            parts.append(f"{describe_cut(cuts, before)}\n--- document {document + 1} ---\n")
+            name = names[document] if document < len(names) else f"document {document + 1}"
+            parts.append(f"{describe_cut(cuts, before)}\n--- {name} ---\n")
         before = document
         inner = "".join(_format_alike(alike, paint) for alike in group_tokens(run))
         shown_weight = f"{weight:g}|" if is_learnt and weight != 1 else ""

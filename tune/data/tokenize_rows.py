@@ -117,7 +117,7 @@ class ConversationTokenizer:
                     result.report.num_unlearnt += 1
                     continue
                 if examples is None:
-                    examples = self._write(messages, tools)
+                    examples = self.write(messages, tools)
                 if self.on_too_long == "split":
                     examples = self._split(messages, tools, examples, result.report)
             except (DataError, TokenizerError) as error:
@@ -134,7 +134,8 @@ class ConversationTokenizer:
         what = str(self.template) if isinstance(self.template, ChatTemplate) else "its tokenization"
         return _stopped(self.tokenizer, row, f"{what} is stopped: {error}")
 
-    def _write(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[_Example]:
+    def write(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[_Example]:
+        """Return the examples of a conversation, each its tokens and their weights."""
         return tokenize_weighted(
             self.tokenizer,
             self.template,
@@ -178,7 +179,7 @@ class ConversationTokenizer:
             return examples
         halves = _halves(messages)
         try:
-            parts = [(half, self._write(half, tools)) for half in halves]
+            parts = [(half, self.write(half, tools)) for half in halves]
         except (DataError, TokenizerError):  # the template writes the whole alone
             parts = []
         if parts:

@@ -10,7 +10,7 @@ GONE = {
     **dict.fromkeys(
         ("format_content_with_images", "load_image", "padded_collate_tiled_images_and_mask"), _NO_IMAGES
     ),
-    **dict.fromkeys(("ChosenRejectedToMessages", "padded_collate_dpo"), "preference tuning is not here"),
+    "ChosenRejectedToMessages": "preference_dataset reads all forms of pairs by itself",
     "PromptTemplateInterface": "subclass PromptTemplate, or give a .jinja file",
     "left_pad_sequence": "use torch.nn.utils.rnn.pad_sequence(..., padding_side='left')",
 }

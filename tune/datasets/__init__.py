@@ -12,6 +12,14 @@ from tune.datasets.concat import ConcatDataset, build_datasets, build_splits
 from tune.datasets.getters import get_dataset
 from tune.datasets.instruct import instruct_dataset
 from tune.datasets.packed import PackedDataset
+from tune.datasets.preference import (
+    PreferenceDataset,
+    UnpairedDataset,
+    hh_rlhf_helpful_dataset,
+    preference_dataset,
+    stack_exchange_paired_dataset,
+    unpaired_dataset,
+)
 from tune.datasets.published import (
     cnn_dailymail_articles_dataset,
     grammar_dataset,
@@ -28,8 +36,10 @@ from tune.utils.torchtune_names import offer_names
 __all__ = [
     "ConcatDataset",
     "PackedDataset",
+    "PreferenceDataset",
     "SFTDataset",
     "TextCompletionDataset",
+    "UnpairedDataset",
     "alpaca_cleaned_dataset",
     "alpaca_dataset",
     "build_datasets",
@@ -38,11 +48,15 @@ __all__ = [
     "cnn_dailymail_articles_dataset",
     "get_dataset",
     "grammar_dataset",
+    "hh_rlhf_helpful_dataset",
     "instruct_dataset",
+    "preference_dataset",
     "samsum_dataset",
     "slimorca_dataset",
+    "stack_exchange_paired_dataset",
     "text_completion_dataset",
     "tokenized_dataset",
+    "unpaired_dataset",
     "wikitext_dataset",
 ]
 

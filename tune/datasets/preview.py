@@ -28,12 +28,14 @@ class ShownExample:
     Args:
         item: as the dataset gives it.
         preview: what each of its tokens is.
-        sources: the rows in it, several where it is packed.
+        sources: the rows in it, several where it is packed; of a pair of answers the same for each.
+        names: of its documents, where they have some: chosen and rejected.
     """
 
     item: dict[str, Any]
     preview: list[PreviewToken]
     sources: Sequence[SampledExample]
+    names: Sequence[str] = ()
 
     @property
     def cuts(self) -> list[int]:
@@ -42,11 +44,13 @@ class ShownExample:
 
     def describe(self) -> str:
         """Return rows and counts in a few words; texts of files among them are to be escaped."""
-        places = [source.place for source in self.sources[:_NUM_NAMED]]
-        more = len(self.sources) - len(places)
+        different = [*dict.fromkeys(source.place for source in self.sources)]
+        places = different[:_NUM_NAMED]
+        more = len(different) - len(places)
         named = " + ".join(places) + (f" and {more} more" if more else "")
         learnt = sum(token.is_learnt for token in self.preview)
-        return f"{named}, {len(self.preview):,} tokens, {learnt:,} learnt"
+        verdict = {1: ", judged good", -1: ", judged bad"}.get(self.item.get("verdict", 0), "")
+        return f"{named}, {len(self.preview):,} tokens, {learnt:,} learnt{verdict}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as `tune preview --json` writes it."""
@@ -68,6 +72,8 @@ class ShownExample:
         keys: list[str] = [key for key in _KEYS if key in self.item]
         return {
             "places": [source.place for source in self.sources],
+            **({"names": list(self.names)} if self.names else {}),
+            **({"verdict": self.item["verdict"]} if "verdict" in self.item else {}),
             "num_cut": sum(self.cuts),
             **{key: list(self.item[key]) for key in keys},
             "pieces": pieces,
@@ -202,4 +208,9 @@ def _show(
         members, documents = dataset.members(index), dataset.documents
     if isinstance(documents, Subset):
         members = [documents.indices[member] for member in members]
-    return ShownExample(item, preview_tokens(tokenizer, item), [sources[member] for member in members])
+    preview, names = preview_tokens(tokenizer, item), []
+    num_documents = preview[-1].document + 1 if preview else 0
+    if num_documents == 2 * len(members):  # both sides of each pair
+        members = [place for member in members for place in (2 * member, 2 * member + 1)]
+        names = ["chosen", "rejected"] * (num_documents // 2)
+    return ShownExample(item, preview, [sources[member] for member in members], names)

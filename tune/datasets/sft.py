@@ -18,7 +18,7 @@ from tune.data import (
 )
 from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.reading import OnBadRows, RowReader, sequence_limit
-from tune.datasets.tokenizing import tokenize_source
+from tune.datasets.tokenizing import RowTokenizer, tokenize_source
 from tune.datasets.written_tokens import parses_messages
 from tune.tokenizers.chat_template import (
     CHECKPOINT_TEMPLATE,
@@ -97,8 +97,10 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
         parse = parses_messages(tokenizer, rows, message_transform, self._template, parse_special_tokens)
         self._store, self._report = tokenize_source(
             rows,
-            ConversationTokenizer(
-                tokenizer, self._template, message_transform, self._variables, limit, on_too_long, parse
+            self._job(
+                ConversationTokenizer(
+                    tokenizer, self._template, message_transform, self._variables, limit, on_too_long, parse
+                )
             ),
         )
         tokenizer.adopt_chat_template(self._inference_template, self._system_prompt, self._variables)
@@ -106,6 +108,11 @@ class SFTDataset(Dataset[dict[str, list[Any]]]):
             self._template.name == "custom" or self._system_prompt or self._variables
         ):
             self._report.template = CHECKPOINT_TEMPLATE  # which it is from now on, all that it needs included
+
+    @staticmethod
+    def _job(conversations: ConversationTokenizer) -> RowTokenizer:
+        """Return what makes examples of rows; of other tasks it is another."""
+        return conversations
 
     def __len__(self) -> int:
         return len(self._store)

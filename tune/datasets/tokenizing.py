@@ -23,6 +23,7 @@ from tune.data import (
 )
 from tune.data.cache import OFF, DataCache, open_cache
 from tune.data.cache_key import NotDescribedError, cache_key
+from tune.data.tokenize_preferences import JudgedTokenizer, PairTokenizer
 from tune.datasets.reading import RowReader, check_learnable
 from tune.datasets.sampling import Sample, current_sample
 from tune.errors import DataError
@@ -30,7 +31,7 @@ from tune.utils.cores import count_cores
 from tune.utils.logging import get_logger
 from tune.utils.worker_pool import WorkerPool, pickled_job
 
-RowTokenizer = ConversationTokenizer | TextTokenizer
+RowTokenizer = ConversationTokenizer | TextTokenizer | PairTokenizer | JudgedTokenizer
 # Other processes need about as long before they begin.
 ALONE_S = 1.0
 

@@ -28,7 +28,13 @@ from tune.training.offloading import activation_offloading
 from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_lr_scheduler, build_optimizer
 from tune.training.precision import plan_precision
+from tune.training.preference import (
+    PreferenceMetrics,
+    compare_answers,
+    count_pairs,
+)
 from tune.training.profiler import DummyProfiler, setup_torch_profiler
+from tune.training.reference import Reference
 from tune.training.saving.checkpoints import Checkpoints
 from tune.training.saving.fingerprint import fingerprint_run, hash_weight_files
 from tune.training.saving.preview_file import write_preview
@@ -56,6 +62,8 @@ __all__ = [
     "MemoryPlan",
     "Monitor",
     "OptimizerInBackward",
+    "PreferenceMetrics",
+    "Reference",
     "SavedStep",
     "StepGuard",
     "StopRequest",
@@ -69,7 +77,9 @@ __all__ = [
     "check_tokenizer_fits",
     "checkpoint_activations",
     "clip_gradients",
+    "compare_answers",
     "compile_blocks",
+    "count_pairs",
     "count_targets",
     "count_tokens",
     "describe_repeatability",

@@ -93,6 +93,8 @@ def collate_with_lengths(
         )
     rows = batch.get("tokens")
     longest = rows.shape[1] if isinstance(rows, Tensor) and rows.dim() == 2 else None
+    if "verdicts" in batch:  # an example that is a pair has two rows
+        longest = None
     lengths: list[int] = []
     for example in examples:
         tokens = torch.as_tensor(example["tokens"])[:longest]

@@ -12,6 +12,7 @@ from tune.config.component import Component
 from tune.config.instantiate import import_component
 from tune.data import CROSS_ENTROPY_IGNORE_IDX, FilledDataset, ResumableSampler
 from tune.data.collate import gpu_lengths, padded_collate_sft
+from tune.data.collate_preference import padded_collate_dpo
 from tune.training.batches import collate_with_lengths
 from tune.training.data_workers import WorkerLoader
 from tune.training.streaming import Streamed, StreamLoader, StreamSampler
@@ -63,7 +64,8 @@ def build_loader(
         get_logger().info(f"Data: {dataset.report()}")
     function = import_component(collate_fn.path)
     arguments: dict[str, Any] = {"padding_idx": padding_idx}
-    if function is padded_collate_sft and mesh.device.type == "cuda" and hasattr(dataset, "report"):
+    pads_to_few = function in (padded_collate_sft, padded_collate_dpo)
+    if pads_to_few and mesh.device.type == "cuda" and hasattr(dataset, "report"):
         multiple, max_seq_len = gpu_lengths(dataset.report())
         arguments |= {"pad_to_multiple_of": multiple, "max_seq_len": max_seq_len}
     collate = partial(

@@ -10,23 +10,27 @@ from torch import nn
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.data import CROSS_ENTROPY_IGNORE_IDX
-from tune.modules.loss import LinearCrossEntropyLoss, require_weights
+from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss, require_weights
+from tune.training.preference import check_preference_data
 
 __all__ = ["build_loss", "is_cross_entropy", "perplexity"]
 
 
-def build_loss(component: Component, *datasets: Any) -> nn.Module:
-    """Return the loss of a config, which sums over target tokens.
+def build_loss(component: Component, *datasets: Any) -> Any:
+    """Return the loss of a config: one that sums over target tokens, or one of preferences.
 
     Args:
         component: its class and arguments.
         datasets: what it is used on, each with a `report()`; None is passed over.
 
     Raises:
-        ConfigError: the data gives tokens weights, which the loss cannot take.
+        ConfigError: the data gives tokens weights, which the loss cannot take; or it is no data of preferences, and the
+            loss learns from these.
     """
     defaults = {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
     loss_fn: nn.Module = instantiate(component, defaults=defaults)
+    if isinstance(loss_fn, PreferenceLoss):
+        check_preference_data(loss_fn, *datasets)
     if any(dataset is not None and dataset.report().num_weighted_tokens for dataset in datasets):
         require_weights(loss_fn)
     return loss_fn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -31,6 +31,14 @@ from tune.utils import get_logger
 __all__ = ["Monitor"]
 
 
+class ObjectiveMetrics(Protocol):
+    """What an objective measures besides its loss, as `tune.training.PreferenceMetrics` does."""
+
+    def end_step(self) -> None: ...
+
+    def read_step(self) -> dict[str, float]: ...
+
+
 class Monitor:
     """Watches a run and says what it sees: on the terminal, in metrics.jsonl, and where a config wants it besides.
 
@@ -43,6 +51,7 @@ class Monitor:
 
     Attributes:
         spikes: has a state that belongs to the run's.
+        objective: what else the objective measures; None for a loss alone.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Monitor:
         self._metrics: list[MetricLogger] = []
         self._samples: list[MetricLogger] = []
         self._profiler: Profiler = DummyProfiler()
+        self.objective: ObjectiveMetrics | None = None
         self.spikes = SpikeWatch()
         self._steps_in_line = 1
         # Of another loss than that of the next token there is none.
@@ -143,6 +153,8 @@ class Monitor:
         """
         if loss is not None:
             self.spikes.mean.add(loss, counts.num_targets)
+        if self.objective is not None:
+            self.objective.end_step()
         self._speed.count(counts)
         self._progress.advance()
         self._memory.after_step(micro_batches)
@@ -174,6 +186,11 @@ class Monitor:
             metrics["grad_norm"] = float(grad_norm)
         metrics |= vars(self._speed.read())
         metrics |= {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_targets}
+        if self.objective is not None:
+            metrics |= self.objective.read_step()
+            # what the loss is divided by are no tokens
+            metrics["num_trained_pairs"] = metrics.pop("num_trained_tokens")
+            metrics["trained_pairs_per_second"] = metrics.pop("trained_tokens_per_second")
         if self._log_peak_memory:
             metrics["peak_memory_gib"] = self._mesh.max(get_peak_memory_gib(self._mesh.device))
         return metrics

@@ -69,7 +69,8 @@ class TrainState:
         num_targets: those whose next token was trained on.
         loss: as last read.
         val_loss, val_step: the last validation, and the step it is of.
-        best_val_loss, best_step: among saved steps.
+        val_score: what makes that step better than others, the less the better; the loss where nothing else is said.
+        best_val_loss, best_step: the lowest score among saved steps.
         fingerprint: what a resumed run must have in common with the saved one, see `fingerprint_run`.
         parts: objects with a state of their own, by name; `track` adds to them.
         recipe: its file, where that is known.
@@ -93,6 +94,7 @@ class TrainState:
     loss: float = float("nan")
     val_loss: float | None = None
     val_step: int = -1
+    val_score: float | None = None
     best_val_loss: float = float("inf")
     best_step: int | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
@@ -222,14 +224,15 @@ class TrainState:
         self.num_tokens += counts.num_tokens
         self.num_targets += counts.num_targets
 
-    def note_validation(self, val_loss: float) -> None:
-        """Remember the validation loss of the weights as they are."""
+    def note_validation(self, val_loss: float, score: float | None = None) -> None:
+        """Remember the validation loss of the weights as they are; the best step has the lowest score, or else loss."""
         self.val_loss, self.val_step = val_loss, self.step
+        self.val_score = val_loss if score is None else score
 
     def note_saving(self) -> None:
         """Remember this step as the best one, if it is; only a loss of these very weights counts."""
-        if self.val_loss is not None and self.val_step == self.step and self.val_loss < self.best_val_loss:
-            self.best_val_loss, self.best_step = self.val_loss, self.step
+        if self.val_score is not None and self.val_step == self.step and self.val_score < self.best_val_loss:
+            self.best_val_loss, self.best_step = self.val_score, self.step
 
     def state(self) -> dict[str, Any]:
         """Return the counters, the seed and the fingerprint: plain values, without those of `parts`."""
@@ -253,6 +256,7 @@ _GIVEN = {
         "parts",
         "recipe",
         "resumed",
+        "val_score",
     ),
     *("batch_size", "gradient_accumulation_steps", "sequences_per_step"),
 }

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from tune.modules.loss.answers import answer_log_probs
 from tune.modules.loss.getters import get_loss
 from tune.modules.loss.linear_cross_entropy import (
     CEWithChunkedOutputLoss,
     LinearCrossEntropyLoss,
     LossFromHidden,
 )
+from tune.modules.loss.log_probs import target_log_probs
 from tune.modules.loss.loss_sum import loss_sum, require_weights
+from tune.modules.loss.preference import AnswerLogProbs, PreferenceLoss
 
 __all__ = [
+    "AnswerLogProbs",
     "CEWithChunkedOutputLoss",
     "LinearCrossEntropyLoss",
     "LossFromHidden",
+    "PreferenceLoss",
+    "answer_log_probs",
     "get_loss",
     "loss_sum",
     "require_weights",
+    "target_log_probs",
 ]

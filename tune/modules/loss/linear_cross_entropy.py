@@ -95,8 +95,8 @@ class LinearCrossEntropyLoss(LossFromHidden):
         rows = (labels.reshape(-1) != self.ignore_index).nonzero().squeeze(1)  # [t]
         targets = labels.reshape(-1)[rows]  # [t]
         target_weights = None if weights is None else weights.reshape(-1)[rows].float()  # [t]
-        self._check_targets(targets, weight.shape[0])
-        dtype = _compute_dtype(flat, weight)
+        self.check_targets(targets, weight.shape[0])
+        dtype = compute_loss_dtype(flat, weight)
         num_rows = self.rows_per_piece(rows.shape[0], flat.device)
         asked = (rows, targets, target_weights, num_rows)
         with torch.autocast(flat.device.type, enabled=False):
@@ -111,7 +111,8 @@ class LinearCrossEntropyLoss(LossFromHidden):
         num_pieces = max(min(self.num_output_chunks, num_targets // least), -(-num_targets // most), 1)
         return max(1, -(-num_targets // num_pieces))
 
-    def _check_targets(self, targets: Tensor, vocab_size: int) -> None:
+    def check_targets(self, targets: Tensor, vocab_size: int) -> None:
+        """Raise TrainingError where a target [t] lies outside the vocabulary, as far as no device is waited for."""
         if targets.device.type != "cpu" or not targets.numel():
             return  # elsewhere the check would wait for the device, which refuses such an index itself
         lowest, highest = targets.aminmax()
@@ -130,7 +131,8 @@ class CEWithChunkedOutputLoss(LinearCrossEntropyLoss):
     """`LinearCrossEntropyLoss` under the name torchtune's earlier configs use."""
 
 
-def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def compute_loss_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Return what logits are computed in: autocast's dtype where that is on, else the wider of the two."""
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -231,7 +233,7 @@ def _(total: Tensor, left: Tensor, right: Tensor, beta: float) -> None:
     return None
 
 
-def _add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_first: bool) -> None:
+def add_product_(grad_weight: Tensor, grad_logits: Tensor, piece: Tensor, is_first: bool) -> None:
     """Add the product of grad_logits [r, v], transposed, and piece [r, d] to the sum; the first one fills it."""
     beta = 0.0 if is_first else 1.0
     if grad_logits.dtype == grad_weight.dtype:
@@ -303,7 +305,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows[part]] = torch.mm(logits, matrix).to(grad_hidden.dtype)
             if grad_weight is not None:
-                _add_product_(grad_weight, logits, piece, is_first=start == 0)
+                add_product_(grad_weight, logits, piece, is_first=start == 0)
         ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 

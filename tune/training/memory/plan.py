@@ -14,6 +14,7 @@ from tune.config.component import Component
 from tune.data import DataReport
 from tune.data.collate import gpu_lengths, padded_length
 from tune.modules import TransformerDecoder
+from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
 from tune.training.memory.measure import without_memory
@@ -237,6 +238,7 @@ def plan_memory(
     activation_checkpointing: bool | Literal["auto"] = False,
     activation_offloading: bool = False,
     optimizer_in_backward: bool = False,
+    keeps_copy: bool = False,
 ) -> MemoryPlan:
     """Return what a run will need on one rank.
 
@@ -257,7 +259,13 @@ def plan_memory(
             where it is not known what is needed or available.
         activation_offloading: what they keep for it waits in host memory.
         optimizer_in_backward: each weight steps as soon as its gradient is there.
+        keeps_copy: where the loss compares with a reference, that is a frozen copy of the model.
     """
+    if isinstance(loss_fn, PreferenceLoss):
+        keeps_copy = keeps_copy and loss_fn.needs_reference
+        loss_fn = LinearCrossEntropyLoss()  # which applies the output matrix in the same pieces
+    else:
+        keeps_copy = False
     mesh = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
     device = mesh.device
     if isinstance(row, DataReport):
@@ -278,6 +286,7 @@ def plan_memory(
         activation_offloading=activation_offloading,
         optimizer_in_backward=optimizer_in_backward,
         device_type=device.type,
+        keeps_copy=keeps_copy,
     )
     plan = MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
     return plan.with_fewest_recomputed(mesh) if activation_checkpointing == "auto" else plan

@@ -45,6 +45,7 @@ class PlannedRun:
     activation_offloading: bool
     optimizer_in_backward: bool
     device_type: str
+    keeps_copy: bool = False
 
 
 @dataclass
@@ -136,6 +137,7 @@ def predict(run: PlannedRun) -> Prediction:
     plain = (weights.total - weights.quantized - weights.adapters) * on_device
     parts = {
         f"weights, {_count(weights.num_parameters)}": (plain,) * 3,
+        "frozen reference": (plain * run.keeps_copy,) * 3,
         # FSDP leaves buffers alone: every rank has all of it.
         "4-bit base": (weights.quantized,) * 3,
         f"adapters, {_count(weights.num_trained)}": (weights.adapters * on_device,) * 3,

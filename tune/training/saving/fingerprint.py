@@ -117,6 +117,8 @@ def hash_dataset(dataset: MapDataset, num_sampled: int = 20_000) -> str:
             digest.update(np.asarray(example[key], dtype=np.int64).tobytes() + b"|")
         if "weights" in example:
             digest.update(np.asarray(example["weights"], dtype=np.float64).tobytes() + b"|")
+        if "verdict" in example:
+            digest.update(f"{example['verdict']}|".encode())
     return f"{size} examples, {digest.hexdigest()[:16]}"
 
 

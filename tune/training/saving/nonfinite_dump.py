@@ -45,7 +45,13 @@ def upcoming_sample_ids(
     None stands for a row without content, which evens out the ranks at an epoch's end.
     """
     ids = (index if index >= 0 else None for index in sampler)
-    return [list(islice(ids, len(batch["tokens"]))) for batch in micro_batches]
+    return [list(islice(ids, _num_examples(batch))) for batch in micro_batches]
+
+
+def _num_examples(batch: Mapping[str, Tensor]) -> int:
+    """Return how many examples a batch is made of: rows; but pairs, and answers to be judged, have two rows each."""
+    has_two = "verdicts" in batch and "input_pos" not in batch
+    return len(batch["verdicts"] if has_two else batch["tokens"])
 
 
 @torch.no_grad()

@@ -1,0 +1,162 @@
+"""The parameters of the preference recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from recipes.params.finetune import FinetuneParams
+from recipes.params.lora_finetune import ADAPTER_SETTINGS, LoraFinetuneParams
+from tune.config.component import Component
+from tune.config.diagnostics import Diagnostic, problem
+from tune.config.params import given_fields, param
+from tune.config.slots import CHECKPOINTER, COLLATE_FN, PREFERENCE_LOSS
+
+_JUDGED_LOSS = "KTOLoss"
+
+
+@dataclass(frozen=True)
+class PreferenceFinetuneParams(LoraFinetuneParams):
+    """Parameters of `preference_finetune`: every weight is trained, or adapters where `lora_rank` is set."""
+
+    recipe_names: ClassVar[tuple[str, ...]] = (
+        "preference_finetune",
+        "dpo",
+        "full_dpo_distributed",
+        "lora_dpo_single_device",
+        "lora_dpo_distributed",
+    )
+    learns_from: ClassVar[Literal["answers", "preferences"]] = "preferences"
+
+    lora_rank: int | None = param(
+        None,
+        minimum=1,
+        maximum=2**16,
+        group="LoRA",
+        fixed_on_resume=True,
+        help="Inner width r of each adapter; null trains every weight, unless a lora_ builder or adapter_checkpoint "
+        "has adapters.",
+    )
+    loss: Component = param(
+        "dpo",
+        slot=PREFERENCE_LOSS,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Loss over pairs of answers: dpo, ipo, hinge, robust, sigmoid_norm, simpo, orpo; over judged ones: kto.",
+    )
+    collate_fn: Component = param(
+        "tune.data.padded_collate_dpo",
+        slot=COLLATE_FN,
+        group="Data",
+        fixed_on_resume=True,
+        help="Function that turns a list of pairs into one padded batch.",
+    )
+    ref_checkpointer: Component | None = param(
+        None,
+        slot=CHECKPOINTER,
+        group="Model",
+        help="Reads the weights of the reference, where all weights are trained; null takes those that are trained.",
+    )
+    precompute_reference: bool = param(
+        False,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Compute the reference's log-probabilities once, before training, and keep them with the tokenized data.",
+    )
+    best_by: Literal["loss", "accuracy"] = param(
+        "loss",
+        group="Output",
+        fixed_on_resume=True,
+        help="What makes a validated step the best one: the lowest loss, or the highest accuracy.",
+    )
+
+    def trains_adapters(self) -> bool:
+        """Whether adapters are trained beside frozen weights, and not every weight."""
+        builder = self.model.path.rpartition(".")[2]
+        has_adapter = bool(self.checkpointer.kwargs.get("adapter_checkpoint"))
+        return self.lora_rank is not None or has_adapter or builder.startswith(("lora_", "qlora_"))
+
+    def checkpointer_of_reference(self) -> Component:
+        """Return what reads the weights of the reference, where that is a copy."""
+        return self.ref_checkpointer or self.checkpointer
+
+    def requires_shards(self) -> bool:
+        """Tell whether weights have to be sharded, where one could choose: those that are trained are."""
+        return not self.trains_adapters() or super().requires_shards()
+
+    def score(self, val_loss: float, measured: Mapping[str, float]) -> float:
+        """Return what the best validated step has least of."""
+        return val_loss if self.best_by == "loss" else 1.0 - measured["val_accuracy"]
+
+    def lora_settings(self) -> dict[str, Any]:
+        """Return what the adapters are to be like, as `choose_lora` takes it; {} where every weight is trained."""
+        return super().lora_settings() if self.trains_adapters() else {}
+
+    def decided_elsewhere(self) -> dict[str, str]:
+        """Return the settings of adapters that are not this object's to say, and why."""
+        if self.trains_adapters():
+            return super().decided_elsewhere()
+        return dict.fromkeys(
+            (name for name in ADAPTER_SETTINGS if name != "lora_rank"), "every weight is trained"
+        )
+
+    def memory_settings(self) -> dict[str, Any]:
+        """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""
+        datasets = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
+        is_packed = any(dataset.kwargs.get("packed") for dataset in datasets)
+        return super().memory_settings() | {
+            "batch_size": self.batch_size * (1 if is_packed else 2),
+            "keeps_copy": not self.trains_adapters() and not self.precompute_reference,
+        }
+
+    def cross_checks(self) -> Iterator[Diagnostic]:
+        """Yield what is wrong between fields that are each right on their own."""
+        yield from FinetuneParams.cross_checks(self)
+        if not self.checkpointer.kwargs.get("checkpoint_dir"):
+            yield problem(
+                "is required: the folder with the weights to start from",
+                ("model_checkpoint", "checkpointer.checkpoint_dir"),
+            )
+        if self.collate_fn.path.endswith(".padded_collate_sft"):
+            yield problem(
+                "makes rows of answers that stand alone: pairs need tune.data.padded_collate_dpo",
+                ("collate_fn",),
+                suggestion="tune.data.padded_collate_dpo",
+            )
+        if self.ref_checkpointer is not None and self.trains_adapters():
+            yield problem(
+                "has no effect beside adapters, whose reference is the model without them",
+                ("ref_checkpointer",),
+            )
+        elif self.ref_checkpointer is not None and not self.ref_checkpointer.kwargs.get("checkpoint_dir"):
+            yield problem(
+                "is required: the folder with the reference's weights", ("ref_checkpointer.checkpoint_dir",)
+            )
+        if self.trains_adapters():
+            yield from self._check_adapters()
+        else:
+            yield from self._check_all_weights()
+        name = self.loss.path.rpartition(".")[2]
+        if name == _JUDGED_LOSS and self.batch_size < 2:
+            yield problem(
+                "is 1, but kto compares each answer with those of others in its batch: use at least 2",
+                ("batch_size", "loss"),
+            )
+        if self.precompute_reference and name in (_JUDGED_LOSS, "ORPOLoss", "SimPOLoss"):
+            why = (
+                "has no reference" if name != _JUDGED_LOSS else "compares answers with prompts of their batch"
+            )
+            yield problem(f"has no effect: {name} {why}", ("precompute_reference", "loss"))
+
+    def _check_all_weights(self) -> Iterator[Diagnostic]:
+        for name in (*ADAPTER_SETTINGS, "save_adapter_weights_only"):
+            if name != "lora_rank" and name in given_fields(self) and getattr(self, name):
+                yield problem(
+                    "has no effect without adapters: set lora_rank, or name a lora_ builder", (name,)
+                )
+        if self.optimizer.path == "torch.optim.Muon":
+            yield problem(
+                "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
+                ("optimizer",),
+            )

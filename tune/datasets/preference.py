@@ -1,0 +1,323 @@
+"""Pairs of a better and a worse answer, and answers that are judged one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from tune.data import ConversationTokenizer, PromptTemplate, Source, get_prompt_template
+from tune.data.packing import join_examples
+from tune.data.preference_columns import PreferenceColumns, find_judged_columns, find_preference_columns
+from tune.data.preference_rows import JudgedToMessages, PairToMessages
+from tune.data.tokenize_preferences import JudgedTokenizer, PairTokenizer
+from tune.datasets.packed import PackedDataset
+from tune.datasets.reading import RowReader
+from tune.datasets.sft import SFTDataset
+from tune.errors import ConfigError
+from tune.tokenizers.family_format import template_of
+from tune.tokenizers.templates import PlainTemplate
+
+if TYPE_CHECKING:
+    from tune.tokenizers import Tokenizer
+    from tune.tokenizers.templates import AnyTemplate
+
+_TOO_LONG = ("cut", "drop", "error")
+
+
+class PreferenceDataset(SFTDataset):
+    """Pairs of answers to one prompt: an item is both conversations, the chosen one first, as documents of one row.
+
+    Items are `{"tokens", "labels", "input_pos"}`; positions begin anew with the rejected conversation. A pair whose
+    longer side has more tokens than the limit is cut on both sides at the limit, or left out where a cut would take all
+    of an answer. Arguments are those of `SFTDataset`, whose transform is a `PairToMessages`.
+    """
+
+    @staticmethod
+    def _job(conversations: ConversationTokenizer) -> PairTokenizer:
+        return PairTokenizer(conversations)
+
+    def __len__(self) -> int:
+        return len(self._store) // 2
+
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
+        first = 2 * self._place(index)
+        return join_examples([self._store.example(first), self._store.example(first + 1)])
+
+    def length(self, index: int) -> int:
+        """Return the number of tokens of both conversations without making them."""
+        first = 2 * self._place(index)
+        return self._store.length(first) + self._store.length(first + 1)
+
+    def _place(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside of the {len(self)} pairs")
+        return index % len(self)
+
+
+class UnpairedDataset(SFTDataset):
+    """Answers that are each judged good or bad: items are `{"tokens", "labels", "verdict"}`, the last 1 or -1.
+
+    Arguments are those of `SFTDataset`, whose transform is a `JudgedToMessages`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, **settings: Any) -> None:
+        super().__init__(tokenizer, **settings)
+        good = sum(self[index]["verdict"] > 0 for index in range(len(self)))
+        self._report.remarks.append(f"{good:,} answers are judged good, {len(self) - good:,} bad")
+
+    @staticmethod
+    def _job(conversations: ConversationTokenizer) -> JudgedTokenizer:
+        return JudgedTokenizer(conversations)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example: dict[str, Any] = self._store.example(index)
+        weights = example.pop("weights", ())
+        return {**example, "verdict": -1 if any(weight < 0 for weight in weights) else 1}
+
+
+def preference_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    column_map: dict[str, str] | None = None,
+    message_keys: dict[str, str] | None = None,
+    train_on_input: bool = False,
+    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
+    chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
+    new_system_prompt: str | None = None,
+    parse_special_tokens: bool | None = None,
+    ignore_columns: list[str] | None = None,
+    packed: bool = False,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error"] = "cut",
+) -> PreferenceDataset | PackedDataset:
+    """Return pairs of answers, of which one is better: for DPO and its kin.
+
+    The answers are texts with a prompt beside them, messages that follow a prompt, or whole conversations that begin
+    alike: lists of messages, or texts such as "\\n\\nHuman: ...\\n\\nAssistant: ...". Columns are recognised by name:
+    chosen/rejected, chosen_messages/rejected_messages, preferred_output/non_preferred_output, response_j/response_k;
+    and for the prompt prompt, question, instruction (with input), input, messages, conversations.
+
+    Args:
+        tokenizer: gives the ids.
+        source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
+        column_map: `chosen`, `rejected`, `prompt`, `context` (text that follows it), `system`, `tools`, each to its
+            column.
+        message_keys: `role` and `content`, each to its key in a message, where these are not known.
+        train_on_input: count the prompt's tokens into each answer's log-probability.
+        prompt_template: how turns are written, as in `chat_dataset`; without one a prompt and its answer are written as
+            "question_answer" where the column is called question, else "plain".
+        chat_template_kwargs: further names that the chat template reads.
+        new_system_prompt: replaces the system message of every conversation.
+        parse_special_tokens: special tokens written out in the data are meant as such; False keeps them text.
+        ignore_columns: columns that are not read, and not reported as unused.
+        packed: put several pairs into one row of twice `max_seq_len` tokens, no conversation seeing another.
+        max_seq_len: tokens to keep of each conversation; by default the tokenizer's limit.
+        split: part of the source, with an optional range: train, train[:500], train[90%:].
+        data_files: files or patterns, also by split.
+        name: configuration of a hub dataset.
+        revision: branch, tag or commit of a hub dataset.
+        field: key of a JSON file that holds its rows.
+        limit: rows to read at most.
+        on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
+        on_too_long: cut both conversations of a pair at `max_seq_len`, drop such pairs, or stop with an error.
+
+    Raises:
+        ConfigError: an argument is out of range or names what is not there.
+        DataError: the source cannot be read, is not recognised, or holds nothing to learn.
+    """
+    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    columns = find_preference_columns(rows.columns, column_map, rows.report.source)
+    rows.report.format = f"{columns}, in pairs"
+    _check_too_long(on_too_long)
+    dataset = PreferenceDataset(
+        tokenizer,
+        source=rows,
+        message_transform=PairToMessages(
+            columns, train_on_input, new_system_prompt, _checked_keys(message_keys), ignore_columns or ()
+        ),
+        prompt_template=_template(prompt_template, tokenizer, columns),
+        system_prompt=new_system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
+        parse_special_tokens=parse_special_tokens,
+        max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
+    )
+    return _pack(dataset) if packed else dataset
+
+
+def unpaired_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    column_map: dict[str, str] | None = None,
+    message_keys: dict[str, str] | None = None,
+    train_on_input: bool = False,
+    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
+    chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
+    new_system_prompt: str | None = None,
+    parse_special_tokens: bool | None = None,
+    ignore_columns: list[str] | None = None,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error"] = "cut",
+) -> UnpairedDataset:
+    """Return answers that are each judged good or bad, for KTO; other arguments as in `preference_dataset`.
+
+    A row holds a prompt, an answer (completion, response, output, answer) and a verdict (label, kto_tag), true for a
+    good answer; or a whole conversation (messages) and a verdict. A row with two answers, as `preference_dataset` reads
+    it, becomes a good one and a bad one.
+
+    Args:
+        tokenizer: gives the ids.
+        column_map: `prompt`, `context`, `completion`, `label`, `system`, `tools`, each to its column.
+
+    Raises:
+        ConfigError, DataError: as `preference_dataset`.
+    """
+    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    columns = find_judged_columns(rows.columns, column_map, rows.report.source)
+    rows.report.format = str(columns)
+    _check_too_long(on_too_long)
+    return UnpairedDataset(
+        tokenizer,
+        source=rows,
+        message_transform=JudgedToMessages(
+            columns, train_on_input, new_system_prompt, _checked_keys(message_keys), ignore_columns or ()
+        ),
+        prompt_template=_template(prompt_template, tokenizer, columns),
+        system_prompt=new_system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
+        parse_special_tokens=parse_special_tokens,
+        max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
+    )
+
+
+def hh_rlhf_helpful_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str = "RLHFlow/HH-RLHF-Helpful-standard",
+    column_map: dict[str, str] | None = None,
+    train_on_input: bool = False,
+    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
+    new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
+    packed: bool = False,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error"] = "cut",
+) -> PreferenceDataset | PackedDataset:
+    """Return the helpful part of HH-RLHF, as conversations; arguments as in `preference_dataset`."""
+    return preference_dataset(
+        tokenizer,
+        source=source,
+        column_map=column_map,
+        train_on_input=train_on_input,
+        prompt_template=prompt_template,
+        new_system_prompt=new_system_prompt,
+        ignore_columns=ignore_columns,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        split=split,
+        data_files=data_files,
+        name=name,
+        revision=revision,
+        field=field,
+        limit=limit,
+        on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
+    )
+
+
+def stack_exchange_paired_dataset(
+    tokenizer: Tokenizer,
+    *,
+    source: str = "lvwerra/stack-exchange-paired",
+    column_map: dict[str, str] | None = None,
+    train_on_input: bool = False,
+    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
+    new_system_prompt: str | None = None,
+    ignore_columns: list[str] | None = None,
+    packed: bool = False,
+    max_seq_len: int | None = None,
+    split: str = "train",
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    limit: int | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
+    on_too_long: Literal["cut", "drop", "error"] = "cut",
+) -> PreferenceDataset | PackedDataset:
+    """Return questions with two answers (question, response_j, response_k); arguments as in `preference_dataset`.
+
+    Without a template of the tokenizer's own they are written as `question_answer`."""
+    return preference_dataset(
+        tokenizer,
+        source=source,
+        column_map=column_map,
+        train_on_input=train_on_input,
+        prompt_template=prompt_template,
+        new_system_prompt=new_system_prompt,
+        ignore_columns=ignore_columns,
+        packed=packed,
+        max_seq_len=max_seq_len,
+        split=split,
+        data_files=data_files,
+        name=name,
+        revision=revision,
+        field=field,
+        limit=limit,
+        on_bad_rows=on_bad_rows,
+        on_too_long=on_too_long,
+    )
+
+
+def _template(
+    told: str | dict[str, list[str]] | PromptTemplate | None, tokenizer: Tokenizer, columns: PreferenceColumns
+) -> AnyTemplate:
+    """Return how conversations are written: as told, as the tokenizer says, or as questions and answers."""
+    template = template_of(tokenizer)
+    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
+        template = tokenizer.chat_template or template
+    if told is not None or template is None:
+        default = "question_answer" if (columns.prompt or "").lower() == "question" else "plain"
+        return get_prompt_template(told or default)
+    return template
+
+
+def _pack(dataset: PreferenceDataset) -> PackedDataset:
+    """Return several pairs to a row, which has room for two conversations of the greatest length."""
+    side = dataset.report().max_seq_len
+    return PackedDataset(dataset, None if side is None else 2 * side)
+
+
+def _checked_keys(message_keys: Mapping[str, str] | None) -> Mapping[str, str]:
+    if unknown := sorted(set(message_keys or {}) - {"role", "content"}):
+        raise ConfigError(f"dataset.message_keys has no part {unknown[0]!r}; parts are role and content")
+    return message_keys or {}
+
+
+def _check_too_long(on_too_long: str) -> None:
+    if on_too_long not in _TOO_LONG:
+        raise ConfigError(f"dataset.on_too_long is {on_too_long!r}, expected one of {', '.join(_TOO_LONG)}")

@@ -1,0 +1,161 @@
+"""What a recipe that learns from preferences asks: how many pairs, by which loss, and how it is going."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tune.errors import ConfigError
+from tune.modules import TransformerDecoder
+from tune.modules.loss import AnswerLogProbs, PreferenceLoss
+from tune.training.reference import Reference, log_probs_of_rows
+from tune.utils.mesh import Mesh
+
+__all__ = ["PreferenceMetrics", "check_preference_data", "compare_answers", "count_pairs"]
+
+_NAMES = ("rewards_chosen", "rewards_rejected", "margin", "accuracy", "logps_chosen", "logps_rejected", "kl")
+
+
+def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
+    """Check that each dataset holds what a loss learns from; None is passed over.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for dataset in datasets:
+        if dataset is None:
+            continue
+        item = dataset[0]
+        is_judged = "verdict" in item
+        if not is_judged and sum(position == 0 for position in item.get("input_pos", ())) < 2:
+            raise ConfigError(
+                f"{dataset.report().source} holds answers without others to compare them with; preferences are read by "
+                "dataset=preference (pairs) or dataset=unpaired (answers with a verdict)"
+            )
+        if is_judged is loss_fn.is_paired:
+            wanted = "pairs (dataset=preference)" if is_judged else "judged answers (dataset=unpaired)"
+            raise ConfigError(
+                f"the loss {type(loss_fn).__name__} learns from {wanted}, and {dataset.report().source} holds "
+                f"{'judged answers: loss=kto' if is_judged else 'pairs: loss=dpo, or another of pairs,'} fits them"
+            )
+
+
+def count_pairs(batch: Mapping[str, Tensor]) -> int:
+    """Return how many pairs, or judged answers, of a batch have something to learn; on the host.
+
+    Raises:
+        ConfigError: the batch was not made for preferences.
+    """
+    if "verdicts" not in batch:
+        raise ConfigError("collate_fn gives no `verdicts`: preferences need tune.data.padded_collate_dpo")
+    return int((batch["verdicts"] != 0).sum())
+
+
+def compare_answers(
+    loss_fn: PreferenceLoss, model: TransformerDecoder, batch: Mapping[str, Tensor], reference: Reference
+) -> tuple[AnswerLogProbs, AnswerLogProbs]:
+    """Return what the model makes of the chosen and of the rejected answers of a batch, on the device.
+
+    Of judged answers the second are prompts with answers that are not their own: they get no gradient.
+
+    Args:
+        loss_fn: says what it needs.
+        model: the decoder.
+        batch: as `padded_collate_dpo` makes it.
+        reference: the model as it was before training.
+    """
+    known = reference.log_probs(batch)  # [2 n], before the pass that is learnt from
+    num = len(batch["verdicts"])
+    if loss_fn.is_paired:
+        answers = log_probs_of_rows(model, batch, slice(None), 2 * num, loss_fn.needs_text)
+        first, second = answers[:num], answers[num:]
+    else:
+        with torch.no_grad():  # before the pass that is learnt from
+            second = log_probs_of_rows(model, batch, slice(num, None), num)
+        first = log_probs_of_rows(model, batch, slice(num), num)
+    if known is None:
+        return first, second
+    return first.beside(known[:num]), second.beside(known[num:])
+
+
+class PreferenceMetrics:
+    """How a model treats the answers it learns from, over micro-batches and processes: sums, divided once.
+
+    rewards_chosen, rewards_rejected: as the loss defines them; margin: their difference; accuracy: share of pairs whose
+    chosen answer has the higher reward (of judged answers: share of the good ones with a reward above 0, and of the bad
+    ones with one that is not); logps_chosen, logps_rejected: log-probabilities of answers, summed over their tokens;
+    kl: mean log-ratio of all answers to the reference (of judged ones: of answers to prompts that are not their own).
+    It is of the data's answers, and not of ones that the model wrote: an estimate of the KL divergence that may be
+    below 0.
+
+    Args:
+        mesh: the processes of the run.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._sums = self._empty()
+        self._of_step = self._empty()
+
+    @torch.no_grad()
+    def add(
+        self, loss_fn: PreferenceLoss, first: AnswerLogProbs, second: AnswerLogProbs, verdicts: Tensor
+    ) -> None:
+        """Take the answers of a micro-batch, as `compare_answers` gives them; verdicts [n]."""
+        if loss_fn.is_paired:
+            better, worse = loss_fn.reward(first), loss_fn.reward(second)
+            is_pair = (verdicts != 0).float()
+            values = {
+                "rewards_chosen": (better, is_pair),
+                "rewards_rejected": (worse, is_pair),
+                "margin": (better - worse, is_pair),
+                "accuracy": ((better > worse).float(), is_pair),
+                "logps_chosen": (first.sums, is_pair),
+                "logps_rejected": (second.sums, is_pair),
+            }
+            if first.reference is not None:
+                values["kl"] = ((first.ratios + second.ratios) / 2, is_pair)
+        else:
+            good, bad = (verdicts > 0).float(), (verdicts < 0).float()
+            rewards, is_real = loss_fn.reward(first), (second.num_tokens > 0).float()
+            is_right = ((rewards > 0) == (verdicts > 0)).float()
+            values = {
+                "rewards_chosen": (rewards, good),
+                "rewards_rejected": (rewards, bad),
+                "accuracy": (is_right, good + bad),
+                "logps_chosen": (first.sums, good),
+                "logps_rejected": (first.sums, bad),
+                "kl": (second.ratios, is_real),
+            }
+        for index, name in enumerate(_NAMES):
+            if name in values:
+                value, counted = values[name]
+                self._sums[0, index] += (value * counted).sum()
+                self._sums[1, index] += counted.sum()
+
+    def end_step(self) -> None:
+        """Keep what has come since the last step as that of this step."""
+        self._of_step, self._sums = self._sums, self._empty()
+
+    def read_step(self) -> dict[str, float]:
+        """Return the means of the last step, over all processes; every process must call this."""
+        return self._means(self._of_step)
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """Return the means of all that came since, and forget it; every process must call this."""
+        found = {prefix + name: value for name, value in self._means(self._sums).items()}
+        self._sums = self._empty()
+        return found
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(2, len(_NAMES), device=self._mesh.device)
+
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        totals, counts = self._mesh.sum_(sums.clone()).tolist()
+        found = {name: total / count for name, total, count in zip(_NAMES, totals, counts) if count}
+        if "margin" not in found and {"rewards_chosen", "rewards_rejected"} <= found.keys():
+            found["margin"] = found["rewards_chosen"] - found["rewards_rejected"]
+        return found
