@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from tune.modules.loss.distillation import (
+    DistillationLoss,
+    ForwardKLLoss,
+    ForwardKLWithChunkedOutputLoss,
+    Head,
+    JensenShannonLoss,
+    ReverseKLLoss,
+    ReverseKLWithChunkedOutputLoss,
+    SymmetricKLLoss,
+    SymmetricKLWithChunkedOutputLoss,
+)
 from tune.modules.loss.getters import get_loss
 from tune.modules.loss.linear_cross_entropy import (
     CEWithChunkedOutputLoss,
     LinearCrossEntropyLoss,
     LossFromHidden,
 )
-from tune.modules.loss.loss_sum import loss_sum, require_weights
+from tune.modules.loss.loss_sum import loss_from_hidden, loss_sum, require_weights
 
 __all__ = [
     "CEWithChunkedOutputLoss",
+    "DistillationLoss",
+    "ForwardKLLoss",
+    "ForwardKLWithChunkedOutputLoss",
+    "Head",
+    "JensenShannonLoss",
     "LinearCrossEntropyLoss",
     "LossFromHidden",
+    "ReverseKLLoss",
+    "ReverseKLWithChunkedOutputLoss",
+    "SymmetricKLLoss",
+    "SymmetricKLWithChunkedOutputLoss",
     "get_loss",
+    "loss_from_hidden",
     "loss_sum",
     "require_weights",
 ]
