@@ -17,6 +17,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
+    "distill": "DistillParams",
     "generate": "GenerateParams",
 }
 
@@ -74,6 +75,7 @@ def test_every_recipe_with_params_is_covered() -> None:
         "__init__",
         "finetune",
         "checks",
+        "full_or_lora",
         "shared_rows",
     }
     assert declared == set(PARAMS)

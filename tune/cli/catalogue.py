@@ -61,6 +61,12 @@ RECIPES: tuple[Recipe, ...] = (
         aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
     ),
     Recipe(
+        "distill",
+        "Teach a model, or adapters beside it, what a larger one would say.",
+        "recipes.params.distill.DistillParams",
+        aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
+    ),
+    Recipe(
         "generate",
         "Continue prompts with a model.",
         "recipes.params.generate.GenerateParams",

@@ -92,6 +92,13 @@ LOSS = Slot(
     names=("*CrossEntropyLoss", "CEWith*"),
     defaults=("ignore_index", "reduction"),
 )
+KD_LOSS = Slot(
+    kind="distillation loss",
+    namespaces=("tune.modules.loss",),
+    patterns=("{}", "{}_loss"),
+    accepts="tune.modules.loss.distillation.DistillationLoss",
+    defaults=("ignore_index",),
+)
 LR_SCHEDULER = Slot(
     kind="lr_scheduler",
     namespaces=("tune.training.lr_schedulers", "torch.optim.lr_scheduler"),
@@ -141,6 +148,7 @@ SLOTS: tuple[Slot, ...] = (
     DATASET,
     OPTIMIZER,
     LOSS,
+    KD_LOSS,
     LR_SCHEDULER,
     CHECKPOINTER,
     METRIC_LOGGER,

@@ -13,6 +13,7 @@ from tune.config.instantiate import instantiate
 from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
+from tune.training.loss_parts import LossParts, Sums
 from tune.training.memory.check import MemoryCheck
 from tune.training.memory.oom import get_peak_memory_gib
 from tune.training.memory.plan import MemoryPlan
@@ -41,6 +42,7 @@ class Monitor:
 
     Attributes:
         spikes: has a state that belongs to the run's.
+        parts: takes what an objective logs beside its loss.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Monitor:
         self._samples: list[MetricLogger] = []
         self._profiler: Profiler = DummyProfiler()
         self.spikes = SpikeWatch()
+        self.parts = LossParts(self._mesh)
+        self._parts_of_step: Sums = {}
 
     def open(self, metric_logger: Component, profiler: Component | None = None) -> None:
         """Open what the run writes to; of several processes the first one does.
@@ -114,6 +118,7 @@ class Monitor:
 
     def after_step(self, micro_batches: Sequence[Mapping[str, Tensor]], counts: TokenCounts) -> None:
         """Count one optimizer step: its micro-batches with `tokens` [b, s], and the tokens of all processes in it."""
+        self._parts_of_step = self.parts.take()
         self._speed.count(counts)
         self._progress.advance()
         self._memory.after_step(micro_batches)
@@ -126,7 +131,8 @@ class Monitor:
         """
         state.loss = float(loss)
         self.spikes.observe(state.step, state.loss)
-        metrics: dict[str, Any] = {"epoch": state.epoch, "loss": state.loss, "lr": lr}
+        metrics: dict[str, Any] = {"epoch": state.epoch, "loss": state.loss}
+        metrics |= self.parts.means(self._parts_of_step) | {"lr": lr}
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
         metrics |= vars(self._speed.read())

@@ -6,7 +6,6 @@ from tune.modules.loss.distillation import (
     DistillationLoss,
     ForwardKLLoss,
     ForwardKLWithChunkedOutputLoss,
-    Head,
     JensenShannonLoss,
     ReverseKLLoss,
     ReverseKLWithChunkedOutputLoss,
@@ -20,6 +19,7 @@ from tune.modules.loss.linear_cross_entropy import (
     LossFromHidden,
 )
 from tune.modules.loss.loss_sum import loss_from_hidden, loss_sum, require_weights
+from tune.modules.loss.two_heads import Head
 
 __all__ = [
     "CEWithChunkedOutputLoss",

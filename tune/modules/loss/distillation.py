@@ -9,34 +9,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError, TrainingError
-from tune.modules.decoder import TransformerDecoder
-from tune.modules.loss.linear_cross_entropy import _add_product_, _compute_dtype
+from tune.modules.loss.linear_cross_entropy import _compute_dtype
+from tune.modules.loss.two_heads import Head, PiecewiseSum
 
 # Rows of logits in one piece, at least and at most. Both models' stand at once, in fp32, and what is made of them: an
 # accelerator gets fewer rows than for cross-entropy.
 _CPU_ROWS = (256, 256)
 _ROWS_ELSEWHERE = (512, 1024)
-
-
-class Head(NamedTuple):
-    """What a model's logits are made of: hidden states [b, s, d], the output matrix [v, d], the bound of a tanh."""
-
-    hidden: Tensor
-    weight: Tensor
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, model: TransformerDecoder, hidden: Tensor) -> Self:
-        """Return a model's head, on hidden states that it gave."""
-        return cls(hidden, model.output_weight, model.config.final_softcap)
 
 
 class DistillationLoss(nn.Module, ABC):
@@ -135,16 +120,14 @@ class DistillationLoss(nn.Module, ABC):
         factors = None if weights is None else weights.reshape(-1)[rows].float()  # [t]
         flat, flat_teacher = (head.hidden.flatten(0, -2) for head in (student, teacher))  # [b * s, d]
         dtypes = _compute_dtype(flat, student.weight), _compute_dtype(flat_teacher, teacher.weight)
-        num_rows = self._rows_per_piece(rows.shape[0], flat.device)
-        plan = _Plan(self, rows, factors, num_rows, dtypes, (student.softcap, teacher.softcap))
+        num_rows = self.rows_per_piece(rows.shape[0], flat.device)
+        softcaps = student.softcap, teacher.softcap
+        pieces = PiecewiseSum(self.per_token, rows, factors, num_rows, dtypes, softcaps)
         with torch.autocast(flat.device.type, enabled=False):
-            teacher_side = flat_teacher.detach(), teacher.weight.detach()
-            if dtypes[0] == torch.float16:
-                return plan.checkpointed_sum(flat, student.weight, *teacher_side)
-            total: Tensor = _DistillationSum.apply(flat, student.weight, *teacher_side, plan)  # type: ignore[no-untyped-call]
-            return total
+            return pieces.run(flat, student.weight, flat_teacher.detach(), teacher.weight.detach())
 
-    def _rows_per_piece(self, num_targets: int, device: torch.device) -> int:
+    def rows_per_piece(self, num_targets: int, device: torch.device) -> int:
+        """Return how many targets' logits may stand at once, of `num_targets`."""
         least, most = _CPU_ROWS if device.type == "cpu" else _ROWS_ELSEWHERE
         num_pieces = max(min(self.num_output_chunks, num_targets // least), -(-num_targets // most), 1)
         return max(1, -(-num_targets // num_pieces))
@@ -286,112 +269,3 @@ def _kl(one: Tensor, other: Tensor) -> Tensor:
     """Return KL(one || other) of each row [r], from logarithms [r, v]."""
     impossible = one.isinf() | other.isinf()
     return (one.exp() * (one - other).masked_fill(impossible, 0.0)).sum(-1)
-
-
-class _Plan(NamedTuple):
-    """What a sum over targets is made of, beside the tensors that autograd follows."""
-
-    loss: DistillationLoss
-    rows: Tensor
-    factors: Tensor | None
-    num_rows: int
-    dtypes: tuple[torch.dtype, torch.dtype]
-    softcaps: tuple[float | None, float | None]
-
-    def parts(self) -> list[slice]:
-        """Return which of the target rows stand at once."""
-        starts = range(0, self.rows.shape[0], self.num_rows)
-        return [slice(start, start + self.num_rows) for start in starts]
-
-    def piece_sum(self, student: Tensor, teacher: Tensor, part: slice) -> Tensor:
-        """Return the sum over a piece from logits [r, v] of both, before their caps."""
-        student, teacher = (
-            logits if cap is None else (logits.float() / cap).tanh() * cap
-            for logits, cap in zip((student, teacher), self.softcaps, strict=True)
-        )
-        losses = self.loss.per_token(student, teacher)  # [r]
-        return losses.sum() if self.factors is None else losses @ self.factors[part]
-
-    def checkpointed_sum(
-        self, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor
-    ) -> Tensor:
-        """Return the sum with gradients left to the backward pass, which makes the logits anew."""
-        vocab_size = min(weight.shape[0], teacher_weight.shape[0])
-
-        def run(student: Tensor, matrix: Tensor, part: slice) -> Tensor:
-            logits, teacher = (
-                F.linear(x.to(dtype), w[:vocab_size].to(dtype))
-                for x, w, dtype in zip(
-                    (student, teacher_hidden[self.rows[part]]),
-                    (matrix, teacher_weight),
-                    self.dtypes,
-                    strict=True,
-                )
-            )
-            return self.piece_sum(logits, teacher, part)
-
-        # Tied to the graph, so that backward gives zeros and not an error where no position has a target.
-        total = 0.0 * hidden[:0].float().sum() + 0.0 * weight[:0].float().sum()
-        for part in self.parts():
-            piece = hidden[self.rows[part]]
-            total = total + checkpoint(
-                run, piece, weight, part, use_reentrant=False, preserve_rng_state=False
-            )
-        return total
-
-
-class _DistillationSum(torch.autograd.Function):
-    """The sum and its gradients in one pass over pieces of the rows.
-
-    What a piece's logits get is found by autograd within the piece; the products that bring it to hidden states and
-    matrix are those of the cross-entropy.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
-        plan: _Plan,
-    ) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        dtype, teacher_dtype = plan.dtypes
-        vocab_size = min(weight.shape[0], teacher_weight.shape[0])
-        matrix, teacher_matrix = (
-            weight[:vocab_size].to(dtype),
-            teacher_weight[:vocab_size].to(teacher_dtype),
-        )
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        # fp32, since a sum over many pieces would lose the small ones in bf16
-        wide = torch.promote_types(dtype, torch.float32)
-        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
-        for index, part in enumerate(plan.parts()):
-            rows = plan.rows[part]
-            piece = hidden[rows].to(dtype)  # [r, d]
-            logits = torch.mm(piece, matrix.t())  # [r, v]
-            teacher_logits = torch.mm(teacher_hidden[rows].to(teacher_dtype), teacher_matrix.t())  # [r, v]
-            if not (needs_hidden or needs_weight):
-                total += plan.piece_sum(logits, teacher_logits, part)
-                continue
-            with torch.enable_grad():
-                leaf = logits.requires_grad_()
-                loss = plan.piece_sum(leaf, teacher_logits, part)
-            (grad_logits,) = torch.autograd.grad(loss, leaf)  # [r, v]
-            total += loss.detach()
-            if grad_hidden is not None:
-                grad_hidden[rows] = torch.mm(grad_logits, matrix).to(grad_hidden.dtype)
-            if grad_weight is not None:
-                _add_product_(grad_weight[:vocab_size], grad_logits, piece, is_first=index == 0)
-        ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("a distillation loss can be differentiated once per forward pass")
-        gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if grad is None else grad.mul_(grad_outputs[0]) for grad in gradients]
-        return scaled[0], scaled[1], None, None, None

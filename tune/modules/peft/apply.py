@@ -42,18 +42,38 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
     if adapted_modules(model):
         raise ConfigError("the model has adapters already: merge_adapters makes them part of its matrices")
     chosen = chosen_modules(model, config)
-    in_blocks = [
-        f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
-    ]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    in_blocks = _matrices_of_blocks(model)
+    model.requires_grad_(False)
     for module in chosen:
         linear = model.get_submodule(module.path)
         assert isinstance(linear, nn.Linear)
         # The output is read as one matrix by the loss: quantised, it would be made anew for each batch.
         quantize_base = config.quantize_base and module.path in in_blocks
         _replace(model, module.path, _adapted(linear, module, config, quantize_base))
-    for path in in_blocks if config.quantize_base else ():
+    if config.quantize_base:
+        _quantize(model, in_blocks)
+
+
+def freeze(model: TransformerDecoder, quantize: bool = False) -> None:
+    """Make a model one that is not trained, in place: without gradients, in eval mode, for good.
+
+    Args:
+        model: a decoder without adapters, before it is wrapped, compiled or loaded.
+        quantize: keep the blocks' matrices in 4 bits (NF4) from when they are loaded.
+    """
+    model.requires_grad_(False).eval()
+    if quantize:
+        _quantize(model, _matrices_of_blocks(model))
+
+
+def _matrices_of_blocks(model: TransformerDecoder) -> list[str]:
+    return [
+        f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
+    ]
+
+
+def _quantize(model: TransformerDecoder, paths: Sequence[str]) -> None:
+    for path in paths:
         linear = model.get_submodule(path)
         # A router is small, and rounding it sends tokens to other experts.
         if isinstance(linear, nn.Linear) and not path.endswith(".router"):

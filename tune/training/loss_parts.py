@@ -1,0 +1,51 @@
+"""What an objective logs beside its loss: means over a step, over its micro-batches and processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tune.utils.mesh import Mesh
+
+__all__ = ["LossParts", "Sums"]
+
+# By name: a sum on the device, and what it is to be divided by.
+Sums = dict[str, tuple[Tensor, int]]
+
+
+class LossParts:
+    """Sums that an objective adds up from micro-batch to micro-batch, until they are taken.
+
+    Args:
+        mesh: the processes of the run. Each of them adds under the same names.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._sums: Sums = {}
+
+    def add(self, **sums: tuple[Tensor, int]) -> None:
+        """Add sums over a micro-batch, by name, each with what it is to be divided by, which may be 0."""
+        for name, (total, count) in sums.items():
+            before, count_before = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total.detach().float() + before, count + count_before
+
+    def take(self) -> Sums:
+        """Return what was added since the last time; nothing waits for the device."""
+        taken, self._sums = self._sums, {}
+        return taken
+
+    def means(self, taken: Sums, prefix: str = "") -> dict[str, float]:
+        """Return the means over all processes, each of which must call this, with a prefix to their names."""
+        if not taken:
+            return {}
+        totals = self._mesh.sum_(torch.stack([total for total, _ in taken.values()])).tolist()
+        counts = self._mesh.sums([count for _, count in taken.values()])
+        return {
+            prefix + name: total / max(count, 1)
+            for name, total, count in zip(taken, totals, counts, strict=True)
+        }
+
+    def read(self, prefix: str = "") -> dict[str, float]:
+        """Return the means of what was added since the last time, and begin anew; each process must call this."""
+        return self.means(self.take(), prefix)
