@@ -36,11 +36,18 @@ def attributes_of(owner_names: set[str], tree: ast.AST) -> set[str]:
 
 
 def read_by(tree: ast.AST, params_cls: type) -> set[str]:
-    """Return the names read as `params.NAME`, also by methods of the params that are called there."""
+    """Return the names read as `params.NAME`, also by methods of the params that are called there, and by theirs."""
     read = attributes_of({"params", "self.params"}, tree)
-    for name in read & {name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))}:
-        source = textwrap.dedent(inspect.getsource(getattr(params_cls, name)))
-        read |= attributes_of({"self"}, ast.parse(source))
+    followed: set[str] = set()
+    methods = {name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))}
+    while new := (read & methods) - followed:
+        followed |= new
+        # With those that they override, and may call.
+        for name in new:
+            for owner in params_cls.__mro__:
+                if name in vars(owner):
+                    source = textwrap.dedent(inspect.getsource(vars(owner)[name]))
+                    read |= attributes_of({"self", "super()"}, ast.parse(source))
     return read
 
 
