@@ -22,13 +22,12 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
-from tune.checkpoints import add_adapters, load_adapter, save_adapter
+from tune.checkpoints import add_adapters, begin_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
 from tune.datasets import build_splits
 from tune.generation import generate_text
 from tune.modules.loss import loss_sum
-from tune.modules.peft import reset_adapters
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -146,9 +145,7 @@ class LoraFinetuneRecipe:
     def load_checkpoint(self) -> None:
         """Fill the model: the base from the checkpoint, adapters from a saved step or another run, or new ones."""
         self.checkpointer.load_into(self.model, self.base_dir, device=self.device)
-        reset_adapters(self.model, torch.float32)
-        if self.adapter_dir:
-            load_adapter(self.model, self.adapter_dir, base=self.base_dir)
+        begin_adapters(self.model, self.adapter_dir, self.base_dir)
 
     def _setup_monitor(self) -> None:
         params, state = self.params, self.state

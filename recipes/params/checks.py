@@ -150,7 +150,7 @@ def check_sizes(model: Component) -> Iterator[Diagnostic]:
     heads, kv_heads = sizes.get("num_heads"), sizes.get("num_kv_heads")
     width, head_dim = sizes.get("embed_dim"), sizes.get("head_dim")
     if heads and width and head_dim is None:
-        head_dim = _default_of(model.path, "head_dim")  # qwen3 has one
+        head_dim = default_of(model.path, "head_dim")  # qwen3 has one
     if heads and kv_heads and heads % kv_heads:
         yield problem(
             f"is {heads}, not a multiple of num_kv_heads {kv_heads}",
@@ -168,7 +168,8 @@ def check_sizes(model: Component) -> Iterator[Diagnostic]:
         )
 
 
-def _default_of(path: str, argument: str) -> Any:
+def default_of(path: str, argument: str) -> Any:
+    """Return the default of a component's argument; None where it has no such argument."""
     signature = read_signature(path)
     parameter = signature.parameters.get(argument) if isinstance(signature, Signature) else None
     return None if parameter is None else parameter.default

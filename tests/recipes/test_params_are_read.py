@@ -18,6 +18,7 @@ PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
     "preference_finetune": "PreferenceFinetuneParams",
+    "distill": "DistillParams",
     "generate": "GenerateParams",
 }
 
@@ -36,15 +37,18 @@ def attributes_of(owner_names: set[str], tree: ast.AST) -> set[str]:
 
 
 def read_by(tree: ast.AST, params_cls: type) -> set[str]:
-    """Return the names read as `params.NAME`, also by methods of the params that are called there."""
+    """Return the names read as `params.NAME`, also by methods of the params that are called there, and by theirs."""
     read = attributes_of({"params", "self.params"}, tree)
-    # A method may call that of the class it is derived from, and another one of its own.
-    for _ in range(2):
-        for name in read & {
-            name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))
-        }:
-            for method in (vars(cls)[name] for cls in params_cls.__mro__ if name in vars(cls)):
-                read |= attributes_of({"self"}, ast.parse(textwrap.dedent(inspect.getsource(method))))
+    followed: set[str] = set()
+    methods = {name for name in dir(params_cls) if inspect.isfunction(getattr(params_cls, name))}
+    while new := (read & methods) - followed:
+        followed |= new
+        # With those that they override, and may call.
+        for name in new:
+            for owner in params_cls.__mro__:
+                if name in vars(owner):
+                    source = textwrap.dedent(inspect.getsource(vars(owner)[name]))
+                    read |= attributes_of({"self", "super()"}, ast.parse(source))
     return read
 
 
@@ -79,6 +83,7 @@ def test_every_recipe_with_params_is_covered() -> None:
         "__init__",
         "finetune",
         "checks",
+        "full_or_lora",
         "shared_rows",
     }
     assert declared == set(PARAMS)

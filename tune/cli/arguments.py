@@ -53,7 +53,8 @@ class Command:
         description: a few sentences for the command's own help.
         examples: command lines that work, each with what it does.
         run: gets the arguments, returns the exit code.
-        operands: names and help of the words that are neither options nor overrides; in brackets, if not needed.
+        operands: names and help of the words that are neither options nor overrides; in brackets, if not needed; the
+            last one with "..." where there may be more of it.
         options: what it understands.
         takes_overrides: whether ``key=value`` and ``~key`` words are overrides.
         passes_on: whether options it does not know belong to the recipe, once the recipe has been named.
@@ -210,6 +211,8 @@ def check_operands(command: Command, given: Given) -> None:
     None of them may be empty, as one is that stands for a variable of the shell that is not set.
     """
     names, number = [name for name, _ in command.operands], len(given.operands)
+    more = number - len(names) if names and names[-1].endswith(("...", "...]")) else 0
+    names += names[-1:] * more
     if not sum(not name.startswith("[") for name in names) <= number <= len(names):
         raise UsageError(f"{number} argument{'s' * (number != 1)} given; usage: {command.usage}")
     for name, word in zip(names, given.operands):

@@ -59,9 +59,13 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe(
         "preference_finetune",
-        "Learn which of two answers is better (DPO and its kin), by all weights or adapters.",
         "recipes.params.preference_finetune.PreferenceFinetuneParams",
         aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
+    ),
+    Recipe(
+        "distill",
+        "recipes.params.distill.DistillParams",
+        aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
     ),
     Recipe(
         "generate",

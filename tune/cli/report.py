@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tune.cli.arguments import Command, Given, Option, UsageError, refuse_blank
+from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
 from tune.cli.terminal import say
 from tune.utils.paths import expand_path
 
@@ -15,11 +15,9 @@ def run(given: Given) -> int:
     """Write the page of one run into its folder, or one about several."""
     from tune.report import write_comparison, write_report
 
-    if not given.operands:
-        raise UsageError("which run? Give the folder it wrote to: tune report OUTPUT_DIR [OUTPUT_DIR ...]")
+    check_operands(COMMAND, given)
     folders = [find_run(name) for name in given.operands]
     out = given.one("out")
-    refuse_blank(**{"--out": out})
     if len(folders) == 1 and out is None:
         say(f"{write_report(folders[0])}\n")
         return 0
@@ -51,7 +49,6 @@ def find_run(name: str) -> Path:
 COMMAND = Command(
     name="report",
     summary="Make the page about a run, or one that compares several.",
-    usage="report RUN [RUN ...] [--out FILE]",
     description=(
         "Writes report.html and loss_curve.png into the folder of a run: its curves, settings, data, sample answers, "
         "memory, and what to type next. A run does that by itself at each saved step; this does it for older ones. "
@@ -63,6 +60,6 @@ COMMAND = Command(
         ("tune report out/a out/b --out lr.html", "compare two runs"),
     ),
     run=run,
-    operands=(("RUN", "The output_dir of a run."),),
+    operands=(("RUN ...", "The output_dir of a run."),),
     options=(Option(("--out",), "The page to write about several runs.", metavar="FILE"),),
 )

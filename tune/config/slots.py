@@ -100,6 +100,13 @@ PREFERENCE_LOSS = Slot(
     names=("*Loss",),
     unsuitable={"PairwiseLoss": "it is what losses of pairs have in common; name one of them, such as dpo"},
 )
+KD_LOSS = Slot(
+    kind="distillation loss",
+    namespaces=("tune.modules.loss",),
+    patterns=("{}", "{}_loss"),
+    accepts="tune.modules.loss.distillation.DistillationLoss",
+    defaults=("ignore_index",),
+)
 LR_SCHEDULER = Slot(
     kind="lr_scheduler",
     namespaces=("tune.training.lr_schedulers", "torch.optim.lr_scheduler"),
@@ -150,6 +157,7 @@ SLOTS: tuple[Slot, ...] = (
     OPTIMIZER,
     LOSS,
     PREFERENCE_LOSS,
+    KD_LOSS,
     LR_SCHEDULER,
     CHECKPOINTER,
     METRIC_LOGGER,

@@ -18,6 +18,7 @@ from tune.data.files import Row
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX, masked_labels, shift_labels, shift_weights, truncate
 from tune.data.packing import pack_lengths
 from tune.data.preview import preview_example
+from tune.data.prompts import answered_examples, find_prompts
 from tune.data.report import DataReport, merge_reports
 from tune.data.rows import describe
 from tune.data.sources import Source
@@ -89,11 +90,13 @@ __all__ = [
     "TokenWriter",
     "TokenizedRows",
     "TokenizedToExamples",
+    "answered_examples",
     "block_causal_mask",
     "describe",
     "find_chat_columns",
     "find_conversation_column",
     "find_instruction_columns",
+    "find_prompts",
     "find_text_column",
     "get_prompt_template",
     "list_names",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tune.generation.answered_batches import AnsweredBatches
+from tune.generation.answers import write_answers
 from tune.generation.decode import (
     StopReason,
     TokenStream,
@@ -15,6 +17,7 @@ from tune.generation.sampling import Sampling, make_generator, sample_token, tok
 from tune.generation.text import StopStrings, TextStream, generate_text, stream_text, stream_texts
 
 __all__ = [
+    "AnsweredBatches",
     "Prompt",
     "Question",
     "Sampling",
@@ -34,4 +37,5 @@ __all__ = [
     "stream_text",
     "stream_texts",
     "token_probabilities",
+    "write_answers",
 ]

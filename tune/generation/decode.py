@@ -111,7 +111,7 @@ def stream_batch(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     stop_ids: Sequence[int] = (),
     use_cache: bool = True,
 ) -> list[TokenStream]:
@@ -124,12 +124,15 @@ def stream_batch(
     Args:
         prompts: They may differ in length, and each ends by itself.
         batch_size: How many are generated together, in their order; None: all.
+        seed: Also one for each prompt, in place of the first one's.
     """
     sampling = Sampling(temperature, top_k, top_p)
     limits = _check_prompts(model, prompts, max_new_tokens)
-    generators = [
-        make_generator(None if seed is None else seed + row, _device(model)) for row in range(len(prompts))
-    ]
+    if seed is None or isinstance(seed, int):
+        seeds = [None if seed is None else seed + row for row in range(len(prompts))]
+    else:
+        seeds = list(seed)
+    generators = [make_generator(row_seed, _device(model)) for row_seed in seeds]
     streams: list[TokenStream] = []
     size = batch_size or max(len(prompts), 1)
     for first in range(0, len(prompts), size):

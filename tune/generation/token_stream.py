@@ -38,6 +38,7 @@ class TokenStream(Iterator[int]):
 
     Attributes:
         stop_reason: None until the end; then ``stop_id``, ``max_new_tokens`` or ``max_seq_len``.
+        stop_token: The one that ended it, where one did; it is not handed out.
         num_tokens: Tokens handed out so far.
     """
 
@@ -45,6 +46,7 @@ class TokenStream(Iterator[int]):
         self, batch: Batch, row: int, limit: int, stop_ids: Sequence[int], reason_at_limit: StopReason
     ) -> None:
         self.stop_reason: StopReason | None = None
+        self.stop_token: int | None = None
         self.num_tokens = 0
         self._batch = batch
         self._row = row
@@ -60,6 +62,7 @@ class TokenStream(Iterator[int]):
             self._end(self._reason_at_limit)
         token = self._batch.read(self._row)
         if token in self._stop_ids:
+            self.stop_token = token
             self._end("stop_id")
         self.num_tokens += 1
         return token

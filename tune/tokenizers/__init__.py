@@ -16,7 +16,7 @@ from tune.tokenizers.chat_template import (
 )
 from tune.tokenizers.family_format import with_family_format
 from tune.tokenizers.hf_json import HFTokenizer
-from tune.tokenizers.loading import auto, from_checkpoint
+from tune.tokenizers.loading import auto, from_checkpoint, holds_tokenizer
 from tune.tokenizers.messages import Message, Role, validate_messages
 from tune.tokenizers.new_tokens import with_new_tokens
 from tune.tokenizers.protocol import Tokenizer
@@ -27,6 +27,7 @@ from tune.tokenizers.rows import (
     require_rows,
     show_tokens,
 )
+from tune.tokenizers.same_vocabulary import require_same_vocabulary
 from tune.tokenizers.spm import SentencePieceTokenizer, write_hf_tokenizer_config
 from tune.tokenizers.stream import StreamDecoder
 from tune.tokenizers.tekken import tekken_tokenizer
@@ -50,9 +51,11 @@ __all__ = [
     "find_tokens_without_row",
     "from_checkpoint",
     "get_prompt_template",
+    "holds_tokenizer",
     "note_tokens_without_row",
     "refuse_dropped_tokens",
     "require_rows",
+    "require_same_vocabulary",
     "show_tokens",
     "tekken_tokenizer",
     "tokenize_conversation",

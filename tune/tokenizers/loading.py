@@ -100,6 +100,15 @@ def auto(
     )
 
 
+def holds_tokenizer(directory: str | Path) -> bool:
+    """Return whether there is a tokenizer's file in a model's directory, readable or not."""
+    try:
+        _find(expand_path(directory))
+    except TokenizerError:
+        return False
+    return True
+
+
 def _read(
     file: Path, limit: int | None, prompt_template: PromptTemplateSpec | None, settings: TokenizerSettings
 ) -> BaseTokenizer:

@@ -6,6 +6,7 @@ from tune.training import lr_schedulers, metric_logging
 from tune.training.activations import checkpoint_activations
 from tune.training.attention_kernels import prefer_attention_kernels
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
+from tune.training.building import build_on_meta, choose_trained
 from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
@@ -19,6 +20,7 @@ from tune.training.distributed.gradient_sync import GradientSync, mark_last
 from tune.training.distributed.sharded_model import shard_model, write_full_model
 from tune.training.getters import get_metric_logger, get_optimizer
 from tune.training.loading import build_loader
+from tune.training.loss_parts import LossParts
 from tune.training.losses import build_loss
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory
@@ -43,6 +45,7 @@ from tune.training.saving.resume_point import find_newest_complete_step
 from tune.training.saving.saved_steps import SavedStep, list_saved_steps, verify_step
 from tune.training.signals import StopRequest
 from tune.training.step_guard import StepGuard, clip_gradients
+from tune.training.teacher import Teacher
 from tune.training.torchtune_names import GONE, HERE
 from tune.training.train_state import TrainState, begin_state
 from tune.training.validation import mean_loss
@@ -59,6 +62,7 @@ __all__ = [
     "FullModelTorchTuneCheckpointer",
     "GradientSync",
     "LongestRow",
+    "LossParts",
     "MemoryPlan",
     "Monitor",
     "OptimizerInBackward",
@@ -67,15 +71,18 @@ __all__ = [
     "SavedStep",
     "StepGuard",
     "StopRequest",
+    "Teacher",
     "TrainState",
     "activation_offloading",
     "begin_state",
     "build_loader",
     "build_loss",
     "build_lr_scheduler",
+    "build_on_meta",
     "build_optimizer",
     "check_tokenizer_fits",
     "checkpoint_activations",
+    "choose_trained",
     "clip_gradients",
     "compare_answers",
     "compile_blocks",

@@ -32,7 +32,7 @@ __all__ = ["Monitor"]
 
 
 class ObjectiveMetrics(Protocol):
-    """What an objective measures besides its loss, as `tune.training.PreferenceMetrics` does."""
+    """What an objective measures besides its loss, as `LossParts` and `PreferenceMetrics` do."""
 
     def end_step(self) -> None: ...
 

@@ -22,6 +22,8 @@ __all__ = ["Progress", "describe_result", "format_duration", "format_summary"]
 # What is shown of the metrics, in this order; the files get all of them.
 SHOWN: dict[str, Callable[[Any], str]] = {
     "loss": "loss {:.4f}".format,
+    "kd_loss": "kd {:.4f}".format,
+    "ce_loss": "ce {:.4f}".format,
     "val_loss": "val loss {:.4f}".format,
     "val_perplexity": "perplexity {:.4g}".format,
     "margin": "margin {:.3f}".format,

@@ -37,9 +37,24 @@ def loss_sum(
     Raises:
         ConfigError: there are weights, and the loss takes none.
     """
+    hidden = model.hidden(tokens, mask=mask, input_pos=input_pos)  # [b, s, d]
+    return loss_from_hidden(loss_fn, model, hidden, labels, weights)
+
+
+def loss_from_hidden(
+    loss_fn: nn.Module,
+    model: TransformerDecoder,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return what `loss_sum` does, from hidden states [b, s, d] that the model gave; for a second loss on the same.
+
+    Raises:
+        ConfigError: there are weights, and the loss takes none.
+    """
     if weights is not None:
         require_weights(loss_fn)
-    hidden = model.hidden(tokens, mask=mask, input_pos=input_pos)  # [b, s, d]
     asked = {} if weights is None else {"weights": weights}
     if isinstance(loss_fn, LossFromHidden):
         loss: Tensor = loss_fn(hidden, model.output_weight, labels, model.config.final_softcap, **asked)

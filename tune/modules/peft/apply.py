@@ -44,11 +44,8 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
     if adapted_modules(model):
         raise ConfigError("the model has adapters already: merge_adapters makes them part of its matrices")
     chosen = chosen_modules(model, config)
-    in_blocks = [
-        f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
-    ]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    in_blocks = _matrices_of_blocks(model)
+    model.requires_grad_(False)
     for module in chosen:
         linear = model.get_submodule(module.path)
         assert isinstance(linear, nn.Linear)
@@ -59,7 +56,30 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
             and module.path.rpartition(".")[2] not in _NEVER_QUANTIZED
         )
         _replace(model, module.path, _adapted(linear, module, config, quantize_base))
-    for path in in_blocks if config.quantize_base else ():
+    if config.quantize_base:
+        _quantize(model, in_blocks)
+
+
+def freeze(model: TransformerDecoder, quantize: bool = False) -> None:
+    """Make a model one that is not trained, in place: without gradients, in eval mode, for good.
+
+    Args:
+        model: a decoder without adapters, before it is wrapped, compiled or loaded.
+        quantize: keep the blocks' matrices in 4 bits (NF4) from when they are loaded.
+    """
+    model.requires_grad_(False).eval()
+    if quantize:
+        _quantize(model, _matrices_of_blocks(model))
+
+
+def _matrices_of_blocks(model: TransformerDecoder) -> list[str]:
+    return [
+        f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
+    ]
+
+
+def _quantize(model: TransformerDecoder, paths: Sequence[str]) -> None:
+    for path in paths:
         linear = model.get_submodule(path)
         if isinstance(linear, nn.Linear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
             _replace(model, path, _quantized(linear))

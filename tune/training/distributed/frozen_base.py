@@ -18,16 +18,17 @@ __all__ = ["shard_dim_of_base"]
 FROZEN_SHARE = 0.5
 
 
-def shard_dim_of_base(model: nn.Module, mesh: Mesh, *, required: bool) -> int:
+def shard_dim_of_base(model: nn.Module, mesh: Mesh, *, required: bool, share: float = FROZEN_SHARE) -> int:
     """Return over how many processes to cut a model of which only adapters are trained; every process must call this.
 
     Unless shards are required, a base that fits is held whole by every process: then nothing but the gradients of the
-    adapters has to be sent. "Fits" is half of the memory of the smallest device.
+    adapters has to be sent. "Fits" is a share of the memory of the smallest device.
 
     Args:
         model: with its adapters, on the meta device.
         mesh: the processes of the run.
         required: sharding was asked for by number, or something else that was asked for needs it.
+        share: of the memory, that it may take.
 
     Raises:
         ConfigError: it is required, but the base is in 4 bits.
@@ -41,7 +42,7 @@ def shard_dim_of_base(model: nn.Module, mesh: Mesh, *, required: bool) -> int:
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     # The machines of a run may differ; what they do may not.
     least = -mesh.max(-_memory_of(mesh.device))
-    return mesh.shard_dim if required or num_bytes > FROZEN_SHARE * least else 1
+    return mesh.shard_dim if required or num_bytes > share * least else 1
 
 
 def _memory_of(device: torch.device) -> float:

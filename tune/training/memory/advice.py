@@ -146,10 +146,12 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[_Change]:
             remark = "; keeps the frozen matrices in 4 bits"
             yield _Change("quantize_base=true", {"model": _in_4_bits(run.model)}, remark)
         return
+    # Recipes with a second model train adapters by themselves.
+    setting = "lora_rank=8" if run.frozen.num_parameters else "tune run lora_finetune"
     adapters = {"model": _with_adapters(run.model, False)}
-    yield _Change("tune run lora_finetune", adapters, "; trains adapters alone")
+    yield _Change(setting, adapters, "; trains adapters alone")
     adapters = {"model": _with_adapters(run.model, True)}
-    yield _Change("tune run lora_finetune quantize_base=true", adapters, "; on a 4-bit base")
+    yield _Change(f"{setting} quantize_base=true", adapters, "; on a 4-bit base")
 
 
 def _with_adapters(model: TransformerDecoder, quantize_base: bool) -> TransformerDecoder:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tune.errors import TuneError, first_line
 from tune.modules import TransformerDecoder
-from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
+from tune.modules.loss import loss_sum
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.nf4 import NF4Weight
@@ -163,9 +163,10 @@ def _measure(
     kinds = _kinds(model)
     firsts = sorted({kinds.index(kind) for kind in kinds})
     max_targets = None
-    if isinstance(loss_fn, LinearCrossEntropyLoss) and device == "cpu":
+    rows_per_piece: Any = getattr(loss_fn, "rows_per_piece", None)
+    if rows_per_piece is not None and device == "cpu":
         # Its pieces are small there, and alike from the second one on: thousands would be run to no purpose.
-        max_targets = 2 * loss_fn.rows_per_piece(prod(shape), torch.device(device))
+        max_targets = 2 * rows_per_piece(prod(shape), torch.device(device))
     try:
         # On this thread, where the modes are entered.
         with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.set_multithreading_enabled(False):

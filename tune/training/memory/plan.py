@@ -20,7 +20,7 @@ from tune.training.memory.available import available_memory, held_memory
 from tune.training.memory.measure import without_memory
 from tune.training.memory.oom import GENERAL_ADVICE, GIB, get_peak_memory_gib
 from tune.training.memory.optimizer_sizes import OptimizerSizes
-from tune.training.memory.prediction import PlannedRun, Prediction, predict
+from tune.training.memory.prediction import FrozenSizes, PlannedRun, Prediction, predict
 from tune.training.precision import Precision
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
@@ -239,6 +239,9 @@ def plan_memory(
     activation_offloading: bool = False,
     optimizer_in_backward: bool = False,
     keeps_copy: bool = False,
+    num_written: int = 0,
+    frozen_model: TransformerDecoder | None = None,
+    frozen_shard_dim: int = 1,
 ) -> MemoryPlan:
     """Return what a run will need on one rank.
 
@@ -260,16 +263,18 @@ def plan_memory(
         activation_offloading: what they keep for it waits in host memory.
         optimizer_in_backward: each weight steps as soon as its gradient is there.
         keeps_copy: where the loss compares with a reference, that is a frozen copy of the model.
+        num_written: tokens that the model writes after each prompt, in place of the data's answers.
+        frozen_model: runs beside, and is not trained: a teacher; in the dtype it will have.
+        frozen_shard_dim: ranks that its weights are cut over.
     """
     if isinstance(loss_fn, PreferenceLoss):
-        keeps_copy = keeps_copy and loss_fn.needs_reference
+        if keeps_copy and loss_fn.needs_reference:
+            frozen_model, frozen_shard_dim = model, shard_dim
         loss_fn = LinearCrossEntropyLoss()  # which applies the output matrix in the same pieces
-    else:
-        keeps_copy = False
     mesh = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
     device = mesh.device
     if isinstance(row, DataReport):
-        row = longest_row(row, device.type)
+        row = longest_row(row, device.type, num_written)
     run = PlannedRun(
         model=without_memory(model, None),
         loss_fn=loss_fn,
@@ -286,14 +291,27 @@ def plan_memory(
         activation_offloading=activation_offloading,
         optimizer_in_backward=optimizer_in_backward,
         device_type=device.type,
-        keeps_copy=keeps_copy,
     )
+    if frozen_model is not None:
+        sizes = FrozenSizes.of(
+            without_memory(frozen_model, None), frozen_shard_dim, cpu_offload and frozen_shard_dim > 1
+        )
+        run = replace(run, frozen=sizes)
     plan = MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
     return plan.with_fewest_recomputed(mesh) if activation_checkpointing == "auto" else plan
 
 
-def longest_row(report: DataReport, device_type: str = "cpu") -> LongestRow:
-    """Return the longest row that a dataset gives: all of its room where documents are packed."""
+def longest_row(report: DataReport, device_type: str = "cpu", num_written: int = 0) -> LongestRow:
+    """Return the longest row that a dataset gives: all of its room where documents are packed.
+
+    Args:
+        report: of the dataset.
+        device_type: what rows are padded for.
+        keeps_copy: where the loss compares with a reference, that is a frozen copy of the model.
+        num_written: tokens that the model writes after each prompt, in place of the data's answers.
+    """
+    if num_written:
+        return LongestRow(report.longest_kept + num_written)
     if report.num_packs and report.max_seq_len is not None:
         return LongestRow(report.max_seq_len, is_packed=True)
     if device_type != "cuda":

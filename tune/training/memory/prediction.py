@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import nn
@@ -19,11 +20,38 @@ from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.measure import StepBytes, measure_step, without_memory
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 
-__all__ = ["MOMENTS", "PlannedRun", "Prediction", "WeightSizes", "predict"]
+__all__ = ["MOMENTS", "FrozenSizes", "PlannedRun", "Prediction", "WeightSizes", "predict"]
 
 # What a step of the smallest model makes resident beside its tensors, as measured.
 _HOST_CODE = 0.1 * 1024**3
 MOMENTS = ("at the loss", "in the backward pass", "at the optimizer's step")
+
+
+@dataclass(frozen=True)
+class FrozenSizes:
+    """What a model takes that runs beside the trained one and is not trained: a teacher.
+
+    Args:
+        num_parameters: how many numbers.
+        on_device, on_host: bytes of its weights there, on one rank.
+        gathered: bytes that stand unsharded while it runs.
+    """
+
+    num_parameters: int = 0
+    on_device: float = 0.0
+    on_host: float = 0.0
+    gathered: float = 0.0
+
+    @classmethod
+    def of(cls, model: TransformerDecoder, shard_size: int, cpu_offload: bool) -> Self:
+        """Return the sizes of a model without memory, in the dtypes that it will have."""
+        weights = weigh(model)
+        plain = (weights.total - weights.quantized) / shard_size
+        if shard_size == 1:
+            return cls(weights.num_parameters, plain + weights.quantized)
+        root = weights.total - weights.quantized - sum(weights.blocks)
+        shards = (0.0, plain) if cpu_offload else (plain, 0.0)
+        return cls(weights.num_parameters, *shards, 2 * max(weights.blocks) + root)
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,7 @@ class PlannedRun:
     activation_offloading: bool
     optimizer_in_backward: bool
     device_type: str
-    keeps_copy: bool = False
+    frozen: FrozenSizes = FrozenSizes()
 
 
 @dataclass
@@ -137,20 +165,20 @@ def predict(run: PlannedRun) -> Prediction:
     plain = (weights.total - weights.quantized - weights.adapters) * on_device
     parts = {
         f"weights, {_count(weights.num_parameters)}": (plain,) * 3,
-        "frozen reference": (plain * run.keeps_copy,) * 3,
         # FSDP leaves buffers alone: every rank has all of it.
         "4-bit base": (weights.quantized,) * 3,
         f"adapters, {_count(weights.num_trained)}": (weights.adapters * on_device,) * 3,
         f"optimizer ({run.optimizer})": (kept * on_device,) * 3,
+        f"frozen model beside it, {_count(run.frozen.num_parameters)}": (run.frozen.on_device,) * 3,
         "gradients": part("gradients"),
         "activations": part("activations"),
         "weights cast by autocast": part("casts"),
         "loss": part("loss"),
         "work in progress": part("working"),
-        "FSDP's gathered blocks": (*_gathered(run, weights, step), 0.0),
+        "FSDP's gathered blocks": (*_gathered(run, weights, step), run.frozen.gathered),
         "torch's own code, loaded on first use": (_HOST_CODE * (run.device_type == "cpu"),) * 3,
     }
-    on_host = 0.0
+    on_host = run.frozen.on_host
     if run.activation_offloading:
         on_host += sum(_kept(run, step))
     if run.cpu_offload:
@@ -247,9 +275,11 @@ def _gathered(run: PlannedRun, weights: WeightSizes, step: StepBytes) -> tuple[f
     Two blocks (one is computed, the next one fetched) and what is outside them; in the backward pass also gradients
     before each rank keeps its part: the head's, and a block's in fp32 to be summed.
     """
+    frozen = run.frozen.gathered  # its root stays, and is small beside two blocks
     if run.shard_size == 1:
-        return 0.0, 0.0
+        return frozen, frozen
     root = weights.total - weights.quantized - sum(weights.blocks)
     whole = 2 * max(weights.blocks) + root
     itemsize = weights.trained / max(weights.num_trained, 1)
-    return whole, whole + max(weights.block_gradients) * 4.0 / max(itemsize, 1.0) + step.head_gradients
+    summed = max(weights.block_gradients) * 4.0 / max(itemsize, 1.0)
+    return whole + frozen, whole + frozen + summed + step.head_gradients
