@@ -37,7 +37,7 @@ from tune.cli.exit_codes import EXIT_FAILED
 from tune.cli.launch_options import LaunchPlan
 from tune.cli.rank import log_path
 from tune.cli.rank_report import STOP_CODES, RankEnd, explain, find_first, is_certain, read_end
-from tune.cli.rendezvous import find_address
+from tune.cli.rendezvous import find_address, wait_for_host
 from tune.cli.run_file import Program
 from tune.cli.stall import StallWatch, heartbeat_path
 from tune.cli.terminal import paint, say
@@ -123,6 +123,8 @@ class Ranks(LocalElasticAgent):
             # Each of torch's own timeouts ends in a page of C++ frames; ours comes first. "timeout" is static's.
             for name in ("join_timeout", "timeout", "read_timeout"):
                 conf[name] = int(conf.get(name, 0)) + seconds + _JOIN_TIMEOUT_S
+            if plan.node_rank != 0 and conf["is_host"] == "false":
+                wait_for_host(plan.endpoint)
             if plan.backend == "static":
                 conf["rank"] = plan.node_rank
                 self._spec.master_addr, self._spec.master_port = parse_rendezvous_endpoint(plan.endpoint, -1)

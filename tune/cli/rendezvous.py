@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
@@ -50,3 +51,16 @@ def _can_listen(family: int, address: tuple[object, ...]) -> bool:
             return True
         except OSError:
             return False
+
+
+def wait_for_host(endpoint: str) -> None:
+    """Wait until the machine that the others meet at listens: torch itself would look more and more rarely.
+
+    That is for ever, in a thread: the launcher keeps the time.
+    """
+    host, _, port = endpoint.rpartition(":")
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        time.sleep(0.5)
