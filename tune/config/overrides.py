@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tune.config.diagnostics import Diagnostic, Source, quote, shorten
-from tune.config.nodes import MAX_DEPTH, ErrorNode, Node, Scalar, text_weight
+from tune.config.nodes import MAX_DEPTH, ErrorNode, Node, Scalar
 from tune.config.yaml_tree import read_flow
 
 _KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
@@ -108,7 +108,7 @@ def _parse(argument: str, index: int) -> Edit | Diagnostic:
     if problem:
         return problem
     source = Source("cli", arg=argument, col=len(key) + 2, index=index, length=max(1, len(value)))
-    node: Node | None = Scalar(source, value, "verbatim", weight=text_weight(value))
+    node: Node | None = Scalar(source, value, "verbatim")
     if value.startswith(_FLOW_STARTS):
         node, fault = read_flow(value, source)
         if fault is not None or node is None:

@@ -10,7 +10,7 @@ from typing import Any
 from tune.config.diagnostics import Diagnostic, shorten
 from tune.config.fields import ParamInfo
 from tune.config.foreign_names import foreign_names
-from tune.config.nodes import MappingNode, Node, Scalar, SequenceNode, core_value
+from tune.config.nodes import MappingNode, Node, Scalar, SequenceNode, child, core_value
 from tune.config.scalars import REFUSED
 
 # Tries a value for a path; returns it, or REFUSED after reporting why it is none.
@@ -195,5 +195,5 @@ def find_there(root: MappingNode, path: str, infos: Mapping[str, ParamInfo]) -> 
     parts = (info.short_for if info is not None and info.short_for else path).split(".")
     node: Node | None = root
     for part in parts:
-        node = node.entries.get(part) if isinstance(node, MappingNode) else None
+        node = child(node, part)
     return node
