@@ -7,7 +7,7 @@ is known, a suggestion: the text that may replace what the place points at (a ke
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tune.utils.escape import escape_control
@@ -153,19 +153,9 @@ def bounded(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
     for count, item in enumerate(diagnostics):
         size += len(item.message) + len(item.path) + len(item.suggestion or "") + len(item.shadows or "")
         if count == _MAX_SHOWN or size > _MAX_REPORT:
+            code = f"more-{item.severity}s"
             message = f"and {len(diagnostics) - count} more {item.severity}s from here on"
-            return [
-                *diagnostics[:count],
-                replace(
-                    item,
-                    code=f"more-{item.severity}s",
-                    path="",
-                    message=message,
-                    suggestion=None,
-                    shadows=None,
-                    fields=(),
-                ),
-            ]
+            return [*diagnostics[:count], Diagnostic(code, "", message, item.source, severity=item.severity)]
     return diagnostics
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, quote
-from tune.config.fields import ParamInfo
+from tune.config.fields import ParamInfo, other_spelling
 from tune.config.nodes import (
     ErrorNode,
     MappingNode,
@@ -211,16 +211,8 @@ def _remove(
     path = edit.path
     if _at(root, path) is None:
         # the same value may stand in its other spelling
-        for info in infos.values():
-            other = tuple(info.short_for.split(".")) if info.short_for else ()
-            if path == (info.name,) and other and _at(root, other) is not None:
-                path = other
-                break
-            if path == other and info.name in root.entries:
-                path = (info.name,)
-                break
-    node = _at(root, path)
-    if node is None:
+        path = tuple((other_spelling(edit.dotted, infos) or edit.dotted).split("."))
+    if _at(root, path) is None:
         _refuse_removal(root, edit, infos, replaced)
     made = _cut(root, path)
     return made if isinstance(made, MappingNode) else root

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
 from tune.config.environment import VARIABLE_PREFIX, is_set, read_variable
-from tune.config.fields import ParamInfo
+from tune.config.fields import ParamInfo, other_spelling
 from tune.config.merging import name_component
 from tune.config.nodes import (
     MAX_DEPTH,
@@ -209,14 +209,10 @@ class _Resolver:
         found = self._walk(self._root, parts)
         if found is not None:
             return found
-        name = ".".join(parts)
-        for info in self._infos.values():
-            if info.short_for == name and info.name in self._root.entries:
-                return self._walk(self._root, (info.name,))
-            if info.short_for and info.name == name:
-                other = self._walk(self._root, tuple(info.short_for.split(".")))
-                if other is not None:
-                    return other
+        other = other_spelling(".".join(parts), self._infos)
+        found = self._walk(self._root, tuple(other.split("."))) if other is not None else None
+        if found is not None:
+            return found
         declared = self._infos.get(parts[0])
         if declared is None or declared.required or parts[0] in self._root.entries:
             return None

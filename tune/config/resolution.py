@@ -12,7 +12,7 @@ from tune.config.check import Checked
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.convert import shadowed
 from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, render_all, to_json
-from tune.config.dump import write_params
+from tune.config.dump import find_origin, write_params
 from tune.config.fields import fields_of
 from tune.config.nodes import Node
 from tune.config.scalars import REFUSED
@@ -84,9 +84,7 @@ class Resolution(Generic[T]):
             if value is REFUSED:
                 continue
             for path, leaf in _leaves(name, value):
-                node = self.places.get(path) or self.places.get(shorts.get(path, ""))
-                if node is None and path != name and not path.endswith(COMPONENT_KEY):
-                    node = self.places.get(name)
+                node = self.places.get(shorts[path]) if shorts.get(path) else find_origin(path, self.places)
                 source = DEFAULT if node is None else node.source
                 flat[path] = ResolvedValue(leaf, source, None if node is None else shadowed(node))
         return flat
