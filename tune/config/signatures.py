@@ -107,6 +107,9 @@ def read_doc(path: str, *, constructor: bool = True) -> str:
         return ""
     text = found.doc or read_late_doc(found.module, found.name)
     node = found.node if constructor else None
+    if isinstance(node, ast.FunctionDef):
+        shared = _shared_settings(found.module, node.args) or {}
+        text = "\n".join([text, *(f"{name}: {help}" for name, (_, _, _, help) in shared.items())])
     for statement in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             text = f"{text}\n\n{ast.get_docstring(statement) or ''}".strip()
@@ -199,7 +202,43 @@ def _read_arguments(
     parameters = {
         arg.arg: _parameter(module, arg.arg, arg.annotation, default, kind) for arg, kind, default in rows
     }
-    return parameters, arguments.vararg is not None, arguments.kwarg is not None
+    shared = _shared_settings(module, arguments)
+    for name, (home, spec, default, _) in (shared or {}).items():
+        parameters[name] = _parameter(home, name, spec, default, "keyword")
+    return parameters, arguments.vararg is not None, arguments.kwarg is not None and shared is None
+
+
+def _shared_settings(
+    module: Module, arguments: ast.arguments
+) -> dict[str, tuple[Module, ast.expr, ast.expr, str]] | None:
+    """Return what ``**settings: Unpack[D]`` stands for, see `tune.utils.settings`; None where there is nothing like it.
+
+    Each setting has the module that declares it, its type, its default and its help.
+    """
+    annotation = arguments.kwarg.annotation if arguments.kwarg is not None else None
+    if not isinstance(annotation, ast.Subscript) or _last_name(annotation.value) != "Unpack":
+        return None
+    declared = resolve_expression(module, annotation.slice)
+    if not isinstance(declared, Definition):
+        return None
+    family = list(_class_and_bases(declared))
+    members = [member for member in reversed(family) if member is not None]  # those of its bases first
+    roots = [base for member in members for base in member.bases or () if _last_name(base) == "TypedDict"]
+    if len(members) + len(roots) != len(family):
+        return None  # there is a base that cannot be followed
+    settings = {}
+    for member in members:
+        for statement in getattr(member.node, "body", ()):
+            match statement:
+                case ast.AnnAssign(
+                    target=ast.Name(id=name),
+                    annotation=ast.Subscript(slice=ast.Tuple(elts=[spec, ast.Call(args=[default, help])])),
+                ):
+                    text = help.value if isinstance(help, ast.Constant) else ""
+                    settings[name] = (member.module, spec, default, str(text))
+                case ast.AnnAssign():
+                    return None
+    return settings
 
 
 def _parameter(
