@@ -57,7 +57,7 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
         linear = model.get_submodule(path)
         # A router is small, and rounding it sends tokens to other experts.
         if isinstance(linear, nn.Linear) and not path.endswith(".router"):
-            _replace(model, path, _quantized(linear))
+            _replace(model, path, quantized(linear))
 
 
 def add_token_rows(
@@ -221,7 +221,8 @@ def _adapted(linear: nn.Linear, module: LoRAModule, config: LoRAConfig, quantize
     return adapted
 
 
-def _quantized(linear: nn.Linear) -> FrozenLinear:
+def quantized(linear: nn.Linear) -> FrozenLinear:
+    """Return a frozen matrix in 4 bits in the place of a plain one."""
     with torch.device("meta"):
         frozen = FrozenLinear(linear.in_features, linear.out_features, quantize_base=True)
     _take_over(linear, frozen)
