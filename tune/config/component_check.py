@@ -18,7 +18,7 @@ from tune.config.diagnostics import Diagnostic
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
 from tune.config.signatures import Signature, signature_of
 from tune.config.slots import Slot
-from tune.config.source import read_own_names
+from tune.config.source import Definition, read_own_names
 from tune.config.suggestions import fold
 from tune.config.trust import is_dotted_name, is_user_trusted, judge_definition, judge_name, lies_within
 
@@ -77,6 +77,13 @@ def _spelt_as_now(name: str, slot: Slot) -> str:
     """Return the name in `slot` that differs from `name` in case and underscores only (AlpacaDataset), or `name`."""
     matches = (_match(name, names) for _, names in _namespaces(slot))
     return next((match for match in matches if match is not None), name)
+
+
+def find_trusted(path: str) -> Definition | NotFound | Diagnostic:
+    """Return the definition that dotted `path` leads to, why there is none, or why it may not be used."""
+    refused = judge_name(path)
+    found = refused or find_definition(path)
+    return (judge_definition(found.path, path) or found) if isinstance(found, Definition) else found
 
 
 def list_components(slot: Slot) -> dict[str, str]:
@@ -200,15 +207,11 @@ def _shorten(name: str, slot: Slot) -> str:
 
 
 def _resolve_path(path: str, slot: Slot | None) -> ResolvedName:
-    refused = judge_name(path)
-    if refused is not None:
-        return _failed(refused)
-    found = find_definition(path)
+    found = find_trusted(path)
+    if isinstance(found, Diagnostic):
+        return _failed(found)
     if isinstance(found, NotFound):
         return _explain_not_found(path, found, slot)
-    refused = judge_definition(found.path, path)
-    if refused is not None:
-        return _failed(refused)
     signature = signature_of(found)
     misfit = judge_nested(path, signature) if slot is None else judge_kind(path, signature, slot)
     if misfit is not None:

@@ -19,7 +19,7 @@ from tune.config.scalars import REFUSED
 
 T = TypeVar("T")
 
-_MAX_REMEMBERED = 32
+_RESOLUTION = "_resolution"
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -104,20 +104,15 @@ class Resolution(Generic[T]):
         return to_json(self.errors, self.warnings)
 
 
-_remembered: dict[int, Resolution[Any]] = {}
-
-
 def resolution_of(params: object) -> Resolution[Any] | None:
     """Return where the values of `params` come from, or None if it was not made by `resolve`."""
-    found = _remembered.get(id(params))
+    found: Resolution[Any] | None = getattr(params, _RESOLUTION, None)
     return found if found is not None and found.params is params else None
 
 
 def remember(resolution: Resolution[Any]) -> None:
-    """Let `resolution_of` find this one; of many only the last."""
-    while len(_remembered) >= _MAX_REMEMBERED:
-        del _remembered[next(iter(_remembered))]
-    _remembered[id(resolution.params)] = resolution
+    """Let `resolution_of` find this one."""
+    object.__setattr__(resolution.params, _RESOLUTION, resolution)
 
 
 def dump_params(params: Any, recipe: str | None = None, drawn: Mapping[str, Any] | None = None) -> str:
@@ -156,7 +151,6 @@ def handing_over(resolution: Resolution[Any] | None, arguments: Sequence[str]) -
     if resolution is None:
         yield
         return
-    remember(resolution)
     _handed_over = resolution, list(arguments)
     try:
         yield
