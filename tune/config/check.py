@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tune.config.component import Component
 from tune.config.component_values import ComponentChecker
-from tune.config.convert import shadowed
 from tune.config.diagnostics import Diagnostic, Source, quote
-from tune.config.fields import ParamInfo, note_given
+from tune.config.fields import ParamInfo, note_given, other_spelling
+from tune.config.inheritance import fill_inherited
 from tune.config.nodes import (
     MAX_GUESSES,
     MappingNode,
@@ -21,8 +21,9 @@ from tune.config.nodes import (
     default_node,
 )
 from tune.config.scalars import REFUSED
-from tune.config.short_forms import read_argument
+from tune.config.short_forms import expand_short_forms, read_argument
 from tune.config.suggestions import add, amend, find_there, guess_parameter
+from tune.config.torchtune_compat import expand_torchtune_forms
 
 RECIPE_KEY = "recipe"
 
@@ -53,12 +54,14 @@ def check_tree(
     """Type and check every value of a tree.
 
     Args:
-        root: merged, references resolved, short forms expanded.
+        root: merged, references resolved.
         infos: the declared parameters.
         report: called with every problem and warning.
         whole: the place of the configuration as such, for what is missing from it.
         complete: whether all of the file could be read; if not, nothing is called missing.
     """
+    root = expand_short_forms(expand_torchtune_forms(root, infos, report), infos, report)
+    root = fill_inherited(root, infos, report)
     checked = Checked()
     components = ComponentChecker(infos, report)
     unknown = [key for key in root.entries if key not in infos and key != RECIPE_KEY]
@@ -117,9 +120,8 @@ def _field(
     if info.slot is not None and not info.required and isinstance(node, PythonValue) and node.value == "":
         return Component()
     if info.required and _is_empty(node):
-        name = node.written or info.name
-        report(Diagnostic("missing-required", name, f"{name} is required and cannot be empty", node.source))
-        value: Any = REFUSED
+        message = f"{node.written or info.name} is required and cannot be empty"
+        value: Any = components.converter.refuse("missing-required", info.name, message, node)
     else:
         components.converter.find_fault = info.find_fault
         value = components.converter.convert(node, info.spec, info.name, info.slot)
@@ -127,8 +129,7 @@ def _field(
     if value is not REFUSED:
         fault = info.find_fault(value)
         if fault is not None:
-            report(replace(fault, source=node.source, shadows=shadowed(node)))
-            value = REFUSED
+            value = components.converter.refuse(fault.code, info.name, fault.message, node, fault.suggestion)
     if value is REFUSED:
         checked.bad.add(info.name)
     return value
@@ -155,22 +156,18 @@ def _report_unknown(
     suggestion = None
     if guess is not None:
         reason = guess.reason
+        names = {guess.name, other_spelling(guess.name, infos) or guess.name}
         if guess.name and guess.name != key:
-            there = find_there(root, guess.name, infos)
-            suggestion, addition = amend(guess, root.entries[key], there, components.judge_of(guess.name))
             section = guess.name.partition(".")[0]
             if section != guess.name and infos[section].spec.nullable and section not in components.arguments:
-                suggestion, addition = None, f"there is no {section} yet, set that as well"
-            owner = infos.get(guess.name)
-            names = {guess.name, owner.short_for if owner is not None and owner.short_for else guess.name}
-            if suggestion is not None and not names.isdisjoint(components.guessed):
-                suggestion, addition = None, "another key here means the same: keep one of the two"
-            reason = add(reason, addition)
+                reason = add(reason, f"there is no {section} yet, set that as well")
+            else:
+                there = find_there(root, guess.name, infos)
+                is_second = not names.isdisjoint(components.guessed)
+                judge = components.judge_of(guess.name)
+                suggestion, reason = amend(guess, root.entries[key], there, judge, is_second=is_second)
         message += f"; {reason}"
-        components.guessed.add(guess.name)
-        target = infos.get(guess.name)
-        if target is not None and target.short_for:
-            components.guessed.add(target.short_for)
+        components.guessed |= names
     report(Diagnostic("unknown-key", key, message, root.key_source(key), suggestion))
 
 
@@ -213,9 +210,4 @@ def cross_check(params_cls: type, checked: Checked, infos: Mapping[str, ParamInf
 
 def find_place(name: str, checked: Checked, infos: Mapping[str, ParamInfo]) -> Node | None:
     """The node of the field or argument `name`, also in its other spelling; None if nothing was set."""
-    info = infos.get(name)
-    if name in checked.places:
-        return checked.places[name]
-    if info is not None and info.short_for and info.short_for in checked.places:
-        return checked.places[info.short_for]
-    return None
+    return checked.places.get(name) or checked.places.get(other_spelling(name, infos) or "")

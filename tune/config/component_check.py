@@ -18,7 +18,8 @@ from tune.config.diagnostics import Diagnostic
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
 from tune.config.signatures import Signature, signature_of
 from tune.config.slots import Slot
-from tune.config.source import read_own_names
+from tune.config.source import Definition, read_own_names
+from tune.config.suggestions import fold
 from tune.config.trust import is_dotted_name, is_user_trusted, judge_definition, judge_name, lies_within
 
 TORCHTUNE_PREFIX = "torchtune."
@@ -74,13 +75,15 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
 
 def _spelt_as_now(name: str, slot: Slot) -> str:
     """Return the name in `slot` that differs from `name` in case and underscores only (AlpacaDataset), or `name`."""
-    for _, names in _namespaces(slot):
-        if name in names:
-            return name
-        for candidate in names:
-            if _fold(candidate) == _fold(name):
-                return candidate
-    return name
+    matches = (_match(name, names) for _, names in _namespaces(slot))
+    return next((match for match in matches if match is not None), name)
+
+
+def find_trusted(path: str) -> Definition | NotFound | Diagnostic:
+    """Return the definition that dotted `path` leads to, why there is none, or why it may not be used."""
+    refused = judge_name(path)
+    found = refused or find_definition(path)
+    return (judge_definition(found.path, path) or found) if isinstance(found, Definition) else found
 
 
 def list_components(slot: Slot) -> dict[str, str]:
@@ -111,8 +114,8 @@ def _resolve_short_name(name: str, slot: Slot) -> ResolvedName:
     first_failure: ResolvedName | None = None
     for pattern in slot.patterns:
         for namespace, names in _namespaces(slot):
-            match = _match(name, pattern, names)
-            if match is None:
+            match = name if pattern == "{}" else _match(pattern.format(name), names)
+            if match not in names:
                 continue
             resolved = _resolve_path(f"{namespace}.{match}", slot)
             if not resolved.errors:
@@ -121,17 +124,10 @@ def _resolve_short_name(name: str, slot: Slot) -> ResolvedName:
     return first_failure or _failed(_unknown_short_name(name, slot))
 
 
-def _match(name: str, pattern: str, names: tuple[str, ...]) -> str | None:
-    if pattern == "{}":
-        return name if name in names else None
-    if pattern.format(name) in names:  # text_completion_dataset rather than TextCompletionDataset
-        return pattern.format(name)
-    wanted = _fold(pattern.format(name))
-    return next((candidate for candidate in names if _fold(candidate) == wanted), None)
-
-
-def _fold(name: str) -> str:
-    return name.replace("_", "").casefold()
+def _match(name: str, names: tuple[str, ...]) -> str | None:
+    if name in names:  # text_completion_dataset rather than TextCompletionDataset
+        return name
+    return next((candidate for candidate in names if fold(candidate) == fold(name)), None)
 
 
 def _namespaces(slot: Slot) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -176,9 +172,9 @@ def _nearest(name: str, slot: Slot) -> str | None:
         for candidate in names:
             if is_spelt_like(candidate, slot):
                 short = _shorten(candidate, slot)
-                by_folded.setdefault(_fold(short), short)
-                by_folded.setdefault(_fold(candidate), short)
-    last = _fold(name.split(".")[-1])
+                by_folded.setdefault(fold(short), short)
+                by_folded.setdefault(fold(candidate), short)
+    last = fold(name.split(".")[-1])
     for close in difflib.get_close_matches(last, by_folded, n=3, cutoff=0.7):
         if not resolve_component(by_folded[close], slot).errors:
             return by_folded[close]
@@ -211,15 +207,11 @@ def _shorten(name: str, slot: Slot) -> str:
 
 
 def _resolve_path(path: str, slot: Slot | None) -> ResolvedName:
-    refused = judge_name(path)
-    if refused is not None:
-        return _failed(refused)
-    found = find_definition(path)
+    found = find_trusted(path)
+    if isinstance(found, Diagnostic):
+        return _failed(found)
     if isinstance(found, NotFound):
         return _explain_not_found(path, found, slot)
-    refused = judge_definition(found.path, path)
-    if refused is not None:
-        return _failed(refused)
     signature = signature_of(found)
     misfit = judge_nested(path, signature) if slot is None else judge_kind(path, signature, slot)
     if misfit is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tune.config.argument_ranges import find_bounds
+from tune.config.argument_ranges import Bounds, find_bounds
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import Converter, shadowed, show
@@ -17,7 +17,7 @@ from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonV
 from tune.config.recipe_arguments import RECIPE_ARGUMENTS, recipe_arguments
 from tune.config.scalars import REFUSED
 from tune.config.slots import Slot
-from tune.config.suggestions import add, amend, guess_argument
+from tune.config.suggestions import amend, guess_argument
 from tune.config.typing import ANY, TypeSpec
 
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
@@ -54,7 +54,7 @@ class ComponentChecker:
             message = f"{path} takes {wanted}, not {show(node)}"
             if isinstance(node, SequenceNode) and slot is not None:
                 message = f"{path} takes one {kind}, not a list of them"
-            return self._refuse("wrong-type", path, message, node)
+            return self.converter.refuse("wrong-type", path, message, node)
         name_node = component.entries.get(COMPONENT_KEY)
         if name_node is None:
             return self._without_name(component, path, slot)
@@ -64,13 +64,13 @@ class ComponentChecker:
         name = _text_of(name_node)
         if name is None:
             message = f"{path}.{COMPONENT_KEY} takes the name of a component, not {show(name_node)}"
-            return self._refuse("wrong-type", f"{path}.{COMPONENT_KEY}", message, name_node)
+            return self.converter.refuse("wrong-type", f"{path}.{COMPONENT_KEY}", message, name_node)
         self.places[f"{path}.{COMPONENT_KEY}"] = name_node
         self._count += 1
         if self._count > _MAX_COMPONENTS:
             if self._count == _MAX_COMPONENTS + 1:
                 message = f"there are more than {_MAX_COMPONENTS} components in this configuration"
-                self._refuse("config-too-large", path, message, name_node)
+                self.converter.refuse("config-too-large", path, message, name_node)
             return REFUSED
         resolved = resolve_component(name.strip(), slot)
         for finding in resolved.warnings:
@@ -102,7 +102,7 @@ class ComponentChecker:
             message += f"; add {COMPONENT_KEY}: {default} for the default"
         self._untyped_arguments(component, path)
         suggestion = f"{COMPONENT_KEY}: {default}" if default else None
-        return self._refuse("missing-component-name", path, message, component, suggestion)
+        return self.converter.refuse("missing-component-name", path, message, component, suggestion)
 
     def _untyped_arguments(self, component: MappingNode, path: str) -> None:
         """Look through arguments nobody can type: nested components in them are still checked."""
@@ -118,68 +118,53 @@ class ComponentChecker:
         self, component: MappingNode, path: str, resolved: ResolvedName, slot: Slot | None
     ) -> dict[str, Any] | None:
         signature = resolved.signature
-        given = {key: node for key, node in component.entries.items() if key != COMPONENT_KEY}
-        kwargs: dict[str, Any] = {}
-        ok = True
-        for key in recipe_arguments(slot, path, resolved):
-            if key in given:
-                kwargs[key] = self._for_recipe(key, given.pop(key), f"{path}.{key}")
-                ok = ok and kwargs[key] is not REFUSED
+        for_recipe = recipe_arguments(slot, path, resolved)
+        types: dict[str, TypeSpec] = {}
         if signature is not None:
-            usable = {
-                name
+            types |= {
+                name: parameter.type
                 for name, parameter in signature.parameters.items()
                 if parameter.kind != "positional" and name not in resolved.supplied
             }
-            usable |= set(recipe_arguments(slot, path, resolved))
-            self.arguments[path] = usable
-            types = {name: spec for name, (spec, _) in RECIPE_ARGUMENTS.items()}
-            types |= {name: parameter.type for name, parameter in signature.parameters.items()}
-            self._types |= {f"{path}.{name}": types[name] for name in usable}
-        for key, node in given.items():
-            spec = ANY
-            if signature is not None:
-                fault = self._judge_name(key, path, component, resolved, slot)
-                if fault is not None:
-                    self._report(fault)
-                    self.converter.convert(node, ANY, f"{path}.{key}")
-                    ok = False
-                    continue
-                if key in signature.parameters:
-                    spec = signature.parameters[key].type
-            value = self._argument(node, spec, f"{path}.{key}")
-            if value is not REFUSED and slot is not None:
-                value = self._within_bounds(value, node, f"{path}.{key}", slot, resolved)
-            ok = ok and value is not REFUSED
-            kwargs[key] = value
+        types |= {name: RECIPE_ARGUMENTS[name][0] for name in for_recipe}
         if signature is not None:
-            ok = self._note_missing(component, path, resolved) and ok
-        return kwargs if ok else None
+            self.arguments[path] = set(types)
+            self._types |= {f"{path}.{name}": spec for name, spec in types.items()}
+        kwargs: dict[str, Any] = {}
+        for key, node in component.entries.items():
+            if key == COMPONENT_KEY:
+                continue
+            fault = None if key in types else self._judge_name(key, path, component, resolved, slot)
+            if fault is not None:
+                self._report(fault)
+                self.converter.convert(node, ANY, f"{path}.{key}")
+                kwargs[key] = REFUSED
+                continue
+            bounds = RECIPE_ARGUMENTS[key][1] if key in for_recipe else None
+            if slot is not None and key not in for_recipe:
+                bounds = find_bounds(slot.kind, resolved.path, key)
+            kwargs[key] = self._argument(node, types.get(key, ANY), f"{path}.{key}", bounds)
+        is_whole = signature is None or self._note_missing(component, path, resolved)
+        return kwargs if is_whole and all(value is not REFUSED for value in kwargs.values()) else None
 
-    def _argument(self, node: Node, spec: TypeSpec, path: str) -> Any:
+    def _argument(self, node: Node, spec: TypeSpec, path: str, bounds: Bounds | None = None) -> Any:
+        """Return the value of an argument, or `REFUSED`."""
         self.places[path] = node
         short = self._short_form_of(path)
         if short is not None and (spec.kind == "any" or (node.written and not isinstance(node, PythonValue))):
             spec = short.spec if spec.kind == "any" else spec
         value = self.converter.convert(node, spec, path)
-        if short is None or value is REFUSED:
+        if value is REFUSED:
             return value
-        fault = short.find_fault(value, node.written or path)
-        if fault is None:
-            return value
-        self._report(replace(fault, source=node.source, suggestion=None, shadows=shadowed(node)))
-        return REFUSED
-
-    def _for_recipe(self, key: str, node: Node, path: str) -> Any:
-        """Return what a component says to the recipe, or `REFUSED`."""
-        self.places[path] = node
-        spec, bounds = RECIPE_ARGUMENTS[key]
-        value = self.converter.convert(node, spec, path)
-        fault = None if value is REFUSED or bounds is None else bounds.find_fault(value)
+        where = node.written or path
+        fault = short.find_fault(value, where) if short is not None else None
+        if fault is not None:
+            return self.converter.refuse(fault.code, path, fault.message, node)
+        outside = bounds.find_fault(value) if bounds is not None else None
         return (
             value
-            if fault is None
-            else self._refuse("out-of-range", path, f"{node.written or path} {fault}", node)
+            if outside is None
+            else self.converter.refuse("out-of-range", path, f"{where} {outside}", node)
         )
 
     def judge_of(self, path: str) -> Callable[[Node, Callable[[Diagnostic], None]], Any]:
@@ -195,15 +180,6 @@ class ComponentChecker:
             return REFUSED if is_refused else value
 
         return judge
-
-    def _within_bounds(self, value: Any, node: Node, path: str, slot: Slot, resolved: ResolvedName) -> Any:
-        bounds = find_bounds(slot.kind, resolved.path, path.rpartition(".")[2])
-        fault = bounds.find_fault(value) if bounds is not None else None
-        return (
-            value
-            if fault is None
-            else self._refuse("out-of-range", path, f"{node.written or path} {fault}", node)
-        )
 
     def _short_form_of(self, path: str) -> ParamInfo | None:
         """The short form of the argument at `path`; one of a list of components counts as the component."""
@@ -224,10 +200,7 @@ class ComponentChecker:
         if key in resolved.supplied:
             message = f"{path}.{key} is passed by the recipe itself; remove it"
             return Diagnostic("colliding-argument", where, message, source)
-        parameter = signature.parameters.get(key)
-        if parameter is not None and parameter.kind != "positional":
-            return None
-        if parameter is None and signature.takes_any_keyword:
+        if key not in signature.parameters and signature.takes_any_keyword:
             return None
         usable = self.arguments[path]
         called = resolved.path
@@ -247,16 +220,18 @@ class ComponentChecker:
         if guess is not None:
             is_elsewhere = guess.name in self._infos and guess.name not in usable
             meant = guess.name if is_elsewhere else f"{path}.{guess.name}"
-            is_second = meant in self.guessed
-            self.guessed.add(meant)
             there = None if is_elsewhere else component.entries.get(guess.name)
-            suggestion, addition = amend(guess, node, there, self.judge_of(meant))
-            if is_second and suggestion is not None:
-                suggestion, addition = None, "another key here means the same: keep one of the two"
-            if is_elsewhere:
-                suggestion = None  # no key that could stand here
-            message += f"; {add(guess.reason, addition)}"
-            return Diagnostic("unknown-argument", where, message, source, suggestion)
+            is_second = meant in self.guessed
+            suggestion, reason = amend(guess, node, there, self.judge_of(meant), is_second=is_second)
+            self.guessed.add(meant)
+            # what belongs elsewhere is no key that could stand here
+            return Diagnostic(
+                "unknown-argument",
+                where,
+                f"{message}; {reason}",
+                source,
+                None if is_elsewhere else suggestion,
+            )
         if usable:
             listed = sorted(usable)
             shown = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "")
@@ -307,10 +282,6 @@ class ComponentChecker:
         """The best place to point at for a component: its name, and failing that all of it."""
         name = component.entries.get(COMPONENT_KEY)
         return name.source if name is not None else component.source
-
-    def _refuse(self, code: str, path: str, message: str, node: Node, suggestion: str | None = None) -> Any:
-        self._report(Diagnostic(code, node.written or path, message, node.source, suggestion, shadowed(node)))
-        return REFUSED
 
 
 def _as_component(node: Node) -> MappingNode | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import DEFAULT, Diagnostic, printable, quote, shorten
@@ -22,12 +22,6 @@ from tune.config.scalars import REFUSED, Reading, read_scalar
 from tune.config.typing import ANY, TypeSpec
 
 
-class ComponentHook(Protocol):
-    """How a component is converted; the rules live with the slots, not here."""
-
-    def __call__(self, node: Node, path: str, slot: Any) -> Any: ...
-
-
 class Converter:
     """Converts nodes to values and reports what does not fit.
 
@@ -36,7 +30,9 @@ class Converter:
         component: converts a component node; gets the node, its path and the slot (None inside arguments).
     """
 
-    def __init__(self, report: Callable[[Diagnostic], None], component: ComponentHook) -> None:
+    def __init__(
+        self, report: Callable[[Diagnostic], None], component: Callable[[Node, str, Any], Any]
+    ) -> None:
         self._report = report
         self._component = component
         # Of the field at hand: its limits hold for advice, too.
@@ -159,8 +155,7 @@ class Converter:
         if isinstance(node, Scalar) and node.text and spec.kind in ("str", "path"):
             message += " (quote it if the text is meant)"
             suggestion = f'"{node.text}"'
-        self._say("null-not-allowed", path, message, node, suggestion)
-        return REFUSED
+        return self.refuse("null-not-allowed", path, message, node, suggestion)
 
     def _wrong(
         self, node: Node, spec: TypeSpec, path: str, suggestion: str | None = None, reason: str = ""
@@ -171,11 +166,13 @@ class Converter:
             suggestion = suggestion if self.find_fault(value) is None else None
         if reason:
             message += f": {reason}"
-        self._say("not-a-choice" if spec.kind == "literal" else "wrong-type", path, message, node, suggestion)
-        return REFUSED
+        code = "not-a-choice" if spec.kind == "literal" else "wrong-type"
+        return self.refuse(code, path, message, node, suggestion)
 
-    def _say(self, code: str, path: str, message: str, node: Node, suggestion: str | None) -> None:
+    def refuse(self, code: str, path: str, message: str, node: Node, suggestion: str | None = None) -> Any:
+        """Report a fault of the value of `node`, and return `REFUSED`."""
         self._report(Diagnostic(code, node.written or path, message, node.source, suggestion, shadowed(node)))
+        return REFUSED
 
 
 def shadowed(node: Node) -> str | None:

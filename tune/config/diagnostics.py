@@ -7,7 +7,7 @@ is known, a suggestion: the text that may replace what the place points at (a ke
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tune.utils.escape import escape_control
@@ -153,19 +153,9 @@ def bounded(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
     for count, item in enumerate(diagnostics):
         size += len(item.message) + len(item.path) + len(item.suggestion or "") + len(item.shadows or "")
         if count == _MAX_SHOWN or size > _MAX_REPORT:
+            code = f"more-{item.severity}s"
             message = f"and {len(diagnostics) - count} more {item.severity}s from here on"
-            return [
-                *diagnostics[:count],
-                replace(
-                    item,
-                    code=f"more-{item.severity}s",
-                    path="",
-                    message=message,
-                    suggestion=None,
-                    shadows=None,
-                    fields=(),
-                ),
-            ]
+            return [*diagnostics[:count], Diagnostic(code, "", message, item.source, severity=item.severity)]
     return diagnostics
 
 
@@ -209,23 +199,16 @@ def render(item: Diagnostic, files: Mapping[str, Sequence[str]], *, color: bool 
     tone = _RED if item.severity == "error" else _YELLOW
     lines = [f"{paint(f'{item.severity}[{item.code}]', tone)}: {paint(printable(item.message), _BOLD)}"]
     source = item.source
-    shown = None
-    if source.kind == "file" and source.file is not None and source.line is not None:
-        lines.append(f"  {paint('-->', _BLUE)} {source.describe()}")
-        content = files.get(source.file, ())
-        if source.col is not None and source.line <= len(content):
-            shown = (content[source.line - 1], source.col)
-        number = str(source.line)
-    elif source.kind == "cli" and source.arg:
-        lines.append(f"  {paint('-->', _BLUE)} command line")
-        shown = (source.arg, source.col or 1)
-        number = ""
-    elif source.kind in ("file", "cli") and source.file:
-        lines.append(f"  {paint('-->', _BLUE)} {source.describe()}")
-    if shown is not None:
-        text, caret = _snippet(*shown, source.length)
+    line = source.arg
+    if source.file is not None and source.line is not None and source.col is not None:
+        line = next(iter(files.get(source.file, ())[source.line - 1 : source.line]), None)
+    if source.file or source.arg:
+        place = "command line" if source.kind == "cli" else source.describe()
+        lines.append(f"  {paint('-->', _BLUE)} {place}")
+    if line is not None:
+        text, caret = _snippet(line, source.col or 1, source.length)
         bar = paint("|", _BLUE)
-        lines.append(f"  {paint(number.rjust(4), _BLUE)} {bar} {text}")
+        lines.append(f"  {paint(str(source.line or '').rjust(4), _BLUE)} {bar} {text}")
         lines.append(f"       {bar} {paint(caret, tone)}")
     if item.suggestion is not None:
         lines.append(f"       {paint('=', _BLUE)} suggestion: {printable(item.suggestion)}")

@@ -6,10 +6,10 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.diagnostics import Source, printable, shorten
 from tune.config.fields import fields_of
 from tune.config.nodes import Node, core_value
 from tune.config.references import escape
@@ -87,28 +87,18 @@ def _is_nested(value: Any) -> bool:
 def _commented(line: str, path: str, places: Places | None) -> str:
     if places is None:
         return line
-    return f"{line.ljust(_COMMENT_COLUMN)}  # {_origin(path, places)}"
+    node = find_origin(path, places)
+    origin = "default" if node is None else replace(node.source, col=None).describe()
+    return f"{line.ljust(_COMMENT_COLUMN)}  # {origin}"
 
 
-def _origin(path: str, places: Places) -> str:
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        node = places.get(".".join(parts[:length]))
-        if node is not None:
-            return _describe(node.source)
-        if parts[length - 1] == COMPONENT_KEY:
-            # the component itself is a default even where some of its arguments are set
-            whole = places.get(".".join(parts[: length - 1]))
-            return _describe(whole.source) if whole is not None else "default"
-    return "default"
-
-
-def _describe(source: Source) -> str:
-    if source.kind == "file":
-        return f"{printable(source.file)}:{source.line}"
-    if source.kind == "cli":
-        return "command line: " + shorten(printable(source.arg), 60)
-    return source.kind
+def find_origin(path: str, places: Places) -> Node | None:
+    """Return the node that the value at `path` came from, or came with; None for a default."""
+    while path and path not in places:
+        path, _, last = path.rpartition(".")
+        if last == COMPONENT_KEY:  # it is a default even where some arguments of the component are set
+            break
+    return places.get(path)
 
 
 def scalar(value: Any) -> str:

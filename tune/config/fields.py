@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,21 +112,7 @@ def param(
         inherits: the field whose component, and arguments, stand for those that a mapping of this one leaves out.
         fixed_on_resume: the value decides the numbers of a run, which is the same run only with the same value.
     """
-    record = {
-        "help": help,
-        "group": group,
-        "required": required,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "pattern": pattern,
-        "pattern_help": pattern_help,
-        "short_for": short_for,
-        "slot": slot,
-        "inherits": inherits,
-        "fixed_on_resume": fixed_on_resume,
-    }
-    metadata = {_METADATA_KEY: record}
+    metadata = {_METADATA_KEY: {name: value for name, value in locals().items() if name != "default"}}
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=functools.partial(copy.copy, default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -138,6 +124,12 @@ def agreed_values() -> Any:
     It remembers what both said, as `replace` hands on all fields alike: what differs from it is what was changed.
     """
     return dataclasses.field(default=None, kw_only=True, repr=False, compare=False)
+
+
+def other_spelling(path: str, infos: Mapping[str, ParamInfo]) -> str | None:
+    """Return the argument that the field `path` is a short form of, or the short form of the argument `path`."""
+    own = infos[path].short_for if path in infos else None
+    return own or next((info.name for info in infos.values() if info.short_for == path), None)
 
 
 _known_fields: dict[type, dict[str, ParamInfo]] = {}

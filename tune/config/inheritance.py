@@ -9,7 +9,7 @@ from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic
 from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
-from tune.config.nodes import ErrorNode, MappingNode, Node, SequenceNode, default_node, with_entry
+from tune.config.nodes import ErrorNode, MappingNode, SequenceNode, default_node, with_entry
 
 # Where rows are, as opposed to what they mean: another source has its own.
 _SOURCE = "source"
@@ -49,13 +49,10 @@ def fill_inherited(
         filled = own
         for key, node in other.entries.items():
             if key not in own.entries and key not in left_out:
-                filled = with_entry(filled, key, _handed_on(node), other.key_source(key))
+                handed_on = replace(node, shadows=None, written=None)
+                filled = with_entry(filled, key, handed_on, other.key_source(key))
         root = with_entry(root, info.name, filled, root.key_source(info.name))
     return root
-
-
-def _handed_on(node: Node) -> Node:
-    return replace(node, shadows=None, written=None)
 
 
 def without_inherited(found: list[Diagnostic], infos: Mapping[str, ParamInfo]) -> list[Diagnostic]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
-from tune.config.component_check import TORCHTUNE_PREFIX, resolve_component
-from tune.config.lookup import NotFound, find_definition, find_module, search_path
+from tune.config.component_check import TORCHTUNE_PREFIX, find_trusted, resolve_component
+from tune.config.diagnostics import Diagnostic
+from tune.config.lookup import NotFound, find_module, search_path
 from tune.config.slots import Slot
-from tune.config.trust import BUILT_IN_PACKAGES, is_user_trusted, judge_definition, judge_name
+from tune.config.trust import BUILT_IN_PACKAGES, is_user_trusted
 from tune.errors import ConfigError
 
 _MAX_DEPTH = 50
@@ -95,15 +96,11 @@ def _refuse_untrusted(path: str) -> None:
         raise ConfigError(
             f"{path!r} is a short name; here a dotted path is needed, such as torch.optim.AdamW"
         )
-    finding = judge_name(path)
-    if finding is None:
-        found = find_definition(path)
-        if not isinstance(found, NotFound):
-            finding = judge_definition(found.path, path)
-        elif not is_user_trusted(path) and found.reason != "no-package":
-            raise ConfigError(f"{path} is not a class or function of {path.split('.', 1)[0]}")
-    if finding is not None:
-        raise ConfigError(finding.message)
+    found = find_trusted(path)
+    if isinstance(found, Diagnostic):
+        raise ConfigError(found.message)
+    if isinstance(found, NotFound) and found.reason != "no-package" and not is_user_trusted(path):
+        raise ConfigError(f"{path} is not a class or function of {path.split('.', 1)[0]}")
 
 
 def _import_longest(path: str) -> tuple[Any, list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tune.config.component import COMPONENT_KEY
 from tune.config.diagnostics import Diagnostic, quote
-from tune.config.fields import ParamInfo
+from tune.config.fields import ParamInfo, other_spelling
 from tune.config.nodes import (
     ErrorNode,
     MappingNode,
@@ -15,11 +15,10 @@ from tune.config.nodes import (
     PythonValue,
     Scalar,
     SequenceNode,
+    child,
     default_node,
     is_null,
-    mapping_node,
     with_entry,
-    with_items,
     without_entry,
 )
 from tune.config.overrides import Edit
@@ -49,10 +48,9 @@ def name_component(node: Node) -> MappingNode | None:
     if isinstance(node, ErrorNode) or is_null(node):
         return None
     if isinstance(node, Scalar) and node.text:
-        whole = mapping_node(node.source, {COMPONENT_KEY: node}, {})
-        return replace(whole, shadows=node.shadows, written=node.written)
+        return MappingNode(node.source, {COMPONENT_KEY: node}, shadows=node.shadows, written=node.written)
     if isinstance(node, PythonValue) and node.value:
-        return mapping_node(node.source, {COMPONENT_KEY: node}, {})
+        return MappingNode(node.source, {COMPONENT_KEY: node})
     return None
 
 
@@ -120,14 +118,9 @@ def _slot_of(path: Sequence[str], infos: Mapping[str, ParamInfo]) -> bool:
 
 
 def _at(root: MappingNode, path: Sequence[str]) -> Node | None:
-    node: Node = root
+    node: Node | None = root
     for part in path:
-        if isinstance(node, MappingNode) and part in node.entries:
-            node = node.entries[part]
-        elif isinstance(node, SequenceNode) and part.isdecimal() and int(part) < len(node.items):
-            node = node.items[int(part)]
-        else:
-            return None
+        node = child(node, part)
     return node
 
 
@@ -184,33 +177,32 @@ def _put(node: Node, edit: Edit, depth: int, infos: Mapping[str, ParamInfo]) -> 
                 f"set {'.'.join(here)}.{COMPONENT_KEY} as well"
             )
             raise _Refusal("no-component", message)
-        node = component or mapping_node(edit.source, {}, {})
+        node = component or MappingNode(edit.source)
     if isinstance(node, MappingNode):
         old = node.entries.get(part)
         last = depth + 1 == len(edit.path)
         if old is None:
             if last and edit.node is not None:
                 return with_entry(node, part, edit.node, edit.key_source(depth))
-            old = mapping_node(edit.source, {}, {})
+            old = MappingNode(edit.source)
         return with_entry(node, part, _put(old, edit, depth + 1, infos), edit.key_source(depth))
     if isinstance(node, SequenceNode):
-        index = _index(node, part, ".".join(here))
+        if child(node, part) is None:
+            raise _no_item(node, part, ".".join(here))
         items = list(node.items)
-        items[index] = _put(items[index], edit, depth + 1, infos)
-        return with_items(node, items)
+        items[int(part)] = _put(items[int(part)], edit, depth + 1, infos)
+        return replace(node, items=tuple(items))
     if isinstance(node, ErrorNode):
         return node
     raise _Refusal("no-such-place", f"{'.'.join(here)} is a single value and has no part {quote(part)}")
 
 
-def _index(node: SequenceNode, part: str, path: str) -> int:
+def _no_item(node: SequenceNode, part: str, path: str) -> _Refusal:
     count = f"it has {len(node.items)} item{'s' if len(node.items) != 1 else ''}"
-    if not part.isdecimal() or len(part) > 9:
-        message = f"{path} is a list, so a number has to follow, not {quote(part)}; {count}"
-        raise _Refusal("no-such-place", message)
-    if int(part) >= len(node.items):
-        raise _Refusal("no-such-place", f"{path} has no item {part}: {count}, counted from 0")
-    return int(part)
+    if part.isdecimal() and len(part) <= 9:
+        return _Refusal("no-such-place", f"{path} has no item {part}: {count}, counted from 0")
+    message = f"{path} is a list, so a number has to follow, not {quote(part)}; {count}"
+    return _Refusal("no-such-place", message)
 
 
 def _remove(
@@ -219,16 +211,8 @@ def _remove(
     path = edit.path
     if _at(root, path) is None:
         # the same value may stand in its other spelling
-        for info in infos.values():
-            other = tuple(info.short_for.split(".")) if info.short_for else ()
-            if path == (info.name,) and other and _at(root, other) is not None:
-                path = other
-                break
-            if path == other and info.name in root.entries:
-                path = (info.name,)
-                break
-    node = _at(root, path)
-    if node is None:
+        path = tuple((other_spelling(edit.dotted, infos) or edit.dotted).split("."))
+    if _at(root, path) is None:
         _refuse_removal(root, edit, infos, replaced)
     made = _cut(root, path)
     return made if isinstance(made, MappingNode) else root
@@ -246,7 +230,7 @@ def _cut(node: Node, path: Sequence[str]) -> Node:
             del items[int(part)]
         else:
             items[int(part)] = _cut(items[int(part)], path[1:])
-        return with_items(node, items)
+        return replace(node, items=tuple(items))
     return node
 
 

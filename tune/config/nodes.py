@@ -7,7 +7,7 @@ Nodes may be shared (YAML aliases), so they are never changed in place: edits co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,15 +39,22 @@ class Node:
         source: where it stands.
         shadows: the node it overrides, if any.
         written: the path the user wrote, where it differs from the place in the tree (short forms).
-        weight: how many values it stands for, aliases written out.
+        weight: how many values it stands for, aliases written out; a long text counts as several.
         height: how deeply it nests.
     """
 
     source: Source
     shadows: Node | None = field(default=None, kw_only=True)
     written: str | None = field(default=None, kw_only=True)
-    weight: int = field(default=1, kw_only=True)
-    height: int = field(default=1, kw_only=True)
+    weight: int = field(default=1, init=False)
+    height: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        parts = children(self)
+        if parts or isinstance(self, Scalar):
+            weight = len(self.text) // _CHARS_PER_WEIGHT if isinstance(self, Scalar) else 0
+            object.__setattr__(self, "weight", 1 + weight + sum(part.weight for part in parts))
+            object.__setattr__(self, "height", 1 + max((part.height for part in parts), default=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,62 +101,24 @@ class ErrorNode(Node):
     """A value that has been reported already, and is passed over in silence."""
 
 
-def text_weight(text: str) -> int:
-    """How much a text counts towards `MAX_WEIGHT`."""
-    return 1 + len(text) // _CHARS_PER_WEIGHT
-
-
-def sequence_node(source: Source, items: Sequence[Node]) -> SequenceNode:
-    """A list node, weighed."""
-    return SequenceNode(
-        source,
-        tuple(items),
-        weight=1 + sum(item.weight for item in items),
-        height=1 + max((item.height for item in items), default=0),
-    )
-
-
-def mapping_node(source: Source, entries: Mapping[str, Node], keys: Mapping[str, Source]) -> MappingNode:
-    """A mapping node, weighed."""
-    return MappingNode(
-        source,
-        entries,
-        keys,
-        weight=1 + sum(item.weight for item in entries.values()),
-        height=1 + max((item.height for item in entries.values()), default=0),
-    )
-
-
 def with_entry(node: MappingNode, key: str, value: Node, key_source: Source) -> MappingNode:
     """A copy of `node` in which `key` is `value`."""
-    made = mapping_node(node.source, {**node.entries, key: value}, {**node.keys, key: key_source})
-    return replace(made, shadows=node.shadows, written=node.written)
-
-
-def with_items(node: SequenceNode, items: Sequence[Node]) -> SequenceNode:
-    """A copy of `node` that holds `items`."""
-    return replace(sequence_node(node.source, items), shadows=node.shadows, written=node.written)
+    return replace(node, entries={**node.entries, key: value}, keys={**node.keys, key: key_source})
 
 
 def without_entry(node: MappingNode, key: str) -> MappingNode:
     """A copy of `node` without `key`."""
-    entries = {name: item for name, item in node.entries.items() if name != key}
-    keys = {name: place for name, place in node.keys.items() if name != key}
-    return replace(mapping_node(node.source, entries, keys), shadows=node.shadows, written=node.written)
+    return replace(node, entries={name: item for name, item in node.entries.items() if name != key})
 
 
 def from_python(value: Any, source: Source = PYTHON) -> Node:
     """The node of a Python value: components, mappings and lists are taken apart, all else stays as it is."""
     if isinstance(value, Component):
-        inner = value.kwargs if value.path else {}
-        path = {COMPONENT_KEY: PythonValue(source, value.path)}
-        return mapping_node(
-            source, {**path, **{key: from_python(item, source) for key, item in inner.items()}}, {}
-        )
+        value = {COMPONENT_KEY: value.path, **(value.kwargs if value.path else {})}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return mapping_node(source, {key: from_python(item, source) for key, item in value.items()}, {})
+        return MappingNode(source, {key: from_python(item, source) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
-        return sequence_node(source, [from_python(item, source) for item in value])
+        return SequenceNode(source, tuple(from_python(item, source) for item in value))
     return PythonValue(source, value)
 
 
@@ -168,12 +137,27 @@ def is_null(node: Node) -> bool:
     return node.text in NULL_WORDS or (node.style == "plain" and _NULL.match(node.text) is not None)
 
 
+def children(node: Node) -> Collection[Node]:
+    """The nodes directly inside `node`."""
+    if isinstance(node, MappingNode):
+        return node.entries.values()
+    return node.items if isinstance(node, SequenceNode) else ()
+
+
+def child(node: Node | None, part: str) -> Node | None:
+    """The entry of a mapping, or the item of a list, that `part` of a dotted path names; None if there is none."""
+    if isinstance(node, MappingNode):
+        return node.entries.get(part)
+    if isinstance(node, SequenceNode) and part.isdecimal() and len(part) <= 9 and int(part) < len(node.items):
+        return node.items[int(part)]
+    return None
+
+
 def walk(node: Node) -> Iterator[Node]:
     """Every node below and including `node`."""
     yield node
-    inner = node.items if isinstance(node, SequenceNode) else ()
-    for item in node.entries.values() if isinstance(node, MappingNode) else inner:
-        yield from walk(item)
+    for inner in children(node):
+        yield from walk(inner)
 
 
 def parse_int(text: str) -> int | None:

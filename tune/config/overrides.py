@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tune.config.diagnostics import Diagnostic, Source, quote, shorten
-from tune.config.nodes import MAX_DEPTH, ErrorNode, Node, Scalar, text_weight
+from tune.config.nodes import MAX_DEPTH, ErrorNode, Node, Scalar
 from tune.config.yaml_tree import read_flow
 
 _KEY = re.compile(r"[^\s=.,:;\[\]{}\"'~#&*!|<>]+(?:\.[^\s=.,:;\[\]{}\"'~#&*!|<>]+)*\Z")
@@ -25,11 +25,13 @@ class Edit:
         path: where.
         node: the new value; None removes what is there.
         source: the argument.
+        problem: why the value cannot be read; its place counts as set, so that nothing follows from that.
     """
 
     path: tuple[str, ...]
     node: Node | None
     source: Source
+    problem: Diagnostic | None = None
 
     @property
     def dotted(self) -> str:
@@ -73,16 +75,9 @@ def parse_overrides(
             problems.append(result)
             continue
         edits.append(result)
-        if isinstance(result.node, Unreadable):
-            problems.append(result.node.problem)
+        if result.problem is not None:
+            problems.append(result.problem)
     return edits, problems
-
-
-@dataclass(frozen=True, eq=False)
-class Unreadable(ErrorNode):
-    """A value that cannot be read; its place counts as set, so that nothing follows from that."""
-
-    problem: Diagnostic
 
 
 def _parse(argument: str, index: int) -> Edit | Diagnostic:
@@ -108,12 +103,13 @@ def _parse(argument: str, index: int) -> Edit | Diagnostic:
     if problem:
         return problem
     source = Source("cli", arg=argument, col=len(key) + 2, index=index, length=max(1, len(value)))
-    node: Node | None = Scalar(source, value, "verbatim", weight=text_weight(value))
+    node: Node | None = Scalar(source, value, "verbatim")
+    fault = None
     if value.startswith(_FLOW_STARTS):
         node, fault = read_flow(value, source)
         if fault is not None or node is None:
-            node = Unreadable(source, _explain_flow(key, value, fault, source))
-    return Edit(tuple(key.split(".")), node, source)
+            node, fault = ErrorNode(source), _explain_flow(key, value, fault, source)
+    return Edit(tuple(key.split(".")), node, source, fault)
 
 
 def _explain_flow(key: str, value: str, fault: Diagnostic | None, source: Source) -> Diagnostic:

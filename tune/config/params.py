@@ -18,10 +18,9 @@ from tune.config.fields import (
     given_fields,
     param,
 )
-from tune.config.inheritance import fill_inherited
-from tune.config.nodes import from_python, mapping_node
+from tune.config.nodes import MappingNode, from_python
 from tune.config.scalars import REFUSED
-from tune.config.short_forms import expand_short_forms, forget_argument
+from tune.config.short_forms import forget_argument
 from tune.config.suggestions import nearest
 from tune.errors import ConfigError
 
@@ -131,8 +130,7 @@ def _check_values(params: Any) -> list[Diagnostic]:
         slot, _, argument = (info.short_for or "").partition(".")
         if slot in entries and agreed.get(info.name) not in (None, getattr(params, info.name)):
             entries[slot] = forget_argument(entries[slot], argument, agreed[info.name])
-    root = fill_inherited(expand_short_forms(mapping_node(PYTHON, entries, {}), infos, report), infos, report)
-    checked = check_tree(root, infos, report, whole=PYTHON)
+    checked = check_tree(MappingNode(PYTHON, entries), infos, report, whole=PYTHON)
     found = [*dict.fromkeys(problems), *cross_check(params_cls, checked, infos)]
     for info in infos.values():
         value = checked.values.get(info.name, REFUSED)

@@ -16,9 +16,7 @@ from tune.config.nodes import without_entry
 from tune.config.overrides import is_override
 from tune.config.resolution import Resolution, handed_over
 from tune.config.resolve import LoadedTree, load_tree, plain_tree, read_recipe_key, resolve
-from tune.config.short_forms import expand_short_forms
 from tune.config.suggestions import nearest
-from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.config.trust import trust
 from tune.errors import ConfigError
 
@@ -263,10 +261,8 @@ def _typed_values(
     root = tree.root
     for name in others:
         root = without_entry(root, name)
-    report = tree.problems.append
-    root = expand_short_forms(expand_torchtune_forms(root, infos, report), infos, report)
-    checked = check_tree(root, infos, report, whole=tree.whole, complete=tree.complete)
-    return {name: checked.values[name] for name in (*root.entries, *tree.root.entries) if name in infos}
+    checked = check_tree(root, infos, tree.problems.append, whole=tree.whole, complete=tree.complete)
+    return {name: checked.values[name] for name in infos if name in checked.places or name in root.entries}
 
 
 def _joined(rest: Sequence[str]) -> list[str]:
@@ -291,9 +287,3 @@ def find_config_file(name: str) -> str:
         if ".." not in candidate.parts and candidate.is_file():
             return str(candidate)
     return f"{name}.yaml" if os.path.isfile(f"{name}.yaml") else name
-
-
-def parse_arguments(params_cls: type[Any], argv: Sequence[str] | None = None, prog: str | None = None) -> Any:
-    """Parse a command line into a checked object of `params_cls`; exits with code 2 on bad input."""
-    doc = (params_cls.__doc__ or "").strip().split("\n")[0]
-    return TuneArgumentParser(prog=prog, description=doc, params=params_cls).parse_params(argv)

@@ -94,12 +94,13 @@ def params_class_of(function: Callable[..., Any]) -> type[Any] | None:
 
 
 def _read_params(function: Callable[..., Any]) -> Any:
-    from tune.config.parser import TuneArgumentParser, parse_arguments
+    from tune.config.parser import TuneArgumentParser
 
     params_cls = params_class_of(function)
+    doc = (params_cls or function).__doc__ or ""
+    parser = TuneArgumentParser(description=doc.strip().split("\n")[0] or None, params=params_cls)
     if params_cls is not None:
-        return parse_arguments(params_cls)
-    parser = TuneArgumentParser(description=(function.__doc__ or "").strip().split("\n")[0] or None)
+        return parser.parse_params()
     values = parser.parse_args()
     return PlainParams(**{name: _attributes(value) for name, value in vars(values).items()})
 

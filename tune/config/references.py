@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tune.config.diagnostics import Diagnostic, quote
 from tune.config.environment import VARIABLE_PREFIX, is_set, read_variable
-from tune.config.fields import ParamInfo
+from tune.config.fields import ParamInfo, other_spelling
 from tune.config.merging import name_component
 from tune.config.nodes import (
     MAX_DEPTH,
@@ -20,12 +20,10 @@ from tune.config.nodes import (
     PythonValue,
     Scalar,
     SequenceNode,
+    child,
     default_node,
     is_null,
-    mapping_node,
-    text_weight,
     walk,
-    with_items,
 )
 from tune.config.suggestions import nearest
 
@@ -86,11 +84,10 @@ class _Resolver:
             made = self._scalar(node, path)
         elif isinstance(node, MappingNode):
             entries = {key: self.inside(item, (*path, key)) for key, item in node.entries.items()}
-            whole = mapping_node(node.source, entries, node.keys)
-            made = replace(whole, shadows=node.shadows, written=node.written)
+            made = replace(node, entries=entries)
         elif isinstance(node, SequenceNode):
-            items = [self.inside(item, (*path, str(index))) for index, item in enumerate(node.items)]
-            made = with_items(node, items)
+            items = (self.inside(item, (*path, str(index))) for index, item in enumerate(node.items))
+            made = replace(node, items=tuple(items))
         else:
             made = node
         self._chain -= 1
@@ -144,12 +141,12 @@ class _Resolver:
                     node, path, "config-too-large", f"this text grows beyond {_MAX_TEXT:,} characters"
                 )
         pieces.append(text[position:])
-        joined = "".join(pieces)
-        self._weight += text_weight(joined)
+        # text that references were joined into is text, whatever it looks like
+        made = replace(node, text="".join(pieces), style="quoted")
+        self._weight += made.weight
         if self._weight > MAX_WEIGHT:
             return self._fail(node, path, "config-too-large", "the references stand for too much text")
-        # text that references were joined into is text, whatever it looks like
-        return replace(node, text=joined, style="quoted", weight=text_weight(joined))
+        return made
 
     def _whole(self, node: Scalar, path: Path, target: Node) -> Node:
         """A value that is one reference and nothing else keeps the type of what it refers to."""
@@ -212,20 +209,14 @@ class _Resolver:
         found = self._walk(self._root, parts)
         if found is not None:
             return found
-        name = ".".join(parts)
-        for info in self._infos.values():
-            if info.short_for == name and info.name in self._root.entries:
-                return self._walk(self._root, (info.name,))
-            if info.short_for and info.name == name:
-                other = self._walk(self._root, tuple(info.short_for.split(".")))
-                if other is not None:
-                    return other
+        other = other_spelling(".".join(parts), self._infos)
+        found = self._walk(self._root, tuple(other.split("."))) if other is not None else None
+        if found is not None:
+            return found
         declared = self._infos.get(parts[0])
         if declared is None or declared.required or parts[0] in self._root.entries:
             return None
-        return self._walk(
-            mapping_node(self._root.source, {parts[0]: default_node(declared.default)}, {}), parts
-        )
+        return self._walk(MappingNode(self._root.source, {parts[0]: default_node(declared.default)}), parts)
 
     def _walk(self, start: MappingNode, parts: Path) -> Node | None:
         node: Node = start
@@ -236,17 +227,10 @@ class _Resolver:
                 node = name_component(node) or node
             if isinstance(node, ErrorNode):
                 return node
-            if isinstance(node, MappingNode) and part in node.entries:
-                node = node.entries[part]
-            elif (
-                isinstance(node, SequenceNode)
-                and part.isdecimal()
-                and len(part) < 9
-                and int(part) < len(node.items)
-            ):
-                node = node.items[int(part)]
-            else:
+            below = child(node, part)
+            if below is None:
                 return None
+            node = below
         return self.inside(node, parts)
 
     def _near(self, parts: Path, path: Path) -> str | None:

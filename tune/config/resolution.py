@@ -12,14 +12,14 @@ from tune.config.check import Checked
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.convert import shadowed
 from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, render_all, to_json
-from tune.config.dump import write_params
+from tune.config.dump import find_origin, write_params
 from tune.config.fields import fields_of
 from tune.config.nodes import Node
 from tune.config.scalars import REFUSED
 
 T = TypeVar("T")
 
-_MAX_REMEMBERED = 32
+_RESOLUTION = "_resolution"
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -84,9 +84,7 @@ class Resolution(Generic[T]):
             if value is REFUSED:
                 continue
             for path, leaf in _leaves(name, value):
-                node = self.places.get(path) or self.places.get(shorts.get(path, ""))
-                if node is None and path != name and not path.endswith(COMPONENT_KEY):
-                    node = self.places.get(name)
+                node = self.places.get(shorts[path]) if shorts.get(path) else find_origin(path, self.places)
                 source = DEFAULT if node is None else node.source
                 flat[path] = ResolvedValue(leaf, source, None if node is None else shadowed(node))
         return flat
@@ -106,20 +104,15 @@ class Resolution(Generic[T]):
         return to_json(self.errors, self.warnings)
 
 
-_remembered: dict[int, Resolution[Any]] = {}
-
-
 def resolution_of(params: object) -> Resolution[Any] | None:
     """Return where the values of `params` come from, or None if it was not made by `resolve`."""
-    found = _remembered.get(id(params))
+    found: Resolution[Any] | None = getattr(params, _RESOLUTION, None)
     return found if found is not None and found.params is params else None
 
 
 def remember(resolution: Resolution[Any]) -> None:
-    """Let `resolution_of` find this one; of many only the last."""
-    while len(_remembered) >= _MAX_REMEMBERED:
-        del _remembered[next(iter(_remembered))]
-    _remembered[id(resolution.params)] = resolution
+    """Let `resolution_of` find this one."""
+    object.__setattr__(resolution.params, _RESOLUTION, resolution)
 
 
 def dump_params(params: Any, recipe: str | None = None, drawn: Mapping[str, Any] | None = None) -> str:
@@ -158,7 +151,6 @@ def handing_over(resolution: Resolution[Any] | None, arguments: Sequence[str]) -
     if resolution is None:
         yield
         return
-    remember(resolution)
     _handed_over = resolution, list(arguments)
     try:
         yield

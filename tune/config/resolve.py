@@ -18,7 +18,7 @@ from tune.config.diagnostics import (
     quote,
 )
 from tune.config.fields import ParamInfo, fields_of, note_given
-from tune.config.inheritance import fill_inherited, without_inherited
+from tune.config.inheritance import without_inherited
 from tune.config.merging import apply_edits
 from tune.config.nodes import MappingNode, Scalar, is_null, plain_value, walk, without_entry, yaml_1_1_bool
 from tune.config.overrides import parse_overrides
@@ -28,8 +28,6 @@ from tune.config.reading import clean, read_file
 from tune.config.references import resolve_references
 from tune.config.resolution import Resolution, remember
 from tune.config.scalars import REFUSED
-from tune.config.short_forms import expand_short_forms
-from tune.config.torchtune_compat import expand_torchtune_forms
 from tune.config.yaml_tree import read_document
 from tune.errors import TuneError
 
@@ -117,8 +115,6 @@ def resolve(
         found.append(fault)
     elif stated is not None and recipe is not None:
         found += _judge_recipe(stated, root, recipe, recipe_aliases)
-    root = expand_short_forms(expand_torchtune_forms(root, infos, found.append), infos, found.append)
-    root = fill_inherited(root, infos, found.append)
     checked = check_tree(root, infos, found.append, whole=tree.whole, complete=tree.complete)
     for item in cross_check(params_cls, checked, infos):
         # of a file that could not be read to its end nobody can say what it leaves out

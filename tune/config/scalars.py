@@ -77,45 +77,44 @@ def _bool(text: str) -> Reading:
 
 
 def _int(text: str) -> Reading:
-    if _PADDED.match(text):
-        digits = text.lstrip("+-").lstrip("0") or "0"
-        sign = "-" if text.startswith("-") else ""
-        return Reading(REFUSED, sign + digits, "a leading zero means octal to some readers")
-    value = parse_int(text)
-    if value is not None and abs(value) >= 2**63:
-        return Reading(reason="it does not fit into 64 bits")
+    value = None if _PADDED.match(text) else parse_int(text)
     if value is not None:
-        return Reading(value)
-    if _GROUPED.match(text):
-        return Reading(REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML")
-    number = parse_float(text)
+        return Reading(value) if abs(value) < 2**63 else Reading(reason="it does not fit into 64 bits")
+    odd = _odd_digits(text)
+    number = parse_float(text) if odd is None else None
     if number is not None and math.isfinite(number) and number.is_integer() and abs(number) < 1e15:
         return Reading(REFUSED, str(int(number)), "")
-    return Reading()
+    return odd or Reading()
 
 
 def _float(text: str) -> Reading:
-    if _PADDED.match(text):
-        return Reading(REFUSED, _int(text)[1], "a leading zero means octal to some readers")
     whole = parse_int(text)
     value: float | None
     try:
         value = float(whole) if whole is not None else parse_float(text)
     except OverflowError:
         value = math.inf
-    if value is None:
-        if text.lower().lstrip("+-") in ("inf", "nan", "infinity"):
-            return Reading(reason="it has to be finite")
-        if _GROUPED.match(text):
-            return Reading(REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML")
-        if re.fullmatch(r"[-+]?\d+,\d+", text):
-            return Reading(REFUSED, text.replace(",", "."), "the decimal sign is a point")
-        if re.fullmatch(r"[-+]?[\d.]+\s*%", text):
-            return Reading(reason="write it as a fraction of one")
-        return Reading()
-    if not math.isfinite(value):
+    if value is not None and not _PADDED.match(text):
+        return Reading(value) if math.isfinite(value) else Reading(reason="it has to be finite")
+    if text.lower().lstrip("+-") in ("inf", "nan", "infinity"):
         return Reading(reason="it has to be finite")
-    return Reading(value)
+    odd = _odd_digits(text)
+    if odd is None and re.fullmatch(r"[-+]?\d+,\d+", text):
+        return Reading(REFUSED, text.replace(",", "."), "the decimal sign is a point")
+    if odd is None and re.fullmatch(r"[-+]?[\d.]+\s*%", text):
+        return Reading(reason="write it as a fraction of one")
+    return odd or Reading()
+
+
+def _odd_digits(text: str) -> Reading | None:
+    """What to write for a number that other tools would read: 010, or 1_000."""
+    if _PADDED.match(text):
+        sign = "-" if text.startswith("-") else ""
+        plain = sign + (text.lstrip("+-").lstrip("0") or "0")
+        return Reading(REFUSED, plain, "a leading zero means octal to some readers")
+    if _GROUPED.match(text):
+        return Reading(REFUSED, re.sub(r"[_,']", "", text), "digits are not grouped in YAML")
+    return None
 
 
 def _choice(text: str, plain: bool, spec: TypeSpec) -> Reading:

@@ -18,7 +18,6 @@ from tune.config.nodes import (
     default_node,
     is_null,
     with_entry,
-    with_items,
     without_entry,
 )
 
@@ -66,8 +65,8 @@ def _give(
     """`owner` with `argument` set to `given`; in a list, every component that does not set it gets it."""
     if isinstance(owner, SequenceNode):
         items = [_give(item, argument, given, key_source, info, report) for item in owner.items]
-        kept = [item or old for item, old in zip(items, owner.items, strict=True)]
-        return with_items(owner, kept)
+        kept = (item or old for item, old in zip(items, owner.items, strict=True))
+        return replace(owner, items=tuple(kept))
     component = name_component(owner)
     if component is None:
         return None
@@ -101,7 +100,7 @@ def _is_stronger(one: Node, other: Node) -> bool:
 def forget_argument(owner: Node, argument: str, old: object) -> Node:
     """Return the component, or list of them, without an argument where that still has its old value."""
     if isinstance(owner, SequenceNode):
-        return with_items(owner, [forget_argument(item, argument, old) for item in owner.items])
+        return replace(owner, items=tuple(forget_argument(item, argument, old) for item in owner.items))
     present = owner.entries.get(argument) if isinstance(owner, MappingNode) else None
     if isinstance(owner, MappingNode) and isinstance(present, PythonValue) and present.value == old:
         return without_entry(owner, argument)

@@ -73,21 +73,24 @@ def read_signature(path: str) -> Signature | NotFound:
 
 def signature_of(found: Definition) -> Signature:
     """Return the signature of a class or function that was found in a file."""
-    if not found.is_class:
-        return _function_signature(found)
-    family = list(_class_and_bases(found))
-    parameters, any_positional, any_keyword = _constructor(family)
+    node = found.node if not found.is_class else None
+    if found.is_class:
+        family = list(_class_and_bases(found))
+        parameters, any_positional, any_keyword = _constructor(family)
+    elif node is None or isinstance(node, ast.ClassDef):
+        return Signature(found.path, False, takes_any_keyword=True, kinds_known=False)
+    else:
+        family = _returned(found.module, node.returns)
+        parameters, any_positional, any_keyword = _read_arguments(found.module, node, skip_first=False)
     return Signature(
         path=found.path,
-        is_class=True,
+        is_class=found.is_class,
         parameters=parameters,
         takes_any_keyword=any_keyword,
         takes_any_positional=any_positional,
         kinds=frozenset(member.path for member in family if member is not None),
         kinds_known=None not in family,
-        is_interface=any(
-            (dotted_text(base) or "").split(".")[-1] == "Protocol" for base in found.bases or ()
-        ),
+        is_interface=found.is_class and any(_last_name(base) == "Protocol" for base in found.bases or ()),
     )
 
 
@@ -104,6 +107,9 @@ def read_doc(path: str, *, constructor: bool = True) -> str:
         return ""
     text = found.doc or read_late_doc(found.module, found.name)
     node = found.node if constructor else None
+    if isinstance(node, ast.FunctionDef):
+        shared = _shared_settings(found.module, node.args) or {}
+        text = "\n".join([text, *(f"{name}: {help}" for name, (_, _, _, help) in shared.items())])
     for statement in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             text = f"{text}\n\n{ast.get_docstring(statement) or ''}".strip()
@@ -121,33 +127,12 @@ def read_argument_help(doc: str, names: Iterable[str]) -> dict[str, str]:
     return texts
 
 
-def _function_signature(found: Definition) -> Signature:
-    node = found.node
-    if node is None or isinstance(node, ast.ClassDef):
-        return Signature(found.path, found.is_class, takes_any_keyword=True, kinds_known=False)
-    parameters, any_positional, any_keyword = _read_arguments(found.module, node, skip_first=False)
-    kinds, known = _returned(found.module, node.returns)
-    return Signature(
-        path=found.path,
-        is_class=False,
-        parameters=parameters,
-        takes_any_keyword=any_keyword,
-        takes_any_positional=any_positional,
-        kinds=kinds,
-        kinds_known=known,
-    )
-
-
-def _returned(module: Module, annotation: ast.expr | None) -> tuple[frozenset[str], bool]:
-    if annotation is None:
-        return frozenset(), False
-    if TypeSpec.from_annotation_ast(annotation).kind in _PLAIN_KINDS:
-        return frozenset(), True
-    found = resolve_expression(module, annotation)
-    if isinstance(found, NotFound) or not found.is_class:
-        return frozenset(), False
-    family = list(_class_and_bases(found))
-    return frozenset(member.path for member in family if member is not None), None not in family
+def _returned(module: Module, annotation: ast.expr | None) -> list[Definition | None]:
+    """Return the class that a function is annotated to return and its bases, with None for what is not known."""
+    if annotation is not None and TypeSpec.from_annotation_ast(annotation).kind in _PLAIN_KINDS:
+        return []
+    found = None if annotation is None else resolve_expression(module, annotation)
+    return list(_class_and_bases(found)) if isinstance(found, Definition) and found.is_class else [None]
 
 
 def _class_and_bases(found: Definition) -> Iterator[Definition | None]:
@@ -217,7 +202,43 @@ def _read_arguments(
     parameters = {
         arg.arg: _parameter(module, arg.arg, arg.annotation, default, kind) for arg, kind, default in rows
     }
-    return parameters, arguments.vararg is not None, arguments.kwarg is not None
+    shared = _shared_settings(module, arguments)
+    for name, (home, spec, default, _) in (shared or {}).items():
+        parameters[name] = _parameter(home, name, spec, default, "keyword")
+    return parameters, arguments.vararg is not None, arguments.kwarg is not None and shared is None
+
+
+def _shared_settings(
+    module: Module, arguments: ast.arguments
+) -> dict[str, tuple[Module, ast.expr, ast.expr, str]] | None:
+    """Return what ``**settings: Unpack[D]`` stands for, see `tune.utils.settings`; None where there is nothing like it.
+
+    Each setting has the module that declares it, its type, its default and its help.
+    """
+    annotation = arguments.kwarg.annotation if arguments.kwarg is not None else None
+    if not isinstance(annotation, ast.Subscript) or _last_name(annotation.value) != "Unpack":
+        return None
+    declared = resolve_expression(module, annotation.slice)
+    if not isinstance(declared, Definition):
+        return None
+    family = list(_class_and_bases(declared))
+    members = [member for member in reversed(family) if member is not None]  # those of its bases first
+    roots = [base for member in members for base in member.bases or () if _last_name(base) == "TypedDict"]
+    if len(members) + len(roots) != len(family):
+        return None  # there is a base that cannot be followed
+    settings = {}
+    for member in members:
+        for statement in getattr(member.node, "body", ()):
+            match statement:
+                case ast.AnnAssign(
+                    target=ast.Name(id=name),
+                    annotation=ast.Subscript(slice=ast.Tuple(elts=[spec, ast.Call(args=[default, help])])),
+                ):
+                    text = help.value if isinstance(help, ast.Constant) else ""
+                    settings[name] = (member.module, spec, default, str(text))
+                case ast.AnnAssign():
+                    return None
+    return settings
 
 
 def _parameter(
@@ -249,11 +270,12 @@ def _plain_value(module: Module, expression: ast.expr) -> tuple[bool, Any]:
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
-    for decorator in node.decorator_list:
-        target = decorator.func if isinstance(decorator, ast.Call) else decorator
-        if (dotted_text(target) or "").split(".")[-1] == "dataclass":
-            return True
-    return False
+    calls = (item.func if isinstance(item, ast.Call) else item for item in node.decorator_list)
+    return any(_last_name(decorator) == "dataclass" for decorator in calls)
+
+
+def _last_name(expression: ast.expr) -> str:
+    return (dotted_text(expression) or "").split(".")[-1]
 
 
 def _dataclass_fields(family: list[Definition | None]) -> dict[str, Parameter]:
@@ -278,7 +300,7 @@ def _dataclass_fields(family: list[Definition | None]) -> dict[str, Parameter]:
 
 def _field(module: Module, name: str, statement: ast.AnnAssign) -> Parameter | None:
     value = statement.value
-    if isinstance(value, ast.Call) and (dotted_text(value.func) or "").split(".")[-1] == "field":
+    if isinstance(value, ast.Call) and _last_name(value.func) == "field":
         options = {keyword.arg: keyword.value for keyword in value.keywords}
         init = options.get("init")
         if isinstance(init, ast.Constant) and init.value is False:

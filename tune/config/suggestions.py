@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tune.config.diagnostics import Diagnostic, shorten
-from tune.config.fields import ParamInfo
+from tune.config.fields import ParamInfo, other_spelling
 from tune.config.foreign_names import foreign_names
-from tune.config.nodes import MappingNode, Node, Scalar, SequenceNode, core_value
+from tune.config.nodes import MappingNode, Node, Scalar, SequenceNode, child, core_value
 from tune.config.scalars import REFUSED
 
 # Tries a value for a path; returns it, or REFUSED after reporting why it is none.
@@ -82,7 +82,7 @@ def guess_parameter(
             return Guess(target, f"it is an argument of {section}: write it there, as {target}")
     section, dot, argument = word.partition(".")
     if dot and section in infos and argument:
-        short = next((name for name, info in infos.items() if info.short_for == word), None)
+        short = other_spelling(word, infos)
         reason = f"in a file the parts of a path nest: {argument} stands below {section}"
         return Guess(short or word, reason + (f", or as {short} at the top" if short else ""))
     close = nearest(word, infos)
@@ -125,8 +125,10 @@ def guess_argument(
     return None
 
 
-def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[str | None, str]:
-    """Return what may replace a mistaken key, or its whole entry, and what to add to the reason.
+def amend(
+    guess: Guess, node: Node, there: Node | None, judge: Judge, *, is_second: bool
+) -> tuple[str | None, str]:
+    """Return what may replace a mistaken key, or its whole entry, and the reason with what there is to add.
 
     Nothing may replace it where its value is not one for that name, or where that is set already in the file. An entry
     is written as the place has it, a file or a command line.
@@ -136,11 +138,14 @@ def amend(guess: Guess, node: Node, there: Node | None, judge: Judge) -> tuple[s
         node: its value.
         there: what stands under the guessed name already.
         judge: tries a value for that name.
+        is_second: whether another mistaken key means the same.
     """
     suggestion, addition = _replace_with(guess, node, judge)
     if there is not None and there.source.kind == node.source.kind == "file":
         suggestion, addition = None, f"it is set already, in line {there.source.line}: keep one of the two"
-    return suggestion, addition
+    if is_second and suggestion is not None:
+        suggestion, addition = None, "another key here means the same: keep one of the two"
+    return suggestion, add(guess.reason, addition)
 
 
 def _replace_with(guess: Guess, node: Node, judge: Judge) -> tuple[str | None, str]:
@@ -191,9 +196,8 @@ def add(reason: str, addition: str) -> str:
 
 def find_there(root: MappingNode, path: str, infos: Mapping[str, ParamInfo]) -> Node | None:
     """Return what stands at `path` (or at what it is short for) of a tree whose short forms are expanded."""
-    info = infos.get(path)
-    parts = (info.short_for if info is not None and info.short_for else path).split(".")
+    owner = infos.get(path)
     node: Node | None = root
-    for part in parts:
-        node = node.entries.get(part) if isinstance(node, MappingNode) else None
+    for part in ((owner.short_for if owner is not None else None) or path).split("."):
+        node = child(node, part)
     return node

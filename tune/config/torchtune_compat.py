@@ -11,8 +11,6 @@ from tune.config.nodes import (
     Scalar,
     SequenceNode,
     is_null,
-    sequence_node,
-    text_weight,
     with_entry,
     without_entry,
 )
@@ -40,8 +38,8 @@ def expand_file_names(node: MappingNode) -> SequenceNode | None:
         f"{before}{str(number).zfill(len(last.text))}{between}{last.text}{after}"
         for number in range(1, int(last.text) + 1)
     ]
-    items = [Scalar(pattern.source, name, "quoted", weight=text_weight(name)) for name in names]
-    return sequence_node(node.source, items)
+    items = tuple(Scalar(pattern.source, name, "quoted") for name in names)
+    return SequenceNode(node.source, items)
 
 
 def expand_torchtune_forms(

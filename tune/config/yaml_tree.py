@@ -21,9 +21,6 @@ from tune.config.nodes import (
     Scalar,
     SequenceNode,
     core_value,
-    mapping_node,
-    sequence_node,
-    text_weight,
 )
 from tune.config.reading import Text
 
@@ -63,7 +60,7 @@ def read_document(text: Text) -> Document:
     Args:
         text: from `tune.config.reading`; its own problems are handed on.
     """
-    empty = mapping_node(Source("file", text.name, 1, 1), {}, {})
+    empty = MappingNode(Source("file", text.name, 1, 1))
     unreadable = Document(empty, list(text.problems), complete=False, readable=False)
     if text.problems:
         return unreadable
@@ -161,8 +158,8 @@ class _Builder:
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         if kind == "ScalarEvent":
-            self._count(text_weight(event.value), event)
             node = self._scalar(event)
+            self._count(node.weight, event)
         else:
             if self._depth >= MAX_DEPTH:
                 self._too_deep(event)
@@ -188,7 +185,7 @@ class _Builder:
             style = "plain"
         elif tag is not None:
             return self._refuse_tag(tag, source)
-        return Scalar(source, event.value, style, weight=text_weight(event.value))
+        return Scalar(source, event.value, style)
 
     def _refuse_tag(self, tag: str, source: Source) -> ErrorNode:
         shown = tag.replace(_CORE_TAG, "!!") if tag.startswith(_CORE_TAG) else tag
@@ -215,7 +212,7 @@ class _Builder:
             self._path.append(str(len(items)))
             items.append(self._node(event))
             self._path.pop()
-        return sequence_node(self._place(start), items)
+        return SequenceNode(self._place(start), tuple(items))
 
     def _mapping(self, start: Any) -> Node:
         entries: dict[str, Node] = {}
@@ -239,7 +236,7 @@ class _Builder:
             self._path.pop()
         for merged in merges:
             self._merge(entries, keys, merged)
-        return mapping_node(self._place(start), entries, keys)
+        return MappingNode(self._place(start), entries, keys)
 
     def _key(self, node: Node) -> str | None:
         """The text of a key, or None if the entry is to be dropped."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from tune.data import (
     AlpacaInstructTemplate,
     InputOutputToMessages,
-    LearntAnswers,
     PromptTemplate,
-    Source,
     find_instruction_columns,
     get_prompt_template,
 )
 from tune.datasets.alpaca import alpaca_from_rows
 from tune.datasets.packed import PackedDataset
-from tune.datasets.reading import RowReader
+from tune.datasets.row_settings import AnswerSettings, answers_dataset, read_rows
 from tune.datasets.sft import SFTDataset
 from tune.tokenizers.family_format import template_of
+from tune.utils.settings import Setting, takes_settings
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -27,28 +26,40 @@ if TYPE_CHECKING:
 _DEFAULT_TEMPLATES = {"question": "question_answer", "prompt": "plain"}
 
 
+class InstructSettings(AnswerSettings, total=False):
+    """Those of prompts with answers."""
+
+    column_map: Annotated[
+        dict[str, str] | None,
+        Setting(
+            None,
+            "`input` and `output`, each to its column, where names are not recognised; `system` to that of a system "
+            "prompt, `history` to that of earlier pairs of prompt and answer, `tools` to that of tools.",
+        ),
+    ]
+    train_on_input: Annotated[
+        bool, Setting(False, "learn the prompt too; False learns answers and their EOS alone.")
+    ]
+    prompt_template: Annotated[
+        str | dict[str, list[str]] | PromptTemplate | None,
+        Setting(
+            None,
+            '"alpaca", "question_answer", "chatml", "llama2_chat", "plain" and others, or a mapping '
+            "{user: [before, after], assistant: [before, after]}. By default the tokenizer's; else question_answer for "
+            "question/answer, plain for prompt/completion, alpaca for the rest.",
+        ),
+    ]
+    new_system_prompt: Annotated[
+        str | None, Setting(None, "a system message for every example, in place of the data's own.")
+    ]
+
+
+@takes_settings(InstructSettings)
 def instruct_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
-    column_map: dict[str, str] | None = None,
-    train_on_input: bool = False,
-    train_on: Literal["all", "last"] = "all",
-    train_on_reasoning: bool = True,
-    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
-    new_system_prompt: str | None = None,
-    parse_special_tokens: bool | None = None,
-    ignore_columns: list[str] | None = None,
-    packed: bool = False,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
+    **settings: Unpack[InstructSettings],
 ) -> SFTDataset | PackedDataset:
     """Return prompts with their answers.
 
@@ -57,67 +68,28 @@ def instruct_dataset(
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
-        column_map: `input` and `output`, each to its column, where names are not recognised; `system` to that of a
-            system prompt, `history` to that of earlier pairs of prompt and answer, `tools` to that of tools.
-        train_on_input: learn the prompt too; False learns answers and their EOS alone.
-        train_on: "all" answers, or the "last" alone, where a row holds earlier ones.
-        train_on_reasoning: False reads what is thought before an answer, in <think> tags, and does not learn it.
-        prompt_template: "alpaca", "question_answer", "chatml", "llama2_chat", "plain" and others, or a mapping
-            {user: [before, after], assistant: [before, after]}. By default the tokenizer's; else
-            question_answer for question/answer, plain for prompt/completion, alpaca for the rest.
-        new_system_prompt: a system message for every example, in place of the data's own.
-        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
-            keeps them text. By default data that is in a chat format already is an error.
-        ignore_columns: columns that are not read, and not reported as unused.
-        packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
-        max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
-        split: part of the source, with an optional range: train, train[:500], train[90%:].
-        data_files: files or patterns, also by split.
-        name: configuration of a hub dataset.
-        revision: branch, tag or commit of a hub dataset.
-        field: key of a JSON file that holds its rows.
-        limit: rows to read at most.
-        on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
-        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
-    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    rows = read_rows(source, settings)
     columns = find_instruction_columns(
-        rows.columns, column_map, input_is_context=False, source=rows.report.source
+        rows.columns, settings["column_map"], input_is_context=False, source=rows.report.source
     )
-    ignored = ignore_columns or ()
-    spec = (
-        prompt_template or template_of(tokenizer) or _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
-    )
-    template = get_prompt_template(spec)
-    if isinstance(template, AlpacaInstructTemplate) and not new_system_prompt:
+    system_prompt = settings["new_system_prompt"]
+    default = _DEFAULT_TEMPLATES.get(columns.prompt.lower(), "alpaca")
+    template = get_prompt_template(settings["prompt_template"] or template_of(tokenizer) or default)
+    if isinstance(template, AlpacaInstructTemplate) and not system_prompt:
         # Alpaca has a prompt of its own for instructions that come with an input.
-        choice = (train_on_input, train_on, train_on_reasoning)
-        return alpaca_from_rows(
-            tokenizer,
-            rows,
-            columns,
-            *choice,
-            packed=packed,
-            max_seq_len=max_seq_len,
-            on_too_long=on_too_long,
-            ignore_columns=ignored,
-            parse_special_tokens=parse_special_tokens,
-        )
+        return alpaca_from_rows(tokenizer, rows, columns, settings["train_on_input"], settings)
     rows.report.format = str(columns)
-    column_map = columns.column_map("input", "context")
-    transform = InputOutputToMessages(train_on_input, column_map, new_system_prompt, ignored)
-    dataset = SFTDataset(
-        tokenizer,
-        source=rows,
-        message_transform=LearntAnswers(transform, train_on, train_on_reasoning),
-        prompt_template=template,
-        system_prompt=new_system_prompt,
-        max_seq_len=max_seq_len,
-        on_too_long=on_too_long,
-        parse_special_tokens=parse_special_tokens,
+    transform = InputOutputToMessages(
+        settings["train_on_input"],
+        columns.column_map("input", "context"),
+        system_prompt,
+        settings["ignore_columns"] or (),
     )
-    return PackedDataset(dataset) if packed else dataset
+    return answers_dataset(
+        tokenizer, rows, transform, settings, prompt_template=template, system_prompt=system_prompt
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 from torch.utils.data import Dataset
 
@@ -11,9 +11,11 @@ from tune.data import DataReport, Source, TextTokenizer, find_text_column
 from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, sequence_limit
+from tune.datasets.row_settings import SourceSettings, WrittenTokenSettings, read_rows
 from tune.datasets.tokenizing import tokenize_source
 from tune.datasets.written_tokens import parses_documents
 from tune.utils.escape import escape_control
+from tune.utils.settings import Setting, takes_settings
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -82,24 +84,27 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         return text
 
 
+class TextSettings(SourceSettings, WrittenTokenSettings, total=False):
+    """Those of plain text."""
+
+    add_eos: Annotated[bool, Setting(True, "end each document with an EOS.")]
+    on_too_long: Annotated[
+        Literal["cut", "drop", "error", "split"],
+        Setting(
+            "split",
+            "split documents longer than `max_seq_len` into chunks, cut them, drop them, or stop with an error.",
+        ),
+    ]
+
+
+@takes_settings(TextSettings)
 def text_completion_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
     column: str | None = None,
     text_unit: Literal["document", "paragraph", "line"] = "document",
-    add_eos: bool = True,
-    parse_special_tokens: bool | None = None,
-    packed: bool = False,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error", "split"] = "split",
+    **settings: Unpack[TextSettings],
 ) -> TextCompletionDataset | PackedDataset:
     """Return plain text for pretraining: every token is learnt.
 
@@ -110,32 +115,18 @@ def text_completion_dataset(
         source: hub name, local txt, json, jsonl, csv or parquet file, folder, or "text" with `data_files`.
         column: holds the text; `text`, or the only column, is recognised.
         text_unit: what is a document in a .txt file: all of it, each paragraph (between blank lines), or each line.
-        add_eos: end each document with an EOS.
-        parse_special_tokens: special tokens written out in the data are meant as such, no second end is added; False
-            keeps them text. By default data that is in a chat format already is an error.
-        packed: put several documents into one sequence of `max_seq_len` tokens, none seeing another.
-        max_seq_len: tokens of a chunk; by default the tokenizer's limit.
-        split: part of the source, with an optional range: train, train[:500], train[90%:].
-        data_files: files or patterns, also by split.
-        name: configuration of a hub dataset.
-        revision: branch, tag or commit of a hub dataset.
-        field: key of a JSON file that holds its rows.
-        limit: rows to read at most.
-        on_bad_rows: stop at rows that hold no text, or leave them out.
-        on_too_long: split documents longer than `max_seq_len` into chunks, cut them, drop them, or stop with an error.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
-    place = Source(source, split, data_files, name, revision, field, limit, text_unit)
     dataset = TextCompletionDataset(
         tokenizer,
-        source=RowReader(place, on_bad_rows),
+        source=read_rows(source, settings, text_unit=text_unit),
         column=column,
-        max_seq_len=max_seq_len,
-        add_eos=add_eos,
-        parse_special_tokens=parse_special_tokens,
-        on_too_long=on_too_long,
+        max_seq_len=settings["max_seq_len"],
+        add_eos=settings["add_eos"],
+        parse_special_tokens=settings["parse_special_tokens"],
+        on_too_long=settings["on_too_long"],
     )
-    return PackedDataset(dataset) if packed else dataset
+    return PackedDataset(dataset) if settings["packed"] else dataset

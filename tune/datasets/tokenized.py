@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
-from tune.data import Source, TokenizedToExamples, list_names
+from tune.data import TokenizedToExamples, list_names
 from tune.data.tokenized_rows import IDS_COLUMNS, SEGMENTS_COLUMN
 from tune.datasets.packed import PackedDataset
-from tune.datasets.reading import RowReader
+from tune.datasets.row_settings import RowSettings, read_rows
 from tune.datasets.sft import SFTDataset
 from tune.errors import DataError
+from tune.utils.settings import takes_settings
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
 
+@takes_settings(RowSettings)
 def tokenized_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
-    ignore_columns: list[str] | None = None,
-    packed: bool = False,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error", "split"] = "cut",
+    **settings: Unpack[RowSettings],
 ) -> SFTDataset | PackedDataset:
     """Return tokens as the data has them (`input_ids`, `labels`), or `segments` of text that are learnt or not.
 
@@ -38,23 +30,12 @@ def tokenized_dataset(
     Args:
         tokenizer: has to be the one of the tokens; gives the ids of segments, special tokens in them included.
         source: hub name, local json, jsonl or parquet file, folder, or "json" with `data_files`.
-        ignore_columns: columns that are not read, and not reported as unused.
-        packed: put several examples into one sequence of `max_seq_len` tokens, none seeing another.
-        max_seq_len: tokens to keep of an example; by default the tokenizer's limit.
-        split: part of the source, with an optional range: train, train[:500], train[90%:].
-        data_files: files or patterns, also by split.
-        name: configuration of a hub dataset.
-        revision: branch, tag or commit of a hub dataset.
-        field: key of a JSON file that holds its rows.
-        limit: rows to read at most.
-        on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
-        on_too_long: cut what is longer than `max_seq_len`, drop it, stop with an error, or split it into several.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
-    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    rows = read_rows(source, settings)
     found = [column for column in (*IDS_COLUMNS, SEGMENTS_COLUMN) if column in rows.columns]
     if not found:
         raise DataError(
@@ -66,9 +47,9 @@ def tokenized_dataset(
     dataset = SFTDataset(
         tokenizer,
         source=rows,
-        message_transform=TokenizedToExamples(tokenizer, ignore_columns or ()),
-        max_seq_len=max_seq_len,
-        on_too_long=on_too_long,
+        message_transform=TokenizedToExamples(tokenizer, settings["ignore_columns"] or ()),
+        max_seq_len=settings["max_seq_len"],
+        on_too_long=settings["on_too_long"],
     )
     dataset.report().template = ""
-    return PackedDataset(dataset) if packed else dataset
+    return PackedDataset(dataset) if settings["packed"] else dataset

@@ -11,30 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Unpack
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune.errors import GenerationError
-from tune.generation.sampling import Sampling, check_chosen, choose, make_generator
+from tune.generation.sampling import DecodingSettings, Sampling, check_chosen, choose, make_generator
 from tune.generation.token_stream import Batch, StopReason, TokenStream
 from tune.modules import TransformerDecoder
+from tune.utils.settings import takes_settings
 from tune.utils.sharding import is_sharded, take_from_first_
 
 __all__ = ["StopReason", "TokenStream", "generate", "generate_batch", "stream", "stream_batch"]
 
 
+@takes_settings(DecodingSettings)
 def generate(
     model: TransformerDecoder,
     prompt_ids: Sequence[int],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop_ids: Sequence[int] = (),
-    use_cache: bool = True,
+    **settings: Unpack[DecodingSettings],
 ) -> list[int]:
     """Return the tokens that continue ``prompt_ids``: without the prompt and without the stop token.
 
@@ -46,74 +44,40 @@ def generate(
         prompt_ids: The prompt with its beginning-of-sequence token, if the model expects one. At least one id.
         max_new_tokens: Upper bound. Generation also ends where prompt and continuation fill
             ``model.config.max_text_len``.
-        temperature: 0 is greedy; see `Sampling` for this and the next two.
-        top_k: Keep the likeliest ``top_k`` tokens.
-        top_p: Keep the nucleus of mass ``top_p``.
-        seed: Makes sampling repeatable on the same kind of device; None differs each time. Unused when greedy.
-        stop_ids: Tokens that end the text, usually ``tokenizer.stop_ids``.
-        use_cache: False recomputes the whole sequence for every token; slow, and the reference for tests.
 
     Raises:
         GenerationError: The prompt is empty, too long or holds ids outside the vocabulary, a setting is out of range,
             a generation is already running on this model, or the logits are not finite.
     """
-    with stream(
-        model,
-        prompt_ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_ids=stop_ids,
-        use_cache=use_cache,
-    ) as tokens:
+    with stream(model, prompt_ids, max_new_tokens=max_new_tokens, **settings) as tokens:
         return list(tokens)
 
 
+@takes_settings(DecodingSettings)
 def stream(
     model: TransformerDecoder,
     prompt_ids: Sequence[int],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop_ids: Sequence[int] = (),
-    use_cache: bool = True,
+    **settings: Unpack[DecodingSettings],
 ) -> TokenStream:
     """Return an iterator over the tokens that `generate` would return, each as soon as it is chosen.
 
     Arguments are checked at the call, the model is taken at the first ``next()`` and given back when the iterator
     ends, is closed, or is dropped; between two tokens the caller's own grad mode is in force.
     """
-    (tokens,) = stream_batch(
-        model,
-        [prompt_ids],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_ids=stop_ids,
-        use_cache=use_cache,
-    )
+    (tokens,) = stream_batch(model, [prompt_ids], max_new_tokens=max_new_tokens, **settings)
     return tokens
 
 
+@takes_settings(DecodingSettings)
 def stream_batch(
     model: TransformerDecoder,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     batch_size: int | None = None,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | Sequence[int] | None = None,
-    stop_ids: Sequence[int] = (),
-    use_cache: bool = True,
+    **settings: Unpack[DecodingSettings],
 ) -> list[TokenStream]:
     """Return one stream of tokens per prompt; those of a batch are generated together, as far as any of them is read.
 
@@ -124,9 +88,9 @@ def stream_batch(
     Args:
         prompts: They may differ in length, and each ends by itself.
         batch_size: How many are generated together, in their order; None: all.
-        seed: Also one for each prompt, in place of the first one's.
     """
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    seed, stop_ids, use_cache = settings["seed"], settings["stop_ids"], settings["use_cache"]
     limits = _check_prompts(model, prompts, max_new_tokens)
     if seed is None or isinstance(seed, int):
         seeds = [None if seed is None else seed + row for row in range(len(prompts))]
@@ -150,30 +114,16 @@ def stream_batch(
     return streams
 
 
+@takes_settings(DecodingSettings)
 def generate_batch(
     model: TransformerDecoder,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop_ids: Sequence[int] = (),
-    use_cache: bool = True,
+    **settings: Unpack[DecodingSettings],
 ) -> list[list[int]]:
     """Return the continuation of each prompt, all generated together; see `stream_batch` for arguments and errors."""
-    streams = stream_batch(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_ids=stop_ids,
-        use_cache=use_cache,
-    )
+    streams = stream_batch(model, prompts, max_new_tokens=max_new_tokens, **settings)
     with ExitStack() as stack:
         for tokens in streams:
             stack.push(tokens)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypedDict
 
 import torch
 from torch import Tensor
 
 from tune.errors import GenerationError
+from tune.utils.settings import Setting
 
 __all__ = ["Sampling", "make_generator", "sample_token", "token_probabilities"]
 
@@ -53,6 +55,33 @@ class Sampling:
             raise GenerationError(
                 f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token)."
             )
+
+
+class DecodingSettings(TypedDict, total=False):
+    """How a prompt is continued, as all functions that do so take it; see `Sampling` for the first three."""
+
+    temperature: Annotated[float, Setting(0.0, "0 is greedy, 1 samples from the model's own distribution.")]
+    top_k: Annotated[int | None, Setting(None, "Keep the likeliest ``top_k`` tokens.")]
+    top_p: Annotated[float | None, Setting(None, "Keep the nucleus of mass ``top_p``.")]
+    seed: Annotated[
+        int | Sequence[int] | None,
+        Setting(
+            None,
+            "Makes sampling repeatable on the same kind of device, one for all prompts or one for each; None differs "
+            "each time. Unused when greedy.",
+        ),
+    ]
+    stop_ids: Annotated[
+        Sequence[int],
+        Setting((), "Tokens that end the text; where a tokenizer is given, beside its own."),
+    ]
+    use_cache: Annotated[
+        bool,
+        Setting(
+            True,
+            "False recomputes the whole sequence for every token; slow, and the reference for tests.",
+        ),
+    ]
 
 
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Annotated, Self, Unpack, cast
 
 from tune.errors import GenerationError
 from tune.generation.decode import StopReason, TokenStream, stream_batch
+from tune.generation.sampling import DecodingSettings
 from tune.modules import TransformerDecoder
 from tune.tokenizers import StreamDecoder, Tokenizer
+from tune.utils.settings import Setting, takes_settings
 
 __all__ = ["StopStrings", "TextStream", "generate_text", "stream_text", "stream_texts"]
 
@@ -66,20 +68,21 @@ class StopStrings:
         return 0
 
 
+class TextSettings(DecodingSettings, total=False):
+    """How a text is continued: those of its tokens, and where it ends."""
+
+    stop: Annotated[Sequence[str], Setting((), "Strings that end the text and are not part of it.")]
+    ignore_eos: Annotated[bool, Setting(False, "Go on past all stop ids (they leave no text).")]
+
+
+@takes_settings(TextSettings)
 def stream_text(
     model: TransformerDecoder,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    stop_ids: Sequence[int] = (),
-    ignore_eos: bool = False,
-    use_cache: bool = True,
+    **settings: Unpack[TextSettings],
 ) -> TextStream:
     """Return an iterator over the continuation of ``prompt`` in pieces of text, each as soon as it is certain.
 
@@ -87,36 +90,16 @@ def stream_text(
         model: The decoder.
         tokenizer: Its tokenizer; its stop ids end the text.
         prompt: Text, encoded with a beginning-of-sequence token and no end; or token ids, taken as they are.
-        max_new_tokens: As in `generate`, like the four after it.
-        temperature: 0 is greedy.
-        top_k: Keep the likeliest ``top_k`` tokens.
-        top_p: Keep the nucleus of mass ``top_p``.
-        seed: Makes sampling repeatable.
-        stop: Strings that end the text and are not part of it.
-        stop_ids: Tokens that end the text, beside the tokenizer's own.
-        ignore_eos: Go on past all stop ids (they leave no text).
-        use_cache: As in `generate`.
+        max_new_tokens: As in `generate`.
 
     Raises:
         GenerationError: As `generate`, or a stop string is empty.
     """
-    (pieces,) = stream_texts(
-        model,
-        tokenizer,
-        [prompt],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-        stop_ids=stop_ids,
-        ignore_eos=ignore_eos,
-        use_cache=use_cache,
-    )
+    (pieces,) = stream_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, **settings)
     return pieces
 
 
+@takes_settings(TextSettings)
 def stream_texts(
     model: TransformerDecoder,
     tokenizer: Tokenizer,
@@ -124,62 +107,31 @@ def stream_texts(
     *,
     max_new_tokens: int,
     batch_size: int | None = None,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    stop_ids: Sequence[int] = (),
-    ignore_eos: bool = False,
-    use_cache: bool = True,
+    **settings: Unpack[TextSettings],
 ) -> list[TextStream]:
     """Return what `stream_text` returns for each prompt; ``batch_size`` of them are generated together."""
-    tokens = stream_batch(
-        model,
-        [
-            tokenizer.encode(prompt, add_bos=True, add_eos=False) if isinstance(prompt, str) else prompt
-            for prompt in prompts
-        ],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_ids=() if ignore_eos else sorted({*tokenizer.stop_ids, *stop_ids}),
-        use_cache=use_cache,
-    )
+    ids = [
+        tokenizer.encode(prompt, add_bos=True, add_eos=False) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    stop, ignore_eos = settings.pop("stop"), settings.pop("ignore_eos")
+    decoding = cast(DecodingSettings, settings)
+    decoding["stop_ids"] = () if ignore_eos else sorted({*tokenizer.stop_ids, *decoding["stop_ids"]})
+    tokens = stream_batch(model, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, **decoding)
     return [TextStream(row, StreamDecoder(tokenizer), StopStrings(stop)) for row in tokens]
 
 
+@takes_settings(TextSettings)
 def generate_text(
     model: TransformerDecoder,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    ignore_eos: bool = False,
-    use_cache: bool = True,
+    **settings: Unpack[TextSettings],
 ) -> str:
     """Return the continuation of ``prompt`` as text; arguments and errors are those of `stream_text`."""
-    with stream_text(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        use_cache=use_cache,
-    ) as pieces:
+    with stream_text(model, tokenizer, prompt, max_new_tokens=max_new_tokens, **settings) as pieces:
         return "".join(pieces)
 
 

@@ -82,7 +82,7 @@ def _quantize(model: TransformerDecoder, paths: Sequence[str]) -> None:
     for path in paths:
         linear = model.get_submodule(path)
         if isinstance(linear, nn.Linear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
-            _replace(model, path, _quantized(linear))
+            _replace(model, path, quantized(linear))
 
 
 def add_token_rows(
@@ -252,7 +252,8 @@ def _adapted(linear: nn.Linear, module: LoRAModule, config: LoRAConfig, quantize
     return adapted
 
 
-def _quantized(linear: nn.Linear) -> FrozenLinear:
+def quantized(linear: nn.Linear) -> FrozenLinear:
+    """Return a frozen matrix in 4 bits in the place of a plain one."""
     with torch.device("meta"):
         frozen = FrozenLinear(linear.in_features, linear.out_features, quantize_base=True)
     _take_over(linear, frozen)

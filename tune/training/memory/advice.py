@@ -17,6 +17,7 @@ from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.loss.linear_cross_entropy import LossFromHidden
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
+from tune.modules.peft.apply import quantized
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.optimizer_sizes import OptimizerSizes
@@ -169,8 +170,5 @@ def _in_4_bits(model: TransformerDecoder) -> TransformerDecoder:
         elif (
             isinstance(module, nn.Linear) and not module.weight.requires_grad and not path.endswith(".router")
         ):
-            with torch.device("meta"):
-                frozen = FrozenLinear(module.in_features, module.out_features, quantize_base=True)
-            frozen.bias = module.bias
-            model.layers.set_submodule(path, frozen)
+            model.layers.set_submodule(path, quantized(module))
     return model

@@ -183,22 +183,13 @@ def _measure(
     return step
 
 
-def _kinds(model: TransformerDecoder) -> list[str]:
+def _kinds(model: TransformerDecoder) -> list[tuple[bool, Alike]]:
     """Return for each block what those have in common that take as much memory."""
     kinds = []
     # What comes before the first trained weight gets no gradient, and is kept less often.
     has_gradient = model.tok_embeddings.weight.requires_grad
     for block in model.layers:
-        parts = [
-            (
-                name,
-                type(module),
-                [pair for pair in vars(module).items() if isinstance(pair[1], int | float | str)],
-            )
-            for name, module in block.named_modules()
-        ]
-        weights = [(name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()]
-        kinds.append(repr((has_gradient, parts, weights)))
+        kinds.append((has_gradient, Alike(block)))
         has_gradient |= any(weight.requires_grad for weight in block.parameters())
     return kinds
 
