@@ -2,6 +2,7 @@
 
     python scripts/demo.py        (or `make demo`, which makes the environment first)
     python scripts/demo.py --lora    the same with LoRA: the model stays as it is, small adapters beside it learn
+    python scripts/demo.py --preference    another lesson: of two ways to go on, which is better
 
 It types the ordinary commands for you and shows them: `tune run full_finetune` (or `lora_finetune`), then `tune run
 generate`. In between it gives the model 300 held-out orders, before and after, and counts the answers that are right
@@ -60,7 +61,13 @@ class Exercise(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fine-tune the bundled tiny Llama, and see what it learnt.")
     parser.add_argument("--lora", action="store_true", help="train small adapters beside the frozen model")
-    lesson = LORA if parser.parse_args(arguments).lora else FULL
+    parser.add_argument("--preference", action="store_true", help="teach it manners, by pairs of answers")
+    given = parser.parse_args(arguments)
+    if given.preference:
+        import demo_preference
+
+        return demo_preference.run()
+    lesson = LORA if given.lora else FULL
     output = lesson.output
     started = time.monotonic()
     if not _make_room(output):

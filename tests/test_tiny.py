@@ -12,6 +12,7 @@ from random import Random
 import pytest
 import torch
 
+from recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune.cli.catalogue import find_config, find_recipe
 from tune.config import resolve
 from tune.datasets import instruct_dataset
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "tiny"))
 sys.path.insert(0, str(ROOT / "scripts"))
 import build  # noqa: E402
 import demo  # noqa: E402
+import demo_preference  # noqa: E402
 import parrot  # noqa: E402
 
 
@@ -114,6 +116,24 @@ def test_the_data_files_are_what_the_script_writes(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (BUNDLED / "orders" / name).read_bytes()
 
 
+def test_manners_are_what_the_script_writes_and_held_out(tmp_path: Path) -> None:
+    build.write_pairs(tmp_path)
+    rows = {}
+    for name in ("train.jsonl", "held_out.jsonl"):
+        content = (BUNDLED / "manners" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == content
+        rows[name] = [json.loads(line) for line in content.splitlines()]
+    trained, asked = (
+        set().union(*(neighbours(row["prompt"].removeprefix("The parrot said: ")) for row in rows[name]))
+        for name in rows
+    )
+    assert len(trained) > 3_000
+    assert not trained & asked
+    for row in rows["train.jsonl"]:
+        assert row["rejected"].startswith(row["chosen"].removesuffix(" Squawk!"))
+        assert row["rejected"].count(row["chosen"].removesuffix(". Squawk!")) >= 2
+
+
 def test_the_tokenizer_reads_words_and_any_text_without_loss() -> None:
     tokenizer = tokenizer_from_checkpoint(MODEL)
     for word in parrot.WORDS:
@@ -183,6 +203,21 @@ def test_a_few_steps_of_the_shipped_config_lower_the_loss(
     assert len(losses) == num_steps
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
     assert Path("out/latest/model/model.safetensors").is_file()
+
+
+def test_a_few_steps_of_manners_widen_the_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tune.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    overrides = ["max_steps=8", "log_every_n_steps=1", "dataset.limit=128", "output_dir=out"]
+    assert main(["run", "dpo", "--config", "tiny/dpo", *overrides]) == 0
+    rows = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["margin"] == 0.0
+    assert rows[-1]["margin"] > 0.3
+    assert rows[-1]["accuracy"] > 0.8
+    assert Path(resolve(PreferenceFinetuneParams, config=find_config("tiny/dpo")).params.output_dir) == (
+        demo_preference.OUTPUT
+    )
 
 
 @pytest.mark.parametrize("lesson", [demo.FULL, demo.LORA], ids=["full", "lora"])

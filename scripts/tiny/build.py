@@ -2,6 +2,7 @@
 
     python scripts/tiny/build.py            everything, about two minutes on two cores
     python scripts/tiny/build.py data       only recipes/bundled/orders (seconds)
+    python scripts/tiny/build.py pairs      only recipes/bundled/manners (seconds)
 
 Everything random has a fixed seed. Another machine or torch gives the same texts and tokenizer, and weights that
 differ in their last digits.
@@ -19,17 +20,19 @@ from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
-from parrot import ORDERS, Task, draw_task, draw_text
+from parrot import ORDERS, Task, draw_pair, draw_task, draw_text
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "out" / "tiny_pretrain"
 MODEL = ROOT / "recipes" / "bundled" / "tiny_llama"
 DATA = ROOT / "recipes" / "bundled" / "orders"
+PAIRS = ROOT / "recipes" / "bundled" / "manners"
 
 VOCAB_SIZE = 768
 NUM_TEXTS = 24_000
 NUM_TRAIN = 16_000
 NUM_HELD_OUT = 300
+NUM_PAIRS, NUM_PAIRS_HELD_OUT = 1_280, 100
 
 
 def draw_tasks(seed: int, count: int, held_out: bool) -> Iterator[Task]:
@@ -44,6 +47,17 @@ def write_data(folder: Path = DATA) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_jsonl(folder / "train.jsonl", map(_as_row, draw_tasks(5, NUM_TRAIN, held_out=False)))
     _write_jsonl(folder / "held_out.jsonl", map(_as_row, draw_tasks(7, NUM_HELD_OUT, held_out=True)))
+
+
+def write_pairs(folder: Path = PAIRS) -> None:
+    """Write train.jsonl and held_out.jsonl of the pairs that manners are learnt from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, seed, count, held_out in (
+        ("train", 11, NUM_PAIRS, False),
+        ("held_out", 13, NUM_PAIRS_HELD_OUT, True),
+    ):
+        rng = Random(seed)
+        _write_jsonl(folder / f"{name}.jsonl", (vars(draw_pair(rng, held_out)) for _ in range(count)))
 
 
 def write_corpus() -> None:
@@ -107,6 +121,7 @@ def _write_jsonl(file: Path, rows: Iterable[dict[str, str]]) -> None:
 
 STEPS = {
     "data": write_data,
+    "pairs": write_pairs,
     "corpus": write_corpus,
     "tokenizer": train_tokenizer,
     "pretrain": pretrain,

@@ -94,3 +94,19 @@ def draw_task(rng: Random, kind: str, held_out: bool) -> Task:
     row = draw_row(rng, rng.randint(3, 6), held_out)
     instruction, answer = ORDERS[kind](row)
     return Task(kind, instruction, " ".join(row), answer)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the parrot has begun to say, how it had better go on, and how it does."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def draw_pair(rng: Random, held_out: bool) -> Pair:
+    """Draw a row of three to six words, said once more by a parrot with manners, over and over by one without."""
+    said = " ".join(draw_row(rng, rng.randint(3, 6), held_out))
+    over_and_over = ". ".join([said] * rng.randint(2, 4))
+    return Pair(f"The parrot said: {said}.", f" {said}. Squawk!", f" {over_and_over}. Squawk!")
