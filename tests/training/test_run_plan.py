@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,10 +320,13 @@ def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
     assert len(os.listdir(str(tmp_path))) == 1
 
 
-def test_the_summary_names_the_template_to_ask_in(tmp_path: Path) -> None:
+def test_the_summary_names_what_to_type_next(tmp_path: Path) -> None:
     speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, 1.0, lambda: 1.0)
-    summary = partial(format_summary, tmp_path, TrainState(7, step=3, num_steps=3, loss=1.0), speed)
-    assert "prompt_template=question_answer prompt=" in summary("question_answer")
-    # What the command line could not take is not offered.
-    for unknown in ("custom", "", "alpaca; plain"):
-        assert "prompt_template" not in summary(unknown)
+    folder = tmp_path / "my run"
+    summary = format_summary(folder, TrainState(7, step=3, num_steps=3, loss=1.0), speed)
+    assert f"tune run generate '{folder}' prompt='...'" in summary  # as a shell takes it
+    assert f"tune chat '{folder}'" in summary
+    assert " time " not in summary  # no step was taken
+    adapter = format_summary(folder, TrainState(7, step=2, num_steps=3, loss=1.0), speed, "base")
+    assert "latest/adapter" in adapter
+    assert "resume_from_checkpoint=true" in adapter

@@ -28,12 +28,14 @@ class Recipe:
         summary: one line.
         params: dotted path of its params dataclass.
         aliases: other names it answers to.
+        operand: the parameter that a bare word on its command line is the value of; "" where there is none.
     """
 
     name: str
     summary: str
     params: str
     aliases: tuple[str, ...] = ()
+    operand: str = ""
 
     @property
     def file(self) -> Path:
@@ -65,6 +67,13 @@ RECIPES: tuple[Recipe, ...] = (
         "Continue prompts with a model.",
         "recipes.params.generate.GenerateParams",
         aliases=("alpaca_generate",),
+        operand="model_checkpoint",
+    ),
+    Recipe(
+        "chat",
+        "Talk to a model.",
+        "recipes.params.chat.ChatParams",
+        operand="model_checkpoint",
     ),
 )
 

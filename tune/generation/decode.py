@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune.errors import GenerationError
-from tune.generation.sampling import Sampling, check_chosen, choose, make_generator
+from tune.generation.sampling import Sampling, check_chosen, choose, make_generator, penalise_seen
 from tune.generation.token_stream import Batch, StopReason, TokenStream
 from tune.modules import TransformerDecoder
 from tune.utils.sharding import is_sharded, take_from_first_
@@ -114,6 +114,7 @@ def stream_batch(
     seed: int | None = None,
     stop_ids: Sequence[int] = (),
     use_cache: bool = True,
+    repetition_penalty: float = 1.0,
 ) -> list[TokenStream]:
     """Return one stream of tokens per prompt; those of a batch are generated together, as far as any of them is read.
 
@@ -124,8 +125,9 @@ def stream_batch(
     Args:
         prompts: They may differ in length, and each ends by itself.
         batch_size: How many are generated together, in their order; None: all.
+        repetition_penalty: See `Sampling`.
     """
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     limits = _check_prompts(model, prompts, max_new_tokens)
     generators = [
         make_generator(None if seed is None else seed + row, _device(model)) for row in range(len(prompts))
@@ -227,6 +229,11 @@ def _steps(
     # Those who hold one model together compute the same numbers, or nearly; a token that differs would part them for
     # good, each waiting for a gather that the other never comes to.
     sharded = next((weight for weight in model.parameters() if is_sharded(weight)), None)
+    seen = None  # [b, v]
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
+        for row, prompt in zip(seen, prompts, strict=True):
+            row[torch.tensor(prompt, device=device)] = True
     positions = None  # counted by the model: from 0, then onwards
     last = lengths - 1  # [b], where each row's newest token stands within `tokens`
 
@@ -238,10 +245,14 @@ def _steps(
                 hidden = model.hidden(tokens, input_pos=positions)  # [b, s, d]
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 logits = model.unembed(newest)[:, 0]  # [b, v]
+                if seen is not None:
+                    logits = penalise_seen(logits, seen, sampling.repetition_penalty)
                 chosen = choose(logits, sampling, generators)  # [b]
                 if sharded is not None:
                     take_from_first_(chosen, sharded)
             ids = chosen.tolist()  # the one wait for the device in a step
+            if seen is not None:
+                seen.scatter_(1, chosen.clamp(min=0)[:, None], True)
             check_chosen(ids)
             yield ids
             if use_cache:

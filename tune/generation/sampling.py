@@ -31,6 +31,8 @@ class Sampling:
         top_k: Keep only the ``top_k`` likeliest tokens; None keeps all. More than the vocabulary keeps all.
         top_p: Keep the smallest set of likeliest tokens whose probabilities add up to ``top_p`` or more (nucleus
             sampling, arXiv:1904.09751, 3.1); None and 1.0 keep all.
+        repetition_penalty: Logits of tokens that stand in the text already are divided by it where they are positive,
+            and multiplied where not (arXiv:1909.05858, 4.1); 1 changes nothing.
 
     Raises:
         GenerationError: A value is outside its range.
@@ -39,6 +41,7 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
@@ -53,6 +56,16 @@ class Sampling:
             raise GenerationError(
                 f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token)."
             )
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
+            raise GenerationError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 changes nothing)."
+            )
+
+
+def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Return logits [b, v] with those of tokens that are `seen` [b, v] made less likely; see `Sampling`."""
+    scores = logits.float()
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:

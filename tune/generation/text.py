@@ -132,6 +132,7 @@ def stream_texts(
     stop_ids: Sequence[int] = (),
     ignore_eos: bool = False,
     use_cache: bool = True,
+    repetition_penalty: float = 1.0,
 ) -> list[TextStream]:
     """Return what `stream_text` returns for each prompt; ``batch_size`` of them are generated together."""
     tokens = stream_batch(
@@ -148,6 +149,7 @@ def stream_texts(
         seed=seed,
         stop_ids=() if ignore_eos else sorted({*tokenizer.stop_ids, *stop_ids}),
         use_cache=use_cache,
+        repetition_penalty=repetition_penalty,
     )
     return [TextStream(row, StreamDecoder(tokenizer), StopStrings(stop)) for row in tokens]
 
