@@ -146,7 +146,7 @@ def open_chat(params: ChatParams) -> Chat:
             "system_prompt and chat_template_kwargs need a prompt_template: this model has none"
         )
 
-    settings = {"temperature": 0.0} if params.temperature is None else {"temperature": params.temperature}
+    settings: dict[str, Any] = {"temperature": params.temperature or 0.0}
     if params.temperature is None:
         settings |= saved_sampling(checkpointer.find_model_dir())
     given = {"top_k": params.top_k, "top_p": params.top_p}

@@ -204,19 +204,8 @@ def start(folder: Path, *settings: str, **how: Any) -> subprocess.Popen[bytes]:
 
 
 def test_messages_through_a_pipe(saved: Path, tmp_path: Path) -> None:
-    lines = [
-        "walk",
-        "",
-        '"""',
-        "two",
-        "lines",
-        '"""',
-        "/regen",
-        "/nothing",
-        f"/save {tmp_path / 'said.jsonl'}",
-        "/quit",
-        "x",
-    ]
+    file = tmp_path / "said.jsonl"
+    lines = ["walk", "", '"""', "two", "lines", '"""', "/regen", "/nothing", f"/save {file}", "/quit", "x"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     chat = start(saved, **pipes)
     out, err = chat.communicate("\n".join(lines).encode(), timeout=120)

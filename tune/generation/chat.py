@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from tune.errors import GenerationError
@@ -70,7 +70,7 @@ class Chat:
         self._session = Session(model)
         self._longest = model.config.max_seq_len
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str, None, None]:
         """Yield the answer piece by piece. Left before its end, what has been said of it stays.
 
         Raises:
@@ -80,7 +80,7 @@ class Chat:
         self.messages.append(Message("user", text))
         return self._answer()
 
-    def ask_again(self) -> Iterator[str]:
+    def ask_again(self) -> Generator[str, None, None]:
         """Yield another answer to the last question, drawn anew.
 
         Raises:
@@ -105,7 +105,7 @@ class Chat:
         """Tokens that the model had to read for the last answer: the rest it still knew."""
         return self._session.num_read
 
-    def _answer(self) -> Iterator[str]:
+    def _answer(self) -> Generator[str, None, None]:
         try:
             ids = self._write()
         except Exception:

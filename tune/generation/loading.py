@@ -88,7 +88,7 @@ def saved_sampling(folder: Path) -> dict[str, Any]:
     )
     if not held.get("do_sample"):
         return {}
-    found = {"temperature": 1.0}
+    found: dict[str, Any] = {"temperature": 1.0}
     found |= {name: held[name] for name in ("temperature", "top_k", "top_p") if _is_number(held.get(name))}
     if found.get("top_k") == 0:  # transformers' word for all
         del found["top_k"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -43,7 +43,7 @@ class Session:
         sampling: Sampling,
         seed: int | None = None,
         stop_ids: Sequence[int] = (),
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Yield the tokens that continue a text, until one of `stop_ids`, which is left out, or the limit.
 
         It may be left at any token, also by an exception: the next one finds everything as it should be.
