@@ -70,7 +70,8 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
             f"Asked as it was trained by {found.run}; prompt_template=plain takes the text as it is."
         )
     questions = [
-        ask(tokenizer, template, prompt.text, system=system, variables=variables) for prompt in prompts
+        ask(tokenizer, template, prompt.text, system=system, variables=variables, before=prompt.before)
+        for prompt in prompts
     ]
     device = get_device(params.device)
     # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.
@@ -208,14 +209,23 @@ def run(params: GenerateParams) -> None:
         )
     if output is not None:
         output.close()
+        log.info(f"Answers: {output.name}")
 
 
 def open_output(params: GenerateParams) -> IO[str] | None:
-    """Return the file for the answers, still with what it held; None where none is wanted."""
-    if params.output_file is None:
+    """Return the file for the answers, still with what it held; None where none is wanted.
+
+    Answers to a file of prompts go beside it, where nothing else is said and that can be written.
+    """
+    if params.output_file is None and params.prompt_file is None:
         return None
-    file = expand_path(params.output_file)
-    if params.prompt_file is not None and file.resolve() == expand_path(params.prompt_file).resolve():
+    prompts = expand_path(params.prompt_file) if params.prompt_file is not None else None
+    if params.output_file is not None:
+        file = expand_path(params.output_file)
+    else:
+        assert prompts is not None, "there is one of the two"
+        file = prompts.with_name(f"{prompts.name}.answers.jsonl")
+    if prompts is not None and file.resolve() == prompts.resolve():
         raise GenerationError(f"output_file is {file}, the prompt_file itself: it would be overwritten.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +236,9 @@ def open_output(params: GenerateParams) -> IO[str] | None:
                 raise GenerationError(f"output_file {file} holds no answers, so it is left as it is.")
         return file.open("a", encoding="utf-8")
     except OSError as error:
+        if params.output_file is None:
+            get_logger().warning(f"{file} cannot be written: {error.strerror}. Answers are only shown.")
+            return None
         raise GenerationError(f"output_file {file} cannot be written: {error.strerror}.") from error
 
 

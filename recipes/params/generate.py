@@ -142,7 +142,9 @@ class GenerateParams(AskParams):
         None, group="Prompt", help="Text to go on from; - reads it from standard input."
     )
     prompt_file: str | None = param(
-        None, group="Prompt", help="File of prompts: a line each, or .jsonl with a column prompt."
+        None,
+        group="Prompt",
+        help="File of prompts: a line each, or rows as training reads them (jsonl, json, csv, parquet).",
     )
     max_new_tokens: int = param(
         256, minimum=1, maximum=10**9, group="Sampling", help="Longest completion, in tokens."
@@ -169,7 +171,10 @@ class GenerateParams(AskParams):
         help="Prompts of a prompt_file that are answered together; fewer take less memory.",
     )
     output_file: str | None = param(
-        None, group="Output", help="Also write prompts and completions to this file, a JSON object a line."
+        None,
+        group="Output",
+        help="Also write prompts and completions to this file, a JSON object a line; "
+        "null is beside the prompt_file.",
     )
 
     def cross_checks(self) -> Iterator[Diagnostic]:
