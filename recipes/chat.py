@@ -238,8 +238,10 @@ def save(chat: Chat, name: str) -> str:
                     return f"{file} holds something else than conversations, so it is left as it is"
         with file.open("a", encoding="utf-8") as stream_out:
             stream_out.write(json.dumps({"messages": rows}, ensure_ascii=False) + "\n")
-    except (OSError, TuneError) as error:
-        return f"{name} cannot be written: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        return f"{name} cannot be written: {error.strerror}"
+    except TuneError as error:  # no path at all
+        return str(error)
     return f"(added to {file})"
 
 

@@ -18,6 +18,7 @@ PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
     "generate": "GenerateParams",
+    "chat": "ChatParams",
 }
 
 
