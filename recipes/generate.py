@@ -2,7 +2,7 @@
 
     tune run generate model_checkpoint=DIR prompt="Once upon a time" max_new_tokens=64
     tune run generate model_checkpoint=DIR prompt="Why is the sky blue?" prompt_template=chat
-    tune run generate model_checkpoint=OUTPUT_DIR/latest prompt_file=questions.txt prompt_template=alpaca
+    tune run generate OUTPUT_DIR prompt_file=questions.jsonl
     tune run generate model_checkpoint=BASE adapter_checkpoint=OUTPUT_DIR/latest prompt="Once upon a time"
     echo "Once upon a time" | tune run generate model_checkpoint=DIR prompt=- temperature=0.8 seed=1
 
@@ -20,16 +20,23 @@ import sys
 import time
 from typing import IO, Any
 
-import torch
-
 import tune.config
 from recipes.params.generate import GenerateParams
-from tune.checkpoints import load_adapter
+from tune.checkpoints.run_folder import locate_trained
 from tune.config import instantiate
 from tune.data import get_prompt_template
-from tune.errors import GenerationError
-from tune.generation import Prompt, Question, TextStream, ask, read_prompts, stream_texts
-from tune.modules.peft import merge_adapters
+from tune.errors import ConfigError, GenerationError
+from tune.generation import (
+    Prompt,
+    Question,
+    TextStream,
+    ask,
+    load_model,
+    load_tokenizer,
+    read_prompts,
+    stream_texts,
+    trained_template,
+)
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 from tune.utils.escape import escape_lines
 
@@ -45,28 +52,31 @@ ROW_START = b'{"prompt": '  # how each line of output_file begins
 def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[Question]]:
     """Return the model with its weights, its tokenizer, and the prompts as the model reads them."""
     template = None if params.prompt_template is None else get_prompt_template(params.prompt_template)
-    checkpointer = instantiate(params.checkpointer)
-    model_dir = checkpointer.find_model_dir()
-    defaults = {"checkpoint_dir": str(model_dir)}
-    # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
-    tokenizer_dir = checkpointer.find_tokenizer_dir()
-    tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(tokenizer_dir)})
+    place: Any = params.checkpointer.kwargs
+    found = locate_trained(place["checkpoint_dir"], place.get("adapter_checkpoint"))
     system, variables = params.system_prompt or "", params.chat_template_kwargs
+    if template is None and found.run is None and (system or variables):
+        name = "system_prompt" if system else "chat_template_kwargs"
+        raise ConfigError(
+            f"{name} needs a prompt_template, such as chat: no run is known that trained this model"
+        )
+    checkpointer = instantiate(
+        params.checkpointer, checkpoint_dir=found.model, adapter_checkpoint=found.adapter
+    )
+    # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
+    tokenizer = load_tokenizer(checkpointer, params.tokenizer)
+    if template is None and (template := trained_template(found.run, tokenizer)) is not None:
+        get_logger().info(
+            f"Asked as it was trained by {found.run}; prompt_template=plain takes the text as it is."
+        )
     questions = [
-        ask(tokenizer, template, prompt.text, system=system, variables=variables) for prompt in prompts
+        ask(tokenizer, template, prompt.text, system=system, variables=variables, before=prompt.before)
+        for prompt in prompts
     ]
-
     device = get_device(params.device)
     # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.
     dtype = get_dtype(params.dtype or ("fp32" if device.type == "cpu" else "bf16"), device)
-    # On the meta device the model costs nothing until each tensor is read: one copy of the weights at most.
-    with torch.device("meta"):
-        model = instantiate(params.model, defaults=defaults).to(dtype)
-    checkpointer.load_into(model, model_dir, device=device)
-    if checkpointer.adapter_checkpoint:
-        load_adapter(model, checkpointer.adapter_checkpoint, base=model_dir)
-        merge_adapters(model)  # one product instead of three for each matrix
-    return model.eval(), tokenizer, questions
+    return load_model(checkpointer, params.model, device, dtype), tokenizer, questions
 
 
 def collect_prompts(params: GenerateParams) -> list[Prompt]:
@@ -75,6 +85,8 @@ def collect_prompts(params: GenerateParams) -> list[Prompt]:
         return read_prompts(params.prompt_file)
     if params.prompt != "-":
         return [Prompt(params.prompt or "")]
+    if sys.stdin.isatty():
+        get_logger().info("Type the prompt; Ctrl-D at the start of a line ends it.")
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -114,6 +126,7 @@ def open_streams(
         stop_ids=first.stop_ids,
         ignore_eos=params.ignore_eos,
         use_cache=params.enable_kv_cache,
+        repetition_penalty=params.repetition_penalty,
     )
 
 
@@ -196,14 +209,23 @@ def run(params: GenerateParams) -> None:
         )
     if output is not None:
         output.close()
+        log.info(f"Answers: {output.name}")
 
 
 def open_output(params: GenerateParams) -> IO[str] | None:
-    """Return the file for the answers, still with what it held; None where none is wanted."""
-    if params.output_file is None:
+    """Return the file for the answers, still with what it held; None where none is wanted.
+
+    Answers to a file of prompts go beside it, where nothing else is said and that can be written.
+    """
+    if params.output_file is None and params.prompt_file is None:
         return None
-    file = expand_path(params.output_file)
-    if params.prompt_file is not None and file.resolve() == expand_path(params.prompt_file).resolve():
+    prompts = expand_path(params.prompt_file) if params.prompt_file is not None else None
+    if params.output_file is not None:
+        file = expand_path(params.output_file)
+    else:
+        assert prompts is not None, "there is one of the two"
+        file = prompts.with_name(f"{prompts.name}.answers.jsonl")
+    if prompts is not None and file.resolve() == prompts.resolve():
         raise GenerationError(f"output_file is {file}, the prompt_file itself: it would be overwritten.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -214,6 +236,9 @@ def open_output(params: GenerateParams) -> IO[str] | None:
                 raise GenerationError(f"output_file {file} holds no answers, so it is left as it is.")
         return file.open("a", encoding="utf-8")
     except OSError as error:
+        if params.output_file is None:
+            get_logger().warning(f"{file} cannot be written: {error.strerror}. Answers are only shown.")
+            return None
         raise GenerationError(f"output_file {file} cannot be written: {error.strerror}.") from error
 
 

@@ -101,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit_code = _ask_by_command(tuned_model, exercises)
 
     losses = _read_losses(output / "metrics.jsonl")
-    picture = _draw_losses(losses, output / "loss_curve.png")
     metrics = {
         "score_before": scores[0],
         "score_after": scores[1],
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ],
     }
     (output / "demo.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    _print_ending(lesson, picture, training_seconds)
+    _print_ending(lesson, training_seconds)
     if scores[1] < lesson.goal:
         print(
             f"The score after tuning is {scores[1]:.1%}; the demo promises {lesson.goal:.0%}.",
@@ -255,44 +254,14 @@ def _read_losses(metrics_file: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-def _draw_losses(losses: Sequence[tuple[int, float]], picture: Path) -> Path | None:
-    """Draw the loss curve, or return None where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    steps = [step for step, _ in losses]
-    values = [loss for _, loss in losses]
-    window = max(1, len(values) // 25)
-    smooth = [
-        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
-        for i in range(len(values))
-    ]
-    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120)
-    axes.plot(steps, values, color="#c9d6e8", linewidth=1, label="each step")
-    axes.plot(steps, smooth, color="#1f4e8c", linewidth=2, label=f"mean of {window}")
-    axes.set_yscale("log")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss per answer token")
-    axes.set_title("A tiny Llama learns to follow orders")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(picture)
-    pyplot.close(figure)
-    return picture
-
-
-def _print_ending(lesson: Lesson, picture: Path | None, training_seconds: float) -> None:
+def _print_ending(lesson: Lesson, training_seconds: float) -> None:
     output = lesson.output
     _title(f"Done. Training took {training_seconds:.0f} seconds from start to saved model. What is where:")
     rows = [
         (str(output / "latest" / "model"), "the tuned model, in Hugging Face layout"),
-        (str(picture) if picture else "(pip install matplotlib)", "the loss curve"),
-        (str(output / "metrics.jsonl"), "every step: loss, rate, tokens per second"),
+        (str(output / "report.html"), "the run on one page, to open in a browser"),
+        (str(output / "loss_curve.png"), "the loss curve: each point is the mean since the one before"),
+        (str(output / "metrics.jsonl"), "each logged line: loss, rate, tokens per second"),
         (str(output / "config.yaml"), "the full configuration, and where each value came from"),
         (str(output / "demo.json"), "the scores, and every held-out order with its answers"),
     ]

@@ -14,10 +14,8 @@ from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
 
 
 @dataclass(frozen=True)
-class GenerateParams:
-    """Parameters of `generate`: a model goes on from a prompt."""
-
-    recipe_names: ClassVar[tuple[str, ...]] = ("generate", "alpaca_generate")
+class AskParams:
+    """What a recipe that asks a model can be told; each recipe adds what is its own."""
 
     # --- Model ------------------------------------------------------------------------------------------
     model: Component = param(
@@ -30,7 +28,7 @@ class GenerateParams:
         None,
         short_for="checkpointer.checkpoint_dir",
         group="Model",
-        help="Folder with the weights: Hugging Face or Meta layout, or a saved step of a run.",
+        help="Folder of a run, of a saved step, of a model in Hugging Face or Meta layout, or of an adapter.",
     )
     checkpointer: Component = param(
         "tune.training.FullModelCheckpointer", slot=CHECKPOINTER, group="Model", help="Reads the weights."
@@ -55,17 +53,12 @@ class GenerateParams:
     )
 
     # --- Prompt -----------------------------------------------------------------------------------------
-    prompt: str | None = param(
-        None, group="Prompt", help="Text to go on from; - reads it from standard input."
-    )
-    prompt_file: str | None = param(
-        None, group="Prompt", help="File of prompts: a line each, or .jsonl with a column prompt."
-    )
     prompt_template: str | dict[str, list[str]] | None = param(
         None,
         group="Prompt",
         help="Template around each prompt: chat for the checkpoint's own, llama3, alpaca, ..., a .jinja file, or "
-        "{user: [before, after], assistant: [before, after]}; null takes the text as it is.",
+        "{user: [before, after], assistant: [before, after]}; null is what a run trained its model "
+        "in, and the text as it is (plain) for any other.",
     )
     system_prompt: str | None = param(
         None, group="Prompt", help="What the system says before each prompt, in its template."
@@ -75,16 +68,6 @@ class GenerateParams:
     )
 
     # --- Sampling ---------------------------------------------------------------------------------------
-    max_new_tokens: int = param(
-        256, minimum=1, maximum=10**9, group="Sampling", help="Longest completion, in tokens."
-    )
-    temperature: float = param(
-        0.0,
-        minimum=0.0,
-        maximum=1e3,
-        group="Sampling",
-        help="0 always takes the likeliest token; higher is more random.",
-    )
     top_k: int | None = param(
         None, minimum=1, maximum=10**9, group="Sampling", help="Sample among the k likeliest tokens only."
     )
@@ -98,22 +81,14 @@ class GenerateParams:
     seed: int | None = param(
         None, minimum=0, maximum=2**32 - 1, group="Sampling", help="Seed of the sampling; null draws one."
     )
+    repetition_penalty: float = param(
+        1.0,
+        above=0.0,
+        maximum=1e3,
+        group="Sampling",
+        help="Make tokens that stand in the text already less likely: 1.1 a little, 1 not at all.",
+    )
     stop: list[str] | None = param(None, group="Sampling", help="Texts that end a completion, besides EOS.")
-    ignore_eos: bool = param(False, group="Sampling", help="Go on past the end-of-text token.")
-    enable_kv_cache: bool = param(
-        True,
-        group="Sampling",
-        help="Keep keys and values of earlier tokens; false recomputes them at each token.",
-    )
-
-    batch_size: int = param(
-        16,
-        minimum=1,
-        maximum=10**6,
-        group="Sampling",
-        help="Prompts of a prompt_file that are answered together; fewer take less memory.",
-    )
-
     # --- Environment ------------------------------------------------------------------------------------
     device: str | None = param(
         None,
@@ -126,9 +101,6 @@ class GenerateParams:
         None,
         group="Device",
         help="Precision of weights and computation; null takes bf16 on a GPU, fp32 on a CPU.",
-    )
-    output_file: str | None = param(
-        None, group="Output", help="Also write prompts and completions to this file, a JSON object a line."
     )
     log_level: Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"] = param(
         "INFO", group="Output", help="How much is printed to standard error."
@@ -158,10 +130,57 @@ class GenerateParams:
         yield from check_template("prompt_template", self.prompt_template)
         if self.stop and "" in self.stop:
             yield problem("holds an empty text, which every answer begins with; remove it", ("stop",))
+
+
+@dataclass(frozen=True)
+class GenerateParams(AskParams):
+    """Parameters of `generate`: a model goes on from a prompt."""
+
+    recipe_names: ClassVar[tuple[str, ...]] = ("generate", "alpaca_generate")
+
+    prompt: str | None = param(
+        None, group="Prompt", help="Text to go on from; - reads it from standard input."
+    )
+    prompt_file: str | None = param(
+        None,
+        group="Prompt",
+        help="File of prompts: a line each, or rows as training reads them (jsonl, json, csv, parquet).",
+    )
+    max_new_tokens: int = param(
+        256, minimum=1, maximum=10**9, group="Sampling", help="Longest completion, in tokens."
+    )
+    temperature: float = param(
+        0.0,
+        minimum=0.0,
+        maximum=1e3,
+        group="Sampling",
+        help="0 always takes the likeliest token; higher is more random.",
+    )
+    ignore_eos: bool = param(False, group="Sampling", help="Go on past the end-of-text token.")
+    enable_kv_cache: bool = param(
+        True,
+        group="Sampling",
+        help="Keep keys and values of earlier tokens; false recomputes them at each token.",
+    )
+
+    batch_size: int = param(
+        16,
+        minimum=1,
+        maximum=10**6,
+        group="Sampling",
+        help="Prompts of a prompt_file that are answered together; fewer take less memory.",
+    )
+    output_file: str | None = param(
+        None,
+        group="Output",
+        help="Also write prompts and completions to this file, a JSON object a line; "
+        "null is beside the prompt_file.",
+    )
+
+    def cross_checks(self) -> Iterator[Diagnostic]:
+        """Yield what is wrong between fields that are each right on their own."""
+        yield from super().cross_checks()
         if self.prompt is None and self.prompt_file is None:
             yield problem("is required (or prompt_file): the text to go on from", ("prompt", "prompt_file"))
         if self.prompt is not None and self.prompt_file is not None:
             yield problem("and prompt_file are both set; give one", ("prompt", "prompt_file"))
-        for name in ("system_prompt", "chat_template_kwargs"):
-            if getattr(self, name) and self.prompt_template is None:
-                yield problem("needs a prompt_template, such as chat", (name, "prompt_template"))

@@ -20,6 +20,7 @@ PARAMS = {
     "preference_finetune": "PreferenceFinetuneParams",
     "distill": "DistillParams",
     "generate": "GenerateParams",
+    "chat": "ChatParams",
 }
 
 

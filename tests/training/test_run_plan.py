@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
 import signal
+import struct
+import sys
+import termios
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from tune.training.memory.oom import get_peak_memory_gib
 from tune.training.progress import Progress, format_duration, format_summary
 from tune.training.saving.fingerprint import check_fingerprint, describe_component, hash_dataset
 from tune.training.throughput import SpeedMeter, measure_matmul_rate
+from tune.utils import get_logger
 from tune.utils.exclusions import Choices, split_processes
 from tune.utils.mesh import Mesh
 
@@ -284,8 +290,6 @@ def test_changes_may_be_allowed_and_are_told(caplog: pytest.LogCaptureFixture, m
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from tune.utils import get_logger
-
     get_logger("INFO")
     with Progress(20) as progress:
         progress.advance()
@@ -293,6 +297,39 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     line = capsys.readouterr().err
     assert line.startswith("step  1/20 | loss 2.0000 | lr 1.00e-05 | 25.0% of limit | ")
     assert line.endswith("left\n")
+
+
+def test_on_a_terminal_lines_stay_above_a_bar_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        get_logger("INFO")
+        with Progress(2000) as progress:
+            progress.advance()
+            metrics = {
+                "loss": 12.3456,
+                "val_loss": 2.5,
+                "val_perplexity": 12.1825,
+                "tokens_per_second": 123456.0,
+            }
+            progress.show(50, metrics, num_steps=50)
+            get_logger().info("Saved step_000050")
+            progress.advance()
+        text = os.read(ours, 2**16).decode()
+    os.close(ours)
+    drawn = [line for line in re.split(r"[\r\n]+", text) if "%|" in line]
+    assert drawn
+    assert max(map(len, drawn)) <= 80
+    bars = [re.search(r"\|(.*)\|", line) for line in drawn]
+    assert min(len(bar[1]) for bar in bars if bar) >= 20
+    assert "2/2000" in drawn[-1]  # no figure is cut
+    assert "loss 12.35" in drawn[-1]
+    shown = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    line = next(line for line in shown if line.startswith("step   50/2000"))
+    assert "loss 12.3456 (mean of 50) | val loss 2.5000 | perplexity 12.18 | 123,456 tok/s" in line
+    place = shown.index("Saved step_000050")
+    assert any("%|" in below for below in shown[place + 1 :])  # the bar is below it again
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (185.4, "3:05"), (7800, "2:10:00")])
@@ -321,10 +358,13 @@ def test_the_profiler_writes_a_trace(tmp_path: object) -> None:
     assert len(os.listdir(str(tmp_path))) == 1
 
 
-def test_the_summary_names_the_template_to_ask_in(tmp_path: Path) -> None:
+def test_the_summary_names_what_to_type_next(tmp_path: Path) -> None:
     speed = SpeedMeter(torch.device("cpu"), lambda length: 1.0, 1.0, lambda: 1.0)
-    summary = partial(format_summary, tmp_path, TrainState(7, step=3, num_steps=3, loss=1.0), speed)
-    assert "prompt_template=question_answer prompt=" in summary("question_answer")
-    # What the command line could not take is not offered.
-    for unknown in ("custom", "", "alpaca; plain"):
-        assert "prompt_template" not in summary(unknown)
+    folder = tmp_path / "my run"
+    summary = format_summary(folder, TrainState(7, step=3, num_steps=3, loss=1.0), speed)
+    assert f"tune run generate '{folder}' prompt='...'" in summary  # as a shell takes it
+    assert f"tune chat '{folder}'" in summary
+    assert " time " not in summary  # no step was taken
+    adapter = format_summary(folder, TrainState(7, step=2, num_steps=3, loss=1.0), speed, "base")
+    assert "latest/adapter" in adapter
+    assert "resume_from_checkpoint=true" in adapter

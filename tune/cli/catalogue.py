@@ -28,11 +28,13 @@ class Recipe:
         name: as it is typed, and its file's name without the ending.
         params: dotted path of its params dataclass.
         aliases: other names it answers to.
+        operand: the parameter that a bare word on its command line is the value of; "" where there is none.
     """
 
     name: str
     params: str
     aliases: tuple[str, ...] = ()
+    operand: str = ""
 
     @property
     def file(self) -> Path:
@@ -71,6 +73,12 @@ RECIPES: tuple[Recipe, ...] = (
         "generate",
         "recipes.params.generate.GenerateParams",
         aliases=("alpaca_generate",),
+        operand="model_checkpoint",
+    ),
+    Recipe(
+        "chat",
+        "recipes.params.chat.ChatParams",
+        operand="model_checkpoint",
     ),
 )
 

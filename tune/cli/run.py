@@ -62,6 +62,7 @@ def run(given: Given) -> int:
         _warn_of_file_here("config", name, config, ".yaml", ".yml")
     if asks_help:
         return _show_help(target, config, given)
+    _take_operand(target, given)
     _refuse_what_is_not_understood(target, given)
     plan = read_plan(given)
     log_dir: Path | None = None
@@ -110,6 +111,16 @@ def _warn_of_file_here(kind: str, name: str, found: Path, *endings: str) -> None
     for here in (Path(name + ending) for ending in endings):
         if os.path.isfile(here) and not here.samefile(found):
             report_warning(f"{name} is the {kind} that comes with tune; for the file here, write ./{here}")
+
+
+def _take_operand(target: Target, given: Given) -> None:
+    """Take a bare word behind a recipe that has a parameter for it: `tune chat DIR` is model_checkpoint=DIR."""
+    if target.recipe is None or not target.recipe.operand or len(given.operands) != 2:
+        return
+    word = given.operands.pop()
+    setting = f"{target.recipe.operand}={word}"
+    given.overrides.insert(0, setting)
+    given.tokens[given.tokens.index((word, None))] = (setting, None)
 
 
 def _refuse_what_is_not_understood(target: Target, given: Given) -> None:

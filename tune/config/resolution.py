@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from tune.config.check import Checked
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.convert import shadowed
-from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, render_all, to_json
+from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, printable, render_all, to_json
 from tune.config.dump import find_origin, write_params
 from tune.config.fields import fields_of
 from tune.config.nodes import Node
@@ -97,7 +97,12 @@ class Resolution(Generic[T]):
 
     def report(self, color: bool = False) -> str:
         """All errors and warnings as text; "" if there are none."""
-        return render_all(ordered([*self.errors, *self.warnings]), self.files, color=color)
+        found = ordered([*self.errors, *self.warnings])
+        # What somebody did on purpose is told in a line, where nothing else is wrong.
+        told = [item for item in found if self.ok and item.code == "dropped-arguments"]
+        lines = [f"warning: {printable(item.message)}" for item in told]
+        rest = [item for item in found if item not in told]
+        return "\n".join([*lines, *([render_all(rest, self.files, color=color)] if rest else [])])
 
     def to_json(self) -> dict[str, Any]:
         """The result in the form of ``tune validate --json``."""

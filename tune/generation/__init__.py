@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tune.generation.answered_batches import AnsweredBatches
 from tune.generation.answers import write_answers
+from tune.generation.chat import Chat
 from tune.generation.decode import (
     StopReason,
     TokenStream,
@@ -12,15 +13,19 @@ from tune.generation.decode import (
     stream,
     stream_batch,
 )
+from tune.generation.loading import load_model, load_tokenizer, saved_sampling, trained_template
 from tune.generation.prompts import Prompt, Question, ask, read_prompts
 from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
+from tune.generation.session import Session
 from tune.generation.text import StopStrings, TextStream, generate_text, stream_text, stream_texts
 
 __all__ = [
     "AnsweredBatches",
+    "Chat",
     "Prompt",
     "Question",
     "Sampling",
+    "Session",
     "StopReason",
     "StopStrings",
     "TextStream",
@@ -29,13 +34,17 @@ __all__ = [
     "generate",
     "generate_batch",
     "generate_text",
+    "load_model",
+    "load_tokenizer",
     "make_generator",
     "read_prompts",
     "sample_token",
+    "saved_sampling",
     "stream",
     "stream_batch",
     "stream_text",
     "stream_texts",
     "token_probabilities",
+    "trained_template",
     "write_answers",
 ]

@@ -17,7 +17,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune.errors import GenerationError
-from tune.generation.sampling import DecodingSettings, Sampling, check_chosen, choose, make_generator
+from tune.generation.sampling import (
+    DecodingSettings,
+    Sampling,
+    check_chosen,
+    choose,
+    make_generator,
+    penalise_seen,
+)
 from tune.generation.token_stream import Batch, StopReason, TokenStream
 from tune.modules import TransformerDecoder
 from tune.utils.settings import takes_settings
@@ -89,7 +96,9 @@ def stream_batch(
         prompts: They may differ in length, and each ends by itself.
         batch_size: How many are generated together, in their order; None: all.
     """
-    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    sampling = Sampling(
+        settings["temperature"], settings["top_k"], settings["top_p"], settings["repetition_penalty"]
+    )
     seed, stop_ids, use_cache = settings["seed"], settings["stop_ids"], settings["use_cache"]
     limits = _check_prompts(model, prompts, max_new_tokens)
     if seed is None or isinstance(seed, int):
@@ -180,6 +189,11 @@ def _steps(
     # Those who hold one model together compute the same numbers, or nearly; a token that differs would part them for
     # good, each waiting for a gather that the other never comes to.
     sharded = next((weight for weight in model.parameters() if is_sharded(weight)), None)
+    seen = None  # [b, v]
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
+        for row, prompt in zip(seen, prompts, strict=True):
+            row[torch.tensor(prompt, device=device)] = True
     positions = None  # counted by the model: from 0, then onwards
     # A state does not go back over pads, as slots are overwritten: it is told of them.
     num_tokens = lengths if use_cache and not same_length else None  # [b], of each row in the next call
@@ -193,10 +207,14 @@ def _steps(
                 hidden = model.hidden(tokens, input_pos=positions, num_tokens=num_tokens)  # [b, s, d]
                 newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
                 logits = model.unembed(newest)[:, 0]  # [b, v]
+                if seen is not None:
+                    logits = penalise_seen(logits, seen, sampling.repetition_penalty)
                 chosen = choose(logits, sampling, generators)  # [b]
                 if sharded is not None:
                     take_from_first_(chosen, sharded)
             ids = chosen.tolist()  # the one wait for the device in a step
+            if seen is not None:
+                seen.scatter_(1, chosen.clamp(min=0)[:, None], True)
             check_chosen(ids)
             yield ids
             if use_cache:

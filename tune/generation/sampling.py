@@ -33,6 +33,8 @@ class Sampling:
         top_k: Keep only the ``top_k`` likeliest tokens; None keeps all. More than the vocabulary keeps all.
         top_p: Keep the smallest set of likeliest tokens whose probabilities add up to ``top_p`` or more (nucleus
             sampling, arXiv:1904.09751, 3.1); None and 1.0 keep all.
+        repetition_penalty: Logits of tokens that stand in the text already are divided by it where they are positive,
+            and multiplied where not (arXiv:1909.05858, 4.1); 1 changes nothing.
 
     Raises:
         GenerationError: A value is outside its range.
@@ -41,6 +43,7 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
@@ -55,14 +58,27 @@ class Sampling:
             raise GenerationError(
                 f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token)."
             )
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
+            raise GenerationError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 changes nothing)."
+            )
+
+
+def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Return logits [b, v] with those of tokens that are `seen` [b, v] made less likely; see `Sampling`."""
+    scores = logits.float()
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
 class DecodingSettings(TypedDict, total=False):
-    """How a prompt is continued, as all functions that do so take it; see `Sampling` for the first three."""
+    """How a prompt is continued, as all functions that do so take it; see `Sampling` for the first four."""
 
     temperature: Annotated[float, Setting(0.0, "0 is greedy, 1 samples from the model's own distribution.")]
     top_k: Annotated[int | None, Setting(None, "Keep the likeliest ``top_k`` tokens.")]
     top_p: Annotated[float | None, Setting(None, "Keep the nucleus of mass ``top_p``.")]
+    repetition_penalty: Annotated[
+        float, Setting(1.0, "Makes tokens that stand in the text already less likely, above 1.")
+    ]
     seed: Annotated[
         int | Sequence[int] | None,
         Setting(

@@ -229,8 +229,14 @@ class Monitor:
                 logger.flush()
 
     def log_summary(self, state: TrainState, template: str = "", adapted_base: str = "") -> None:
-        """Say how the run ended, where its model is, and what to type next; arguments as for `format_summary`."""
-        get_logger().info(format_summary(self._output_dir, state, self._speed, template, adapted_base))
+        """Say how the run ended, where its model is, and what to type next.
+
+        Args:
+            state: where it stands.
+            template: name of the prompt template the data was written in; the record takes note of it.
+            adapted_base: the model that adapters were trained beside, where they alone were saved.
+        """
+        get_logger().info(format_summary(self._output_dir, state, self._speed, adapted_base))
         status = "finished" if state.step >= state.num_steps else "stopped"
         result = describe_result(self._output_dir, state, self._speed)
         self._checkpoints.record.finish(status, result | {"template": template, "base": adapted_base or None})

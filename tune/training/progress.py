@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -169,7 +170,6 @@ def format_summary(
     output_dir: Path,
     state: TrainState,
     speed: SpeedMeter,
-    template: str = "",
     adapted_base: str = "",
 ) -> str:
     """Return what a run says at its end: what it reached, where things are, what to type next.
@@ -178,19 +178,13 @@ def format_summary(
         output_dir: where steps and metrics were written.
         state: where it stands, of how many steps (fewer taken means it was stopped), and the losses last measured.
         speed: has counted this process's part of the run.
-        template: name of the prompt template the data was written in: asked in another one, a model disappoints.
         adapted_base: the model that adapters were trained beside, where they alone were saved.
     """
     losses = {"loss": state.loss} | ({} if state.val_loss is None else {"val_loss": state.val_loss})
-    # A template of one's own has no name that the command line knows, and several datasets may have several.
-    written_in = f" prompt_template={template}" if template.isidentifier() and template != "custom" else ""
     rate = speed.total_tokens / max(speed.total_seconds, 1e-9)
     result = output_dir / "latest" / ("adapter" if adapted_base else "model")
-    loaded = (
-        f"model_checkpoint={adapted_base} adapter_checkpoint={result}"
-        if adapted_base
-        else f"model_checkpoint={result}"
-    )
+    # The folder says the rest: the base of an adapter, the template and the system prompt.
+    folder = shlex.quote(str(output_dir))
     lines = [
         f"{'Finished' if state.step >= state.num_steps else 'Stopped after'} {state.step} of {state.num_steps} steps: "
         + ", ".join(SHOWN[name](loss) for name, loss in losses.items()),
@@ -203,7 +197,8 @@ def format_summary(
         f"  {result.name:7}  {result}",
         f"  metrics  {output_dir / 'metrics.jsonl'}",
         f"  report   {output_dir / 'report.html'}",
-        f"Try it:    tune run generate {loaded}{written_in} prompt='...'",
+        f"Try it:    tune run generate {folder} prompt='...'",
+        f"Talk to it: tune chat {folder}",
     ]
     if state.step < state.num_steps:
         lines.append("Go on:     the same command with resume_from_checkpoint=true")
