@@ -21,7 +21,8 @@ class FullOrLoraParams(LoraFinetuneParams):
         maximum=2**16,
         group="LoRA",
         fixed_on_resume=True,
-        help="Inner width r of each adapter; null trains every weight, unless the model's builder is a lora_ one.",
+        help="Inner width r of each adapter; null trains every weight, unless a lora_ builder or adapter_checkpoint "
+        "has adapters.",
     )
 
     def trains_adapters(self) -> bool:

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from recipes.params.finetune import FinetuneParams
-from recipes.params.lora_finetune import ADAPTER_SETTINGS, LoraFinetuneParams
+from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import given_fields, param
+from tune.config.params import param
 from tune.config.slots import CHECKPOINTER, COLLATE_FN, PREFERENCE_LOSS
 
 _JUDGED_LOSS = "KTOLoss"
 
 
 @dataclass(frozen=True)
-class PreferenceFinetuneParams(LoraFinetuneParams):
+class PreferenceFinetuneParams(FullOrLoraParams):
     """Parameters of `preference_finetune`: every weight is trained, or adapters where `lora_rank` is set."""
 
     recipe_names: ClassVar[tuple[str, ...]] = (
@@ -29,15 +28,6 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
     )
     learns_from: ClassVar[Literal["answers", "preferences"]] = "preferences"
 
-    lora_rank: int | None = param(
-        None,
-        minimum=1,
-        maximum=2**16,
-        group="LoRA",
-        fixed_on_resume=True,
-        help="Inner width r of each adapter; null trains every weight, unless a lora_ builder or adapter_checkpoint "
-        "has adapters.",
-    )
     loss: Component = param(
         "dpo",
         slot=PREFERENCE_LOSS,
@@ -71,12 +61,6 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
         help="What makes a validated step the best one: the lowest loss, or the highest accuracy.",
     )
 
-    def trains_adapters(self) -> bool:
-        """Whether adapters are trained beside frozen weights, and not every weight."""
-        builder = self.model.path.rpartition(".")[2]
-        has_adapter = bool(self.checkpointer.kwargs.get("adapter_checkpoint"))
-        return self.lora_rank is not None or has_adapter or builder.startswith(("lora_", "qlora_"))
-
     def checkpointer_of_reference(self) -> Component:
         """Return what reads the weights of the reference, where that is a copy."""
         return self.ref_checkpointer or self.checkpointer
@@ -89,18 +73,6 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
         """Return what the best validated step has least of."""
         return val_loss if self.best_by == "loss" else 1.0 - measured["val_accuracy"]
 
-    def lora_settings(self) -> dict[str, Any]:
-        """Return what the adapters are to be like, as `choose_lora` takes it; {} where every weight is trained."""
-        return super().lora_settings() if self.trains_adapters() else {}
-
-    def decided_elsewhere(self) -> dict[str, str]:
-        """Return the settings of adapters that are not this object's to say, and why."""
-        if self.trains_adapters():
-            return super().decided_elsewhere()
-        return dict.fromkeys(
-            (name for name in ADAPTER_SETTINGS if name != "lora_rank"), "every weight is trained"
-        )
-
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""
         datasets = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
@@ -112,12 +84,7 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
-        yield from FinetuneParams.cross_checks(self)
-        if not self.checkpointer.kwargs.get("checkpoint_dir"):
-            yield problem(
-                "is required: the folder with the weights to start from",
-                ("model_checkpoint", "checkpointer.checkpoint_dir"),
-            )
+        yield from super().cross_checks()
         if self.collate_fn.path.endswith(".padded_collate_sft"):
             yield problem(
                 "makes rows of answers that stand alone: pairs need tune.data.padded_collate_dpo",
@@ -133,10 +100,6 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
             yield problem(
                 "is required: the folder with the reference's weights", ("ref_checkpointer.checkpoint_dir",)
             )
-        if self.trains_adapters():
-            yield from self._check_adapters()
-        else:
-            yield from self._check_all_weights()
         name = self.loss.path.rpartition(".")[2]
         if name == _JUDGED_LOSS and self.batch_size < 2:
             yield problem(
@@ -148,15 +111,3 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
                 "has no reference" if name != _JUDGED_LOSS else "compares answers with prompts of their batch"
             )
             yield problem(f"has no effect: {name} {why}", ("precompute_reference", "loss"))
-
-    def _check_all_weights(self) -> Iterator[Diagnostic]:
-        for name in (*ADAPTER_SETTINGS, "save_adapter_weights_only"):
-            if name != "lora_rank" and name in given_fields(self) and getattr(self, name):
-                yield problem(
-                    "has no effect without adapters: set lora_rank, or name a lora_ builder", (name,)
-                )
-        if self.optimizer.path == "torch.optim.Muon":
-            yield problem(
-                "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
-                ("optimizer",),
-            )

@@ -302,8 +302,8 @@ def test_data_of_another_kind_is_refused(values_in, pairs_file: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lora_alpha": 32.0}, "has no effect without adapters: set lora_rank"),
-        ({"quantize_base": True}, "has no effect without adapters"),
+        ({"lora_alpha": 32.0}, "is for adapters, and every weight is trained: set lora_rank"),
+        ({"quantize_base": True}, "is for adapters, and every weight is trained"),
         ({"loss": "kto", "batch_size": 1}, "use at least 2"),
         ({"loss": "LinearCrossEntropyLoss"}, "no preference loss called"),
         ({"loss": {"_component_": "dpo", "gamma": 1.0}}, "gamma"),
