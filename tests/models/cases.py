@@ -268,7 +268,7 @@ CASES: dict[str, Case] = {
         sliding_window=4,
         max_window_layers=2,
     ),
-    "qwen3.5": case(Qwen3_5TextConfig, **QWEN3_5),
+    "qwen3.5": case(Qwen3_5TextConfig, "qwen3_5/9B_full", **QWEN3_5),
     # Layers in another order, heads of all widths, more states than one for each key, a share of channels that is odd.
     "qwen3.5-listed": case(
         Qwen3_5TextConfig,
