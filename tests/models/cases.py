@@ -129,6 +129,10 @@ CASES: dict[str, Case] = {
             "truncate": False,
         },
     ),
+    "llama-dynamic-rope": case(LlamaConfig, rope_parameters=rope("dynamic", 700.0, factor=3.0)),
+    "llama-yarn-scales": case(
+        LlamaConfig, rope_parameters={**YARN, "mscale": 0.6, "mscale_all_dim": 1.7, "factor": 6.0}
+    ),
     "llama3.1": case(LlamaConfig, "llama3_1/8B_full", rope_parameters=LLAMA3_ROPE),
     "llama3.2-tied": case(
         LlamaConfig,

@@ -39,7 +39,7 @@ def change_config(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, '`rope_type` is "dynamic"'),
+        ({"rope_scaling": {"rope_type": "twisted", "factor": 8.0}}, '`rope_type` is "twisted"'),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0, "offset": 1}},
             "`offset` is 1, and this field is not",

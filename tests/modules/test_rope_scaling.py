@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tune.errors import ConfigError
+from tune.errors import ConfigError, GenerationError
 from tune.modules import (
     DecoderConfig,
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -48,6 +49,28 @@ PAIRS: dict[str, tuple[RopeScaling, dict[str, object]]] = {
             "beta_fast": 5.0,
             "beta_slow": 0.4,
             "attention_factor": 1.3,
+            "truncate": False,
+        },
+    ),
+    "yarn-two-scales": (
+        YarnScaling(4.0, ORIGINAL, mscale=0.7, mscale_all_dim=1.4),
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": ORIGINAL,
+            "mscale": 0.7,
+            "mscale_all_dim": 1.4,
+        },
+    ),
+    # Bounds in the wrong order make the blend fall, there as here.
+    "yarn-backwards": (
+        YarnScaling(4.0, ORIGINAL, beta_fast=0.2, beta_slow=5.0, truncate=False),
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": ORIGINAL,
+            "beta_fast": 0.2,
+            "beta_slow": 5.0,
             "truncate": False,
         },
     ),
@@ -114,21 +137,62 @@ def test_the_length_of_the_text_decides_for_each_of_its_tokens() -> None:
     torch.testing.assert_close(long, turned(scaling, together)[0][:3])
 
 
-@pytest.mark.parametrize("capacity", [ORIGINAL, 2 * ORIGINAL])
-def test_the_size_of_the_cache_decides_so_that_steps_agree(capacity: int) -> None:
+@pytest.mark.parametrize("length", [1, 95, 96, 97, 300])
+def test_frequencies_that_follow_the_length_are_the_reference_s(length: int) -> None:
+    config = LlamaConfig(
+        hidden_size=2 * HEAD_DIM,
+        num_attention_heads=2,
+        max_position_embeddings=96,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": BASE, "factor": 3.0},
+    )
+    frequencies, factor = ROPE_INIT_FUNCTIONS["dynamic"](
+        config, torch.device("cpu"), seq_len=torch.tensor(length)
+    )
+    assert factor == 1.0
+    positions = torch.arange(length)[None]
+    angles = positions[0, :, None].float() * frequencies
+    for text_len in (None, length):
+        cos, sin = turned(DynamicScaling(3.0, 96), positions, text_len)
+        torch.testing.assert_close(cos, angles.cos(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sin, angles.sin(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(turned(DynamicScaling(3.0, 96), positions)[0], turned(None, positions)[0]) == (
+        length <= 96
+    )
+
+
+def small_decoder(scaling: RopeScaling) -> TransformerDecoder:
     torch.manual_seed(3)
-    scaling = LongRopeScaling(SHORT, LONG, ORIGINAL)
     config = DecoderConfig(31, 2, 2, 1, 20, HEAD_DIM, 22, 96, rope_base=BASE, rope_scaling=scaling)
     model = TransformerDecoder(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
-    tokens = torch.randint(0, 31, (1, capacity))
-    model.setup_caches(1, capacity)
-    with torch.no_grad():
-        pieces = [model(part) for part in tokens.split((3, *([1] * (capacity - 3))), 1)]
-        model.delete_caches()
-        # Without caches the largest position decides: here it is the last slot of the caches.
-        torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=1e-4, atol=1e-4)
+    return model
+
+
+@pytest.mark.parametrize("parts", [(3, *[1] * 25), (20, 8), (ORIGINAL, 4), (28,), (23, 1, 1, 3)])
+@torch.no_grad()
+def test_caches_are_read_anew_where_a_text_becomes_long(parts: tuple[int, ...]) -> None:
+    model = small_decoder(LongRopeScaling(SHORT, LONG, ORIGINAL))
+    tokens = torch.randint(0, 31, (2, 28))
+    model.setup_caches(2, 40)
+    start = 0
+    for length in parts:
+        found = model(tokens[:, start : start + length])
+        start += length
+        cache, model._cache = model._cache, None
+        expected = model(tokens[:, :start])[:, -length:]
+        model._cache = cache
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_mask_of_one_s_own_is_refused_where_caches_are_read_anew() -> None:
+    model = small_decoder(LongRopeScaling(SHORT, LONG, ORIGINAL))
+    model.setup_caches(1, 40)
+    model(torch.zeros(1, ORIGINAL, dtype=torch.long))
+    mask = torch.ones(1, 1, ORIGINAL + 1, dtype=torch.bool)
+    with pytest.raises(GenerationError, match="masks of earlier calls are not kept"):
+        model(torch.zeros(1, 1, dtype=torch.long), mask=mask)
 
 
 def test_texts_that_are_counted_from_0_wait_for_no_device() -> None:
@@ -146,6 +210,8 @@ def test_texts_that_are_counted_from_0_wait_for_no_device() -> None:
         (LinearScaling(float("nan")), "factor is nan"),
         (Llama3Scaling(8.0, 4.0, 4.0), "low_freq_factor is 4.0"),
         (YarnScaling(float("inf"), 64), "factor is inf"),
+        (YarnScaling(2.0, 64, mscale=-1.0), "mscale is -1.0"),
+        (DynamicScaling(0.5, 64), "factor is 0.5; it must be at least 1"),
         (LongRopeScaling(SHORT[1:], LONG, ORIGINAL), "short_factors has 7 entries"),
         (LongRopeScaling(SHORT, (0.0, *LONG[1:]), ORIGINAL), "long_factors must be above 0"),
     ],

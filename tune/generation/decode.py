@@ -45,7 +45,7 @@ def generate(
         model: The decoder; it is put into eval mode meanwhile.
         prompt_ids: The prompt with its beginning-of-sequence token, if the model expects one. At least one id.
         max_new_tokens: Upper bound. Generation also ends where prompt and continuation fill
-            ``model.config.max_seq_len``.
+            ``model.config.max_text_len``.
         temperature: 0 is greedy; see `Sampling` for this and the next two.
         top_k: Keep the likeliest ``top_k`` tokens.
         top_p: Keep the nucleus of mass ``top_p``.
@@ -183,7 +183,7 @@ def _check_prompts(
     """Return how many tokens each prompt may grow by, or raise: an id out of range would abort a GPU process."""
     if max_new_tokens < 1:
         raise GenerationError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-    max_seq_len, vocab_size = model.config.max_seq_len, model.config.vocab_size
+    max_seq_len, vocab_size = model.config.max_text_len, model.config.vocab_size
     for row, prompt in enumerate(prompts):
         which = f"prompt {row + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
         if not prompt:

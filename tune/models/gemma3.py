@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.errors import CheckpointError
 from tune.models.builders import ModelBuilder
 from tune.models.gemma2 import FOUR_NORMS, gemma2_constants, read_gemma2, write_gemma2
-from tune.models.hf_config import finish, read_scaling, read_sizes, write_rope
+from tune.models.hf_config import finish, read_sizes, write_rope
 from tune.models.layouts import hf_layout
 from tune.models.outer import LLAVA_NAMES, part_of
+from tune.models.rope_by_kind import read_rope_by_kind, write_rope_by_kind
 from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, LinearScaling, OuterModel, TransformerDecoder
 
@@ -51,7 +51,8 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     pattern = fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6))
     if pattern < 1:
         fields.problem(f"`sliding_window_pattern` is {pattern}; it must be at least 1")
-    arguments = {**read_gemma2(fields, sizes, pattern=max(pattern, 1)), **_read_rope(fields, sizes)}
+    rope = read_rope_by_kind(fields, sizes, base=_GLOBAL_BASE, local_base=_LOCAL_BASE)
+    arguments = {**read_gemma2(fields, sizes, pattern=max(pattern, 1)), **rope}
     arguments["qk_norm"] = "head"
     # transformers knows the field and does not apply it, so its meaning is not settled.
     fields.expect("attn_logit_softcapping")
@@ -59,30 +60,10 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     return finish(fields, arguments)
 
 
-def _read_rope(fields: ConfigFields, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the bases of full and sliding layers, and the scaling of the full ones."""
-    by_kind = ConfigFields(fields.mapping("rope_parameters"), "rope_parameters")
-    full = ConfigFields(
-        {**by_kind.mapping("full_attention"), **fields.mapping("rope_scaling")},
-        "rope_parameters.full_attention",
-    )
-    local = ConfigFields(by_kind.mapping("sliding_attention"), "rope_parameters.sliding_attention")
-    local.expect("rope_type", "default")
-    rope = {
-        "rope_base": full.number("rope_theta", fields.number("rope_theta", _GLOBAL_BASE)),
-        "rope_scaling": read_scaling(full, fields, sizes["max_seq_len"]),
-        "local_rope_base": local.number("rope_theta", fields.number("rope_local_base_freq", _LOCAL_BASE)),
-    }
-    for inner in (by_kind, full, local):
-        try:
-            inner.finish()
-        except CheckpointError as error:
-            fields.problem(str(error).replace("\n  ", "\n    "))
-    return rope
-
-
 def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
-    return {**write_gemma2(config), **write_rope(config), "rope_local_base_freq": config.local_rope_base}
+    content = {**write_gemma2(config), **write_rope(config), "rope_local_base_freq": config.local_rope_base}
+    # Tools of before transformers 5 know the fields above alone, which say all but this.
+    return content if config.local_rope_scaling is None else content | write_rope_by_kind(config)
 
 
 GEMMA3 = part_of(

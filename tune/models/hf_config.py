@@ -15,6 +15,7 @@ from tune.errors import CheckpointError, ConfigError
 from tune.models.hf_fields import HARMLESS_FIELDS
 from tune.modules import (
     DecoderConfig,
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -132,6 +133,10 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
         return None
     if kind == "linear":
         return LinearScaling(factor=inner.number("factor"))
+    if kind == "dynamic":
+        if inner.has("original_max_position_embeddings"):
+            inner.expect("original_max_position_embeddings", max_seq_len)  # which is what counts
+        return DynamicScaling(factor=inner.number("factor"), original_max_seq_len=max_seq_len)
     beside = fields.integer("original_max_position_embeddings", max_seq_len)
     original = inner.integer("original_max_position_embeddings", beside)
     if fields.has("original_max_position_embeddings") and original != beside:
@@ -147,15 +152,16 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
             original_max_seq_len=original,
         )
     if kind == "yarn":
-        inner.expect("mscale")
-        inner.expect("mscale_all_dim")
+        # Numbers of 0 count as not given.  # transformers, _compute_yarn_parameters
         return YarnScaling(
-            factor=inner.number("factor"),
+            factor=_ratio(inner, max_seq_len, original),
             original_max_seq_len=original,
-            beta_fast=inner.number("beta_fast", 32.0),
-            beta_slow=inner.number("beta_slow", 1.0),
-            magnitude=inner.number("attention_factor") if inner.has("attention_factor") else None,
+            beta_fast=inner.number("beta_fast", 32.0) or 32.0,
+            beta_slow=inner.number("beta_slow", 1.0) or 1.0,
+            magnitude=inner.optional_number("attention_factor", None),
             truncate=inner.flag("truncate", True),
+            mscale=inner.optional_number("mscale", None) or None,
+            mscale_all_dim=inner.optional_number("mscale_all_dim", None) or None,
         )
     if kind in ("longrope", "su"):
         factor = inner.number("factor", max_seq_len / max(original, 1))
@@ -166,10 +172,18 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
             magnitude=inner.number("attention_factor", longrope_magnitude(factor, original)),
         )
     inner.problem(
-        f'`rope_type` is "{kind[:120]}", which is not supported: only "default", "linear", "llama3", "yarn" and '
-        '"longrope" are'
+        f'`rope_type` is "{kind[:120]}", which is not supported: only "default", "linear", "dynamic", "llama3", '
+        '"yarn" and "longrope" are'
     )
     return None
+
+
+def _ratio(inner: ConfigFields, max_seq_len: int, original: int) -> float:
+    """Return `factor`; where it is null, how many times longer the texts have become."""
+    factor = inner.optional_number("factor", 0.0)
+    if factor is None:
+        return max_seq_len / max(original, 1)
+    return factor or inner.number("factor")
 
 
 def longrope_magnitude(factor: float, original_max_seq_len: int) -> float:
@@ -253,8 +267,9 @@ def rotary_share(config: DecoderConfig) -> float:
 def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
     """Return `rope_scaling` as config.json has it."""
     match scaling:
-        case LinearScaling():
-            return {"rope_type": "linear", "factor": scaling.factor}
+        case LinearScaling() | DynamicScaling():
+            kind = "linear" if isinstance(scaling, LinearScaling) else "dynamic"
+            return {"rope_type": kind, "factor": scaling.factor}
         case Llama3Scaling():
             return {
                 "rope_type": "llama3",
@@ -265,7 +280,11 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
             }
         case YarnScaling():
             # Left out where it follows from the factor, so that what is read again is the same.
-            magnitude = {} if scaling.magnitude is None else {"attention_factor": scaling.magnitude}
+            magnitudes = {
+                "attention_factor": scaling.magnitude,
+                "mscale": scaling.mscale,
+                "mscale_all_dim": scaling.mscale_all_dim,
+            }
             return {
                 "rope_type": "yarn",
                 "factor": scaling.factor,
@@ -273,7 +292,7 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
                 "beta_fast": scaling.beta_fast,
                 "beta_slow": scaling.beta_slow,
                 "truncate": scaling.truncate,
-                **magnitude,
+                **{name: value for name, value in magnitudes.items() if value is not None},
             }
         case LongRopeScaling():
             return {

@@ -13,6 +13,7 @@ from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding, apply_rotary
 from tune.modules.rope_scaling import (
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -25,6 +26,7 @@ from tune.utils.torchtune_names import offer_names
 __all__ = [
     "DecoderBlock",
     "DecoderConfig",
+    "DynamicScaling",
     "Family",
     "FeedForward",
     "GatedDeltaConfig",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tune.errors import ConfigError
-from tune.modules.rope_scaling import RopeScaling
+from tune.modules.rope_scaling import DynamicScaling, RopeScaling
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
@@ -109,7 +109,8 @@ class DecoderConfig:
         delta: layers that keep a state instead of attending; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
         sliding_layers: layers that see no further than the window, counted from 0.
-        local_rope_base: base of the rotary frequencies in those layers, never scaled; None: as in the others.
+        local_rope_base: base of the rotary frequencies in those layers; None: they turn as the others do.
+        local_rope_scaling: how these frequencies are stretched.
         activation: the gate's function, gelu in its tanh form.
         mlp_bias: biases in the feed-forward.
         moe: experts in place of the feed-forward.
@@ -148,6 +149,7 @@ class DecoderConfig:
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
+    local_rope_scaling: RopeScaling | None = None
     activation: Literal["silu", "gelu_tanh"] = "silu"
     mlp_bias: bool = False
     moe: MoEConfig | None = None
@@ -179,6 +181,15 @@ class DecoderConfig:
     def num_attention_layers(self) -> int:
         """Layers that attend."""
         return self.num_layers - len(self.delta_layers)
+
+    @property
+    def max_text_len(self) -> int:
+        """Positions that a text may reach: those of training, or what its frequencies stretch to as texts grow."""
+        if isinstance(self.rope_scaling, DynamicScaling):
+            return max(
+                self.max_seq_len, int(self.rope_scaling.factor * self.rope_scaling.original_max_seq_len)
+            )
+        return self.max_seq_len
 
     def num_parameters(self) -> int:
         """Parameters of the whole model; a tied output matrix is counted once."""
@@ -245,8 +256,11 @@ class DecoderConfig:
                 f"{name} is {self.rotary_channels}; rotary positions need an even number of channels, "
                 f"at most head_dim {self.head_dim}"
             )
-        elif self.rope_scaling is not None:
-            yield from self.rope_scaling.problems(self.rotary_channels)
+        else:
+            for scaling in filter(None, (self.rope_scaling, self.local_rope_scaling)):
+                yield from scaling.problems(self.rotary_channels)
+        if self.local_rope_scaling is not None and self.local_rope_base is None:
+            yield "local_rope_scaling needs a local_rope_base"
         if self.num_layers > _MAX_LAYERS:
             yield f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built"
         yield from self._problems_of_layers()

@@ -111,7 +111,7 @@ class TransformerDecoder(nn.Module):
         self.local_rope = (
             None
             if config.local_rope_base is None
-            else RotaryEmbedding(config.rotary_channels, config.local_rope_base)
+            else RotaryEmbedding(config.rotary_channels, config.local_rope_base, config.local_rope_scaling)
         )
         # Rows of the embedding in checkpoints, where the vocabulary has grown since (`resize_vocabulary`).
         self.num_stored_rows: int | None = None
@@ -176,8 +176,11 @@ class TransformerDecoder(nn.Module):
             slots = input_pos
             mask = given_mask = None if mask is None else mask[..., :num_keys]
             mask = causal if mask is None else mask
-            # With caches the texts may grow to their size, and a key that was turned once stays as it is.
-            text_len = cache.max_seq_len
+            earlier, text_len = cache.num_filled, max(cache.num_filled, cache.end)
+            if cache.tokens is not None:
+                cache.keep_tokens(tokens, input_pos)
+                if any(rope is not None and rope.crosses(earlier, text_len) for rope in self._ropes):
+                    return self._read_anew(cache, text_len, input_pos, is_masked=mask is not causal)
         else:
             num_keys = tokens.shape[1]
             slots = torch.arange(num_keys, device=tokens.device).expand(tokens.shape)  # [b, s]
@@ -188,7 +191,7 @@ class TransformerDecoder(nn.Module):
         if mask is not None:
             check_mask(mask, tokens.shape[1], num_keys)
         rope = self.rope(input_pos, text_len)
-        local_rope = rope if self.local_rope is None else self.local_rope(input_pos)
+        local_rope = rope if self.local_rope is None else self.local_rope(input_pos, text_len)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
@@ -224,6 +227,31 @@ class TransformerDecoder(nn.Module):
         firsts = None if rows is None else rows.firsts[:, None].expand(tokens.shape)
         return document_runs(mask, documents, firsts, wants_ends=tokens.is_cuda and has_fla())
 
+    def _read_anew(self, cache: KVCache, text_len: int, input_pos: Tensor, *, is_masked: bool) -> Tensor:
+        """Return the hidden states [b, s, d] of a call that brings a text to where other frequencies hold.
+
+        What the caches hold was turned by the old ones: the whole text is read once more.
+        """
+        if is_masked:
+            raise GenerationError(
+                f"with these tokens the text has {text_len} positions, where other rotary frequencies hold for all of "
+                "it, and masks of earlier calls are not kept: give the whole text in one call after reset_caches()"
+            )
+        if cache.rows is not None and not cache.rows.is_even:
+            raise GenerationError(
+                f"with these tokens the text has {text_len} positions, where other rotary frequencies hold for all of "
+                "it, and layers with a state cannot read rows of different lengths once more: generate them one by one"
+            )
+        assert cache.tokens is not None
+        cache.reset()
+        whole = self.hidden(cache.tokens[:, :text_len].clone())  # [b, text_len, d]
+        wanted = input_pos.expand(cache.batch_size, -1).long()  # [b, s]
+        return whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
+
+    @property
+    def _ropes(self) -> tuple[RotaryEmbedding | None, RotaryEmbedding | None]:
+        return self.rope, self.local_rope
+
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits [..., v] for hidden states [..., d]."""
         if isinstance(self.output, LoRALinear):
@@ -255,6 +283,10 @@ class TransformerDecoder(nn.Module):
             max_seq_len=self.config.max_seq_len if max_seq_len is None else max_seq_len,
             dtype=weight.dtype if dtype is None else dtype,
             device=weight.device if device is None else torch.device(device),
+            keeps_tokens=any(
+                rope is not None and rope.scaling is not None and rope.scaling.switch_len is not None
+                for rope in self._ropes
+            ),
         )
 
     def caches_are_enabled(self) -> bool:

@@ -60,6 +60,7 @@ class KVCache:
         max_seq_len: slots per row.
         dtype: what keys and values are kept in.
         device: where.
+        keeps_tokens: the tokens are kept as well, for models that may have to read a text anew.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class KVCache:
         max_seq_len: int,
         dtype: torch.dtype,
         device: torch.device,
+        keeps_tokens: bool = False,
     ) -> None:
         shape = (batch_size, config.num_kv_heads, max_seq_len, config.head_dim)
         self.batch_size = batch_size
@@ -88,6 +90,11 @@ class KVCache:
                 else StateCache(self.rows, config.delta, batch_size, dtype, device)
                 for index in range(config.num_layers)
             ]
+            self.tokens: Tensor | None = (
+                torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
+                if keeps_tokens
+                else None
+            )
 
     def reset(self) -> None:
         """Begin a new text; what the slots still hold is never seen again."""
@@ -103,6 +110,11 @@ class KVCache:
         self.num_filled = max(self.num_filled, self.end)
         if self.rows is not None:
             self.rows.commit(num_tokens)
+
+    def keep_tokens(self, tokens: Tensor, positions: Tensor) -> None:
+        """Note the tokens [b, s] that are read at positions [b or 1, s]."""
+        assert self.tokens is not None
+        self.tokens.scatter_(1, positions.expand(tokens.shape).long(), tokens)
 
     def place(
         self, tokens: Tensor, input_pos: Tensor | None, num_tokens: Tensor | None = None

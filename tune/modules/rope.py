@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tune.errors import TrainingError
 from tune.modules.rope_scaling import RopeScaling
 
+_MAX_LENGTHS = 8  # lengths whose frequencies are kept
+
 
 class RotaryEmbedding(nn.Module):
     """Cosines and sines for positions, in fp32 whatever the model's dtype.  # arXiv:2104.09864, 3.2.2
@@ -30,43 +32,54 @@ class RotaryEmbedding(nn.Module):
         self.rotary_channels = rotary_channels
         self.base = base
         self.scaling = scaling
-        self._frequencies: dict[tuple[torch.device, bool], Tensor] = {}
+        self._frequencies: dict[tuple[torch.device, int], Tensor] = {}
 
     def forward(self, positions: Tensor, text_len: int | None = None) -> tuple[Tensor, Tensor]:
         """Return cosines and sines for integer positions.
 
         Args:
             positions: [b or 1, s].
-            text_len: positions the texts may reach, where that decides between frequencies for short and for long
-                texts; None: the largest position here (such models wait for the device to tell).
+            text_len: positions of the longest text, where frequencies depend on it; None: up to the largest position
+                here (such models wait for the device to tell).
 
         Returns:
             Two fp32 tensors [b or 1, s, 1, r / 2].
         """
-        is_long = self._is_long(positions, text_len)
-        key = (positions.device, is_long)
-        if key not in self._frequencies:
-            self._frequencies[key] = self._form_frequencies(positions.device, is_long)
-        angles = positions[..., None].float() * self._frequencies[key]  # [b, s, r / 2]
+        angles = positions[..., None].float() * self._frequencies_for(positions, text_len)  # [b, s, r / 2]
         angles = angles[:, :, None]  # [b, s, 1, r / 2]
         cos, sin = angles.cos(), angles.sin()
         factor = 1.0 if self.scaling is None else self.scaling.attention_factor
         return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
 
-    def _is_long(self, positions: Tensor, text_len: int | None) -> bool:
-        switch_len = None if self.scaling is None else self.scaling.switch_len
-        if switch_len is None:
-            return False
-        return (int(positions.max()) + 1 if text_len is None else text_len) > switch_len
+    def crosses(self, earlier: int, text_len: int) -> bool:
+        """Return whether a text that grows has to be turned anew from its beginning.
 
-    def _form_frequencies(self, device: torch.device, is_long: bool) -> Tensor:
+        Args:
+            earlier: positions that were read before.
+            text_len: positions there are now.
+        """
+        switch_len = None if self.scaling is None else self.scaling.switch_len
+        return switch_len is not None and 0 < earlier <= switch_len < text_len
+
+    def _frequencies_for(self, positions: Tensor, text_len: int | None) -> Tensor:
+        alike = 0
+        if self.scaling is not None and self.scaling.follows_length:
+            alike = self.scaling.alike(int(positions.max()) + 1 if text_len is None else text_len)
+        key = (positions.device, alike)
+        if key not in self._frequencies:
+            if len(self._frequencies) >= _MAX_LENGTHS:  # one for each length of a text that grows
+                self._frequencies.clear()
+            self._frequencies[key] = self._form_frequencies(positions.device, alike)
+        return self._frequencies[key]
+
+    def _form_frequencies(self, device: torch.device, text_len: int) -> Tensor:
         # A tensor made under inference_mode would stay unusable for a later training step.
         with torch.inference_mode(False):
             exponents = torch.arange(0, self.rotary_channels, 2, device=device).float() / self.rotary_channels
             frequencies = 1.0 / (self.base**exponents)
             if self.scaling is None:
                 return frequencies
-            return self.scaling.scale(frequencies, self.base, is_long=is_long)
+            return self.scaling.scale(frequencies, self.base, text_len)
 
     def extra_repr(self) -> str:
         return f"rotary_channels={self.rotary_channels}, base={self.base}, scaling={self.scaling}"

@@ -24,17 +24,27 @@ class RopeScaling(ABC):
 
     @property
     def switch_len(self) -> int | None:
-        """Positions up to which other frequencies hold than beyond; None: always the same."""
+        """Positions up to which other frequencies hold than beyond, for all of a text; None: there is no such place."""
         return None
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether the frequencies depend on how long the text is."""
+        return False
+
+    def alike(self, text_len: int) -> int:
+        """Return the length that stands for this one and all others with the same frequencies."""
+        del text_len
+        return 0
+
     @abstractmethod
-    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
         """Return the frequencies [r / 2] to turn with.
 
         Args:
             frequencies: the unscaled ones [r / 2], fp32, falling.
             base: what they were formed from.
-            is_long: the text goes beyond `switch_len`.
+            text_len: positions of the text, as `alike` gives them.
         """
 
     def problems(self, rotary_channels: int) -> Iterator[str]:
@@ -56,9 +66,53 @@ class LinearScaling(RopeScaling):
 
     factor: float
 
-    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
         """Return the frequencies divided by the factor."""
         return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class DynamicScaling(RopeScaling):
+    """A base that grows with the text, once it is longer than the original length.  # arXiv:2309.00071, 3.3
+
+    Each token is turned by the length that its text has when it is read: keys that are kept stay as they are while a
+    text grows, as in transformers. Unlike there, what was read before another text plays no part.
+
+    Args:
+        factor: how many times longer texts are meant to become.
+        original_max_seq_len: positions of the first training.
+    """
+
+    factor: float
+    original_max_seq_len: int
+
+    @property
+    def follows_length(self) -> bool:
+        """It does."""
+        return True
+
+    def alike(self, text_len: int) -> int:
+        """Return the length, or the original one if that is longer."""
+        return max(text_len, self.original_max_seq_len)
+
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
+        """Return the frequencies that follow from the base for this length."""
+        if text_len == self.original_max_seq_len:
+            return frequencies
+        channels = 2 * frequencies.shape[0]
+        # In fp32, as the reference does: the power would make more of a difference in the last digit.
+        stretched = self.factor * torch.tensor(text_len) / self.original_max_seq_len - (self.factor - 1)
+        grown = base * stretched ** (channels / (channels - 2))
+        exponents = torch.arange(0, channels, 2, device=frequencies.device).float() / channels
+        return 1.0 / (grown.to(frequencies.device) ** exponents)
+
+    def problems(self, rotary_channels: int) -> Iterator[str]:
+        """Yield settings that are not above 0 or make nothing longer, and too few channels to have a slowest one."""
+        yield from super().problems(rotary_channels)
+        if self.factor < 1:
+            yield f"rope_scaling.factor is {self.factor}; it must be at least 1"
+        if rotary_channels <= 2:
+            yield f"rope_scaling that follows the length needs more than the {rotary_channels} turning channels"
 
 
 @dataclass(frozen=True)
@@ -79,7 +133,7 @@ class Llama3Scaling(RopeScaling):
     high_freq_factor: float = 4.0
     original_max_seq_len: int = 8192
 
-    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
         """Return the frequencies, the slow ones divided by the factor."""
         # How often a frequency turns within the original length: the wavelength is 2 pi over the frequency.
         turns = self.original_max_seq_len * frequencies / (2 * math.pi)  # [r / 2]
@@ -108,6 +162,8 @@ class YarnScaling(RopeScaling):
         beta_slow: those that turn less often are divided.
         magnitude: factor on cosines and sines; None: the paper's, 0.1 ln(factor) + 1.
         truncate: the blend's bounds are rounded outwards to whole channels.
+        mscale, mscale_all_dim: with both given, the magnitude is what the paper's would be with the first in place of
+            its 1, over what it would be with the second.  # DeepSeek-V2, modeling_deepseek.py
     """
 
     factor: float
@@ -116,15 +172,22 @@ class YarnScaling(RopeScaling):
     beta_slow: float = 1.0
     magnitude: float | None = None
     truncate: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
     @property
     def attention_factor(self) -> float:
-        """The magnitude given, or the paper's."""
+        """The magnitude given, or what follows from the factor."""
         if self.magnitude is not None:
             return self.magnitude
-        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        if self.mscale is not None and self.mscale_all_dim is not None:
+            return self._magnitude(self.mscale) / self._magnitude(self.mscale_all_dim)
+        return self._magnitude(1.0)
 
-    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+    def _magnitude(self, weight: float) -> float:
+        return 0.1 * weight * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
         """Return the frequencies, the slow ones divided by the factor."""
         num = frequencies.shape[0]
         low, high = (self._channel(turns, 2 * num, base) for turns in (self.beta_fast, self.beta_slow))
@@ -133,7 +196,7 @@ class YarnScaling(RopeScaling):
         low, high = max(low, 0), min(high, 2 * num - 1)
         channels = torch.arange(num, dtype=torch.float32, device=frequencies.device)
         # A step where both bounds fall together.
-        divided = ((channels - low) / max(high - low, 0.001)).clamp(0.0, 1.0)  # [r / 2]
+        divided = ((channels - low) / (high - low or 0.001)).clamp(0.0, 1.0)  # [r / 2]
         return divided * frequencies / self.factor + (1 - divided) * frequencies
 
     def _channel(self, turns: float, rotary_channels: int, base: float) -> float:
@@ -168,9 +231,18 @@ class LongRopeScaling(RopeScaling):
         """The original length."""
         return self.original_max_seq_len
 
-    def scale(self, frequencies: Tensor, base: float, *, is_long: bool) -> Tensor:
+    @property
+    def follows_length(self) -> bool:
+        """It does, in two sets."""
+        return True
+
+    def alike(self, text_len: int) -> int:
+        """Return the original length for texts within it, one more for all others."""
+        return self.original_max_seq_len + (text_len > self.original_max_seq_len)
+
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
         """Return each frequency over its divisor."""
-        factors = self.long_factors if is_long else self.short_factors
+        factors = self.long_factors if text_len > self.original_max_seq_len else self.short_factors
         return frequencies / torch.tensor(factors, dtype=torch.float32, device=frequencies.device)
 
     def problems(self, rotary_channels: int) -> Iterator[str]:

@@ -46,8 +46,8 @@ def check_tokenizer_fits(tokenizer: Tokenizer, config: DecoderConfig, report: Da
     """
     require_rows(tokenizer, config.vocab_size)
     longest = report.longest_kept
-    if longest > config.max_seq_len:
+    if longest > config.max_text_len:
         get_logger().warning(
-            f"The longest sequence has {longest} tokens, but the model was made for {config.max_seq_len}. "
+            f"The longest sequence has {longest} tokens, but the model was made for {config.max_text_len}. "
             f"Set tokenizer.max_seq_len={config.max_seq_len} to cut there."
         )

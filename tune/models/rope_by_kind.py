@@ -1,0 +1,80 @@
+"""Rotary positions of families whose layers with and without a window turn differently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tune.checkpoints import ConfigFields
+from tune.errors import CheckpointError
+from tune.models.hf_config import read_scaling, write_scaling
+from tune.modules import DecoderConfig, RopeScaling
+
+_KINDS = ("full_attention", "sliding_attention")
+
+
+def read_rope_by_kind(
+    fields: ConfigFields, sizes: Mapping[str, Any], *, base: float, local_base: float
+) -> dict[str, Any]:
+    """Return base and scaling of the layers that see everything, and those of the layers with a window.
+
+    They stand in `rope_parameters`, which has an entry for each kind; older files have `rope_theta` and `rope_scaling`
+    for the layers that see everything, and `rope_local_base_freq` for the others.
+
+    Args:
+        fields: of config.json.
+        sizes: from `read_sizes`.
+        base, local_base: what holds where the file is silent.
+    """
+    by_kind = ConfigFields(fields.mapping("rope_parameters"), "rope_parameters")
+    full, local = (by_kind.mapping(kind) for kind in _KINDS)
+    full = {**full, **fields.mapping("rope_scaling")}
+    default_base = fields.number("rope_theta", base)
+    default_local = fields.number("rope_local_base_freq", local_base)
+    rope_base, rope_scaling = _read_one(full, _KINDS[0], fields, sizes, default_base)
+    local_rope_base, local_rope_scaling = _read_one(local, _KINDS[1], fields, sizes, default_local)
+    _note(fields, by_kind)
+    return {
+        "rope_base": rope_base,
+        "rope_scaling": rope_scaling,
+        "local_rope_base": local_rope_base,
+        "local_rope_scaling": local_rope_scaling,
+    }
+
+
+def write_rope_by_kind(config: DecoderConfig) -> dict[str, Any]:
+    """Return `rope_parameters` with an entry for each kind of layers."""
+    kinds = (
+        (config.rope_base, config.rope_scaling),
+        (config.local_rope_base, config.local_rope_scaling),
+    )
+    entries = {
+        kind: {
+            "rope_theta": base,
+            **({"rope_type": "default"} if scaling is None else write_scaling(scaling)),
+        }
+        for kind, (base, scaling) in zip(_KINDS, kinds, strict=True)
+    }
+    return {"rope_parameters": entries}
+
+
+def _read_one(
+    content: Mapping[str, Any], kind: str, fields: ConfigFields, sizes: Mapping[str, Any], base: float
+) -> tuple[float, RopeScaling | None]:
+    inner = ConfigFields(content, f"rope_parameters.{kind}")
+    inner.expect("partial_rotary_factor", 1.0, 1)
+    inner.expect(
+        "truncate",
+        True,
+        advice="transformers reads past it where layers differ, so what the weights know is open",
+    )
+    found = inner.number("rope_theta", base), read_scaling(inner, fields, sizes["max_seq_len"])
+    _note(fields, inner)
+    return found
+
+
+def _note(fields: ConfigFields, inner: ConfigFields) -> None:
+    try:
+        inner.finish()
+    except CheckpointError as error:
+        fields.problem(str(error).replace("\n  ", "\n    "))
