@@ -28,6 +28,8 @@ DEMO = ["matplotlib"]
 # transformers and peft are references in the tests; the program itself never imports them.
 REFERENCES = ["transformers>=5", "peft", "protobuf"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
+# Kernels for layers that keep a state, on a GPU; the rest of flash-linear-attention is not needed.
+STATE_KERNELS = ["fla-core[cuda]>=0.6"]
 # A torch for GPUs brings its own; beside one for CPUs it interprets the kernels in the tests.
 INTERPRETER = ["triton; platform_system == 'Linux'"]
 
@@ -57,6 +59,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb"],
         "bitsandbytes": ["bitsandbytes"],
+        "fla": STATE_KERNELS,
         "dev": DEMO + TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
     },
     entry_points={"console_scripts": ["tune = tune.cli.main:main"]},
