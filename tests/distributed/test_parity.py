@@ -74,7 +74,10 @@ LORA: dict[str, dict[str, Any]] = {
     "lora_output": {"base": "untied", "apply_lora_to_output": True, "gradient_accumulation_steps": 3},
     "dora": {"base": "untied", "use_dora": True},
     "qlora": {"base": "untied", "quantize_base": True},
-    "lora_states": {"base": "states", "lora_attn_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"]},
+    "lora_states": {
+        "base": "states",
+        "lora_attn_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"],
+    },
     "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
     "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
