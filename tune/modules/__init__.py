@@ -17,6 +17,7 @@ from tune.modules.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    QueryScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "MixtureOfExperts",
     "MoEConfig",
     "OuterModel",
+    "QueryScaling",
     "RMSNorm",
     "RopeScaling",
     "RotaryEmbedding",

@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
+        rope: tuple[Tensor, ...] | None,
         mask: AttentionMask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
@@ -63,7 +63,8 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [b, s, d].
-            rope: cosines and sines of the tokens' positions, fp32. None: positions are not used.
+            rope: cosines and sines of the tokens' positions, fp32, and factors on their queries if there are any. None:
+                positions are not used.
             mask: True where a query may see a key, [b, 1, s, s_kv], or what is added to the scores; or documents.
                 None: each sees itself and what came before.
             cache: extended by these s tokens; the keys are then every filled slot.
@@ -82,7 +83,10 @@ class SelfAttention(nn.Module):
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
+            cos, sin, *growth = rope
+            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+            if growth:
+                q = q * growth[0].to(q.dtype)
         q = q.transpose(1, 2)  # [b, n_h, s, h_d]
         k = k.transpose(1, 2)  # [b, n_kv, s, h_d]
         v = v.transpose(1, 2)  # [b, n_kv, s, h_d]

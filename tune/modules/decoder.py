@@ -65,7 +65,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
+        rope: tuple[Tensor, ...] | None,
         mask: AttentionMask | DocumentRuns = None,
         cache: LayerCache | StateCache | None = None,
     ) -> Tensor:
@@ -190,8 +190,11 @@ class TransformerDecoder(nn.Module):
                 documents = input_pos.expand(tokens.shape)  # [b, s]
         if mask is not None:
             check_mask(mask, tokens.shape[1], num_keys)
-        rope = self.rope(input_pos, text_len)
+        rope: tuple[Tensor, ...] = self.rope(input_pos, text_len)
         local_rope = rope if self.local_rope is None else self.local_rope(input_pos, text_len)
+        if self.config.query_scaling is not None:
+            growth = self.config.query_scaling.factors(input_pos)
+            rope, local_rope = (*rope, growth), (*local_rope, growth)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
