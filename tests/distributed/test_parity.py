@@ -72,6 +72,7 @@ LORA: dict[str, dict[str, Any]] = {
     "lora_output": {"base": "untied", "apply_lora_to_output": True, "gradient_accumulation_steps": 3},
     "dora": {"base": "untied", "use_dora": True},
     "qlora": {"base": "untied", "quantize_base": True},
+    "lora_experts": {"base": "experts", "apply_lora_to_mlp": True},
     "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
     "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
@@ -86,7 +87,7 @@ TOLERANCES = {
     "rounded": (5e-3, 2e-2),
     "rounded_in_backward": (5e-3, 2e-2),
 }
-SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens")}
+SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts")}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
+from tune.modules.experts import ExpertLinear, Experts
 from tune.modules.family import Family, Layout, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
@@ -25,6 +26,8 @@ from tune.utils.torchtune_names import offer_names
 __all__ = [
     "DecoderBlock",
     "DecoderConfig",
+    "ExpertLinear",
+    "Experts",
     "Family",
     "FeedForward",
     "KVCache",
