@@ -78,6 +78,7 @@ LORA: dict[str, dict[str, Any]] = {
         "base": "states",
         "lora_attn_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"],
     },
+    "lora_experts": {"base": "experts", "apply_lora_to_mlp": True},
     "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
     "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
@@ -92,7 +93,7 @@ TOLERANCES = {
     "rounded": (5e-3, 2e-2),
     "rounded_in_backward": (5e-3, 2e-2),
 }
-SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens")}
+SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts")}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tune.modules.kernels.block_attention import attend_blocks
 from tune.modules.kernels.document_attention import document_attention
 from tune.modules.kv_cache import LayerCache
 from tune.modules.norm import RMSNorm
+from tune.modules.peft.together import linear_together
 from tune.modules.rope import apply_rotary
 
 
@@ -70,7 +71,7 @@ class SelfAttention(nn.Module):
             cache: extended by these s tokens; the keys are then every filled slot.
         """
         b, s, _ = x.shape
-        q, k = self.q_proj(x), self.k_proj(x)
+        q, k, v = linear_together(x, self.q_proj, self.k_proj, self.v_proj)
         gate = None
         if self.has_gate:  # beside each head's queries
             q, gate = q.view(b, s, self.num_heads, 2, self.head_dim).unbind(3)
@@ -79,7 +80,7 @@ class SelfAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.view(b, s, self.num_heads, self.head_dim)
         k = k.view(b, s, self.num_kv_heads, self.head_dim)
-        v = self.v_proj(x).view(b, s, self.num_kv_heads, self.head_dim)
+        v = v.view(b, s, self.num_kv_heads, self.head_dim)
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:

@@ -18,12 +18,14 @@ from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig
 from tune.modules.delta_rule import has_fla
 from tune.modules.document_mask import AttentionMask, DocumentRuns, check_mask, document_runs, layer_masks
+from tune.modules.experts import ExpertLinear
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.gated_delta import GatedDeltaNet
 from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
+from tune.modules.peft.experts import LoRAExperts
 from tune.modules.peft.frozen import compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
@@ -323,7 +325,7 @@ class TransformerDecoder(nn.Module):
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, LoRALinear) and module.weight is not None:
+            elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
             elif isinstance(module, RMSNorm | GatedDeltaNet):
                 module.reset_parameters()
@@ -332,7 +334,7 @@ class TransformerDecoder(nn.Module):
             if name.endswith(("attn.output_proj.weight", "attn.out_proj.weight", ".w2.weight")):
                 init_sharded_(parameter, partial(nn.init.normal_, std=residual_std))
         for module in self.modules():
-            if isinstance(module, LoRALinear):
+            if isinstance(module, LoRALinear | LoRAExperts):
                 module.reset_adapter()  # after its matrix, whose lengths DoRA begins with
 
 
