@@ -29,6 +29,8 @@ TENSORBOARD = ["tensorboard"]
 # differs between its versions.
 REFERENCES = ["transformers>=5", "peft", "protobuf", "trl==1.16.0"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
+# Kernels for layers that keep a state, on a GPU; the rest of flash-linear-attention is not needed.
+STATE_KERNELS = ["fla-core[cuda]>=0.6"]
 # A torch for GPUs brings its own; beside one for CPUs it interprets the kernels in the tests.
 INTERPRETER = ["triton; platform_system == 'Linux'"]
 
@@ -59,6 +61,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb"],
         "bitsandbytes": ["bitsandbytes"],
+        "fla": STATE_KERNELS,
         "dev": TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
     },
     entry_points={"console_scripts": ["tune = tune.cli.main:main"]},

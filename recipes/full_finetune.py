@@ -152,7 +152,7 @@ class FullFinetuneRecipe:
         )
         self.exit_stack.callback(self.monitor.close)
         self.monitor.open(params.metric_logger, params.profiler, write_report)
-        repeatability = training.describe_repeatability(params.seed, params.optimizer, self.model, self.mesh)
+        repeatability = training.describe_repeatability(params.seed, params.optimizer, self.mesh)
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)

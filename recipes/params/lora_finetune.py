@@ -66,7 +66,10 @@ class LoraFinetuneParams(FinetuneParams):
         help="Matrices of the attention that get an adapter.",
     )
     apply_lora_to_mlp: bool | None = param(
-        False, group="LoRA", fixed_on_resume=True, help="Adapters on the feed-forward, too."
+        False,
+        group="LoRA",
+        fixed_on_resume=True,
+        help="Adapters on the feed-forward, too; on experts where those take its place.",
     )
     apply_lora_to_output: bool | None = param(
         False, group="LoRA", fixed_on_resume=True, help="An adapter on the output matrix, too."

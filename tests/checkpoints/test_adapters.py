@@ -223,8 +223,15 @@ def test_feed_forwards_beside_a_mixture_are_refused(tmp_path: Path) -> None:
             CheckpointError, match=rf"{layer}\.mlp\.down_proj\.lora_A\.weight: the model has no matrix"
         ):
             load_adapter(ours_of(tmp_path / "base"), tmp_path / "adapter")
-    with pytest.raises(TuneError, match=r"layers\.1\.mlp\.w2: .* mixture of experts"):
+    with pytest.raises(TuneError, match=r"layers\.1\.mlp\.w2: .* model that has experts"):
         apply_lora(ours_of(tmp_path / "base"), LoRAConfig(modules=(LoRAModule("layers.1.mlp.w2", 3, 5.0),)))
+
+
+def test_parameters_that_a_model_has_not_are_refused(base: Path, tmp_path: Path) -> None:
+    made_here(base, tmp_path)
+    edit(tmp_path, target_parameters=["mlp.experts.gate_up_proj"])
+    with pytest.raises(CheckpointError, match=r"`target_parameters` names mlp\.experts\.gate_up_proj"):
+        load_adapter(ours_of(base), tmp_path)
 
 
 def test_other_heads_than_the_bases_are_refused(base: Path, tmp_path: Path) -> None:
@@ -365,7 +372,7 @@ def test_a_merged_weight_is_rounded_once(base: Path, tmp_path: Path) -> None:
         ("modules_to_save", "lm_head"),
         ("init_lora_weights", "pissa"),
         ("layer_replication", [[0, 2]]),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("target_parameters", "mlp.experts.gate_up_proj"),
         ("trainable_token_indices", {"embed_tokens": ["one"]}),
         ("alora_invocation_tokens", [1]),
         ("lora_bias", True),

@@ -18,6 +18,7 @@ from tests.distributed.launching import launch
 from tune.checkpoints import save_model
 from tune.models.llama2 import llama2
 from tune.models.mixtral import MIXTRAL
+from tune.models.qwen3_5 import qwen3_5
 from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
 from tune.tokenizers import SentencePieceTokenizer
 
@@ -50,6 +51,7 @@ FULL: dict[str, dict[str, Any]] = {
     "whole_copies": {"base": "untied", "enable_fsdp": False, "gradient_accumulation_steps": 3},
     "experts": {"base": "experts"},
     "packed": {"base": "tied", "packed": True},
+    "states": {"base": "states", "packed": True, "enable_activation_checkpointing": True},
     "weighted": {"base": "tied", "weighted": True},
     # Each process takes every second row, so that in their order the rows of a step are those of one process.
     "streamed": {"base": "tied", "streamed": True, "shuffle": False, "max_steps": 11},
@@ -72,6 +74,11 @@ LORA: dict[str, dict[str, Any]] = {
     "lora_output": {"base": "untied", "apply_lora_to_output": True, "gradient_accumulation_steps": 3},
     "dora": {"base": "untied", "use_dora": True},
     "qlora": {"base": "untied", "quantize_base": True},
+    "lora_states": {
+        "base": "states",
+        "lora_attn_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"],
+    },
+    "lora_experts": {"base": "experts", "apply_lora_to_mlp": True},
     "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
     "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
@@ -86,7 +93,7 @@ TOLERANCES = {
     "rounded": (5e-3, 2e-2),
     "rounded_in_backward": (5e-3, 2e-2),
 }
-SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens")}
+SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts")}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +105,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> dict[str,
         ),
         "untied": lambda: llama2(601, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40),
         "experts": lambda: TransformerDecoder(EXPERTS, MIXTRAL),
+        "states": lambda: qwen3_5(600, 4, 4, 2, 24, 40, 64, 8, 4, 2, 6, norm_eps=1e-2),
     }
     folders = {}
     for seed, (name, make) in enumerate(made.items()):

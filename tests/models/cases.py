@@ -14,9 +14,11 @@ from transformers import (
     GemmaConfig,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
@@ -91,6 +93,7 @@ GEMMA = {**UNPADDED, "head_dim": 10}
 # Five layers, of which the third sees everything.
 MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
 SCALED = {"full_attention": rope("linear", 900.0, factor=2.5), "sliding_attention": rope("default", 300.0)}
+SLIDING = rope("default", 300.0)
 PHI = {**UNPADDED, "eos_token_id": None}
 LONG_PHI = {**PHI, "max_position_embeddings": 90, "original_max_position_embeddings": 29}
 # Experts' widths are multiples of 8, which the reference's kernel for them needs.
@@ -211,6 +214,42 @@ CASES: dict[str, Case] = {
     "olmo2-tied-biases": case(
         Olmo2Config, **UNPADDED, num_key_value_heads=6, tie_word_embeddings=True, attention_bias=True
     ),
+    "olmo3": case(
+        Olmo3Config,
+        "olmo3/7B_full",
+        **UNPADDED,
+        num_hidden_layers=5,
+        sliding_window=7,
+        rope_parameters={"full_attention": {**YARN, "attention_factor": 1.2}, "sliding_attention": SLIDING},
+    ),
+    "olmo3-stretched": case(
+        Olmo3Config,
+        **UNPADDED,
+        num_hidden_layers=5,
+        layer_types=MIXED,
+        sliding_window=3,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "full_attention": rope("dynamic", 700.0, factor=3.0),
+            "sliding_attention": rope("linear", 300.0, factor=1.5),
+        },
+    ),
+    "ministral3": case(
+        Ministral3Config,
+        "ministral3/3B_full",
+        **UNPADDED,
+        head_dim=10,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4},
+    ),
+    "ministral3-window-tied": case(
+        Ministral3Config,
+        **UNPADDED,
+        head_dim=8,
+        sliding_window=7,
+        tie_word_embeddings=True,
+        rope_parameters={**YARN, "original_max_position_embeddings": 5, "llama_4_scaling_beta": 0.2},
+    ),
     "mixtral": case(
         MixtralConfig, "llama2/7B_full", **EXPERTS, num_local_experts=5, num_experts_per_tok=2, head_dim=14
     ),
@@ -272,7 +311,7 @@ CASES: dict[str, Case] = {
         sliding_window=4,
         max_window_layers=2,
     ),
-    "qwen3.5": case(Qwen3_5TextConfig, **QWEN3_5),
+    "qwen3.5": case(Qwen3_5TextConfig, "qwen3_5/9B_full", **QWEN3_5),
     # Layers in another order, heads of all widths, more states than one for each key, a share of channels that is odd.
     "qwen3.5-listed": case(
         Qwen3_5TextConfig,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from cases import GEMMA, MIXED, QWEN3_5, SCALED, SIZES
+from cases import GEMMA, MIXED, QWEN3_5, SCALED, SIZES, YARN
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Ministral3Config,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
@@ -23,20 +28,6 @@ from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfi
 
 # Prefixes of text model and head: as most of the hub has them, and as newer files do.
 OLDER, NEWER = ("language_model.model.", "language_model.lm_head."), ("model.language_model.", "lm_head.")
-
-
-class Larger(NamedTuple):
-    """A larger model.
-
-    Args:
-        build: makes it with a vocabulary of this size.
-        others: what the names of its tensors beside the decoder's begin with.
-        prefixes: of text model and head, as its files have had them.
-    """
-
-    build: Callable[[int], PreTrainedModel]
-    others: tuple[str, ...] = ("model.vision_tower.", "model.multi_modal_projector.")
-    prefixes: tuple[tuple[str, str], ...] = (OLDER, NEWER)
 
 
 def _gemma3(vocab_size: int) -> PreTrainedModel:
@@ -76,13 +67,49 @@ def _qwen3_5(vocab_size: int) -> PreTrainedModel:
     return Qwen3_5ForConditionalGeneration._from_config(config, attn_implementation="eager")
 
 
-LARGER = {"gemma3": Larger(_gemma3), "qwen3.5": Larger(_qwen3_5, ("model.visual.",), (NEWER,))}
+def _mistral3(text: PreTrainedConfig) -> PreTrainedModel:
+    vision = PixtralVisionConfig(
+        hidden_size=24, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2, image_size=28
+    )
+    config = Mistral3Config(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=60,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    return Mistral3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+def _mistral(vocab_size: int) -> PreTrainedModel:
+    sizes = SIZES | {"vocab_size": vocab_size, "max_position_embeddings": 512}
+    return _mistral3(MistralConfig(**sizes, sliding_window=None, head_dim=10))
+
+
+def _ministral3(vocab_size: int) -> PreTrainedModel:
+    sizes = SIZES | {"vocab_size": vocab_size, "max_position_embeddings": 512}
+    growing = {**YARN, "llama_4_scaling_beta": 0.3}
+    return _mistral3(
+        Ministral3Config(
+            **sizes, head_dim=8, pad_token_id=None, tie_word_embeddings=True, rope_parameters=growing
+        )
+    )
+
+
+# Each makes one with a vocabulary of the size given.
+LARGER: dict[str, Callable[[int], PreTrainedModel]] = {
+    "gemma3": _gemma3,
+    "mistral3": _mistral,
+    "ministral3": _ministral3,
+    "qwen3.5": _qwen3_5,
+}
+# How files have named text model and head, the oldest first, by `model_type`; others in both ways.
+PREFIXES = {"qwen3_5": (NEWER,), "qwen3_5_moe": (NEWER,)}
 
 
 def random_larger(name: str, vocab_size: int = 61) -> PreTrainedModel:
     """Return a larger model with norms that are not one, and logits that are not flat."""
     torch.manual_seed(8)
-    model = LARGER[name].build(vocab_size).eval()
+    model = LARGER[name](vocab_size).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -146,6 +146,79 @@ _OLMO2 = {
     "use_cache": True,
     "vocab_size": 100352,
 }
+_OLMO3 = {
+    **_OLMO2,
+    "architectures": ["Olmo3ForCausalLM"],
+    "max_position_embeddings": 65536,
+    "model_type": "olmo3",
+    "rope_scaling": {
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "yarn",
+    },
+    "sliding_window": 4096,
+    "vocab_size": 100278,
+}
+# Put together from transformers' Mistral3Config and Megatron-Bridge's sizes, which cite the published files.
+_SEES_PICTURES = {
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "image_token_index": 10,
+    "model_type": "mistral3",
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "num_hidden_layers": 24},
+    "vision_feature_layer": -1,
+}
+
+
+def _mistral3(kind: str, tied: bool = False, **text: Any) -> dict[str, Any]:
+    return {
+        **_SEES_PICTURES,
+        "tie_word_embeddings": tied,
+        "text_config": {
+            "attention_dropout": 0.0,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "model_type": kind,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "sliding_window": None,
+            "use_cache": True,
+            "vocab_size": 131072,
+            **text,
+        },
+    }
+
+
+def _ministral3(hidden: int, inner: int, layers: int, base: float, tied: bool = False) -> dict[str, Any]:
+    return _mistral3(
+        "ministral3",
+        tied,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        max_position_embeddings=262144,
+        rope_parameters={
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 16.0,
+            "llama_4_scaling_beta": 0.1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 16384,
+            "rope_theta": base,
+            "rope_type": "yarn",
+            "type": "yarn",
+        },
+    )
+
+
 _MIXTRAL = {
     "architectures": ["MixtralForCausalLM"],
     "attention_dropout": 0.0,
@@ -271,6 +344,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "olmo2_7b": _sized(_OLMO2, 4096, 11008, 32, 32, 32),
     "olmo2_13b": _sized(_OLMO2, 5120, 13824, 40, 40, 40),
     "olmo2_32b": _sized(_OLMO2, 5120, 27648, 64, 40, 8),
+    "olmo3_7b": _sized(_OLMO3, 4096, 11008, 32, 32, 32),
+    "olmo3_32b": _sized(_OLMO3, 5120, 27648, 64, 40, 8),
+    "ministral3_3b": _ministral3(3072, 9216, 26, 1e6, tied=True),
+    "ministral3_8b": _ministral3(4096, 14336, 34, 1e6),
+    "ministral3_14b": _ministral3(5120, 16384, 40, 1e9),
+    "mistral_small_3_1_24b": _mistral3(
+        "mistral",
+        hidden_size=5120,
+        intermediate_size=32768,
+        num_hidden_layers=40,
+        max_position_embeddings=131072,
+        rope_theta=1e9,
+    ),
     "mixtral_8x7b": _MIXTRAL,
     "mixtral_8x22b": {
         **_sized(_MIXTRAL, 6144, 16384, 56, 48, 8, max_position_embeddings=65536),
@@ -303,6 +389,12 @@ COUNTS = {
     "olmo2_7b": 7_298_617_344,
     "olmo2_13b": 13_716_198_400,
     "olmo2_32b": 32_234_279_936,
+    "olmo3_7b": 7_298_011_136,
+    "olmo3_32b": 32_233_522_176,
+    "ministral3_3b": 3_429_006_336,
+    "ministral3_8b": 8_489_553_920,
+    "ministral3_14b": 13_506_073_600,
+    "mistral_small_3_1_24b": 23_572_403_200,
     "mixtral_8x7b": 46_702_792_704,
     "mixtral_8x22b": 140_620_634_112,
     "qwen3_30b_a3b": 30_532_122_624,

@@ -320,6 +320,19 @@ BUILDERS: dict[str, tuple[dict[str, Any], int]] = {
         },
         12_247_782_400,
     ),
+    "mistral_small_3_24b": (
+        MISTRAL
+        | NEWER_MISTRAL
+        | {
+            "head_dim": 128,
+            "hidden_size": 5120,
+            "intermediate_size": 32768,
+            "num_hidden_layers": 40,
+            "rope_theta": 100000000.0,
+            "vocab_size": 131072,
+        },
+        23_572_403_200,
+    ),
     "qwen2_0_5b": (QWEN2, 494_032_768),
     "qwen2_1_5b": (QWEN2 | QWEN2_1_5B, 1_543_714_304),
     "qwen2_7b": (QWEN2 | QWEN2_7B, 7_615_616_512),

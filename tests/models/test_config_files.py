@@ -92,7 +92,7 @@ def test_an_absent_field_means_what_it_means_to_transformers(tmp_path: Path) -> 
             "sliding_window is 0",
         ),
         (QWEN2 | {"num_hidden_layers": 10**12, "use_sliding_window": True}, "more than 1000"),
-        (QWEN3 | {"quantization_config": {"quant_method": "fp8"}}, "weights are quantised (fp8)"),
+        (QWEN3 | {"quantization_config": {"quant_method": "awq"}}, "weights are quantised (awq)"),
         (QWEN3 | {"head_dim": 127}, "head_dim is 127"),
         (SMOLLM3 | {"no_rope_layers": [2] * 36}, "`no_rope_layers`"),
         (SMOLLM3 | {"no_rope_layers": [1, 0]}, "`no_rope_layers`"),

@@ -284,6 +284,8 @@ UNSPEAKABLE = {
     ("llama-linear-rope", "meta"): "cannot express rope_scaling LinearScaling",
     ("llama-yarn-rope", "meta"): "cannot express rope_scaling YarnScaling",
     ("llama-yarn-fractional", "meta"): "cannot express rope_scaling YarnScaling",
+    ("llama-yarn-scales", "meta"): "cannot express rope_scaling YarnScaling",
+    ("llama-dynamic-rope", "meta"): "cannot express rope_scaling DynamicScaling",
 }
 
 

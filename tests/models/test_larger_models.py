@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from larger_models import LARGER, NEWER, OLDER, is_text, random_larger, rename
+from larger_models import LARGER, NEWER, OLDER, PREFIXES, is_text, random_larger, rename
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -55,9 +55,7 @@ def whole(reference: PreTrainedModel, tmp_path: Path) -> Path:
 
 def prefixes_of(reference: PreTrainedModel) -> tuple[tuple[str, str], ...]:
     """Return how files of a larger model have named its text model and head, the oldest first."""
-    return next(
-        larger.prefixes for name, larger in LARGER.items() if type(random_larger(name)) is type(reference)
-    )
+    return PREFIXES.get(reference.config.model_type, (OLDER, NEWER))
 
 
 def raw_tensors(directory: Path) -> dict[str, tuple[torch.dtype, bytes]]:

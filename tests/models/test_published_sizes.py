@@ -13,6 +13,8 @@ from published_configs import COUNTS as OTHER_COUNTS
 from published_configs import PUBLISHED as OTHERS
 from published_llamas import COUNTS as LLAMA_COUNTS
 from published_llamas import PUBLISHED as LLAMAS
+from published_qwens import COUNTS as QWEN_COUNTS
+from published_qwens import PUBLISHED as QWENS
 
 import tune.models
 from tune.config.component_check import list_components
@@ -22,16 +24,18 @@ from tune.models.builders import ModelBuilder
 from tune.models.loading import read_model_config
 from tune.modules import TransformerDecoder
 
-PUBLISHED = {**OTHERS, **LLAMAS}
-COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS}
+PUBLISHED = {**OTHERS, **LLAMAS, **QWENS}
+COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS, **QWEN_COUNTS}
 PATHS = list_components(MODEL)
 BUILDERS: dict[str, ModelBuilder] = {
     name: builder
     for name, path in PATHS.items()
     if isinstance(builder := import_component(path), ModelBuilder)
 }
-# torchtune's names for a size that has one of ours.
+# Further names for a size that has one: torchtune's, and those of later models.
 SAME = {
+    "qwen3_6_27b": "qwen3_5_27b",
+    "qwen3_8_27b": "qwen3_5_27b",
     "qwen3_moe_30b_a3b_instruct": "qwen3_30b_a3b",
     "qwen3_moe_235b_a22b": "qwen3_235b_a22b",
 }

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tune.modules.delta_rule import fla_delta_rule
+from tune.modules.document_mask import document_runs
 from tune.modules.kernels import gated_delta_rule as kernel
 from tune.modules.kernels.document_conv import document_conv
 from tune.modules.kernels.gated_delta_rule import gated_delta_rule
@@ -172,3 +174,43 @@ def test_convolution_keeps_to_its_document(width: int) -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_documents_are_laid_end_to_end_for_kernels_that_ask_for_ends() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 0, 1]])  # the second row goes on with a document
+    runs = document_runs(None, positions, None, wants_ends=True)
+    assert runs is not None
+    assert runs.ends is not None
+    assert runs.ends.tolist() == [0, 3, 5, 7, 8, 10]
+    assert runs.starts.tolist() == [[0, 0, 0, 3, 3], [0, 0, 2, 3, 3]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_flash_linear_attention_computes_the_same(is_packed: bool) -> None:
+    pytest.importorskip("fla.ops.gated_delta_rule")
+    b, s, n_k, n_v, width = 2, 200, 3, 6, 64  # kernels take widths that are powers of two
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).cuda()
+
+    q, k, v = normal(b, s, n_k, width), normal(b, s, n_k, width), normal(b, s, n_v, width)
+    gates = (-normal(b, s, n_v).abs(), normal(b, s, n_v).sigmoid())
+    positions = (torch.arange(s, device="cuda") % 70).expand(b, s)
+    runs = document_runs(None, positions, None, wants_ends=True) if is_packed else None
+    grad = normal(b, s, n_v, width)
+    for dtype, tolerance in (
+        (torch.bfloat16, 2e-2),
+        (torch.float32, 1e-2),
+    ):  # its products are of tf32 at best
+        inputs = [*(tensor.to(dtype).requires_grad_() for tensor in (q, k, v))]
+        inputs += [tensor.clone().requires_grad_() for tensor in gates]
+        found, expected = [], []
+        for results, out in (
+            (found, fla_delta_rule(*inputs, runs)),
+            (expected, gated_delta_rule(*inputs, None if runs is None else runs.starts, None)[0]),
+        ):
+            results += [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+        for mine, theirs in zip(expected, found, strict=True):
+            assert (mine.float() - theirs.float()).norm() < tolerance * mine.float().norm()

@@ -292,10 +292,13 @@ def test_a_model_that_cannot_have_them() -> None:
     with pytest.raises(ConfigError, match="output matrix is its embedding"):
         apply_lora(decoder(tie_word_embeddings=True), EVERYTHING)
     experts = MoEConfig(num_experts=4, experts_per_token=2, intermediate_dim=20)
-    with pytest.raises(ConfigError, match="mixture of 4 experts"):
-        apply_lora(decoder(moe=experts), EVERYTHING)
+    with pytest.raises(ConfigError, match="rows of experts have no magnitudes"):
+        apply_lora(decoder(moe=experts), replace(EVERYTHING, use_dora=True))
+    dense = replace(experts, dense_layers=(1,))
+    with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.w2: .* without experts get no adapters"):
+        apply_lora(decoder(moe=dense), LoRAConfig(modules=(LoRAModule("layers.1.mlp.w2", 2, 1.0),)))
     for path, fact in (
-        ("layers.0.mlp.experts.1.w1", "experts"),
+        ("layers.0.mlp.experts.1.w1", "no matrix layers.0.mlp.experts.1.w1"),
         ("layers.7.attn.q_proj", "no matrix layers.7"),
     ):
         with pytest.raises(ConfigError, match=fact):

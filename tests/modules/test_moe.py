@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError
 from tune.modules import DecoderConfig, MixtureOfExperts, MoEConfig, TransformerDecoder
+from tune.modules.peft import FrozenLinear, LoRAExperts, LoRALinear
 
 D, HIDDEN, NUM_EXPERTS, PER_TOKEN = 16, 24, 7, 3  # whole 16 bytes in bf16, as grouped products want it
 CONFIG = MoEConfig(num_experts=NUM_EXPERTS, experts_per_token=PER_TOKEN, intermediate_dim=HIDDEN)
@@ -28,8 +31,18 @@ def mixture(config: MoEConfig = CONFIG) -> MixtureOfExperts:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the experts' products are formed; on a GPU they are one."""
     if request.param == "grouped":
-        monkeypatch.setattr(MixtureOfExperts, "_can_group", lambda module, rows: True)
+        group(monkeypatch)
     return request.param
+
+
+def group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("moe", "grouped_linear"):
+        monkeypatch.setattr(f"tune.modules.{module}.can_group", lambda *arguments: True)
+
+
+def expert(module: MixtureOfExperts, place: int, x: Tensor) -> Tensor:
+    w1, w2, w3 = (layer.weight[place] for layer in (module.experts.w1, module.experts.w2, module.experts.w3))
+    return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
 
 
 def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Tensor:
@@ -39,7 +52,7 @@ def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Te
         probabilities = torch.softmax(module.router.weight.float() @ token.float(), 0)
         best = probabilities.argsort(descending=True)[: config.experts_per_token]
         share = probabilities[best] / (probabilities[best].sum() if config.normalize_weights else 1.0)
-        rows.append(sum(weight * module.experts[int(index)](token) for weight, index in zip(share, best)))
+        rows.append(sum(weight * expert(module, int(index), token) for weight, index in zip(share, best)))
     return torch.stack(rows).view_as(x)
 
 
@@ -66,12 +79,9 @@ def test_value_and_gradients_equal_the_sum_token_by_token(
 def test_an_expert_without_tokens_has_a_gradient_of_zeros(way: str) -> None:
     module = mixture()
     module(torch.randn(1, 1, D)).sum().backward()
-    idle = [
-        expert
-        for expert in module.experts
-        if all(torch.equal(p.grad, torch.zeros_like(p)) for p in expert.parameters())
-    ]
-    assert len(idle) == NUM_EXPERTS - PER_TOKEN
+    for layer in module.experts.parameters():
+        idle = [torch.equal(grad, torch.zeros_like(grad)) for grad in layer.grad]
+        assert sum(idle) == NUM_EXPERTS - PER_TOKEN
 
 
 def test_no_tokens_at_all_are_no_error(way: str) -> None:
@@ -102,15 +112,18 @@ def test_autocast_keeps_the_router_exact_through_its_softmax(way: str) -> None:
     assert near.float().mean() > 0.8
 
 
-def test_grouped_experts_are_compiled_whole_and_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MixtureOfExperts, "_can_group", lambda module, rows: True)
-    plain, compiled = mixture().bfloat16(), mixture().bfloat16()
+@pytest.mark.parametrize("kind", ["full", "lora", "nf4"])
+def test_experts_are_compiled_whole_and_recomputed(way: str, kind: str) -> None:
+    """One graph without a break, whatever the rows' spread over the experts is."""
+    counters.clear()
+    torch._dynamo.reset()
+    plain, compiled = (adapted(mixture().bfloat16(), kind) for _ in range(2))
 
     def recomputed(x: Tensor) -> Tensor:
         return checkpoint(compiled, x, use_reentrant=False)
 
     forward = torch.compile(recomputed, backend="aot_eager", dynamic=True, fullgraph=True)
-    for num_tokens in (9, 5):
+    for num_tokens in (9, 5, 9):
         x = torch.randn(2, num_tokens, D).bfloat16()
         inputs = [x.clone().requires_grad_() for _ in range(2)]
         outs = plain(inputs[0]), forward(inputs[1])
@@ -119,7 +132,76 @@ def test_grouped_experts_are_compiled_whole_and_recomputed(monkeypatch: pytest.M
         torch.testing.assert_close(outs[1], outs[0])
         torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
     for left, right in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert (left.grad is None) == (not left.requires_grad)
         torch.testing.assert_close(left.grad, right.grad)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def adapted(module: MixtureOfExperts, kind: str) -> MixtureOfExperts:
+    """The same with adapters, and perhaps with frozen matrices in 4 bits."""
+    if kind == "full":
+        return module
+    module.requires_grad_(False)
+    for leaf in ("w1", "w2", "w3"):
+        stack = module.experts.get_submodule(leaf).weight
+        layer = LoRAExperts(NUM_EXPERTS, stack.shape[2], stack.shape[1], 8, 4.0, quantize_base=kind == "nf4")
+        layer.fill_weight(stack.detach())
+        layer.reset_adapter(stack.dtype)
+        generator = torch.Generator().manual_seed(len(leaf) + ord(leaf[1]))
+        with torch.no_grad():
+            for parameter in (layer.lora_a.weight, layer.lora_b.weight):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        setattr(module.experts, leaf, layer)
+    return module
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["lora", "nf4"])
+def test_adapters_of_experts_equal_those_of_single_matrices(way: str, kind: str, dropout: float) -> None:
+    """Each expert is a `LoRALinear` of its own: values, gradients and what is dropped."""
+    torch.manual_seed(2)
+    layer = LoRAExperts(4, 16, 24, 8, 3.0, dropout, quantize_base=kind == "nf4", use_rslora=True)
+    layer.fill_weight(torch.randn(4, 24, 16))
+    layer.reset_adapter(torch.float32)
+    nn.init.normal_(layer.lora_b.weight)
+    singles = []
+    for place in range(4):
+        single = LoRALinear(16, 24, 8, 3.0, quantize_base=kind == "nf4", use_rslora=True)
+        single.fill_weight(layer.merged_expert(place, None) - layer.scaling * change(layer, place))
+        if kind == "nf4":
+            stored = layer.nf4.buffers_in_order()
+            for own, room in zip(single.nf4.buffers_in_order(), stored, strict=True):
+                own.copy_(room[place])
+        for ours, theirs in ((single.lora_a, layer.lora_a), (single.lora_b, layer.lora_b)):
+            ours.weight = nn.Parameter(theirs.weight[place].detach().clone())
+        singles.append(single)
+    x = torch.randn(11, 16, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    ends = torch.tensor([3, 3, 10, 11], dtype=torch.int32)
+    torch.manual_seed(9)
+    out = layer(x, ends)
+    torch.manual_seed(9)
+    kept = torch.native_dropout(torch.ones_like(x), dropout, True)[0] if dropout else torch.ones_like(x)
+    expected = torch.cat(
+        [
+            FrozenLinear.forward(single, y[rows])
+            + single.scaling * single.lora_b(single.lora_a(y[rows] * kept[rows]))
+            for single, rows in zip(singles, (slice(0, 3), slice(3, 3), slice(3, 10), slice(10, 11)))
+        ]
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+    weights = torch.randn_like(out)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
+    for name in ("lora_a", "lora_b"):
+        grads = torch.stack([single.get_submodule(name).weight.grad for single in singles])
+        torch.testing.assert_close(layer.get_submodule(name).weight.grad, grads, rtol=1e-4, atol=1e-4)
+    assert layer.lora_b.weight.grad[1].abs().sum() == 0
+
+
+def change(layer: LoRAExperts, place: int) -> Tensor:
+    return layer.lora_b.weight[place] @ layer.lora_a.weight[place]
 
 
 @pytest.mark.parametrize(

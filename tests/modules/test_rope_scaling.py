@@ -186,7 +186,7 @@ def test_caches_are_read_anew_where_a_text_becomes_long(parts: tuple[int, ...]) 
 
 
 @torch.no_grad()
-def test_a_mask_of_one_s_own_is_refused_where_caches_are_read_anew() -> None:
+def test_a_mask_of_one_s_own_cannot_cross() -> None:
     model = small_decoder(LongRopeScaling(SHORT, LONG, ORIGINAL))
     model.setup_caches(1, 40)
     model(torch.zeros(1, ORIGINAL, dtype=torch.long))

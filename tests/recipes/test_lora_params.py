@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import dump_params, fields_of, fixed_on_resume, resolve
 from tune.errors import CheckpointError
-from tune.modules.peft import LoRAConfig, choose_lora
+from tune.modules.peft import AttnModule, LoRAConfig, choose_lora
 from tune.training.saving.fingerprint import check_fingerprint
 
 RUN: dict[str, Any] = {"model_checkpoint": "base", "output_dir": "out", "dataset": "alpaca", "lr": 1e-4}
@@ -105,3 +105,9 @@ def test_a_run_that_saved_null_for_a_default_resumes() -> None:
     for name in params.lora_settings():
         with pytest.raises(CheckpointError, match=f"{name}: was {re.escape(current[name])}, is other"):
             check_fingerprint(saved, {**current, name: "other"}, "step")
+
+
+def test_the_matrices_that_may_be_named_are_those_of_the_library() -> None:
+    hint = get_type_hints(LoraFinetuneParams)["lora_attn_modules"]
+    (names,) = (get_args(kind) for kind in get_args(hint) if kind is not type(None))
+    assert get_args(names[0]) == get_args(AttnModule)

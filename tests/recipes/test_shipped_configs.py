@@ -18,6 +18,7 @@ from tune.cli.main import main
 from tune.config import resolve
 from tune.hub.short_names import repository_of
 from tune.models.llama2 import llama2, llama2_tokenizer
+from tune.models.qwen3_5 import qwen3_5
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
@@ -30,6 +31,16 @@ SIZES = {
     "embed_dim": 24,
     "intermediate_dim": 40,
     "max_seq_len": 192,
+}
+
+# Of layers that keep a state instead of attending.
+STATES = {
+    **SIZES,
+    "num_layers": 4,
+    "head_dim": 8,
+    "num_state_heads": 4,
+    "num_state_key_heads": 2,
+    "state_head_dim": 6,
 }
 
 
@@ -77,7 +88,9 @@ def test_what_the_comment_downloads_is_what_the_config_reads(name: str) -> None:
 def shrunk_checkpoint(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
     directory = tmp_path_factory.mktemp("shrunk")
     torch.manual_seed(0)
-    save_model(llama2(**SIZES), directory, tokenizer=llama2_tokenizer(str(spm_file)))
+    tokenizer = llama2_tokenizer(str(spm_file))
+    save_model(llama2(**SIZES), directory / "llama2", tokenizer=tokenizer)
+    save_model(qwen3_5(**STATES), directory / "qwen3_5", tokenizer=tokenizer)
     return directory
 
 
@@ -125,8 +138,12 @@ def test_shipped_config_takes_a_step(
     steps_taken: dict[tuple[str, str], Path],
 ) -> None:
     """Configs that come to the same values with a shrunk model, as most sizes of a model do, share the run."""
+    # Its matrices must be there to be adapted.
+    builder, sizes = ("qwen3_5", STATES) if "in_proj_qkv" in config_text(name) else ("llama2", SIZES)
     overrides = [
-        "model={_component_: llama2, " + ", ".join(f"{key}: {value}" for key, value in SIZES.items()) + "}",
+        f"model={{_component_: {builder}, "
+        + ", ".join(f"{key}: {value}" for key, value in sizes.items())
+        + "}",
         f"tokenizer.path={spm_file}",
         f"dataset.source={pairs_file if recipe_of(name).name == 'preference_finetune' else alpaca_file}",
         "device=cpu",
@@ -135,8 +152,8 @@ def test_shipped_config_takes_a_step(
         "max_steps_per_epoch=1",
         "enable_activation_offloading=false",
     ]
-    if "train_from_scratch: true" not in (CONFIGS / f"{name}.yaml").read_text():
-        overrides.append(f"model_checkpoint={shrunk_checkpoint}")
+    if "train_from_scratch: true" not in config_text(name):
+        overrides.append(f"model_checkpoint={shrunk_checkpoint / builder}")
     optimizer = resolve_values(name).optimizer.path
     if optimizer.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
         overrides.append("optimizer._component_=torch.optim.AdamW")
@@ -153,6 +170,10 @@ def test_shipped_config_takes_a_step(
     assert row["step"] == 1
     assert 0 < row["loss"] < 20
     assert (steps_taken[run] / "latest" / "model" / "model.safetensors").is_file()
+
+
+def config_text(name: str) -> str:
+    return (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def recipe_of(name: str) -> Recipe:

@@ -84,6 +84,61 @@ OUT_OF_ORDER = {
     {{- '<|start|>assistant\n' }}
     {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
 {%- endif %}""",
+    "qwen3.5": """{%- macro words(content) %}
+    {%- if content is string %}{{ content }}{% elif content %}
+        {%- for part in content %}{{ part.text if 'text' in part else raise_exception('no text') }}{% endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- if tools %}
+    {{- '<|start|>system\n<tools>' }}{% for t in tools %}{{ '\n' + t | tojson }}{% endfor %}{{ '\n</tools>' }}
+    {%- if messages[0].role == 'system' %}{{ '\n\n' + words(messages[0].content) | trim }}{% endif %}
+    {{- '<|end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|start|>system\n' + words(messages[0].content) | trim + '<|end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(looking=true, last=messages | length - 1) %}
+{%- for m in messages[::-1] %}
+    {%- set index = (messages | length - 1) - loop.index0 %}
+    {%- if ns.looking and m.role == 'user' and not words(m.content).startswith('<tool_response>') %}
+        {%- set ns.looking = false %}{% set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- if ns.looking %}{{ raise_exception('no question') }}{% endif %}
+{%- for m in messages %}
+    {%- set said = words(m.content) | trim %}
+    {%- if m.role == 'system' %}
+        {%- if not loop.first %}{{ raise_exception('system comes first') }}{% endif %}
+    {%- elif m.role == 'assistant' %}
+        {%- set thought = '' %}
+        {%- if m.reasoning_content is string %}{% set thought = m.reasoning_content %}
+        {%- elif '</think>' in said %}
+            {%- set thought = said.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set said = said.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {{- '<|start|>assistant\n' }}
+        {%- if loop.index0 > ns.last %}{{ '<think>\n' + thought | trim + '\n</think>\n\n' }}{% endif %}
+        {{- said }}
+        {%- for c in m.tool_calls or [] %}
+            {{- ('\n\n' if loop.first and said else '\n' if not loop.first else '') + '<tool_call>\n<function=' }}
+            {{- c.function.name + '>\n' }}
+            {%- for name, value in c.function.arguments | items %}
+                {{- '<parameter=' + name + '>\n' }}
+                {{- value if value is string else value | tojson }}{{ '\n</parameter>\n' }}
+            {%- endfor %}
+            {{- '</function>\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|end|>\n' }}
+    {%- elif m.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|start|>user' }}{% endif %}
+        {{- '\n<tool_response>\n' + said + '\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|end|>\n' }}{% endif %}
+    {%- else %}{{ '<|start|>' + m.role + '\n' + said + '<|end|>\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}
+    {%- else %}{{ '<think>\n' }}{% endif %}
+{%- endif %}""",
     "deepseek r1": """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}
 {%- set ns = namespace(is_tool=false, system='') %}
 {%- for m in messages %}{% if m.role == 'system' %}{% set ns.system = m.content %}{% endif %}{% endfor %}

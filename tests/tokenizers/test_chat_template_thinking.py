@@ -6,11 +6,13 @@ import json
 
 import pytest
 from published_templates import PUBLISHED
+from transformers import AutoTokenizer
 
 from tune.tokenizers import Message, from_checkpoint
 from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of, tokenize_examples
 
 R1 = PUBLISHED["deepseek r1"]
+QWEN = PUBLISHED["qwen3.5"]
 # Keeps what it is given, as templates for training do.
 KEEPING = R1.replace("{%- if '</think>' in said %}", "{%- if false %}")
 # Without line breaks, and with a closing tag before the answers it writes.
@@ -159,3 +161,91 @@ def test_a_template_that_always_asks_has_its_end(chat_folder):
         )
     )
     assert stop_ids_of(tokenizer, tokenizer.chat_template)[-1] == tokenizer.special_tokens["<|end|>"]
+
+
+ASKED = "<|start|>user\nthe question<|end|>\n<|start|>assistant\n<think>\n"
+WALK = {"function": {"name": "walk", "arguments": {"to": "green", "n": 7}}}
+
+
+def test_qwen_s_thoughts_are_learnt_where_they_are_asked_for(load):
+    tokenizer = load(QWEN)
+
+    def read_and_learnt(messages, **variables):
+        examples = tokenize_examples(tokenizer, tokenizer.chat_template, messages, variables=variables)
+        return [
+            (
+                tokenizer.decode(tokens[: mask.index(False)], skip_special=False),
+                split_runs(tokens, mask, tokenizer),
+            )
+            for tokens, mask in examples
+        ]
+
+    thought = Message("assistant", "seven", reasoning_content="hm")
+    answer = ["hm\n</think>\n\nseven<|end|>"]
+    assert read_and_learnt([QUESTION, thought]) == [(ASKED, answer)]
+    # With the next question the first answer has lost its thought: each is an example of its own.
+    history = "<|start|>user\nthe question<|end|>\n<|start|>assistant\nseven<|end|>\n"
+    assert read_and_learnt([QUESTION, thought, QUESTION, Message("assistant", "walk")]) == [
+        (ASKED, answer),
+        (history + ASKED, ["\n</think>\n\nwalk<|end|>"]),
+    ]
+    told = ASKED.replace("<think>\n", "<think>\n\n</think>\n\n")
+    assert read_and_learnt([QUESTION, Message("assistant", "seven")], enable_thinking=False) == [
+        (told, ["seven<|end|>"])
+    ]
+
+
+def test_qwen_s_calls_of_tools_are_learnt_as_marks_would_say(load, chat_folder):
+    messages = [
+        QUESTION,
+        Message("assistant", "seven", reasoning_content="hm", tool_calls=(WALK,)),
+        Message("tool", "apple", masked=True),
+        Message("assistant", "green", reasoning_content="walk"),
+    ]
+    tokenizer = load(QWEN)
+    ((tokens, mask),) = tokenize_examples(tokenizer, tokenizer.chat_template, messages)
+    call = (
+        "<tool_call>\n<function=walk>\n<parameter=to>\ngreen\n</parameter>\n<parameter=n>\n7\n</parameter>\n"
+    )
+    assert split_runs(tokens, mask, tokenizer) == [
+        f"hm\n</think>\n\nseven\n\n{call}</function>\n</tool_call><|end|>",
+        "walk\n</think>\n\ngreen<|end|>",
+    ]
+    # The marks that transformers reads, around what stands behind the prompt and up to the end of the turn.
+    marked = QWEN
+    for plain, with_mark in (
+        ("{{ '<think>\n' + thought", "{{ '<think>\n' }}{% generation %}{{ thought"),
+        ("'\n</think>\n\n' }}", "'\n</think>\n\n' }}{% endgeneration %}"),
+        ("{{- said }}", "{%- generation %}{{- said }}"),
+        ("{{- '<|end|>\n' }}\n    {%- elif", "{{- '<|end|>' }}{% endgeneration %}{{ '\n' }}\n    {%- elif"),
+    ):
+        before, found, behind = marked.partition(plain)
+        assert found
+        marked = before + with_mark + behind
+    theirs = AutoTokenizer.from_pretrained(chat_folder(marked))
+    said = [as_dict(message) for message in messages]
+    found = theirs.apply_chat_template(said, return_dict=True, return_assistant_tokens_mask=True)
+    assert found["input_ids"] == tokens
+    assert [not mark for mark in found["assistant_masks"]] == mask
+
+
+def as_dict(message):
+    """Return a message as transformers takes it."""
+    said = {"role": message.role, "content": message.content}
+    if message.reasoning_content:
+        said["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        said["tool_calls"] = list(message.tool_calls)
+    return said
+
+
+def split_runs(tokens, mask, tokenizer):
+    """Return the texts of the runs of tokens that are learnt."""
+    runs, run = [], []
+    for token, masked in [*zip(tokens, mask, strict=True), (0, True)]:
+        if masked and run:
+            runs.append(tokenizer.decode(run, skip_special=False))
+            run = []
+        elif not masked:
+            run.append(token)
+    return runs

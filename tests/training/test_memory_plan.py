@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_fp32": {"lora": LoRAConfig(), "dtype": "fp32"},
     "lora_autocast": {"lora": LoRAConfig(), "param_dtype": "fp32"},
     "lora_moe": {"lora": LoRAConfig(), "moe": MoEConfig(5, 3, 64)},
+    "lora_experts": {"lora": LoRAConfig(apply_to_mlp=True), "moe": MoEConfig(5, 3, 64)},
     "dora": {"lora": LoRAConfig(use_dora=True, apply_to_mlp=True)},
     "dora_dropout": {"lora": LoRAConfig(use_dora=True, dropout=0.1)},
     "qlora": {"lora": LoRAConfig(quantize_base=True, apply_to_mlp=True)},

@@ -25,7 +25,7 @@ from tune.checkpoints.config_fields import ConfigFields, read_json
 from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
 from tune.checkpoints.load import load_into
 from tune.checkpoints.locate import find_model_dir
-from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout
+from tune.checkpoints.mapping import LayoutTensor, StoredWeights, tensors_in_layout, weight_shapes
 from tune.checkpoints.save import MAX_SHARD_BYTES, describe_model, save_meta, save_model, token_ids
 from tune.checkpoints.side_files import copy_side_files
 from tune.checkpoints.weights import WeightSource, open_weights
@@ -70,6 +70,7 @@ __all__ = [
     "staged_directory",
     "tensors_in_layout",
     "token_ids",
+    "weight_shapes",
     "write_json",
     "write_pickle",
     "write_shards",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class AdapterSettings:
         rank_pattern, alpha_pattern: other values for modules whose names end as a pattern says; the first one counts.
         targets: names, or ends of names, of the modules with adapters; None where they are given in some other form,
             and the weights alone say which they are.
+        parameters: names, or ends of names, of parameters with adapters: of experts in stacks.
         modules_to_save: names, or ends of names, of modules that were trained whole.
         token_ids: tokens whose rows were trained, by name, or end of a name, of the module; "" is the embedding.
         keeps_tie: a matrix trained whole is both embedding and output matrix, where the base ties them.
@@ -53,6 +54,7 @@ class AdapterSettings:
     rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
     targets: tuple[str, ...] | None
+    parameters: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keeps_tie: bool = False
@@ -73,6 +75,10 @@ class AdapterSettings:
             or (target == "all-linear" and module != "lm_head")
             for target in self.targets or ()
         )
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether a parameter is named among `parameters`."""
+        return any(name == target or name.endswith(f".{target}") for target in self.parameters)
 
 
 def read_settings(folder: Path) -> AdapterSettings:
@@ -98,11 +104,6 @@ def read_settings(folder: Path) -> AdapterSettings:
     )
     for name in ("fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora"):
         fields.expect(name, False)
-    fields.expect(
-        "target_parameters",
-        [],
-        advice="parameters (of experts, say) beside the adapters cannot be taken along",
-    )
     fields.expect("layer_replication", [])
     for name in ("loftq_config", "corda_config", "lora_ga_config"):
         fields.expect(name, {})
@@ -120,7 +121,8 @@ def read_settings(folder: Path) -> AdapterSettings:
         rank_pattern=_read_patterns(fields, "rank_pattern", int),
         alpha_pattern=_read_patterns(fields, "alpha_pattern", float),
         targets=_read_targets(fields, content),
-        modules_to_save=_read_modules_to_save(fields, content),
+        parameters=_read_names(fields, content, "target_parameters"),
+        modules_to_save=_read_names(fields, content, "modules_to_save"),
         token_ids=_read_token_ids(fields, content),
         keeps_tie=fields.flag("ensure_weight_tying", False),
     )
@@ -154,13 +156,13 @@ def _read_targets(fields: ConfigFields, content: Mapping[str, Any]) -> tuple[str
     return tuple(targets) if isinstance(targets, list) and not narrowing else None
 
 
-def _read_modules_to_save(fields: ConfigFields, content: Mapping[str, Any]) -> tuple[str, ...]:
-    fields.ignore(("modules_to_save",))
-    names = content.get("modules_to_save")
+def _read_names(fields: ConfigFields, content: Mapping[str, Any], field_name: str) -> tuple[str, ...]:
+    fields.ignore((field_name,))
+    names = content.get(field_name)
     if names is None:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        fields.problem("`modules_to_save` is no list of names")
+        fields.problem(f"`{field_name}` is no list of names")
         return ()
     return tuple(names)
 
@@ -220,24 +222,37 @@ def describe_adapter(
     use_dora: bool,
     use_rslora: bool,
     in_full: bool = False,
+    main: tuple[int, float] | None = None,
+    parameters: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the content of adapter_config.json.
 
     Args:
-        sizes: rank and alpha of each adapted module, by its name in the other tools' model.
-        all_modules: names of all the modules there that could have adapters.
+        sizes: rank and alpha of each adapted module or parameter, by its name in the other tools' model.
+        all_modules: names of all the modules and parameters there that could have adapters.
         base, dropout, use_dora, use_rslora: as in `AdapterSettings`.
         in_full: modules are named one by one: ends of their names may be those of other parts of the model, too.
+        main: the size that is said for all, but for those that are said to have another; None: the most frequent one.
+        parameters: those of `sizes` that are parameters.
     """
     siblings = Counter(_leaf(module) for module in all_modules)
     leaves = Counter(_leaf(module) for module in sizes)
-    (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    rank, alpha = main or Counter(sizes.values()).most_common(1)[0][0]
     others: dict[str, tuple[int, float]] = {}
     for leaf in leaves:
         own = {module: size for module, size in sizes.items() if _leaf(module) == leaf}
         if len(set(own.values())) == 1:
             own = {leaf: next(iter(own.values()))}
         others.update({name: size for name, size in own.items() if size != (rank, alpha)})
+
+    def shortest(names: Iterable[str]) -> list[str]:
+        return sorted(
+            {
+                name if in_full or leaves[_leaf(name)] != siblings[_leaf(name)] else _leaf(name)
+                for name in names
+            }
+        )
+
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -245,12 +260,8 @@ def describe_adapter(
         "r": rank,
         "lora_alpha": _plain(alpha),
         "lora_dropout": dropout,
-        "target_modules": sorted(
-            {
-                module if in_full or leaves[_leaf(module)] != siblings[_leaf(module)] else _leaf(module)
-                for module in sizes
-            }
-        ),
+        "target_modules": shortest(name for name in sizes if name not in parameters),
+        **({"target_parameters": shortest(parameters)} if parameters else {}),
         "rank_pattern": {name: size[0] for name, size in others.items() if size[0] != rank},
         "alpha_pattern": {name: _plain(size[1]) for name, size in others.items() if size[1] != alpha},
         "use_dora": use_dora,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,16 @@ from tune.errors import CheckpointError
 from tune.modules.peft import LoRALinear
 
 
-def fused_size(name: str, own: Mapping[str, LoRALinear]) -> tuple[int, float]:
+class Sized(Protocol):
+    """What has an adapter of some size."""
+
+    rank: int
+    alpha: float
+    scaling: float
+    use_rslora: bool
+
+
+def fused_size(name: str, own: Mapping[str, Sized]) -> tuple[int, float]:
     """Return the rank and alpha of the adapter that stands for ours.
 
     Raises:

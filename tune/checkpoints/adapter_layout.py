@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,25 +112,30 @@ def possible_copies(layout: Layout, model: TransformerDecoder) -> dict[str, Tens
 def plan_pieces(
     source: WeightSource,
     settings: AdapterSettings,
-    parts: str | None,
+    parts: Mapping[str, Mapping[str, int]],
     modules: Mapping[str, TheirModule],
     copies: Mapping[str, Tensor],
     others: Collection[str] = (),
+    beside: Collection[object] = (),
+    problems_beside: Sequence[str] = (),
 ) -> list[Piece]:
     """Return our adapters as parts of a file's tensors, all of which are accounted for.
 
     Args:
         source: the file's tensors.
         settings: what adapter_config.json says of them.
-        parts: what the file's metadata say of fused adapters.
+        parts: what the file's metadata say of fused adapters, from `read_parts`.
         modules: that may have adapters.
         copies: tensors of the base by the names under which peft may write them, changed or not, beside an adapter.
         others: names of tensors that belong to no linear adapter, and have been dealt with.
+        beside: adapters that these are of, if any.
+        problems_beside: with those.
 
     Raises:
         CheckpointError: tensors are missing, unknown or misshapen; all are listed.
     """
     tensors, problems = _sort_tensors(source, copies, others)
+    problems += problems_beside
     pieces = []
     missing_targets = [
         name
@@ -140,7 +145,6 @@ def plan_pieces(
     problems += [
         f"{PREFIX}{name}: `target_modules` names it, and it has no weights" for name in missing_targets
     ]
-    ranks_of_parts = _read_parts(parts)
     for name, names in tensors.items():
         if name not in modules:
             problems.append(
@@ -151,11 +155,11 @@ def plan_pieces(
         elif misfits := _misfits(modules[name], names, source, settings):
             problems += misfits
         else:
-            ranks = ranks_of_parts.get(name)
+            ranks = parts.get(name)
             if ranks is not None and not _is_in_blocks(source.read(names["b"]), modules[name], ranks):
                 ranks = None  # another tool has trained it since
             pieces += _split(modules[name], names, settings, ranks)
-    if not tensors:
+    if not tensors and not beside and not problems_beside:
         problems.append(f"no tensor is named {PREFIX}....lora_A.weight")
     refuse_misfit(source, "does not fit the model", problems)
     return pieces
@@ -259,9 +263,9 @@ def _is_in_blocks(b: Tensor, module: TheirModule, ranks: Mapping[str, int]) -> b
     return not outside.any()
 
 
-def require_finite(source: WeightSource, pieces: list[Piece]) -> None:
+def require_finite(source: WeightSource, names: Iterable[str]) -> None:
     """Raise CheckpointError if a file's adapters hold NaN or infinity: it would show later, as something else."""
-    names = dict.fromkeys(name for piece in pieces for name in piece.names.values())
+    names = dict.fromkeys(names)
     tensors = ((name, source.read(name)) for name in names)
     found = [(name, count, tensor.numel()) for name, tensor in tensors if (count := count_nonfinite(tensor))]
     if found:
@@ -282,7 +286,7 @@ def alpha_for(scaling: float, rank: int, use_rslora: bool) -> float:
     return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
 
 
-def _read_parts(text: str | None) -> dict[str, dict[str, int]]:
+def read_parts(text: str | None) -> dict[str, dict[str, int]]:
     """Return the ranks of our matrices inside fused adapters, by their module and our path."""
     if text is None:
         return {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +12,47 @@ from torch import Tensor, nn
 
 from tune.checkpoints.adapter_config import (
     CONFIG_FILE,
-    AdapterSettings,
     describe_adapter,
-    find_adapter_dir,
-    read_settings,
+)
+from tune.checkpoints.adapter_experts import (
+    write_experts,
 )
 from tune.checkpoints.adapter_files import (
     QUANTIZATION,
     WEIGHTS_FILES,
     base_difference,
-    find_adapter_weights,
-    read_metadata,
 )
 from tune.checkpoints.adapter_fusion import fused_size, fused_tensors
 from tune.checkpoints.adapter_layout import (
     PARTS,
-    PREFIX,
-    Piece,
-    plan_pieces,
-    possible_copies,
-    refuse_misfit,
     require_finite,
-    scaling_of,
     their_modules,
 )
+from tune.checkpoints.adapter_source import open_adapter, require_same_form
 from tune.checkpoints.adapter_tokens import (
-    TokenMatrix,
     apply_token_matrices,
     fill_token_matrices,
-    plan_token_matrices,
     token_tensors,
 )
 from tune.checkpoints.load import require_family
 from tune.checkpoints.locate import STAGING
-from tune.checkpoints.mapping import lending_of, places_by_name, plain_path
+from tune.checkpoints.mapping import lending_of, places_by_name, plain_path, weight_shapes
 from tune.checkpoints.save import TokenizerFiles, prepare_folder, write_tokenizer
-from tune.checkpoints.weights import WeightSource, open_weights
 from tune.checkpoints.writers import write_json, write_safetensors
 from tune.errors import CheckpointError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import (
     FrozenLinear,
     LoRAConfig,
+    LoRAExperts,
     LoRALinear,
-    LoRAModule,
     adapted_modules,
     adapter_parameters,
     apply_lora,
     cast_adapters,
     choose_lora,
-    chosen_modules,
     reset_adapters,
 )
-from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
 from tune.utils import get_logger
 from tune.utils.sharding import copy_into_
 
@@ -98,28 +84,37 @@ def save_adapter(
     folder = prepare_folder(directory)
     places = places_by_name(model)
     layout = family.layout_of_modules(model.carried and model.carried.outer)
-    modules = their_modules(layout, model.config, {name: place.shape for name, place in places.items()})
+    shapes = weight_shapes(model)
+    modules = their_modules(layout, model.config, shapes)
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, tuple[int, float]] = {}
     parts: dict[str, dict[str, int]] = {}
+    linears = {path: module for path, module in adapted.items() if isinstance(module, LoRALinear)}
     for module in modules.values():
-        own = {path: adapted[path] for path in module.paths if path in adapted}
+        own = {path: linears[path] for path in module.paths if path in linears}
         if own:
             tensors.update(fused_tensors(module, own, places, lending_of(model)))
             sizes[module.name] = fused_size(module.name, own)
             if len(module.paths) > 1:
                 parts[module.name] = {path: adapter.rank for path, adapter in own.items()}
+    stacks = {path: module for path, module in adapted.items() if isinstance(module, LoRAExperts)}
+    layouts = [layout, *(other for other in family.hf_variants if other.outer is layout.outer)]
+    experts = write_experts(stacks, layouts, model.config, shapes)
+    tensors.update(experts.tensors)
+    parts.update(experts.parts)
     token_parts, token_fields = token_tensors(model, layout)
     tensors.update(token_parts)
     first = next(iter(adapted.values()))
     content = describe_adapter(
-        sizes,
-        modules,
+        sizes | experts.sizes,
+        [*modules, *experts.others],
         base=str(Path(base).parent) if Path(base).name == STAGING else base,
-        dropout=first.dropout,
+        dropout=0.0 if stacks else first.dropout,  # peft refuses to load experts with any
         use_dora=first.use_dora,
         use_rslora=first.use_rslora,
         in_full=layout.outer is not None,
+        main=next(iter(experts.sizes.values()), None),
+        parameters=experts.parameters,
     )
     content.update(token_fields)
     metadata = {PARTS: json.dumps(parts)} if parts else {}
@@ -150,7 +145,7 @@ def add_adapters(
         ConfigError, CheckpointError: as `apply_lora` and `read_adapter_config`.
     """
     if not adapter_parameters(model):
-        adapter = _open_adapter(model, directory) if directory else None
+        adapter = open_adapter(model, directory) if directory else None
         apply_lora(model, choose_lora(settings, adapter.config if adapter else None))
         if adapter:
             apply_token_matrices(model, adapter.matrices, adapter.source)
@@ -198,18 +193,23 @@ def load_adapter(
         CheckpointError: there is no adapter, or it uses what is not supported, does not fit the model, or holds numbers
             that are not finite; all misfits are listed.
     """
-    adapter = _open_adapter(model, directory)
+    adapter = open_adapter(model, directory)
     if any(place.device.type == "meta" for place in places_by_name(model).values()):
         raise CheckpointError("the base has no memory yet: load it before its adapter")
     if not (present := _adapted(model)):
         apply_lora(model, adapter.config)
         apply_token_matrices(model, adapter.matrices, adapter.source)
         present = _adapted(model)
-    _compare(adapter, present)
+    require_same_form(adapter, present)
     if base is not None and (doubt := base_difference(base, directory)):
         get_logger().warning(f"The adapter in {directory}: {doubt}")
-    require_finite(adapter.source, adapter.pieces)
+    require_finite(adapter.source, adapter.tensor_names())
     fill_token_matrices(model, adapter.matrices, adapter.source, dtype)
+    for stack in adapter.experts:
+        for layer, values in zip(
+            (present[stack.path].lora_a, present[stack.path].lora_b), stack.read(adapter.source), strict=True
+        ):
+            _fill(layer, "weight", values, present[stack.path], dtype)
     for piece in adapter.pieces:
         module = present[piece.path]
         a, b = (adapter.source.read(piece.names[kind]) for kind in ("a", "b"))
@@ -233,7 +233,7 @@ def read_adapter_config(directory: Path | str, model: TransformerDecoder) -> LoR
     Raises:
         CheckpointError: as `load_adapter`.
     """
-    return _open_adapter(model, directory).config
+    return open_adapter(model, directory).config
 
 
 class _Held:
@@ -247,85 +247,18 @@ class _Held:
         return self._tensor
 
 
-@dataclass(frozen=True)
-class _Adapter:
-    """An adapter in files, compared with the model."""
-
-    source: WeightSource
-    settings: AdapterSettings
-    pieces: list[Piece]
-    config: LoRAConfig
-    matrices: list[TokenMatrix]
-
-
-def _open_adapter(model: TransformerDecoder, directory: Path | str) -> _Adapter:
-    family = require_family(model)
-    folder = find_adapter_dir(directory)
-    settings = read_settings(folder)
-    file = find_adapter_weights(folder)
-    source = open_weights(file)
-    parts = read_metadata(file).get(PARTS)
-    shapes = {name: place.shape for name, place in places_by_name(model).items()}
-    # A model may go by other names where it is a part of a larger one.
-    layouts = [
-        (layout, their_modules(layout, model.config, shapes)) for layout in (family.hf, *family.hf_variants)
-    ]
-    layout, modules = max(
-        layouts, key=lambda pair: sum(f"{PREFIX}{name}.lora_A.weight" in source for name in pair[1])
-    )
-    matrices, others = plan_token_matrices(source, settings, layout, model)
-    pieces = plan_pieces(source, settings, parts, modules, possible_copies(layout, model), others)
-    return _Adapter(source, settings, pieces, _describe(model, settings, pieces), matrices)
-
-
-def _describe(model: TransformerDecoder, settings: AdapterSettings, pieces: list[Piece]) -> LoRAConfig:
-    """Return the configuration that makes these adapters, matrix by matrix only where it cannot be said shorter."""
-    leaves = {piece.path.rpartition(".")[2] for piece in pieces}
-    modules = tuple(LoRAModule(piece.path, piece.rank, piece.alpha) for piece in pieces)
-    config = LoRAConfig(
-        rank=pieces[0].rank,
-        alpha=pieces[0].alpha,
-        dropout=settings.dropout,
-        attn_modules=tuple(name for name in ATTN_MODULES if name in leaves),
-        apply_to_mlp=not leaves.isdisjoint(MLP_MODULES),
-        apply_to_output="output" in leaves,
-        use_dora=settings.use_dora,
-        use_rslora=settings.use_rslora,
-    )
-    says_all = set(chosen_modules(model, config)) == set(modules)
-    return config if says_all else replace(config, modules=modules)
-
-
-def _adapted(model: nn.Module) -> dict[str, LoRALinear]:
+def _adapted(model: nn.Module) -> dict[str, LoRALinear | LoRAExperts]:
     return {plain_path(path): module for path, module in adapted_modules(model).items()}
 
 
-def _compare(adapter: _Adapter, present: Mapping[str, LoRALinear]) -> None:
-    pieces = {piece.path: piece for piece in adapter.pieces}
-    problems = [
-        f"{path}: an adapter in the file, none in the model" for path in pieces if path not in present
-    ]
-    for path, module in present.items():
-        if path not in pieces:
-            problems.append(f"{path}: an adapter in the model, none in the file")
-            continue
-        rank, alpha = pieces[path].rank, pieces[path].alpha
-        scaling = scaling_of(alpha, rank, adapter.settings.use_rslora)
-        if module.rank != rank:
-            problems.append(f"{path}: rank {rank} in the file, {module.rank} in the model")
-        elif not math.isclose(module.scaling, scaling, rel_tol=1e-9):
-            problems.append(
-                f"{path}: scaled by {scaling:.6g} in the file, by {module.scaling:.6g} in the model"
-            )
-        if module.use_dora != adapter.settings.use_dora:
-            problems.append(
-                f"{path}: use_dora is {adapter.settings.use_dora} in the file, {module.use_dora} in the model"
-            )
-    refuse_misfit(adapter.source, "is of another form than the model's", problems)
-
-
 @torch.no_grad()
-def _fill(owner: nn.Module, leaf: str, values: Tensor, module: LoRALinear, dtype: torch.dtype | None) -> None:
+def _fill(
+    owner: nn.Module,
+    leaf: str,
+    values: Tensor,
+    module: LoRALinear | LoRAExperts,
+    dtype: torch.dtype | None,
+) -> None:
     held: nn.Parameter = getattr(owner, leaf)
     if not held.is_meta and dtype in (None, held.dtype):
         copy_into_(held, values)

@@ -106,7 +106,9 @@ class Carried:
             dtype: name of its weights' type.
         """
         content = copy.deepcopy(dict(self._config))
+        content.pop("quantization_config", None)  # what was in fp8 is so no longer
         text = content if self.outer is None else content[self.outer.text_config]
+        text.pop("quantization_config", None)
         before, after = (family.write_hf_config(sizes) for sizes in (family.read_hf_config(content), config))
         changed = {name: value for name, value in after.items() if before.get(name) != value}
         text.update(changed)

@@ -48,15 +48,22 @@ def find_layout(family: Family, source: WeightSource) -> Layout:
     for layout in family.layouts:
         if any("{}" not in rule.theirs and rule.theirs in source for rule in _telling(layout, family)):
             return layout
-    for layout in family.layouts:
-        if any(rule.theirs.replace("{}", "0") in source for rule in layout.rules):
-            return layout
+    # Layouts may differ in a block's names alone, and not every block has what differs.
+    for rules_of in (_telling, lambda layout, family: layout.rules):
+        for layout in family.layouts:
+            if any(_is_held(rule.theirs, source) for rule in rules_of(layout, family)):
+                return layout
     seen = ", ".join(name[:_MAX_NAME] for name in sorted(source)[:4])
     wanted = " or ".join(f"{layout.rules[0].theirs} ({layout.name})" for layout in family.layouts)
     raise CheckpointError(
         f"{source.path} holds no weights of the {family.name} family: its tensors are named {seen or 'nothing'}, ..., "
         f"where {wanted} is expected"
     )
+
+
+def _is_held(theirs: str, source: WeightSource) -> bool:
+    pattern = re.compile(r"\d+".join(map(re.escape, theirs.split("{}"))))
+    return any(pattern.fullmatch(name) for name in source)
 
 
 def _telling(layout: Layout, family: Family) -> list[WeightRule]:

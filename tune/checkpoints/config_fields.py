@@ -153,6 +153,13 @@ class ConfigFields:
         """Note a problem; `finish` raises."""
         self._problems.append(text)
 
+    def note_in(self, outer: ConfigFields) -> None:
+        """Note every problem of this object as one of the file around it."""
+        try:
+            self.finish()
+        except CheckpointError as error:
+            outer.problem(str(error).replace("\n  ", "\n    "))
+
     def finish(self) -> None:
         """Raise one CheckpointError with every problem, unless there is none."""
         for name in sorted(set(self._content) - self._seen):

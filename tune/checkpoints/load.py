@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,8 @@ from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
 from tune.modules.new_rows import with_mean_rows
-from tune.utils.sharding import copy_into_, is_sharded, local_part
+from tune.modules.peft import FrozenExperts
+from tune.utils.sharding import copy_into_, copy_into_place_, is_sharded, local_part
 
 
 def load_into(
@@ -79,6 +82,8 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
         raise CheckpointError(f"{name} became {list(tensor.shape)} where {list(place.shape)} is needed")
     is_new = place.device.type == "meta"
     held: nn.Parameter | None = getattr(place.owner, place.leaf)
+    if place.expert is not None:
+        return _fill_expert(place, place.expert, tensor, device, (dtype or place.dtype) if is_new else None)
     with torch.no_grad():
         if is_sharded(held) or (held is not None and not is_new and place.frozen is None):
             copy_into_(held, tensor)  # type: ignore[arg-type]  # a sharded weight is there
@@ -93,3 +98,21 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
         fresh = nn.Parameter(filled, requires_grad=held is not None and held.requires_grad)
         setattr(place.owner, place.leaf, fresh)
     return filled
+
+
+@torch.no_grad()
+def _fill_expert(
+    place: Place, expert: int, tensor: Tensor, device: torch.device, new_dtype: torch.dtype | None
+) -> Tensor:
+    """Give one expert of a stack its values; a stack without memory gets it with its first expert."""
+    owner: Any = place.owner
+    if isinstance(owner, FrozenExperts) and owner.quantize_base:
+        where = place.device if new_dtype is None else device
+        filled = tensor.to(where, new_dtype or place.dtype)
+        owner.fill_expert(expert, filled)
+        return filled
+    if owner.weight.is_meta:
+        room = torch.empty(owner.weight.shape, dtype=new_dtype, device=device)
+        owner.weight = nn.Parameter(room, requires_grad=owner.weight.requires_grad)
+    copy_into_place_(owner.weight, expert, tensor)
+    return tensor.to(owner.weight.dtype)

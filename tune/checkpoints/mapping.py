@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
-from tune.modules import DecoderConfig, Layout, WeightRule
-from tune.modules.peft import FrozenLinear, TokenRowsEmbedding, TokenRowsLinear, is_adapter
+from tune.modules import DecoderConfig, ExpertLinear, Layout, WeightRule
+from tune.modules.peft import FrozenExperts, FrozenLinear, TokenRowsEmbedding, TokenRowsLinear, is_adapter
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -42,6 +42,7 @@ class Place:
         shape: of the weight.
         dtype: of the weight; of a quantised one, what it stands for.
         device: where it is; meta until it is filled.
+        expert: whose it is, where the owner keeps a stack of them; None: it is the owner's own.
     """
 
     owner: nn.Module
@@ -49,6 +50,7 @@ class Place:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    expert: int | None = None
 
     @property
     def frozen(self) -> FrozenLinear | None:
@@ -63,9 +65,12 @@ def plain_path(path: str) -> str:
 
 def places_by_name(model: nn.Module) -> dict[str, Place]:
     """Return where each weight of a model is, by its name without the marks of wrappers; adapters have none."""
-    places = {}
+    places: dict[str, Place] = {}
     for path, module in model.named_modules():
         prefix = f"{plain_path(path)}." if plain_path(path) else ""
+        if isinstance(module, ExpertLinear | FrozenExperts):
+            places.update(_places_of_experts(plain_path(path), module))
+            continue
         if isinstance(module, FrozenLinear):
             shape = (module.out_dim, module.in_dim)
             places[f"{prefix}weight"] = Place(module, "weight", shape, module.base_dtype, module.base_device)
@@ -74,6 +79,26 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
             if not is_adapter(name) and name not in places:
                 places[name] = Place(module, leaf, tuple(parameter.shape), parameter.dtype, parameter.device)
     return places
+
+
+def _places_of_experts(path: str, module: ExpertLinear | FrozenExperts) -> Iterator[tuple[str, Place]]:
+    if is_adapter(f"{path}.weight"):
+        return
+    if isinstance(module, FrozenExperts):
+        num_experts, shape = module.num_experts, (module.out_dim, module.in_dim)
+        dtype, device = module.base_dtype, module.base_device
+    else:
+        num_experts, *rest = module.weight.shape
+        shape, dtype, device = (rest[0], rest[1]), module.weight.dtype, module.weight.device
+    owner, _, leaf = path.rpartition(".")
+    for expert in range(num_experts):
+        place = Place(module, "weight", shape, dtype, device, expert)
+        yield f"{owner}.{expert}.{leaf}.weight", place
+
+
+def weight_shapes(model: nn.Module) -> Shapes:
+    """Return the shapes of a model's weights by name; of experts, of each alone."""
+    return {name: place.shape for name, place in places_by_name(model).items()}
 
 
 def lending_of(model: nn.Module) -> Lending:
@@ -94,6 +119,8 @@ class ModelWeights:
         self._places = places_by_name(model)
         self._lending: Lending = lending_of(model)
         self.shapes: Shapes = {name: place.shape for name, place in self._places.items()}
+        # Experts are asked for one after the other: what is lent for one holds the others as well.
+        self._stacks: dict[int, Tensor] = {}
 
     def dtype(self, name: str) -> torch.dtype:
         return self._places[name].dtype
@@ -102,6 +129,8 @@ class ModelWeights:
     def read(self, name: str) -> Tensor:
         """Return a weight; a merged or a quantised one at least in fp32, whatever its dtype, to be rounded once."""
         place = self._places[name]
+        if place.expert is not None:
+            return self._read_expert(place, place.expert)
         with self._lending(place.owner):
             if place.frozen is not None:
                 return place.frozen.merged_weight(torch.promote_types(place.dtype, torch.float32))
@@ -109,6 +138,18 @@ class ModelWeights:
                 return place.owner.merged_weight().detach()
             tensor: Tensor = getattr(place.owner, place.leaf)
             return tensor.detach()
+
+    def _read_expert(self, place: Place, expert: int) -> Tensor:
+        owner = place.owner
+        if (stack := self._stacks.get(id(owner))) is None and owner.weight is not None:
+            while len(self._stacks) > 1:  # two kinds are read in turns, where a tensor holds both
+                self._stacks.pop(next(iter(self._stacks)))
+            with self._lending(owner):
+                stack = self._stacks[id(owner)] = owner.weight.detach()  # type: ignore[operator]
+        if isinstance(owner, FrozenExperts):
+            return owner.merged_expert(expert, torch.promote_types(place.dtype, torch.float32), stack)
+        assert stack is not None
+        return stack[expert]
 
 
 class StoredWeights:
@@ -125,7 +166,13 @@ class StoredWeights:
         self._source = source
         self._config = config
         self.shapes = shapes
-        self._rules = {rule.ours: rules for rules in layout.expand(config, list(shapes)) for rule in rules}
+        self._rules: dict[str, tuple[WeightRule, ...]] = {}
+        self._rows: dict[str, slice] = {}  # of tensors that hold several
+        for rules in layout.expand(config, list(shapes)):
+            start = 0
+            for rule in rules:
+                self._rules[rule.ours] = rules
+                self._rows[rule.ours] = slice(start, start := start + shapes[rule.ours][0])
         # Parameters that share a tensor are asked for one after the other: it is not read again for each.
         self._shared: tuple[str, Tensor] | None = None
 
@@ -138,9 +185,10 @@ class StoredWeights:
     def read(self, name: str) -> Tensor:
         rules = self._rules[name]
         tensor = self._read_stored(rules)
+        if rules[0].num_experts:
+            tensor = tensor.flatten(0, 1)
         if len(rules) > 1:
-            place = [rule.ours for rule in rules].index(name)
-            tensor = torch.split(tensor, [self.shapes[rule.ours][0] for rule in rules])[place]
+            tensor = tensor[self._rows[name]]
         to_ours = next(rule.to_ours for rule in rules if rule.ours == name)
         return tensor if to_ours is None else to_ours(tensor, self._config)
 
@@ -191,7 +239,9 @@ class LayoutTensor:
             if rule.to_theirs is not None:
                 part = rule.to_theirs(part, self.config)
             parts.append(self._cast(part.to("cpu")))
-        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        return (
+            parts[0].contiguous().view(self.shape) if len(parts) == 1 else torch.cat(parts).view(self.shape)
+        )
 
     def _cast(self, tensor: Tensor) -> Tensor:
         cast = tensor.to(self.dtype)
@@ -246,4 +296,6 @@ def tensors_in_layout(
 def stored_shape(rules: tuple[WeightRule, ...], shapes: Shapes) -> tuple[int, ...]:
     """Return the shape of the tensor that these rules share: their parameters one under the other."""
     own = [shapes[rule.ours] for rule in rules]
+    if num_experts := rules[0].num_experts:
+        return (num_experts, sum(shape[0] for shape in own) // num_experts, *own[0][1:])
     return own[0] if len(own) == 1 else (sum(shape[0] for shape in own), *own[0][1:])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.file_formats import MetaShards, PickleFile, SafetensorsFile, TensorInfo, WeightFile
+from tune.checkpoints.fp8 import SCALE, dequantize, find_fp8, say_once
 from tune.checkpoints.manifest import check_saved_folder
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
@@ -26,6 +27,8 @@ _TORCHTUNE_FILE = r"torchtune_model(_\w+)?\.pt"
 
 class WeightSource:
     """The tensors of a checkpoint: their names, shapes and dtypes at once, their values one at a time.
+
+    Weights in fp8 with scales beside them are bf16 here (`tune.checkpoints.fp8`).
 
     Args:
         path: what a person named, for messages.
@@ -44,6 +47,10 @@ class WeightSource:
                 self.infos[name] = info
                 self._file_of[name] = file
             file.release()
+        self._fp8, serving = find_fp8(self.infos)
+        if self._fp8:
+            say_once(str(path))
+            self.infos = {name: info for name, info in self.infos.items() if name not in serving} | self._fp8
 
     def __contains__(self, name: object) -> bool:
         return name in self.infos
@@ -61,6 +68,11 @@ class WeightSource:
 
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU. It may be a view of the file: copy it before you keep it."""
+        if name in self._fp8:
+            return dequantize(self._read(name), self._read(f"{name}{SCALE}"))
+        return self._read(name)
+
+    def _read(self, name: str) -> Tensor:
         file = self._file_of[name]
         if self._last is not None and self._last is not file:
             self._last.release()

@@ -33,6 +33,7 @@ from tune.checkpoints import (
     staged_directory,
     tensors_in_layout,
     token_ids,
+    weight_shapes,
     write_json,
     write_pickle,
     write_shards,
@@ -230,7 +231,7 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
         config = _tied_where_equal(family, config, source)
     with torch.device("meta"):
         model = TransformerDecoder(config, family)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = weight_shapes(model)
     layout, stored = match_weights(source, family, config, shapes)
     originals = tensors_in_layout(stored, layout, config)
     # A larger model stays what it is in the layout that has room for all of it.

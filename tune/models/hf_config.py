@@ -68,13 +68,14 @@ def read_sizes(
 
 
 def refuse_quantized(fields: ConfigFields) -> None:
-    """Note a problem where the weights are stored quantised: their numbers are codes, not weights."""
-    fields.ignore(("quantization_config",))
-    if fields.has("quantization_config"):
-        method = fields.mapping("quantization_config").get("quant_method", "unknown method")
+    """Note a problem where the weights are stored quantised in another way than fp8: their numbers are codes."""
+    content = fields.mapping("quantization_config")
+    # Which matrices are in fp8, and in what blocks, their files say themselves.
+    if fields.has("quantization_config") and content.get("quant_method") != "fp8":
         fields.problem(
-            f"`quantization_config` says that the weights are quantised ({method}); only fp64, fp32, fp16 and bf16 "
-            "weights are read: take the checkpoint that this one was made from"
+            "`quantization_config` says that the weights are quantised "
+            f"({str(content.get('quant_method', 'unknown method'))[:120]}); only fp64, fp32, fp16 and bf16 weights are "
+            "read, and fp8 with its scales: take the checkpoint that this one was made from"
         )
 
 
@@ -104,10 +105,7 @@ def read_rope(
         fraction = _fraction(inner, fraction, partial)
         scaling = read_scaling(inner, fields, sizes["max_seq_len"])
         found.append((base, fraction, scaling))
-        try:
-            inner.finish()
-        except CheckpointError as error:
-            fields.problem(str(error).replace("\n  ", "\n    "))
+        inner.note_in(fields)
     if len(set(found)) > 1:
         fields.problem(
             "`rope_scaling` and `rope_parameters` say different things of the rotary positions; keep the right one"

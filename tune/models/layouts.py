@@ -13,6 +13,13 @@ from tune.modules import DecoderConfig, Layout, WeightRule
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
+# Experts as newer checkpoints have them: the matrices of all in one tensor, gates above those they open.
+STACKED_EXPERTS = {
+    "mlp.experts.{}.w1.weight": "mlp.experts.gate_up_proj",
+    "mlp.experts.{}.w2.weight": "mlp.experts.down_proj",
+    "mlp.experts.{}.w3.weight": "mlp.experts.gate_up_proj",
+}
+
 
 def hf_layout(names: dict[str, str] | None = None) -> Layout:
     """Return the layout of Hugging Face checkpoints.

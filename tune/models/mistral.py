@@ -12,8 +12,9 @@ from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
 from tune.models.hf_config import finish, read_rope, read_sizes, windows_everywhere, write_rope, write_sizes
 from tune.models.layouts import META_LAYOUT, hf_layout, torchtune_layout
 from tune.models.meta_params import check_written, rows_of
+from tune.models.outer import LLAVA_NAMES, part_of
 from tune.models.tokenizer import tokenizer_at
-from tune.modules import DecoderConfig, Family, TransformerDecoder
+from tune.modules import DecoderConfig, Family, OuterModel, TransformerDecoder
 from tune.tokenizers import BaseTokenizer, with_family_format
 
 # Where params.json is silent: 7B's positions, and those of the tokenizer of 131072 entries, which came with Nemo.
@@ -37,7 +38,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
         **write_sizes(config),
         **write_rope(config),
         "hidden_act": "silu",
-        "sliding_window": _one_window(config, "config.json"),
+        "sliding_window": one_window(config, "config.json"),
     }
 
 
@@ -79,7 +80,7 @@ def _write_params(config: DecoderConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
     }
     if config.sliding_layers:
-        content["sliding_window"] = _one_window(config, "params.json")
+        content["sliding_window"] = one_window(config, "params.json")
     if config.tie_word_embeddings:
         content["tied_embeddings"] = True
     if config.max_seq_len != _usual_length(config.vocab_size):
@@ -88,7 +89,8 @@ def _write_params(config: DecoderConfig) -> dict[str, Any]:
     return content
 
 
-def _one_window(config: DecoderConfig, where: str) -> int | None:
+def one_window(config: DecoderConfig, where: str) -> int | None:
+    """Return the window that all layers have, None where none has one, or raise CheckpointError."""
     if config.sliding_layers and len(config.sliding_layers) != config.num_layers:
         raise CheckpointError(
             f"Mistral's {where} cannot express windows in {len(config.sliding_layers)} of {config.num_layers} layers: "
@@ -103,18 +105,44 @@ def _usual_length(vocab_size: int) -> int:
 
 _HF = hf_layout()
 
-MISTRAL = Family(
-    name="mistral",
-    architectures=("MistralForCausalLM",),
-    hf=_HF,
-    # Mistral's own downloads go by Meta's names, queries and keys in pairs as well.
-    meta=META_LAYOUT,
-    # torchtune converts them as it does Llama's.  # torchtune, models/convert_weights.py
-    torchtune=torchtune_layout(_HF, paired=True),
-    read_hf_config=_read_hf_config,
-    write_hf_config=_write_hf_config,
-    read_meta_config=_read_params,
-    write_meta_config=_write_params,
+# Mistral Small from 3.1 on, and Ministral 3.
+MISTRAL3 = OuterModel(
+    architecture="Mistral3ForConditionalGeneration",
+    model_type="mistral3",
+    carried=(
+        *("model.vision_tower.*", "model.multi_modal_projector.*"),
+        *("vision_tower.*", "multi_modal_projector.*"),
+    ),
+    fields=(
+        *("vision_config", "image_token_index", "image_token_id", "processor_class"),
+        *("projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias", "spatial_merge_size"),
+    ),
+    older=LLAVA_NAMES,
+    # What a text_config leaves out.  # transformers, MistralConfig
+    defaults={
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+)
+
+MISTRAL = part_of(
+    Family(
+        name="mistral",
+        architectures=("MistralForCausalLM",),
+        hf=_HF,
+        # Mistral's own downloads go by Meta's names, queries and keys in pairs as well.
+        meta=META_LAYOUT,
+        # torchtune converts them as it does Llama's.  # torchtune, models/convert_weights.py
+        torchtune=torchtune_layout(_HF, paired=True),
+        read_hf_config=_read_hf_config,
+        write_hf_config=_write_hf_config,
+        read_meta_config=_read_params,
+        write_meta_config=_write_params,
+    ),
+    MISTRAL3,
 )
 
 
@@ -187,16 +215,25 @@ _7B = DecoderConfig(
 )
 _7B_V0_2 = replace(_7B, rope_base=1_000_000.0, sliding_window=None, sliding_layers=())
 _7B_V0_3 = replace(_7B_V0_2, vocab_size=32_768)
+# mistralai/Mistral-Small-24B-Base-2501, config.json; of 3.1 and 3.2 the text model, as transformers' Mistral3Config.
+_SMALL_3 = replace(
+    _7B_V0_2, vocab_size=131_072, num_layers=40, embed_dim=5120, intermediate_dim=32_768, rope_base=1e8
+)
+_SMALL_3_1 = replace(_SMALL_3, rope_base=1e9, max_seq_len=131_072)
 _NEMO = replace(_7B_V0_2, vocab_size=131_072, num_layers=40, embed_dim=5120, max_seq_len=131_072)
 
 mistral_7b = ModelBuilder(MISTRAL, _7B)
 mistral_7b_v0_2 = ModelBuilder(MISTRAL, _7B_V0_2)
 mistral_7b_v0_3 = ModelBuilder(MISTRAL, _7B_V0_3)
 mistral_nemo_12b = ModelBuilder(MISTRAL, _NEMO)
+mistral_small_3_24b = ModelBuilder(MISTRAL, _SMALL_3)
+mistral_small_3_1_24b = ModelBuilder(MISTRAL, _SMALL_3_1)
 
 lora_mistral = LoRABuilder(mistral)
 lora_mistral_7b = LoRABuilder(mistral_7b)
 qlora_mistral_7b = LoRABuilder(mistral_7b, quantize_base=True)
+lora_mistral_small_3_1_24b = LoRABuilder(mistral_small_3_1_24b)
+qlora_mistral_small_3_1_24b = LoRABuilder(mistral_small_3_1_24b, quantize_base=True)
 
 
 def mistral_tokenizer(

@@ -9,7 +9,7 @@ from typing import Any
 from tune.checkpoints import ConfigFields
 from tune.models.builders import ModelBuilder
 from tune.models.hf_config import finish, read_rope, read_sizes, windows_everywhere, write_rope, write_sizes
-from tune.models.layouts import hf_layout
+from tune.models.layouts import STACKED_EXPERTS, hf_layout
 from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, MoEConfig
 
@@ -57,6 +57,7 @@ MIXTRAL = Family(
     ),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,
+    hf_variants=(hf_layout({"mlp.router.weight": "mlp.gate.weight", **STACKED_EXPERTS}),),
 )
 
 

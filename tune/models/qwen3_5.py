@@ -1,4 +1,4 @@
-"""Qwen3.5 and its successors of the same build (3.6, 3.8), the dense text models: how their checkpoints name things.
+"""Qwen3.5 and its successors of the same build (3.6, 3.8), the dense text models: sizes, builders, names in files.
 
 Three of four layers keep a state instead of attending. The published checkpoints also see pictures, and guess more
 than one token ahead: their text model is trained.
@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
+from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
 from tune.models.hf_config import (
     finish,
     layer_range,
@@ -22,7 +23,8 @@ from tune.models.hf_config import (
 )
 from tune.models.layouts import hf_layout
 from tune.models.outer import part_of
-from tune.modules import DecoderConfig, Family, GatedDeltaConfig, OuterModel
+from tune.models.qwen2 import qwen2_tokenizer
+from tune.modules import DecoderConfig, Family, GatedDeltaConfig, OuterModel, TransformerDecoder
 
 # What a configuration leaves out means this.  # transformers, Qwen3_5TextConfig
 _DEFAULT_SIZES = {
@@ -158,3 +160,130 @@ QWEN3_5 = part_of(
         fields=OUTER_FIELDS,
     ),
 )
+
+
+def delta_layers(num_layers: int, interval: int = 4) -> tuple[int, ...]:
+    """Return the layers that keep a state: all but the last of each `interval`."""
+    return tuple(layer for layer in range(num_layers) if (layer + 1) % interval)
+
+
+def qwen3_5(
+    vocab_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    embed_dim: int,
+    intermediate_dim: int,
+    max_seq_len: int,
+    head_dim: int = 256,
+    num_state_heads: int = 32,
+    num_state_key_heads: int = 16,
+    state_head_dim: int = 128,
+    attn_dropout: float = 0.0,
+    norm_eps: float = 1e-6,
+    rope_base: float = 10_000_000.0,
+    tie_word_embeddings: bool = False,
+) -> TransformerDecoder:
+    """Return a randomly initialised decoder of Qwen3.5's dense kind in the sizes given.
+
+    Args:
+        vocab_size: entries of the tokenizer's vocabulary.
+        num_layers: blocks; of each four, the first three keep a state instead of attending.
+        num_heads: query heads of layers that attend.
+        num_kv_heads: key and value heads of those.
+        embed_dim: width.
+        intermediate_dim: width of the feed-forward.
+        max_seq_len: positions it is trained for.
+        head_dim: width of a head of layers that attend, of which a quarter turns.
+        num_state_heads: states of the other layers, each with a head of values.
+        num_state_key_heads: their heads of queries and keys.
+        state_head_dim: width of those heads.
+        attn_dropout: dropout on attention weights while training.
+        norm_eps: added to the mean square in norms.
+        rope_base: base of the rotary frequencies.
+        tie_word_embeddings: use the embedding as output matrix.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    config = sizes_by_argument(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        embed_dim=embed_dim,
+        head_dim=head_dim,
+        intermediate_dim=intermediate_dim,
+        max_seq_len=max_seq_len,
+        norm_eps=norm_eps,
+        rope_base=rope_base,
+        tie_word_embeddings=tie_word_embeddings,
+        attn_dropout=attn_dropout,
+        rotary_dim=int(head_dim * _ROTARY_SHARE),
+        delta=GatedDeltaConfig(
+            delta_layers(num_layers), num_state_key_heads, num_state_heads, state_head_dim, state_head_dim
+        ),
+        **delta_constants(),
+    )
+    return TransformerDecoder(config, QWEN3_5)
+
+
+# Qwen/Qwen3.5-0.8B to -27B, config.json and model cards; their text models have 752,393,024 to 26,895,998,464 numbers.
+_9B = DecoderConfig(
+    vocab_size=248_320,
+    num_layers=32,
+    num_heads=16,
+    num_kv_heads=4,
+    embed_dim=4096,
+    head_dim=256,
+    intermediate_dim=12_288,
+    max_seq_len=262_144,
+    norm_eps=1e-6,
+    rope_base=10_000_000.0,
+    rotary_dim=64,
+    delta=GatedDeltaConfig(delta_layers(32), 16, 32, 128, 128),
+    **delta_constants(),
+)
+_4B = replace(_9B, embed_dim=2560, intermediate_dim=9216, tie_word_embeddings=True)
+_2B = replace(
+    _4B,
+    num_layers=24,
+    num_heads=8,
+    num_kv_heads=2,
+    embed_dim=2048,
+    intermediate_dim=6144,
+    delta=GatedDeltaConfig(delta_layers(24), 16, 16, 128, 128),
+)
+_0_8B = replace(_2B, embed_dim=1024, intermediate_dim=3584)
+_27B = replace(
+    _9B,
+    num_layers=64,
+    num_heads=24,
+    embed_dim=5120,
+    intermediate_dim=17_408,
+    delta=GatedDeltaConfig(delta_layers(64), 16, 48, 128, 128),
+)
+
+qwen3_5_0_8b = ModelBuilder(QWEN3_5, _0_8B)
+qwen3_5_2b = ModelBuilder(QWEN3_5, _2B)
+qwen3_5_4b = ModelBuilder(QWEN3_5, _4B)
+qwen3_5_9b = ModelBuilder(QWEN3_5, _9B)
+qwen3_5_27b = ModelBuilder(QWEN3_5, _27B)
+
+# Later models of the same sizes.
+qwen3_6_27b = qwen3_5_27b
+qwen3_8_27b = qwen3_5_27b
+
+lora_qwen3_5 = LoRABuilder(qwen3_5)
+lora_qwen3_5_0_8b = LoRABuilder(qwen3_5_0_8b)
+lora_qwen3_5_2b = LoRABuilder(qwen3_5_2b)
+lora_qwen3_5_4b = LoRABuilder(qwen3_5_4b)
+lora_qwen3_5_9b = LoRABuilder(qwen3_5_9b)
+lora_qwen3_5_27b = LoRABuilder(qwen3_5_27b)
+qlora_qwen3_5_0_8b = LoRABuilder(qwen3_5_0_8b, quantize_base=True)
+qlora_qwen3_5_2b = LoRABuilder(qwen3_5_2b, quantize_base=True)
+qlora_qwen3_5_4b = LoRABuilder(qwen3_5_4b, quantize_base=True)
+qlora_qwen3_5_9b = LoRABuilder(qwen3_5_9b, quantize_base=True)
+qlora_qwen3_5_27b = LoRABuilder(qwen3_5_27b, quantize_base=True)
+
+qwen3_5_tokenizer = qwen2_tokenizer

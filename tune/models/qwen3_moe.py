@@ -9,7 +9,7 @@ from typing import Any
 from tune.checkpoints import ConfigFields
 from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope, write_sizes
-from tune.models.layouts import hf_layout
+from tune.models.layouts import STACKED_EXPERTS, hf_layout
 from tune.models.mixtral import ROUTER_TRAINING
 from tune.models.qwen2 import qwen2_tokenizer
 from tune.modules import DecoderConfig, Family, MoEConfig, TransformerDecoder
@@ -85,6 +85,7 @@ QWEN3_MOE = Family(
     ),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,
+    hf_variants=(hf_layout({"mlp.router.weight": "mlp.gate.weight", **STACKED_EXPERTS}),),
 )
 
 

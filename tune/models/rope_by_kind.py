@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.errors import CheckpointError
 from tune.models.hf_config import read_scaling, write_scaling
 from tune.modules import DecoderConfig, RopeScaling
 
@@ -33,7 +32,7 @@ def read_rope_by_kind(
     default_local = fields.number("rope_local_base_freq", local_base)
     rope_base, rope_scaling = _read_one(full, _KINDS[0], fields, sizes, default_base)
     local_rope_base, local_rope_scaling = _read_one(local, _KINDS[1], fields, sizes, default_local)
-    _note(fields, by_kind)
+    by_kind.note_in(fields)
     return {
         "rope_base": rope_base,
         "rope_scaling": rope_scaling,
@@ -69,12 +68,5 @@ def _read_one(
         advice="transformers reads past it where layers differ, so what the weights know is open",
     )
     found = inner.number("rope_theta", base), read_scaling(inner, fields, sizes["max_seq_len"])
-    _note(fields, inner)
+    inner.note_in(fields)
     return found
-
-
-def _note(fields: ConfigFields, inner: ConfigFields) -> None:
-    try:
-        inner.finish()
-    except CheckpointError as error:
-        fields.problem(str(error).replace("\n  ", "\n    "))

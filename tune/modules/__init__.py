@@ -5,6 +5,7 @@ from __future__ import annotations
 from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
+from tune.modules.experts import ExpertLinear, Experts
 from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
@@ -17,6 +18,7 @@ from tune.modules.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    QueryScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "DecoderBlock",
     "DecoderConfig",
     "DynamicScaling",
+    "ExpertLinear",
+    "Experts",
     "Family",
     "FeedForward",
     "GatedDeltaConfig",
@@ -38,6 +42,7 @@ __all__ = [
     "MixtureOfExperts",
     "MoEConfig",
     "OuterModel",
+    "QueryScaling",
     "RMSNorm",
     "RopeScaling",
     "RotaryEmbedding",

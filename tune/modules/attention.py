@@ -18,6 +18,7 @@ from tune.modules.kernels.block_attention import attend_blocks
 from tune.modules.kernels.document_attention import document_attention
 from tune.modules.kv_cache import LayerCache
 from tune.modules.norm import RMSNorm
+from tune.modules.peft.together import linear_together
 from tune.modules.rope import apply_rotary
 
 
@@ -55,7 +56,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
+        rope: tuple[Tensor, ...] | None,
         mask: AttentionMask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
@@ -63,13 +64,14 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [b, s, d].
-            rope: cosines and sines of the tokens' positions, fp32. None: positions are not used.
+            rope: cosines and sines of the tokens' positions, fp32, and factors on their queries if there are any. None:
+                positions are not used.
             mask: True where a query may see a key, [b, 1, s, s_kv], or what is added to the scores; or documents.
                 None: each sees itself and what came before.
             cache: extended by these s tokens; the keys are then every filled slot.
         """
         b, s, _ = x.shape
-        q, k = self.q_proj(x), self.k_proj(x)
+        q, k, v = linear_together(x, self.q_proj, self.k_proj, self.v_proj)
         gate = None
         if self.has_gate:  # beside each head's queries
             q, gate = q.view(b, s, self.num_heads, 2, self.head_dim).unbind(3)
@@ -78,11 +80,14 @@ class SelfAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.view(b, s, self.num_heads, self.head_dim)
         k = k.view(b, s, self.num_kv_heads, self.head_dim)
-        v = self.v_proj(x).view(b, s, self.num_kv_heads, self.head_dim)
+        v = v.view(b, s, self.num_kv_heads, self.head_dim)
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
+            cos, sin, *growth = rope
+            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+            if growth:
+                q = q * growth[0].to(q.dtype)
         q = q.transpose(1, 2)  # [b, n_h, s, h_d]
         k = k.transpose(1, 2)  # [b, n_kv, s, h_d]
         v = v.transpose(1, 2)  # [b, n_kv, s, h_d]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tune.errors import ConfigError
-from tune.modules.rope_scaling import DynamicScaling, RopeScaling
+from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
@@ -99,6 +99,7 @@ class DecoderConfig:
         tie_word_embeddings: the output matrix is the embedding matrix.
         attn_dropout: dropout probability on attention weights, in training mode only.
         rope_scaling: how the rotary frequencies are stretched for longer texts; None: they are not.
+        query_scaling: how queries grow with their position; None: they do not.
         rotary_dim: channels of a head that turn, the first ones; even. None: all.
         nope_layers: layers without rotary positions, counted from 0.
         attn_bias: biases of the attention's matrices: none, those of queries, keys and values, or all four.
@@ -138,6 +139,7 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     attn_dropout: float = 0.0
     rope_scaling: RopeScaling | None = None
+    query_scaling: QueryScaling | None = None
     rotary_dim: int | None = None
     nope_layers: tuple[int, ...] = ()
     attn_bias: Literal["none", "qkv", "all"] = "none"
@@ -173,15 +175,6 @@ class DecoderConfig:
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
-    def max_text_len(self) -> int:
-        """Positions that a text may reach: those of training, or what its frequencies stretch to as texts grow."""
-        if isinstance(self.rope_scaling, DynamicScaling):
-            return max(
-                self.max_seq_len, int(self.rope_scaling.factor * self.rope_scaling.original_max_seq_len)
-            )
-        return self.max_seq_len
-
-    @property
     def delta_layers(self) -> tuple[int, ...]:
         """Layers that keep a state instead of attending."""
         return () if self.delta is None else self.delta.layers
@@ -190,6 +183,15 @@ class DecoderConfig:
     def num_attention_layers(self) -> int:
         """Layers that attend."""
         return self.num_layers - len(self.delta_layers)
+
+    @property
+    def max_text_len(self) -> int:
+        """Positions that a text may reach: those of training, or what its frequencies stretch to as texts grow."""
+        if isinstance(self.rope_scaling, DynamicScaling):
+            return max(
+                self.max_seq_len, int(self.rope_scaling.factor * self.rope_scaling.original_max_seq_len)
+            )
+        return self.max_seq_len
 
     def num_parameters(self) -> int:
         """Parameters of the whole model; a tied output matrix is counted once."""
@@ -261,6 +263,10 @@ class DecoderConfig:
                 yield from scaling.problems(self.rotary_channels)
         if self.local_rope_scaling is not None and self.local_rope_base is None:
             yield "local_rope_scaling needs a local_rope_base"
+        if self.query_scaling is not None:
+            for name, value in vars(self.query_scaling).items():
+                if not 0 < value < math.inf:
+                    yield f"query_scaling.{name} is {value}; it must be above 0 and finite"
         if self.num_layers > _MAX_LAYERS:
             yield f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built"
         yield from self._problems_of_layers()

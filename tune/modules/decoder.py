@@ -18,12 +18,14 @@ from tune.modules.attention import SelfAttention
 from tune.modules.config import DecoderConfig
 from tune.modules.delta_rule import has_fla
 from tune.modules.document_mask import AttentionMask, DocumentRuns, check_mask, document_runs, layer_masks
+from tune.modules.experts import ExpertLinear
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.gated_delta import GatedDeltaNet
 from tune.modules.kv_cache import KVCache, LayerCache
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
+from tune.modules.peft.experts import LoRAExperts
 from tune.modules.peft.frozen import compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
@@ -65,7 +67,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
+        rope: tuple[Tensor, ...] | None,
         mask: AttentionMask | DocumentRuns = None,
         cache: LayerCache | StateCache | None = None,
     ) -> Tensor:
@@ -190,8 +192,11 @@ class TransformerDecoder(nn.Module):
                 documents = input_pos.expand(tokens.shape)  # [b, s]
         if mask is not None:
             check_mask(mask, tokens.shape[1], num_keys)
-        rope = self.rope(input_pos, text_len)
+        rope: tuple[Tensor, ...] = self.rope(input_pos, text_len)
         local_rope = rope if self.local_rope is None else self.local_rope(input_pos, text_len)
+        if self.config.query_scaling is not None:
+            growth = self.config.query_scaling.factors(input_pos)
+            rope, local_rope = (*rope, growth), (*local_rope, growth)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
@@ -316,7 +321,7 @@ class TransformerDecoder(nn.Module):
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, LoRALinear) and module.weight is not None:
+            elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
             elif isinstance(module, RMSNorm | GatedDeltaNet):
                 module.reset_parameters()
@@ -325,7 +330,7 @@ class TransformerDecoder(nn.Module):
             if name.endswith(("attn.output_proj.weight", "attn.out_proj.weight", ".w2.weight")):
                 init_sharded_(parameter, partial(nn.init.normal_, std=residual_std))
         for module in self.modules():
-            if isinstance(module, LoRALinear):
+            if isinstance(module, LoRALinear | LoRAExperts):
                 module.reset_adapter()  # after its matrix, whose lengths DoRA begins with
 
 

@@ -48,7 +48,8 @@ class DocumentRuns(NamedTuple):
 
     Attributes:
         starts: where in these rows each token's document begins, [b, s] int32; negative: before them.
-        ends: where each one ends, and before them a 0, with all rows laid end to end, [documents + 1] int32; on a GPU.
+        ends: where each one ends, and before them a 0, with all rows laid end to end, [documents + 1] int64; for a
+            kernel that asks for them.
     """
 
     starts: Tensor
@@ -160,7 +161,7 @@ def document_runs(
     ends = torch.cat(
         (is_first.nonzero().flatten(), is_first.new_full((1,), is_first.numel(), dtype=torch.int64))
     )
-    return DocumentRuns(starts, ends.to(torch.int32))
+    return DocumentRuns(starts, ends)
 
 
 def _starts_of_mask(mask: Tensor, firsts: Tensor | None) -> Tensor:

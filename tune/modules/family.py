@@ -18,19 +18,22 @@ class WeightRule:
     """One of our parameters and the tensor that holds it in a file.
 
     Rules of a layer that name the same tensor share it: it holds their parameters one under the other, in the order
-    of the rules, as fused projections do.
+    of the rules, as fused projections do. The matrices of experts are named one by one, `experts.3.w1.weight`, though
+    a model keeps them in stacks; a tensor without the expert's number holds them for all experts, [E, rows, columns].
 
     Args:
         ours: parameter name; `{}` stands for the layer's number, a second one for the expert's.
-        theirs: tensor name, with `{}` where `ours` has it.
+        theirs: tensor name, with `{}` where `ours` has it, or without the second one.
         to_ours: brings their values into our order; None: they are the same. It keeps the shape.
         to_theirs: the inverse of `to_ours`.
+        num_experts: of a rule for one expert and a tensor that holds all, how many these are; else 0.
     """
 
     ours: str
     theirs: str
     to_ours: Transform | None = None
     to_theirs: Transform | None = None
+    num_experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class Layout:
                         for numbered in _numbered(block_rule, layer, num_experts):
                             expanded.setdefault(numbered.theirs, []).append(numbered)
         for sharing in expanded.values():
+            if per_kind := sharing[
+                0
+            ].num_experts:  # from one kind after the other to one expert after the other
+                sharing = [rule for place in range(per_kind) for rule in sharing[place::per_kind]]
             if present := tuple(rule for rule in sharing if rule.ours in names):
                 yield present
 
@@ -110,8 +117,10 @@ def _numbered(rule: WeightRule, layer: int, num_experts: int) -> Iterator[Weight
     if rule.ours.count("{}") == 1:
         yield replace(rule, ours=rule.ours.format(layer), theirs=rule.theirs.format(layer))
         return
+    is_stacked = rule.theirs.count("{}") == 1
     for expert in range(num_experts):
-        yield replace(rule, ours=rule.ours.format(layer, expert), theirs=rule.theirs.format(layer, expert))
+        ours, theirs = rule.ours.format(layer, expert), rule.theirs.format(layer, expert)
+        yield replace(rule, ours=ours, theirs=theirs, num_experts=num_experts if is_stacked else 0)
 
 
 @dataclass(frozen=True)

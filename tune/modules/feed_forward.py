@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tune.modules.peft.together import linear_together
+
 
 class FeedForward(nn.Module):
     """w2(act(w1 x) * w3 x).  # arXiv:2002.05202, eq. 6 (SwiGLU, GEGLU)
@@ -33,7 +35,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]."""
-        gate = self.w1(x)
+        gate, up = linear_together(x, self.w1, self.w3)
         gate = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
-        out: Tensor = self.w2(gate * self.w3(x))
+        out: Tensor = self.w2(gate * up)
         return out

@@ -6,7 +6,7 @@ from tune.modules.config import DecoderConfig
 
 
 def flops_per_token(
-    config: DecoderConfig, seq_len: float, *, causal: bool = True, num_adapter_parameters: int | None = None
+    config: DecoderConfig, seq_len: float, *, causal: bool = True, num_adapter_parameters: float | None = None
 ) -> float:
     """Floating-point operations per token of one forward and backward pass.
 
@@ -23,8 +23,8 @@ def flops_per_token(
             mean is an upper bound of the work, exact where the documents are equally long.
         causal: count only what is needed of the attention square.
         num_adapter_parameters: of adapters beside frozen matrices: no gradient of those matrices is formed, which
-            leaves four operations per parameter of theirs, and six per parameter of the adapters'. None: every
-            weight is trained.
+            leaves four operations per parameter of theirs, and six per parameter of the adapters', of experts those of
+            the experts that a token is sent to. None: every weight is trained.
     """
     head = config.vocab_size * config.embed_dim
     num_sliding = len(config.sliding_layers)

@@ -45,7 +45,7 @@ class GatedDeltaNet(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None = None,
+        rope: tuple[Tensor, ...] | None = None,
         documents: DocumentRuns | None = None,
         cache: StateCache | None = None,
     ) -> Tensor:

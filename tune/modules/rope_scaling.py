@@ -256,3 +256,24 @@ class LongRopeScaling(RopeScaling):
                 )
             if not all(0 < factor < math.inf for factor in factors):
                 yield f"rope_scaling.{name} must be above 0 and finite"
+
+
+@dataclass(frozen=True)
+class QueryScaling:
+    """Queries that grow with their position, a step at each multiple of the original length.
+
+    So attention to long texts stays as sharp as to short ones; up to the original length nothing changes.
+    # transformers, models/ministral3/modeling_ministral3.py, get_llama_4_attn_scale
+
+    Args:
+        beta: how much they grow: by beta ln(n + 1) after n times the original length.
+        original_max_seq_len: positions of the first training.
+    """
+
+    beta: float
+    original_max_seq_len: int
+
+    def factors(self, positions: Tensor) -> Tensor:
+        """Return the factors [b or 1, s, 1, 1], fp32, on queries at positions [b or 1, s]."""
+        steps = (positions / self.original_max_seq_len).floor()
+        return (1 + self.beta * (1 + steps).log())[..., None, None]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tune.modules.kv_cache import LayerCache
-from tune.modules.moe import MixtureOfExperts
 from tune.utils import get_logger
 
 __all__ = ["compile_blocks", "should_compile"]
@@ -44,18 +43,13 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any
     compiled anew. Past torch's limit (`torch._dynamo.config.recompile_limit`) what fits no graph runs uncompiled, and a
     warning says so; with `torch._dynamo.config.fail_on_recompile_limit_hit` it is an error.
 
-    Call it after `checkpoint_activations`, so that the recomputation is part of what is compiled. Where experts
-    run one by one (`MixtureOfExperts`), they stay as they are, and a recomputed block that has them.
+    Call it after `checkpoint_activations`, so that the recomputation is part of what is compiled.
 
     Args:
         blocks: their first argument is the residual stream.
         backend: of `torch.compile`.
     """
     for block in blocks:
-        for module in block.modules():
-            if isinstance(module, MixtureOfExperts):
-                # Every batch spreads its rows otherwise: each new spread would be compiled anew.
-                module.run_one_by_one = torch.compiler.disable(module.run_one_by_one)  # type: ignore[method-assign, no-untyped-call]
         # Not the call: the hooks around it, FSDP's among them, are no part of the graph.
         block.forward = _compiled(block.forward, backend)
 

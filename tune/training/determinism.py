@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import nn
 
 from tune.config.component import Component
-from tune.modules.moe import MixtureOfExperts
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 
@@ -38,9 +36,7 @@ def make_deterministic(enabled: bool = True) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
 
 
-def nondeterminism(
-    seed: int | None, optimizer: Component, device: torch.device, model: nn.Module
-) -> list[str]:
+def nondeterminism(seed: int | None, optimizer: Component, device: torch.device) -> list[str]:
     """Return what in this very run would break its repetition bit for bit; [] where nothing would.
 
     Meant is the same command on the same machine and versions, with as many processes and threads.
@@ -49,7 +45,6 @@ def nondeterminism(
         seed: as it was given; None draws one.
         optimizer: its class and arguments.
         device: where the run takes place.
-        model: what is trained.
     """
     causes = []
     if seed is None:
@@ -65,30 +60,22 @@ def nondeterminism(
             causes.append(
                 f"{_CUBLAS_VARIABLE} is not {' or '.join(_CUBLAS_FIXED)}, so cuBLAS may change its ways"
             )
-    elif device.type == "cpu":
-        # The tokens' gradients are gathered from the experts by index, which threads do as they come.
-        has_experts = any(isinstance(module, MixtureOfExperts) for module in model.modules())
-        if has_experts and not is_strict and torch.get_num_threads() > 1:
-            causes.append(
-                f"{torch.get_num_threads()} threads add up what comes back from the experts in any order "
-                "(OMP_NUM_THREADS=1 would not)"
-            )
-    else:
+    elif device.type != "cpu":
         causes.append(f"torch has no deterministic algorithms on {device.type}")
     if device.type != "cpu" and optimizer.path.startswith("bitsandbytes"):
         causes.append("bitsandbytes does not say whether its kernels are deterministic")
     return causes
 
 
-def describe_repeatability(seed: int | None, optimizer: Component, model: nn.Module, mesh: Mesh) -> str:
+def describe_repeatability(seed: int | None, optimizer: Component, mesh: Mesh) -> str:
     """Return a line that says whether the run can be repeated, and under which conditions or why not.
 
     Args:
-        seed, optimizer, model: as in `nondeterminism`.
+        seed, optimizer: as in `nondeterminism`.
         mesh: the processes of the run.
     """
     device = mesh.device
-    causes = nondeterminism(seed, optimizer, device, model)
+    causes = nondeterminism(seed, optimizer, device)
     if causes:
         return f"Would not repeat bit for bit: {'; '.join(causes)}"
     conditions = ["seed", "machine"]

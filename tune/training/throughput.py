@@ -45,7 +45,12 @@ def build_speed_meter(
         precision: products run in its compute type.
         num_devices: how many the work is spread over.
     """
-    adapters = sum(weight.numel() for weight in adapter_parameters(model).values())
+    adapters = 0.0
+    for name, weight in adapter_parameters(model).items():
+        moe = model.config.moe if ".experts." in name else None
+        adapters += (
+            weight.numel() if moe is None else weight.numel() * moe.experts_per_token / moe.num_experts
+        )
     return SpeedMeter(
         device,
         partial(flops_per_token, model.config, num_adapter_parameters=adapters or None),

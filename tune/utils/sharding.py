@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into_", "full_tensor", "init_sharded_", "is_sharded", "local_part", "take_from_first_"]
+__all__ = [
+    "copy_into_",
+    "copy_into_place_",
+    "full_tensor",
+    "init_sharded_",
+    "is_sharded",
+    "local_part",
+    "take_from_first_",
+]
 
 
 def is_sharded(tensor: object) -> bool:
@@ -59,6 +67,14 @@ def copy_into_(target: Tensor, full: Tensor) -> None:
     """
     # `full` may be a view of a mapped file: only the part that is copied is then read.
     local_part(target).copy_(_cut(full, target) if is_sharded(target) else full)
+
+
+@torch.no_grad()
+def copy_into_place_(target: Tensor, place: int, values: Tensor) -> None:
+    """Copy into `target[place]` where this process holds it; as `copy_into_`, for one place of the first dimension."""
+    first, last = _rows_held(target) if is_sharded(target) else (0, target.shape[0])
+    if first <= place < last:
+        local_part(target)[place - first].copy_(values)
 
 
 def init_sharded_(target: Tensor, initialise: Callable[[Tensor], Any]) -> None:

@@ -16,6 +16,7 @@ from tune.modules.peft.apply import (
     reset_adapters,
 )
 from tune.modules.peft.config import AttnModule, LoRAConfig, LoRAModule, choose_lora
+from tune.modules.peft.experts import FrozenExperts, LoRAExperts
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear, quantize_nf4
@@ -25,8 +26,10 @@ from tune.utils.torchtune_names import offer_names
 
 __all__ = [
     "AttnModule",
+    "FrozenExperts",
     "FrozenLinear",
     "LoRAConfig",
+    "LoRAExperts",
     "LoRALinear",
     "LoRAModule",
     "NF4Weight",

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from tune.errors import ConfigError
+from tune.modules.experts import ExpertLinear
 from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES, LoRAConfig, LoRAModule
+from tune.modules.peft.experts import FrozenExperts, LoRAExperts
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import (
@@ -48,7 +50,7 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
     model.requires_grad_(False)
     for module in chosen:
         linear = model.get_submodule(module.path)
-        assert isinstance(linear, nn.Linear)
+        assert isinstance(linear, nn.Linear | ExpertLinear)
         # The output is read as one matrix by the loss: quantised, it would be made anew for each batch.
         quantize_base = (
             config.quantize_base
@@ -74,15 +76,19 @@ def freeze(model: TransformerDecoder, quantize: bool = False) -> None:
 
 def _matrices_of_blocks(model: TransformerDecoder) -> list[str]:
     return [
-        f"layers.{path}" for path, module in model.layers.named_modules() if isinstance(module, nn.Linear)
+        f"layers.{path}"
+        for path, module in model.layers.named_modules()
+        if isinstance(module, nn.Linear | ExpertLinear)
     ]
 
 
 def _quantize(model: TransformerDecoder, paths: Sequence[str]) -> None:
     for path in paths:
         linear = model.get_submodule(path)
-        if isinstance(linear, nn.Linear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
-            _replace(model, path, quantized(linear))
+        if isinstance(linear, nn.Linear | ExpertLinear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
+            frozen = room_in_4_bits(linear)
+            _take_over(linear, frozen)
+            _replace(model, path, frozen)
 
 
 def add_token_rows(
@@ -131,9 +137,11 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
 
 
-def adapted_modules(model: nn.Module) -> dict[str, LoRALinear]:
+def adapted_modules(model: nn.Module) -> dict[str, LoRALinear | LoRAExperts]:
     """Return the modules of a model that have adapters, by path, in the model's order."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {
+        path: module for path, module in model.named_modules() if isinstance(module, LoRALinear | LoRAExperts)
+    }
 
 
 def cast_adapters(model: nn.Module, dtype: torch.dtype) -> None:
@@ -174,6 +182,8 @@ def merge_adapters(model: nn.Module) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, TokenRowsEmbedding | TokenRowsLinear):
             _replace(model, path, without_token_rows(module))
+        elif isinstance(module, FrozenExperts):
+            _replace(model, path, _merged_experts(module))
         elif isinstance(module, FrozenLinear):
             # At least fp32 until the sum is made: an adapter is small beside its matrix.
             wide = torch.promote_types(module.base_dtype, torch.float32)
@@ -182,6 +192,18 @@ def merge_adapters(model: nn.Module) -> None:
             linear.weight = nn.Parameter(merged, requires_grad=False)
             linear.register_parameter("bias", module.bias)
             _replace(model, path, linear.train(module.training))
+
+
+def _merged_experts(module: FrozenExperts) -> ExpertLinear:
+    wide = torch.promote_types(module.base_dtype, torch.float32)
+    with torch.device("meta"):
+        plain = ExpertLinear(module.num_experts, module.in_dim, module.out_dim)
+    # One expert at a time in the wider type, as above one matrix.
+    stack = torch.empty(plain.weight.shape, dtype=module.base_dtype, device=module.base_device)
+    for place, matrix in enumerate(stack):
+        matrix.copy_(module.merged_expert(place, wide))
+    plain.weight = nn.Parameter(stack, requires_grad=False)
+    return plain.train(module.training)
 
 
 def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAModule, ...]:
@@ -198,14 +220,9 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
     known = _adaptable(model)
     if config.modules:
         for module in config.modules:
-            _check_path(model, module.path, known)
+            _check_path(model, module.path, known, config.use_dora)
         order = {path: place for place, path in enumerate(known)}
         return tuple(sorted(config.modules, key=lambda module: order[module.path]))
-    if config.apply_to_mlp and model.config.moe is not None:
-        raise ConfigError(
-            f"apply_to_mlp: the feed-forwards of this model are a mixture of {model.config.moe.num_experts} experts, "
-            "which gets no adapters: set apply_to_mlp to false, the attention's matrices can have them"
-        )
     there = [name for name in ATTN_MODULES if any(path.endswith(f".{name}") for path in known)]
     if absent := [name for name in config.attn_modules if name not in there]:
         raise ConfigError(
@@ -213,54 +230,91 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
             f"{', '.join(there)}"
         )
     leaves = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
-    chosen = [path for path in known if path.rpartition(".")[2] in leaves]
+    chosen = [
+        path for path in known if path.rpartition(".")[2] in leaves and not _is_beside_experts(model, path)
+    ]
+    if config.use_dora and any(_is_of_experts(path) for path in chosen):
+        raise ConfigError(
+            "use_dora: the rows of experts have no magnitudes here, nor in peft: set use_dora or apply_to_mlp "
+            "(apply_lora_to_mlp) to false"
+        )
     if config.apply_to_output:
         chosen.append("output")
     return tuple(LoRAModule(path, config.rank, config.alpha) for path in chosen)
 
 
 def _adaptable(model: TransformerDecoder) -> list[str]:
-    """Return the paths of the matrices in blocks and of the output; experts and routers among them."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | FrozenLinear)]
+    """Return the paths of the matrices in blocks, experts' among them, and of the output."""
+    kinds = nn.Linear | FrozenLinear | ExpertLinear
+    paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
     return [path for path in paths if path.rpartition(".")[2] in (*ATTN_MODULES, *MLP_MODULES, "output")]
 
 
-def _check_path(model: TransformerDecoder, path: str, known: list[str]) -> None:
-    if model.config.moe is not None and ".mlp." in path:
-        # Layers without experts as well: peft would take such names for those of the experts.
-        raise ConfigError(f"{path}: the feed-forwards of a mixture of experts get no adapters")
+def _is_of_experts(path: str) -> bool:
+    return ".experts." in path
+
+
+def _is_beside_experts(model: TransformerDecoder, path: str) -> bool:
+    """Whether this is a feed-forward of a model with experts in other layers: peft takes its names for theirs."""
+    return model.config.moe is not None and ".mlp." in path and not _is_of_experts(path)
+
+
+def _check_path(model: TransformerDecoder, path: str, known: list[str], use_dora: bool) -> None:
     if path == "output" and model.output is None:
         raise ConfigError("output is the embedding (tie_word_embeddings), and gets no adapter")
     if path not in known:
         raise ConfigError(f"the model has no matrix {path}; it has {', '.join(known[:8])}, ...")
-
-
-def _adapted(linear: nn.Linear, module: LoRAModule, config: LoRAConfig, quantize_base: bool) -> LoRALinear:
-    with torch.device("meta"):  # the adapter gets its memory beside the matrix, once that is there
-        adapted = LoRALinear(
-            linear.in_features,
-            linear.out_features,
-            module.rank,
-            module.alpha,
-            config.dropout,
-            quantize_base=quantize_base,
-            use_dora=config.use_dora,
-            use_rslora=config.use_rslora,
+    if _is_beside_experts(model, path):
+        raise ConfigError(
+            f"{path}: the feed-forwards of layers without experts get no adapters in a model that has experts"
         )
+    if use_dora and _is_of_experts(path):
+        raise ConfigError(f"{path}: use_dora: the rows of experts have no magnitudes here, nor in peft")
+
+
+def _adapted(
+    linear: nn.Linear | ExpertLinear, module: LoRAModule, config: LoRAConfig, quantize_base: bool
+) -> LoRALinear | LoRAExperts:
+    adapted: LoRALinear | LoRAExperts
+    with torch.device("meta"):  # the adapter gets its memory beside the matrix, once that is there
+        if isinstance(linear, ExpertLinear):
+            num_experts, out_dim, in_dim = linear.weight.shape
+            adapted = LoRAExperts(
+                num_experts,
+                in_dim,
+                out_dim,
+                module.rank,
+                module.alpha,
+                config.dropout,
+                quantize_base=quantize_base,
+                use_rslora=config.use_rslora,
+            )
+        else:
+            adapted = LoRALinear(
+                linear.in_features,
+                linear.out_features,
+                module.rank,
+                module.alpha,
+                config.dropout,
+                quantize_base=quantize_base,
+                use_dora=config.use_dora,
+                use_rslora=config.use_rslora,
+            )
     _take_over(linear, adapted)
     adapted.reset_adapter()
     return adapted
 
 
-def quantized(linear: nn.Linear) -> FrozenLinear:
-    """Return a frozen matrix in 4 bits in the place of a plain one."""
+def room_in_4_bits(linear: nn.Linear | ExpertLinear) -> FrozenLinear:
+    """Return a module for the same matrix, or matrices, frozen and in 4 bits, without memory; its bias is left out."""
     with torch.device("meta"):
-        frozen = FrozenLinear(linear.in_features, linear.out_features, quantize_base=True)
-    _take_over(linear, frozen)
-    return frozen
+        if isinstance(linear, ExpertLinear):
+            num_experts, out_dim, in_dim = linear.weight.shape
+            return FrozenExperts(num_experts, in_dim, out_dim, quantize_base=True)
+        return FrozenLinear(linear.in_features, linear.out_features, quantize_base=True)
 
 
-def _take_over(linear: nn.Linear, frozen: FrozenLinear) -> None:
+def _take_over(linear: nn.Linear | ExpertLinear, frozen: FrozenLinear) -> None:
     """Give the frozen module what the plain one had: the same tensors, or their codes."""
     held = dict(linear.named_parameters())
     frozen.weight, frozen.bias = held["weight"], held.get("bias")

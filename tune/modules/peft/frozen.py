@@ -57,10 +57,13 @@ class FrozenLinear(nn.Module):
                 f"a matrix {list(tensor.shape)} cannot stand where {[self.out_dim, self.in_dim]} is needed"
             )
         if self.quantize_base:
-            nf4 = NF4Weight((self.out_dim, self.in_dim), dtype=tensor.dtype, device="meta")
-            self.nf4, self.weight = nf4.fill_(tensor), None
+            self.nf4, self.weight = self.empty_nf4(tensor.dtype, "meta").fill_(tensor), None
         else:
             self.weight = nn.Parameter(tensor.detach(), requires_grad=False)
+
+    def empty_nf4(self, dtype: torch.dtype, device: torch.device | str) -> NF4Weight:
+        """Return room for the matrix in 4 bits, which dequantises to `dtype`."""
+        return NF4Weight((self.out_dim, self.in_dim), dtype=dtype, device=device)
 
     @property
     def base_dtype(self) -> torch.dtype:

@@ -110,9 +110,15 @@ def dequantize_buffers(
     step = max(1, (_CHUNK_ON_CPU if codes.device.type == "cpu" else _CHUNK_ELSEWHERE) // (2 * half))
     for start in range(0, num_blocks, step):
         part = slice(start, start + step)
-        values = pairs.index_select(0, codes[part].reshape(-1).int())
-        values = values.view(torch.float32).view(-1, 2 * half)  # [blocks, block_size]
-        torch.mul(values, scales[part], out=out[part])
+        places = codes[part].reshape(-1).int()
+        if dtype == torch.float32:  # looked up where they are to be: a pass over memory less
+            torch.index_select(pairs, 0, places, out=out[part].view(torch.int64).view(-1))
+            out[part].mul_(scales[part])
+        else:
+            values = (
+                pairs.index_select(0, places).view(torch.float32).view(-1, 2 * half)
+            )  # [blocks, block_size]
+            torch.mul(values, scales[part], out=out[part])
     numel = num_rows * num_columns
     # The padding of a last block is cut off by a copy: a view would keep it and could not be an operator's output.
     flat = out.view(-1) if out.numel() == numel else out.view(-1)[:numel].clone()

@@ -13,11 +13,11 @@ from torch import nn
 
 from tune.config.component import Component
 from tune.config.lookup import find_module
-from tune.modules import TransformerDecoder
+from tune.modules import ExpertLinear, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.loss.linear_cross_entropy import LossFromHidden
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
-from tune.modules.peft.apply import quantized
+from tune.modules.peft.apply import room_in_4_bits
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.optimizer_sizes import OptimizerSizes
@@ -168,7 +168,11 @@ def _in_4_bits(model: TransformerDecoder) -> TransformerDecoder:
         if isinstance(module, FrozenLinear):
             module.quantize_base = True
         elif (
-            isinstance(module, nn.Linear) and not module.weight.requires_grad and not path.endswith(".router")
+            isinstance(module, nn.Linear | ExpertLinear)
+            and not module.weight.requires_grad
+            and not path.endswith(".router")
         ):
-            model.layers.set_submodule(path, quantized(module))
+            frozen = room_in_4_bits(module)
+            frozen.bias = getattr(module, "bias", None)
+            model.layers.set_submodule(path, frozen)
     return model

@@ -25,7 +25,6 @@ from tune.modules import TransformerDecoder
 from tune.modules.loss import loss_sum
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
-from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.alike import Alike
 from tune.training.memory.live_bytes import LiveBytes, storage_key
 
@@ -118,9 +117,7 @@ def without_memory(
         # What was wrapped (recomputed, compiled) would still call the original.
         module.__dict__.pop("forward", None)
         if isinstance(module, FrozenLinear) and module.quantize_base and module.weight is not None:
-            shape = (module.out_dim, module.in_dim)
-            module.nf4 = NF4Weight(shape, dtype=module.weight.dtype, device=device)
-            module.weight = None
+            module.nf4, module.weight = module.empty_nf4(module.weight.dtype, device), None
     return copied
 
 

@@ -1,0 +1,62 @@
+"""The matrices of a layer's experts, each kind of them in one stack.
+
+Shapes: n rows, sorted by expert; E experts, i width in, o width out, d width, f width inside an expert.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tune.modules.grouped_linear import grouped_linear
+
+
+class ExpertLinear(nn.Module):
+    """W_e x, with a matrix for each expert and no bias.
+
+    Args:
+        num_experts: E.
+        in_dim: i.
+        out_dim: o.
+    """
+
+    def __init__(self, num_experts: int, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, out_dim, in_dim))
+        if not self.weight.is_meta:
+            nn.init.uniform_(self.weight, -1 / math.sqrt(in_dim), 1 / math.sqrt(in_dim))  # as nn.Linear
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Return [n, o] for x [n, i], in x's dtype; `ends` as in `grouped_linear`."""
+        return grouped_linear(x, ends, self.weight)
+
+    def extra_repr(self) -> str:
+        """What torch prints between the brackets."""
+        num_experts, out_dim, in_dim = self.weight.shape
+        return f"{num_experts} x ({in_dim}, {out_dim})"
+
+
+class Experts(nn.Module):
+    """w2_e(silu(w1_e x) * w3_e x) for each row and its expert e.
+
+    Checkpoints name the experts one by one, `experts.3.w1.weight`, or hold them in stacks (`Layout`).
+
+    Args:
+        num_experts: E.
+        embed_dim: d, width in and out.
+        intermediate_dim: f, width between.
+    """
+
+    def __init__(self, num_experts: int, embed_dim: int, intermediate_dim: int) -> None:
+        super().__init__()
+        self.w1 = ExpertLinear(num_experts, embed_dim, intermediate_dim)
+        self.w2 = ExpertLinear(num_experts, intermediate_dim, embed_dim)
+        self.w3 = ExpertLinear(num_experts, embed_dim, intermediate_dim)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Return [n, d] for x [n, d]; `ends` as in `grouped_linear`."""
+        out: Tensor = self.w2(F.silu(self.w1(x, ends)) * self.w3(x, ends), ends)
+        return out
