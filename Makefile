@@ -16,7 +16,7 @@ QUICKLY := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 KILLS ?= 100
 MINUTES ?= 10
 
-.PHONY: help demo test soak attack check format clean
+.PHONY: help demo test soak attack check format docs clean
 
 help:
 	@echo "make demo    fine-tune the bundled tiny Llama on this machine and look at the result"
@@ -25,6 +25,7 @@ help:
 	@echo "make attack  read mutated files of strangers for MINUTES=10 and keep those that fell"
 	@echo "make check   ruff, ruff format, mypy --strict"
 	@echo "make format  let ruff mend what it can"
+	@echo "make docs    write the table of families in docs/models.md anew"
 	@echo "make clean   remove the environment and the demo's output"
 
 $(VENV)/bin/python:
@@ -67,6 +68,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev
+	$(BIN)/python tests/models/family_table.py
 
 clean:
 	rm -rf $(VENV) out

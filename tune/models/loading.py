@@ -76,7 +76,7 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
     try:
         if (folder / "config.json").is_file():
             content = read_json(folder / "config.json")
-            family = _find_family(content)
+            family = find_family(content)
             config = family.read_hf_config(content)
             return family, tied_as_stored(folder, family, content, config)
         if (folder / "params.json").is_file():
@@ -95,7 +95,8 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
     )
 
 
-def _find_family(content: Mapping[str, Any]) -> Family:
+def find_family(content: Mapping[str, Any]) -> Family:
+    """Return the family whose files a config.json is of, or raise CheckpointError."""
     families = all_families()
     architectures = content.get("architectures")
     if isinstance(architectures, list) and architectures:
