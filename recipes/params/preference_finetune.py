@@ -149,6 +149,12 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
             )
             yield problem(f"has no effect: {name} {why}", ("precompute_reference", "loss"))
 
+        if self.precompute_reference and self.checkpointer.kwargs.get("adapter_checkpoint"):
+            yield problem(
+                "is computed without adapters, and the reference has those of adapter_checkpoint; set it to false",
+                ("precompute_reference", "checkpointer.adapter_checkpoint"),
+            )
+
     def _check_all_weights(self) -> Iterator[Diagnostic]:
         for name in (*ADAPTER_SETTINGS, "save_adapter_weights_only"):
             if name != "lora_rank" and name in given_fields(self) and getattr(self, name):
