@@ -138,6 +138,7 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
         else:
             yield from self._check_all_weights()
         name = self.loss.path.rpartition(".")[2]
+        yield from self._check_loss_fits(name)
         if name == _JUDGED_LOSS and self.batch_size < 2:
             yield problem(
                 "is 1, but kto compares each answer with those of others in its batch: use at least 2",
@@ -154,6 +155,21 @@ class PreferenceFinetuneParams(LoraFinetuneParams):
                 "is computed without adapters, and the reference has those of adapter_checkpoint; set it to false",
                 ("precompute_reference", "checkpointer.adapter_checkpoint"),
             )
+
+    def _check_loss_fits(self, name: str) -> Iterator[Diagnostic]:
+        """Yield where a loss of ours and a dataset of ours speak of different things."""
+        several = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
+        for one in several if self.loss.path.startswith("tune.") else ():
+            is_judged = one.path.rpartition(".")[2] == "unpaired_dataset"
+            if one.path.startswith("tune.") and is_judged is not (name == _JUDGED_LOSS):
+                kind, other = (
+                    ("judged answers", "kto") if is_judged else ("pairs", "dpo, or another of pairs")
+                )
+                fits = "preference" if is_judged else "unpaired"
+                yield problem(
+                    f"is {name}, and the dataset holds {kind}: use loss={other}, or dataset={fits}",
+                    ("loss", "dataset"),
+                )
 
     def _check_all_weights(self) -> Iterator[Diagnostic]:
         for name in (*ADAPTER_SETTINGS, "save_adapter_weights_only"):

@@ -26,10 +26,13 @@ from recipes.params.preference_finetune import PreferenceFinetuneParams
 from recipes.preference_finetune import PreferenceFinetuneRecipe, recipe_main
 from tests.distributed.launching import PATIENCE, launch, start
 from tune.checkpoints import save_model
-from tune.config import ParamsError
+from tune.config import Component, ParamsError
+from tune.datasets import instruct_dataset, preference_dataset, unpaired_dataset
 from tune.errors import CheckpointError, ConfigError
 from tune.models.llama2 import llama2
 from tune.tokenizers import SentencePieceTokenizer
+from tune.tokenizers import from_checkpoint as tokenizer_from
+from tune.training import build_loss
 
 WORDS = ["apple", "river", "seven", "twelve", "green", "walk"]
 NUM_PAIRS = 13  # an odd number: the last step has fewer, and with two processes one of them has none
@@ -119,7 +122,9 @@ def assert_same_rows(one: list[dict[str, Any]], other: list[dict[str, Any]], pre
     assert len(one) == len(other) > 0
     for mine, theirs in zip(one, other, strict=True):
         names = [prefix + name for name in MEASURED if prefix + name in mine]
-        if abs(mine[prefix + "margin"]) < 1e-5:  # a reference computed in other batches breaks ties by its last digit
+        if (
+            abs(mine[prefix + "margin"]) < 1e-5
+        ):  # a reference computed in other batches breaks ties by its last digit
             names.remove(prefix + "accuracy")
         assert len(names) >= 5
         for name in names:
@@ -323,17 +328,33 @@ def test_two_processes_train_as_one(run_in, values_in, pairs_file: Path, tmp_pat
         assert_same_weights(one, two, 3e-6)
 
 
-def test_data_of_another_kind_is_refused(values_in, pairs_file: Path, tmp_path: Path) -> None:
+def test_data_of_another_kind_is_refused(values_in, base: Path, pairs_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="whose answers have no others to be compared with"):
         PreferenceFinetuneParams(**values_in(tmp_path, dataset={"_component_": "instruct", "source": "x"}))
     values = values_in(tmp_path)
     with pytest.raises(ParamsError, match="use the recipe preference_finetune"):
         FullFinetuneParams(**values)
-    with pytest.raises(ConfigError, match=r"KTOLoss learns from judged answers .* holds pairs: loss=dpo"):
-        recipe_main(PreferenceFinetuneParams(**values_in(tmp_path / "a", loss="kto")))
+    with pytest.raises(ParamsError, match=r"is KTOLoss, and the dataset holds pairs: use loss=dpo"):
+        PreferenceFinetuneParams(**values_in(tmp_path, loss="kto"))
     judged = {"_component_": "unpaired", "source": str(pairs_file)}
+    with pytest.raises(ParamsError, match=r"is DPOLoss, and the dataset holds judged answers: use loss=kto"):
+        PreferenceFinetuneParams(**values_in(tmp_path, dataset=judged))
+    # data of one's own is only known once it is read
+    tokenizer = tokenizer_from(base)
+    pairs = preference_dataset(tokenizer, source=str(pairs_file))
+    with pytest.raises(ConfigError, match=r"KTOLoss learns from judged answers .* holds pairs: loss=dpo"):
+        build_loss(Component("tune.modules.loss.preference.KTOLoss"), pairs)
+    answers = unpaired_dataset(tokenizer, source=str(pairs_file))
     with pytest.raises(ConfigError, match=r"DPOLoss learns from pairs .* holds judged answers: loss=kto"):
-        recipe_main(PreferenceFinetuneParams(**values_in(tmp_path / "b", dataset=judged)))
+        build_loss(Component("tune.modules.loss.preference.DPOLoss"), pairs, answers)
+    alone = instruct_dataset(
+        tokenizer,
+        source=str(pairs_file),
+        column_map={"input": "prompt", "output": "chosen"},
+        ignore_columns=["rejected"],
+    )
+    with pytest.raises(ConfigError, match="answers without others to compare them with"):
+        build_loss(Component("tune.modules.loss.preference.DPOLoss"), alone)
 
 
 @pytest.mark.parametrize(
