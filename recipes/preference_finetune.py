@@ -31,11 +31,7 @@ from tune.utils import get_device, get_logger
 
 
 class PreferenceFinetuneRecipe:
-    """Trains all weights, or adapters beside frozen ones, on pairs of answers, in one process or many.
-
-    Each optimizer step divides the summed loss of all its micro-batches by their number of pairs, so the gradient does
-    not depend on how the step was cut up. Saved steps resume bit for bit on the same machine.
-    """
+    """Trains all weights, or adapters beside frozen ones, on pairs of answers; a step's loss is their mean."""
 
     def __init__(self, params: PreferenceFinetuneParams) -> None:
         self.params = params
@@ -124,7 +120,7 @@ class PreferenceFinetuneRecipe:
         if params.trains_adapters():  # in fp32, for bf16 loses small steps
             add_adapters(model, params.lora_settings(), now or first, torch.float32)
         training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
-        self.reference = training.Reference(model, self.loss_fn)
+        self.reference = training.Reference(model, self.loss_fn, params.precompute_reference)
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
         report, settings = self.dataset.report(), params.memory_settings()
         self.memory_plan = training.plan_memory(
@@ -143,8 +139,12 @@ class PreferenceFinetuneRecipe:
     def load_checkpoint(self) -> None:
         """Fill the model and its reference from the checkpoint, and the model with what a saved step has learnt."""
         saved = None if self.params.trains_adapters() else self.checkpoints.model_dir
+        reference, cache_dir = self.params.checkpointer_of_reference(), self.params.data_cache_dir
+        self.reference.load(reference, self.device)
+        if self.params.precompute_reference:  # by the model itself, before it is the one to train
+            loaders = [self.loader, self.loader_val] if self.dataset_val else [self.loader]
+            self.reference.precompute(reference, loaders, self.precision, self.mesh, cache_dir)
         self.checkpointer.load_into(self.model, saved or self.base_dir, device=self.device)
-        self.reference.load(self.params.checkpointer_of_reference(), self.device)
         if self.params.trains_adapters():
             self.reference.load_adapters(*self.adapters, self.base_dir)
 

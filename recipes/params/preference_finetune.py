@@ -101,6 +101,7 @@ class PreferenceFinetuneParams(FullOrLoraParams):
                 "is required: the folder with the reference's weights", ("ref_checkpointer.checkpoint_dir",)
             )
         name = self.loss.path.rpartition(".")[2]
+        yield from self._check_loss_fits(name)
         if name == _JUDGED_LOSS and self.batch_size < 2:
             yield problem(
                 "is 1, but kto compares each answer with those of others in its batch: use at least 2",
@@ -111,3 +112,23 @@ class PreferenceFinetuneParams(FullOrLoraParams):
                 "has no reference" if name != _JUDGED_LOSS else "compares answers with prompts of their batch"
             )
             yield problem(f"has no effect: {name} {why}", ("precompute_reference", "loss"))
+        if self.precompute_reference and self.checkpointer.kwargs.get("adapter_checkpoint"):
+            yield problem(
+                "is computed without adapters, and the reference has those of adapter_checkpoint; set it to false",
+                ("precompute_reference", "checkpointer.adapter_checkpoint"),
+            )
+
+    def _check_loss_fits(self, name: str) -> Iterator[Diagnostic]:
+        """Yield where a loss of ours and a dataset of ours speak of different things."""
+        several = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
+        for one in several if self.loss.path.startswith("tune.") else ():
+            is_judged = one.path.rpartition(".")[2] == "unpaired_dataset"
+            if one.path.startswith("tune.") and is_judged is not (name == _JUDGED_LOSS):
+                kind, other = (
+                    ("judged answers", "kto") if is_judged else ("pairs", "dpo, or another of pairs")
+                )
+                fits = "preference" if is_judged else "unpaired"
+                yield problem(
+                    f"is {name}, and the dataset holds {kind}: use loss={other}, or dataset={fits}",
+                    ("loss", "dataset"),
+                )

@@ -105,6 +105,20 @@ def read(tokenizer: Tokenizer, write: Callable[..., str]) -> Read:
             {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"},
             [f"|system:s.{side}" for side in PAIR],
         ),
+        # a prompt's system message stays, also before whole conversations
+        (
+            {
+                "prompt": [{"role": "system", "content": "s"}, ASKED],
+                "chosen": [ASKED, A],
+                "rejected": [ASKED, B],
+            },
+            [f"|system:s.{side}" for side in PAIR],
+        ),
+        # texts that look like JSON are texts
+        (
+            {"prompt": "q", "chosen": '[{"a": 1}]', "rejected": "[ ] a"},
+            ['|user:q.|assistant:[[{"a": 1}].]', "|user:q.|assistant:[[ ] a.]"],
+        ),
         # of an empty answer no more than its end is learnt
         ({"prompt": "q", "chosen": "a", "rejected": ""}, [PAIR[0], "|user:q.|assistant:[.]"]),
         ({"prompt": "q", "chosen": "a", "rejected": None}, [PAIR[0], "|user:q.|assistant:[.]"]),

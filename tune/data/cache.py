@@ -91,6 +91,10 @@ class DataCache:
             report = fill(writer)
             return writer.finish(), report
 
+    def find(self, key: str) -> tuple[TokenStore, DataReport] | None:
+        """Return the tokens and the report that belong to a key, None where they are not there."""
+        return self._find(key)
+
     def digest(self, files: Sequence[Path]) -> str:
         """Return the checksum of the content of files. Raises OSError where one cannot be read."""
         return digest_files(self.root, files)

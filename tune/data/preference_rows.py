@@ -5,6 +5,7 @@ What is learnt of a conversation is what its answer adds to the prompt: in a pai
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -97,7 +98,8 @@ class _PreferenceToMessages:
         if messages[0].role not in ("user", "system"):
             return [*prompt, *messages]
         if any(_says([message], 1) == _says(prompt[-1:], 1) for message in messages):
-            return messages
+            begins = prompt[0].role == "system" and messages[0].role != "system"
+            return [*prompt[:begins], *messages]
         raise DataError(
             f"column {column!r} is a whole conversation, and column {self._columns.prompt!r} another question than any "
             f"in it. Where it is not the prompt: dataset.ignore_columns=[{self._columns.prompt}]"
@@ -111,16 +113,27 @@ class _PreferenceToMessages:
             # OpenAI's preference pairs have their question so.
             value = value["messages"] if isinstance(value.get("messages"), list) else [value]
         if isinstance(value, str):
-            turns = read_transcript(value)
-            if turns is None and value.lstrip()[:2] not in ("[{", "[ ", "[\n"):
-                return None
-            if turns is None:
-                return self._reader.read(value, column, unused, notes)
-            reader = replace(TurnReader(), train_on_input=self._train_on_input)
-            return reader.read(turns, column, unused, notes)
+            if turns := read_transcript(value):
+                reader = replace(TurnReader(), train_on_input=self._train_on_input)
+                return reader.read(turns, column, unused, notes)
+            value = self._parse(value)
         if isinstance(value, list | tuple):
             return self._reader.read(value, column, unused, notes)
         return None
+
+    def _parse(self, text: str) -> Any:
+        """Return the messages that a JSON text holds; None for any other text, which may well look like one."""
+        if not text.lstrip().startswith("["):
+            return None
+        try:
+            turns = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        names = self._reader.role_keys
+        are_turns = bool(turns) and all(
+            isinstance(t, dict) and any(name in t for name in names) for t in turns
+        )
+        return turns if are_turns else None
 
     def _with_system(
         self, row: Mapping[str, Any], messages: list[Message], notes: Counter[str]

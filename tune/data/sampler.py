@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -132,21 +132,28 @@ class FilledDataset(Dataset[dict[str, Any]]):
         examples: with `tokens` and `labels`.
         padding_idx: the token that pads.
         ignore_idx: the label that is not trained on.
+
+    Attributes:
+        reference: what a reference makes of the answers in each example, which then has it as `reference`.
     """
 
     def __init__(self, examples: Any, padding_idx: int, ignore_idx: int) -> None:
         self._examples = examples
         self._padding_idx = padding_idx
         self._ignore_idx = ignore_idx
+        self.reference: Sequence[Sequence[float]] | None = None
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        place = index if index >= 0 else ~index
+        example: dict[str, Any] = self._examples[place]
+        if self.reference is not None:
+            example = {**example, "reference": self.reference[place]}
         if index >= 0:
-            example: dict[str, Any] = self._examples[index]
             return example
-        filler = dict(self._examples[~index])
+        filler = dict(example)
         for name, value in (("tokens", self._padding_idx), ("labels", self._ignore_idx)):
             old = filler[name]
             filler[name] = (

@@ -30,7 +30,12 @@ class PreferenceDataset(SFTDataset):
     Items are `{"tokens", "labels", "input_pos"}`; positions begin anew with the rejected conversation. A pair whose
     longer side has more tokens than the limit is cut on both sides at the limit, or left out where a cut would take all
     of an answer. Arguments are those of `SFTDataset`, whose transform is a `PairToMessages`.
+
+    Attributes:
+        document_names: what the documents of an item are.
     """
+
+    document_names = ("chosen", "rejected")
 
     @staticmethod
     def _job(conversations: ConversationTokenizer) -> PairTokenizer:

@@ -92,6 +92,11 @@ def build_loader(
         # Its own generator, so that beginning an epoch draws nothing from the global one.
         "generator": torch.Generator(),
     }
+    made: Any
     if num_workers:
-        return WorkerLoader(filled, collate, num_workers, **settings)
-    return DataLoader(filled, collate_fn=collate, **settings)
+        made = WorkerLoader(filled, collate, num_workers, **settings)
+    else:
+        made = DataLoader(filled, collate_fn=collate, **settings)
+    made.examples, made.collate = filled, collate  # as they are, also where workers are handed copies
+    loader: DataLoader[Any] = made
+    return loader

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from tune.checkpoints import load_adapter
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.data import shift_labels
+from tune.data.cache import open_cache
+from tune.errors import ConfigError
 from tune.modules import TransformerDecoder
 from tune.modules.loss import AnswerLogProbs, PreferenceLoss, answer_log_probs
-from tune.modules.peft import adapter_parameters, has_token_rows, reset_adapters
+from tune.modules.peft import NF4Weight, adapter_parameters, has_token_rows, reset_adapters
 from tune.modules.peft.torchtune_functions import disable_adapter
+from tune.training.batches import to_device
 from tune.training.distributed.sharded_model import reshard
+from tune.training.precision import Precision
+from tune.training.precomputed import cached_log_probs
+from tune.training.saving.fingerprint import hash_dataset, hash_weight_files
+from tune.utils.mesh import Mesh
 from tune.utils.sharding import local_part
 
 __all__ = ["Reference"]
@@ -59,6 +67,55 @@ class Reference:
         if self._copy is not None:
             reader: Any = instantiate(checkpointer, defaults={"output_dir": ""})
             reader.load_into(self._copy, reader.find_model_dir(), device=device)
+
+    def precompute(
+        self,
+        checkpointer: Component,
+        loaders: Sequence[Any],
+        precision: Precision,
+        mesh: Mesh,
+        cache_dir: str | None,
+    ) -> None:
+        """Give each example of some loaders the log-probabilities of its answers, once and for all.
+
+        The model is filled with the reference's weights where they have to be computed. They are kept in the cache of
+        the tokenized data, by the weights, the data and the precision.
+
+        Args:
+            checkpointer: reads the reference's weights.
+            loaders: from `build_loader`.
+            precision: of the run.
+            mesh: the processes of the run.
+            cache_dir: as `open_cache` takes it.
+
+        Raises:
+            ConfigError: beside new adapters rows of new tokens are trained, too, so that the reference is no base.
+        """
+        if not self._needed:
+            return
+        if has_token_rows(self._model):
+            raise ConfigError(
+                "precompute_reference: beside the adapters rows of new tokens are trained, which the reference has as "
+                "they are at first; set it to false"
+            )
+        reader: Any = instantiate(checkpointer, defaults={"output_dir": ""})
+        folder = reader.find_model_dir()
+        model, quantized = self._model, any(isinstance(m, NF4Weight) for m in self._model.modules())
+
+        def load() -> None:
+            reader.load_into(model, folder, device=mesh.device)
+
+        def compute(batch: Mapping[str, Tensor]) -> Tensor:
+            with precision.autocast(), self._as_before():
+                moved = to_device(batch, mesh.device)
+                return log_probs_of_rows(model, moved, slice(None), 2 * len(batch["verdicts"])).sums
+
+        cache = open_cache(cache_dir)
+        for loader in loaders:
+            about = mesh.from_rank_zero(partial(_describe, folder, loader.examples))
+            facts = f"{about}|{precision}|{model.config}|{quantized}"
+            loader.examples.reference = cached_log_probs(loader, facts, compute, load, cache, mesh)
+        reshard(model)  # what is gathered is neither to be filled nor to be stepped
 
     @torch.no_grad()
     def load_adapters(self, first: Path | None, saved: Path | None, base: Path) -> None:
@@ -116,6 +173,11 @@ class Reference:
             reshard(self._model)
             for name, weight in weights.items():
                 weight.copy_(trained[name])
+
+
+def _describe(weights: Path, examples: Any) -> str:
+    """Return what changes when weights or any example do."""
+    return f"{hash_weight_files(weights)}|{hash_dataset(examples, max(len(examples), 1))}"
 
 
 def log_probs_of_rows(

@@ -41,9 +41,10 @@ def write_preview(dataset: Any, tokenizer: Any, checkpoints: Checkpoints, num_ex
         get_logger().warning(f"{path} is no preview of tune's, so it is left as it is")
         return
     parts = [_HEADER]
+    names = getattr(dataset, "document_names", ())
     for index in range(min(num_examples, len(dataset))):
         tokens = preview_tokens(tokenizer, dataset[index])
-        parts.append(f"\n--- example {index} ---\n{format_example(tokens)}\n")
+        parts.append(f"\n--- example {index} ---\n{format_example(tokens, names=names)}\n")
     try:
         with replacing(path) as staged:
             staged.write_text("".join(parts), encoding="utf-8")

@@ -12,8 +12,9 @@ from tune.modules.loss.preference.base import AnswerLogProbs, LossWithSFT, check
 
 
 class DPOLoss(LossWithSFT):
-    """-(1 - e) s(b D) - e s(-b D): direct preference optimization.  # arXiv:2305.18290, eq. 7
+    """Direct preference optimization; with label_smoothing conservative DPO, with sft_weight RPO.
 
+    -(1 - e) s(b D) - e s(-b D)  # arXiv:2305.18290, eq. 7
     With label_smoothing e above 0 it is conservative DPO, for labels of which a share e is wrong (Mitchell, "A note on
     DPO with noisy preferences", 2023); torchtune has it so, TRL 1.16 reads no label_smoothing for its loss "sigmoid".
     Log-probabilities are sums, as in the paper. log 2 where the model is still the reference.
@@ -35,9 +36,9 @@ class DPOLoss(LossWithSFT):
 
 
 class RobustLoss(LossWithSFT):
-    """(-(1 - e) s(b D) + e s(-b D)) / (1 - 2 e): DPO made unbiased for labels that are flipped.
+    """DPO made unbiased for labels of which a known share is flipped.
 
-    # arXiv:2403.00409, eq. 10
+    (-(1 - e) s(b D) + e s(-b D)) / (1 - 2 e)  # arXiv:2403.00409, eq. 10
     In contrast to conservative DPO it may be negative.
 
     Args:
@@ -58,7 +59,9 @@ class RobustLoss(LossWithSFT):
 
 
 class HingeLoss(LossWithSFT):
-    """max(0, 1 - b D).  # arXiv:2309.06657 (RSO, with b called gamma there), arXiv:2305.10425 (SLiC)
+    """A hinge in place of DPO's sigmoid: pairs that are far enough apart teach nothing more.
+
+    max(0, 1 - b D)  # arXiv:2309.06657 (RSO, with b called gamma there), arXiv:2305.10425 (SLiC)
 
     Args:
         beta: b.
@@ -85,8 +88,9 @@ class RSOLoss(HingeLoss):
 
 
 class IPOLoss(LossWithSFT):
-    """((c - c') / |c| - (r - r') / |r| - 1 / (2 b))^2: identity preference optimization.  # arXiv:2310.12036, eq. 17
+    """Identity preference optimization: a margin to reach, and not to go beyond.
 
+    ((c - c') / |c| - (r - r') / |r| - 1 / (2 b))^2  # arXiv:2310.12036, eq. 17
     b is called tau there. The paper writes sums; its authors used means per token, and so does TRL, since 1.0 and now.
     1 / (4 b^2) where the model is still the reference: 25 with b = 0.1.
 
@@ -104,8 +108,9 @@ class IPOLoss(LossWithSFT):
 
 
 class SigmoidNormLoss(LossWithSFT):
-    """-s(b ((c - c') / |c| - (r - r') / |r|)): DPO on log-ratios per token, as Tulu 3 uses it.  # arXiv:2411.15124, 5.1
+    """DPO on log-ratios per token, so that long answers have no advantage; Tulu 3 uses it.
 
+    -s(b ((c - c') / |c| - (r - r') / |r|))  # arXiv:2411.15124, 5.1
     Per token differences are small: b is some 2 to 10 there.
 
     Args:

@@ -12,8 +12,9 @@ from tune.modules.loss.preference.base import AnswerLogProbs, PreferenceLoss, Su
 
 
 class KTOLoss(PreferenceLoss):
-    """w_D (1 - sigmoid(b (c - c' - z))) for good answers, w_U (1 - sigmoid(b (z - (r - r')))) for bad ones.
+    """Kahneman-Tversky optimization, of answers that are judged one by one.
 
+    w_D (1 - sigmoid(b (c - c' - z))) for good answers, w_U (1 - sigmoid(b (z - (r - r')))) for bad ones
     # arXiv:2402.01306, eq. 8
     z is the mean log-ratio of answers to prompts that they do not belong to: each prompt of a micro-batch with the next
     one's answer, over all processes; at least 0, and no gradient flows through it. It is that of a micro-batch, as in

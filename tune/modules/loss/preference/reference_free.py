@@ -19,8 +19,9 @@ from tune.modules.loss.preference.base import (
 
 
 class SimPOLoss(LossWithSFT):
-    """-s(b (c / |c| - r / |r|) - g), without a reference.  # arXiv:2405.14734, eq. 6
+    """Simple preference optimization: log-probabilities per token, a margin, and no reference.
 
+    -s(b (c / |c| - r / |r|) - g)  # arXiv:2405.14734, eq. 6
     TRL (CPOTrainer) writes g / b within the brackets, which is the same; torchtune, too. With label_smoothing as in
     `DPOLoss`. TRL's CPOTrainer adds a term of SFT unless its cpo_alpha is 0; here sft_weight is 0.
 
@@ -52,8 +53,9 @@ class SimPOLoss(LossWithSFT):
 
 
 class ORPOLoss(PairwiseLoss):
-    """-mean log p(prompt and chosen answer) - b s(log-odds), without a reference.  # arXiv:2403.07691, eq. 6 and 7
+    """Odds-ratio preference optimization: likelihood and preference in one, and no reference.
 
+    -mean log p(prompt and chosen answer) - b s(log-odds)  # arXiv:2403.07691, eq. 6 and 7
     log-odds = (c / |c| - log(1 - exp(c / |c|))) - (r / |r| - log(1 - exp(r / |r|))); b is called lambda there.
     The first term is the negative log-likelihood over all tokens of prompt and chosen answer, as the authors' code and
     TRL have it; the paper speaks of the answer. It is the mean over each pair's tokens; TRL's over those of a batch.
