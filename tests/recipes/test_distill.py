@@ -19,13 +19,14 @@ from recipes.distill import DistillRecipe, recipe_main
 from recipes.full_finetune import FullFinetuneRecipe
 from recipes.params.distill import DistillParams
 from tune.checkpoints import save_model
+from tune.cli.preflight_memory import judge_memory
 from tune.config import ParamsError, dump_params, fields_of, resolve
 from tune.errors import CheckpointError, ConfigError
 from tune.models.llama2 import llama2
 from tune.models.qwen2 import qwen2
 from tune.modules.peft import NF4Weight
 from tune.tokenizers import SentencePieceTokenizer
-from tune.training import count_targets
+from tune.training import count_targets, plan_memory
 
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.1}
 LORA = {"lora_rank": 3, "lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_mlp": True}
@@ -335,3 +336,29 @@ def test_the_loop_is_the_text_of_the_other_recipes() -> None:
     assert own.keys() == full.keys()
     assert {name for name in full if own[name] != full[name]} == DIFFERENT.keys()
     assert len(inspect.getsource(inspect.getmodule(DistillRecipe)).splitlines()) <= 300  # type: ignore[arg-type]
+
+
+def test_preflight_counts_the_teacher_as_the_run_does(
+    make_distill, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    params = make_distill(tokenizer={"_component_": "auto", "max_seq_len": 27})
+    judged = judge_memory(params, torch.device("cpu"))
+    assert judged is not None
+    assert judged.ok
+    recipe = DistillRecipe(params)
+    recipe.setup()
+    recipe.cleanup()
+    plan: Any = recipe.memory_plan
+    assert f"{plan.peak / 2**30:.2f} GiB predicted" in judged.text
+    # Both at the loss: pieces of the logits of both models stand there, beside what cross-entropy alone takes.
+    alone = plan_memory(
+        tune.models.from_checkpoint(folders["student"]),
+        recipe.dataset.report(),
+        recipe.loss_fn,
+        recipe.precision,
+        torch.device("cpu"),
+        **params.memory_settings(),
+    )
+    pieces = 4 * VOCABULARY * 2 * 256  # at least one of each model, of two hundred and fifty-six rows at most
+    (beside,) = (sizes[0] for part, sizes in plan.prediction.parts.items() if "beside" in part)
+    assert beside < plan.prediction.moments[0] - alone.prediction.moments[0] < beside + 6 * pieces
