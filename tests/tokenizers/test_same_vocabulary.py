@@ -37,6 +37,7 @@ def test_the_first_token_that_differs_is_named(chat_definition: str, tmp_path: P
     for name, text in (("student", chat_definition), ("teacher", json.dumps(content))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tokenizer.json").write_text(text, encoding="utf-8")
+        (tmp_path / name / "tokenizer_config.json").write_text('{"eos_token": "<|eos|>"}')
     student, teacher = (from_checkpoint(tmp_path / name) for name in ("student", "teacher"))
     require_same_vocabulary(student, student)
     with pytest.raises(ConfigError) as refused:
