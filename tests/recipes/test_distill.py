@@ -233,6 +233,30 @@ def test_a_teacher_in_4_bits_is_nearly_the_same(make_distill, tmp_path: Path) ->
     assert size == sum(tensor.nbytes for tensor in tensors) > size_in_4_bits > size / 8
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_a_teacher_of_a_lora_builder_is_the_model_itself(
+    make_distill, spm_file: Path, tmp_path: Path, kind: str
+) -> None:
+    """As one of torchtune's configs has it: adapters that no checkpoint has, and nobody trains."""
+    sizes = {"vocab_size": 600, "num_layers": 2, "num_heads": 4, "embed_dim": 32, "max_seq_len": 64}
+    sizes |= {"intermediate_dim": 44, "num_kv_heads": 2}
+    torch.manual_seed(9)
+    save_model(llama2(**sizes), tmp_path / "base", tokenizer=SentencePieceTokenizer(spm_file))
+    builder = {"_component_": "lora_llama2", "lora_attn_modules": ["q_proj"], **sizes}
+    builder["quantize_base"] = kind == "qlora"
+    totals = []
+    for name, changes in (
+        ("plain", {"quantize_teacher": kind == "qlora"}),
+        ("adapted", {"teacher_model": builder}),
+    ):
+        folders = {"teacher_checkpoint": str(tmp_path / "base"), "output_dir": str(tmp_path / name)}
+        recipe = DistillRecipe(make_distill(**folders, **changes))
+        recipe.setup()
+        totals.append(recipe.batch_loss(next(iter(recipe.loader)))[0].detach())
+        recipe.cleanup()
+    assert torch.equal(*totals)
+
+
 def test_another_vocabulary_is_refused_with_its_first_token(make_distill, spm_file: Path) -> None:
     teachers = {"_component_": "auto", "path": str(spm_file), "add_tokens": ["zebra crossing"]}
     with pytest.raises(
@@ -268,10 +292,6 @@ def test_a_teacher_without_a_tokenizer_is_compared_by_its_rows(
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no teacher": ({"teacher_checkpoint": None}, "teacher_checkpoint is required"),
-    "a teacher with adapters": (
-        {"teacher_model": {"_component_": "qlora_llama3_8b", "lora_attn_modules": ["q_proj"]}},
-        r"a teacher learns nothing: name it llama3_8b and set quantize_teacher to true",
-    ),
     "a teacher's adapter": (
         {"teacher_checkpointer": {"_component_": "FullModelHFCheckpointer", "adapter_checkpoint": "ad"}},
         "merge it into the teacher's weights first",
