@@ -309,9 +309,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no writing": ({"sampling_temperature": 0.5}, "has no effect without on_policy"),
     "a loss of tokens": ({"kd_loss": "LinearCrossEntropyLoss"}, "kd_loss"),
-    "a temperature of 0": (
+    "another label for no target": (
         {"kd_loss": {"_component_": "forward_kl", "ignore_index": 0}},
         "kd_loss.ignore_index must be -100",
+    ),
+    "a temperature of 0": (
+        {"kd_loss": {"_component_": "forward_kl", "temperature": 0.0}},
+        "kd_loss.temperature must be between 1e-06 and 1000000, not 0.0",
+    ),
+    "more than all": (
+        {"kd_loss": {"_component_": "jensen_shannon", "beta": 1.5}},
+        "kd_loss.beta must be between 0 and 1, not 1.5",
     ),
 }
 
