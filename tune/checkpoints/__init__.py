@@ -10,13 +10,7 @@ from tune.checkpoints.adapter_files import (
     read_adapter_base,
     read_base_quantization,
 )
-from tune.checkpoints.adapters import (
-    add_adapters,
-    begin_adapters,
-    load_adapter,
-    read_adapter_config,
-    save_adapter,
-)
+from tune.checkpoints.adapters import add_adapters, load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.check_config import check_against_config
 from tune.checkpoints.compare import match_weights, same_bits
@@ -39,7 +33,6 @@ __all__ = [
     "adapter_tokenizer_dir",
     "add_adapters",
     "base_difference",
-    "begin_adapters",
     "check_against_config",
     "copy_side_files",
     "count_nonfinite",
