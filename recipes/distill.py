@@ -21,7 +21,7 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.distill import DistillParams
 from tune import training
-from tune.checkpoints import begin_adapters, save_adapter
+from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
 from tune.datasets import build_splits
@@ -141,7 +141,7 @@ class DistillRecipe:
     def load_checkpoint(self) -> None:
         """Fill the student, with adapters from a saved step or another run, or new ones; and the teacher."""
         self.checkpointer.load_into(self.model, self.model_dir, device=self.device)
-        begin_adapters(self.model, self.adapter_dir, self.model_dir)
+        training.begin_adapters(self.model, self.adapter_dir, self.model_dir)
         self.teacher.load(self.device)
 
     def _setup_monitor(self) -> None:

@@ -22,7 +22,7 @@ from torch.amp import GradScaler
 import tune.config
 from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
-from tune.checkpoints import add_adapters, begin_adapters, save_adapter
+from tune.checkpoints import add_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
 from tune.datasets import build_splits
@@ -145,7 +145,7 @@ class LoraFinetuneRecipe:
     def load_checkpoint(self) -> None:
         """Fill the model: the base from the checkpoint, adapters from a saved step or another run, or new ones."""
         self.checkpointer.load_into(self.model, self.base_dir, device=self.device)
-        begin_adapters(self.model, self.adapter_dir, self.base_dir)
+        training.begin_adapters(self.model, self.adapter_dir, self.base_dir)
 
     def _setup_monitor(self) -> None:
         params, state = self.params, self.state

@@ -129,6 +129,16 @@ class DistillParams(FullOrLoraParams):
         """Return what decides how much memory the run needs, as `plan_memory` takes it."""
         return super().memory_settings() | {"num_written": self.max_new_tokens if self.on_policy else 0}
 
+    def notices(self, is_sharded: bool) -> Iterator[str]:
+        """Yield what is to be said of settings that do nothing."""
+        yield from super().notices(is_sharded)
+        builder = self.teacher_model.path.rpartition(".")[2]
+        if builder.startswith(("lora_", "qlora_")):
+            yield (
+                f"teacher_model: the adapters of {builder} are left out, since a teacher learns nothing and its "
+                f"checkpoint has none: it is {builder.split('lora_', 1)[1]}"
+            )
+
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
@@ -158,14 +168,6 @@ class DistillParams(FullOrLoraParams):
             yield problem(
                 "names an adapter; merge it into the teacher's weights first (tune merge)",
                 ("teacher_checkpointer.adapter_checkpoint",),
-            )
-        builder = self.teacher_model.path.rpartition(".")[2]
-        if builder.startswith(("lora_", "qlora_")):
-            four_bit = " and set quantize_teacher to true" if builder.startswith("q") else ""
-            yield problem(
-                f"adds adapters ({builder}), and a teacher learns nothing: name it {builder.split('lora_', 1)[1]}"
-                f"{four_bit}",
-                ("teacher_model",),
             )
         if self.quantize_teacher and self.dtype == "fp16":
             yield problem("is dequantised to bf16 or fp32; use bf16", ("quantize_teacher", "dtype"))

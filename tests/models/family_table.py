@@ -146,7 +146,7 @@ ROWS = (
 
 @cache
 def builders() -> dict[str, dict[str, ModelBuilder]]:
-    """The builders of sizes by the file they are found in, the smallest first; other names for the same are left out."""
+    """The builders of sizes by their file, the smallest first; other names for the same are left out."""
     files: dict[str, dict[str, ModelBuilder]] = {}
     for name, path in list_components(MODEL).items():
         if isinstance(builder := import_component(path), ModelBuilder):

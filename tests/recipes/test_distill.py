@@ -19,13 +19,14 @@ from recipes.distill import DistillRecipe, recipe_main
 from recipes.full_finetune import FullFinetuneRecipe
 from recipes.params.distill import DistillParams
 from tune.checkpoints import save_model
+from tune.cli.preflight_memory import judge_memory
 from tune.config import ParamsError, dump_params, fields_of, resolve
 from tune.errors import CheckpointError, ConfigError
 from tune.models.llama2 import llama2
 from tune.models.qwen2 import qwen2
 from tune.modules.peft import NF4Weight
 from tune.tokenizers import SentencePieceTokenizer
-from tune.training import count_targets
+from tune.training import count_targets, plan_memory
 
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.1}
 LORA = {"lora_rank": 3, "lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_mlp": True}
@@ -232,6 +233,30 @@ def test_a_teacher_in_4_bits_is_nearly_the_same(make_distill, tmp_path: Path) ->
     assert size == sum(tensor.nbytes for tensor in tensors) > size_in_4_bits > size / 8
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_a_teacher_of_a_lora_builder_is_the_model_itself(
+    make_distill, spm_file: Path, tmp_path: Path, kind: str
+) -> None:
+    """As one of torchtune's configs has it: adapters that no checkpoint has, and nobody trains."""
+    sizes = {"vocab_size": 600, "num_layers": 2, "num_heads": 4, "embed_dim": 32, "max_seq_len": 64}
+    sizes |= {"intermediate_dim": 44, "num_kv_heads": 2}
+    torch.manual_seed(9)
+    save_model(llama2(**sizes), tmp_path / "base", tokenizer=SentencePieceTokenizer(spm_file))
+    builder = {"_component_": "lora_llama2", "lora_attn_modules": ["q_proj"], **sizes}
+    builder["quantize_base"] = kind == "qlora"
+    totals = []
+    for name, changes in (
+        ("plain", {"quantize_teacher": kind == "qlora"}),
+        ("adapted", {"teacher_model": builder}),
+    ):
+        folders = {"teacher_checkpoint": str(tmp_path / "base"), "output_dir": str(tmp_path / name)}
+        recipe = DistillRecipe(make_distill(**folders, **changes))
+        recipe.setup()
+        totals.append(recipe.batch_loss(next(iter(recipe.loader)))[0].detach())
+        recipe.cleanup()
+    assert torch.equal(*totals)
+
+
 def test_another_vocabulary_is_refused_with_its_first_token(make_distill, spm_file: Path) -> None:
     teachers = {"_component_": "auto", "path": str(spm_file), "add_tokens": ["zebra crossing"]}
     with pytest.raises(
@@ -267,10 +292,6 @@ def test_a_teacher_without_a_tokenizer_is_compared_by_its_rows(
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no teacher": ({"teacher_checkpoint": None}, "teacher_checkpoint is required"),
-    "a teacher with adapters": (
-        {"teacher_model": {"_component_": "qlora_llama3_8b", "lora_attn_modules": ["q_proj"]}},
-        r"a teacher learns nothing: name it llama3_8b and set quantize_teacher to true",
-    ),
     "a teacher's adapter": (
         {"teacher_checkpointer": {"_component_": "FullModelHFCheckpointer", "adapter_checkpoint": "ad"}},
         "merge it into the teacher's weights first",
@@ -288,9 +309,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no writing": ({"sampling_temperature": 0.5}, "has no effect without on_policy"),
     "a loss of tokens": ({"kd_loss": "LinearCrossEntropyLoss"}, "kd_loss"),
-    "a temperature of 0": (
+    "another label for no target": (
         {"kd_loss": {"_component_": "forward_kl", "ignore_index": 0}},
         "kd_loss.ignore_index must be -100",
+    ),
+    "a temperature of 0": (
+        {"kd_loss": {"_component_": "forward_kl", "temperature": 0.0}},
+        "kd_loss.temperature must be between 1e-06 and 1000000, not 0.0",
+    ),
+    "more than all": (
+        {"kd_loss": {"_component_": "jensen_shannon", "beta": 1.5}},
+        "kd_loss.beta must be between 0 and 1, not 1.5",
     ),
 }
 
@@ -335,3 +364,29 @@ def test_the_loop_is_the_text_of_the_other_recipes() -> None:
     assert own.keys() == full.keys()
     assert {name for name in full if own[name] != full[name]} == DIFFERENT.keys()
     assert len(inspect.getsource(inspect.getmodule(DistillRecipe)).splitlines()) <= 300  # type: ignore[arg-type]
+
+
+def test_preflight_counts_the_teacher_as_the_run_does(
+    make_distill, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    params = make_distill(tokenizer={"_component_": "auto", "max_seq_len": 27})
+    judged = judge_memory(params, torch.device("cpu"))
+    assert judged is not None
+    assert judged.ok
+    recipe = DistillRecipe(params)
+    recipe.setup()
+    recipe.cleanup()
+    plan: Any = recipe.memory_plan
+    assert f"{plan.peak / 2**30:.2f} GiB predicted" in judged.text
+    # Both at the loss: pieces of the logits of both models stand there, beside what cross-entropy alone takes.
+    alone = plan_memory(
+        tune.models.from_checkpoint(folders["student"]),
+        recipe.dataset.report(),
+        recipe.loss_fn,
+        recipe.precision,
+        torch.device("cpu"),
+        **params.memory_settings(),
+    )
+    pieces = 4 * VOCABULARY * 2 * 256  # at least one of each model, of two hundred and fifty-six rows at most
+    (beside,) = (sizes[0] for part, sizes in plan.prediction.parts.items() if "beside" in part)
+    assert beside < plan.prediction.moments[0] - alone.prediction.moments[0] < beside + 6 * pieces

@@ -27,6 +27,13 @@ PAIRS = {
         "type": "QWEN2",
         "tokenizer_path": "vocab.json\n  merges_file: /tmp/student/merges.txt",
     },
+    "qwen2_5/14B_to_7B_KD_lora": {
+        "student": "qwen2_5.lora_qwen2_5_7b",
+        "teacher": "qwen2_5.lora_qwen2_5_14b_instruct\n  lora_attn_modules: ['q_proj', 'v_proj', 'output_proj']",
+        "tokenizer": "qwen2_5.qwen2_5_tokenizer",
+        "type": "QWEN2",
+        "tokenizer_path": "vocab.json\n  merges_file: /tmp/student/merges.txt",
+    },
     "llama3_2/8B_to_1B_KD_lora": {
         "student": "llama3_2.lora_llama3_2_1b",
         "teacher": "llama3_1.llama3_1_8b",

@@ -10,13 +10,7 @@ from tune.checkpoints.adapter_files import (
     read_adapter_base,
     read_base_quantization,
 )
-from tune.checkpoints.adapters import (
-    add_adapters,
-    begin_adapters,
-    load_adapter,
-    read_adapter_config,
-    save_adapter,
-)
+from tune.checkpoints.adapters import add_adapters, load_adapter, read_adapter_config, save_adapter
 from tune.checkpoints.atomic_dir import require_space, staged_directory
 from tune.checkpoints.carried import Carried, CarriedTensor, carried_tensors, find_carried
 from tune.checkpoints.check_config import check_against_config
@@ -42,7 +36,6 @@ __all__ = [
     "adapter_tokenizer_dir",
     "add_adapters",
     "base_difference",
-    "begin_adapters",
     "carried_tensors",
     "check_against_config",
     "copy_side_files",

@@ -51,7 +51,6 @@ from tune.modules.peft import (
     apply_lora,
     cast_adapters,
     choose_lora,
-    reset_adapters,
 )
 from tune.utils import get_logger
 from tune.utils.sharding import copy_into_
@@ -150,27 +149,6 @@ def add_adapters(
         if adapter:
             apply_token_matrices(model, adapter.matrices, adapter.source)
     cast_adapters(model, dtype)
-
-
-def begin_adapters(
-    model: TransformerDecoder, directory: Path | None, base: Path, dtype: torch.dtype = torch.float32
-) -> None:
-    """Give the adapters of a model whose base is loaded their values: those of a directory, or new ones.
-
-    Args:
-        model: with adapters, see `add_adapters`; without, it is left alone.
-        directory: of an adapter to go on from; None: there is none.
-        base: where the model was read from.
-        dtype: of the adapters.
-
-    Raises:
-        ConfigError, CheckpointError: as `reset_adapters` and `load_adapter`.
-    """
-    if not adapter_parameters(model):
-        return
-    reset_adapters(model, dtype)
-    if directory:
-        load_adapter(model, directory, base=base)
 
 
 def load_adapter(

@@ -14,6 +14,7 @@ from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
 from tune.training.memory.available import available_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
 from tune.training.precision import plan_precision
+from tune.training.teacher import Teacher
 from tune.utils.precision import get_dtype
 
 __all__ = ["Judgement", "judge_memory"]
@@ -74,9 +75,9 @@ def _build_model(params: Any) -> TransformerDecoder | None:
         model: TransformerDecoder = instantiate(
             params.model, defaults={"checkpoint_dir": "" if model_dir is None else str(model_dir)}
         )
-        settings = params.lora_settings() if hasattr(params, "lora_settings") else {}
-        if settings and not adapter_parameters(model):
-            apply_lora(model, choose_lora(settings))
+        adapts = hasattr(params, "lora_settings") and getattr(params, "trains_adapters", lambda: True)()
+        if adapts and not adapter_parameters(model):
+            apply_lora(model, choose_lora(params.lora_settings()))
     return model
 
 
@@ -94,12 +95,19 @@ def _longest(params: Any, model: TransformerDecoder) -> tuple[int, str]:
 def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len: int) -> MemoryPlan:
     datasets = params.dataset if isinstance(params.dataset, tuple) else (params.dataset,)
     shard_dim = max(params.data_parallel_shard_dim, 1) if params.enable_fsdp else 1
+    precision = plan_precision(params.dtype, params.param_dtype, device)
+    loss_fn = instantiate(params.loss, defaults={"reduction": "sum"})
+    beside: dict[str, Any] = {}
+    if hasattr(params, "teacher_settings"):
+        teacher = Teacher(dtype=precision.compute_dtype, **params.teacher_settings())
+        loss_fn, beside = teacher.planned(loss_fn, instantiate(params.kd_component())), teacher.sizes()
     return plan_memory(
         model,
         LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets)),
-        instantiate(params.loss, defaults={"reduction": "sum"}),
-        plan_precision(params.dtype, params.param_dtype, device),
+        loss_fn,
+        precision,
         device,
         shard_dim,
         **params.memory_settings(),
+        **beside,
     )

@@ -118,6 +118,7 @@ _RANGES: Mapping[str, Mapping[Bounds, str]] = {
         _SHARE: "end_factor pct_start warmup_ratio min_lr_rate base_momentum max_momentum",
     },
     "loss": {_COUNT: "num_output_chunks", _SHARE: "label_smoothing"},
+    "distillation loss": {_COUNT: "num_output_chunks", _SHARE: "beta sym_kd_ratio", _RATIO: "temperature"},
     "profiler": {_COUNT_OR_NONE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
     "collate_fn": {_COUNT_OR_NONE: "padding_idx max_seq_len", _SIZE: "pad_to_multiple_of"},
 }

@@ -60,4 +60,15 @@ qlora_qwen2_5_32b_instruct = LoRABuilder(qwen2_5_32b_instruct, quantize_base=Tru
 qlora_qwen2_5_72b_base = LoRABuilder(qwen2_5_72b_base, quantize_base=True)
 qlora_qwen2_5_72b_instruct = LoRABuilder(qwen2_5_72b_instruct, quantize_base=True)
 
+lora_qwen2_5_1_5b = lora_qwen2_5_1_5b_base
+lora_qwen2_5_7b = lora_qwen2_5_7b_base
+lora_qwen2_5_14b = lora_qwen2_5_14b_base
+lora_qwen2_5_32b = lora_qwen2_5_32b_base
+lora_qwen2_5_72b = lora_qwen2_5_72b_base
+qlora_qwen2_5_1_5b = qlora_qwen2_5_1_5b_base
+qlora_qwen2_5_7b = qlora_qwen2_5_7b_base
+qlora_qwen2_5_14b = qlora_qwen2_5_14b_base
+qlora_qwen2_5_32b = qlora_qwen2_5_32b_base
+qlora_qwen2_5_72b = qlora_qwen2_5_72b_base
+
 qwen2_5_tokenizer = qwen2_tokenizer

@@ -6,7 +6,7 @@ from tune.training import lr_schedulers, metric_logging
 from tune.training.activations import checkpoint_activations
 from tune.training.attention_kernels import prefer_attention_kernels
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
-from tune.training.building import build_on_meta, choose_trained
+from tune.training.building import begin_adapters, build_on_meta, choose_trained
 from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
@@ -74,6 +74,7 @@ __all__ = [
     "Teacher",
     "TrainState",
     "activation_offloading",
+    "begin_adapters",
     "begin_state",
     "build_loader",
     "build_loss",

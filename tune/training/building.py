@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from tune.checkpoints import add_adapters
+from tune.checkpoints import add_adapters, load_adapter
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.modules import TransformerDecoder
+from tune.modules.peft import adapter_parameters, reset_adapters
 from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.utils.mesh import Mesh
 
-__all__ = ["build_on_meta", "choose_trained"]
+__all__ = ["begin_adapters", "build_on_meta", "choose_trained"]
 
 
 def build_on_meta(component: Component, model_dir: Path, dtype: torch.dtype) -> TransformerDecoder:
@@ -58,3 +59,24 @@ def choose_trained(
         return mesh.shard_dim
     add_adapters(model, settings, adapter_dir, torch.float32)
     return shard_dim_of_base(model, mesh, required=required)
+
+
+def begin_adapters(
+    model: TransformerDecoder, directory: Path | None, base: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Give the adapters of a model whose base is loaded their values: those of a directory, or new ones.
+
+    Args:
+        model: with adapters, see `add_adapters`; without, it is left alone.
+        directory: of an adapter to go on from; None: there is none.
+        base: where the model was read from.
+        dtype: of the adapters.
+
+    Raises:
+        ConfigError, CheckpointError: as `reset_adapters` and `load_adapter`.
+    """
+    if not adapter_parameters(model):
+        return
+    reset_adapters(model, dtype)
+    if directory:
+        load_adapter(model, directory, base=base)

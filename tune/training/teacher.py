@@ -15,7 +15,7 @@ from tune.data import DataReport
 from tune.errors import ConfigError
 from tune.modules import TransformerDecoder
 from tune.modules.loss import DistillationLoss, Head, LossFromHidden
-from tune.modules.peft import freeze
+from tune.modules.peft import FrozenLinear, drop_adapters, freeze
 from tune.tokenizers import Tokenizer, holds_tokenizer, require_same_vocabulary
 from tune.training.building import build_on_meta
 from tune.training.compilation import compile_blocks
@@ -60,11 +60,14 @@ class Teacher:
         self._checkpointer = instantiate(checkpointer)
         self._tokenizer = tokenizer
         self._dtype = dtype
-        self._is_quantized = quantize
         self.shard_dim = 1
         self.model_dir: Path = self._checkpointer.find_model_dir()
         self.model = build_on_meta(component, self.model_dir, dtype)
-        freeze(self.model, quantize)
+        # Of a lora_ builder there is the model, of a qlora_ one in 4 bits: adapters that nobody trains add nothing.
+        parts = [module for module in self.model.modules() if isinstance(module, FrozenLinear)]
+        self._is_quantized = quantize or any(part.quantize_base for part in parts)
+        drop_adapters(self.model)
+        freeze(self.model, self._is_quantized)
 
     def prepare(
         self,

@@ -206,6 +206,22 @@ def _merged_experts(module: FrozenExperts) -> ExpertLinear:
     return plain.train(module.training)
 
 
+def drop_adapters(model: nn.Module) -> None:
+    """Take the adapters out of a model whose base is not quantised yet, in place: what they learnt is gone."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, FrozenLinear):
+            linear: nn.Linear | ExpertLinear
+            with torch.device("meta"):
+                if isinstance(module, FrozenExperts):
+                    linear = ExpertLinear(module.num_experts, module.in_dim, module.out_dim)
+                else:
+                    linear = nn.Linear(module.in_dim, module.out_dim, bias=False)
+            assert module.weight is not None, "it is quantised when it is filled"
+            linear.weight = module.weight
+            linear.register_parameter("bias", module.bias)
+            _replace(model, path, linear.train(module.training))
+
+
 def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAModule, ...]:
     """Return the matrices of a model that a configuration gives adapters to, in the model's order.
 
