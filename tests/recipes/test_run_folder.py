@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.cli.main import main
 from tune.errors import TrainingError
 
 
@@ -119,6 +122,13 @@ def test_the_folder_tells_the_story(whole: Path) -> None:
     page = (whole / "report.html").read_text()
     assert page.count('class="curve') >= 7
     assert (whole / "loss_curve.png").stat().st_size > 1000
+
+
+def test_the_printed_command_works_as_printed(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = re.findall(r"^Try it: +tune (.*)$", (whole / "console.log").read_text(), re.MULTILINE)
+    capsys.readouterr()
+    assert main([*shlex.split(line), "max_new_tokens=5"]) == 0
+    assert capsys.readouterr().out
 
 
 def test_a_run_that_fails_says_why(make_params: Callable[..., Any]) -> None:
