@@ -409,6 +409,11 @@ def test_killed_at_a_random_moment_it_is_the_same_run(run_values, eight_steps: P
     assert process.returncode == 0, text
     assert "Resumed from" in text
     assert_same_run(eight_steps, out)
+    sessions = json.loads((out / "run.json").read_text())["sessions"]
+    assert [session["status"] for session in sessions] == ["killed", "finished"]
+    console = (out / "console.log").read_text()
+    assert console.count("=== tune, ") == 2  # what the first one said is still there
+    assert console.count("step_000002 in ") == 1
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

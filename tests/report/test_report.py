@@ -110,6 +110,15 @@ def test_a_damaged_file_costs_its_part(tmp_path: Path, name: str, content: bytes
     assert "</html>" in write_report(folder, picture=False).read_text(encoding="utf-8")
 
 
+def test_a_link_is_not_followed_into_the_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    private = tmp_path / "private.txt"
+    private.write_text("--- example 0 ---\nwhat nobody is to see\n")
+    (folder / "preview.txt").unlink()
+    (folder / "preview.txt").symlink_to(private)
+    assert "nobody is to see" not in write_report(folder, picture=False).read_text(encoding="utf-8")
+
+
 def test_numbers_that_no_screen_has(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=3)
     odd = ["nan", "inf", 1e308, -1e308, 10**400, None, True, [1], 0, -0.0, 5e-324]
@@ -222,6 +231,13 @@ def test_short_numbers() -> None:
         "2.5G",
         "-3",
     ]
+
+
+def test_without_a_plotting_library_there_is_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "run")
+    monkeypatch.setattr("tune.report.page.find_spec", lambda name: None)
+    assert write_report(folder).is_file()
+    assert not (folder / "loss_curve.png").exists()
 
 
 def test_the_command_line_starts_without_a_plotting_library() -> None:

@@ -130,6 +130,8 @@ def overview() -> str:
         ("tune run full_finetune --help", "every parameter"),
         ("tune validate my.yaml", "is this config right?"),
         ("tune preview my.yaml", "what does its data teach?"),
+        ("tune report out/tiny", "how did the run go?"),
+        ("tune chat out/tiny", "talk to what was trained"),
     ]
     options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
     parts = [

@@ -250,6 +250,8 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
         print_problems(resolution)
         values = f"{paint('As configured:', 'bold')}\n{resolution.dump()}" if resolution.ok else ""
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
+    if target.recipe is not None and target.recipe.operand and not target.is_own:
+        options = "DIR [--config CONFIG] [KEY=VALUE ...] [--dry-run]"
     head = [
         f"{paint('usage:', 'bold')} tune run {target.name} {options}",
         "",

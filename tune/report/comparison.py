@@ -76,7 +76,11 @@ def _charts(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
     titles["trained_tokens_per_second"] = "Tokens trained on per second"
     keys = [*titles, *further_keys(runs)]
     return [
-        Chart(titles.get(key, key), [Line(name, run.series(key)) for name, run in zip(names, runs)])
+        Chart(
+            titles.get(key, key),
+            [Line(name, run.series(key)) for name, run in zip(names, runs)],
+            is_linear=key == "lr",
+        )
         for key in keys
     ]
 

@@ -97,7 +97,9 @@ def draw_chart(chart: Chart, number: int, width: int, height: int) -> tuple[str,
         parts.append(f'<line class="level" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}"/>')
         name = escape(chart.level[0])
         parts.append(f'<text class="tick" x="{width - _RIGHT}" y="{y - 4}" text-anchor="end">{name}</text>')
-    for colour, line in enumerate(lines):
+    for colour, line in enumerate(chart.lines):
+        if not line.points:
+            continue  # the others keep their colours, the same in each chart of a page
         shade = f"c{colour % NUM_COLOURS}" + (" dashed" if colour >= NUM_COLOURS else "")
         places = [(across.place(step), up.place(value)) for step, value in line.points]
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
@@ -111,7 +113,13 @@ def draw_chart(chart: Chart, number: int, width: int, height: int) -> tuple[str,
         "log": up.is_log,
         "width": width,
         "lines": [
-            {"name": line.name, "points": [[_round(x), _round(y)] for x, y in line.points]} for line in lines
+            {
+                "name": line.name,
+                "colour": colour % NUM_COLOURS,
+                "points": [[_round(x), _round(y)] for x, y in line.points],
+            }
+            for colour, line in enumerate(chart.lines)
+            if line.points
         ],
     }
     return "".join(parts), about
@@ -119,11 +127,10 @@ def draw_chart(chart: Chart, number: int, width: int, height: int) -> tuple[str,
 
 def legend(chart: Chart) -> str:
     """Return the names of a chart's curves, each with its colour, as HTML."""
-    names = [line.name for line in chart.lines if line.points]
     return "".join(
-        f'<span class="key"><i class="c{colour % NUM_COLOURS}{" dashed" * (colour >= NUM_COLOURS)}"></i>'
-        f"{escape(name)}</span>"
-        for colour, name in enumerate(names)
+        f'<span class="key"><i class="c{colour % NUM_COLOURS}"></i>{escape(line.name)}</span>'
+        for colour, line in enumerate(chart.lines)
+        if line.points
     )
 
 

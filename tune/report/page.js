@@ -28,7 +28,7 @@ function show(svg, step) {
   rule.setAttribute("x2", x);
   group.querySelectorAll("circle").forEach((dot) => dot.remove());
   tip.replaceChildren(document.createTextNode("step " + at.toLocaleString("en")));
-  about.lines.forEach((line, number) => {
+  about.lines.forEach((line) => {
     const [where, value] = line.points[nearest(line.points, at)];
     // A line that has nothing near here, as a validation long ago, says of which step it is.
     const note = where === at ? "" : " (step " + where.toLocaleString("en") + ")";
@@ -36,7 +36,7 @@ function show(svg, step) {
     row.textContent = line.name + ": " + value.toLocaleString("en", { maximumSignificantDigits: 5 }) + note;
     tip.append(row);
     const dot = document.createElementNS("http://www.w3.org/2000/svg", "circle");
-    dot.setAttribute("class", "c" + (number % 8));
+    dot.setAttribute("class", "c" + line.colour);
     dot.setAttribute("r", 4);
     dot.setAttribute("cx", place(about.x, where, false));
     dot.setAttribute("cy", place(about.y, value, about.log));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tune.report.html import badge, commands, draw_charts, table, text, tile, wr
 from tune.report.picture import draw_picture
 from tune.report.run_data import RunData, group_samples, read_run
 from tune.report.settings import changed_settings
+from tune.utils import get_logger
 
 __all__ = ["METRICS", "REPORT", "write_report"]
 
@@ -57,7 +59,11 @@ def write_report(folder: Path, *, picture: bool = True) -> Path:
         _surroundings(run),
     ]
     write_page(folder / REPORT, f"{folder.name}: tune report", "\n".join(sections), about)
-    if picture:
+    if picture and find_spec("matplotlib") is None:
+        get_logger().info(
+            f"{PICTURE} is not drawn: matplotlib is not installed here (pip install matplotlib)"
+        )
+    elif picture:
         draw_picture(folder / PICTURE, folder.name, run.series("loss"), run.series("val_loss"))
     return folder / REPORT
 

@@ -31,9 +31,9 @@ def draw_picture(path: Path, title: str, loss: Points, val_loss: Points = ()) ->
     from matplotlib.figure import Figure
 
     require_own(path, _MARK)
-    figure = Figure(figsize=(8.0, 4.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.5), dpi=110)
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.08, 0.11, 0.89, 0.81))
     for points, name, marker in (
         (loss, "loss, mean since the line before", ""),
         (val_loss, "validation loss", "o"),

@@ -141,7 +141,8 @@ def _find_loss(line: bytes) -> float | None:
 
 def _read(path: Path) -> bytes:
     with suppress(OSError):
-        if path.is_file() and path.stat().st_size <= _MAX_BYTES:
+        # A link in a folder from elsewhere could bring a file of one's own into a page that is sent on.
+        if not path.is_symlink() and path.is_file() and path.stat().st_size <= _MAX_BYTES:
             return path.read_bytes()
     return b""
 

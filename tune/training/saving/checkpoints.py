@@ -160,9 +160,9 @@ class Checkpoints:
             CheckpointError: the step is of another run, or cannot be read, or its model is not what was trained.
         """
         if self.mesh.is_rank_zero:
-            self.record.note(
-                **describe_machine(self.mesh.device), recipe=describe_recipe(state.recipe), seed=state.seed
-            )
+            self.record.note(**describe_machine(self.mesh.device), seed=state.seed)
+        if self.mesh.is_rank_zero and state.recipe:
+            self.record.note(recipe=describe_recipe(state.recipe))
         if self.resumed is None:
             return
         where = str(self.resumed.path)

@@ -32,7 +32,7 @@ def write_resolved_config(params: Any, checkpoints: Checkpoints, **drawn: Any) -
     if not checkpoints.mesh.is_rank_zero:
         return
     path = checkpoints.output_dir / "config.yaml"
-    text = f"{_HEAD}\n{dump_params(params, drawn=drawn)}"
+    text = f"{_HEAD}\n\n{dump_params(params, drawn=drawn)}"
 
     def write() -> None:
         try:

@@ -18,7 +18,7 @@ import torch
 import tune
 from tune.utils.paths import get_recipes_dir
 from tune.utils.ranks import get_world_size
-from tune.utils.secret_masking import mask_arguments, mask_text
+from tune.utils.secret_masking import mask_arguments
 
 __all__ = ["describe_command", "describe_machine", "describe_recipe", "describe_versions"]
 
@@ -76,18 +76,19 @@ def describe_recipe(file: str | Path) -> dict[str, Any]:
     about: dict[str, Any] = {"file": str(path), "sha256": None, "git": None}
     with suppress(OSError):
         about["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    commit = _git(path, "rev-parse", "HEAD")
-    if commit is not None and _git(path, "ls-files", "--error-unmatch", "--", path.name) is not None:
-        changed = _git(path, "status", "--porcelain", "--", path.name)
-        tree = _git(path, "status", "--porcelain", "--untracked-files=no")
+    name = _git(path, "ls-files", "--full-name", "--error-unmatch", "--", path.name)
+    if name is not None and (
+        state := _git(path, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    ):
+        lines = state.splitlines()
+        facts = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
+        changed = [line for line in lines if not line.startswith("#")]
         about["git"] = {
-            "commit": commit,
-            "branch": _git(path, "rev-parse", "--abbrev-ref", "HEAD"),
-            "recipe_changed": bool(changed),
-            "tree_changed": bool(tree),
+            "commit": facts.get("branch.oid"),
+            "branch": facts.get("branch.head"),
+            "recipe_changed": any(line.endswith(f" {name}") for line in changed),
+            "tree_changed": bool(changed),
         }
-        if remote := _git(path, "config", "--get", "remote.origin.url"):
-            about["git"]["remote"] = mask_text(remote)
     return about
 
 
