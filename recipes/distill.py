@@ -80,8 +80,7 @@ class DistillRecipe:
         offload = params.enable_activation_offloading
         self.offloading = training.activation_offloading(self.model, self.device, offload)
 
-        # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
-        #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
+        # 6. What watches; the saved state, last of all, since building draws random numbers; and what is running.
         self._setup_monitor()
         state.seed_next_step()
         self.checkpoints.restore(state, self.model, self.optimizer, params.allow_changes_on_resume)
@@ -101,8 +100,8 @@ class DistillRecipe:
         self.dataset, self.dataset_val = build_splits(*data, state.seed, **params.data_settings())
         build: Any = partial(training.build_loader, **how)
         self.loader = build(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
-        size_val = params.batch_size_val or params.batch_size
-        self.loader_val: Any = self.dataset_val and build(self.dataset_val, batch_size=size_val)
+        size = params.batch_size_val or params.batch_size
+        self.loader_val: Any = self.dataset_val and build(self.dataset_val, batch_size=size)
         limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
         state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
 
@@ -112,9 +111,8 @@ class DistillRecipe:
         model = training.build_on_meta(params.model, self.model_dir, self.precision.param_dtype)
         self.model: Any = model.train()
         required, settings = params.requires_shards(), params.memory_settings()
-        shard_dim = training.choose_trained(
-            model, params.adapter_settings(), self.adapter_dir, self.mesh, required=required
-        )
+        adapters = params.adapter_settings()
+        shard_dim = training.choose_trained(model, adapters, self.adapter_dir, self.mesh, required=required)
         training.fit_vocabulary(model, self.tokenizer, report)
         self.teacher = training.Teacher(dtype=self.precision.compute_dtype, **params.teacher_settings())
         self.teacher.prepare(model, self.tokenizer, report, self.mesh, required=required)

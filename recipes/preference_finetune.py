@@ -79,8 +79,7 @@ class PreferenceFinetuneRecipe:
             self.model, self.device, params.enable_activation_offloading
         )
 
-        # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
-        #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
+        # 6. What watches; the saved state, last of all, since building draws random numbers; and what is running.
         self._setup_monitor()
         state.seed_next_step()
         self.checkpoints.restore(state, self.model, self.optimizer, params.allow_changes_on_resume)
