@@ -11,7 +11,13 @@ from torch import Tensor
 from tune.errors import ConfigError
 from tune.models.llama2 import llama2
 from tune.modules import TransformerDecoder
-from tune.modules.loss import AnswerLogProbs, answer_log_probs, linear_cross_entropy, target_log_probs
+from tune.modules.loss import (
+    AnswerLogProbs,
+    answer_log_probs,
+    linear_cross_entropy,
+    log_probs,
+    target_log_probs,
+)
 from tune.modules.loss.preference import (
     DPOLoss,
     HingeLoss,
@@ -168,6 +174,23 @@ def test_log_probs_in_pieces_equal_whole_logits(
     assert ("output.weight" in found) is trains_output
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_kernel_gives_the_same(
+    model: TransformerDecoder, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")  # which is interpreted here
+    tokens, targets = batch
+    factors = torch.randn(B, S)
+    found = []
+    for uses_kernel in (False, True):
+        monkeypatch.setattr(log_probs, "has_kernel", lambda logits, uses=uses_kernel: uses)
+        model.zero_grad()
+        values = target_log_probs(model, model.hidden(tokens), targets)
+        (values * factors).sum().backward()
+        found.append([values.detach(), *(weight.grad.clone() for weight in model.parameters())])
+    for plain, by_kernel in zip(*found, strict=True):
+        torch.testing.assert_close(by_kernel, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_targets_has_zero_gradients(

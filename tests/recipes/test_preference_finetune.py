@@ -365,6 +365,8 @@ def test_data_of_another_kind_is_refused(values_in, base: Path, pairs_file: Path
         ({"loss": "kto", "batch_size": 1}, "use at least 2"),
         ({"loss": "LinearCrossEntropyLoss"}, "no preference loss called"),
         ({"loss": {"_component_": "dpo", "gamma": 1.0}}, "gamma"),
+        ({"loss": {"_component_": "ipo", "beta": 0}}, "must be above 0"),
+        ({"loss": {"_component_": "dpo", "label_smoothing": 0.7}}, "must be between 0 and 0.5"),
         ({"data": {"streaming": True}, "max_steps": 3}, "preferences are read whole"),
         ({"collate_fn": "padded_collate_sft"}, "padded_collate_dpo"),
         ({**LORA, "ref_checkpointer": "FullModelHFCheckpointer"}, "has no effect beside adapters"),

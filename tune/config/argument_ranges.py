@@ -119,6 +119,11 @@ _RANGES: Mapping[str, Mapping[Bounds, str]] = {
     },
     "loss": {_COUNT: "num_output_chunks", _SHARE: "label_smoothing"},
     "distillation loss": {_COUNT: "num_output_chunks", _SHARE: "beta sym_kd_ratio", _RATIO: "temperature"},
+    "preference loss": {
+        _POSITIVE_RATE: "beta",
+        _RATE: "gamma sft_weight desirable_weight undesirable_weight",
+        Bounds(minimum=0, maximum=0.5): "label_smoothing",
+    },
     "profiler": {_COUNT_OR_NONE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
     "collate_fn": {_COUNT_OR_NONE: "padding_idx max_seq_len", _SIZE: "pad_to_multiple_of"},
 }

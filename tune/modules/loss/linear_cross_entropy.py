@@ -182,7 +182,8 @@ def _plain_sum(
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
-def _has_kernel(logits: Tensor) -> bool:
+def has_kernel(logits: Tensor) -> bool:
+    """Return whether a kernel makes losses and gradients of such logits."""
     return logits.is_cuda and logits.dtype in (torch.bfloat16, torch.float32) and has_triton()
 
 
@@ -285,8 +286,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # One buffer for the logits of every piece, and for a device without the kernel a wide one beside it.
         shape = (min(num_rows, num_targets), vocab_size)
         all_logits = torch.empty(shape, dtype=dtype, device=hidden.device)
-        has_kernel = _has_kernel(all_logits)
-        needs_room = dtype != wide and not has_kernel
+        uses_kernel = has_kernel(all_logits)
+        needs_room = dtype != wide and not uses_kernel
         room = torch.empty(shape, dtype=wide, device=hidden.device) if needs_room else None
         for start in range(0, num_targets, num_rows):
             part = slice(start, start + num_rows)
@@ -295,7 +296,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
             factors = None if target_weights is None else target_weights[part]
             asked = (logits, targets[part], factors, softcap, needs_grad)
-            if has_kernel:
+            if uses_kernel:
                 from tune.modules.kernels import cross_entropy_triton
 
                 losses = cross_entropy_triton.cross_entropy_(*asked)

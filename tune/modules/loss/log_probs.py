@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tune.modules.decoder import TransformerDecoder
-from tune.modules.kernels import has_triton
 from tune.modules.loss.linear_cross_entropy import (
     LinearCrossEntropyLoss,
     add_product_,
     compute_loss_dtype,
     cross_entropy_,
+    has_kernel,
 )
 
 # Says how many targets' logits may stand at once, for this and for the cross-entropy alike.
@@ -113,7 +113,7 @@ class _Pieces:
         shape = (num_rows, weight.shape[0])
         self._logits = torch.empty(shape, dtype=dtype, device=weight.device)
         wide = torch.promote_types(dtype, torch.float32)
-        self._has_kernel = weight.is_cuda and dtype in (torch.bfloat16, torch.float32) and has_triton()
+        self._has_kernel = has_kernel(self._logits)
         needs_room = dtype != wide and not self._has_kernel
         self._room = torch.empty(shape, dtype=wide, device=weight.device) if needs_room else None
         self._softcap = softcap
