@@ -12,6 +12,9 @@ from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
 from tune.data.report import DataReport
 from tune.errors import DataError
 
+# Tokens that rows are padded to a multiple of on a GPU, see `gpu_lengths`.
+GPU_MULTIPLE = 128
+
 
 def padded_collate_sft(
     batch: Sequence[Mapping[str, Any]],
@@ -88,7 +91,7 @@ def gpu_lengths(report: DataReport) -> tuple[int, int | None]:
 
     Each new length makes attention's kernels plan or compile anew. So packed rows have one length, and others few.
     """
-    multiple = report.max_seq_len if report.num_packs and report.max_seq_len else 128
+    multiple = report.max_seq_len if report.num_packs and report.max_seq_len else GPU_MULTIPLE
     return multiple, report.max_seq_len
 
 

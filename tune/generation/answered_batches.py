@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tune.data import answered_examples, find_prompts, padded_collate_sft
+from tune.data.collate import GPU_MULTIPLE
 from tune.generation.answers import write_answers
 from tune.modules import TransformerDecoder
 from tune.tokenizers import Tokenizer
@@ -95,7 +96,9 @@ class AnsweredBatches:
         )
         pad_id = self._tokenizer.pad_id
         # A process without a prompt takes part with a row that has nothing to learn.
-        return padded_collate_sft(examples or [{"tokens": [pad_id], "labels": [-100]}], pad_id)
+        examples = examples or [{"tokens": [pad_id], "labels": [-100]}]
+        multiple = GPU_MULTIPLE if self._mesh.device.type == "cuda" else 1
+        return padded_collate_sft(examples, pad_id, pad_to_multiple_of=multiple)
 
     def _write(self, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
         with self._autocast():
