@@ -144,10 +144,14 @@ def test_only_the_adapter_is_saved_when_asked(
 ) -> None:
     recipe_main(make_lora(save_adapter_weights_only=True, save_every_n_steps=None, log_level="INFO"))
     adapter = tmp_path / "out" / "latest" / "adapter"
-    assert (
-        f"tune run generate model_checkpoint={base_dir} adapter_checkpoint={adapter} "
-        in capsys.readouterr().err
-    )
+    assert f"tune run generate {tmp_path / 'out'} prompt=" in capsys.readouterr().err
+    asked = {"prompt": "the river", "max_new_tokens": 9, "device": "cpu", "log_level": "ERROR"}
+    both = {"model_checkpoint": str(base_dir), "adapter_checkpoint": str(adapter)}
+    answers = []
+    for settings in ({"model_checkpoint": str(tmp_path / "out")}, {"model_checkpoint": str(adapter)}, both):
+        assert generate(GenerateParams(**settings, **asked)) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2]  # the adapter knows its base
     step = tmp_path / "out" / "latest"
     assert not (step / "model").exists()
     base_bytes = (base_dir / "model.safetensors").stat().st_size

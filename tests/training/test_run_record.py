@@ -15,6 +15,7 @@ import pytest
 from tune.checkpoints.run_folder import read_run_record
 from tune.errors import TrainingError
 from tune.training.saving.console_log import ConsoleLog
+from tune.training.saving.run_lock import RunLock
 from tune.training.saving.run_record import RunRecord
 from tune.training.saving.run_surroundings import describe_command, describe_recipe
 from tune.utils import get_logger
@@ -54,6 +55,14 @@ def test_a_killed_session_and_the_one_after_it(tmp_path: Path) -> None:
     record.close()
     assert [each["status"] for each in read(tmp_path)["sessions"]] == ["killed", "finished"]
     assert read(tmp_path)["sessions"][1]["from_step"] == 4
+
+
+def test_a_killed_run_is_told_by_its_lock(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    started(tmp_path)
+    assert (read_run_record(tmp_path) or {})["status"] == "running"
+    lock.release()
+    assert (read_run_record(tmp_path) or {})["status"] == "killed"
 
 
 def test_a_start_that_is_refused_changes_no_result(tmp_path: Path) -> None:

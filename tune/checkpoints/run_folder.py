@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,10 @@ _MAX_BYTES = 20_000_000
 
 
 def read_run_record(folder: Path) -> dict[str, Any] | None:
-    """Return what `run.json` in the folder of a run says, None where there is none of ours."""
+    """Return what `run.json` in the folder of a run says, None where there is none of ours.
+
+    A run that was killed could not say so itself: its lock tells.
+    """
     path = folder / RUN_RECORD
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_BYTES:
@@ -30,11 +35,28 @@ def read_run_record(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or "tune_run" not in record:
         return None
+    if record.get("status") == "running" and not _is_held(folder):
+        record["status"] = "killed"
     sessions = record.get("sessions")
     record["sessions"] = (
         [each for each in sessions if isinstance(each, dict)] if isinstance(sessions, list) else []
     )
     return record
+
+
+def _is_held(folder: Path) -> bool:
+    """Tell whether a run is going on in a folder, as far as its lock says, which ends with the process."""
+    try:
+        lock = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return True  # nobody knows
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 @dataclass(frozen=True)
