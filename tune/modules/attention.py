@@ -17,6 +17,7 @@ from tune.modules.document_mask import AttentionMask, DocumentMask
 from tune.modules.kernels.block_attention import attend_blocks
 from tune.modules.kernels.document_attention import document_attention
 from tune.modules.kv_cache import LayerCache
+from tune.modules.linear import Linear
 from tune.modules.norm import RMSNorm
 from tune.modules.peft.together import linear_together
 from tune.modules.rope import apply_rotary
@@ -42,10 +43,10 @@ class SelfAttention(nn.Module):
         q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         has_bias = config.attn_bias != "none"
         self.has_gate = config.attn_gate
-        self.q_proj = nn.Linear(config.embed_dim, q_dim * (1 + self.has_gate), bias=has_bias)
-        self.k_proj = nn.Linear(config.embed_dim, kv_dim, bias=has_bias)
-        self.v_proj = nn.Linear(config.embed_dim, kv_dim, bias=has_bias)
-        self.output_proj = nn.Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
+        self.q_proj = Linear(config.embed_dim, q_dim * (1 + self.has_gate), bias=has_bias)
+        self.k_proj = Linear(config.embed_dim, kv_dim, bias=has_bias)
+        self.v_proj = Linear(config.embed_dim, kv_dim, bias=has_bias)
+        self.output_proj = Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
         self.qk_norm = config.qk_norm
         if self.qk_norm != "none":
             widths = (config.head_dim,) * 2 if self.qk_norm == "head" else (q_dim, kv_dim)

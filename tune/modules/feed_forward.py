@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tune.modules.linear import Linear
 from tune.modules.peft.together import linear_together
 
 
@@ -29,9 +30,9 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        self.w1 = nn.Linear(embed_dim, intermediate_dim, bias=bias)
-        self.w2 = nn.Linear(intermediate_dim, embed_dim, bias=bias)
-        self.w3 = nn.Linear(embed_dim, intermediate_dim, bias=bias)
+        self.w1 = Linear(embed_dim, intermediate_dim, bias=bias)
+        self.w2 = Linear(intermediate_dim, embed_dim, bias=bias)
+        self.w3 = Linear(embed_dim, intermediate_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune.errors import ConfigError
+from tune.modules.cast_matmul import cast_matmul
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear
 
 
@@ -96,13 +97,19 @@ class FrozenLinear(nn.Module):
         base = self._base
         if isinstance(base, NF4Weight):
             return nf4_linear(x, base, bias)
-        return F.linear(x, base.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        if base.dtype != x.dtype:
+            out: Tensor = cast_matmul(x, base, bias, True)
+            return out
+        return F.linear(x, base, None if bias is None else bias.to(x.dtype))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return what products with x are computed in: its dtype, or autocast's where that is on."""
+    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Return whether autocast turns x into its own dtype, or finds it so."""
     kind = x.device.type
     # Meta knows no autocast and refuses to be asked for it.
-    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    return kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune.errors import ConfigError
+from tune.modules.cast_matmul import cast_matmul
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
 from tune.modules.peft.nf4 import NF4Weight, nf4_matmul
 from tune.utils.sharding import init_sharded_, is_sharded, local_part
@@ -284,7 +285,10 @@ def _times_base(
 ) -> Tensor:
     """Return x W^T + bias [..., o], or x W [..., i]; W as `_AdaptedLinear` takes it."""
     if sizes is None:
-        weight = base[0].to(x.dtype)
-        return F.linear(x, weight if transposed else weight.t(), bias)
-    out: Tensor = nf4_matmul(x, bias, *base, *sizes, transposed)
+        weight = base[0]
+        if weight.dtype == x.dtype:
+            return F.linear(x, weight if transposed else weight.t(), bias)
+        out: Tensor = cast_matmul(x, weight, bias, transposed)
+        return out
+    out = nf4_matmul(x, bias, *base, *sizes, transposed)
     return out

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tune.modules.linear import Linear
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight
@@ -67,7 +68,7 @@ def _is_simple(module: nn.Module) -> bool:
         return is_simple and not (
             _is_watched(module.lora_a) or _is_watched(module.lora_b) or _is_watched(module)
         )
-    if type(module) is nn.Linear:
+    if type(module) in (nn.Linear, Linear):
         is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
         return is_frozen and not _is_watched(module)
     return type(module) is FrozenLinear and not _is_watched(module)

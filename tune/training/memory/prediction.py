@@ -86,6 +86,7 @@ class WeightSizes:
         num_parameters, num_trained: how many numbers.
         blocks, block_gradients: bytes of each block without its 4-bit weights, and of its gradients.
         largest_quantized: numbers of the largest 4-bit matrix.
+        largest_trained: of the largest trained one in blocks, adapters aside.
     """
 
     total: float = 0.0
@@ -97,6 +98,7 @@ class WeightSizes:
     blocks: list[float] = field(default_factory=list)
     block_gradients: list[float] = field(default_factory=list)
     largest_quantized: int = 0
+    largest_trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def weigh(model: TransformerDecoder) -> WeightSizes:
             block = int(name.split(".")[1])
             sizes.blocks[block] += weight.nbytes
             sizes.block_gradients[block] += weight.nbytes * weight.requires_grad
+            if weight.requires_grad and not is_adapter(name):
+                sizes.largest_trained = max(sizes.largest_trained, weight.numel())
     sizes.total += sum(buffer.nbytes for buffer in model.buffers())
     for module in model.modules():
         if isinstance(module, NF4Weight):
@@ -244,8 +248,11 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
     casts = [0.0 if i < run.num_recomputed else float(block.casts) for i, block in enumerate(step.blocks)]
     grows = 0.0 if run.accumulates or run.optimizer_in_backward else _share(run)
     gradients = weights.trained * _share(run) * run.accumulates
-    # A 4-bit matrix stands in full while it is multiplied, inside an operator.
-    in_operator = weights.largest_quantized * run.compute_dtype.itemsize
+    # A matrix in 4 bits, or in another type, stands in full while it is multiplied, inside an operator.
+    is_cast = run.param_dtype != run.compute_dtype
+    in_operator = (
+        max(weights.largest_quantized, weights.largest_trained * is_cast) * run.compute_dtype.itemsize
+    )
     yield _Moment(gradients, sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
     gradients += step.head_gradients * grows
     for i, block in reversed(list(enumerate(step.blocks))):
