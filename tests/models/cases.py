@@ -13,6 +13,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -25,6 +26,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
 )
 
@@ -89,6 +91,16 @@ GRANITE = {
 }
 # A padding id's row of the reference's embedding would get no gradient.
 UNPADDED = {"pad_token_id": None}
+ATTENTION_ALONE = {
+    "num_local_experts": 0,
+    "layer_types": ["attention"] * 3,
+    "intermediate_size": 54,
+    "shared_intermediate_size": 54,
+    "position_embedding_type": "rope",
+    # Of what there is none of.
+    "num_experts_per_tok": 0,
+    "mamba_n_heads": 1,
+}
 GEMMA = {**UNPADDED, "head_dim": 10}
 # Five layers, of which the third sees everything.
 MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
@@ -340,6 +352,31 @@ CASES: dict[str, Case] = {
         mlp_bias=True,
         tie_word_embeddings=False,
         rope_parameters=YARN,
+    ),
+    "seed-oss": case(
+        SeedOssConfig,
+        "seed_oss/36B_full",
+        **UNPADDED,
+        head_dim=10,
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+        rope_theta=900.0,
+    ),
+    "seed-oss-all-biases-tied": case(
+        SeedOssConfig,
+        **UNPADDED,
+        head_dim=8,
+        attention_out_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "granite4": case(GraniteMoeHybridConfig, "granite/2B_full", **GRANITE, **ATTENTION_ALONE),
+    "granite4-no-positions-tied": case(
+        GraniteMoeHybridConfig,
+        **GRANITE,
+        **ATTENTION_ALONE | {"position_embedding_type": None},
+        attention_bias=True,
+        tie_word_embeddings=True,
     ),
     "granite": case(GraniteConfig, "granite/2B_full", **GRANITE),
     "granite-tied-biases": case(

@@ -21,6 +21,7 @@ from tune.config.instantiate import import_component
 from tune.config.slots import MODEL
 from tune.hub.short_names import SHORT_NAMES
 from tune.models.builders import ModelBuilder
+from tune.models.families import all_families
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: `make docs` writes what follows -->\n", "<!-- end of families -->\n"
@@ -140,7 +141,22 @@ ROWS = (
         "0.1.0",
         "windows in three of four layers, YaRN in the others",
     ),
-    Row("Granite 3.0 to 3.3", ("granite",), ("granite",), ("Granite",), "0.1.0", "multipliers everywhere"),
+    Row(
+        "Seed-OSS",
+        ("seed_oss",),
+        ("seed",),
+        ("Seed-OSS",),
+        "0.1.0",
+        "biases on queries, keys, values; dropout on what blocks add",
+    ),
+    Row(
+        "Granite 3.0 to 3.3, 4.0",
+        ("granite",),
+        ("granite", "granite4"),
+        ("Granite",),
+        "0.1.0",
+        "multipliers everywhere; 4.0 by `auto`: the models of attention alone",
+    ),
 )
 
 
@@ -160,8 +176,11 @@ def builders() -> dict[str, dict[str, ModelBuilder]]:
 
 
 def families_of(row: Row) -> set[str]:
-    """The families that the builders of a row make."""
-    return {builder.family.name for module in row.modules for builder in builders()[module].values()}
+    """The families of a row: of its builders, and of its cases."""
+    kinds = {str(CASES[name]().model_type) for name in CASES if _is_of(name, row.cases)}
+    return {family.name for family in all_families() if family.name in kinds} | {
+        builder.family.name for module in row.modules for builder in builders()[module].values()
+    }
 
 
 def table() -> str:

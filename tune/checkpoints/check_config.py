@@ -15,7 +15,7 @@ _SEEN_IN_SHAPES = {
     *("vocab_size", "num_layers", "embed_dim", "intermediate_dim", "tie_word_embeddings"),
     *("attn_bias", "mlp_bias"),
 }
-_FREE = {"max_seq_len", "attn_dropout"}
+_FREE = {"max_seq_len", "attn_dropout", "residual_dropout"}
 
 
 def check_against_config(model: TransformerDecoder, folder: Path) -> None:

@@ -17,34 +17,41 @@ from tune.modules import DecoderConfig, Family
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     fields = ConfigFields(content, "config.json")
     sizes = read_sizes(fields, max_seq_len=2048, norm_eps=1e-6)
-    arguments = {
-        **sizes,
-        **read_rope(fields, sizes),
-        "attn_bias": "all" if fields.flag("attention_bias", False) else "none",
-        "mlp_bias": fields.flag("mlp_bias", False),
-        "attn_scale": fields.number("attention_multiplier", 1.0),
-        "embed_scale": fields.number("embedding_multiplier", 1.0),
-        "residual_scale": fields.number("residual_multiplier", 1.0),
-        "logit_divisor": fields.number("logits_scaling", 1.0),
-    }
-    fields.expect("hidden_act", "silu")
+    arguments = {**sizes, **read_rope(fields, sizes), **read_granite(fields)}
+    arguments["mlp_bias"] = fields.flag("mlp_bias", False)
     for name in ("sliding_window", "layer_types"):
         fields.expect(name)
     return finish(fields, arguments)
 
 
-def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
+def read_granite(fields: ConfigFields) -> dict[str, Any]:
+    """Return what Granite 3 and 4 have by design: multipliers everywhere."""
+    fields.expect("hidden_act", "silu")
+    return {
+        "attn_bias": "all" if fields.flag("attention_bias", False) else "none",
+        "attn_scale": fields.number("attention_multiplier", 1.0),
+        "embed_scale": fields.number("embedding_multiplier", 1.0),
+        "residual_scale": fields.number("residual_multiplier", 1.0),
+        "logit_divisor": fields.number("logits_scaling", 1.0),
+    }
+
+
+def write_granite(config: DecoderConfig) -> dict[str, Any]:
+    """Return the fields that Granite 3 and 4 have in common."""
     return {
         **write_sizes(config, has_head_dim=False),
         **write_rope(config),
         "hidden_act": "silu",
         "attention_bias": config.attn_bias == "all",
-        "mlp_bias": config.mlp_bias,
         "attention_multiplier": config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale,
         "embedding_multiplier": config.embed_scale,
         "residual_multiplier": config.residual_scale,
         "logits_scaling": config.logit_divisor,
     }
+
+
+def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
+    return {**write_granite(config), "mlp_bias": config.mlp_bias}
 
 
 GRANITE = Family(

@@ -119,6 +119,7 @@ class DecoderConfig:
         norm_offset: added to the norms' stored scales.
         embed_scale: factor on the embeddings, rounded to their dtype.
         residual_scale: factor on what attention and feed-forward add.
+        residual_dropout: dropout probability on what they add, in training mode only.
         logit_divisor: what the logits are divided by.
         final_softcap: bound that a tanh keeps the logits within.
 
@@ -159,6 +160,7 @@ class DecoderConfig:
     norm_offset: float = 0.0
     embed_scale: float = 1.0
     residual_scale: float = 1.0
+    residual_dropout: float = 0.0
     logit_divisor: float = 1.0
     final_softcap: float | None = None
 
@@ -286,8 +288,9 @@ class DecoderConfig:
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
                 yield f"{name} is {value}; it must be above 0 and finite"
-        if not 0 <= self.attn_dropout < 1:
-            yield f"attn_dropout is {self.attn_dropout}; it must be at least 0 and below 1"
+        for name in ("attn_dropout", "residual_dropout"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                yield f"{name} is {share}; it must be at least 0 and below 1"
         if self.moe is not None and not 1 <= self.moe.experts_per_token <= self.moe.num_experts:
             yield (
                 f"experts_per_token is {self.moe.experts_per_token}; it must be at least 1 and at most "

@@ -47,6 +47,7 @@ class DecoderBlock(nn.Module):
         self.is_sliding = index in config.sliding_layers
         self.has_rope = index not in config.nope_layers
         self.residual_scale = config.residual_scale
+        self.residual_dropout = config.residual_dropout
         norms_before = config.norm_placement != "post"
         norms_after = config.norm_placement != "pre"
         self.sa_norm = _norm(config) if norms_before else None
@@ -82,6 +83,8 @@ class DecoderBlock(nn.Module):
         return self._add(x, h if self.mlp_post_norm is None else self.mlp_post_norm(h))
 
     def _add(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.residual_dropout > 0:
+            h = F.dropout(h, self.residual_dropout, self.training)
         return x + h if self.residual_scale == 1.0 else x + h * self.residual_scale
 
 
