@@ -23,6 +23,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -324,6 +325,15 @@ CASES: dict[str, Case] = {
         max_window_layers=2,
     ),
     "qwen3.5": case(Qwen3_5TextConfig, "qwen3_5/9B_full", **QWEN3_5),
+    "qwen3.5-moe": case(
+        Qwen3_5MoeTextConfig,
+        **{**QWEN3_5, "num_hidden_layers": 3, "rms_norm_eps": 5e-2},
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        num_experts=7,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
     # Layers in another order, heads of all widths, more states than one for each key, a share of channels that is odd.
     "qwen3.5-listed": case(
         Qwen3_5TextConfig,

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3_5TextConfig,
     SiglipVisionConfig,
 )
@@ -95,12 +97,32 @@ def _ministral3(vocab_size: int) -> PreTrainedModel:
     )
 
 
+def _qwen3_5_moe(vocab_size: int) -> PreTrainedModel:
+    dense = _qwen3_5(vocab_size).config.to_dict()
+    kept = {name: value for name, value in dense["text_config"].items() if name != "intermediate_size"}
+    text = kept | {
+        "model_type": "qwen3_5_moe_text",
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+    }
+    vision = dense["vision_config"] | {"model_type": "qwen3_5_moe_vision"}
+    config = Qwen3_5MoeConfig(
+        **{name: value for name, value in dense.items() if name.endswith("token_id")},
+        text_config=text,
+        vision_config=vision,
+    )
+    return Qwen3_5MoeForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
 # Each makes one with a vocabulary of the size given.
 LARGER: dict[str, Callable[[int], PreTrainedModel]] = {
     "gemma3": _gemma3,
     "mistral3": _mistral,
     "ministral3": _ministral3,
     "qwen3.5": _qwen3_5,
+    "qwen3.5-moe": _qwen3_5_moe,
 }
 # How files have named text model and head, the oldest first, by `model_type`; others in both ways.
 PREFIXES = {"qwen3_5": (NEWER,), "qwen3_5_moe": (NEWER,)}

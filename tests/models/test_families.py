@@ -194,8 +194,14 @@ def test_a_saved_model_is_the_reference_again(pair: Pair, tmp_path: Path, max_sh
     again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     assert type(again) is type(pair.reference)
     tokens = tokens_for(pair, 2, 23)
+    held = again.state_dict()
+    assert all(torch.equal(held[name], weight) for name, weight in pair.reference.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(again(tokens).logits, pair.reference(tokens).logits)
+        expected = pair.reference(tokens).logits
+        if pair.ours.config.moe is None:
+            assert torch.equal(again(tokens).logits, expected)
+        else:  # stacks of experts lie where the file has them, and products round by how that is aligned
+            torch.testing.assert_close(again(tokens).logits, expected, **TOLERANCE)
         assert torch.equal(tune.models.from_checkpoint(tmp_path)(tokens), pair.ours(tokens))
     theirs = pair.reference.config.to_dict()
     found = again.config.to_dict()

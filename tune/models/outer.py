@@ -35,8 +35,9 @@ def part_of(family: Family, *outers: OuterModel) -> Family:
         return family.read_hf_config(content)
 
     variants = [
-        _as_part(family.hf, outer, trunk, output)
+        _as_part(layout, outer, trunk, output)
         for outer in outers
+        for layout in (family.hf, *family.hf_variants)
         for trunk, output in ((outer.trunk, outer.output), *outer.older)
     ]
     return replace(

@@ -6,7 +6,7 @@ than one token ahead: their text model is trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +39,7 @@ _ROTARY_SHARE = 0.25
 _OF_PICTURES = ("mrope_section", "mrope_interleaved")
 _HARMLESS = ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "unsloth_fixed_mtp")
 # The layers that guess at tokens further on: saved along as they are.
-_MTP = ("mtp.*",)
+MTP = ("mtp.*",)
 # Of the larger models' config.json.
 OUTER_FIELDS = (
     *("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
@@ -49,7 +49,19 @@ _KINDS = ("linear_attention", "full_attention")
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
-    fields = ConfigFields({**_DEFAULT_SIZES, **_with_share(content)}, "config.json")
+    return read_hybrid({**_DEFAULT_SIZES, **content})
+
+
+def read_hybrid(
+    content: Mapping[str, Any], read_others: Callable[[ConfigFields], dict[str, Any]] | None = None
+) -> DecoderConfig:
+    """Return the sizes of a decoder with layers of both kinds.
+
+    Args:
+        content: of config.json, sizes of the family's own defaults among it.
+        read_others: returns what a kin of the family says beyond that.
+    """
+    fields = ConfigFields(_with_share(content), "config.json")
     sizes = read_sizes(fields, max_seq_len=32_768, norm_eps=1e-6, head_dim=256, num_kv_heads=4)
     arguments = {
         **sizes,
@@ -57,6 +69,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
         **delta_constants(),
         "delta": read_delta(fields, sizes["num_layers"]),
         "attn_bias": "all" if fields.flag("attention_bias", False) else "none",
+        **({} if read_others is None else read_others(fields)),
     }
     fields.expect("hidden_act", "silu")
     fields.expect("attn_output_gate", True)
@@ -118,7 +131,8 @@ def write_delta(config: DecoderConfig) -> dict[str, Any]:
     return content
 
 
-def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
+def write_hybrid(config: DecoderConfig) -> dict[str, Any]:
+    """Return config.json's content for a decoder with layers of both kinds."""
     scaling = config.rope_scaling
     return {
         **write_sizes(config),
@@ -133,7 +147,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-_DELTA = {
+DELTA_NAMES = {
     **{f"attn.{name}.weight": f"linear_attn.{name}.weight" for name in ("in_proj_qkv", "in_proj_z")},
     **{
         f"attn.{name}.weight": f"linear_attn.{name}.weight" for name in ("in_proj_b", "in_proj_a", "out_proj")
@@ -143,15 +157,13 @@ _DELTA = {
     "attn.dt_bias": "linear_attn.dt_bias",
     "attn.norm.scale": "linear_attn.norm.weight",
 }
-HF_WITH_STATES = replace(hf_layout(_DELTA), carried=_MTP)
-
 QWEN3_5 = part_of(
     Family(
         name="qwen3_5_text",
         architectures=("Qwen3_5ForCausalLM",),
-        hf=HF_WITH_STATES,
+        hf=replace(hf_layout(DELTA_NAMES), carried=MTP),
         read_hf_config=_read_hf_config,
-        write_hf_config=_write_hf_config,
+        write_hf_config=write_hybrid,
     ),
     OuterModel(
         architecture="Qwen3_5ForConditionalGeneration",

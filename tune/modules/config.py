@@ -25,6 +25,8 @@ class MoEConfig:
         intermediate_dim: width inside one expert.
         normalize_weights: the weights of a token's experts are scaled to add up to one.
         dense_layers: layers that keep the one feed-forward instead, counted from 0.
+        shared_intermediate_dim: width inside an expert that every token passes through beside those chosen for it, as
+            far as a gate lets it; 0: there is none.
     """
 
     num_experts: int
@@ -32,6 +34,13 @@ class MoEConfig:
     intermediate_dim: int
     normalize_weights: bool = True
     dense_layers: tuple[int, ...] = ()
+    shared_intermediate_dim: int = 0
+
+    def num_parameters(self, embed_dim: int, num_experts: int) -> int:
+        """Parameters of one layer with its router, of the experts so many."""
+        expert = 3 * embed_dim * self.intermediate_dim
+        shared = embed_dim * (3 * self.shared_intermediate_dim + 1) if self.shared_intermediate_dim else 0
+        return num_experts * expert + embed_dim * self.num_experts + shared
 
 
 @dataclass(frozen=True)
@@ -223,8 +232,7 @@ class DecoderConfig:
         if self.moe is None or num_experts is None:
             return attention + self.num_layers * feed_forward
         num_dense = len(self.moe.dense_layers)
-        expert = 3 * self.embed_dim * self.moe.intermediate_dim
-        routed = num_experts * expert + self.embed_dim * self.moe.num_experts
+        routed = self.moe.num_parameters(self.embed_dim, num_experts)
         return attention + num_dense * feed_forward + (self.num_layers - num_dense) * routed
 
     def _num_biases(self) -> int:
@@ -298,6 +306,8 @@ class DecoderConfig:
             )
         if self.moe is not None and self.moe.intermediate_dim < 1:
             yield f"the experts' intermediate_dim is {self.moe.intermediate_dim}; it must be at least 1"
+        if self.moe is not None and self.moe.shared_intermediate_dim < 0:
+            yield f"shared_intermediate_dim is {self.moe.shared_intermediate_dim}; it must be at least 0"
 
     def _problems_of_layers(self) -> Iterator[str]:
         lists = {"nope_layers": self.nope_layers, "sliding_layers": self.sliding_layers}

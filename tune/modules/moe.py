@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tune.modules.config import MoEConfig
 from tune.modules.experts import Experts
+from tune.modules.feed_forward import FeedForward
 from tune.modules.grouped_linear import can_group, ends_of_runs, gather_rows
 from tune.modules.peft.frozen import compute_dtype
 
@@ -32,6 +33,10 @@ class MixtureOfExperts(nn.Module):
         self.widths = (embed_dim, config.intermediate_dim)
         self.router = nn.Linear(embed_dim, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, embed_dim, config.intermediate_dim)
+        self.shared = self.shared_gate = None
+        if config.shared_intermediate_dim:
+            self.shared = FeedForward(embed_dim, config.shared_intermediate_dim)
+            self.shared_gate = nn.Linear(embed_dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]."""
@@ -50,4 +55,8 @@ class MixtureOfExperts(nn.Module):
         rows = gather_rows(flat, order, inverse, self.experts_per_token).to(dtype)  # [t * k, d]
         said = gather_rows(self.experts(rows, ends), inverse, order)
         said = said.view(*weights.shape, flat.shape[-1])  # [t, k, d]
-        return (said * weights[..., None].to(said.dtype)).sum(1).view_as(x)
+        out = (said * weights[..., None].to(said.dtype)).sum(1).view_as(x)
+        if self.shared is None or self.shared_gate is None:
+            return out
+        for_all: Tensor = self.shared_gate(x).sigmoid() * self.shared(x)
+        return out + for_all

@@ -272,7 +272,8 @@ def _is_of_experts(path: str) -> bool:
 
 def _is_beside_experts(model: TransformerDecoder, path: str) -> bool:
     """Whether this is a feed-forward of a model with experts in other layers: peft takes its names for theirs."""
-    return model.config.moe is not None and ".mlp." in path and not _is_of_experts(path)
+    is_of_layer = ".mlp." in path and ".mlp.shared." not in path
+    return model.config.moe is not None and is_of_layer and not _is_of_experts(path)
 
 
 def _check_path(model: TransformerDecoder, path: str, known: list[str], use_dora: bool) -> None:
