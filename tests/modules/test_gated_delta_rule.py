@@ -176,7 +176,7 @@ def test_convolution_keeps_to_its_document(width: int) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_documents_are_laid_end_to_end_for_kernels_that_ask_for_ends() -> None:
+def test_documents_are_laid_end_to_end_for_kernels() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 0, 1]])  # the second row goes on with a document
     runs = document_runs(None, positions, None, wants_ends=True)
     assert runs is not None

@@ -14,6 +14,7 @@ from tune.modules.config import DecoderConfig
 from tune.modules.delta_rule import delta_rule
 from tune.modules.document_mask import DocumentRuns
 from tune.modules.kernels.document_conv import document_conv
+from tune.modules.linear import Linear
 from tune.modules.norm import RMSNorm
 from tune.modules.state_cache import StateCache
 from tune.utils.sharding import init_sharded_
@@ -32,15 +33,15 @@ class GatedDeltaNet(nn.Module):
         delta = config.delta
         self.num_key_heads, self.num_value_heads = delta.num_key_heads, delta.num_value_heads
         self.key_head_dim, self.value_head_dim = delta.key_head_dim, delta.value_head_dim
-        self.in_proj_qkv = nn.Linear(config.embed_dim, delta.conv_dim, bias=False)
-        self.in_proj_z = nn.Linear(config.embed_dim, delta.value_dim, bias=False)
-        self.in_proj_b = nn.Linear(config.embed_dim, delta.num_value_heads, bias=False)
-        self.in_proj_a = nn.Linear(config.embed_dim, delta.num_value_heads, bias=False)
+        self.in_proj_qkv = Linear(config.embed_dim, delta.conv_dim, bias=False)
+        self.in_proj_z = Linear(config.embed_dim, delta.value_dim, bias=False)
+        self.in_proj_b = Linear(config.embed_dim, delta.num_value_heads, bias=False)
+        self.in_proj_a = Linear(config.embed_dim, delta.num_value_heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(delta.conv_dim, 1, delta.conv_width))
         self.a_log = nn.Parameter(torch.empty(delta.num_value_heads))
         self.dt_bias = nn.Parameter(torch.empty(delta.num_value_heads))
         self.norm = RMSNorm(delta.value_head_dim, config.norm_eps)
-        self.out_proj = nn.Linear(delta.value_dim, config.embed_dim, bias=False)
+        self.out_proj = Linear(delta.value_dim, config.embed_dim, bias=False)
 
     def forward(
         self,
