@@ -94,14 +94,20 @@ def _page(shown: list[ShownDataset]) -> str:
     return "".join([*parts, "</body></html>\n"])
 
 
+def _name(name: str | None) -> str:
+    return f"<i>{_text(name)}</i>\n" if name else ""
+
+
 def _example(number: int, example: ShownExample) -> str:
     from tune.data.preview import describe_cut
 
-    spans, document = [], 0
+    names = dict(enumerate(example.names))
+    spans, document = [_name(names.get(0))], 0
     for place, token in enumerate(example.preview):
         if token.document != document:
             spans.append(f'<span class="cut">{describe_cut(example.cuts, document)}</span><hr>')
             document = token.document
+            spans.append(_name(names.get(document)))
         spans.append(_token(place, token))
     spans.append(f'<span class="cut">{describe_cut(example.cuts, document)}</span>')
     title = _text(f"{number}: {example.describe()}")
