@@ -327,6 +327,7 @@ CASES: dict[str, Case] = {
     "qwen3.5": case(Qwen3_5TextConfig, "qwen3_5/9B_full", **QWEN3_5),
     "qwen3.5-moe": case(
         Qwen3_5MoeTextConfig,
+        "qwen3_5/9B_full",
         **{**QWEN3_5, "num_hidden_layers": 3, "rms_norm_eps": 5e-2},
         layer_types=["linear_attention", "full_attention", "linear_attention"],
         num_experts=7,

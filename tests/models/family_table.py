@@ -13,7 +13,8 @@ from typing import NamedTuple
 from cases import CASES
 from larger_models import LARGER
 from published_configs import PUBLISHED as SOME_PUBLISHED
-from published_llamas import PUBLISHED as OTHERS_PUBLISHED
+from published_llamas import PUBLISHED as LLAMAS_PUBLISHED
+from published_qwens import PUBLISHED as QWENS_PUBLISHED
 from test_growing_texts import GROWING
 
 from tune.config.component_check import list_components
@@ -91,6 +92,14 @@ ROWS = (
         ("Qwen 3",),
         "0.1.0",
         "norms on queries and keys",
+    ),
+    Row(
+        "Qwen3.5, 3.6, 3.8",
+        ("qwen3_5", "qwen3_5_moe"),
+        ("qwen3.5",),
+        ("Qwen 3.5 to 3.8",),
+        "0.1.0",
+        "three of four layers keep a state instead of attending; a gate on attention; sees pictures",
     ),
     Row("Gemma", ("gemma",), ("gemma",), ("Gemma",), "0.1.0", "norms with an offset, scaled embeddings"),
     Row(
@@ -213,7 +222,10 @@ def _proofs(row: Row) -> Iterator[str]:
     yield f"R{len(own)}"
     if any(CASES[name].shipped for name in own):
         yield "E"
-    if all(builders()[module].keys() <= {*SOME_PUBLISHED, *OTHERS_PUBLISHED} for module in row.modules):
+    if all(
+        builders()[module].keys() <= {*SOME_PUBLISHED, *LLAMAS_PUBLISHED, *QWENS_PUBLISHED}
+        for module in row.modules
+    ):
         yield "S"
     kinds = families_of(row)
     if any(case().model_type in kinds for case in GROWING.values()):
@@ -223,8 +235,9 @@ def _proofs(row: Row) -> Iterator[str]:
 
 
 def _is_of(case: str, stems: Iterable[str]) -> bool:
-    """Whether a case is one of a family: its name without a dash behind, or with a version of it."""
-    family = case.partition("-")[0].partition(".")[0]
+    """Whether a case is one of a family: its name without a dash behind, or with a version that has no row itself."""
+    name = case.partition("-")[0]
+    family = name if any(name in row.cases for row in ROWS) else name.partition(".")[0]
     return any(family == stem or (stem == "llama" and family.startswith("llama")) for stem in stems)
 
 

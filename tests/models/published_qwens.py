@@ -82,6 +82,19 @@ PUBLISHED = {
     "qwen3_5_9b": _whole(4096, 12288, 32, (16, 4), 32, tied=False),
     "qwen3_5_27b": _whole(5120, 17408, 64, (24, 4), 48, tied=False, output_gate_type="swish"),
 }
+_EXPERTS = _whole(2048, 0, 40, (16, 2), 32, tied=False)
+_EXPERTS |= {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe"}
+_EXPERTS["text_config"] |= {
+    "model_type": "qwen3_5_moe_text",
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+}
+del _EXPERTS["text_config"]["intermediate_size"], _EXPERTS["text_config"]["mlp_only_layers"]
+PUBLISHED["qwen3_5_35b_a3b"] = _EXPERTS
 # Of the text model alone, as tools count that convert it: without what sees pictures and what guesses further tokens.
 COUNTS = {
     "qwen3_5_0_8b": 752_393_024,
@@ -89,4 +102,5 @@ COUNTS = {
     "qwen3_5_4b": 4_205_751_296,
     "qwen3_5_9b": 8_953_803_264,
     "qwen3_5_27b": 26_895_998_464,
+    "qwen3_5_35b_a3b": 34_660_610_688,
 }

@@ -36,6 +36,7 @@ BUILDERS: dict[str, ModelBuilder] = {
 # Further names for a size that has one: torchtune's, and those of later models.
 SAME = {
     "qwen3_6_27b": "qwen3_5_27b",
+    "qwen3_6_35b_a3b": "qwen3_5_35b_a3b",
     "qwen3_8_27b": "qwen3_5_27b",
     "qwen3_moe_30b_a3b_instruct": "qwen3_30b_a3b",
     "qwen3_moe_235b_a22b": "qwen3_235b_a22b",

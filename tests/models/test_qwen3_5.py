@@ -112,7 +112,7 @@ def test_what_is_not_understood_is_named(changes: dict[str, Any], says: str, tmp
 
 
 @pytest.mark.parametrize("is_part", [False, True])
-def test_what_a_config_leaves_out_is_the_reference_s_default(tmp_path: Path, is_part: bool) -> None:
+def test_what_a_configuration_leaves_out_is_as_in_the_reference(tmp_path: Path, is_part: bool) -> None:
     text = {"model_type": "qwen3_5_text", "num_hidden_layers": 6, "hidden_size": 64, "vocab_size": 99}
     whole = {
         "architectures": ["Qwen3_5ForConditionalGeneration"],

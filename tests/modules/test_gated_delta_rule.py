@@ -11,6 +11,7 @@ from tune.modules.document_mask import document_runs
 from tune.modules.kernels import gated_delta_rule as kernel
 from tune.modules.kernels.document_conv import document_conv
 from tune.modules.kernels.gated_delta_rule import gated_delta_rule
+from tune.training.memory.live_bytes import LiveBytes
 
 B, NUM_KEY_HEADS, NUM_VALUE_HEADS, KEY_DIM, VALUE_DIM = 2, 3, 6, 5, 7
 
@@ -176,7 +177,7 @@ def test_convolution_keeps_to_its_document(width: int) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_documents_are_laid_end_to_end_for_kernels() -> None:
+def test_documents_end_to_end_for_kernels_that_ask() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 0, 1]])  # the second row goes on with a document
     runs = document_runs(None, positions, None, wants_ends=True)
     assert runs is not None
@@ -214,3 +215,14 @@ def test_flash_linear_attention_computes_the_same(is_packed: bool) -> None:
             results += [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
         for mine, theirs in zip(expected, found, strict=True):
             assert (mine.float() - theirs.float()).norm() < tolerance * mine.float().norm()
+
+
+@pytest.mark.parametrize(("b", "s", "n_v", "d_k", "d_v"), [(2, 1100, 4, 64, 32), (3, 200, 6, 32, 48)])
+def test_what_the_rule_takes_while_it_works_is_known(b: int, s: int, n_v: int, d_k: int, d_v: int) -> None:
+    """Within a third: it is planned for, and no caller sees it."""
+    q, k, v = (torch.randn(b, s, n, d) for n, d in ((2, d_k), (2, d_k), (n_v, d_v)))
+    gates = (-torch.rand(b, s, n_v), torch.rand(b, s, n_v))
+    with LiveBytes() as live, torch.no_grad():
+        grads = kernel._backward._init_fn(torch.randn(v.shape), q, k, v, *gates, None, None)
+    working = live.peak - v.nbytes - sum(grad.nbytes for grad in grads)
+    assert kernel.working_bytes(b, s, n_v, d_k, d_v) == pytest.approx(working, rel=1 / 3)

@@ -95,6 +95,14 @@ def _backward(
     return grads  # type: ignore[return-value]  # five of them
 
 
+def working_bytes(b: int, s: int, num_value_heads: int, key_head_dim: int, value_head_dim: int) -> int:
+    """Return about what the backward pass takes for itself while it works, which no tensor of the caller's shows."""
+    num_chunks = min(-(-s // _CHUNK), _MAX_CHUNKS) * b * num_value_heads
+    # As counted at its fullest: matrices [l, l], vectors like keys and like values, and states.
+    per_token = 8 * _CHUNK + 10 * key_head_dim + 12 * value_head_dim
+    return 4 * num_chunks * (_CHUNK * per_token + 6 * key_head_dim * value_head_dim)
+
+
 class _Stretch(NamedTuple):
     """Some chunks, and what of them needs no state. Keys and queries have a 1 in place of r."""
 

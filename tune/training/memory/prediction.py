@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from tune.modules import TransformerDecoder
+from tune.modules.delta_rule import has_fla
+from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.measure import StepBytes, measure_step, without_memory
@@ -250,9 +252,8 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
     gradients = weights.trained * _share(run) * run.accumulates
     # A matrix in 4 bits, or in another type, stands in full while it is multiplied, inside an operator.
     is_cast = run.param_dtype != run.compute_dtype
-    in_operator = (
-        max(weights.largest_quantized, weights.largest_trained * is_cast) * run.compute_dtype.itemsize
-    )
+    largest = max(weights.largest_quantized, weights.largest_trained * is_cast)
+    in_operator = max(largest * run.compute_dtype.itemsize, _in_delta_rule(run))
     yield _Moment(gradients, sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
     gradients += step.head_gradients * grows
     for i, block in reversed(list(enumerate(step.blocks))):
@@ -261,6 +262,15 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
         yield _Moment(gradients, activations, sum(casts[:i]) + block.casts, working=working)
         gradients += weights.block_gradients[i] * grows
     yield _Moment(gradients, step.trunk, working=step.at_end - step.trunk)
+
+
+def _in_delta_rule(run: PlannedRun) -> int:
+    """Return what the rule of a layer with a state takes while its backward pass works."""
+    delta = run.model.config.delta
+    if delta is None or (run.device_type == "cuda" and has_fla()):
+        return 0
+    sizes = (delta.num_value_heads, delta.key_head_dim, delta.value_head_dim)
+    return working_bytes(run.batch_size, run.seq_len, *sizes)
 
 
 def _share(run: PlannedRun) -> float:
