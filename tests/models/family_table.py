@@ -151,6 +151,14 @@ ROWS = (
         "windows in three of four layers, YaRN in the others",
     ),
     Row(
+        "GLM-4-0414",
+        (),
+        ("glm4",),
+        ("GLM",),
+        "0.1.0",
+        "by `auto`: neighbouring channels turn, half of a head; norms after as well as before",
+    ),
+    Row(
         "Seed-OSS",
         ("seed_oss",),
         ("seed",),
@@ -222,10 +230,8 @@ def _proofs(row: Row) -> Iterator[str]:
     yield f"R{len(own)}"
     if any(CASES[name].shipped for name in own):
         yield "E"
-    if all(
-        builders()[module].keys() <= {*SOME_PUBLISHED, *LLAMAS_PUBLISHED, *QWENS_PUBLISHED}
-        for module in row.modules
-    ):
+    published = {*SOME_PUBLISHED, *LLAMAS_PUBLISHED, *QWENS_PUBLISHED}
+    if row.modules and all(builders()[module].keys() <= published for module in row.modules):
         yield "S"
     kinds = families_of(row)
     if any(case().model_type in kinds for case in GROWING.values()):

@@ -47,6 +47,7 @@ class SelfAttention(nn.Module):
         self.k_proj = Linear(config.embed_dim, kv_dim, bias=has_bias)
         self.v_proj = Linear(config.embed_dim, kv_dim, bias=has_bias)
         self.output_proj = Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
+        self.turns_neighbours = config.rotary_pairs == "neighbours"
         self.qk_norm = config.qk_norm
         if self.qk_norm != "none":
             widths = (config.head_dim,) * 2 if self.qk_norm == "head" else (q_dim, kv_dim)
@@ -86,7 +87,7 @@ class SelfAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             cos, sin, *growth = rope
-            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+            q, k = (apply_rotary(x, cos, sin, neighbours=self.turns_neighbours) for x in (q, k))
             if growth:
                 q = q * growth[0].to(q.dtype)
         q = q.transpose(1, 2)  # [b, n_h, s, h_d]

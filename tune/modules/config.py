@@ -110,6 +110,7 @@ class DecoderConfig:
         rope_scaling: how the rotary frequencies are stretched for longer texts; None: they are not.
         query_scaling: how queries grow with their position; None: they do not.
         rotary_dim: channels of a head that turn, the first ones; even. None: all.
+        rotary_pairs: which of these turn together: one of each half, or neighbours.
         nope_layers: layers without rotary positions, counted from 0.
         attn_bias: biases of the attention's matrices: none, those of queries, keys and values, or all four.
         qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
@@ -151,6 +152,7 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None
     query_scaling: QueryScaling | None = None
     rotary_dim: int | None = None
+    rotary_pairs: Literal["halves", "neighbours"] = "halves"
     nope_layers: tuple[int, ...] = ()
     attn_bias: Literal["none", "qkv", "all"] = "none"
     qk_norm: Literal["none", "head", "width"] = "none"

@@ -1,7 +1,7 @@
-"""Rotary positions, in the half-split layout: channel i turns with channel i + r / 2.
+"""Rotary positions: channel i turns with channel i + r / 2, or, in families that keep it so, channel 2i with 2i + 1.
 
 Shapes: b batch, s sequence, n heads, h_d head width, r channels of a head that turn, the first ones.
-Weights stored for the interleaved layout (channel 2i with 2i + 1) are permuted when they are read.
+Meta's weights, stored for neighbours where Hugging Face's are for halves, are permuted when they are read.
 """
 
 from __future__ import annotations
@@ -85,13 +85,14 @@ class RotaryEmbedding(nn.Module):
         return f"rotary_channels={self.rotary_channels}, base={self.base}, scaling={self.scaling}"
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, neighbours: bool = False) -> Tensor:
     """Return x turned by its positions' angles, formed in fp32 and given back in x's dtype.
 
     Args:
         x: queries or keys [b, s, n, h_d].
         cos: [b or 1, s, 1, r / 2], fp32; channels from r on stay as they are.
         sin: as `cos`.
+        neighbours: channels 2i and 2i + 1 turn together, not i and i + r / 2.
 
     Raises:
         TrainingError: the angles were rounded on the way (a wrapper cast the block's inputs).
@@ -102,6 +103,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             "wrap the blocks without casting their inputs (MixedPrecisionPolicy(cast_forward_inputs=False))"
         )
     half = cos.shape[-1]
+    if neighbours:
+        turning, still = torch.split(x.float(), [2 * half, x.shape[-1] - 2 * half], dim=-1)
+        first, second = turning[..., 0::2], turning[..., 1::2]  # [b, s, n, r / 2] each
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return torch.cat((turned.flatten(-2), still), dim=-1).type_as(x)
     if 2 * half == x.shape[-1]:
         first, second = x.float().chunk(2, dim=-1)  # [b, s, n, r / 2] each
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
