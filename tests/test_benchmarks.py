@@ -36,7 +36,8 @@ def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_full_finetune_compares_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:
-    assert full_finetune.main(["--size", "tiny", "--rounds", "2", "--seq-len", "9", "--batch-size", "3"]) == 0
+    words = ["--size", "tiny", "--rounds", "2", "--seq-len", "9", "--batch-size", "3", "--turns", "1"]
+    assert full_finetune.main(words) == 0
     figures = json.loads(capsys.readouterr().out)
     ours, theirs = figures["results"]["tune"], figures["results"]["transformers"]
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)

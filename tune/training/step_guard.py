@@ -136,7 +136,10 @@ class StepGuard:
         With many processes, loss and norm are those of all of them: so they decide alike.
 
         One flag is read from the device, which waits for the backward pass: the price of deciding before the
-        weights are touched, paid once per optimizer step.
+        weights are touched, paid once per optimizer step. What the device misses is the time to launch one optimizer
+        step. An optimizer that leaves bad steps out itself (`found_inf`), with the flag read a step late, would not
+        wait; but torch's unfused optimizers and bitsandbytes' know no such flag, the gradients and random numbers of
+        the bad step, which are kept for study, would be gone, and its line, validation and saved step must wait anyway.
 
         Raises:
             TrainingError: it may not, and the policy is to stop (or too many in a row were skipped).
