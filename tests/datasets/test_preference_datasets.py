@@ -155,6 +155,7 @@ def test_torchtunes_builders_and_arguments(read: Read) -> None:
     [
         ({"prompt": "q", "chosen": "", "rejected": ""}, "both answers are empty"),
         ({"chosen": "a", "rejected": "b"}, "'chosen' is a text without a prompt"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, "column 'prompt' is empty"),
         ({"prompt": "z", "chosen": [ASKED, A], "rejected": [ASKED, B]}, "another question than any in it"),
         ({"chosen": [ASKED, A], "rejected": [EARLIER[2], B]}, "part at message 1, which is by the user"),
         ({"chosen": [ASKED], "rejected": [ASKED, B]}, "ends without an answer"),
@@ -219,6 +220,8 @@ def test_a_pair_is_cut_on_both_sides_or_left_out(read: Read) -> None:
         ({"prompt": [ASKED], "completion": [A], "label": False}, [("|user:q.|assistant:[a.]", -1)]),
         ({"instruction": "q", "output": "a", "kto_tag": "false"}, [("|user:q.|assistant:[a.]", -1)]),
         ({"messages": [*EARLIER, A], "label": 1}, [(LONGER[0], 1)]),
+        # a column of truths with a gap in it, written by a table's library
+        ({"prompt": "q", "completion": "a", "label": 0.0}, [("|user:q.|assistant:[a.]", -1)]),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, [(PAIR[0], 1), (PAIR[1], -1)]),
     ],
 )

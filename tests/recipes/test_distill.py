@@ -134,6 +134,9 @@ def test_steps_equal_a_loop_on_full_logits(
         for row in rows_of(tmp_path / "out")
     ]
     assert len(rows) == len(expected) == 4
+    *_, last = rows_of(tmp_path / "out")
+    assert last["num_trained_tokens"] == sum(count_targets(batch["labels"]) for batch in batches)
+    assert "num_trained_pairs" not in last
     torch.testing.assert_close(torch.tensor(rows), torch.tensor(expected), rtol=2e-5, atol=1e-5)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.detach(), by_hand[name], rtol=1e-5, atol=2e-6)

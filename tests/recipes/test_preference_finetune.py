@@ -153,6 +153,9 @@ def test_the_first_step_loses_log_2(run_in, tmp_path: Path, changes: dict[str, A
     assert row["loss"] == pytest.approx(math.log(2), rel=1e-7)
     assert row["rewards_chosen"] == row["rewards_rejected"] == row["margin"] == row["kl"] == 0.0
     assert row["grad_norm"] > 0
+    result = json.loads((tmp_path / "out" / "run.json").read_text())["result"]
+    assert row["num_trained_pairs"] == result["num_trained_pairs"] == 1
+    assert not {"num_trained_tokens", "trained_tokens_per_second"} & (row.keys() | result.keys())
 
 
 def test_a_step_is_the_same_however_it_is_cut(run_in, tmp_path: Path) -> None:

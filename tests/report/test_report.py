@@ -100,6 +100,17 @@ def test_a_run_without_a_line_yet(tmp_path: Path) -> None:
     assert "No step has been logged yet" in write_report(folder).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["warnings", "model", "parameters", "trained", "host", "sessions", "data"])
+def test_a_record_of_other_values_costs_its_part(tmp_path: Path, name: str) -> None:
+    folder = make_run(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    record["model"] = model = {"parameters": 7, "trained": 5}
+    for value in (None, 3, -0.5, "text", ["text"], [[]], {"a": []}, 10**30):
+        (model if name in model else record)[name] = value
+        (folder / "run.json").write_text(json.dumps(record))
+        assert "</html>" in write_report(folder, picture=False).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "config.yaml", "run.json", "preview.txt"])
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe\x00", b"[" * 5000, b"{}\n3\n\n[1]\n", b'{"tune_run": 1, "sessions": 2}']

@@ -86,6 +86,8 @@ class _PreferenceToMessages:
             value = ""
         messages = self._messages(value, column, unused, notes)
         if messages is None:
+            if not prompt and self._columns.prompt in row:
+                raise DataError(f"column {self._columns.prompt!r} is empty, so the answers have no prompt")
             if not prompt:
                 raise DataError(
                     f"column {column!r} is a text without a prompt: name the prompt's column with "
@@ -262,7 +264,7 @@ def _read_verdict(row: Mapping[str, Any], column: str) -> bool:
     value = row.get(column)
     if isinstance(value, bool):
         return value
-    text = value.strip().lower() if isinstance(value, str) else str(value) if value in (0, 1) else ""
+    text = value.strip().lower() if isinstance(value, str) else str(int(value)) if value in (0, 1) else ""
     if text in _YES or text in _NO:
         return text in _YES
     raise DataError(f"has {describe(value)} as {column}, expected true (a good answer) or false (a bad one)")

@@ -34,7 +34,7 @@ METRICS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Share of what matrix products alone reach", (("fraction_of_limit", "share"),)),
 )
 # Counters that rise from line to line and say nothing as curves.
-_COUNTERS = frozenset({"step", "epoch", "num_tokens", "num_trained_tokens"})
+_COUNTERS = frozenset({"step", "epoch", "num_tokens", "num_trained_tokens", "num_trained_pairs"})
 _MAX_FURTHER = 12
 
 
@@ -103,7 +103,9 @@ def _head(run: RunData) -> str:
         about.append(Path(str(recipe["file"])).stem)
     if isinstance(model.get("parameters"), int):
         trained, whole = model.get("trained"), model["parameters"]
-        share = "all trained" if trained == whole else f"{short_number(float(trained or 0))} of them trained"
+        if not isinstance(trained, int):
+            trained = 0
+        share = "all trained" if trained == whole else f"{short_number(float(trained))} of them trained"
         about.append(f"{short_number(whole)} parameters, {share}")
     sessions = record.get("sessions") or []
     if sessions:
@@ -142,7 +144,8 @@ def _figures(run: RunData, result: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _warnings(run: RunData) -> str:
-    found = [str(each) for each in run.record.get("warnings") or [] if isinstance(each, str)]
+    told = run.record.get("warnings")
+    found = [each for each in told if isinstance(each, str)] if isinstance(told, list) else []
     broken = [row["step"] for row in run.rows if isinstance(row.get("loss"), str) or _is_nan(row.get("loss"))]
     if broken:
         found.append(f"The loss was no number in {len(broken)} of the lines read, first at step {broken[0]}.")

@@ -20,6 +20,8 @@ class LossParts:
         mesh: the processes of the run. Each of them adds under the same names.
     """
 
+    targets = "tokens"
+
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._sums: Sums = {}

@@ -32,7 +32,10 @@ __all__ = ["Monitor"]
 
 
 class ObjectiveMetrics(Protocol):
-    """What an objective measures besides its loss, as `LossParts` and `PreferenceMetrics` do."""
+    """What an objective measures besides its loss, as `LossParts` and `PreferenceMetrics` do; and what it counts."""
+
+    @property
+    def targets(self) -> str: ...
 
     def end_step(self) -> None: ...
 
@@ -188,9 +191,9 @@ class Monitor:
         metrics |= {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_targets}
         if self.objective is not None:
             metrics |= self.objective.read_step()
-            # what the loss is divided by are no tokens
-            metrics["num_trained_pairs"] = metrics.pop("num_trained_tokens")
-            metrics["trained_pairs_per_second"] = metrics.pop("trained_tokens_per_second")
+        if self._targets != "tokens":
+            metrics[f"num_trained_{self._targets}"] = metrics.pop("num_trained_tokens")
+            metrics[f"trained_{self._targets}_per_second"] = metrics.pop("trained_tokens_per_second")
         if self._log_peak_memory:
             metrics["peak_memory_gib"] = self._mesh.max(get_peak_memory_gib(self._mesh.device))
         return metrics
@@ -238,8 +241,13 @@ class Monitor:
         """
         get_logger().info(format_summary(self._output_dir, state, self._speed, adapted_base))
         status = "finished" if state.step >= state.num_steps else "stopped"
-        result = describe_result(self._output_dir, state, self._speed)
+        result = describe_result(self._output_dir, state, self._speed, self._targets)
         self._checkpoints.record.finish(status, result | {"template": template, "base": adapted_base or None})
+
+    @property
+    def _targets(self) -> str:
+        """What the loss is divided by the number of."""
+        return "tokens" if self.objective is None else self.objective.targets
 
     def close(self) -> None:
         """Close every logger."""

@@ -95,6 +95,8 @@ class PreferenceMetrics:
         mesh: the processes of the run.
     """
 
+    targets = "pairs"
+
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._sums = self._empty()

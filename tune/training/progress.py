@@ -147,8 +147,15 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def describe_result(output_dir: Path, state: TrainState, speed: SpeedMeter) -> dict[str, Any]:
-    """Return how a run ended as plain values: what it reached, in what time, and where its model is."""
+def describe_result(
+    output_dir: Path, state: TrainState, speed: SpeedMeter, targets: str = "tokens"
+) -> dict[str, Any]:
+    """Return how a run ended as plain values: what it reached, in what time, and where its model is.
+
+    Args:
+        output_dir, state, speed: as `format_summary` takes them.
+        targets: what the loss is divided by the number of.
+    """
     return {
         "step": state.step,
         "num_steps": state.num_steps,
@@ -158,7 +165,7 @@ def describe_result(output_dir: Path, state: TrainState, speed: SpeedMeter) -> d
         "best_val_loss": state.best_val_loss if state.best_step is not None else None,
         "best_step": state.best_step,
         "num_tokens": state.num_tokens,
-        "num_trained_tokens": state.num_targets,
+        f"num_trained_{targets}": state.num_targets,
         "seconds_in_steps": round(speed.total_seconds, 3),
         "tokens_in_session": speed.total_tokens,
         "peak_memory_gib": round(get_peak_memory_gib(speed.device), 4),
