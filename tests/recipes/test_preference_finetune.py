@@ -227,8 +227,6 @@ def test_killed_and_resumed_it_is_the_same_run(
     more = {**changes, "save_every_n_steps": 1, "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.01}}
     whole = run_in(tmp_path / "whole", **more)
     values = values_in(tmp_path / "out", **more)
-    config = tmp_path / "run.json"
-    config.write_text(json.dumps([{"recipe": "preference_finetune", "values": values}]))
     process = start(1, "preference_finetune", *as_overrides(values))
     deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "out" / "step_000003").exists() and process.poll() is None:
