@@ -69,7 +69,7 @@ class TrainState:
         num_targets: those whose next token was trained on.
         loss: as last read.
         val_loss, val_step: the last validation, and the step it is of.
-        val_score: what makes that step better than others, the less the better; the loss where nothing else is said.
+        val_score: what makes that step better than others, the less the better; None: the loss.
         best_val_loss, best_step: the lowest score among saved steps.
         fingerprint: what a resumed run must have in common with the saved one, see `fingerprint_run`.
         parts: objects with a state of their own, by name; `track` adds to them.
@@ -227,12 +227,13 @@ class TrainState:
     def note_validation(self, val_loss: float, score: float | None = None) -> None:
         """Remember the validation loss of the weights as they are; the best step has the lowest score, or else loss."""
         self.val_loss, self.val_step = val_loss, self.step
-        self.val_score = val_loss if score is None else score
+        self.val_score = score
 
     def note_saving(self) -> None:
         """Remember this step as the best one, if it is; only a loss of these very weights counts."""
-        if self.val_score is not None and self.val_step == self.step and self.val_score < self.best_val_loss:
-            self.best_val_loss, self.best_step = self.val_score, self.step
+        score = self.val_loss if self.val_score is None else self.val_score
+        if score is not None and self.val_step == self.step and score < self.best_val_loss:
+            self.best_val_loss, self.best_step = score, self.step
 
     def state(self) -> dict[str, Any]:
         """Return the counters, the seed and the fingerprint: plain values, without those of `parts`."""
