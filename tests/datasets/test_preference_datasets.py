@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,8 @@ def test_the_report_tells_what_teaches_nothing(read: Read) -> None:
     assert "pairs with an empty answer, of which no more than its end is learnt: 1" in said
     assert "not used: column score (2 times)" in said
     assert "in pairs" in said
+    mean, longest = map(int, re.findall(r"\(mean (\d+), longest (\d+) of each side\)", said)[0])
+    assert mean <= longest
 
 
 def test_a_pair_is_cut_on_both_sides_or_left_out(read: Read) -> None:
@@ -323,6 +326,10 @@ def test_pairs_are_held_out_whole(tokenizer: Tokenizer, write: Callable[..., str
     (train,), (held,) = hold_out([dataset], 2, seed=0)
     texts = [sides_of(tokenizer, item) for side in (train, held) for item in side]
     assert len(train) == 3
+    for side in (train, held):
+        report = side.report()
+        assert report.num_sides == 2 * len(side)
+        assert report.num_tokens / report.num_sides <= report.longest
     assert sorted(texts) == sorted(sides_of(tokenizer, item) for item in dataset)
 
 

@@ -198,6 +198,7 @@ def test_validation_measures_the_same(run_in, tmp_path: Path, pairs_file: Path) 
     for before, after in pairwise(rows):
         for name in ("loss", "margin", "accuracy", "logps_rejected", "rewards_chosen", "kl"):
             assert before[f"val_{name}"] == pytest.approx(after[name], rel=1e-4, abs=1e-5), name
+    assert not any("val_perplexity" in row for row in rows)
     best = (tmp_path / "out" / "best").resolve().name
     score = {row["step"]: row["val_accuracy"] for row in rows}
     assert score[int(best.split("_")[1])] == max(score.values())

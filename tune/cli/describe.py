@@ -89,7 +89,8 @@ def _first_sentence(doc: str) -> str:
     """Return the first sentence of a docstring on one line, without markup, cut at a readable length."""
     for paragraph in doc.split("\n\n"):
         text = re.sub(r":\w+:`~?\.?([^`<]*)[^`]*`", r"\1", " ".join(paragraph.split())).lstrip(". ")
-        if text and text[0].isalnum() and not text.startswith("Example"):
+        # A formula may come first.
+        if re.match(r"[\w(`]|-[\w(]", text) and not text.startswith(("Example", "Args:")):
             text = text.split(". ")[0]
             return text if len(text) <= 160 else text[:157] + "..."
     return ""

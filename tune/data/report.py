@@ -29,6 +29,7 @@ class DataReport:
         num_rows: rows read.
         is_partial: whether there are rows that were not read, so that all counts are of the first ones.
         num_examples: examples kept (after packing: documents).
+        num_sides: conversations in them, where each example holds several (a pair has two), else 0.
         num_packs: sequences the examples were packed into, 0 where not packed.
         num_tokens: tokens kept.
         num_target_tokens: tokens learnt.
@@ -41,7 +42,7 @@ class DataReport:
         num_dropped: rows left out because they are malformed or hold nothing to learn.
         num_unlearnt: rows left out because all their answers have weight 0, by flags or by settings.
         num_empty_answers: examples kept whose answer is empty.
-        longest: tokens of the longest example before any cut.
+        longest: tokens of the longest example, or side of one, before any cut.
         dropped: the first dropped rows, with place and reason.
         unused: names of columns and of keys of messages that nothing uses, each with how often they say something.
         notes: what was done to rows, in words, each with how often.
@@ -57,6 +58,7 @@ class DataReport:
     num_rows: int = 0
     is_partial: bool = False
     num_examples: int = 0
+    num_sides: int = 0
     num_packs: int = 0
     num_tokens: int = 0
     num_target_tokens: int = 0
@@ -150,14 +152,16 @@ class DataReport:
         return found
 
     def __str__(self) -> str:
-        length = f"{self.num_tokens / self.num_examples:,.0f}" if self.num_examples else "0"
+        num_rows = self.num_sides or self.num_examples
+        length = f"{self.num_tokens / num_rows:,.0f}" if num_rows else "0"
         how = ", ".join(
             part for part in (self.format, f"template {self.template}" * bool(self.template)) if part
         )
         lines = [
             f"{self.source}{f' ({how})' if how else ''}",
-            f"  {self.num_examples:,} examples, {self.num_tokens:,} tokens (mean {length}, longest {self.longest:,}), "
-            f"{self.share_trained:.1%} of them trained on{self._of_weight()}",
+            f"  {self.num_examples:,} examples, {self.num_tokens:,} tokens (mean {length}, longest {self.longest:,}"
+            f"{' of each side' * bool(self.num_sides)}), {self.share_trained:.1%} of them trained on"
+            f"{self._of_weight()}",
         ]
         if self.num_unlearnt:
             lines.append(

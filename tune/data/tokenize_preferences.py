@@ -108,6 +108,7 @@ class _PreferenceTokenizer:
             len(whole) - len(cut) for (whole, _), (cut, _) in zip(examples, kept, strict=True)
         )
         report.num_examples += 1
+        report.num_sides += len(kept) if len(kept) > 1 else 0
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,12 @@ def _choose(keys: np.ndarray, val_split: float) -> np.ndarray:
 def _parts(dataset: ReportingDataset, train: list[int], val: list[int]) -> tuple[Subset, Subset]:
     whole = dataset.report()
     tokens = sum(dataset.length(index) for index in val)
-    targets = weighted = 0
+    sides = whole.num_sides // max(whole.num_examples, 1)
+    targets = weighted = longest = 0
     for index in val:
         item = dataset[index]
+        # Positions begin anew with each side of an example.
+        longest = max(longest, max(item["input_pos"]) + 1 if sides else dataset.length(index))
         # A row's first label has no token before it that could predict it.
         learnt = [label != CROSS_ENTROPY_IGNORE_IDX for label in item["labels"][1:]]
         targets += sum(learnt)
@@ -184,15 +187,17 @@ def _parts(dataset: ReportingDataset, train: list[int], val: list[int]) -> tuple
         template=whole.template,
         max_seq_len=whole.max_seq_len,
         num_examples=len(val),
+        num_sides=sides * len(val),
         num_tokens=tokens,
         num_target_tokens=targets,
         num_weighted_tokens=weighted,
-        longest=max((dataset.length(index) for index in val), default=0),
+        longest=longest,
     )
     remark = f"{len(val):,} of {len(train) + len(val):,} examples are set aside for validation (val_split)"
     kept = replace(
         whole,
         num_examples=len(train),
+        num_sides=sides * len(train),
         num_tokens=whole.num_tokens - tokens,
         num_target_tokens=whole.num_target_tokens - targets,
         num_weighted_tokens=whole.num_weighted_tokens - weighted,

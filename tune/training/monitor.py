@@ -201,7 +201,7 @@ class Monitor:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write and show the metrics of a step, if there are any; a validation loss with the perplexity it means."""
         if metrics:
-            if self._has_perplexity and "val_loss" in metrics:
+            if self._has_perplexity and self._targets == "tokens" and "val_loss" in metrics:
                 metrics = {**metrics, "val_perplexity": perplexity(metrics["val_loss"])}
             for logger in self._metrics:
                 logger.log_dict(metrics, step)
