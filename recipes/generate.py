@@ -65,10 +65,12 @@ def load(params: GenerateParams, prompts: list[Prompt]) -> tuple[Any, Any, list[
     )
     # The tokenizer first: it takes no time to find out that it is missing, or that the template is not for it.
     tokenizer = load_tokenizer(checkpointer, params.tokenizer)
-    if template is None and (template := trained_template(found.run, tokenizer)) is not None:
-        get_logger().info(
-            f"Asked as it was trained by {found.run}; prompt_template=plain takes the text as it is."
-        )
+    if template is None:
+        template = trained_template(found.run, tokenizer, only_turns=found.is_files)
+        if template is not None:
+            get_logger().info(
+                f"Asked as it was trained by {found.run}; prompt_template=plain takes the text as it is."
+            )
     questions = [
         ask(tokenizer, template, prompt.text, system=system, variables=variables, before=prompt.before)
         for prompt in prompts

@@ -67,11 +67,13 @@ class Trained:
         model: folder of the model or base.
         adapter: folder of the adapter, if there is one.
         run: folder of the run that trained it, where it lies in one.
+        is_files: the model's own files were named, which other programs load as they stand, and not the run.
     """
 
     model: str
     adapter: str | None
     run: Path | None
+    is_files: bool = False
 
 
 def locate_trained(path: str, adapter: str | None = None) -> Trained:
@@ -100,7 +102,7 @@ def locate_trained(path: str, adapter: str | None = None) -> Trained:
                 f"not to be found here ({error}). Give both: model_checkpoint=BASE adapter_checkpoint={path}"
             ) from error
         return Trained(base, str(found), find_run(found))
-    return Trained(path, None, find_run(folder))
+    return Trained(path, None, find_run(folder), (folder / "config.json").is_file())
 
 
 def find_run(path: str | Path) -> Path | None:

@@ -60,18 +60,21 @@ def load_model(
     return built.eval()
 
 
-def trained_template(run: Path | None, tokenizer: Tokenizer) -> AnyTemplate | None:
+def trained_template(
+    run: Path | None, tokenizer: Tokenizer, *, only_turns: bool = False
+) -> AnyTemplate | None:
     """Return the template that a run trained its model in, with its system prompt; None for bare text.
 
     Args:
         run: its folder; None: the model was trained elsewhere, and nobody knows.
         tokenizer: the one that was saved: its chat template is what was trained, system prompt included.
+        only_turns: a template of bare text, such as alpaca's, counts as none; without its turns a chat is blank.
     """
     if run is None:
         return None
     data: Any = (read_run_record(run) or {}).get("data")
     name = data.get("template") if isinstance(data, dict) else None
-    if name in ("", "plain"):
+    if name in ("", "plain") or (only_turns and name in text_template_names()):
         return None
     if tokenizer.chat_template is not None:
         return get_prompt_template("chat")
