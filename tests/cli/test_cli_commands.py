@@ -290,12 +290,6 @@ def test_describe(tune, words: list[str], expected: list[str]) -> None:
         assert "\n  params " not in outcome.out  # the recipe's business
 
 
-def test_what_begins_with_a_formula_is_described_by_it(tune) -> None:
-    out = tune("describe", "preference_finetune", "loss").out
-    assert "-(1 - e) s(b D) - e s(-b D): direct preference optimization\n" in out
-    assert "Args:" not in out
-
-
 @pytest.mark.parametrize("recipe", [recipe.name for recipe in RECIPES])
 def test_everything_can_be_described(tune, recipe: str) -> None:
     from tune.config.params import fields_of

@@ -445,7 +445,10 @@ def test_a_parameter_of_another_recipe_is_called_that(tune, override: str, calle
         outcome = tune(*words, override)
         assert outcome.code == 2
         assert f"full_finetune has no parameter {called}" in outcome.err
-        assert "lora_finetune and preference_finetune have it: remove it, or use that recipe" in outcome.err
+        assert (
+            "lora_finetune, preference_finetune and distill have it: remove it, or use that recipe"
+            in outcome.err
+        )
 
 
 def test_a_config_without_a_recipe_is_judged_by_the_nearest(tune, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def builders() -> dict[str, dict[str, ModelBuilder]]:
 
 def families_of(row: Row) -> set[str]:
     """The families of a row: of its builders, and of its cases."""
-    kinds = {str(CASES[name]().model_type) for name in CASES if _is_of(name, row.cases)}
+    kinds = {str(CASES[name]().model_type) for name in CASES if is_of(name, row.cases)}
     return {family.name for family in all_families() if family.name in kinds} | {
         builder.family.name for module in row.modules for builder in builders()[module].values()
     }
@@ -226,7 +226,7 @@ def _shorten(file: str) -> str:
 
 
 def _proofs(row: Row) -> Iterator[str]:
-    own = [name for name in CASES if _is_of(name, row.cases)]
+    own = [name for name in CASES if is_of(name, row.cases)]
     yield f"R{len(own)}"
     if any(CASES[name].shipped for name in own):
         yield "E"
@@ -236,11 +236,11 @@ def _proofs(row: Row) -> Iterator[str]:
     kinds = families_of(row)
     if any(case().model_type in kinds for case in GROWING.values()):
         yield "G"
-    if any(_is_of(name, row.cases) or (name == "mistral3" and "mistral" in row.modules) for name in LARGER):
+    if any(is_of(name, row.cases) or (name == "mistral3" and "mistral" in row.modules) for name in LARGER):
         yield "P"
 
 
-def _is_of(case: str, stems: Iterable[str]) -> bool:
+def is_of(case: str, stems: Iterable[str]) -> bool:
     """Whether a case is one of a family: its name without a dash behind, or with a version that has no row itself."""
     name = case.partition("-")[0]
     family = name if any(name in row.cases for row in ROWS) else name.partition(".")[0]

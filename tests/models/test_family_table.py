@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cases import CASES
-from family_table import BEGIN, END, PAGE, ROWS, builders, families_of, table
+from family_table import BEGIN, END, PAGE, ROWS, builders, families_of, is_of, table
 
 from tune.models.families import all_families
 from tune.models.loading import find_family
@@ -25,7 +25,7 @@ def test_a_row_s_cases_are_of_its_families() -> None:
         own = {
             find_family({"model_type": CASES[name]().model_type}).name
             for name in CASES
-            if name.partition("-")[0].partition(".")[0] in row.cases
+            if is_of(name, row.cases)
         }
         assert own
         assert own & families_of(row), row.name

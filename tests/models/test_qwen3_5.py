@@ -19,6 +19,7 @@ from tune.checkpoints import save_model
 from tune.errors import CheckpointError, ConfigError
 from tune.generation import generate
 from tune.models.conversion import convert_checkpoint
+from tune.modules.linear import Linear
 from tune.modules.peft import FrozenLinear, LoRAConfig, LoRALinear, apply_lora
 
 
@@ -141,7 +142,7 @@ def test_gates_that_decide_stay_out_of_4_bits(text_model: PreTrainedModel, tmp_p
         attn = model.layers[0].attn
         assert isinstance(attn.in_proj_qkv, FrozenLinear)
         assert attn.in_proj_qkv.nf4 is not None
-        assert type(attn.in_proj_b) is torch.nn.Linear
+        assert type(attn.in_proj_b) is Linear
         assert isinstance(attn.in_proj_a, LoRALinear) == ("in_proj_a" in modules)
         assert getattr(attn.in_proj_a, "nf4", None) is None
         with torch.no_grad():

@@ -106,7 +106,8 @@ def _name_the_owner(error: Diagnostic, target: Target) -> Diagnostic:
             return error
         if owners and (name == key or error.suggestion is None):
             called = "" if name == key else f" ({name}, as it is called here)"
-            owner = f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
+            names = " and ".join(", ".join(owners).rsplit(", ", 1))
+            owner = f"{names} {'has' if len(owners) == 1 else 'have'} it"
             message = f"{target.recipe.name} has no parameter {key!r}{called}; {owner}: remove it, or use that recipe"
             return replace(error, message=message, suggestion=None)
     return error

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
-from tune.data import ConversationTokenizer, PromptTemplate, Source, get_prompt_template
+from tune.data import ConversationTokenizer, PromptTemplate, get_prompt_template
 from tune.data.packing import join_examples
 from tune.data.preference_columns import PreferenceColumns, find_judged_columns, find_preference_columns
 from tune.data.preference_rows import JudgedToMessages, PairToMessages
 from tune.data.tokenize_preferences import JudgedTokenizer, PairTokenizer
 from tune.datasets.packed import PackedDataset
-from tune.datasets.reading import RowReader
+from tune.datasets.row_settings import PackedSettings, SourceSettings, read_rows
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
 from tune.tokenizers.family_format import template_of
 from tune.tokenizers.templates import PlainTemplate
+from tune.utils.settings import Setting, takes_settings
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
@@ -80,28 +81,58 @@ class UnpairedDataset(SFTDataset):
         return {**example, "verdict": -1 if any(weight < 0 for weight in weights) else 1}
 
 
+class PreferenceSettings(SourceSettings, total=False):
+    """Those of answers that are compared, or judged."""
+
+    message_keys: Annotated[
+        dict[str, str] | None,
+        Setting(None, "`role` and `content`, each to its key in a message, where these are not known."),
+    ]
+    train_on_input: Annotated[
+        bool, Setting(False, "count the prompt's tokens into each answer's log-probability.")
+    ]
+    prompt_template: Annotated[
+        str | dict[str, list[str]] | PromptTemplate | None,
+        Setting(
+            None,
+            "how turns are written, as in `chat_dataset`; without one a prompt and its answer are written as "
+            '"question_answer" where the column is called question, else "plain".',
+        ),
+    ]
+    chat_template_kwargs: Annotated[
+        dict[str, str | bool | int | float] | None,
+        Setting(None, "further names that the chat template reads."),
+    ]
+    new_system_prompt: Annotated[
+        str | None, Setting(None, "replaces the system message of every conversation.")
+    ]
+    parse_special_tokens: Annotated[
+        bool | None,
+        Setting(None, "special tokens written out in the data are meant as such; False keeps them text."),
+    ]
+    ignore_columns: Annotated[
+        list[str] | None, Setting(None, "columns that are not read, and not reported as unused.")
+    ]
+    on_too_long: Annotated[
+        Literal["cut", "drop", "error"],
+        Setting(
+            "cut",
+            "cut both conversations of a pair at `max_seq_len`, drop such pairs, or stop with an error.",
+        ),
+    ]
+
+
+class PairSettings(PreferenceSettings, PackedSettings, total=False):
+    """Those of pairs, of which several may share a row of twice `max_seq_len` tokens."""
+
+
+@takes_settings(PairSettings)
 def preference_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
     column_map: dict[str, str] | None = None,
-    message_keys: dict[str, str] | None = None,
-    train_on_input: bool = False,
-    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
-    chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
-    new_system_prompt: str | None = None,
-    parse_special_tokens: bool | None = None,
-    ignore_columns: list[str] | None = None,
-    packed: bool = False,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error"] = "cut",
+    **settings: Unpack[PairSettings],
 ) -> PreferenceDataset | PackedDataset:
     """Return pairs of answers, of which one is better: for DPO and its kin.
 
@@ -115,70 +146,28 @@ def preference_dataset(
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
         column_map: `chosen`, `rejected`, `prompt`, `context` (text that follows it), `system`, `tools`, each to its
             column.
-        message_keys: `role` and `content`, each to its key in a message, where these are not known.
-        train_on_input: count the prompt's tokens into each answer's log-probability.
-        prompt_template: how turns are written, as in `chat_dataset`; without one a prompt and its answer are written as
-            "question_answer" where the column is called question, else "plain".
-        chat_template_kwargs: further names that the chat template reads.
-        new_system_prompt: replaces the system message of every conversation.
-        parse_special_tokens: special tokens written out in the data are meant as such; False keeps them text.
-        ignore_columns: columns that are not read, and not reported as unused.
-        packed: put several pairs into one row of twice `max_seq_len` tokens, no conversation seeing another.
-        max_seq_len: tokens to keep of each conversation; by default the tokenizer's limit.
-        split: part of the source, with an optional range: train, train[:500], train[90%:].
-        data_files: files or patterns, also by split.
-        name: configuration of a hub dataset.
-        revision: branch, tag or commit of a hub dataset.
-        field: key of a JSON file that holds its rows.
-        limit: rows to read at most.
-        on_bad_rows: stop at rows that are malformed or hold nothing to learn, or leave them out.
-        on_too_long: cut both conversations of a pair at `max_seq_len`, drop such pairs, or stop with an error.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
         DataError: the source cannot be read, is not recognised, or holds nothing to learn.
     """
-    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    rows = read_rows(source, settings)
     columns = find_preference_columns(rows.columns, column_map, rows.report.source)
     rows.report.format = f"{columns}, in pairs"
-    _check_too_long(on_too_long)
+    transform = PairToMessages(columns, *_reading(settings))
     dataset = PreferenceDataset(
-        tokenizer,
-        source=rows,
-        message_transform=PairToMessages(
-            columns, train_on_input, new_system_prompt, _checked_keys(message_keys), ignore_columns or ()
-        ),
-        prompt_template=_template(prompt_template, tokenizer, columns),
-        system_prompt=new_system_prompt,
-        chat_template_kwargs=chat_template_kwargs,
-        parse_special_tokens=parse_special_tokens,
-        max_seq_len=max_seq_len,
-        on_too_long=on_too_long,
+        tokenizer, source=rows, message_transform=transform, **_writing(tokenizer, columns, settings)
     )
-    return _pack(dataset) if packed else dataset
+    return _pack(dataset) if settings["packed"] else dataset
 
 
+@takes_settings(PreferenceSettings)
 def unpaired_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
     column_map: dict[str, str] | None = None,
-    message_keys: dict[str, str] | None = None,
-    train_on_input: bool = False,
-    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
-    chat_template_kwargs: dict[str, str | bool | int | float] | None = None,
-    new_system_prompt: str | None = None,
-    parse_special_tokens: bool | None = None,
-    ignore_columns: list[str] | None = None,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error"] = "cut",
+    **settings: Unpack[PreferenceSettings],
 ) -> UnpairedDataset:
     """Return answers that are each judged good or bad, for KTO; other arguments as in `preference_dataset`.
 
@@ -188,114 +177,70 @@ def unpaired_dataset(
 
     Args:
         tokenizer: gives the ids.
+        source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
         column_map: `prompt`, `context`, `completion`, `label`, `system`, `tools`, each to its column.
 
     Raises:
         ConfigError, DataError: as `preference_dataset`.
     """
-    rows = RowReader(Source(source, split, data_files, name, revision, field, limit), on_bad_rows)
+    rows = read_rows(source, settings)
     columns = find_judged_columns(rows.columns, column_map, rows.report.source)
     rows.report.format = str(columns)
-    _check_too_long(on_too_long)
+    transform = JudgedToMessages(columns, *_reading(settings))
     return UnpairedDataset(
-        tokenizer,
-        source=rows,
-        message_transform=JudgedToMessages(
-            columns, train_on_input, new_system_prompt, _checked_keys(message_keys), ignore_columns or ()
-        ),
-        prompt_template=_template(prompt_template, tokenizer, columns),
-        system_prompt=new_system_prompt,
-        chat_template_kwargs=chat_template_kwargs,
-        parse_special_tokens=parse_special_tokens,
-        max_seq_len=max_seq_len,
-        on_too_long=on_too_long,
+        tokenizer, source=rows, message_transform=transform, **_writing(tokenizer, columns, settings)
     )
 
 
+@takes_settings(PairSettings)
 def hh_rlhf_helpful_dataset(
     tokenizer: Tokenizer,
     *,
     source: str = "RLHFlow/HH-RLHF-Helpful-standard",
     column_map: dict[str, str] | None = None,
-    train_on_input: bool = False,
-    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
-    new_system_prompt: str | None = None,
-    ignore_columns: list[str] | None = None,
-    packed: bool = False,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error"] = "cut",
+    **settings: Unpack[PairSettings],
 ) -> PreferenceDataset | PackedDataset:
     """Return the helpful part of HH-RLHF, as conversations; arguments as in `preference_dataset`."""
-    return preference_dataset(
-        tokenizer,
-        source=source,
-        column_map=column_map,
-        train_on_input=train_on_input,
-        prompt_template=prompt_template,
-        new_system_prompt=new_system_prompt,
-        ignore_columns=ignore_columns,
-        packed=packed,
-        max_seq_len=max_seq_len,
-        split=split,
-        data_files=data_files,
-        name=name,
-        revision=revision,
-        field=field,
-        limit=limit,
-        on_bad_rows=on_bad_rows,
-        on_too_long=on_too_long,
-    )
+    return preference_dataset(tokenizer, source=source, column_map=column_map, **settings)
 
 
+@takes_settings(PairSettings)
 def stack_exchange_paired_dataset(
     tokenizer: Tokenizer,
     *,
     source: str = "lvwerra/stack-exchange-paired",
     column_map: dict[str, str] | None = None,
-    train_on_input: bool = False,
-    prompt_template: str | dict[str, list[str]] | PromptTemplate | None = None,
-    new_system_prompt: str | None = None,
-    ignore_columns: list[str] | None = None,
-    packed: bool = False,
-    max_seq_len: int | None = None,
-    split: str = "train",
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    field: str | None = None,
-    limit: int | None = None,
-    on_bad_rows: Literal["error", "drop"] = "error",
-    on_too_long: Literal["cut", "drop", "error"] = "cut",
+    **settings: Unpack[PairSettings],
 ) -> PreferenceDataset | PackedDataset:
     """Return questions with two answers (question, response_j, response_k); arguments as in `preference_dataset`.
 
-    Without a template of the tokenizer's own they are written as `question_answer`."""
-    return preference_dataset(
-        tokenizer,
-        source=source,
-        column_map=column_map,
-        train_on_input=train_on_input,
-        prompt_template=prompt_template,
-        new_system_prompt=new_system_prompt,
-        ignore_columns=ignore_columns,
-        packed=packed,
-        max_seq_len=max_seq_len,
-        split=split,
-        data_files=data_files,
-        name=name,
-        revision=revision,
-        field=field,
-        limit=limit,
-        on_bad_rows=on_bad_rows,
-        on_too_long=on_too_long,
-    )
+    Without a template of the tokenizer's own they are written as `question_answer`.
+    """
+    return preference_dataset(tokenizer, source=source, column_map=column_map, **settings)
+
+
+def _reading(settings: PreferenceSettings) -> tuple[bool, str | None, Mapping[str, str], Sequence[str]]:
+    """Return what transforms are told, beside the columns."""
+    keys = _checked_keys(settings["message_keys"])
+    return settings["train_on_input"], settings["new_system_prompt"], keys, settings["ignore_columns"] or ()
+
+
+def _writing(
+    tokenizer: Tokenizer, columns: PreferenceColumns, settings: PreferenceSettings
+) -> dict[str, Any]:
+    """Return how conversations are written, as `SFTDataset` takes it."""
+    if settings["on_too_long"] not in _TOO_LONG:
+        raise ConfigError(
+            f"dataset.on_too_long is {settings['on_too_long']!r}, expected one of {', '.join(_TOO_LONG)}"
+        )
+    return {
+        "prompt_template": _template(settings["prompt_template"], tokenizer, columns),
+        "system_prompt": settings["new_system_prompt"],
+        "chat_template_kwargs": settings["chat_template_kwargs"],
+        "parse_special_tokens": settings["parse_special_tokens"],
+        "max_seq_len": settings["max_seq_len"],
+        "on_too_long": settings["on_too_long"],
+    }
 
 
 def _template(
@@ -321,8 +266,3 @@ def _checked_keys(message_keys: Mapping[str, str] | None) -> Mapping[str, str]:
     if unknown := sorted(set(message_keys or {}) - {"role", "content"}):
         raise ConfigError(f"dataset.message_keys has no part {unknown[0]!r}; parts are role and content")
     return message_keys or {}
-
-
-def _check_too_long(on_too_long: str) -> None:
-    if on_too_long not in _TOO_LONG:
-        raise ConfigError(f"dataset.on_too_long is {on_too_long!r}, expected one of {', '.join(_TOO_LONG)}")

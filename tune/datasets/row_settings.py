@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 class SourceSettings(TypedDict, total=False):
     """Where rows are, which of them are read, and how long what they make may be."""
 
-    packed: Annotated[
-        bool,
-        Setting(
-            False, "put several examples into one sequence of `max_seq_len` tokens, none seeing another."
-        ),
-    ]
     max_seq_len: Annotated[
         int | None, Setting(None, "tokens to keep of an example; by default the tokenizer's limit.")
     ]
@@ -56,7 +50,18 @@ class WrittenTokenSettings(TypedDict, total=False):
     ]
 
 
-class RowSettings(SourceSettings, total=False):
+class PackedSettings(SourceSettings, total=False):
+    """Those of examples that may share a row."""
+
+    packed: Annotated[
+        bool,
+        Setting(
+            False, "put several examples into one sequence of `max_seq_len` tokens, none seeing another."
+        ),
+    ]
+
+
+class RowSettings(PackedSettings, total=False):
     """Those of rows that are one example each."""
 
     on_too_long: Annotated[

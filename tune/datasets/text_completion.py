@@ -11,7 +11,7 @@ from tune.data import DataReport, Source, TextTokenizer, find_text_column
 from tune.data.tokenize_rows import OnTooLong
 from tune.datasets.packed import PackedDataset
 from tune.datasets.reading import RowReader, sequence_limit
-from tune.datasets.row_settings import SourceSettings, WrittenTokenSettings, read_rows
+from tune.datasets.row_settings import PackedSettings, WrittenTokenSettings, read_rows
 from tune.datasets.tokenizing import tokenize_source
 from tune.datasets.written_tokens import parses_documents
 from tune.utils.escape import escape_control
@@ -84,7 +84,7 @@ class TextCompletionDataset(Dataset[dict[str, list[int]]]):
         return text
 
 
-class TextSettings(SourceSettings, WrittenTokenSettings, total=False):
+class TextSettings(PackedSettings, WrittenTokenSettings, total=False):
     """Those of plain text."""
 
     add_eos: Annotated[bool, Setting(True, "end each document with an EOS.")]
