@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,8 +23,12 @@ __all__ = ["Judgement", "judge_memory"]
 _USUAL_LENGTH = 2048
 
 
-# Whether there is enough memory (None: perhaps not, it is a prediction), in a sentence and in lines of a table.
-Judgement = tuple[bool | None, str, tuple[str, ...]]
+class Judgement(NamedTuple):
+    """Whether there is enough memory (None: perhaps not, it is a prediction), in a sentence and in lines of a table."""
+
+    ok: bool | None
+    text: str
+    table: tuple[str, ...] = ()
 
 
 def judge_memory(params: Any, device: torch.device) -> Judgement | None:
@@ -35,7 +39,7 @@ def judge_memory(params: Any, device: torch.device) -> Judgement | None:
             return None
         return (_judge_training if hasattr(params, "optimizer") else _judge_weights)(params, model, device)
     except TuneError as error:
-        return None, f"cannot be predicted: {error}", ()
+        return Judgement(None, f"cannot be predicted: {error}")
 
 
 def _judge_training(params: Any, model: TransformerDecoder, device: torch.device) -> Judgement:
@@ -43,8 +47,8 @@ def _judge_training(params: Any, model: TransformerDecoder, device: torch.device
     plan = _plan(params, model, device, seq_len)
     text = f"{plan.verdict().removeprefix('memory: ')} ({params.batch_size} x {seq_len} tokens, {source})"
     if not plan.is_tight:
-        return None if plan.available is None else True, text, ()
-    return None, text, (*plan.table(), *plan.advice_lines())
+        return Judgement(None if plan.available is None else True, text)
+    return Judgement(None, text, (*plan.table(), *plan.advice_lines()))
 
 
 def _judge_weights(params: Any, model: TransformerDecoder, device: torch.device) -> Judgement:
@@ -54,9 +58,9 @@ def _judge_weights(params: Any, model: TransformerDecoder, device: torch.device)
     available = available_memory(device)
     text = f"{needed / 2**30:.2f} GiB of weights"
     if available is None:
-        return None, text, ()
+        return Judgement(None, text)
     text += f"; {available / 2**30:.2f} GiB available on {device}"
-    return True if needed < available else None, text, ()
+    return Judgement(True if needed < available else None, text)
 
 
 def _build_model(params: Any) -> TransformerDecoder | None:
