@@ -2,7 +2,6 @@
 
     tune run preference_finetune --config llama3_2/1B_lora_dpo dataset.source=pairs.jsonl
 
-Copy this file (`tune cp preference_finetune mine.py`), change what you like, and run it: `tune run ./mine.py ...`.
 It is read from top to bottom: `setup`, `train`, and `batch_loss`, which says what is learnt (docs/preference.md).
 """
 
@@ -79,7 +78,8 @@ class PreferenceFinetuneRecipe:
             self.model, self.device, params.enable_activation_offloading
         )
 
-        # 6. What watches; the saved state, last of all, since building draws random numbers; and what is running.
+        # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
+        #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
         self._setup_monitor()
         state.seed_next_step()
         self.checkpoints.restore(state, self.model, self.optimizer, params.allow_changes_on_resume)

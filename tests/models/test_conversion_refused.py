@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,9 @@ class Stopping:
     def __init__(self, phase: str, error: BaseException) -> None:
         self.phase, self.error, self.now = phase, error, ""
 
-    def start(self, phase: str, num_bytes: int) -> None:
+    def __call__(self, phase: str, num_bytes: int) -> Callable[[int], None]:
         self.now = phase
+        return self.advance
 
     def advance(self, num_bytes: int) -> None:
         if self.now == self.phase:
@@ -183,11 +185,11 @@ def test_a_full_disk_is_said_and_leaves_nothing(hf: Path, tmp_path: Path) -> Non
 def test_a_killed_conversion_is_no_model_and_can_be_repeated(hf: Path, tmp_path: Path) -> None:
     code = (
         "import os, sys; from tune.models.conversion import convert_checkpoint\n"
-        "class Killer:\n"
-        "    def start(self, phase, num_bytes): self.phase = phase\n"
-        "    def advance(self, num_bytes):\n"
-        f"        if self.phase == 'verify': os.kill(os.getpid(), {signal.SIGKILL:d})\n"
-        f"convert_checkpoint({str(hf)!r}, {str(tmp_path / 'out')!r}, progress=Killer())"
+        "def killer(phase, num_bytes):\n"
+        "    def advance(num_bytes):\n"
+        f"        if phase == 'verify': os.kill(os.getpid(), {signal.SIGKILL:d})\n"
+        "    return advance\n"
+        f"convert_checkpoint({str(hf)!r}, {str(tmp_path / 'out')!r}, progress=killer)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -233,14 +235,12 @@ def test_killed_anywhere_the_old_model_is_there_or_the_new_one(hf: Path, tmp_pat
 
 
 def test_two_conversions_into_one_folder_do_not_mix(hf: Path, tmp_path: Path) -> None:
-    class Second:
-        def start(self, phase: str, num_bytes: int) -> None:
-            with pytest.raises(CheckpointError, match="another conversion is writing"):
-                convert_checkpoint(hf, tmp_path / "out", "meta")
+    def second(phase: str, num_bytes: int) -> Callable[[int], None]:
+        with pytest.raises(CheckpointError, match="another conversion is writing"):
+            convert_checkpoint(hf, tmp_path / "out", "meta")
+        return lambda num_bytes: None
 
-        def advance(self, num_bytes: int) -> None: ...
-
-    convert_checkpoint(hf, tmp_path / "out", progress=Second())
+    convert_checkpoint(hf, tmp_path / "out", progress=second)
     assert_same(hf, tmp_path / "out")
 
 

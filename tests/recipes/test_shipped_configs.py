@@ -159,7 +159,7 @@ def test_shipped_config_takes_a_step(
         overrides.append("optimizer._component_=torch.optim.AdamW")
     recipe = recipe_of(name)
     if recipe.name == "distill":
-        overrides += [f"teacher_checkpoint={shrunk_checkpoint}", f"teacher_{overrides[0]}"]
+        overrides += [f"teacher_checkpoint={shrunk_checkpoint / builder}", f"teacher_{overrides[0]}"]
     resolved = resolve_values(name, *overrides, "output_dir=out")
     run = (recipe.name, repr(resolved))
     if run not in steps_taken:
