@@ -5,6 +5,7 @@ No torch is needed here: other processes do this, too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ _Tokens = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
-class _PreferenceTokenizer:
+class _PreferenceTokenizer(ABC):
     """What makes tokens of preference rows; it can be handed to another process.
 
     Args:
@@ -69,9 +70,9 @@ class _PreferenceTokenizer:
         """Return what stands for a row that took its process with it."""
         return self.single.stopped(row, error)
 
+    @abstractmethod
     def _write(self, read: Any) -> list[list[_Tokens]]:
         """Return the examples of each pair, or of each judged answer, of a row."""
-        raise NotImplementedError
 
     def _one(self, messages: Any, read: Any) -> _Tokens:
         examples = self.single.write(messages, read.get("tools"))

@@ -148,9 +148,9 @@ def write_hybrid(config: DecoderConfig) -> dict[str, Any]:
 
 
 DELTA_NAMES = {
-    **{f"attn.{name}.weight": f"linear_attn.{name}.weight" for name in ("in_proj_qkv", "in_proj_z")},
     **{
-        f"attn.{name}.weight": f"linear_attn.{name}.weight" for name in ("in_proj_b", "in_proj_a", "out_proj")
+        f"attn.{name}.weight": f"linear_attn.{name}.weight"
+        for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
     },
     "attn.conv_weight": "linear_attn.conv1d.weight",
     "attn.a_log": "linear_attn.A_log",
