@@ -43,8 +43,10 @@ def make_adapter(folder: Path, base: Path | str) -> Path:
 
 def test_a_model_of_a_run(run: Path) -> None:
     model = make_model(run / "step_000004" / "model")
-    for place in (run, run / "latest", run / "step_000004", model, run / "latest" / "model"):
+    for place in (run, run / "latest", run / "step_000004"):
         assert locate_trained(str(place)) == Trained(str(place), None, run)
+    for place in (model, run / "latest" / "model"):
+        assert locate_trained(str(place)) == Trained(str(place), None, run, is_files=True)
 
 
 def test_an_adapter_stands_for_itself_on_its_base(run: Path, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_a_base_that_is_not_there(run: Path, tmp_path: Path) -> None:
 
 def test_what_was_trained_elsewhere(tmp_path: Path) -> None:
     model = make_model(tmp_path / "a" / "b" / "model")
-    assert locate_trained(str(model)) == Trained(str(model), None, None)
+    assert locate_trained(str(model)) == Trained(str(model), None, None, is_files=True)
     assert find_run(tmp_path / "nowhere") is None
     # A run of an earlier version is known by its other files.
     for name in ("config.yaml", "metrics.jsonl"):
