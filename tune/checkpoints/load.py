@@ -106,13 +106,15 @@ def _fill_expert(
 ) -> Tensor:
     """Give one expert of a stack its values; a stack without memory gets it with its first expert."""
     owner: Any = place.owner
-    if isinstance(owner, FrozenExperts) and owner.quantize_base:
+    if isinstance(owner, FrozenExperts) and owner.quantize_base and place.leaf == "weight":
         where = place.device if new_dtype is None else device
         filled = tensor.to(where, new_dtype or place.dtype)
         owner.fill_expert(expert, filled)
         return filled
-    if owner.weight.is_meta:
-        room = torch.empty(owner.weight.shape, dtype=new_dtype, device=device)
-        owner.weight = nn.Parameter(room, requires_grad=owner.weight.requires_grad)
-    copy_into_place_(owner.weight, expert, tensor)
-    return tensor.to(owner.weight.dtype)
+    stack: nn.Parameter = getattr(owner, place.leaf)
+    if stack.is_meta:
+        room = torch.empty(stack.shape, dtype=new_dtype, device=device)
+        stack = nn.Parameter(room, requires_grad=stack.requires_grad)
+        setattr(owner, place.leaf, stack)
+    copy_into_place_(stack, expert, tensor)
+    return tensor.to(stack.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
+from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
 from tune.modules.experts import ExpertLinear, Experts
@@ -26,6 +27,7 @@ from tune.modules.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
 __all__ = [
+    "ClampedSwiGLU",
     "DecoderBlock",
     "DecoderConfig",
     "DynamicScaling",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tune.errors import ConfigError
+from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
 
 # A stranger's file must not make us build modules without end.
@@ -27,6 +28,8 @@ class MoEConfig:
         dense_layers: layers that keep the one feed-forward instead, counted from 0.
         shared_intermediate_dim: width inside an expert that every token passes through beside those chosen for it, as
             far as a gate lets it; 0: there is none.
+        bias: the router has a bias, and so has every matrix of the experts.
+        clamped: how gates open; None: by silu.
     """
 
     num_experts: int
@@ -35,9 +38,15 @@ class MoEConfig:
     normalize_weights: bool = True
     dense_layers: tuple[int, ...] = ()
     shared_intermediate_dim: int = 0
+    bias: bool = False
+    clamped: ClampedSwiGLU | None = None
+
+    def num_biases(self, embed_dim: int) -> int:
+        """Biases of one layer."""
+        return self.bias * self.num_experts * (2 * self.intermediate_dim + embed_dim + 1)
 
     def num_parameters(self, embed_dim: int, num_experts: int) -> int:
-        """Parameters of one layer with its router, of the experts so many."""
+        """Parameters of one layer's matrices with its router's, of the experts so many."""
         expert = 3 * embed_dim * self.intermediate_dim
         shared = embed_dim * (3 * self.shared_intermediate_dim + 1) if self.shared_intermediate_dim else 0
         return num_experts * expert + embed_dim * self.num_experts + shared
@@ -116,6 +125,7 @@ class DecoderConfig:
         qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
         attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
         attn_softcap: bound that a tanh keeps the attention scores within.
+        attn_sinks: each head has a score of no key, learnt, that takes its share of the attention's weights.
         attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
         delta: layers that keep a state instead of attending; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
@@ -158,6 +168,7 @@ class DecoderConfig:
     qk_norm: Literal["none", "head", "width"] = "none"
     attn_scale: float | None = None
     attn_softcap: float | None = None
+    attn_sinks: bool = False
     attn_gate: bool = False
     delta: GatedDeltaConfig | None = None
     sliding_window: int | None = None
@@ -216,6 +227,7 @@ class DecoderConfig:
             norms += 2 * self.num_attention_layers * self.head_dim
         elif self.qk_norm == "width":
             norms += self.num_attention_layers * self.head_dim * (self.num_heads + self.num_kv_heads)
+        norms += self.attn_sinks * self.num_attention_layers * self.num_heads
         if self.delta is not None:
             norms += len(self.delta.layers) * self.delta.num_other_parameters()
         blocks = self._num_block_parameters(None if self.moe is None else self.moe.num_experts)
@@ -245,7 +257,11 @@ class DecoderConfig:
             attention += self.embed_dim
         if self.mlp_bias:
             feed_forward += 2 * self.intermediate_dim + self.embed_dim
-        return self.num_attention_layers * attention + self.num_layers * feed_forward
+        experts, num_routed = 0, 0
+        if self.moe is not None:
+            experts, num_routed = self.moe.num_biases(self.embed_dim), self.num_layers - len(self.moe.dense_layers)
+        dense = (self.num_layers - num_routed) * feed_forward
+        return self.num_attention_layers * attention + dense + num_routed * experts
 
     def _problems(self) -> Iterator[str]:
         sizes = {
@@ -310,6 +326,8 @@ class DecoderConfig:
             yield f"the experts' intermediate_dim is {self.moe.intermediate_dim}; it must be at least 1"
         if self.moe is not None and self.moe.shared_intermediate_dim < 0:
             yield f"shared_intermediate_dim is {self.moe.shared_intermediate_dim}; it must be at least 0"
+        if self.moe is not None and self.moe.clamped is not None:
+            yield from self.moe.clamped.problems()
 
     def _problems_of_layers(self) -> Iterator[str]:
         lists = {"nope_layers": self.nope_layers, "sliding_layers": self.sliding_layers}

@@ -322,12 +322,12 @@ class TransformerDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
                 init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-            elif isinstance(module, RMSNorm | GatedDeltaNet):
+            elif isinstance(module, RMSNorm | GatedDeltaNet | SelfAttention):
                 module.reset_parameters()
+            if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+                nn.init.zeros_(bias)
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("attn.output_proj.weight", "attn.out_proj.weight", ".w2.weight")):

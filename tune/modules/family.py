@@ -27,6 +27,7 @@ class WeightRule:
         to_ours: brings their values into our order; None: they are the same. It keeps the shape.
         to_theirs: the inverse of `to_ours`.
         num_experts: of a rule for one expert and a tensor that holds all, how many these are; else 0.
+        in_turns: that tensor is [E, columns, rows], of several kinds of matrices a row of each in turn.
     """
 
     ours: str
@@ -34,6 +35,7 @@ class WeightRule:
     to_ours: Transform | None = None
     to_theirs: Transform | None = None
     num_experts: int = 0
+    in_turns: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,7 @@ def _merged_experts(module: FrozenExperts) -> ExpertLinear:
     for place, matrix in enumerate(stack):
         matrix.copy_(module.merged_expert(place, wide))
     plain.weight = nn.Parameter(stack, requires_grad=False)
+    plain.register_parameter("bias", module.bias)
     return plain.train(module.training)
 
 
