@@ -6,11 +6,12 @@ Shapes: n rows, sorted by expert; E experts, i width in, o width out, d width, f
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tune.modules.activation import activate
 from tune.modules.grouped_linear import grouped_linear
 
 
@@ -40,7 +41,7 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """w2_e(silu(w1_e x) * w3_e x) for each row and its expert e.
+    """w2_e(act(w1_e x) * w3_e x) for each row and its expert e.
 
     Checkpoints name the experts one by one, `experts.3.w1.weight`, or hold them in stacks (`Layout`).
 
@@ -48,15 +49,23 @@ class Experts(nn.Module):
         num_experts: E.
         embed_dim: d, width in and out.
         intermediate_dim: f, width between.
+        activation: the gate's function.
     """
 
-    def __init__(self, num_experts: int, embed_dim: int, intermediate_dim: int) -> None:
+    def __init__(
+        self,
+        num_experts: int,
+        embed_dim: int,
+        intermediate_dim: int,
+        activation: Literal["silu", "gelu_tanh"] = "silu",
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.w1 = ExpertLinear(num_experts, embed_dim, intermediate_dim)
         self.w2 = ExpertLinear(num_experts, intermediate_dim, embed_dim)
         self.w3 = ExpertLinear(num_experts, embed_dim, intermediate_dim)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Return [n, d] for x [n, d]; `ends` as in `grouped_linear`."""
-        out: Tensor = self.w2(F.silu(self.w1(x, ends)) * self.w3(x, ends), ends)
+        out: Tensor = self.w2(activate(self.w1(x, ends), self.activation) * self.w3(x, ends), ends)
         return out
