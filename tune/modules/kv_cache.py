@@ -44,7 +44,12 @@ class LayerCache:
             else:
                 rows = torch.arange(new.shape[0], device=new.device)[:, None]  # [b, 1]
                 kept[rows, :, self._owner.slots] = new.transpose(1, 2).to(kept.dtype)  # [b, s, n_kv, h_d]
-        return self.keys[:, :, :end].to(keys.dtype), self.values[:, :, :end].to(values.dtype)
+        return self.filled(keys.dtype)
+
+    def filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the call in progress attends to, [b, n_kv, s_kv, h_d] each."""
+        end = self._owner.end
+        return self.keys[:, :, :end].to(dtype), self.values[:, :, :end].to(dtype)
 
 
 class KVCache:
@@ -73,7 +78,6 @@ class KVCache:
         device: torch.device,
         keeps_tokens: bool = False,
     ) -> None:
-        shape = (batch_size, config.num_kv_heads, max_seq_len, config.head_dim)
         self.batch_size = batch_size
         self.max_seq_len = max_seq_len
         self.num_filled = 0  # slots written so far in the longest row: where a call without positions goes on
@@ -84,12 +88,16 @@ class KVCache:
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
             self.rows = StateRows(batch_size, device) if config.delta_layers else None
-            self.layers = [
-                LayerCache(self, shape, dtype, device)
-                if self.rows is None or config.delta is None or index not in config.delta_layers
-                else StateCache(self.rows, config.delta, batch_size, dtype, device)
-                for index in range(config.num_layers)
-            ]
+            self.layers: list[LayerCache | StateCache] = []
+            for index in range(config.num_layers):
+                sizes = config.sizes_of(index)
+                if self.rows is not None and config.delta is not None and index in config.delta_layers:
+                    self.layers.append(StateCache(self.rows, config.delta, batch_size, dtype, device))
+                elif sizes.has_keys:
+                    shape = (batch_size, sizes.num_kv_heads, max_seq_len, sizes.head_dim)
+                    self.layers.append(LayerCache(self, shape, dtype, device))
+                else:  # that of the layer whose keys it attends to
+                    self.layers.append(self.layers[config.kv_lenders[index in config.sliding_layers]])
             self.tokens: Tensor | None = (
                 torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
                 if keeps_tokens

@@ -13,9 +13,9 @@ from tune.modules import TransformerDecoder
 from tune.modules.loss import AnswerLogProbs, PreferenceLoss
 from tune.training.loss_parts import LossParts
 from tune.training.reference import Reference, log_probs_of_rows
-from tune.utils.mesh import Mesh
 
 __all__ = ["PreferenceMetrics", "check_preference_data", "compare_answers", "count_pairs"]
+
 
 def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
     """Check that each dataset holds what a loss learns from; None is passed over.
@@ -130,7 +130,10 @@ class PreferenceMetrics(LossParts):
         self._add_values(values)
 
     def _add_values(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        sums = {name: ((value.detach() * counted).sum(), counted.sum()) for name, (value, counted) in values.items()}
+        sums = {
+            name: ((value.detach() * counted).sum(), counted.sum())
+            for name, (value, counted) in values.items()
+        }
         self.add(**sums)
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
