@@ -103,9 +103,7 @@ _LAYOUT = hf_layout(
         "mlp.router.weight": "mlp.router.weight",
         "mlp.router.bias": "mlp.router.bias",
         **STACKED_EXPERTS,
-        **{
-            ours.replace(".weight", ".bias"): f"{theirs}_bias" for ours, theirs in STACKED_EXPERTS.items()
-        },
+        **{ours.replace(".weight", ".bias"): f"{theirs}_bias" for ours, theirs in STACKED_EXPERTS.items()},
     }
 )
 

@@ -259,7 +259,10 @@ class DecoderConfig:
             feed_forward += 2 * self.intermediate_dim + self.embed_dim
         experts, num_routed = 0, 0
         if self.moe is not None:
-            experts, num_routed = self.moe.num_biases(self.embed_dim), self.num_layers - len(self.moe.dense_layers)
+            experts, num_routed = (
+                self.moe.num_biases(self.embed_dim),
+                self.num_layers - len(self.moe.dense_layers),
+            )
         dense = (self.num_layers - num_routed) * feed_forward
         return self.num_attention_layers * attention + dense + num_routed * experts
 

@@ -320,10 +320,9 @@ class TransformerDecoder(nn.Module):
         std = 0.02
         init_sharded_(self.tok_embeddings.weight, partial(nn.init.normal_, std=std))
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-            elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
-                init_sharded_(module.weight, partial(nn.init.normal_, std=std))
+            if isinstance(module, nn.Linear | ExpertLinear | LoRALinear | LoRAExperts):
+                if module.weight is not None:
+                    init_sharded_(module.weight, partial(nn.init.normal_, std=std))
             elif isinstance(module, RMSNorm | GatedDeltaNet | SelfAttention):
                 module.reset_parameters()
             if isinstance(bias := getattr(module, "bias", None), nn.Parameter):

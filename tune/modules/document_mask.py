@@ -105,7 +105,9 @@ def layer_masks(
         dtype: that scores are computed in.
     """
     window = config.sliding_window if config.sliding_layers else None
-    needs_scores = config.attn_softcap is not None or config.attn_sinks  # which torch's kernels keep to themselves
+    needs_scores = (
+        config.attn_softcap is not None or config.attn_sinks
+    )  # which torch's kernels keep to themselves
     if window is not None and num_keys <= window:
         window = None
     full = mask
