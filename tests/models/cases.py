@@ -432,9 +432,9 @@ CASES: dict[str, Case] = {
         attention_bias=True,
     ),
     # Bounds within which some of the gates and of what they open lie, and others not.
-    "gpt-oss": case(
+    "gpt_oss": case(
         GptOssConfig,
-        "qwen3/8B_full",
+        "gpt_oss/20B_full",
         **{**EXPERTS, "intermediate_size": 24},
         head_dim=10,
         num_local_experts=7,
@@ -444,7 +444,7 @@ CASES: dict[str, Case] = {
         swiglu_limit=0.9,
         rope_parameters={**YARN, "truncate": False},
     ),
-    "gpt-oss-listed": case(
+    "gpt_oss-listed": case(
         GptOssConfig,
         **{**EXPERTS, "intermediate_size": 40},
         num_hidden_layers=5,

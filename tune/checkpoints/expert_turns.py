@@ -39,7 +39,6 @@ def from_turns(parts: Sequence[Tensor], rules: Sequence[WeightRule]) -> Tensor:
         parts: one expert after the other.
         rules: of each.
     """
-    num_kinds = len(rules) // rules[0].num_experts
     shape = turns_shape([tuple(part.shape) for part in parts], rules[0].num_experts)
     whole = torch.empty(shape, dtype=parts[0].dtype)
     for place, part in enumerate(parts):

@@ -32,8 +32,7 @@ class ExpertLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_dim, in_dim))
         if not self.weight.is_meta:
             nn.init.uniform_(self.weight, -1 / math.sqrt(in_dim), 1 / math.sqrt(in_dim))  # as nn.Linear
-        bias = nn.Parameter(torch.zeros(num_experts, out_dim)) if use_bias else None
-        self.register_parameter("bias", bias)
+        self.bias = nn.Parameter(torch.zeros(num_experts, out_dim)) if use_bias else None
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Return [n, o] for x [n, i], in x's dtype; `ends` as in `grouped_linear`."""

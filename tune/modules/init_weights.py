@@ -40,10 +40,9 @@ def init_weights_(model: nn.Module, embedding: Tensor, num_layers: int) -> None:
             init_sharded_(module.table.weight, draw)
         if isinstance(module, ScaledRouter):
             module.reset_scales()
-        if isinstance(module, nn.Linear):
-            init_sharded_(module.weight, draw)
-        elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
-            init_sharded_(module.weight, draw)
+        if isinstance(module, nn.Linear | ExpertLinear | LoRALinear | LoRAExperts):
+            if module.weight is not None:  # one in 4 bits has none
+                init_sharded_(module.weight, draw)
         elif isinstance(module, RMSNorm | GatedDeltaNet | LayerScale | SelfAttention):
             module.reset_parameters()
         if isinstance(bias := getattr(module, "bias", None), nn.Parameter):

@@ -166,8 +166,9 @@ class Monitor:
     def measure(
         self, state: TrainState, loss: Tensor, grad_norm: Tensor | None, lr: float, due: bool = True
     ) -> dict[str, Any]:
-        """Return what is logged of a finished step. Its loss is the mean since the line before, weighed by targets, and so
-        is what the objective measures beside it.
+        """Return what is logged of a finished step.
+
+        Its loss is the mean since the line before, weighed by targets, and so is what the objective measures beside it.
 
         Every process must call this.
 

@@ -70,6 +70,7 @@ def _attend(
         return out
     wants = AuxRequest(lse=True)
     out, aux = flex_attention(q, k, v, cap_scores, block_mask, float(scale), is_grouped, return_aux=wants)
+    assert aux.lse is not None
     return scale_by_sinks(out, aux.lse, sinks)
 
 

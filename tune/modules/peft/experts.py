@@ -102,9 +102,9 @@ class FrozenExperts(FrozenLinear):
 
 
 class LoRAExperts(FrozenExperts):
-    """W_e x + bias_e + scaling * B_e A_e dropout(x), where A and B are trained; an expert without rows gets gradients of zero.
+    """W_e x + bias_e + scaling * B_e A_e dropout(x), where A and B are trained.
 
-    peft adapts experts so, too (`target_parameters`).
+    An expert without rows gets gradients of zero. peft adapts experts so, too (`target_parameters`).
 
     Args:
         num_experts: E.
