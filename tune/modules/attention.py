@@ -128,10 +128,12 @@ class SelfAttention(nn.Module):
             )  # [b, n_kv, s, h_d] each
         if isinstance(mask, DocumentMask):
             out = self._attend_documents(q, k, v, mask)
-        elif self.softcap is None and self.sinks is None:
-            out = self._attend(q, k, v, mask)
+        elif (
+            self.softcap is not None or self.sinks is not None or (mask is not None and q.is_cuda and s == 1)
+        ):
+            out = self._attend_by_products(q, k, v, mask)
         else:
-            out = self._attend_by_scores(q, k, v, mask)
+            out = self._attend(q, k, v, mask)
         out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
         if gate is not None:
             out = out * gate.flatten(2).sigmoid()
@@ -183,23 +185,30 @@ class SelfAttention(nn.Module):
             enable_gqa=k.shape[1] != self.num_heads,
         )
 
-    def _attend_by_scores(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return the attended values [b, n_h, s, h_d], scores kept within the cap, sinks among them.
 
-        The whole score matrix is formed: none of torch's fused kernels bounds its scores or knows sinks.
+        The whole score matrix is formed: none of torch's fused kernels bounds its scores or knows sinks. For a single
+        query with a mask it is small, and those kernels would either copy the keys for each head or use a part of the
+        GPU.
         """
         if mask is None and q.shape[2] != 1:
             raise TrainingError("attention by its scores needs its mask given, causal ones as well")
         b, _, s, _ = q.shape
-        q = q.view(b, self.num_kv_heads, -1, s, self.head_dim)  # [b, n_kv, n_h / n_kv, s, h_d]
-        scores = (q @ k[:, :, None].transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv, s, s_kv]
+        # Heads that share keys meet them as further rows: the keys are read once and copied never.
+        q = q.reshape(b, self.num_kv_heads, -1, self.head_dim)  # [b, n_kv, n_h / n_kv * s, h_d]
+        scores = (q @ k.transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv * s, s_kv]
         if self.softcap is not None:
             scores = (scores / self.softcap).tanh() * self.softcap  # arXiv:2408.00118, 2
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, :, None], -math.inf)
+            scores = scores.view(b, self.num_kv_heads, -1, s, k.shape[2])
+            mask = mask[:, :, None]  # [b, 1, 1, s, s_kv]
+            is_bias = mask.dtype != torch.bool
+            scores = scores + mask if is_bias else scores.masked_fill(~mask, -math.inf)
+            scores = scores.flatten(2, 3)
         if self.sinks is not None:
-            sinks = self.sinks.to(scores.dtype).view(1, self.num_kv_heads, -1, 1, 1)
-            scores = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), -1)
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)[..., : k.shape[2]]
+            sinks = self.sinks.to(scores.dtype).view(self.num_kv_heads, -1, 1).expand(-1, -1, s).flatten(1)
+            scores = torch.cat((scores, sinks[:, :, None].expand(*scores.shape[:-1], 1)), -1)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)[..., : k.shape[2]]
         weights = F.dropout(weights, self.attn_dropout, self.training)
-        return (weights @ v[:, :, None]).flatten(1, 2)  # [b, n_h, s, h_d]
+        return (weights @ v).view(b, self.num_heads, s, self.head_dim)

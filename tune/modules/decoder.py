@@ -5,6 +5,7 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, v vocabulary.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -338,13 +339,25 @@ class TransformerDecoder(nn.Module):
 
     def reset_caches(self) -> None:
         """Begin a new text in the caches that are set up."""
-        if self._cache is None:
-            raise GenerationError("no caches are set up: call setup_caches(batch_size, max_seq_len) first")
-        self._cache.reset()
+        self._set_up_cache().reset()
+
+    def fixed_cache_shapes(self) -> AbstractContextManager[None]:
+        """Return a context for calls of one token a row, all of the same shapes: `KVCache.fixed_shapes`."""
+        return self._set_up_cache().fixed_shapes()
+
+    def swap_caches(self, caches: KVCache | None) -> KVCache | None:
+        """Go on with these caches as they were left, or without, and return those there were."""
+        before, self._cache = self._cache, caches
+        return before
 
     def delete_caches(self) -> None:
         """Free the caches: every call stands alone again."""
         self._cache = None
+
+    def _set_up_cache(self) -> KVCache:
+        if self._cache is None:
+            raise GenerationError("no caches are set up: call setup_caches(batch_size, max_seq_len) first")
+        return self._cache
 
     def reset_parameters(self) -> None:
         """Initialise every parameter in place for training from scratch; does nothing on the meta device."""
