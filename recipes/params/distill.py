@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from recipes.params.checks import check_checkpointer, check_sizes, default_of
+from recipes.params.checks import check_checkpointer, check_sizes, default_of, each_dataset
 from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
@@ -180,13 +180,11 @@ class DistillParams(FullOrLoraParams):
                 ("kd_ratio", "on_policy"),
                 suggestion="1",
             )
-        datasets = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
-        for index, one in enumerate(datasets):
+        for where, one in each_dataset(dataset=self.dataset, dataset_val=self.dataset_val):
             if one.kwargs.get("train_on_input", default_of(one.path, "train_on_input")):
-                name = "dataset" if one is self.dataset else f"dataset.{index}"
                 yield problem(
                     "leaves nothing to be the prompt that the student would answer; set it to false",
-                    (f"{name}.train_on_input", "on_policy"),
+                    (f"{where}.train_on_input", "on_policy"),
                 )
 
 

@@ -11,6 +11,7 @@ from tune.utils.mesh import Mesh
 
 __all__ = ["LossParts"]
 
+
 class LossParts:
     """Sums that an objective adds up from micro-batch to micro-batch; their means are those of every step of a line.
 
