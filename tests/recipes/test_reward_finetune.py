@@ -144,6 +144,13 @@ def test_what_is_saved_scores_alike_elsewhere(runs: Path, base: Path, margins_fi
         torch.testing.assert_close(again(torch.tensor([rows[0]]))[0, -1], mine[:1], rtol=0, atol=2e-5)
 
 
+def test_what_the_docs_score(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "preference.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0].replace("out/tiny_reward", str(runs / "lora"))
+    exec(compile(code, "preference.md", "exec"), {})
+    assert [math.isfinite(float(line)) for line in capsys.readouterr().out.splitlines()] == [True, True]
+
+
 def test_a_reward_model_writes_nothing(runs: Path, base: Path, tmp_path: Path) -> None:
     saved = runs / "full" / "latest" / "model"
     with pytest.raises(GenerationError, match="reward model: it gives texts a score"):
