@@ -64,8 +64,19 @@ class PairParams(FullOrLoraParams):
                 )
                 continue
             if one.kwargs.get(STREAMING) is True:
-                yield problem("must be false: preferences are read whole", (f"{where}.{STREAMING}",))
-            yield from self._check_dataset(where, is_judged=builder == "unpaired_dataset")
+                yield problem(
+                    "must be false: preferences are read whole, once, and kept as tokens; split (train[:10000]) or "
+                    "limit takes a part of them",
+                    (f"{where}.{STREAMING}",),
+                )
+            is_judged = builder == "unpaired_dataset"
+            yield from self._check_dataset(where, is_judged)
+            if is_judged and one.kwargs.get("packed") is True:
+                yield problem(
+                    "must be false: a judged answer is compared with the prompts of other rows, so each has a row of "
+                    "its own; a greater batch_size takes more of them at once",
+                    (f"{where}.packed",),
+                )
 
     def _check_dataset(self, where: str, is_judged: bool) -> Iterator[Diagnostic]:
         """Yield why a dataset of ours is of the wrong kind for the loss.

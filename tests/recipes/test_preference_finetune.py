@@ -341,6 +341,15 @@ def test_data_of_another_kind_is_refused(values_in, base: Path, pairs_file: Path
         ({"loss": {"_component_": "ipo", "beta": 0}}, "must be above 0"),
         ({"loss": {"_component_": "dpo", "label_smoothing": 0.7}}, "must be between 0 and 0.5"),
         ({"data": {"streaming": True}, "max_steps": 3}, "preferences are read whole"),
+        ({"dataset_val": {"streaming": True}}, r"dataset_val.streaming must be false"),
+        (
+            {"dataset_val": {"_component_": "unpaired", "source": "x"}},
+            r"is DPOLoss, and dataset_val holds judged answers",
+        ),
+        (
+            {"data": {"_component_": "unpaired", "packed": True}, "loss": "kto"},
+            "dataset.packed must be false: a judged answer",
+        ),
         ({"collate_fn": "padded_collate_sft"}, "padded_collate_dpo"),
         ({**LORA, "ref_checkpointer": "FullModelHFCheckpointer"}, "has no effect beside adapters"),
     ],

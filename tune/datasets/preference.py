@@ -177,15 +177,17 @@ def preference_dataset(
     return _pack(dataset) if settings["packed"] else dataset
 
 
-@takes_settings(PreferenceSettings)
+@takes_settings(PairSettings)
 def unpaired_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
     column_map: dict[str, str] | None = None,
-    **settings: Unpack[PreferenceSettings],
+    **settings: Unpack[PairSettings],
 ) -> UnpairedDataset:
     """Return answers that are each judged good or bad, for KTO; other arguments as in `preference_dataset`.
+
+    They are not packed: they are compared with other prompts, for which they are told apart by their rows.
 
     A row holds a prompt, an answer (completion, response, output, answer) and a verdict (label, kto_tag), true for a
     good answer; or a whole conversation (messages) and a verdict. A row with two answers, as `preference_dataset` reads
@@ -199,6 +201,10 @@ def unpaired_dataset(
     Raises:
         ConfigError, DataError: as `preference_dataset`.
     """
+    if settings["packed"]:
+        raise ConfigError(
+            "dataset.packed: judged answers have a row each, since they are compared with other prompts"
+        )
     rows = read_rows(source, settings)
     columns = find_judged_columns(rows.columns, column_map, rows.report.source)
     rows.report.format = str(columns)
