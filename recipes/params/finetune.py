@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from recipes.params.checks import (
+    check_answers,
     check_checkpointer,
     check_collation,
     check_datasets,
@@ -17,7 +18,6 @@ from recipes.params.checks import (
     check_processes,
     check_sizes,
     check_streaming,
-    check_task,
     check_val_split,
 )
 from recipes.params.shared_rows import warn_of_shared_rows
@@ -46,8 +46,6 @@ _MANY_SEQUENCES = 2**20
 @dataclass(frozen=True)
 class FinetuneParams:
     """What a recipe that trains a model on examples can be told; each recipe adds what is its own."""
-
-    learns_from: ClassVar[Literal["answers", "preferences"]] = "answers"
 
     # --- Model: what is trained, and from which weights -------------------------------------------------
     model: Component = param(
@@ -456,7 +454,7 @@ class FinetuneParams:
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
         yield from check_mixing(self.dataset, self.mix_until)
-        yield from check_task(self.learns_from, dataset=self.dataset, dataset_val=self.dataset_val)
+        yield from self._check_task()
         yield from check_streaming(self.dataset, self.dataset_val, self.max_steps, self.val_split)
         yield from check_val_split(self.val_split, self.dataset_val)
         validates = self.dataset_val is not None or self.val_split is not None
@@ -487,6 +485,10 @@ class FinetuneParams:
                 "needs generate_every_n_steps, or they are never answered",
                 ("sample_prompts", "generate_every_n_steps"),
             )
+
+    def _check_task(self) -> Iterator[Diagnostic]:
+        """Yield which datasets hold something else than this recipe learns from."""
+        yield from check_answers(dataset=self.dataset, dataset_val=self.dataset_val)
 
     def _quantized_by(self) -> str:
         """Return the field that asks for weights in 4 bits; "" where none does."""

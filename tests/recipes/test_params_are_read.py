@@ -18,6 +18,7 @@ PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
     "preference_finetune": "PreferenceFinetuneParams",
+    "reward_finetune": "RewardFinetuneParams",
     "distill": "DistillParams",
     "generate": "GenerateParams",
     "chat": "ChatParams",
@@ -85,6 +86,7 @@ def test_every_recipe_with_params_is_covered() -> None:
         "finetune",
         "checks",
         "full_or_lora",
+        "pairs",
         "shared_rows",
     }
     assert declared == set(PARAMS)

@@ -22,6 +22,7 @@ from tune.models.qwen3_5 import qwen3_5
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
+ON_PAIRS = ("preference_finetune", "reward_finetune")
 NAMES = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in FILES]
 SIZES = {
     "vocab_size": 600,
@@ -145,7 +146,7 @@ def test_shipped_config_takes_a_step(
         + ", ".join(f"{key}: {value}" for key, value in sizes.items())
         + "}",
         f"tokenizer.path={spm_file}",
-        f"dataset.source={pairs_file if recipe_of(name).name == 'preference_finetune' else alpaca_file}",
+        f"dataset.source={pairs_file if recipe_of(name).name in ON_PAIRS else alpaca_file}",
         "device=cpu",
         "dtype=fp32",
         "epochs=1",

@@ -65,6 +65,11 @@ RECIPES: tuple[Recipe, ...] = (
         aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
     ),
     Recipe(
+        "reward_finetune",
+        "recipes.params.reward_finetune.RewardFinetuneParams",
+        aliases=("reward",),
+    ),
+    Recipe(
         "distill",
         "recipes.params.distill.DistillParams",
         aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
