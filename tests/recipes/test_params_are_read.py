@@ -21,6 +21,7 @@ PARAMS = {
     "distill": "DistillParams",
     "generate": "GenerateParams",
     "chat": "ChatParams",
+    "evaluate": "EvaluateParams",
 }
 
 
@@ -85,6 +86,7 @@ def test_every_recipe_with_params_is_covered() -> None:
         "finetune",
         "checks",
         "full_or_lora",
+        "model",
         "shared_rows",
     }
     assert declared == set(PARAMS)
