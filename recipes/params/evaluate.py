@@ -12,6 +12,7 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import DATASET, METRIC, STREAMING
+from tune.config.trust import is_user_trusted
 
 _MANY = 10**9
 
@@ -84,6 +85,35 @@ class EvaluateParams(ModelParams):
         help="Keep keys and values of earlier tokens; false recomputes them at each token.",
     )
 
+    # --- Published tasks --------------------------------------------------------------------------------
+    tasks: list[str] | None = param(
+        None,
+        group="Tasks",
+        help="Tasks of the lm-evaluation-harness to run instead, such as [hellaswag, gsm8k]; they bring their data.",
+    )
+    include_path: str | None = param(
+        None,
+        group="Tasks",
+        help="Folder with task files of one's own. What they say is run as code: it takes --trust lm_eval.",
+    )
+    num_fewshot: int | None = param(
+        None,
+        minimum=0,
+        maximum=1000,
+        group="Tasks",
+        help="Examples before each question; null: as tasks say.",
+    )
+    apply_chat_template: bool = param(
+        False, group="Tasks", help="Write a task's questions in the tokenizer's chat template."
+    )
+    max_seq_length: int | None = param(
+        None,
+        minimum=2,
+        maximum=_MANY,
+        group="Tasks",
+        help="Tokens of the longest sequence of a task, what is longer loses its beginning; null: the model's.",
+    )
+
     # --- Output -----------------------------------------------------------------------------------------
     output_dir: str | None = param(
         None,
@@ -103,6 +133,7 @@ class EvaluateParams(ModelParams):
                 "and dataset both say which rows: use data for the run's way of reading them, or dataset.source",
                 ("data", "dataset"),
             )
+        yield from self._check_tasks()
         for name, given in (("data", self.data), ("against", self.against)):
             if given == "":
                 yield problem("is empty; remove it", (name,))
@@ -113,3 +144,20 @@ class EvaluateParams(ModelParams):
             yield problem("and metrics leave nothing to measure", ("compute_loss", "metrics"))
         if self.stop and "" in self.stop:
             yield problem("holds an empty text, which every answer begins with; remove it", ("stop",))
+
+    def _check_tasks(self) -> Iterator[Diagnostic]:
+        for name in ("data", "dataset", "group_by"):
+            if self.tasks and getattr(self, name):
+                yield problem("has no effect: tasks bring their own data", (name, "tasks"))
+        for name in ("include_path", "num_fewshot", "max_seq_length"):
+            if getattr(self, name) is not None and not self.tasks:
+                yield problem("is for tasks, and none is named", (name, "tasks"))
+        if self.tasks is not None and not all(task.strip() for task in self.tasks):
+            yield problem("names a task by an empty text", ("tasks",))
+        if self.include_path is not None and not is_user_trusted("lm_eval"):
+            yield problem(
+                "names a folder of task files, and what stands in them is run as code. If you know who wrote it, add "
+                "--trust lm_eval",
+                ("include_path",),
+                code="untrusted-component",
+            )

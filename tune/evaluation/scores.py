@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tune.errors import ConfigError, DataError
+from tune.errors import ConfigError, DataError, TuneError
 from tune.evaluation.bootstrap import paired_difference
 from tune.evaluation.questions import find_question
 from tune.tokenizers import Tokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "Outcome",
     "begin_outcome",
     "compare",
+    "note_losses",
     "score_answer",
     "summarize",
     "summarize_groups",
@@ -97,6 +98,24 @@ def begin_outcome(
         outcome.prompt_ids, outcome.reference = question.prompt, question.reference
         outcome.prompt = tokenizer.decode(question.prompt)
     return outcome
+
+
+def note_losses(outcomes: Sequence[Outcome], batches: Iterable[list[tuple[int, float, int]]]) -> None:
+    """Note the loss of each example, as `example_losses` gives them; none before all are known.
+
+    Of some alone the mean would mislead: the longest are measured first.
+
+    Raises:
+        TuneError: a loss is no number.
+    """
+    for place, loss, num_targets in [each for batch in batches for each in batch]:
+        outcomes[place].loss, outcomes[place].num_targets = loss, num_targets
+    broken = [each for each in outcomes if not math.isfinite(each.loss or 0.0)]
+    if broken:
+        raise TuneError(
+            f"the loss of {len(broken):,} of {len(outcomes):,} examples is no number, first of {broken[0].place}: the "
+            "weights are broken, or overflow in this dtype. Try dtype=fp32."
+        )
 
 
 def score_answer(metrics: Mapping[str, Metric], answer: str, reference: str) -> dict[str, float]:

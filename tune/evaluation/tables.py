@@ -66,7 +66,7 @@ def _scores(summary: Mapping[str, Any], names: Sequence[str]) -> Table:
         [
             _title(name),
             _figure(name, summary["scores"][name]["value"]),
-            _basis(name, summary["scores"][name]["count"]),
+            _basis(name, summary["scores"][name]),
         ]
         for name in names
     ]
@@ -99,7 +99,7 @@ def _cells(summary: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
 
 
 def _title(name: str) -> str:
-    return name.rpartition(".")[2].replace("_", " ")
+    return name if "/" in name else name.rpartition(".")[2].replace("_", " ")
 
 
 def _figure(name: str, value: float | None) -> str:
@@ -112,8 +112,11 @@ def _signed(name: str, value: float) -> str:
     return f"{value:+.1%}" if name in _SHARES else f"{value:+.4f}"
 
 
-def _basis(name: str, count: float) -> str:
-    return f"{count:,} {'tokens' if name in (LOSS, PERPLEXITY) else 'answers'}"
+def _basis(name: str, score: Mapping[str, Any]) -> str:
+    """Return over how much a score is the mean, and its standard error where that is known."""
+    what = "tokens" if name in (LOSS, PERPLEXITY) else "answers"
+    error = f", standard error {score['stderr']:.4f}" if "stderr" in score else ""
+    return f"{score['count']:,} {what}{error}"
 
 
 def _draw(table: Table) -> Iterator[str]:
