@@ -30,12 +30,12 @@ import tune.config
 from recipes.params.evaluate import EvaluateParams
 from tune import evaluation
 from tune.checkpoints.run_folder import Trained, locate_trained
-from tune.config import Component, import_component, instantiate
+from tune.config import Component, instantiate
 from tune.data import DataReport
 from tune.datasets.documents import read_documents
 from tune.errors import ConfigError
 from tune.evaluation import Metric, Outcome, results
-from tune.generation import load_model, load_tokenizer, stream_texts
+from tune.generation import generate_texts, load_model, load_tokenizer, stream_texts
 from tune.report import write_report
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 
@@ -69,17 +69,17 @@ class Scored:
         checkpointer = instantiate(self.checkpointer, **where)
         return checkpointer, load_tokenizer(checkpointer, self.tokenizer)
 
-    def load(self, params: EvaluateParams, checkpointer: Any) -> Any:
+    def load(self, checkpointer: Any, device_name: str | None, dtype_name: str | None) -> Any:
         """Return the model with its weights."""
-        device = get_device(params.device)
+        device = get_device(device_name)
         # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.
-        dtype = get_dtype(params.dtype or ("fp32" if device.type == "cpu" else "bf16"), device)
+        dtype = get_dtype(dtype_name or ("fp32" if device.type == "cpu" else "bf16"), device)
         return load_model(checkpointer, self.model, device, dtype)
 
 
 def score_examples(params: EvaluateParams, scored: Scored, held_out: evaluation.HeldOut, file: Path) -> None:
     """Measure a model's loss on each example, and what its answers are worth."""
-    metrics = build_metrics(params)
+    metrics = evaluation.build_metrics(params.metrics)
     checkpointer, tokenizer = scored.open()
     documents, report = read_documents(
         held_out.components,
@@ -103,7 +103,7 @@ def score_examples(params: EvaluateParams, scored: Scored, held_out: evaluation.
             "no example asks anything: all of its text is learnt, as bare text is, or with train_on_input. Give "
             "data with answers (data=FILE), or metrics=null for the loss alone"
         )
-    model = scored.load(params, checkpointer)
+    model = scored.load(checkpointer, params.device, params.dtype)
     if params.compute_loss:
         items = [document.item for document in documents]
         batches = evaluation.example_losses(
@@ -159,14 +159,9 @@ def score_tasks(params: EvaluateParams, scored: Scored, file: Path) -> None:
     tasks: Any = params.tasks
     manager = harness.find_tasks(tasks, params.include_path)
     checkpointer, tokenizer = scored.open()
-    model = scored.load(params, checkpointer)
+    model = scored.load(checkpointer, params.device, params.dtype)
 
-    def generate(prompts: list[list[int]], **settings: Any) -> list[str]:
-        how = {"seed": params.seed, "use_cache": params.enable_kv_cache, **settings}
-        with ExitStack() as stack:
-            streams = stream_texts(model, tokenizer, prompts, **how)
-            return ["".join(stack.enter_context(stream)) for stream in streams]
-
+    generate = partial(generate_texts, model, tokenizer, seed=params.seed, use_cache=params.enable_kv_cache)
     lm = harness.OurLM(model, tokenizer, generate, params.batch_size, params.max_seq_length)
     how: Any = {"limit": params.limit, "num_fewshot": params.num_fewshot, "seed": params.seed}
     how |= {"apply_chat_template": params.apply_chat_template}
@@ -182,16 +177,6 @@ def show_progress(what: str, batches: Iterable[Any], total: int) -> Iterator[Any
         for batch in batches:
             yield batch
             bar.update(len(batch))
-
-
-def build_metrics(params: EvaluateParams) -> dict[str, Metric]:
-    """Return the metrics by name; of a function of one's own that is its dotted path."""
-    several = (params.metrics,) if isinstance(params.metrics, Component) else params.metrics or ()
-    built: dict[str, Metric] = {}
-    for one in several:
-        name = one.path.removeprefix("tune.evaluation.metrics.")
-        built[name] = partial(import_component(one.path), **one.kwargs)
-    return built
 
 
 def find_models(params: EvaluateParams) -> list[Scored]:

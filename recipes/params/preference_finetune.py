@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -54,12 +54,6 @@ class PreferenceFinetuneParams(FullOrLoraParams):
         fixed_on_resume=True,
         help="Compute the reference's log-probabilities once, before training, and keep them with the tokenized data.",
     )
-    best_by: Literal["loss", "accuracy"] = param(
-        "loss",
-        group="Output",
-        fixed_on_resume=True,
-        help="What makes a validated step the best one: the lowest loss, or the highest accuracy.",
-    )
 
     def checkpointer_of_reference(self) -> Component:
         """Return what reads the weights of the reference, where that is a copy."""
@@ -68,10 +62,6 @@ class PreferenceFinetuneParams(FullOrLoraParams):
     def requires_shards(self) -> bool:
         """Tell whether weights have to be sharded, where one could choose: those that are trained are."""
         return not self.trains_adapters() or super().requires_shards()
-
-    def score(self, val_loss: float, measured: Mapping[str, float]) -> float:
-        """Return what the best validated step has least of."""
-        return val_loss if self.best_by == "loss" else 1.0 - measured["val_accuracy"]
 
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from tune.config.component import Component
 from tune.data import DataReport, merge_reports
+from tune.data.packing import split_example
 from tune.datasets.concat import build_datasets
 from tune.datasets.holdout import Subset, hold_out
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sampling import Sample, SampledExample, sampling
 from tune.tokenizers import Tokenizer
 
-__all__ = ["Document", "documents_of", "read_documents"]
+__all__ = ["Document", "read_documents"]
 
 
 @dataclass(frozen=True)
@@ -68,29 +68,10 @@ def read_documents(
     return documents[:limit], merge_reports([dataset.report() for dataset in datasets])
 
 
-def documents_of(dataset: ReportingDataset, limit: int | None = None) -> list[Document]:
-    """Return the first examples of a dataset, packed or not, one by one."""
-    found: list[Document] = []
-    for index in range(len(dataset)):
-        found += [Document(item, f"example {len(found) + 1}") for item in _split(dataset[index])]
-        if limit is not None and len(found) >= limit:
-            break
-    return found[:limit]
-
-
 def _documents(dataset: ReportingDataset, rows: Sequence[SampledExample]) -> Iterator[Document]:
     whole = dataset.documents if isinstance(dataset, PackedDataset) else dataset
     for index in range(len(whole)):
         member = whole.indices[index] if isinstance(whole, Subset) else index
         row = rows[member] if member < len(rows) else SampledExample(f"example {member + 1}")
-        for item in _split(whole[index]):
+        for item in split_example(whole[index]):
             yield Document(item, row.place, row.values)
-
-
-def _split(item: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
-    """Yield the documents of an example, by the positions that begin anew with each."""
-    keys = [key for key in ("tokens", "labels", "weights") if key in item]
-    positions = item.get("input_pos", ())
-    starts = [0, *(place for place in range(1, len(positions)) if positions[place] == 0)]
-    for start, end in pairwise([*starts, len(item["tokens"])]):
-        yield {key: list(item[key][start:end]) for key in keys}

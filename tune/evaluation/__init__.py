@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tune.evaluation.answer_scores import AnswerScores, build_metrics
 from tune.evaluation.bootstrap import Difference, paired_difference
 from tune.evaluation.held_out_loss import example_losses
 from tune.evaluation.questions import Question, find_question
@@ -19,12 +20,14 @@ from tune.evaluation.scores import (
 from tune.evaluation.tables import draw_tables, make_tables, verdicts
 
 __all__ = [
+    "AnswerScores",
     "Difference",
     "HeldOut",
     "Metric",
     "Outcome",
     "Question",
     "begin_outcome",
+    "build_metrics",
     "compare",
     "draw_tables",
     "example_losses",
