@@ -46,6 +46,11 @@ class RewardFinetuneParams(PairParams):
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
+        if self.eval_every_n_steps:
+            yield problem(
+                "has no effect: a reward model writes no answers; a validation measures its accuracy",
+                ("eval_every_n_steps",),
+            )
         if self.apply_lora_to_output:
             yield problem(
                 "has no effect: a reward model has a score in place of an output matrix",

@@ -22,6 +22,7 @@ PARAMS = {
     "distill": "DistillParams",
     "generate": "GenerateParams",
     "chat": "ChatParams",
+    "evaluate": "EvaluateParams",
 }
 
 
@@ -86,6 +87,7 @@ def test_every_recipe_with_params_is_covered() -> None:
         "finetune",
         "checks",
         "full_or_lora",
+        "model",
         "pairs",
         "shared_rows",
     }
