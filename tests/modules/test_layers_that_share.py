@@ -1,4 +1,4 @@
-"""A decoder with layers that attend to the keys of earlier ones, have inputs and widths of their own, and experts beside.
+"""A decoder whose layers share keys, have inputs and widths of their own, and experts beside the feed-forward.
 
 Packed, recomputed, compiled and step by step it computes the same, and every weight gets its whole gradient.
 """
@@ -176,9 +176,7 @@ def test_adapters_and_4_bits_stand_where_there_are_matrices() -> None:
     for config in (CONFIG, EXPERTS):
         model, tokens = build(config), tokens_of(2, S)
         modules = ("q_proj", "k_proj", "v_proj", "output_proj")
-        apply_lora(
-            model, LoRAConfig(rank=2, attn_modules=modules, apply_to_mlp=True, quantize_base=True)
-        )
+        apply_lora(model, LoRAConfig(rank=2, attn_modules=modules, apply_to_mlp=True, quantize_base=True))
         for parameter in adapter_parameters(model).values():
             nn.init.normal_(parameter, std=0.2)
         paths = set(adapted_modules(model))
@@ -193,7 +191,8 @@ def test_adapters_and_4_bits_stand_where_there_are_matrices() -> None:
                 assert module.nf4 is not None
         loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens.roll(-1, 1)).backward()
         for name, parameter in adapter_parameters(model).items():
-            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
 
 
 def test_new_tokens_get_rows_of_both_tables() -> None:
@@ -217,7 +216,9 @@ def test_what_is_counted_is_what_there_is() -> None:
         matrices = sum(
             parameter.numel()
             for name, parameter in model.named_parameters()
-            if parameter.dim() == 2 and "tok_embeddings" not in name and ".table." not in name
+            if parameter.dim() == 2
+            and "tok_embeddings" not in name
+            and ".table." not in name
             and "output.weight" not in name
         )
         if config.moe is None:
@@ -230,7 +231,10 @@ def test_what_is_counted_is_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"shared_kv": SharedKVConfig(5, 27)}, r"layer 1 shares the keys .* without a window, and there is none"),
+        (
+            {"shared_kv": SharedKVConfig(5, 27)},
+            r"layer 1 shares the keys .* without a window, and there is none",
+        ),
         ({"shared_kv": SharedKVConfig(6, 27)}, r"shared_kv.num_layers is 6; .* below 6"),
         ({"shared_kv": SharedKVConfig(2, 0)}, r"shared_kv.intermediate_dim is 0"),
         ({"full_attention": FullAttentionConfig(9, 3)}, r"full_attention.head_dim is 9; it must be even"),

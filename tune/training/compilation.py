@@ -60,9 +60,7 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
     """Return what tells blocks apart that have graphs of their own."""
     settings = (vars(part).items() for part in block.modules())
     plain = bool | int | float | str
-    return tuple(
-        tuple((name, value) for name, value in own if isinstance(value, plain)) for own in settings
-    )
+    return tuple(tuple((name, value) for name, value in own if isinstance(value, plain)) for own in settings)
 
 
 def _compiled(
