@@ -1,4 +1,4 @@
-"""A decoder with layers that attend to the keys of earlier ones, with inputs and widths of their own, experts beside.
+"""A decoder whose layers share keys, have inputs and widths of their own, and experts beside the feed-forward.
 
 Packed, recomputed, compiled and step by step it computes the same, and every weight gets its whole gradient.
 """
