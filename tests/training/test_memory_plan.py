@@ -16,7 +16,7 @@ from torch import nn
 from tune.config.component import Component
 from tune.data import DataReport
 from tune.modules import DecoderConfig, TransformerDecoder
-from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig
+from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig, ShortConvConfig
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
@@ -75,6 +75,8 @@ CASES: dict[str, dict[str, Any]] = {
     "states": {**STATES},
     "states_fp32": {**STATES, "dtype": "fp32", "packed": True, "shape": (2, 150)},
     "states_autocast": {**STATES, "param_dtype": "fp32"},
+    "convolutions": {"conv": ShortConvConfig((0, 1, 3)), "qk_norm": "head"},
+    "convolutions_packed": {"conv": ShortConvConfig((0, 1, 3), 4), "packed": True, "dtype": "fp32"},
     "moe": {"moe": MoEConfig(5, 3, 64)},
     "moe_fp32": {"moe": MoEConfig(7, 2, 80, dense_layers=(0,)), "dtype": "fp32"},
     "gpt_oss": {**GPT_OSS, "shape": (3, 150)},
@@ -266,6 +268,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "states": {**STATES, "packed": True},
     "gemma2": CASES["gemma2"],
     "gpt_oss": CASES["gpt_oss"],
+    "convolutions": CASES["convolutions_packed"],
 }
 
 

@@ -23,6 +23,7 @@ from tune.modules.rope_scaling import (
     RopeScaling,
     YarnScaling,
 )
+from tune.modules.short_conv_config import ShortConvConfig
 from tune.modules.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
@@ -49,6 +50,7 @@ __all__ = [
     "RopeScaling",
     "RotaryEmbedding",
     "SelfAttention",
+    "ShortConvConfig",
     "TransformerDecoder",
     "WeightRule",
     "YarnScaling",

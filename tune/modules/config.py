@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 from tune.errors import ConfigError
 from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
+from tune.modules.short_conv_config import ShortConvConfig
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
@@ -128,6 +130,7 @@ class DecoderConfig:
         attn_sinks: each head has a score of no key, learnt, that takes its share of the attention's weights.
         attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
         delta: layers that keep a state instead of attending; None: there are none.
+        conv: layers that see a few tokens instead; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
         sliding_layers: layers that see no further than the window, counted from 0.
         local_rope_base: base of the rotary frequencies in those layers; None: they turn as the others do.
@@ -171,6 +174,7 @@ class DecoderConfig:
     attn_sinks: bool = False
     attn_gate: bool = False
     delta: GatedDeltaConfig | None = None
+    conv: ShortConvConfig | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
@@ -200,13 +204,23 @@ class DecoderConfig:
 
     @property
     def delta_layers(self) -> tuple[int, ...]:
-        """Layers that keep a state instead of attending."""
+        """Layers that keep a state which grows old, in place of attention."""
         return () if self.delta is None else self.delta.layers
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Layers with a short convolution in place of attention."""
+        return () if self.conv is None else self.conv.layers
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """Layers that go on from what they kept of earlier tokens, and cannot leave out one of them."""
+        return (*self.delta_layers, *self.conv_layers)
 
     @property
     def num_attention_layers(self) -> int:
         """Layers that attend."""
-        return self.num_layers - len(self.delta_layers)
+        return self.num_layers - len(self.state_layers)
 
     @property
     def max_text_len(self) -> int:
@@ -230,6 +244,8 @@ class DecoderConfig:
         norms += self.attn_sinks * self.num_attention_layers * self.num_heads
         if self.delta is not None:
             norms += len(self.delta.layers) * self.delta.num_other_parameters()
+        if self.conv is not None:
+            norms += len(self.conv.layers) * self.conv.num_other_parameters(self.embed_dim)
         blocks = self._num_block_parameters(None if self.moe is None else self.moe.num_experts)
         return embedding + blocks + norms + self._num_biases() + head
 
@@ -242,6 +258,8 @@ class DecoderConfig:
         attention = self.num_attention_layers * self.embed_dim * self.head_dim * heads
         if self.delta is not None:
             attention += len(self.delta.layers) * self.delta.num_matrix_parameters(self.embed_dim)
+        if self.conv is not None:
+            attention += len(self.conv.layers) * self.conv.num_matrix_parameters(self.embed_dim)
         feed_forward = 3 * self.embed_dim * self.intermediate_dim
         if self.moe is None or num_experts is None:
             return attention + self.num_layers * feed_forward
@@ -339,8 +357,15 @@ class DecoderConfig:
         if self.delta is not None:
             lists["delta layers"] = self.delta.layers
             yield from self.delta.problems()
-            if both := sorted({*self.delta.layers} & {*self.sliding_layers}):
-                yield f"layer {both[0]} is both a delta layer and one with a window"
+        if self.conv is not None:
+            lists["conv layers"] = self.conv.layers
+            yield from self.conv.problems()
+        kinds = {"delta layer": self.delta_layers, "conv layer": self.conv_layers}
+        for (first, left), (second, right) in combinations(
+            [*kinds.items(), ("layer with a window", self.sliding_layers)], 2
+        ):
+            if both := sorted({*left} & {*right}):
+                yield f"layer {both[0]} is both a {first} and a {second}"
         for name, layers in lists.items():
             if outside := [layer for layer in layers if not 0 <= layer < self.num_layers]:
                 yield f"{name} names layer {outside[0]}; layers count from 0 to {self.num_layers - 1}"

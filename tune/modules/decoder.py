@@ -30,7 +30,8 @@ from tune.modules.peft.frozen import compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.rope import RotaryEmbedding
-from tune.modules.state_cache import StateCache
+from tune.modules.short_conv import ShortConv
+from tune.modules.state_cache import ConvCache
 from tune.utils.sharding import init_sharded_
 
 
@@ -51,9 +52,12 @@ class DecoderBlock(nn.Module):
         norms_before = config.norm_placement != "post"
         norms_after = config.norm_placement != "pre"
         self.sa_norm = _norm(config) if norms_before else None
-        self.has_state = index in config.delta_layers
-        self.attn: SelfAttention | GatedDeltaNet
-        self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config)
+        self.has_state = index in config.state_layers
+        self.attn: SelfAttention | GatedDeltaNet | ShortConv
+        if config.conv is not None and index in config.conv.layers:
+            self.attn = ShortConv(config.embed_dim, config.conv)
+        else:
+            self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config)
         self.sa_post_norm = _norm(config) if norms_after else None
         self.mlp_norm = _norm(config) if norms_before else None
         self.mlp: FeedForward | MixtureOfExperts
@@ -70,11 +74,11 @@ class DecoderBlock(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, ...] | None,
         mask: AttentionMask | DocumentRuns = None,
-        cache: LayerCache | StateCache | None = None,
+        cache: LayerCache | ConvCache | None = None,
     ) -> Tensor:
         """Return the residual stream [b, s, d] after this block.
 
-        Arguments are those of `SelfAttention.forward`, or of `GatedDeltaNet.forward` in a block that has one.
+        Arguments are those of `SelfAttention.forward`, or of what the block has in its place.
         """
         h = x if self.sa_norm is None else self.sa_norm(x)
         h = self.attn(h, rope, mask, cache)
@@ -214,7 +218,7 @@ class TransformerDecoder(nn.Module):
             has_dropout=self.training and self.config.attn_dropout > 0,
             dtype=compute_dtype(x),
         )
-        runs = self._document_runs(tokens, given_mask, documents) if self.config.delta_layers else None
+        runs = self._document_runs(tokens, given_mask, documents) if self.config.state_layers else None
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             x = layer(
@@ -323,7 +327,7 @@ class TransformerDecoder(nn.Module):
             if isinstance(module, nn.Linear | ExpertLinear | LoRALinear | LoRAExperts):
                 if module.weight is not None:
                     init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-            elif isinstance(module, RMSNorm | GatedDeltaNet | SelfAttention):
+            elif isinstance(module, RMSNorm | GatedDeltaNet | ShortConv | SelfAttention):
                 module.reset_parameters()
             if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
                 nn.init.zeros_(bias)

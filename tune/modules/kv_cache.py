@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tune.errors import GenerationError
 from tune.modules.config import DecoderConfig
-from tune.modules.state_cache import StateCache, StateRows
+from tune.modules.state_cache import ConvCache, StateCache, StateRows
 
 
 class LayerCache:
@@ -83,13 +83,17 @@ class KVCache:
         self.end = 0  # slots the call in progress attends to
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
-            self.rows = StateRows(batch_size, device) if config.delta_layers else None
-            self.layers = [
-                LayerCache(self, shape, dtype, device)
-                if self.rows is None or config.delta is None or index not in config.delta_layers
-                else StateCache(self.rows, config.delta, batch_size, dtype, device)
-                for index in range(config.num_layers)
-            ]
+            rows = StateRows(batch_size, device)
+            self.rows = rows if config.state_layers else None
+            self.layers: list[LayerCache | ConvCache] = []
+            for index in range(config.num_layers):
+                if config.delta is not None and index in config.delta.layers:
+                    self.layers.append(StateCache(rows, config.delta, batch_size, dtype, device))
+                elif config.conv is not None and index in config.conv.layers:
+                    width, channels = config.conv.width, config.embed_dim
+                    self.layers.append(ConvCache(rows, batch_size, width, channels, dtype, device))
+                else:
+                    self.layers.append(LayerCache(self, shape, dtype, device))
             self.tokens: Tensor | None = (
                 torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
                 if keeps_tokens
@@ -102,7 +106,7 @@ class KVCache:
         if self.rows is not None:
             self.rows.reset()
         for layer in self.layers:
-            if isinstance(layer, StateCache):
+            if isinstance(layer, ConvCache):
                 layer.reset()
 
     def commit(self, num_tokens: int) -> None:
