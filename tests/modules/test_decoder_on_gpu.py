@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune.data import block_causal_mask
+from tune.generation import stream_batch
 from tune.modules import ClampedSwiGLU, DecoderConfig, LongRopeScaling, MoEConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training import checkpoint_activations, compile_blocks, prefer_attention_kernels
@@ -58,6 +59,15 @@ def test_loss_and_gradients(pair: tuple[TransformerDecoder, TransformerDecoder])
         loss_sum(LinearCrossEntropyLoss(), model, tokens.to(device), labels.to(device)).backward()
     for ours, theirs in zip(*(model.parameters() for model in pair)):
         torch.testing.assert_close(ours.grad, theirs.grad.cpu(), rtol=1e-3, atol=1e-3)
+
+
+def test_recorded_steps_write_the_same(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+    prompts = [[5], [3, 88, 0, 17, 17], [60, 61, 62]]
+    ours, theirs = (
+        [list(row) for row in stream_batch(model.eval(), prompts * 2, max_new_tokens=29, batch_size=3)]
+        for model in pair
+    )
+    assert ours == theirs
 
 
 def test_decoding_with_caches(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:

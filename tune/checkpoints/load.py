@@ -48,7 +48,7 @@ def load_into(
     family = require_family(model)
     shapes = stored_shapes(model, family, source, {name: place.shape for name, place in places.items()})
     layout, stored = match_weights(source, family, model.config, shapes)
-    model.carried = find_carried(source, layout)
+    model.carried = find_carried(source, layout, model.config)
     target = torch.device("cpu" if device is None else device)
     nonfinite = []
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
@@ -81,7 +81,7 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
     if tensor.shape != place.shape:
         raise CheckpointError(f"{name} became {list(tensor.shape)} where {list(place.shape)} is needed")
     is_new = place.device.type == "meta"
-    held: nn.Parameter | None = getattr(place.owner, place.leaf)
+    held: Tensor | None = getattr(place.owner, place.leaf)
     if place.expert is not None:
         return _fill_expert(place, place.expert, tensor, device, (dtype or place.dtype) if is_new else None)
     with torch.no_grad():
@@ -94,6 +94,8 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
         filled = torch.empty(place.shape, dtype=wanted, device=where).copy_(tensor)
     if place.frozen is not None:
         place.frozen.fill_weight(filled)
+    elif place.leaf in place.owner._buffers:
+        setattr(place.owner, place.leaf, filled)
     else:
         fresh = nn.Parameter(filled, requires_grad=held is not None and held.requires_grad)
         setattr(place.owner, place.leaf, fresh)

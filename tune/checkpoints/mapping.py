@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tune.checkpoints.expert_turns import from_turns, take_turn, turns_shape
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
-from tune.modules import DecoderConfig, ExpertLinear, Layout, WeightRule
+from tune.modules import DecoderConfig, ExpertLinear, LayerScale, Layout, WeightRule
 from tune.modules.peft import FrozenExperts, FrozenLinear, TokenRowsEmbedding, TokenRowsLinear, is_adapter
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -75,7 +75,9 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
         if isinstance(module, FrozenLinear):
             shape = (module.out_dim, module.in_dim)
             places[f"{prefix}weight"] = Place(module, "weight", shape, module.base_dtype, module.base_device)
-        for leaf, parameter in module.named_parameters(recurse=False):
+        # Codes of quantised matrices are buffers, too: not all of them are what checkpoints hold.
+        held = module.named_buffers if isinstance(module, LayerScale) else module.named_parameters
+        for leaf, parameter in held(recurse=False):
             name = f"{prefix}{leaf}"
             if not is_adapter(name) and name not in places:
                 places[name] = Place(module, leaf, tuple(parameter.shape), parameter.dtype, parameter.device)

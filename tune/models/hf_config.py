@@ -19,6 +19,7 @@ from tune.modules import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -268,6 +269,12 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
         case LinearScaling() | DynamicScaling():
             kind = "linear" if isinstance(scaling, LinearScaling) else "dynamic"
             return {"rope_type": kind, "factor": scaling.factor}
+        case ProportionalScaling():
+            return {
+                "rope_type": "proportional",
+                "partial_rotary_factor": scaling.share,
+                **({} if scaling.factor == 1.0 else {"factor": scaling.factor}),
+            }
         case Llama3Scaling():
             return {
                 "rope_type": "llama3",

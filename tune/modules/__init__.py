@@ -11,6 +11,8 @@ from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
 from tune.modules.kv_cache import KVCache
+from tune.modules.layer_config import FullAttentionConfig, PerLayerInputConfig, SharedKVConfig
+from tune.modules.layer_scale import LayerScale
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding, apply_rotary
@@ -19,6 +21,7 @@ from tune.modules.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     QueryScaling,
     RopeScaling,
     YarnScaling,
@@ -36,8 +39,10 @@ __all__ = [
     "Experts",
     "Family",
     "FeedForward",
+    "FullAttentionConfig",
     "GatedDeltaConfig",
     "KVCache",
+    "LayerScale",
     "Layout",
     "LinearScaling",
     "Llama3Scaling",
@@ -45,11 +50,14 @@ __all__ = [
     "MixtureOfExperts",
     "MoEConfig",
     "OuterModel",
+    "PerLayerInputConfig",
+    "ProportionalScaling",
     "QueryScaling",
     "RMSNorm",
     "RopeScaling",
     "RotaryEmbedding",
     "SelfAttention",
+    "SharedKVConfig",
     "ShortConvConfig",
     "TransformerDecoder",
     "WeightRule",

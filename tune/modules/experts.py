@@ -6,11 +6,12 @@ Shapes: n rows, sorted by expert; E experts, i width in, o width out, d width, f
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tune.modules.activation import activate
 from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.expert_bias import add_expert_bias
 from tune.modules.grouped_linear import grouped_linear
@@ -44,7 +45,7 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """w2_e(silu(w1_e x) * w3_e x) for each row and its expert e.
+    """w2_e(act(w1_e x) * w3_e x) for each row and its expert e.
 
     Checkpoints name the experts one by one, `experts.3.w1.weight`, or hold them in stacks (`Layout`).
 
@@ -52,6 +53,7 @@ class Experts(nn.Module):
         num_experts: E.
         embed_dim: d, width in and out.
         intermediate_dim: f, width between.
+        activation: the gate's function.
         bias: every matrix has one.
         clamped: how gates open instead.
     """
@@ -61,10 +63,12 @@ class Experts(nn.Module):
         num_experts: int,
         embed_dim: int,
         intermediate_dim: int,
+        activation: Literal["silu", "gelu_tanh"] = "silu",
         bias: bool = False,
         clamped: ClampedSwiGLU | None = None,
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.clamped = clamped
         self.w1 = ExpertLinear(num_experts, embed_dim, intermediate_dim, bias)
         self.w2 = ExpertLinear(num_experts, intermediate_dim, embed_dim, bias)
@@ -73,6 +77,6 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Return [n, d] for x [n, d]; `ends` as in `grouped_linear`."""
         gate, up = self.w1(x, ends), self.w3(x, ends)
-        opened = F.silu(gate) * up if self.clamped is None else self.clamped(gate, up)
+        opened = activate(gate, self.activation) * up if self.clamped is None else self.clamped(gate, up)
         out: Tensor = self.w2(opened, ends)
         return out
