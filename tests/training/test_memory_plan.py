@@ -22,7 +22,7 @@ from tune.modules import (
     SharedKVConfig,
     TransformerDecoder,
 )
-from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig
+from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig, ShortConvConfig
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
@@ -100,6 +100,8 @@ CASES: dict[str, dict[str, Any]] = {
     "states": {**STATES},
     "states_fp32": {**STATES, "dtype": "fp32", "packed": True, "shape": (2, 150)},
     "states_autocast": {**STATES, "param_dtype": "fp32"},
+    "convolutions": {"conv": ShortConvConfig((0, 1, 3)), "qk_norm": "head"},
+    "convolutions_packed": {"conv": ShortConvConfig((0, 1, 3), 4), "packed": True, "dtype": "fp32"},
     "moe": {"moe": MoEConfig(5, 3, 64)},
     "moe_fp32": {"moe": MoEConfig(7, 2, 80, dense_layers=(0,)), "dtype": "fp32"},
     "gpt_oss": {**GPT_OSS, "shape": (3, 150)},
@@ -294,6 +296,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "sharing": CASES["sharing"],
     "sharing_recomputed": {**SHARING, "recompute": True, "dtype": "fp32", "packed": True},
     "moe_beside": CASES["moe_beside"],
+    "convolutions": CASES["convolutions_packed"],
 }
 
 

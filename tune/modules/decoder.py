@@ -31,7 +31,8 @@ from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.per_layer_input import PerLayerGate, PerLayerInput
 from tune.modules.rope import RotaryEmbedding
-from tune.modules.state_cache import StateCache
+from tune.modules.short_conv import ShortConv
+from tune.modules.state_cache import ConvCache
 
 
 class DecoderBlock(nn.Module):
@@ -51,9 +52,12 @@ class DecoderBlock(nn.Module):
         norms_before = config.norm_placement != "post"
         norms_after = config.norm_placement != "pre"
         self.sa_norm = _norm(config) if norms_before else None
-        self.has_state = index in config.delta_layers
-        self.attn: SelfAttention | GatedDeltaNet
-        self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config, index)
+        self.has_state = index in config.state_layers
+        self.attn: SelfAttention | GatedDeltaNet | ShortConv
+        if config.conv is not None and index in config.conv.layers:
+            self.attn = ShortConv(config.embed_dim, config.conv)
+        else:
+            self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config, index)
         self.sa_post_norm = _norm(config) if norms_after else None
         self.mlp_norm = _norm(config) if norms_before else None
         self.mlp: FeedForward | MixtureOfExperts
@@ -79,15 +83,15 @@ class DecoderBlock(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, ...] | None,
         mask: AttentionMask | DocumentRuns = None,
-        cache: LayerCache | StateCache | None = None,
+        cache: LayerCache | ConvCache | None = None,
         lent: KeysValues | None = None,
         given: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, KeysValues]:
         """Return the residual stream [b, s, d] after this block, and with it keys and values for later ones.
 
-        Arguments are those of `SelfAttention.forward`, or of `GatedDeltaNet.forward` in a block that has one; `given`
-        is the block's own input [b, s, p] in a model that has one for each. What is lent comes and goes as arguments
-        and results, which recomputation and FSDP see: their gradients depend on it.
+        Arguments are those of `SelfAttention.forward`, or of what the block has in its place; `given` is the block's
+        own input [b, s, p] in a model that has one for each. What is lent comes and goes as arguments and results,
+        which recomputation and FSDP see: their gradients depend on it.
         """
         h = x if self.sa_norm is None else self.sa_norm(x)
         lending = None
@@ -256,7 +260,7 @@ class TransformerDecoder(nn.Module):
             has_dropout=self.training and self.config.attn_dropout > 0,
             dtype=compute_dtype(x),
         )
-        runs = self._document_runs(tokens, given_mask, documents) if self.config.delta_layers else None
+        runs = self._document_runs(tokens, given_mask, documents) if self.config.state_layers else None
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             result = layer(

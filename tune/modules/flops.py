@@ -39,6 +39,8 @@ def flops_per_token(
     keys += num_sliding * config.head_dim * _keys_seen(seq_len, config.sliding_window, causal)
     attention = 12 * config.num_heads * keys
     attention += 3 * len(config.delta_layers) * _state_flops(config)
+    if config.conv is not None:
+        attention += 3 * len(config.conv.layers) * 2 * config.embed_dim * config.conv.width
     matrices = config.num_block_parameters() + head
     if num_adapter_parameters is None:
         return 6 * matrices + attention

@@ -265,8 +265,8 @@ class _Writer:
                 f"the answer without it: ...{_clean(self._chat.without_marks(shown[-80:]))!r}. What the model should "
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
-        # An answer of several parts, its thought first, has the header before each: the one meant stands behind what
-        # the prompt ends in otherwise, too, as much of it as is the same.
+        # An answer of several parts, its thought first, has the header before each: the first stands behind what the
+        # prompt ends in before it, too.
         before = prompt.removesuffix(header)
         return shown[
             max(places, key=lambda place: (_shared_end(before, shown[:place]), place)) + len(header) :
