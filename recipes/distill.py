@@ -154,7 +154,7 @@ class DistillRecipe:
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
-        state.track(lr_scheduler=self.lr_scheduler)
+        state.track(lr_scheduler=self.lr_scheduler, objective=self.parts)
         base = training.hash_weight_files(self.model_dir) if params.trains_adapters() else ""
         facts: Any = {"builder": params.model, "base": base, "teacher": self.teacher.hash_weights()}
         state.fingerprint = training.fingerprint_run(

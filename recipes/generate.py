@@ -128,6 +128,7 @@ def open_streams(
         stop_ids=first.stop_ids,
         ignore_eos=params.ignore_eos,
         use_cache=params.enable_kv_cache,
+        compile=params.compile,
         repetition_penalty=params.repetition_penalty,
     )
 

@@ -159,7 +159,7 @@ class PreferenceFinetuneRecipe:
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
-        state.track(lr_scheduler=self.lr_scheduler)
+        state.track(lr_scheduler=self.lr_scheduler, objective=self.metrics)
         # A lora_ builder's arguments are not in the sizes.
         facts = {"builder": params.model, "base": training.hash_weight_files(self.base_dir)}
         state.fingerprint = training.fingerprint_run(
@@ -244,7 +244,7 @@ class PreferenceFinetuneRecipe:
         num_pairs = training.count_pairs(batch)  # on the host, where nobody waits for it
         batch = training.to_device(batch, self.device)
         chosen, rejected = training.compare_answers(self.loss_fn, self.model, batch, self.reference)
-        self.metrics.add(self.loss_fn, chosen, rejected, batch["verdicts"])
+        self.metrics.add_answers(self.loss_fn, chosen, rejected, batch["verdicts"])
         losses = self.loss_fn.losses(chosen, rejected, batch["verdicts"], self.mesh.sum_)  # [n]
         return losses.sum(), num_pairs
 

@@ -163,6 +163,11 @@ class GenerateParams(AskParams):
         help="Keep keys and values of earlier tokens; false recomputes them at each token.",
     )
 
+    compile: bool = param(
+        False,
+        group="Sampling",
+        help="Compile the blocks for writing on a GPU: some seconds at the start, then faster tokens.",
+    )
     batch_size: int = param(
         16,
         minimum=1,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cases import CASES
 from larger_models import LARGER
 from published_configs import PUBLISHED as SOME_PUBLISHED
+from published_gpt_oss import PUBLISHED as GPT_OSS_PUBLISHED
 from published_llamas import PUBLISHED as LLAMAS_PUBLISHED
 from published_qwens import PUBLISHED as QWENS_PUBLISHED
 from test_growing_texts import GROWING
@@ -151,6 +152,14 @@ ROWS = (
         "windows in three of four layers, YaRN in the others",
     ),
     Row(
+        "gpt-oss",
+        ("gpt_oss",),
+        ("gpt_oss",),
+        ("gpt-oss",),
+        "0.1.0",
+        "sinks, windows in every second layer, experts with biases; MXFP4",
+    ),
+    Row(
         "GLM-4-0414",
         (),
         ("glm4",),
@@ -230,7 +239,7 @@ def _proofs(row: Row) -> Iterator[str]:
     yield f"R{len(own)}"
     if any(CASES[name].shipped for name in own):
         yield "E"
-    published = {*SOME_PUBLISHED, *LLAMAS_PUBLISHED, *QWENS_PUBLISHED}
+    published = {*SOME_PUBLISHED, *LLAMAS_PUBLISHED, *QWENS_PUBLISHED, *GPT_OSS_PUBLISHED}
     if row.modules and all(builders()[module].keys() <= published for module in row.modules):
         yield "S"
     kinds = families_of(row)

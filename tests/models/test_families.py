@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, stir
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -42,9 +42,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = CASES[request.param]()
     # Eager attention: the other kernels of the reference leave soft caps out.
     reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in reference.parameters():  # norms that are not one, logits that are not flat
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+    stir(reference)
     directory = tmp_path_factory.mktemp("reference")
     reference.save_pretrained(directory)
     return Pair(reference, tune.models.from_checkpoint(directory), directory)

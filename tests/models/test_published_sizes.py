@@ -12,6 +12,8 @@ import pytest
 import torch
 from published_configs import COUNTS as OTHER_COUNTS
 from published_configs import PUBLISHED as OTHERS
+from published_gpt_oss import COUNTS as GPT_OSS_COUNTS
+from published_gpt_oss import PUBLISHED as GPT_OSS
 from published_llamas import COUNTS as LLAMA_COUNTS
 from published_llamas import PUBLISHED as LLAMAS
 from published_qwens import COUNTS as QWEN_COUNTS
@@ -25,8 +27,8 @@ from tune.models.builders import ModelBuilder
 from tune.models.loading import read_model_config
 from tune.modules import TransformerDecoder
 
-PUBLISHED = {**OTHERS, **LLAMAS, **QWENS}
-COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS, **QWEN_COUNTS}
+PUBLISHED = {**OTHERS, **LLAMAS, **QWENS, **GPT_OSS}
+COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS, **QWEN_COUNTS, **GPT_OSS_COUNTS}
 PATHS = list_components(MODEL)
 BUILDERS: dict[str, ModelBuilder] = {
     name: builder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tune.modules import DecoderConfig, GatedDeltaConfig, MoEConfig, TransformerDecoder, flops_per_token
+
+
+def count_grouped(left: torch.Size, *others: torch.Size, out_shape: torch.Size, **_: Any) -> int:
+    """Return two for each row of `left`, [n, o] or [n, i], and number of the matrix it meets, [o, i]."""
+    o, i = out_shape[1:] if len(out_shape) == 3 else others[1][1:]
+    return 2 * left[0] * o * i
+
+
+GROUPED = {torch.ops.tune.grouped_matmul: count_grouped, torch.ops.tune.grouped_outer: count_grouped}
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -51,7 +61,7 @@ def test_of_experts_those_count_that_a_token_is_sent_to() -> None:
     config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, moe=moe)
     model = TransformerDecoder(config)
     tokens = torch.randint(0, 97, (2, 29))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         model(tokens).sum().backward()
     counted = flops_per_token(config, 29, causal=False) * tokens.numel()
     assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)

@@ -242,6 +242,27 @@ def test_killed_and_resumed_it_is_the_same_run(
     assert_same_weights(tmp_path / "whole", tmp_path / "out", 0.0)
 
 
+def test_what_is_measured_is_the_mean_since_the_line_before(run_in, tmp_path: Path) -> None:
+    """As the loss is: 13 pairs in batches of 4, so that the last step of each pass counts for less."""
+    common = {"epochs": 2, "save_every_n_steps": 2, "clip_grad_norm": 1.0}
+    each = run_in(tmp_path / "each", **common)
+    lines = run_in(tmp_path / "lines", log_every_n_steps=3, **common)
+    assert [row["step"] for row in lines] == [3, 6, 8]
+    pairs = [4, 4, 4, 1] * 2
+    for line, steps in zip(lines, (slice(0, 3), slice(3, 6), slice(6, 8)), strict=True):
+        for name in MEASURED:
+            total = sum(row[name] * num for row, num in zip(each[steps], pairs[steps], strict=True))
+            assert line[name] == pytest.approx(total / sum(pairs[steps]), rel=1e-6, abs=1e-7), name
+    # a resumed run begins with what had come together
+    for step in (tmp_path / "lines").glob("step_*"):
+        if int(step.name.split("_")[1]) > 2:
+            shutil.rmtree(step)
+    again = run_in(tmp_path / "lines", log_every_n_steps=3, resume_from_checkpoint=True, **common)
+    assert [[row[name] for name in MEASURED] for row in again] == [
+        [row[name] for name in MEASURED] for row in lines
+    ]
+
+
 def as_overrides(values: dict[str, Any]) -> list[str]:
     return [
         f"{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in values.items()

@@ -28,9 +28,10 @@ def flops_per_token(
     """
     head = config.vocab_size * config.embed_dim
     num_sliding = len(config.sliding_layers)
-    keys = (config.num_attention_layers - num_sliding) * _keys_seen(seq_len, None, causal)
-    keys += num_sliding * _keys_seen(seq_len, config.sliding_window, causal)
-    attention = 12 * config.num_heads * config.head_dim * keys
+    full_dim = config.head_dim if config.full_attention is None else config.full_attention.head_dim
+    keys = (config.num_attention_layers - num_sliding) * full_dim * _keys_seen(seq_len, None, causal)
+    keys += num_sliding * config.head_dim * _keys_seen(seq_len, config.sliding_window, causal)
+    attention = 12 * config.num_heads * keys
     attention += 3 * len(config.delta_layers) * _state_flops(config)
     matrices = config.num_block_parameters() + head
     if num_adapter_parameters is None:

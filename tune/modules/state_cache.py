@@ -65,12 +65,12 @@ class StateRows:
 
     def commit(self, num_tokens: int) -> None:
         """Count the tokens of the call in progress."""
-        self.ends = self.ends_after(num_tokens)
+        self.ends.copy_(self.ends_after(num_tokens))  # in place: a recorded call goes on from here
         self.is_even = self.is_even and self.num_new is None
 
     def reset(self) -> None:
         """Begin a new text in every row."""
-        self.ends = torch.zeros_like(self.ends)
+        self.ends.zero_()
         self.is_even = True
 
 

@@ -39,7 +39,7 @@ class ObjectiveMetrics(Protocol):
 
     def end_step(self) -> None: ...
 
-    def read_step(self) -> dict[str, float]: ...
+    def read_line(self, clear: bool = True) -> dict[str, float]: ...
 
 
 class Monitor:
@@ -166,7 +166,9 @@ class Monitor:
     def measure(
         self, state: TrainState, loss: Tensor, grad_norm: Tensor | None, lr: float, due: bool = True
     ) -> dict[str, Any]:
-        """Return what is logged of a finished step. Its loss is the mean since the line before, weighed by targets.
+        """Return what is logged of a finished step.
+
+        Its loss is the mean since the line before, weighed by targets, and so is what the objective measures beside it.
 
         Every process must call this.
 
@@ -190,7 +192,7 @@ class Monitor:
         metrics |= vars(self._speed.read())
         metrics |= {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_targets}
         if self.objective is not None:
-            metrics |= self.objective.read_step()
+            metrics |= self.objective.read_line(clear=due)
         if self._targets != "tokens":
             metrics[f"num_trained_{self._targets}"] = metrics.pop("num_trained_tokens")
             metrics[f"trained_{self._targets}_per_second"] = metrics.pop("trained_tokens_per_second")

@@ -11,12 +11,10 @@ from torch import Tensor
 from tune.errors import ConfigError
 from tune.modules import TransformerDecoder
 from tune.modules.loss import AnswerLogProbs, PreferenceLoss
+from tune.training.loss_parts import LossParts
 from tune.training.reference import Reference, log_probs_of_rows
-from tune.utils.mesh import Mesh
 
 __all__ = ["PreferenceMetrics", "check_preference_data", "compare_answers", "count_pairs"]
-
-_NAMES = ("rewards_chosen", "rewards_rejected", "margin", "accuracy", "logps_chosen", "logps_rejected", "kl")
 
 
 def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
@@ -81,8 +79,8 @@ def compare_answers(
     return first.beside(known[:num]), second.beside(known[num:])
 
 
-class PreferenceMetrics:
-    """How a model treats the answers it learns from, over micro-batches and processes: sums, divided once.
+class PreferenceMetrics(LossParts):
+    """How a model treats the answers it learns from, in means over the steps of a line, weighed by pairs.
 
     rewards_chosen, rewards_rejected: as the loss defines them; margin: their difference; accuracy: share of pairs whose
     chosen answer has the higher reward (of judged answers: share of the good ones with a reward above 0, and of the bad
@@ -97,27 +95,24 @@ class PreferenceMetrics:
 
     targets = "pairs"
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._sums = self._empty()
-        self._of_step = self._empty()
+    def add_scores(self, chosen: Tensor, rejected: Tensor, is_pair: Tensor) -> None:
+        """Take the rewards of the answers of some pairs, [n]; is_pair is 0 for what only evens out processes."""
+        values = {
+            "rewards_chosen": chosen,
+            "rewards_rejected": rejected,
+            "margin": chosen - rejected,
+            "accuracy": (chosen > rejected).float(),
+        }
+        self._add_values({name: (value, is_pair) for name, value in values.items()})
 
-    @torch.no_grad()
-    def add(
+    def add_answers(
         self, loss_fn: PreferenceLoss, first: AnswerLogProbs, second: AnswerLogProbs, verdicts: Tensor
     ) -> None:
         """Take the answers of a micro-batch, as `compare_answers` gives them; verdicts [n]."""
         if loss_fn.is_paired:
-            better, worse = loss_fn.reward(first), loss_fn.reward(second)
             is_pair = (verdicts != 0).float()
-            values = {
-                "rewards_chosen": (better, is_pair),
-                "rewards_rejected": (worse, is_pair),
-                "margin": (better - worse, is_pair),
-                "accuracy": ((better > worse).float(), is_pair),
-                "logps_chosen": (first.sums, is_pair),
-                "logps_rejected": (second.sums, is_pair),
-            }
+            self.add_scores(loss_fn.reward(first).detach(), loss_fn.reward(second).detach(), is_pair)
+            values = {"logps_chosen": (first.sums, is_pair), "logps_rejected": (second.sums, is_pair)}
             if first.reference is not None:
                 values["kl"] = ((first.ratios + second.ratios) / 2, is_pair)
         else:
@@ -132,32 +127,17 @@ class PreferenceMetrics:
                 "logps_rejected": (first.sums, bad),
                 "kl": (second.ratios, is_real),
             }
-        for index, name in enumerate(_NAMES):
-            if name in values:
-                value, counted = values[name]
-                self._sums[0, index] += (value * counted).sum()
-                self._sums[1, index] += counted.sum()
+        self._add_values(values)
 
-    def end_step(self) -> None:
-        """Keep what has come since the last step as that of this step."""
-        self._of_step, self._sums = self._sums, self._empty()
+    def _add_values(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        sums = {
+            name: ((value.detach() * counted).sum(), counted.sum())
+            for name, (value, counted) in values.items()
+        }
+        self.add(**sums)
 
-    def read_step(self) -> dict[str, float]:
-        """Return the means of the last step, over all processes; every process must call this."""
-        return self._means(self._of_step)
-
-    def read(self, prefix: str) -> dict[str, float]:
-        """Return the means of all that came since, and forget it; every process must call this."""
-        found = {prefix + name: value for name, value in self._means(self._sums).items()}
-        self._sums = self._empty()
-        return found
-
-    def _empty(self) -> Tensor:
-        return torch.zeros(2, len(_NAMES), device=self._mesh.device)
-
-    def _means(self, sums: Tensor) -> dict[str, float]:
-        totals, counts = self._mesh.sum_(sums.clone()).tolist()
-        found = {name: total / count for name, total, count in zip(_NAMES, totals, counts) if count}
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        found = super()._means(sums)
         if "margin" not in found and {"rewards_chosen", "rewards_rejected"} <= found.keys():
             found["margin"] = found["rewards_chosen"] - found["rewards_rejected"]
         return found

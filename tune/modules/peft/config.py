@@ -16,6 +16,8 @@ AttnModule = Literal[
 ]  # fmt: skip
 ATTN_MODULES: tuple[AttnModule, ...] = get_args(AttnModule)
 MLP_MODULES = ("w1", "w2", "w3")
+# Ends of paths: of layers with an input of their own. They get adapters only where these are named one by one.
+PER_LAYER_MODULES = ("per_layer.gate", "per_layer.projection", "per_layer_input.projection")
 # No matrix of a model here has a higher rank than this; beyond, sizes leave what torch can count.
 MAX_RANK = 2**16
 
