@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import CHECKPOINTER, COLLATE_FN, PREFERENCE_LOSS
+from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 _JUDGED_LOSS = "KTOLoss"
 

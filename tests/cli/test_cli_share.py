@@ -181,7 +181,7 @@ def test_a_strange_recipe_runs_only_when_trusted(tune, run_folder: Path, tmp_pat
     shutil.copytree(run_folder, run, symlinks=True)
     recipe = tmp_path / "mine.py"
     recipe.write_text(
-        "import beside\nimport tune.config\nfrom recipes.params.lora_finetune import LoraFinetuneParams\n"
+        "import beside\nimport tune.config\nfrom tune.recipes.params.lora_finetune import LoraFinetuneParams\n"
         "@tune.config.parse\ndef recipe_main(params: LoraFinetuneParams) -> int:\n    return 0\n"
         "if __name__ == '__main__':\n    recipe_main()\n"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 WORDS = ["apple", "river", "seven", "twelve", "green", "walk"]
 TINY_LLAMA = {

@@ -19,11 +19,11 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from recipes.params.preference_finetune import PreferenceFinetuneParams
-from recipes.preference_finetune import PreferenceFinetuneRecipe
 from tune.checkpoints import save_model
 from tune.datasets import preference_dataset, unpaired_dataset
 from tune.models.llama2 import llama2, llama2_tokenizer
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
+from tune.recipes.preference_finetune import PreferenceFinetuneRecipe
 from tune.tokenizers import from_checkpoint as tokenizer_from
 
 STEPS, PAIRS = 10, 3

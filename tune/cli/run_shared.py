@@ -116,10 +116,8 @@ def _ask_for_missing(opened: OpenedRun, given: Given) -> list[str]:
 
 def _short_forms(opened: OpenedRun) -> dict[str, list[str]]:
     """Return the flat names that stand for an argument of a component, by its dotted name."""
-    from tune.cli.recipe_lookup import make_recipes_importable
     from tune.config.params import fields_of
 
-    make_recipes_importable()
     recipe = find_recipe(_recipe_name(opened))
     shorts: dict[str, list[str]] = {}
     for info in fields_of(recipe.load_params()).values() if recipe is not None else ():
