@@ -48,6 +48,7 @@ setup(
     package_data={
         "tune.recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
         "tune": [
+            "py.typed",
             "config/foreign_names.yaml",
             "hub/card.md.jinja",
             "hub/short_names.toml",
