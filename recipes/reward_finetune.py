@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.reward_finetune import RewardFinetuneParams
 from tune import training
 from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.datasets import build_splits
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 

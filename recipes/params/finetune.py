@@ -6,21 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from recipes.params.checks import (
-    check_answers,
-    check_checkpointer,
-    check_collation,
-    check_datasets,
-    check_loss,
-    check_lr_scheduler,
-    check_mixing,
-    check_optimizer,
-    check_processes,
-    check_sizes,
-    check_streaming,
-    check_val_split,
-)
-from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param, refuse_unknown
@@ -38,6 +23,21 @@ from tune.config.slots import (
     TOKENIZER,
 )
 from tune.config.suggestions import nearest
+from tune.recipes.params.checks import (
+    check_answers,
+    check_checkpointer,
+    check_collation,
+    check_datasets,
+    check_loss,
+    check_lr_scheduler,
+    check_mixing,
+    check_optimizer,
+    check_processes,
+    check_sizes,
+    check_streaming,
+    check_val_split,
+)
+from tune.recipes.params.shared_rows import warn_of_shared_rows
 from tune.utils.exclusions import Choices
 
 # More steps, passes or tokens than anyone waits for, and sequences than any device holds: a slip of the keyboard.

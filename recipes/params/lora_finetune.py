@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from recipes.params.finetune import FinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, given_fields, param
+from tune.recipes.params.finetune import FinetuneParams
 
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.pairs import PairParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import REWARD_LOSS
+from tune.recipes.params.pairs import PairParams
 
 _MANY = 10**9
 

@@ -11,10 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.full_finetune import recipe_main as full_finetune
-from recipes.lora_finetune import recipe_main as lora_finetune
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.distributed.launching import launch
 from tune.checkpoints import save_model
 from tune.models.gemma4 import GEMMA4
@@ -23,6 +19,10 @@ from tune.models.llama2 import llama2
 from tune.models.mixtral import MIXTRAL
 from tune.models.qwen3_5 import qwen3_5
 from tune.modules import ClampedSwiGLU, DecoderConfig, MoEConfig, TransformerDecoder
+from tune.recipes.full_finetune import recipe_main as full_finetune
+from tune.recipes.lora_finetune import recipe_main as lora_finetune
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.tokenizers import SentencePieceTokenizer
 
 # With plain SGD the weights are the starting weights less the sum of the gradients: they differ where gradients do.
