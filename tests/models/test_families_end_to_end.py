@@ -24,6 +24,8 @@ def start(
     """The family's config, and a random checkpoint of the family with its tokenizer."""
     config = CASES[request.param]()
     config.vocab_size = 307
+    if getattr(config, "vocab_size_per_layer_input", 307) < 307:
+        config.vocab_size_per_layer_input = 307
     config.max_position_embeddings = 512
     torch.manual_seed(11)
     reference = AutoModelForCausalLM.from_config(config)
