@@ -1,4 +1,4 @@
-"""A decoder with layers that attend to the keys of earlier ones, have inputs and widths of their own, and experts beside.
+"""A decoder whose layers share keys, have inputs and widths of their own, and experts beside the feed-forward.
 
 Packed, recomputed, compiled and step by step it computes the same, and every weight gets its whole gradient.
 """
@@ -191,7 +191,8 @@ def test_adapters_and_4_bits_stand_where_there_are_matrices() -> None:
                 assert module.nf4 is not None
         loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens.roll(-1, 1)).backward()
         for name, parameter in adapter_parameters(model).items():
-            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
 
 
 def test_new_tokens_get_rows_of_both_tables() -> None:
