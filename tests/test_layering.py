@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: list[tuple[str, ...]] = [
     ("recipes", "tune.__main__"),
     ("tune.cli",),
-    ("tune.models", "tune.datasets", "tune.training", "tune.generation", "tune.report", "tune.hub"),
+    (
+        "tune.models",
+        "tune.datasets",
+        "tune.training",
+        "tune.generation",
+        "tune.evaluation",
+        "tune.report",
+        "tune.hub",
+    ),
     ("tune.config", "tune.modules", "tune.checkpoints", "tune.tokenizers", "tune.data"),
     ("tune.utils",),
     ("tune.errors", "tune"),

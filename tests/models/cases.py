@@ -260,12 +260,12 @@ CASES: dict[str, Case] = {
     ),
     "gemma4": case(
         Gemma4TextConfig,
-        "gemma3/1B_full",
+        "gemma4/31B_full",
         **GEMMA4,
         attention_k_eq_v=True,
         num_global_key_value_heads=3,
     ),
-    "gemma4-sharing": case(Gemma4TextConfig, "gemma3/1B_full", **GEMMA4_SHARING),
+    "gemma4-sharing": case(Gemma4TextConfig, "gemma4/E2B_full", **GEMMA4_SHARING),
     "gemma4-sharing-biases-untied": case(
         Gemma4TextConfig,
         **GEMMA4_SHARING

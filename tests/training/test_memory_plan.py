@@ -15,7 +15,13 @@ from torch import nn
 
 from tune.config.component import Component
 from tune.data import DataReport
-from tune.modules import DecoderConfig, TransformerDecoder
+from tune.modules import (
+    DecoderConfig,
+    FullAttentionConfig,
+    PerLayerInputConfig,
+    SharedKVConfig,
+    TransformerDecoder,
+)
 from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig, ShortConvConfig
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
@@ -53,7 +59,26 @@ GPT_OSS = {
     "sliding_layers": (0, 2),
     "moe": MoEConfig(5, 3, 64, bias=True, clamped=ClampedSwiGLU()),
 }
+SHARING: dict[str, Any] = {
+    "num_layers": 6,
+    "local_rope_base": 300.0,
+    "sliding_window": 20,
+    "sliding_layers": (0, 2, 3, 5),
+    "full_attention": FullAttentionConfig(32, 3, keys_as_values=True),
+    "shared_kv": SharedKVConfig(3, 300),
+    "per_layer_input": PerLayerInputConfig(211, 24),
+    "qk_norm": "head",
+    "v_norm": True,
+    "layer_scale": True,
+    "norm_placement": "both",
+}
+BESIDE = {"moe": MoEConfig(5, 3, 64, is_beside=True), "norm_placement": "both"}
 CASES: dict[str, dict[str, Any]] = {
+    "sharing": {**SHARING},
+    "sharing_fp32": {**SHARING, "dtype": "fp32", "packed": True},
+    "sharing_autocast": {**SHARING, "param_dtype": "fp32"},
+    "sharing_qlora": {**SHARING, "lora": LoRAConfig(quantize_base=True, apply_to_mlp=True)},
+    "moe_beside": {**BESIDE},
     "bf16": {},
     "fp32": {"dtype": "fp32"},
     "autocast": {"param_dtype": "fp32"},
@@ -268,6 +293,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "states": {**STATES, "packed": True},
     "gemma2": CASES["gemma2"],
     "gpt_oss": CASES["gpt_oss"],
+    "sharing": CASES["sharing"],
+    "sharing_recomputed": {**SHARING, "recompute": True, "dtype": "fp32", "packed": True},
+    "moe_beside": CASES["moe_beside"],
     "convolutions": CASES["convolutions_packed"],
 }
 

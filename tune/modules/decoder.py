@@ -120,8 +120,8 @@ class DecoderBlock(nn.Module):
 class TransformerDecoder(nn.Module):
     """Embedding, blocks, final norm and output matrix, with the head kept apart from the trunk.
 
-    `model(tokens)` gives logits. A loss that never wants all logits takes `model.hidden(tokens)` and
-    `model.output_weight` instead.
+    `model(tokens)` gives logits; of a reward model, the score of the text up to each token. A loss that never wants all
+    logits takes `model.hidden(tokens)` and `model.output_weight` instead.
 
     Args:
         config: sizes and constants.
@@ -146,6 +146,11 @@ class TransformerDecoder(nn.Module):
         self.output: nn.Linear | LoRALinear | None = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
+        # A reward model's in place of logits (`tune.modules.score`); new where the checkpoint is a language model's.
+        self.score: nn.Linear | None = None
+        self.score_is_new = False
+        if family is not None and family.has_score:
+            self.score = nn.Linear(config.embed_dim, 1, bias=False)
         self.rope = RotaryEmbedding(config.full_rotary_channels, config.rope_base, config.rope_scaling)
         self.local_rope = (
             None
@@ -168,8 +173,11 @@ class TransformerDecoder(nn.Module):
         """The matrix [v, d] that turns hidden states into logits: the embedding where they are tied.
 
         With an adapter beside the output matrix it is the sum of both, made anew each time, without the adapter's
-        dropout: what is dropped differs from token to token, and no one matrix does that.
+        dropout: what is dropped differs from token to token, and no one matrix does that. Of a reward model it is the
+        score's [1, d].
         """
+        if self.score is not None:
+            return self.score.weight
         if isinstance(self.output, LoRALinear):
             return self.output.merged_weight()
         module = self.tok_embeddings if self.output is None else self.output
@@ -301,7 +309,10 @@ class TransformerDecoder(nn.Module):
         return document_runs(mask, documents, firsts, wants_ends=tokens.is_cuda and has_fla())
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Return logits [..., v] for hidden states [..., d]."""
+        """Return logits [..., v] for hidden states [..., d]; of a reward model scores [..., 1] in fp32."""
+        if self.score is not None:
+            with torch.autocast(hidden.device.type, enabled=False):  # bf16 would tell few of them apart
+                return F.linear(hidden.float(), self.score.weight.float())
         if isinstance(self.output, LoRALinear):
             logits: Tensor = self.output(hidden)
         else:
@@ -324,6 +335,8 @@ class TransformerDecoder(nn.Module):
             dtype: what keys and values are kept in; None: the weights' dtype.
             device: None: where the weights are.
         """
+        if self.score is not None:
+            raise GenerationError("this is a reward model: it gives texts a score, and writes none")
         weight = self.tok_embeddings.weight
         self._cache = KVCache(
             config=self.config,
