@@ -418,6 +418,10 @@ class FinetuneParams:
             "optimizer_in_backward": self.optimizer_in_bwd,
         }
 
+    def shard_settings(self) -> dict[str, Any]:
+        """Return how weights are sharded, as `shard_model` takes it."""
+        return {"own_layers": self.custom_sharded_layers, "cpu_offload": self.fsdp_cpu_offload}
+
     def requires_shards(self) -> bool:
         """Tell whether weights have to be sharded, where one could choose.
 
