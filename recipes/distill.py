@@ -126,7 +126,7 @@ class DistillRecipe:
         for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)
         if shard_dim > 1:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
         self.teacher.place(self.mesh, compiled, params.fsdp_cpu_offload)
         if params.on_policy:  # the data's prompts, with answers that are written when a batch is asked for
             how = self.precision.autocast, params.writing_settings()

@@ -132,7 +132,7 @@ class FullFinetuneRecipe:
         for notice in params.notices(self.mesh.shards):
             get_logger().info(notice)
         if self.mesh.shards:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model: from the checkpoint, from the saved step that is resumed, or with random weights."""

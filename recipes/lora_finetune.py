@@ -138,7 +138,7 @@ class LoraFinetuneRecipe:
         for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)
         if shard_dim > 1:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model: the base from the checkpoint, adapters from a saved step or another run, or new ones."""

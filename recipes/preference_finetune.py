@@ -131,7 +131,7 @@ class PreferenceFinetuneRecipe:
         if training.should_compile(params.compile, self.device):
             training.compile_blocks(self.reference.blocks())
         for each in self.reference.models() if shard_dim > 1 else ():
-            training.shard_model(each, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(each, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model and its reference from the checkpoint, and the model with what a saved step has learnt."""

@@ -119,7 +119,7 @@ class RewardFinetuneRecipe:
         if training.should_compile(params.compile, self.device):
             training.compile_blocks(model.layers)
         if shard_dim > 1:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model; head and adapters with what a saved step or another run has learnt, or anew."""

@@ -477,6 +477,10 @@ class FinetuneParams:
             "max_new_tokens": self.eval_max_new_tokens,
         }
 
+    def shard_settings(self) -> dict[str, Any]:
+        """Return how weights are sharded, as `shard_model` takes it."""
+        return {"own_layers": self.custom_sharded_layers, "cpu_offload": self.fsdp_cpu_offload}
+
     def requires_shards(self) -> bool:
         """Tell whether weights have to be sharded, where one could choose.
 
