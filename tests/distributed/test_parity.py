@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.full_finetune import recipe_main as full_finetune
-from recipes.lora_finetune import recipe_main as lora_finetune
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.distributed.launching import launch
 from tune.checkpoints import save_model
 from tune.models.gemma4 import GEMMA4
+from tune.models.gpt_oss import GPT_OSS
 from tune.models.llama2 import llama2
 from tune.models.mixtral import MIXTRAL
 from tune.models.qwen3_5 import qwen3_5
-from tune.modules import DecoderConfig, MoEConfig, TransformerDecoder
+from tune.modules import ClampedSwiGLU, DecoderConfig, MoEConfig, TransformerDecoder
+from tune.recipes.full_finetune import recipe_main as full_finetune
+from tune.recipes.lora_finetune import recipe_main as lora_finetune
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.tokenizers import SentencePieceTokenizer
 
 # With plain SGD the weights are the starting weights less the sum of the gradients: they differ where gradients do.
@@ -37,6 +39,14 @@ EXPERTS = DecoderConfig(
     intermediate_dim=40,
     max_seq_len=64,
     moe=MoEConfig(num_experts=5, experts_per_token=2, intermediate_dim=40),
+)
+SINKS = replace(
+    EXPERTS,
+    attn_bias="all",
+    attn_sinks=True,
+    sliding_window=7,
+    sliding_layers=(0,),
+    moe=MoEConfig(5, 2, 40, bias=True, clamped=ClampedSwiGLU(limit=0.5)),
 )
 SHARING = GEMMA4.read_hf_config(
     {
@@ -70,7 +80,7 @@ FULL: dict[str, dict[str, Any]] = {
     },
     "untied": {"base": "untied", "custom_sharded_layers": ["tok_embeddings"], "num_workers": 2},
     "whole_copies": {"base": "untied", "enable_fsdp": False, "gradient_accumulation_steps": 3},
-    "experts": {"base": "experts"},
+    "experts": {"base": "sinks", "enable_activation_checkpointing": True},
     "packed": {"base": "tied", "packed": True},
     "states": {"base": "states", "packed": True, "enable_activation_checkpointing": True},
     # Scores are divided by nothing: rounding grows faster than elsewhere.
@@ -139,6 +149,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> dict[str,
         ),
         "untied": lambda: llama2(601, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40),
         "experts": lambda: TransformerDecoder(EXPERTS, MIXTRAL),
+        "sinks": lambda: TransformerDecoder(SINKS, GPT_OSS),
         "sharing": lambda: TransformerDecoder(SHARING, GEMMA4),
         "states": lambda: qwen3_5(600, 4, 4, 2, 24, 40, 64, 8, 4, 2, 6, norm_eps=1e-2),
     }

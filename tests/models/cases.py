@@ -17,8 +17,10 @@ from transformers import (
     Gemma4UnifiedTextConfig,
     GemmaConfig,
     Glm4Config,
+    GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    Lfm2Config,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -132,6 +134,12 @@ LONG_PHI = {**PHI, "max_position_embeddings": 90, "original_max_position_embeddi
 EXPERTS = {**UNPADDED, "intermediate_size": 56}
 QWEN3_EXPERTS = {**EXPERTS, "num_experts": 7, "moe_intermediate_size": 24}
 
+LFM2 = {
+    **UNPADDED,
+    "norm_eps": 1e-4,
+    "block_auto_adjust_ff_dim": False,
+    "rope_theta": 600.0,
+}
 # Heads of two widths, a share of the wider ones' channels turns; where nothing else is said, no table of inputs.
 GEMMA4 = {
     **UNPADDED,
@@ -430,6 +438,32 @@ CASES: dict[str, Case] = {
         tie_word_embeddings=True,
         attention_bias=True,
     ),
+    # Bounds within which some of the gates and of what they open lie, and others not.
+    "gpt_oss": case(
+        GptOssConfig,
+        "gpt_oss/20B_full",
+        **{**EXPERTS, "intermediate_size": 24},
+        head_dim=10,
+        num_local_experts=7,
+        num_experts_per_tok=3,
+        sliding_window=7,
+        swiglu_alpha=1.3,
+        swiglu_limit=0.9,
+        rope_parameters={**YARN, "truncate": False},
+    ),
+    "gpt_oss-listed": case(
+        GptOssConfig,
+        **{**EXPERTS, "intermediate_size": 40},
+        num_hidden_layers=5,
+        layer_types=MIXED,
+        head_dim=8,
+        num_local_experts=5,
+        num_experts_per_tok=1,
+        sliding_window=3,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        rope_parameters=rope("default", 700.0),
+    ),
     "smollm3": case(
         SmolLM3Config, "smollm3/3B_full", **UNPADDED, num_hidden_layers=4, tie_word_embeddings=True
     ),
@@ -470,6 +504,23 @@ CASES: dict[str, Case] = {
         attention_out_bias=True,
         mlp_bias=True,
         tie_word_embeddings=True,
+    ),
+    "lfm2": case(
+        Lfm2Config,
+        "lfm2/1.2B_full",
+        **LFM2,
+        num_hidden_layers=4,
+        layer_types=["conv", "full_attention", "conv", "conv"],
+    ),
+    "lfm2-attention-first-untied": case(
+        Lfm2Config,
+        **LFM2,
+        num_hidden_layers=3,
+        layer_types=["full_attention", "conv", "full_attention"],
+        num_key_value_heads=3,
+        conv_L_cache=5,
+        tie_word_embeddings=False,
+        rope_parameters=YARN,
     ),
     "granite4": case(GraniteMoeHybridConfig, "granite/2B_full", **GRANITE, **ATTENTION_ALONE),
     "granite4-no-positions-tied": case(

@@ -38,6 +38,7 @@ class TheirExperts:
         rows: of each.
         width: of all.
         num_experts: E.
+        in_turns: rows of ours stand there in turns.
     """
 
     name: str
@@ -46,10 +47,13 @@ class TheirExperts:
     rows: tuple[int, ...]
     width: int
     num_experts: int
+    in_turns: bool = False
 
     def row_slice(self, path: str) -> slice:
         """Return the rows of one of ours."""
         place = self.paths.index(path)
+        if self.in_turns:
+            return slice(place, None, len(self.paths))
         return slice(sum(self.rows[:place]), sum(self.rows[: place + 1]))
 
 
@@ -100,9 +104,8 @@ def their_experts(layout: Layout, config: DecoderConfig, shapes: Shapes) -> list
             kinds = rules[: len(rules) // num_experts]
             paths = tuple(_EXPERT.sub(r"\1.\3", rule.ours) for rule in kinds)
             rows = tuple(shapes[rule.ours][0] for rule in kinds)
-            found.append(
-                TheirExperts(rules[0].theirs, (), paths, rows, shapes[rules[0].ours][1], num_experts)
-            )
+            width, in_turns = shapes[rules[0].ours][1], rules[0].in_turns
+            found.append(TheirExperts(rules[0].theirs, (), paths, rows, width, num_experts, in_turns))
         else:
             member = rules[0].theirs.removesuffix(".weight")
             single.setdefault(f"{match[1]}.{match[3]}", []).append((member, shapes[rules[0].ours]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
+from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
 from tune.modules.experts import ExpertLinear, Experts
@@ -25,10 +26,12 @@ from tune.modules.rope_scaling import (
     RopeScaling,
     YarnScaling,
 )
+from tune.modules.short_conv_config import ShortConvConfig
 from tune.modules.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
 __all__ = [
+    "ClampedSwiGLU",
     "DecoderBlock",
     "DecoderConfig",
     "DynamicScaling",
@@ -55,6 +58,7 @@ __all__ = [
     "RotaryEmbedding",
     "SelfAttention",
     "SharedKVConfig",
+    "ShortConvConfig",
     "TransformerDecoder",
     "WeightRule",
     "YarnScaling",

@@ -6,6 +6,7 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, n_h query heads, n_
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from tune.modules.linear import Linear
 from tune.modules.norm import RMSNorm
 from tune.modules.peft.together import linear_together
 from tune.modules.rope import apply_rotary
+from tune.utils.sharding import init_sharded_
 
 # Of one layer, for later ones: [b, s, n_kv, h_d] each.
 KeysValues = tuple[Tensor, Tensor]
@@ -56,6 +58,7 @@ class SelfAttention(nn.Module):
             for is_there in (sizes.has_keys, sizes.has_values)
         )
         self.output_proj = Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attn_sinks else None
         self.turns_neighbours = config.rotary_pairs == "neighbours"
         self.qk_norm = config.qk_norm
         self.q_norm: RMSNorm | None = None
@@ -67,6 +70,11 @@ class SelfAttention(nn.Module):
                 for width, is_there in zip(widths, (True, sizes.has_keys), strict=True)
             )
         self.v_norm_eps = config.norm_eps if config.v_norm else None
+
+    def reset_parameters(self) -> None:
+        """Begin sinks anew, where there are any, as the matrices of a decoder begin."""
+        if self.sinks is not None:
+            init_sharded_(self.sinks, partial(nn.init.normal_, std=0.02))
 
     def forward(
         self,
@@ -120,10 +128,12 @@ class SelfAttention(nn.Module):
             )  # [b, n_kv, s, h_d] each
         if isinstance(mask, DocumentMask):
             out = self._attend_documents(q, k, v, mask)
-        elif self.softcap is None:
-            out = self._attend(q, k, v, mask)
+        elif (
+            self.softcap is not None or self.sinks is not None or (mask is not None and q.is_cuda and s == 1)
+        ):
+            out = self._attend_by_products(q, k, v, mask)
         else:
-            out = self._attend_capped(q, k, v, mask, self.softcap)
+            out = self._attend(q, k, v, mask)
         out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
         if gate is not None:
             out = out * gate.flatten(2).sigmoid()
@@ -146,9 +156,11 @@ class SelfAttention(nn.Module):
         # Autocast, which casts for torch's own attention, knows neither of these.
         q, k = q.to(v.dtype), k.to(v.dtype)
         if mask.block_mask is not None:
-            return attend_blocks(q, k, v, mask.block_mask, self.softcap_text, self.scale_text)
+            return attend_blocks(q, k, v, mask.block_mask, self.softcap_text, self.scale_text, self.sinks)
         out: Tensor
-        out, _ = document_attention(q, k, v, mask.document_starts, mask.window, self.softcap, self.scale)
+        out, _ = document_attention(
+            q, k, v, mask.document_starts, mask.window, self.softcap, self.scale, self.sinks
+        )
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -173,19 +185,30 @@ class SelfAttention(nn.Module):
             enable_gqa=k.shape[1] != self.num_heads,
         )
 
-    def _attend_capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
-        """Return the attended values [b, n_h, s, h_d], the scores kept within the cap.  # arXiv:2408.00118, 2
+    def _attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the attended values [b, n_h, s, h_d], scores kept within the cap, sinks among them.
 
-        The whole score matrix is formed: none of torch's fused kernels bounds its scores.
+        The whole score matrix is formed: none of torch's fused kernels bounds its scores or knows sinks. For a single
+        query with a mask it is small, and those kernels would either copy the keys for each head or use a part of the
+        GPU.
         """
         if mask is None and q.shape[2] != 1:
-            raise TrainingError("attention with capped scores needs its mask given, causal ones as well")
+            raise TrainingError("attention by its scores needs its mask given, causal ones as well")
         b, _, s, _ = q.shape
-        q = q.view(b, self.num_kv_heads, -1, s, self.head_dim)  # [b, n_kv, n_h / n_kv, s, h_d]
-        scores = (q @ k[:, :, None].transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv, s, s_kv]
-        scores = (scores / softcap).tanh() * softcap
+        # Heads that share keys meet them as further rows: the keys are read once and copied never.
+        q = q.reshape(b, self.num_kv_heads, -1, self.head_dim)  # [b, n_kv, n_h / n_kv * s, h_d]
+        scores = (q @ k.transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv * s, s_kv]
+        if self.softcap is not None:
+            scores = (scores / self.softcap).tanh() * self.softcap  # arXiv:2408.00118, 2
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, :, None], -math.inf)
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+            scores = scores.view(b, self.num_kv_heads, -1, s, k.shape[2])
+            mask = mask[:, :, None]  # [b, 1, 1, s, s_kv]
+            is_bias = mask.dtype != torch.bool
+            scores = scores + mask if is_bias else scores.masked_fill(~mask, -math.inf)
+            scores = scores.flatten(2, 3)
+        if self.sinks is not None:
+            sinks = self.sinks.to(scores.dtype).view(self.num_kv_heads, -1, 1).expand(-1, -1, s).flatten(1)
+            scores = torch.cat((scores, sinks[:, :, None].expand(*scores.shape[:-1], 1)), -1)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)[..., : k.shape[2]]
         weights = F.dropout(weights, self.attn_dropout, self.training)
-        return (weights @ v[:, :, None]).flatten(1, 2)  # [b, n_h, s, h_d]
+        return (weights @ v).view(b, self.num_heads, s, self.head_dim)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Literal
 
 from tune.errors import ConfigError
+from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.layer_config import (
     FullAttentionConfig,
     LayerSizes,
@@ -16,6 +18,7 @@ from tune.modules.layer_config import (
     SharedKVConfig,
 )
 from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
+from tune.modules.short_conv_config import ShortConvConfig
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
@@ -34,6 +37,8 @@ class MoEConfig:
         dense_layers: layers that keep the one feed-forward instead, counted from 0.
         shared_intermediate_dim: width inside an expert that every token passes through beside those chosen for it, as
             far as a gate lets it; 0: there is none.
+        bias: the router has a bias, and so has every matrix of the experts.
+        clamped: how gates open; None: by silu.
         is_beside: the experts stand beside the one feed-forward, which every layer has, each side with norms of its
             own; what they are chosen by is normed and scaled, and so is what each says.
     """
@@ -44,10 +49,16 @@ class MoEConfig:
     normalize_weights: bool = True
     dense_layers: tuple[int, ...] = ()
     shared_intermediate_dim: int = 0
+    bias: bool = False
+    clamped: ClampedSwiGLU | None = None
     is_beside: bool = False
 
+    def num_biases(self, embed_dim: int) -> int:
+        """Biases of one layer."""
+        return self.bias * self.num_experts * (2 * self.intermediate_dim + embed_dim + 1)
+
     def num_parameters(self, embed_dim: int, num_experts: int) -> int:
-        """Parameters of the matrices of one layer with its router, of the experts so many."""
+        """Parameters of one layer's matrices with its router's, of the experts so many."""
         expert = 3 * embed_dim * self.intermediate_dim
         shared = embed_dim * (3 * self.shared_intermediate_dim + 1) if self.shared_intermediate_dim else 0
         return num_experts * expert + embed_dim * self.num_experts + shared
@@ -130,11 +141,13 @@ class DecoderConfig:
         qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
         attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
         attn_softcap: bound that a tanh keeps the attention scores within.
+        attn_sinks: each head has a score of no key, learnt, that takes its share of the attention's weights.
         v_norm: norm without scales on each head's values.
         full_attention: heads of the layers without a window, where they differ from the others'.
         shared_kv: layers that attend to the keys and values of an earlier one; None: each has its own.
         attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
         delta: layers that keep a state instead of attending; None: there are none.
+        conv: layers that see a few tokens instead; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
         sliding_layers: layers that see no further than the window, counted from 0.
         local_rope_base: base of the rotary frequencies in those layers; None: they turn as the others do.
@@ -177,11 +190,13 @@ class DecoderConfig:
     qk_norm: Literal["none", "head", "width"] = "none"
     attn_scale: float | None = None
     attn_softcap: float | None = None
+    attn_sinks: bool = False
     v_norm: bool = False
     full_attention: FullAttentionConfig | None = None
     shared_kv: SharedKVConfig | None = None
     attn_gate: bool = False
     delta: GatedDeltaConfig | None = None
+    conv: ShortConvConfig | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
@@ -218,13 +233,23 @@ class DecoderConfig:
 
     @property
     def delta_layers(self) -> tuple[int, ...]:
-        """Layers that keep a state instead of attending."""
+        """Layers that keep a state which grows old, in place of attention."""
         return () if self.delta is None else self.delta.layers
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Layers with a short convolution in place of attention."""
+        return () if self.conv is None else self.conv.layers
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """Layers that go on from what they kept of earlier tokens, and cannot leave out one of them."""
+        return (*self.delta_layers, *self.conv_layers)
 
     @property
     def num_attention_layers(self) -> int:
         """Layers that attend."""
-        return self.num_layers - len(self.delta_layers)
+        return self.num_layers - len(self.state_layers)
 
     @property
     def max_text_len(self) -> int:
@@ -276,8 +301,11 @@ class DecoderConfig:
             norms += sum(sizes.head_dim * (1 + sizes.has_keys) for sizes in attending)
         elif self.qk_norm == "width":
             norms += self.num_attention_layers * self.head_dim * (self.num_heads + self.num_kv_heads)
+        norms += self.attn_sinks * self.num_attention_layers * self.num_heads
         if self.delta is not None:
             norms += len(self.delta.layers) * self.delta.num_other_parameters()
+        if self.conv is not None:
+            norms += len(self.conv.layers) * self.conv.num_other_parameters(self.embed_dim)
         if self.per_layer_input is not None:
             norms += self.per_layer_input.num_other_parameters(self.embed_dim, self.num_layers)
         if self.moe is not None:
@@ -299,6 +327,8 @@ class DecoderConfig:
             num += self.embed_dim * sizes.head_dim * heads
         if self.delta is not None:
             num += len(self.delta.layers) * self.delta.num_matrix_parameters(self.embed_dim)
+        if self.conv is not None:
+            num += len(self.conv.layers) * self.conv.num_matrix_parameters(self.embed_dim)
         if self.per_layer_input is not None:
             num += self.per_layer_input.num_matrix_parameters(self.embed_dim, self.num_layers)
         for layer in range(self.num_layers):
@@ -310,7 +340,7 @@ class DecoderConfig:
 
     @property
     def _attention_layers(self) -> list[int]:
-        return [layer for layer in range(self.num_layers) if layer not in self.delta_layers]
+        return [layer for layer in range(self.num_layers) if layer not in self.state_layers]
 
     def _has_feed_forward(self, layer: int) -> bool:
         return self.moe is None or self.moe.is_beside or layer in self.moe.dense_layers
@@ -319,12 +349,14 @@ class DecoderConfig:
         num = 0
         for layer in range(self.num_layers):
             sizes = self.sizes_of(layer)
-            if self.attn_bias != "none" and layer not in self.delta_layers:
+            if self.attn_bias != "none" and layer not in self.state_layers:
                 own = sizes.num_kv_heads * (sizes.has_keys + sizes.has_values)
                 num += sizes.head_dim * (self.num_heads * (1 + self.attn_gate) + own)
                 num += self.embed_dim * (self.attn_bias == "all")
-            if self.mlp_bias:
+            if self.mlp_bias and self._has_feed_forward(layer):
                 num += 2 * sizes.intermediate_dim + self.embed_dim
+            if self.moe is not None and layer not in self.moe.dense_layers:
+                num += self.moe.num_biases(self.embed_dim)
         return num
 
     def _problems(self) -> Iterator[str]:
@@ -395,6 +427,8 @@ class DecoderConfig:
             yield f"the experts' intermediate_dim is {self.moe.intermediate_dim}; it must be at least 1"
         if self.moe is not None and self.moe.shared_intermediate_dim < 0:
             yield f"shared_intermediate_dim is {self.moe.shared_intermediate_dim}; it must be at least 0"
+        if self.moe is not None and self.moe.clamped is not None:
+            yield from self.moe.clamped.problems()
 
     def _problems_of_kinds(self) -> Iterator[str]:
         """Yield what is wrong with sizes that some layers have and others have not."""
@@ -434,8 +468,15 @@ class DecoderConfig:
         if self.delta is not None:
             lists["delta layers"] = self.delta.layers
             yield from self.delta.problems()
-            if both := sorted({*self.delta.layers} & {*self.sliding_layers}):
-                yield f"layer {both[0]} is both a delta layer and one with a window"
+        if self.conv is not None:
+            lists["conv layers"] = self.conv.layers
+            yield from self.conv.problems()
+        kinds = {"delta layer": self.delta_layers, "conv layer": self.conv_layers}
+        for (first, left), (second, right) in combinations(
+            [*kinds.items(), ("layer with a window", self.sliding_layers)], 2
+        ):
+            if both := sorted({*left} & {*right}):
+                yield f"layer {both[0]} is both a {first} and a {second}"
         for name, layers in lists.items():
             if outside := [layer for layer in layers if not 0 <= layer < self.num_layers]:
                 yield f"{name} names layer {outside[0]}; layers count from 0 to {self.num_layers - 1}"

@@ -27,6 +27,7 @@ class WeightRule:
         to_ours: brings their values into our order; None: they are the same. It keeps the shape.
         to_theirs: the inverse of `to_ours`.
         num_experts: of a rule for one expert and a tensor that holds all, how many these are; else 0.
+        in_turns: that tensor is [E, columns, rows], of several kinds of matrices a row of each in turn.
     """
 
     ours: str
@@ -34,6 +35,7 @@ class WeightRule:
     to_ours: Transform | None = None
     to_theirs: Transform | None = None
     num_experts: int = 0
+    in_turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class Family:
         write_hf_config: sizes to config.json's content.
         read_meta_config: params.json's content and the shapes of the weights to sizes.
         write_meta_config: sizes to params.json's content.
+        classifier: transformers' class of such a decoder with a head that scores texts; "" where it has none.
+        has_score: its models have such a head in place of an output matrix (`tune.modules.score`).
     """
 
     name: str
@@ -163,6 +167,8 @@ class Family:
         None
     )
     write_meta_config: Callable[[DecoderConfig], dict[str, Any]] | None = None
+    classifier: str = ""
+    has_score: bool = False
 
     def layout_of_modules(self, outer: OuterModel | None) -> Layout:
         """Return the layout that names tensors as transformers names its modules, in a larger model or alone."""

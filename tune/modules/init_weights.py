@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from tune.modules.attention import SelfAttention
 from tune.modules.experts import ExpertLinear
 from tune.modules.gated_delta import GatedDeltaNet
 from tune.modules.layer_scale import LayerScale
@@ -16,6 +17,7 @@ from tune.modules.norm import RMSNorm
 from tune.modules.peft.experts import LoRAExperts
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.per_layer_input import PerLayerInput
+from tune.modules.short_conv import ShortConv
 from tune.utils.sharding import init_sharded_
 
 
@@ -39,14 +41,13 @@ def init_weights_(model: nn.Module, embedding: Tensor, num_layers: int) -> None:
             init_sharded_(module.table.weight, draw)
         if isinstance(module, ScaledRouter):
             module.reset_scales()
-        if isinstance(module, nn.Linear):
-            init_sharded_(module.weight, draw)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
-            init_sharded_(module.weight, draw)
-        elif isinstance(module, RMSNorm | GatedDeltaNet | LayerScale):
+        if isinstance(module, nn.Linear | ExpertLinear | LoRALinear | LoRAExperts):
+            if module.weight is not None:  # one in 4 bits has none
+                init_sharded_(module.weight, draw)
+        elif isinstance(module, RMSNorm | GatedDeltaNet | ShortConv | LayerScale | SelfAttention):
             module.reset_parameters()
+        if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+            nn.init.zeros_(bias)
     draw_residual = partial(nn.init.normal_, std=0.02 / math.sqrt(2 * num_layers))
     for name, parameter in model.named_parameters():
         if name.endswith(("attn.output_proj.weight", "attn.out_proj.weight", ".w2.weight")):

@@ -36,8 +36,10 @@ class MixtureOfExperts(nn.Module):
         self.experts_per_token = config.experts_per_token
         self.normalize_weights = config.normalize_weights
         self.widths = (embed_dim, config.intermediate_dim)
-        self.router = nn.Linear(embed_dim, config.num_experts, bias=False)
-        self.experts = Experts(config.num_experts, embed_dim, config.intermediate_dim, activation)
+        self.router = nn.Linear(embed_dim, config.num_experts, bias=config.bias)
+        self.experts = Experts(
+            config.num_experts, embed_dim, config.intermediate_dim, activation, config.bias, config.clamped
+        )
         self.shared = self.shared_gate = None
         if config.shared_intermediate_dim:
             self.shared = FeedForward(embed_dim, config.shared_intermediate_dim, activation)

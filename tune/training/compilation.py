@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tune.modules.kv_cache import LayerCache
+from tune.modules.state_cache import ConvCache
 from tune.utils import get_logger
 
 __all__ = ["compile_blocks", "should_compile"]
@@ -69,7 +70,7 @@ def _compiled(
     compiled = torch.compile(forward, backend=backend)
 
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, LayerCache) for value in (*args, *kwargs.values())):
+        if any(isinstance(value, LayerCache | ConvCache) for value in (*args, *kwargs.values())):
             return forward(x, *args, **kwargs)
         if torch.is_grad_enabled() and not x.requires_grad:
             # Where nothing before the first block is trained: it would be the one block with a graph of its own.
