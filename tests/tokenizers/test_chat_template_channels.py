@@ -180,5 +180,5 @@ def test_thoughts_are_learnt_where_the_template_writes_them(load):
         examples(load(SMALL)[0], [QUESTION, answer])
 
 
-def test_a_call_that_nobody_answers_ends_where_its_answer_would_begin(load):
+def test_a_call_without_answer_ends_where_one_would_begin(load):
     assert examples(load(SMALL)[0], [QUESTION, WALK]) == [ASKED + CALLED]
