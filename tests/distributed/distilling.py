@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipes.distill import recipe_main
-from recipes.params.distill import DistillParams
+from tune.recipes.distill import recipe_main
+from tune.recipes.params.distill import DistillParams
 
 SHARDED = {"data_parallel_shard_dim": 2}
 # What they learn, and how two processes are to hold the two models: whole where it is left open, as they are tiny.
