@@ -20,6 +20,7 @@ class RewardFinetuneParams(PairParams):
     """Parameters of `reward_finetune`: every weight is trained, or a head and adapters where `lora_rank` is set."""
 
     recipe_names: ClassVar[tuple[str, ...]] = ("reward_finetune", "reward")
+    gives_scores: ClassVar[bool] = True  # in place of logits
 
     loss: Component = param(
         "bradley_terry",
