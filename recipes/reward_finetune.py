@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.reward_finetune import RewardFinetuneParams
 from tune import training
 from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.datasets import build_splits
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -98,8 +97,7 @@ class RewardFinetuneRecipe:
         self.loader = build(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         size = params.batch_size_val or params.batch_size
         self.loader_val: Any = self.dataset_val and build(self.dataset_val, batch_size=size)
-        limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
-        state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
+        state.plan_steps(self.loader, params.epochs, **params.step_settings())
 
     def _setup_model(self) -> None:
         params, report = self.params, self.dataset.report()
@@ -157,7 +155,7 @@ class RewardFinetuneRecipe:
                 state.begin_epoch(epoch)
                 self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, state.steps_left_in_epoch):
+                for micro_batches in state.take_steps(windows):
                     state.begin_step()
                     with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
                         loss, grad_norm = self.train_step(micro_batches)
@@ -173,7 +171,7 @@ class RewardFinetuneRecipe:
                     self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
-                    self.monitor.log(state.step, metrics)
+                    self.monitor.log(state, metrics)
                     if state.is_due(params.generate_every_n_steps):
                         self.monitor.sample(state.step, params.sample_prompts, self._answer)
                     state.seed_next_step()
@@ -238,7 +236,7 @@ class RewardFinetuneRecipe:
         with self.monitor.paused():
             val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)
             measured = self.metrics.read("val_")
-        self.state.note_validation(val_loss, self.params.score(val_loss, measured))
+        self.state.note_validation(val_loss)
         return {"val_loss": val_loss, **measured}
 
     def _answer(self, text: str) -> str:

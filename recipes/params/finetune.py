@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from recipes.params.checks import (
+from tune.config.component import Component
+from tune.config.diagnostics import Diagnostic, problem
+from tune.config.params import agreed_values, check_params, param, refuse_unknown
+from tune.config.slots import (
+    CHECKPOINTER,
+    COLLATE_FN,
+    DATASET,
+    LOSS,
+    LR_SCHEDULER,
+    METRIC,
+    METRIC_LOGGER,
+    MODEL,
+    OPTIMIZER,
+    PROFILER,
+    TOKENIZER,
+)
+from tune.config.suggestions import nearest
+from tune.recipes.params.checks import (
     check_answers,
     check_checkpointer,
     check_collation,
@@ -20,22 +37,7 @@ from recipes.params.checks import (
     check_streaming,
     check_val_split,
 )
-from recipes.params.shared_rows import warn_of_shared_rows
-from tune.config.component import Component
-from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import agreed_values, check_params, param, refuse_unknown
-from tune.config.slots import (
-    CHECKPOINTER,
-    COLLATE_FN,
-    DATASET,
-    LOSS,
-    LR_SCHEDULER,
-    METRIC_LOGGER,
-    MODEL,
-    OPTIMIZER,
-    PROFILER,
-    TOKENIZER,
-)
+from tune.recipes.params.shared_rows import warn_of_shared_rows
 from tune.utils.exclusions import Choices
 
 # More steps, passes or tokens than anyone waits for, and sequences than any device holds: a slip of the keyboard.
@@ -46,6 +48,8 @@ _MANY_SEQUENCES = 2**20
 @dataclass(frozen=True)
 class FinetuneParams:
     """What a recipe that trains a model on examples can be told; each recipe adds what is its own."""
+
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # of a validation
 
     # --- Model: what is trained, and from which weights -------------------------------------------------
     model: Component = param(
@@ -367,6 +371,44 @@ class FinetuneParams:
     sample_max_new_tokens: int = param(
         64, minimum=1, maximum=_MANY, group="Logging", help="Longest sample answer, in tokens."
     )
+    eval_every_n_steps: int | None = param(
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Logging",
+        help="Let the model answer questions of the validation data every so many optimizer steps, and score that.",
+    )
+    eval_metrics: Component | tuple[Component, ...] = param(
+        ("exact_match",),
+        slot=METRIC,
+        group="Logging",
+        help="What these answers are worth: one or a list of exact_match, normalized_match, number, contains, rouge_l, "
+        "json_valid, or functions of one's own; each is logged as eval_ and its name.",
+    )
+    eval_num_examples: int = param(
+        64,
+        minimum=1,
+        maximum=_MANY,
+        group="Logging",
+        help="Questions that are asked each time, the first ones.",
+    )
+    eval_max_new_tokens: int = param(
+        64, minimum=1, maximum=_MANY, group="Logging", help="Longest of these answers, in tokens."
+    )
+    best_by: str | None = param(
+        None,
+        group="Output",
+        fixed_on_resume=True,
+        help="What makes a step the best one: loss, or a metric that is logged, such as exact_match or val_margin; "
+        "less is better of losses and perplexities, more of all else. null means loss.",
+    )
+    early_stopping_patience: int | None = param(
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Optimization",
+        help="End the run once so many measurements of best_by in a row have brought nothing better.",
+    )
     metric_logger: Component = param(
         "disk",
         slot=METRIC_LOGGER,
@@ -414,6 +456,25 @@ class FinetuneParams:
             "activation_checkpointing": self.enable_activation_checkpointing,
             "activation_offloading": self.enable_activation_offloading,
             "optimizer_in_backward": self.optimizer_in_bwd,
+        }
+
+    def step_settings(self) -> dict[str, Any]:
+        """Return what a step is made of, and what ends an epoch or the run, as `TrainState.plan_steps` takes it."""
+        return {
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "max_steps_per_epoch": self.max_steps_per_epoch,
+            "max_steps": self.max_steps,
+            "best_by": self.best_by,
+            "patience": self.early_stopping_patience,
+        }
+
+    def eval_settings(self) -> dict[str, Any]:
+        """Return which answers are scored as training goes on, as `AnswerScores` takes it."""
+        return {
+            "metrics": self.eval_metrics,
+            "every_n_steps": self.eval_every_n_steps,
+            "num_examples": self.eval_num_examples,
+            "max_new_tokens": self.eval_max_new_tokens,
         }
 
     def requires_shards(self) -> bool:
@@ -470,6 +531,7 @@ class FinetuneParams:
                 "saved: make one a multiple of the other",
                 ("run_val_every_n_steps", "save_every_n_steps"),
             )
+        yield from self._check_scores(validates)
         if self.batch_size_val and not validates:
             yield problem(
                 "has no effect without dataset_val or val_split",
@@ -489,6 +551,39 @@ class FinetuneParams:
     def _check_task(self) -> Iterator[Diagnostic]:
         """Yield which datasets hold something else than this recipe learns from."""
         yield from check_answers(dataset=self.dataset, dataset_val=self.dataset_val)
+
+    def _check_scores(self, validates: bool) -> Iterator[Diagnostic]:
+        """Yield what is wrong with the metrics of answers, and with what makes a step the best one."""
+        if self.eval_every_n_steps and not validates:
+            yield problem(
+                "needs dataset_val or val_split: there is nothing to answer",
+                ("eval_every_n_steps", "dataset_val", "val_split"),
+            )
+        if self.early_stopping_patience and not validates:
+            yield problem(
+                "needs dataset_val or val_split: nothing says when to stop",
+                ("early_stopping_patience", "dataset_val", "val_split"),
+            )
+        several = (self.eval_metrics,) if isinstance(self.eval_metrics, Component) else self.eval_metrics
+        names = [one.path.removeprefix("tune.evaluation.metrics.") for one in several]
+        if not names:
+            yield problem("is an empty list: name at least one, such as exact_match", ("eval_metrics",))
+        best_by = (self.best_by or "loss").removeprefix("eval_")
+        is_of_answers = best_by in names or (self.best_by or "").startswith("eval_")
+        if self.best_by is not None and not validates:
+            yield problem(
+                "needs dataset_val or val_split: nothing is measured", ("best_by", "dataset_val", "val_split")
+            )
+        if is_of_answers and best_by not in names:
+            yield problem(f"is none of eval_metrics, {', '.join(names)}", ("best_by", "eval_metrics"))
+        elif is_of_answers and not self.eval_every_n_steps:
+            yield problem("is measured of answers: set eval_every_n_steps", ("best_by", "eval_every_n_steps"))
+        elif not is_of_answers and not best_by.startswith("val_") and best_by not in self.known_scores:
+            yield problem(
+                f"is no metric that is known: {', '.join((*self.known_scores, 'val_...', *names))}",
+                ("best_by",),
+                suggestion=nearest(best_by, (*self.known_scores, *names)),
+            )
 
     def _quantized_by(self) -> str:
         """Return the field that asks for weights in 4 bits; "" where none does."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from recipes.params.checks import PREFERENCES, each_dataset
-from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import COLLATE_FN, STREAMING
+from tune.recipes.params.checks import PREFERENCES, each_dataset
+from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 
 @dataclass(frozen=True)
 class PairParams(FullOrLoraParams):
     """What such a recipe can be told; each adds its loss."""
+
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
 
     collate_fn: Component = param(
         "tune.data.padded_collate_dpo",
@@ -25,16 +27,6 @@ class PairParams(FullOrLoraParams):
         fixed_on_resume=True,
         help="Function that turns a list of pairs into one padded batch.",
     )
-    best_by: Literal["loss", "accuracy"] = param(
-        "loss",
-        group="Output",
-        fixed_on_resume=True,
-        help="What makes a validated step the best one: the lowest loss, or the highest accuracy.",
-    )
-
-    def score(self, val_loss: float, measured: Mapping[str, float]) -> float:
-        """Return what the best validated step has least of."""
-        return val_loss if self.best_by == "loss" else 1.0 - measured["val_accuracy"]
 
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.pairs import PairParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import REWARD_LOSS
+from tune.recipes.params.pairs import PairParams
 
 _MANY = 10**9
 
@@ -47,6 +47,11 @@ class RewardFinetuneParams(PairParams):
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
+        if self.eval_every_n_steps:
+            yield problem(
+                "has no effect: a reward model writes no answers; a validation measures its accuracy",
+                ("eval_every_n_steps",),
+            )
         if self.apply_lora_to_output:
             yield problem(
                 "has no effect: a reward model has a score in place of an output matrix",

@@ -57,7 +57,7 @@ def load_into(
         shapes = {name: shape for name, shape in shapes.items() if name != SCORE}
         _begin_score(model, target, dtype)
     layout, stored = match_weights(source, family, model.config, shapes)
-    model.carried = find_carried(source, layout)
+    model.carried = find_carried(source, layout, model.config)
     nonfinite = []
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
         for rule in rules:
@@ -99,7 +99,7 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
     if tensor.shape != place.shape:
         raise CheckpointError(f"{name} became {list(tensor.shape)} where {list(place.shape)} is needed")
     is_new = place.device.type == "meta"
-    held: nn.Parameter | None = getattr(place.owner, place.leaf)
+    held: Tensor | None = getattr(place.owner, place.leaf)
     if place.expert is not None:
         return _fill_expert(place, place.expert, tensor, device, (dtype or place.dtype) if is_new else None)
     with torch.no_grad():
@@ -112,6 +112,8 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
         filled = torch.empty(place.shape, dtype=wanted, device=where).copy_(tensor)
     if place.frozen is not None:
         place.frozen.fill_weight(filled)
+    elif place.leaf in place.owner._buffers:
+        setattr(place.owner, place.leaf, filled)
     else:
         fresh = nn.Parameter(filled, requires_grad=held is not None and held.requires_grad)
         setattr(place.owner, place.leaf, fresh)
@@ -124,13 +126,15 @@ def _fill_expert(
 ) -> Tensor:
     """Give one expert of a stack its values; a stack without memory gets it with its first expert."""
     owner: Any = place.owner
-    if isinstance(owner, FrozenExperts) and owner.quantize_base:
+    if isinstance(owner, FrozenExperts) and owner.quantize_base and place.leaf == "weight":
         where = place.device if new_dtype is None else device
         filled = tensor.to(where, new_dtype or place.dtype)
         owner.fill_expert(expert, filled)
         return filled
-    if owner.weight.is_meta:
-        room = torch.empty(owner.weight.shape, dtype=new_dtype, device=device)
-        owner.weight = nn.Parameter(room, requires_grad=owner.weight.requires_grad)
-    copy_into_place_(owner.weight, expert, tensor)
-    return tensor.to(owner.weight.dtype)
+    stack: nn.Parameter = getattr(owner, place.leaf)
+    if stack.is_meta:
+        room = torch.empty(stack.shape, dtype=new_dtype, device=device)
+        stack = nn.Parameter(room, requires_grad=stack.requires_grad)
+        setattr(owner, place.leaf, stack)
+    copy_into_place_(stack, expert, tensor)
+    return tensor.to(stack.dtype)

@@ -159,6 +159,11 @@ COLLATE_FN = Slot(
     defaults=("padding_idx", "ignore_idx"),
     unsuitable={"padded_collate": "it pads one field alone, and a batch has tokens, labels and positions"},
 )
+METRIC = Slot(
+    kind="metric",
+    namespaces=("tune.evaluation.metrics",),
+    supplies=("answer", "reference"),
+)
 
 SLOTS: tuple[Slot, ...] = (
     MODEL,
@@ -174,4 +179,5 @@ SLOTS: tuple[Slot, ...] = (
     METRIC_LOGGER,
     PROFILER,
     COLLATE_FN,
+    METRIC,
 )

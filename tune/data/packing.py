@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
@@ -109,3 +110,12 @@ def join_examples(examples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list
         if "weights" in packed:
             packed["weights"] += example.get("weights") or [1.0] * len(example["tokens"])
     return packed
+
+
+def split_example(example: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+    """Yield the documents of a sequence, one where it is not packed: `tokens`, `labels`, `weights` if there are any."""
+    keys = [key for key in ("tokens", "labels", "weights") if key in example]
+    positions = example.get("input_pos", ())
+    starts = [0, *(place for place in range(1, len(positions)) if positions[place] == 0)]
+    for start, end in pairwise([*starts, len(example["tokens"])]):
+        yield {key: list(example[key][start:end]) for key in keys}

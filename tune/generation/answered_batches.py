@@ -60,7 +60,7 @@ class AnsweredBatches:
         self._seed = seed
         self._autocast = autocast
         self._settings = dict(settings)
-        self._share = self._settings.pop("share", 1.0)
+        self._share: float = self._settings.pop("share", 1.0)
         self._has_warned = False
         self._counted_step: int | None = None
         self._counts: Counter[tuple[int, ...]] = Counter()

@@ -17,6 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune.errors import GenerationError
+from tune.generation.fixed_step import BatchCaches
 from tune.generation.sampling import (
     DecodingSettings,
     Sampling,
@@ -101,6 +102,7 @@ def stream_batch(
     )
     seed, stop_ids, use_cache = settings["seed"], settings["stop_ids"], settings["use_cache"]
     limits = _check_prompts(model, prompts, max_new_tokens)
+    caches = BatchCaches(model, compiles=settings["compile"]) if use_cache else None
     if seed is None or isinstance(seed, int):
         seeds = [None if seed is None else seed + row for row in range(len(prompts))]
     else:
@@ -111,7 +113,7 @@ def stream_batch(
     for first in range(0, len(prompts), size):
         part = slice(first, first + size)
         batch = Batch(
-            _steps(model, prompts[part], limits[part], sampling, generators[part], use_cache),
+            _steps(model, prompts[part], limits[part], sampling, generators[part], caches),
             len(prompts[part]),
         )
         streams += [
@@ -172,14 +174,14 @@ def _steps(
     limits: Sequence[int],
     sampling: Sampling,
     generators: Sequence[torch.Generator],
-    use_cache: bool,
+    caches: BatchCaches | None,
 ) -> Generator[list[int], None, None]:
     """Yield the next token of every row, until the longest limit; rows past their own limit yield filler."""
     if not prompts:
         return
     device = _device(model)
     longest = max(map(len, prompts))
-    cache_len = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    num_slots = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     same_length = min(map(len, prompts)) == longest
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [b]
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)  # [b, s], padded with id 0
@@ -196,17 +198,21 @@ def _steps(
             row[torch.tensor(prompt, device=device)] = True
     positions = None  # counted by the model: from 0, then onwards
     # A state does not go back over pads, as slots are overwritten: it is told of them.
-    num_tokens = lengths if use_cache and not same_length else None  # [b], of each row in the next call
+    num_tokens = None if caches is None or same_length else lengths  # [b], of each row in the next call
     last = lengths - 1  # [b], where each row's newest token stands within `tokens`
 
-    with _borrowed(model, len(prompts), cache_len if use_cache else None):
+    lent = nullcontext() if caches is None else caches.lent(len(prompts), longest, num_slots)
+    with _borrowed(model), lent as one_token:
         for step in range(max(limits)):
             # Not inference_mode: a tensor that the model makes lazily here must still serve training afterwards.
             # And not around the yield: the caller's code between two tokens keeps its own grad mode.
             with torch.no_grad(), _without_plans(device):
-                hidden = model.hidden(tokens, input_pos=positions, num_tokens=num_tokens)  # [b, s, d]
-                newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))  # [b, 1, d]
-                logits = model.unembed(newest)[:, 0]  # [b, v]
+                if one_token is not None and positions is not None:
+                    logits = one_token(tokens, positions)  # [b, v]
+                else:
+                    hidden = model.hidden(tokens, input_pos=positions, num_tokens=num_tokens)  # [b, s, d]
+                    newest = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))
+                    logits = model.unembed(newest)[:, 0]  # [b, v]
                 if seen is not None:
                     logits = penalise_seen(logits, seen, sampling.repetition_penalty)
                 chosen = choose(logits, sampling, generators)  # [b]
@@ -217,12 +223,12 @@ def _steps(
                 seen.scatter_(1, chosen.clamp(min=0)[:, None], True)
             check_chosen(ids)
             yield ids
-            if use_cache:
+            if caches is not None:
                 tokens, last = chosen[:, None], torch.zeros_like(lengths)
-                if not same_length:
+                if one_token is not None or not same_length:
                     # Rows past their own limit have nothing more to say, and no slots either.
-                    positions = (lengths[:, None] + step).clamp(max=cache_len - 1)  # [b, 1]
-                    num_tokens = (lengths + step < cache_len).long()  # [b]
+                    positions = (lengths[:, None] + step).clamp(max=num_slots - 1)  # [b, 1]
+                    num_tokens = (lengths + step < num_slots).long()  # [b]
             else:
                 last = lengths + step
                 tokens = torch.nn.functional.pad(tokens, (0, longest + step + 1 - tokens.shape[1]))
@@ -238,8 +244,8 @@ def _without_plans(device: torch.device) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _borrowed(model: TransformerDecoder, batch_size: int, cache_len: int | None) -> Iterator[None]:
-    """Put the model into eval mode, with KV caches of ``cache_len`` unless None; undo exactly that at the end."""
+def _borrowed(model: TransformerDecoder) -> Iterator[None]:
+    """Put the model into eval mode; undo exactly that at the end."""
     if model.caches_are_enabled():
         raise GenerationError(
             "the model holds KV caches already: another generation is running on it. Finish or close() that stream, or "
@@ -248,18 +254,8 @@ def _borrowed(model: TransformerDecoder, batch_size: int, cache_len: int | None)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        if cache_len is not None:
-            device = _device(model)
-            # Under autocast keys and values arrive in the autocast dtype, not in that of the weights.
-            dtype = (
-                torch.get_autocast_dtype(device.type)
-                if torch.is_autocast_enabled(device.type)
-                else next(model.parameters()).dtype
-            )
-            model.setup_caches(batch_size, cache_len, dtype, device)
         yield
     finally:
-        model.delete_caches()
         # Module by module: a trainer may keep parts of the model in eval mode on purpose.
         for module, training in modes:
             module.training = training

@@ -98,6 +98,13 @@ class DecodingSettings(TypedDict, total=False):
             "False recomputes the whole sequence for every token; slow, and the reference for tests.",
         ),
     ]
+    compile: Annotated[
+        bool,
+        Setting(
+            False,
+            "Compile the blocks for the step of one token: pays for long texts, or many of a batch size.",
+        ),
+    ]
 
 
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:

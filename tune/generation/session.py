@@ -8,6 +8,7 @@ import torch
 
 from tune.errors import GenerationError
 from tune.generation.decode import _without_plans
+from tune.generation.fixed_step import FixedStep, can_fix_shapes, can_record
 from tune.generation.sampling import Sampling, check_chosen, choose, make_generator, penalise_seen
 from tune.modules import TransformerDecoder
 
@@ -34,6 +35,7 @@ class Session:
         self._device = next(model.parameters()).device
         self._held: list[int] = []  # tokens whose keys and values are in the cache, from its first slot on
         self._num_slots = 0
+        self._one_token: FixedStep | None = None
         self.num_read = 0
 
     def stream(
@@ -84,7 +86,7 @@ class Session:
     def close(self) -> None:
         """Give the model back without a cache."""
         self._model.delete_caches()
-        self._held, self._num_slots = [], 0
+        self._held, self._num_slots, self._one_token = [], 0, None
 
     def _read(self, ids: list[int], start: int) -> torch.Tensor:
         """Let the model read the tokens from `start` on; return the logits [1, v] of what follows the last one."""
@@ -92,6 +94,10 @@ class Session:
         self._held = ids[:start]
         tokens = torch.tensor([ids[start:]], device=self._device)  # [1, s]
         positions = torch.arange(start, len(ids), device=self._device)[None]  # [1, s]
+        if self._one_token is not None and len(ids) - start == 1:
+            logits = self._one_token(tokens, positions)
+            self._held = list(ids)
+            return logits
         hidden = self._model.hidden(tokens, input_pos=positions)  # [1, s, d]
         self._held = list(ids)
         return self._model.unembed(hidden[:, -1:])[:, 0]  # [1, v]
@@ -102,6 +108,9 @@ class Session:
         self.close()
         self._num_slots = min(-(-num_tokens // _SLOTS) * _SLOTS, self._model.config.max_seq_len)
         self._model.setup_caches(1, self._num_slots)
+        if can_fix_shapes(self._model, 1, self._num_slots) and can_record(self._model):
+            with torch.no_grad():
+                self._one_token = FixedStep(self._model, 1, records=True)
 
 
 def _count_alike(first: Sequence[int], second: Sequence[int]) -> int:

@@ -1,4 +1,7 @@
-"""Which kernel runs the gated delta rule: flash-linear-attention's on a GPU where it is installed, or else ours."""
+"""Which kernel runs the gated delta rule: flash-linear-attention's on a GPU where it is installed, or else ours.
+
+Shapes: b batch, s sequence, n_k key heads, n_v value heads, d_k and d_v head widths.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tune.modules.document_mask import DocumentRuns
-from tune.modules.kernels.gated_delta_rule import gated_delta_rule
+from tune.modules.kernels.gated_delta_rule import NORM_EPS, gated_delta_rule
 from tune.modules.state_cache import StateCache
 
 # Of what its kernels were written for; wider heads take ours.
@@ -29,6 +33,8 @@ def delta_rule(
     """Return what each token reads [b, s, n_v, d_v]; arguments as in `gated_delta_rule`."""
     if cache is not None:
         log_decay, strength = cache.without_pads(log_decay), cache.without_pads(strength)
+        if q.shape[1] == 1:
+            return _one_token(q, k, v, log_decay, strength, documents, cache.state)
     elif (
         q.is_cuda
         and has_fla()
@@ -43,6 +49,39 @@ def delta_rule(
     if cache is not None:
         cache.state.copy_(state)
     return out
+
+
+def _one_token(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    strength: Tensor,
+    documents: DocumentRuns | None,
+    state: Tensor,
+) -> Tensor:
+    """Return what the one token reads [b, 1, n_v, d_v], and bring the state up to it.  # arXiv:2412.06464, eq. 10"""
+    repeats = v.shape[2] // k.shape[2]
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = (
+            _normed(x[:, 0].to(state.dtype)).repeat_interleave(repeats, 1) for x in (q, k)
+        )  # [b, n_v, d_k]
+        decay, strength = (
+            x[:, 0, :, None].to(state.dtype) for x in (log_decay.exp(), strength)
+        )  # [b, n_v, 1]
+        if documents is not None:
+            state.masked_fill_((documents.starts[:, 0] == 0)[:, None, None, None], 0.0)
+        state.mul_(decay[..., None])
+        recalled = (k[:, :, None] @ state)[:, :, 0]  # [b, n_v, d_v]
+        writes = strength * (v[:, 0].to(state.dtype) - recalled)
+        state.add_(k[..., None] * writes[:, :, None])
+        read: Tensor = (q[:, :, None] @ state) * float(q.shape[-1] ** -0.5)  # [b, n_v, 1, d_v]
+    return read.transpose(1, 2).to(v.dtype)
+
+
+def _normed(x: Tensor) -> Tensor:
+    scale: Tensor = (x.square().sum(-1, keepdim=True) + NORM_EPS).rsqrt()
+    return x * scale
 
 
 def fla_delta_rule(

@@ -34,10 +34,13 @@ def flops_per_token(
     """
     head = config.vocab_size * config.embed_dim if has_logits else 0
     num_sliding = len(config.sliding_layers)
-    keys = (config.num_attention_layers - num_sliding) * _keys_seen(seq_len, None, causal)
-    keys += num_sliding * _keys_seen(seq_len, config.sliding_window, causal)
-    attention = 12 * config.num_heads * config.head_dim * keys
+    full_dim = config.head_dim if config.full_attention is None else config.full_attention.head_dim
+    keys = (config.num_attention_layers - num_sliding) * full_dim * _keys_seen(seq_len, None, causal)
+    keys += num_sliding * config.head_dim * _keys_seen(seq_len, config.sliding_window, causal)
+    attention = 12 * config.num_heads * keys
     attention += 3 * len(config.delta_layers) * _state_flops(config)
+    if config.conv is not None:
+        attention += 3 * len(config.conv.layers) * 2 * config.embed_dim * config.conv.width
     matrices = config.num_block_parameters() + head
     if num_adapter_parameters is None:
         return 6 * matrices + attention

@@ -5,12 +5,15 @@ Shapes: b batch, s new tokens, s_kv slots attended to, n_kv key heads, h_d head 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from tune.errors import GenerationError
 from tune.modules.config import DecoderConfig
-from tune.modules.state_cache import StateCache, StateRows
+from tune.modules.state_cache import ConvCache, StateCache, StateRows
 
 
 class LayerCache:
@@ -44,7 +47,12 @@ class LayerCache:
             else:
                 rows = torch.arange(new.shape[0], device=new.device)[:, None]  # [b, 1]
                 kept[rows, :, self._owner.slots] = new.transpose(1, 2).to(kept.dtype)  # [b, s, n_kv, h_d]
-        return self.keys[:, :, :end].to(keys.dtype), self.values[:, :, :end].to(values.dtype)
+        return self.filled(keys.dtype)
+
+    def filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the call in progress attends to, [b, n_kv, s_kv, h_d] each."""
+        end = self._owner.end
+        return self.keys[:, :, :end].to(dtype), self.values[:, :, :end].to(dtype)
 
 
 class KVCache:
@@ -73,7 +81,6 @@ class KVCache:
         device: torch.device,
         keeps_tokens: bool = False,
     ) -> None:
-        shape = (batch_size, config.num_kv_heads, max_seq_len, config.head_dim)
         self.batch_size = batch_size
         self.max_seq_len = max_seq_len
         self.num_filled = 0  # slots written so far in the longest row: where a call without positions goes on
@@ -81,15 +88,24 @@ class KVCache:
             None  # [b, s] of the call in progress; None: the same run of slots in each row
         )
         self.end = 0  # slots the call in progress attends to
+        self.is_fixed = False  # within `fixed_shapes`
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
-            self.rows = StateRows(batch_size, device) if config.delta_layers else None
-            self.layers = [
-                LayerCache(self, shape, dtype, device)
-                if self.rows is None or config.delta is None or index not in config.delta_layers
-                else StateCache(self.rows, config.delta, batch_size, dtype, device)
-                for index in range(config.num_layers)
-            ]
+            rows = StateRows(batch_size, device)
+            self.rows = rows if config.state_layers else None
+            self.layers: list[LayerCache | ConvCache] = []
+            for index in range(config.num_layers):
+                sizes = config.sizes_of(index)
+                if config.delta is not None and index in config.delta.layers:
+                    self.layers.append(StateCache(rows, config.delta, batch_size, dtype, device))
+                elif config.conv is not None and index in config.conv.layers:
+                    width, channels = config.conv.width, config.embed_dim
+                    self.layers.append(ConvCache(rows, batch_size, width, channels, dtype, device))
+                elif sizes.has_keys:
+                    shape = (batch_size, sizes.num_kv_heads, max_seq_len, sizes.head_dim)
+                    self.layers.append(LayerCache(self, shape, dtype, device))
+                else:  # that of the layer whose keys it attends to
+                    self.layers.append(self.layers[config.kv_lenders[index in config.sliding_layers]])
             self.tokens: Tensor | None = (
                 torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
                 if keeps_tokens
@@ -102,12 +118,27 @@ class KVCache:
         if self.rows is not None:
             self.rows.reset()
         for layer in self.layers:
-            if isinstance(layer, StateCache):
+            if isinstance(layer, ConvCache):
                 layer.reset()
+
+    @contextmanager
+    def fixed_shapes(self) -> Iterator[None]:
+        """Let calls in the body bring one token a row and its position, and see all slots, behind a mask.
+
+        No shape and nothing on the host depends on how far the text has come: a call can be compiled once, and recorded
+        on a GPU. Positions are believed, then and afterwards: each later call brings its own, until `reset`.
+        """
+        self.is_fixed = True
+        self.num_filled = self.end = self.max_seq_len
+        try:
+            yield
+        finally:
+            self.is_fixed = False
 
     def commit(self, num_tokens: int) -> None:
         """Count the slots of the call in progress as filled, once every block has written its tokens there."""
-        self.num_filled = max(self.num_filled, self.end)
+        if not self.is_fixed:
+            self.num_filled = max(self.num_filled, self.end)
         if self.rows is not None:
             self.rows.commit(num_tokens)
 
@@ -136,6 +167,8 @@ class KVCache:
                 f"the caches were set up for {self.batch_size} rows, and {b} came: "
                 f"call setup_caches(batch_size={b}, ...)"
             )
+        if self.is_fixed:
+            return self._place_one(s, input_pos)
         lowest, highest, is_run = self.num_filled, self.num_filled + s - 1, True
         if input_pos is not None:
             smallest, largest = input_pos.aminmax()
@@ -159,3 +192,15 @@ class KVCache:
         if is_run and (lowest == 0 or s == 1):
             return positions, None
         return positions, positions[:, :, None] >= torch.arange(self.end, device=tokens.device)
+
+    def _place_one(self, num_tokens: int, input_pos: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the positions [b or 1, 1] of a call of fixed shape, and its mask over all slots [b or 1, 1, s_kv]."""
+        if input_pos is None or num_tokens != 1:
+            raise GenerationError(
+                f"a call of fixed shapes takes one token a row and its position, and {num_tokens} tokens came "
+                f"{'without' if input_pos is None else 'with'} positions"
+            )
+        if self.rows is not None:
+            self.rows.place(input_pos, None, is_next=True)
+        self.slots = input_pos.expand(self.batch_size, 1).long()
+        return input_pos, input_pos[:, :, None] >= torch.arange(self.end, device=input_pos.device)

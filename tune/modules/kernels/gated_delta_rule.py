@@ -30,7 +30,7 @@ from torch.nn import functional as F
 _CHUNK = 64  # tokens
 # Of a stretch: what is formed at once. More would take memory that grows with the sequence, fewer costs more calls.
 _MAX_CHUNKS = 16
-_NORM_EPS = 1e-6  # added to the square sum of a key or query, as the kernels of flash-linear-attention do
+NORM_EPS = 1e-6  # added to the square sum of a key or query, as the kernels of flash-linear-attention do
 
 
 @torch.library.custom_op("tune::gated_delta_rule", mutates_args=())
@@ -304,7 +304,7 @@ def _differentiate_logs(between: Tensor, from_begin: Tensor, to_end: Tensor, thr
 
 def _normed(x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """Return vectors of length `factor`, and what x was multiplied by."""
-    scale = (x.square().sum(-1, keepdim=True) + _NORM_EPS).rsqrt() * factor
+    scale = (x.square().sum(-1, keepdim=True) + NORM_EPS).rsqrt() * factor
     return x * scale, scale
 
 
