@@ -41,8 +41,12 @@ class RewardFinetuneParams(PairParams):
     def notices(self, is_sharded: bool) -> Iterator[str]:
         """Yield what is to be said of settings that do nothing."""
         yield from super().notices(is_sharded)
-        if self.sample_max_new_tokens != fields_of(type(self))["sample_max_new_tokens"].default:
-            yield "sample_max_new_tokens has no effect: a reward model writes nothing"
+        of_writing = {**self.eval_settings(), "sample_max_new_tokens": self.sample_max_new_tokens}
+        infos = fields_of(type(self))
+        for name, value in of_writing.items():
+            field = name if name in infos else f"eval_{name}"
+            if value != infos[field].default and field != "eval_metrics":
+                yield f"{field} has no effect: a reward model writes nothing"
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
