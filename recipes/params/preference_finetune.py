@@ -26,6 +26,7 @@ class PreferenceFinetuneParams(FullOrLoraParams):
         "lora_dpo_single_device",
         "lora_dpo_distributed",
     )
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
     learns_from: ClassVar[Literal["answers", "preferences"]] = "preferences"
 
     loss: Component = param(
