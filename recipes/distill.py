@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.distill import DistillParams
 from tune import training
 from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
@@ -27,6 +26,7 @@ from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import AnsweredBatches, generate_text, generate_texts
 from tune.modules.loss import Head, loss_from_hidden
+from tune.recipes.params.distill import DistillParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 

@@ -27,7 +27,6 @@ from typing import Any
 from tqdm import tqdm
 
 import tune.config
-from recipes.params.evaluate import EvaluateParams
 from tune import evaluation
 from tune.checkpoints.run_folder import Trained, locate_trained
 from tune.config import Component, instantiate
@@ -36,6 +35,7 @@ from tune.datasets.documents import read_documents
 from tune.errors import ConfigError
 from tune.evaluation import Metric, Outcome, results
 from tune.generation import generate_texts, load_model, load_tokenizer, stream_texts
+from tune.recipes.params.evaluate import EvaluateParams
 from tune.report import write_report
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
@@ -27,6 +26,7 @@ from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import generate_text, generate_texts
 from tune.modules.loss import loss_sum
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
@@ -28,6 +27,7 @@ from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import generate_text, generate_texts
 from tune.modules.loss import loss_sum
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 

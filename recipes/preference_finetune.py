@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import generate_text, generate_texts
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.checks import check_datasets, check_task
-from recipes.params.model import ModelParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import DATASET, METRIC, STREAMING
 from tune.config.trust import is_user_trusted
+from tune.recipes.params.checks import check_answers, check_datasets
+from tune.recipes.params.model import ModelParams
 
 _MANY = 10**9
 
@@ -127,7 +127,7 @@ class EvaluateParams(ModelParams):
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
         yield from check_datasets("dataset", self.dataset)
-        yield from check_task("answers", dataset=self.dataset)
+        yield from check_answers(dataset=self.dataset)
         if self.data is not None and self.dataset is not None:
             yield problem(
                 "and dataset both say which rows: use data for the run's way of reading them, or dataset.source",

@@ -6,21 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from recipes.params.checks import (
-    check_checkpointer,
-    check_collation,
-    check_datasets,
-    check_loss,
-    check_lr_scheduler,
-    check_mixing,
-    check_optimizer,
-    check_processes,
-    check_sizes,
-    check_streaming,
-    check_task,
-    check_val_split,
-)
-from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param, refuse_unknown
@@ -38,6 +23,21 @@ from tune.config.slots import (
     TOKENIZER,
 )
 from tune.config.suggestions import nearest
+from tune.recipes.params.checks import (
+    check_answers,
+    check_checkpointer,
+    check_collation,
+    check_datasets,
+    check_loss,
+    check_lr_scheduler,
+    check_mixing,
+    check_optimizer,
+    check_processes,
+    check_sizes,
+    check_streaming,
+    check_val_split,
+)
+from tune.recipes.params.shared_rows import warn_of_shared_rows
 from tune.utils.exclusions import Choices
 
 # More steps, passes or tokens than anyone waits for, and sequences than any device holds: a slip of the keyboard.
@@ -49,7 +49,6 @@ _MANY_SEQUENCES = 2**20
 class FinetuneParams:
     """What a recipe that trains a model on examples can be told; each recipe adds what is its own."""
 
-    learns_from: ClassVar[Literal["answers", "preferences"]] = "answers"
     known_scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # of a validation
 
     # --- Model: what is trained, and from which weights -------------------------------------------------
@@ -516,7 +515,7 @@ class FinetuneParams:
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
         yield from check_mixing(self.dataset, self.mix_until)
-        yield from check_task(self.learns_from, dataset=self.dataset, dataset_val=self.dataset_val)
+        yield from self._check_task()
         yield from check_streaming(self.dataset, self.dataset_val, self.max_steps, self.val_split)
         yield from check_val_split(self.val_split, self.dataset_val)
         validates = self.dataset_val is not None or self.val_split is not None
@@ -548,6 +547,10 @@ class FinetuneParams:
                 "needs generate_every_n_steps, or they are never answered",
                 ("sample_prompts", "generate_every_n_steps"),
             )
+
+    def _check_task(self) -> Iterator[Diagnostic]:
+        """Yield which datasets hold something else than this recipe learns from."""
+        yield from check_answers(dataset=self.dataset, dataset_val=self.dataset_val)
 
     def _check_scores(self, validates: bool) -> Iterator[Diagnostic]:
         """Yield what is wrong with the metrics of answers, and with what makes a step the best one."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 
 @dataclass(frozen=True)

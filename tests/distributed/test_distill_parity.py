@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from test_parity import SGD, assert_same_weights, bases, data_file, rows_of  # noqa: F401  # fixtures
 
-from recipes.distill import recipe_main
-from recipes.params.distill import DistillParams
 from tests.distributed.launching import launch
+from tune.recipes.distill import recipe_main
+from tune.recipes.params.distill import DistillParams
 
 SHARDED = {"data_parallel_shard_dim": 2}
 # What they learn, and how two processes are to hold the two models: whole where it is left open, as they are tiny.

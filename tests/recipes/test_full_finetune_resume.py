@@ -18,10 +18,10 @@ import pytest
 import torch
 import yaml
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
-from recipes.params.full_finetune import FullFinetuneParams
 from tests.components import with_arguments
 from tune.errors import CheckpointError, TrainingError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.training import list_saved_steps, verify_step
 from tune.training.saving.run_state import read_run
 
@@ -381,7 +381,7 @@ def write_config(run_values: dict[str, Any], path: Path, **changes: Any) -> Path
 
 
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "recipes.full_finetune", "--config", str(config), *overrides]
+    command = [sys.executable, "-m", "tune.recipes.full_finetune", "--config", str(config), *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -7,10 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import dump_params, fields_of, fixed_on_resume, resolve
 from tune.errors import CheckpointError
 from tune.modules.peft import AttnModule, LoRAConfig, choose_lora
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.training.saving.fingerprint import check_fingerprint
 
 RUN: dict[str, Any] = {"model_checkpoint": "base", "output_dir": "out", "dataset": "alpaca", "lr": 1e-4}

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from recipes.evaluate import recipe_main as evaluate
-from recipes.full_finetune import recipe_main as train
-from recipes.params.evaluate import EvaluateParams
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.checkpoints.run_folder import read_run_record
 from tune.cli.main import main
 from tune.errors import ConfigError
+from tune.recipes.evaluate import recipe_main as evaluate
+from tune.recipes.full_finetune import recipe_main as train
+from tune.recipes.params.evaluate import EvaluateParams
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.training import TrainState
 
 RunValues = Callable[[Path], dict[str, Any]]

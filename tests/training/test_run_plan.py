@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config.component import Component
 from tune.config.params import ParamsError
 from tune.errors import CheckpointError, ConfigError, TrainingError
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.training import (
     StopRequest,
     TrainState,

@@ -30,6 +30,7 @@ COMMANDS = {
     "validate": "validate",
     "preview": "preview",
     "report": "report",
+    "share": "share",
     "cache": "cache",
     "describe": "describe",
     "schema": "schema",

@@ -21,6 +21,7 @@ from tune.cli.arguments import (
     Option,
     UsageError,
     format_help,
+    read_arguments,
     unknown_option,
 )
 from tune.cli.catalogue import find_config, find_recipe, list_configs
@@ -29,6 +30,7 @@ from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, re
 from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import Program, execute
+from tune.cli.run_shared import TRUST_RECIPE, is_shared, run_shared
 from tune.cli.terminal import paint, report_warning, say
 from tune.cli.torch_logging import count_gpus, importing_quietly
 from tune.cli.validate import print_problems, resolve_for
@@ -53,6 +55,8 @@ def run(given: Given) -> int:
         raise UsageError(
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
+    if is_shared(given.operands[0]):
+        return run_shared(given, lambda words: run(read_arguments(COMMAND, words)))
     target = find_target(given.operands[0], importing="dry_run" in given.switches)
     if not target.is_own:
         _warn_of_file_here("recipe", given.operands[0], target.file, ".py")
@@ -312,6 +316,7 @@ COMMAND = Command(
         ("tune run full_finetune --config llama2/7B_full ~clip_grad_norm --dry-run", "look without running"),
         ('tune run generate model_checkpoint=DIR prompt="Once upon a time"', "no config needed"),
         ("tune run ./mine.py --config my.yaml", "your copy of a recipe"),
+        ("tune run tiny-shared.zip", "what `tune share` wrote, again"),
         ("tune run --nproc_per_node 4 full_finetune --config llama2/7B_full", "four processes, a GPU each"),
         (
             "tune run --nnodes 2 --nproc_per_node 8 --rdzv_endpoint node0:29400 full_finetune --config my.yaml",
@@ -320,7 +325,7 @@ COMMAND = Command(
     ),
     run=run,
     operands=(
-        ("RECIPE", "A name from `tune ls`, or a .py file."),
+        ("RECIPE", "A name from `tune ls`, a .py file, or a shared run."),
         ("[KEY=VALUE ...]", "Set a parameter; ~KEY removes one."),
     ),
     options=(
@@ -328,6 +333,7 @@ COMMAND = Command(
         OVERRIDE,
         REMOVE,
         TRUST,
+        Option((TRUST_RECIPE,), "Run the recipe of a shared run, where it is not tune's."),
         Option(("--dry-run",), "Print the resolved parameters and what would run, then stop."),
         *LAUNCH_OPTIONS,
     ),

@@ -100,6 +100,16 @@ PREFERENCE_LOSS = Slot(
     names=("*Loss",),
     unsuitable={"PairwiseLoss": "it is what losses of pairs have in common; name one of them, such as dpo"},
 )
+REWARD_LOSS = Slot(
+    kind="reward loss",
+    namespaces=("tune.modules.loss.reward",),
+    patterns=("{}", "{}Loss"),
+    accepts="tune.modules.loss.reward.RewardLoss",
+    names=("*Loss",),
+    unsuitable={
+        "RewardLoss": "it is what such losses have in common; name one of them, such as bradley_terry"
+    },
+)
 KD_LOSS = Slot(
     kind="distillation loss",
     namespaces=("tune.modules.loss",),
@@ -162,6 +172,7 @@ SLOTS: tuple[Slot, ...] = (
     OPTIMIZER,
     LOSS,
     PREFERENCE_LOSS,
+    REWARD_LOSS,
     KD_LOSS,
     LR_SCHEDULER,
     CHECKPOINTER,

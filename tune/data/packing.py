@@ -95,11 +95,14 @@ def pack_lengths(lengths: Sequence[int] | NDArray[np.int32], capacity: int) -> P
 def join_examples(examples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
     """Return one sequence of some examples: `tokens`, `labels`, and positions (`input_pos`) that begin anew with each.
 
-    The first token of an example is never a target. There are `weights` where one of the examples has them.
+    The first token of an example is never a target. There are `weights` where one of the examples has them, and so are
+    `margins` of pairs.
     """
     packed: dict[str, list[Any]] = {"tokens": [], "labels": [], "input_pos": []}
     if any("weights" in example for example in examples):
         packed["weights"] = []
+    if any("margins" in example for example in examples):
+        packed["margins"] = [margin for example in examples for margin in example["margins"]]
     for example in examples:
         packed["tokens"] += example["tokens"]
         packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]

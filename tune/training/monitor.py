@@ -181,9 +181,9 @@ class Monitor:
     def measure(
         self, state: TrainState, loss: Tensor, grad_norm: Tensor | None, lr: float, due: bool = True
     ) -> dict[str, Any]:
-        """Return what is logged of a finished step.
+        """Return what is logged of a finished step. Its loss is the mean since the line before, weighed by targets.
 
-        Its loss is the mean since the line before, weighed by targets, and so is what the objective measures beside it.
+        So is what the objective measures beside it.
 
         Every process must call this.
 
@@ -271,7 +271,8 @@ class Monitor:
             template: name of the prompt template the data was written in; the record takes note of it.
             adapted_base: the model that adapters were trained beside, where they alone were saved.
         """
-        get_logger().info(format_summary(self._output_dir, state, self._speed, adapted_base))
+        scores = self._model.score is not None
+        get_logger().info(format_summary(self._output_dir, state, self._speed, adapted_base, scores))
         status = "finished" if state.step >= state.num_steps else "stopped"
         result = describe_result(self._output_dir, state, self._speed, self._targets)
         self._checkpoints.record.finish(status, result | {"template": template, "base": adapted_base or None})
