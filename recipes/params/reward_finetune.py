@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import fields_of, param
+from tune.config.params import fields_of, given_fields, param
 from tune.config.slots import REWARD_LOSS
 from tune.recipes.params.pairs import PairParams
 
@@ -42,6 +42,11 @@ class RewardFinetuneParams(PairParams):
         yield from super().notices(is_sharded)
         if self.sample_max_new_tokens != fields_of(type(self))["sample_max_new_tokens"].default:
             yield "sample_max_new_tokens has no effect: a reward model writes nothing"
+        asked = {f"eval_{name}" for name in self.eval_settings()} - {
+            "eval_metrics"
+        }  # a list that is never empty
+        for name in sorted(asked & given_fields(self)):
+            yield f"{name} has no effect: a reward model writes nothing"
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
