@@ -20,6 +20,7 @@ _MANY = 10**9
 class DistillParams(FullOrLoraParams):
     """Parameters of `distill`: a student learns what a teacher would say next, all of it or through adapters."""
 
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "kd_loss", "ce_loss")
     recipe_names: ClassVar[tuple[str, ...]] = (
         "distill",
         "knowledge_distillation_single_device",

@@ -51,6 +51,8 @@ def _describe(target: Target, infos: dict[str, ParamInfo], asked: str) -> str:
 
 def _default_name(info: ParamInfo) -> str:
     default = info.default
+    if isinstance(default, tuple) and len(default) == 1:
+        (default,) = default
     return default if isinstance(default, str) else getattr(default, "path", "")
 
 

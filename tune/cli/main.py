@@ -133,6 +133,7 @@ def overview() -> str:
         ("tune preview my.yaml", "what does its data teach?"),
         ("tune report out/tiny", "how did the run go?"),
         ("tune chat out/tiny", "talk to what was trained"),
+        ("tune eval out/tiny data=held_out.jsonl --against base", "what is it worth?"),
     ]
     options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
     parts = [

@@ -283,6 +283,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
     if target.recipe is not None and target.recipe.operand and not target.is_own:
         options = "DIR [--config CONFIG] [KEY=VALUE ...] [--dry-run]"
+        options += "".join(f" [--{name}]" for name in target.recipe.options)
     head = [
         f"{paint('usage:', 'bold')} tune run {target.name} {options}",
         "",
