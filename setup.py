@@ -28,6 +28,8 @@ TENSORBOARD = ["tensorboard"]
 # transformers, peft and trl are references in the tests; the program itself never imports them. What trl computes
 # differs between its versions.
 REFERENCES = ["transformers>=5", "peft", "protobuf", "trl==1.16.0"]
+# Published tasks to score a model on; in the tests its own numbers are the reference.
+EVAL = ["lm-eval>=0.4.9"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
 # Kernels for layers that keep a state, on a GPU; the rest of flash-linear-attention is not needed.
 STATE_KERNELS = ["fla-core[cuda]>=0.6"]
@@ -64,7 +66,8 @@ setup(
         "wandb": ["wandb"],
         "bitsandbytes": ["bitsandbytes"],
         "fla": STATE_KERNELS,
-        "dev": TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
+        "eval": EVAL,
+        "dev": TENSORBOARD + REFERENCES + EVAL + TOOLS + INTERPRETER,
     },
     entry_points={"console_scripts": ["tune = tune.cli.main:main"]},
 )

@@ -18,6 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
         "tune.datasets",
         "tune.training",
         "tune.generation",
+        "tune.evaluation",
         "tune.report",
         "tune.hub",
         "tune.sharing",

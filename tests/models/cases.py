@@ -20,6 +20,7 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    Lfm2Config,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -133,6 +134,12 @@ LONG_PHI = {**PHI, "max_position_embeddings": 90, "original_max_position_embeddi
 EXPERTS = {**UNPADDED, "intermediate_size": 56}
 QWEN3_EXPERTS = {**EXPERTS, "num_experts": 7, "moe_intermediate_size": 24}
 
+LFM2 = {
+    **UNPADDED,
+    "norm_eps": 1e-4,
+    "block_auto_adjust_ff_dim": False,
+    "rope_theta": 600.0,
+}
 # Heads of two widths, a share of the wider ones' channels turns; where nothing else is said, no table of inputs.
 GEMMA4 = {
     **UNPADDED,
@@ -253,12 +260,12 @@ CASES: dict[str, Case] = {
     ),
     "gemma4": case(
         Gemma4TextConfig,
-        "gemma3/1B_full",
+        "gemma4/31B_full",
         **GEMMA4,
         attention_k_eq_v=True,
         num_global_key_value_heads=3,
     ),
-    "gemma4-sharing": case(Gemma4TextConfig, "gemma3/1B_full", **GEMMA4_SHARING),
+    "gemma4-sharing": case(Gemma4TextConfig, "gemma4/E2B_full", **GEMMA4_SHARING),
     "gemma4-sharing-biases-untied": case(
         Gemma4TextConfig,
         **GEMMA4_SHARING
@@ -497,6 +504,23 @@ CASES: dict[str, Case] = {
         attention_out_bias=True,
         mlp_bias=True,
         tie_word_embeddings=True,
+    ),
+    "lfm2": case(
+        Lfm2Config,
+        "lfm2/1.2B_full",
+        **LFM2,
+        num_hidden_layers=4,
+        layer_types=["conv", "full_attention", "conv", "conv"],
+    ),
+    "lfm2-attention-first-untied": case(
+        Lfm2Config,
+        **LFM2,
+        num_hidden_layers=3,
+        layer_types=["full_attention", "conv", "full_attention"],
+        num_key_value_heads=3,
+        conv_L_cache=5,
+        tie_word_embeddings=False,
+        rope_parameters=YARN,
     ),
     "granite4": case(GraniteMoeHybridConfig, "granite/2B_full", **GRANITE, **ATTENTION_ALONE),
     "granite4-no-positions-tied": case(

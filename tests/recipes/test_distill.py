@@ -179,7 +179,13 @@ def test_steps_cut_up_otherwise_are_the_same(make_distill, tmp_path: Path, name:
 RESUMED: dict[str, dict[str, Any]] = {
     "full": {"optimizer": {"_component_": "tune.modules.optim.AdamW", "lr": 0.003}, "dtype": "bf16"},
     "lora": {**LORA, "lora_dropout": 0.2, "quantize_teacher": True},
-    "on policy": {**LORA, "on_policy": True, "max_new_tokens": 7, "lora_dropout": 0.2},
+    "on policy": {
+        **LORA,
+        "on_policy": True,
+        "on_policy_share": 0.7,
+        "max_new_tokens": 7,
+        "lora_dropout": 0.2,
+    },
 }
 
 

@@ -18,9 +18,11 @@ PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
     "preference_finetune": "PreferenceFinetuneParams",
+    "reward_finetune": "RewardFinetuneParams",
     "distill": "DistillParams",
     "generate": "GenerateParams",
     "chat": "ChatParams",
+    "evaluate": "EvaluateParams",
 }
 
 
@@ -85,6 +87,8 @@ def test_every_recipe_with_params_is_covered() -> None:
         "finetune",
         "checks",
         "full_or_lora",
+        "model",
+        "pairs",
         "shared_rows",
     }
     assert declared == set(PARAMS)

@@ -137,7 +137,7 @@ def plan_expert_pieces(
         if stack.members and any(_names(member)[0] in source for member in stack.members):
             used.update(name for member in stack.members for name in _names(member) if name in source)
             pieces += _single(source, settings, stack, problems)
-    known = [stack for stack in stacks if stack.name]
+    known = _under_names_of(source, [stack for stack in stacks if stack.name])
     for stack, (a, b) in _wrapped([stack for stack in known if settings.is_parameter(stack.name)]):
         used.update((a, b))
         rank = settings.rank_of(stack.name)
@@ -167,6 +167,13 @@ def plan_expert_pieces(
     if pieces and settings.use_dora:
         problems.append("`use_dora` is true, and experts have no magnitudes")
     return pieces, used, problems
+
+
+def _under_names_of(source: WeightSource, stacks: list[TheirExperts]) -> list[TheirExperts]:
+    """Return the stacks under the names that a file has some of them by: alone, or as a part of a larger model."""
+    held = [stack for stack in stacks if _names(stack.name.rpartition(".")[0])[0] in source]
+    begins = {stack.name.partition(".layers.")[0] for stack in held}
+    return [stack for stack in stacks if stack.name.partition(".layers.")[0] in begins] or stacks
 
 
 def _names(module: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
 from tune.modules.new_rows import with_mean_rows
 from tune.modules.peft import FrozenExperts
-from tune.utils.sharding import copy_into_, copy_into_place_, is_sharded, local_part
+from tune.modules.score import SCORE
+from tune.utils.sharding import copy_into_, copy_into_place_, init_sharded_, is_sharded, local_part
+
+_SCORE_STD = 0.02  # transformers' initializer_range
 
 
 def load_into(
@@ -47,9 +51,13 @@ def load_into(
     places = places_by_name(model)
     family = require_family(model)
     shapes = stored_shapes(model, family, source, {name: place.shape for name, place in places.items()})
+    target = torch.device("cpu" if device is None else device)
+    if model.score_is_new and SCORE not in source:  # a language model's, which has no score yet
+        del places[SCORE]
+        shapes = {name: shape for name, shape in shapes.items() if name != SCORE}
+        _begin_score(model, target, dtype)
     layout, stored = match_weights(source, family, model.config, shapes)
     model.carried = find_carried(source, layout, model.config)
-    target = torch.device("cpu" if device is None else device)
     nonfinite = []
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
         for rule in rules:
@@ -64,6 +72,16 @@ def load_into(
             f"the weights in {source.path} hold {describe_nonfinite(nonfinite)}. A model computes nothing with them: "
             "the file is damaged, its training diverged, or a larger type was cast to fp16; take an earlier checkpoint"
         )
+
+
+def _begin_score(model: TransformerDecoder, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Give a score new values: the same on every process, whose random generators stand at the same place."""
+    assert model.score is not None
+    held = model.score.weight
+    if held.is_meta:
+        fresh = torch.empty(held.shape, dtype=dtype or held.dtype, device=device)
+        model.score.weight = nn.Parameter(fresh, requires_grad=held.requires_grad)
+    init_sharded_(model.score.weight, partial(nn.init.normal_, std=_SCORE_STD))
 
 
 def require_family(model: TransformerDecoder) -> Family:

@@ -29,12 +29,14 @@ class Recipe:
         params: dotted path of its params dataclass.
         aliases: other names it answers to.
         operand: the parameter that a bare word on its command line is the value of; "" where there is none.
+        options: parameters that may be given with dashes, too, as in other programs: --json for json=true.
     """
 
     name: str
     params: str
     aliases: tuple[str, ...] = ()
     operand: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -65,6 +67,11 @@ RECIPES: tuple[Recipe, ...] = (
         aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
     ),
     Recipe(
+        "reward_finetune",
+        "tune.recipes.params.reward_finetune.RewardFinetuneParams",
+        aliases=("reward",),
+    ),
+    Recipe(
         "distill",
         "tune.recipes.params.distill.DistillParams",
         aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
@@ -79,6 +86,13 @@ RECIPES: tuple[Recipe, ...] = (
         "chat",
         "tune.recipes.params.chat.ChatParams",
         operand="model_checkpoint",
+    ),
+    Recipe(
+        "evaluate",
+        "tune.recipes.params.evaluate.EvaluateParams",
+        aliases=("eval", "eleuther_eval"),
+        operand="model_checkpoint",
+        options=("against", "json"),
     ),
 )
 

@@ -22,7 +22,6 @@ _NOT_HERE = {
     "qat": "quantisation-aware training",
     "distillation": "distillation",
     "early_exit": "early exit",
-    "eval": "evaluation",
     "quantize": "quantising",
 }
 

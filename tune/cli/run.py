@@ -66,6 +66,7 @@ def run(given: Given) -> int:
         _warn_of_file_here("config", name, config, ".yaml", ".yml")
     if asks_help:
         return _show_help(target, config, given)
+    _take_options(target, given)
     _take_operand(target, given)
     _refuse_what_is_not_understood(target, given)
     plan = read_plan(given)
@@ -125,6 +126,32 @@ def _take_operand(target: Target, given: Given) -> None:
     setting = f"{target.recipe.operand}={word}"
     given.overrides.insert(0, setting)
     given.tokens[given.tokens.index((word, None))] = (setting, None)
+
+
+def _take_options(target: Target, given: Given) -> None:
+    """Read the parameters that a recipe lets be given as options: `--against DIR` is against=DIR."""
+    from tune.config.params import fields_of
+
+    if target.recipe is None or target.params is None:
+        return
+    infos = fields_of(target.params)
+    for token, value in list(given.unknown):
+        flag, equals, attached = token.partition("=")
+        name = flag.lstrip("-")
+        if name not in target.recipe.options or name not in infos:
+            continue
+        is_switch = infos[name].default is False
+        if not equals and not is_switch and value is None:
+            raise UsageError(f"{flag} needs a value: {flag} {name.upper()}")
+        setting = f"{name}={attached if equals else 'true' if is_switch else value}"
+        words: list[tuple[str, str | None]] = [(setting, None)]
+        if is_switch and value is not None:  # the word behind it is no value
+            given.operands.append(value)
+            words.append((value, None))
+        given.overrides.append(setting)
+        given.unknown.remove((token, value))
+        place = given.tokens.index((token, value))
+        given.tokens[place : place + 1] = words
 
 
 def _refuse_what_is_not_understood(target: Target, given: Given) -> None:

@@ -26,6 +26,7 @@ from tune.modules.rope_scaling import (
     RopeScaling,
     YarnScaling,
 )
+from tune.modules.short_conv_config import ShortConvConfig
 from tune.modules.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
@@ -57,6 +58,7 @@ __all__ = [
     "RotaryEmbedding",
     "SelfAttention",
     "SharedKVConfig",
+    "ShortConvConfig",
     "TransformerDecoder",
     "WeightRule",
     "YarnScaling",

@@ -24,7 +24,7 @@ from tune.modules.peft.together import linear_together
 from tune.modules.rope import apply_rotary
 from tune.utils.sharding import init_sharded_
 
-# Of one layer, for later ones: [b, s, n_kv * h_d] each.
+# Of one layer, for later ones: [b, s, n_kv, h_d] each.
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -115,7 +115,7 @@ class SelfAttention(nn.Module):
             if self.v_norm_eps is not None:
                 v = F.rms_norm(v, v.shape[-1:], None, self.v_norm_eps)
             if self.lends_kv and cache is None:
-                lending = k.flatten(2), v.flatten(2)
+                lending = k, v  # no views: the compiler would look at what they are views of
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # [b, n_kv, s, h_d] each
             if cache is not None:
                 k, v = cache.extend(k, v)  # [b, n_kv, s_kv, h_d] each

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Literal
 
 from tune.errors import ConfigError
@@ -17,6 +18,7 @@ from tune.modules.layer_config import (
     SharedKVConfig,
 )
 from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
+from tune.modules.short_conv_config import ShortConvConfig
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
@@ -145,6 +147,7 @@ class DecoderConfig:
         shared_kv: layers that attend to the keys and values of an earlier one; None: each has its own.
         attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
         delta: layers that keep a state instead of attending; None: there are none.
+        conv: layers that see a few tokens instead; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
         sliding_layers: layers that see no further than the window, counted from 0.
         local_rope_base: base of the rotary frequencies in those layers; None: they turn as the others do.
@@ -193,6 +196,7 @@ class DecoderConfig:
     shared_kv: SharedKVConfig | None = None
     attn_gate: bool = False
     delta: GatedDeltaConfig | None = None
+    conv: ShortConvConfig | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
@@ -229,13 +233,23 @@ class DecoderConfig:
 
     @property
     def delta_layers(self) -> tuple[int, ...]:
-        """Layers that keep a state instead of attending."""
+        """Layers that keep a state which grows old, in place of attention."""
         return () if self.delta is None else self.delta.layers
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Layers with a short convolution in place of attention."""
+        return () if self.conv is None else self.conv.layers
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """Layers that go on from what they kept of earlier tokens, and cannot leave out one of them."""
+        return (*self.delta_layers, *self.conv_layers)
 
     @property
     def num_attention_layers(self) -> int:
         """Layers that attend."""
-        return self.num_layers - len(self.delta_layers)
+        return self.num_layers - len(self.state_layers)
 
     @property
     def max_text_len(self) -> int:
@@ -290,6 +304,8 @@ class DecoderConfig:
         norms += self.attn_sinks * self.num_attention_layers * self.num_heads
         if self.delta is not None:
             norms += len(self.delta.layers) * self.delta.num_other_parameters()
+        if self.conv is not None:
+            norms += len(self.conv.layers) * self.conv.num_other_parameters(self.embed_dim)
         if self.per_layer_input is not None:
             norms += self.per_layer_input.num_other_parameters(self.embed_dim, self.num_layers)
         if self.moe is not None:
@@ -311,6 +327,8 @@ class DecoderConfig:
             num += self.embed_dim * sizes.head_dim * heads
         if self.delta is not None:
             num += len(self.delta.layers) * self.delta.num_matrix_parameters(self.embed_dim)
+        if self.conv is not None:
+            num += len(self.conv.layers) * self.conv.num_matrix_parameters(self.embed_dim)
         if self.per_layer_input is not None:
             num += self.per_layer_input.num_matrix_parameters(self.embed_dim, self.num_layers)
         for layer in range(self.num_layers):
@@ -322,7 +340,7 @@ class DecoderConfig:
 
     @property
     def _attention_layers(self) -> list[int]:
-        return [layer for layer in range(self.num_layers) if layer not in self.delta_layers]
+        return [layer for layer in range(self.num_layers) if layer not in self.state_layers]
 
     def _has_feed_forward(self, layer: int) -> bool:
         return self.moe is None or self.moe.is_beside or layer in self.moe.dense_layers
@@ -331,7 +349,7 @@ class DecoderConfig:
         num = 0
         for layer in range(self.num_layers):
             sizes = self.sizes_of(layer)
-            if self.attn_bias != "none" and layer not in self.delta_layers:
+            if self.attn_bias != "none" and layer not in self.state_layers:
                 own = sizes.num_kv_heads * (sizes.has_keys + sizes.has_values)
                 num += sizes.head_dim * (self.num_heads * (1 + self.attn_gate) + own)
                 num += self.embed_dim * (self.attn_bias == "all")
@@ -450,8 +468,15 @@ class DecoderConfig:
         if self.delta is not None:
             lists["delta layers"] = self.delta.layers
             yield from self.delta.problems()
-            if both := sorted({*self.delta.layers} & {*self.sliding_layers}):
-                yield f"layer {both[0]} is both a delta layer and one with a window"
+        if self.conv is not None:
+            lists["conv layers"] = self.conv.layers
+            yield from self.conv.problems()
+        kinds = {"delta layer": self.delta_layers, "conv layer": self.conv_layers}
+        for (first, left), (second, right) in combinations(
+            [*kinds.items(), ("layer with a window", self.sliding_layers)], 2
+        ):
+            if both := sorted({*left} & {*right}):
+                yield f"layer {both[0]} is both a {first} and a {second}"
         for name, layers in lists.items():
             if outside := [layer for layer in layers if not 0 <= layer < self.num_layers]:
                 yield f"{name} names layer {outside[0]}; layers count from 0 to {self.num_layers - 1}"

@@ -31,7 +31,8 @@ from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from tune.modules.per_layer_input import PerLayerGate, PerLayerInput
 from tune.modules.rope import RotaryEmbedding
-from tune.modules.state_cache import StateCache
+from tune.modules.short_conv import ShortConv
+from tune.modules.state_cache import ConvCache
 
 
 class DecoderBlock(nn.Module):
@@ -51,9 +52,12 @@ class DecoderBlock(nn.Module):
         norms_before = config.norm_placement != "post"
         norms_after = config.norm_placement != "pre"
         self.sa_norm = _norm(config) if norms_before else None
-        self.has_state = index in config.delta_layers
-        self.attn: SelfAttention | GatedDeltaNet
-        self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config, index)
+        self.has_state = index in config.state_layers
+        self.attn: SelfAttention | GatedDeltaNet | ShortConv
+        if config.conv is not None and index in config.conv.layers:
+            self.attn = ShortConv(config.embed_dim, config.conv)
+        else:
+            self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config, index)
         self.sa_post_norm = _norm(config) if norms_after else None
         self.mlp_norm = _norm(config) if norms_before else None
         self.mlp: FeedForward | MixtureOfExperts
@@ -79,15 +83,15 @@ class DecoderBlock(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, ...] | None,
         mask: AttentionMask | DocumentRuns = None,
-        cache: LayerCache | StateCache | None = None,
+        cache: LayerCache | ConvCache | None = None,
         lent: KeysValues | None = None,
         given: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, KeysValues]:
         """Return the residual stream [b, s, d] after this block, and with it keys and values for later ones.
 
-        Arguments are those of `SelfAttention.forward`, or of `GatedDeltaNet.forward` in a block that has one; `given`
-        is the block's own input [b, s, p] in a model that has one for each. What is lent comes and goes as arguments
-        and results, which recomputation and FSDP see: their gradients depend on it.
+        Arguments are those of `SelfAttention.forward`, or of what the block has in its place; `given` is the block's
+        own input [b, s, p] in a model that has one for each. What is lent comes and goes as arguments and results,
+        which recomputation and FSDP see: their gradients depend on it.
         """
         h = x if self.sa_norm is None else self.sa_norm(x)
         lending = None
@@ -116,8 +120,8 @@ class DecoderBlock(nn.Module):
 class TransformerDecoder(nn.Module):
     """Embedding, blocks, final norm and output matrix, with the head kept apart from the trunk.
 
-    `model(tokens)` gives logits. A loss that never wants all logits takes `model.hidden(tokens)` and
-    `model.output_weight` instead.
+    `model(tokens)` gives logits; of a reward model, the score of the text up to each token. A loss that never wants all
+    logits takes `model.hidden(tokens)` and `model.output_weight` instead.
 
     Args:
         config: sizes and constants.
@@ -142,6 +146,11 @@ class TransformerDecoder(nn.Module):
         self.output: nn.Linear | LoRALinear | None = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
+        # A reward model's in place of logits (`tune.modules.score`); new where the checkpoint is a language model's.
+        self.score: nn.Linear | None = None
+        self.score_is_new = False
+        if family is not None and family.has_score:
+            self.score = nn.Linear(config.embed_dim, 1, bias=False)
         self.rope = RotaryEmbedding(config.full_rotary_channels, config.rope_base, config.rope_scaling)
         self.local_rope = (
             None
@@ -164,8 +173,11 @@ class TransformerDecoder(nn.Module):
         """The matrix [v, d] that turns hidden states into logits: the embedding where they are tied.
 
         With an adapter beside the output matrix it is the sum of both, made anew each time, without the adapter's
-        dropout: what is dropped differs from token to token, and no one matrix does that.
+        dropout: what is dropped differs from token to token, and no one matrix does that. Of a reward model it is the
+        score's [1, d].
         """
+        if self.score is not None:
+            return self.score.weight
         if isinstance(self.output, LoRALinear):
             return self.output.merged_weight()
         module = self.tok_embeddings if self.output is None else self.output
@@ -248,7 +260,7 @@ class TransformerDecoder(nn.Module):
             has_dropout=self.training and self.config.attn_dropout > 0,
             dtype=compute_dtype(x),
         )
-        runs = self._document_runs(tokens, given_mask, documents) if self.config.delta_layers else None
+        runs = self._document_runs(tokens, given_mask, documents) if self.config.state_layers else None
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             result = layer(
@@ -297,7 +309,10 @@ class TransformerDecoder(nn.Module):
         return document_runs(mask, documents, firsts, wants_ends=tokens.is_cuda and has_fla())
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Return logits [..., v] for hidden states [..., d]."""
+        """Return logits [..., v] for hidden states [..., d]; of a reward model scores [..., 1] in fp32."""
+        if self.score is not None:
+            with torch.autocast(hidden.device.type, enabled=False):  # bf16 would tell few of them apart
+                return F.linear(hidden.float(), self.score.weight.float())
         if isinstance(self.output, LoRALinear):
             logits: Tensor = self.output(hidden)
         else:
@@ -320,6 +335,8 @@ class TransformerDecoder(nn.Module):
             dtype: what keys and values are kept in; None: the weights' dtype.
             device: None: where the weights are.
         """
+        if self.score is not None:
+            raise GenerationError("this is a reward model: it gives texts a score, and writes none")
         weight = self.tok_embeddings.weight
         self._cache = KVCache(
             config=self.config,

@@ -151,6 +151,8 @@ class Family:
         write_hf_config: sizes to config.json's content.
         read_meta_config: params.json's content and the shapes of the weights to sizes.
         write_meta_config: sizes to params.json's content.
+        classifier: transformers' class of such a decoder with a head that scores texts; "" where it has none.
+        has_score: its models have such a head in place of an output matrix (`tune.modules.score`).
     """
 
     name: str
@@ -165,6 +167,8 @@ class Family:
         None
     )
     write_meta_config: Callable[[DecoderConfig], dict[str, Any]] | None = None
+    classifier: str = ""
+    has_score: bool = False
 
     def layout_of_modules(self, outer: OuterModel | None) -> Layout:
         """Return the layout that names tensors as transformers names its modules, in a larger model or alone."""

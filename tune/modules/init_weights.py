@@ -17,6 +17,7 @@ from tune.modules.norm import RMSNorm
 from tune.modules.peft.experts import LoRAExperts
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.per_layer_input import PerLayerInput
+from tune.modules.short_conv import ShortConv
 from tune.utils.sharding import init_sharded_
 
 
@@ -43,7 +44,7 @@ def init_weights_(model: nn.Module, embedding: Tensor, num_layers: int) -> None:
         if isinstance(module, nn.Linear | ExpertLinear | LoRALinear | LoRAExperts):
             if module.weight is not None:  # one in 4 bits has none
                 init_sharded_(module.weight, draw)
-        elif isinstance(module, RMSNorm | GatedDeltaNet | LayerScale | SelfAttention):
+        elif isinstance(module, RMSNorm | GatedDeltaNet | ShortConv | LayerScale | SelfAttention):
             module.reset_parameters()
         if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             nn.init.zeros_(bias)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tune.errors import GenerationError
 from tune.modules.config import DecoderConfig
-from tune.modules.state_cache import StateCache, StateRows
+from tune.modules.state_cache import ConvCache, StateCache, StateRows
 
 
 class LayerCache:
@@ -91,12 +91,16 @@ class KVCache:
         self.is_fixed = False  # within `fixed_shapes`
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
-            self.rows = StateRows(batch_size, device) if config.delta_layers else None
-            self.layers: list[LayerCache | StateCache] = []
+            rows = StateRows(batch_size, device)
+            self.rows = rows if config.state_layers else None
+            self.layers: list[LayerCache | ConvCache] = []
             for index in range(config.num_layers):
                 sizes = config.sizes_of(index)
-                if self.rows is not None and config.delta is not None and index in config.delta_layers:
-                    self.layers.append(StateCache(self.rows, config.delta, batch_size, dtype, device))
+                if config.delta is not None and index in config.delta.layers:
+                    self.layers.append(StateCache(rows, config.delta, batch_size, dtype, device))
+                elif config.conv is not None and index in config.conv.layers:
+                    width, channels = config.conv.width, config.embed_dim
+                    self.layers.append(ConvCache(rows, batch_size, width, channels, dtype, device))
                 elif sizes.has_keys:
                     shape = (batch_size, sizes.num_kv_heads, max_seq_len, sizes.head_dim)
                     self.layers.append(LayerCache(self, shape, dtype, device))
@@ -114,7 +118,7 @@ class KVCache:
         if self.rows is not None:
             self.rows.reset()
         for layer in self.layers:
-            if isinstance(layer, StateCache):
+            if isinstance(layer, ConvCache):
                 layer.reset()
 
     @contextmanager

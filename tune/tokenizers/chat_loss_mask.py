@@ -265,7 +265,12 @@ class _Writer:
                 f"the answer without it: ...{_clean(self._chat.without_marks(shown[-80:]))!r}. What the model should "
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
-        return shown[places[-1] + len(header) :]
+        # An answer of several parts, its thought first, has the header before each: the first stands behind what the
+        # prompt ends in before it, too.
+        before = prompt.removesuffix(header)
+        return shown[
+            max(places, key=lambda place: (_shared_end(before, shown[:place]), place)) + len(header) :
+        ]
 
     def _header(self, prompt: str) -> str:
         """Return what asks for an answer, from the last special token on: text alone could stand in any message."""
@@ -308,6 +313,15 @@ class _Writer:
                 f"{self._chat.template} does not write {missing} in message {index + 1}: it writes {_clean(answer)!r}. "
                 "Take it out of the data, or choose a prompt_template that knows it"
             )
+
+
+def _shared_end(left: str, right: str) -> int:
+    """Return how many characters two texts have in common at their ends."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if right.endswith(left[-middle:]) else (low, middle - 1)
+    return low
 
 
 def _clean(text: str) -> str:

@@ -6,7 +6,7 @@ from tune.training import lr_schedulers, metric_logging
 from tune.training.activations import checkpoint_activations
 from tune.training.attention_kernels import prefer_attention_kernels
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
-from tune.training.building import begin_adapters, build_on_meta, choose_trained
+from tune.training.building import begin_adapters, build_on_meta, build_reward_model, choose_trained
 from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
@@ -34,6 +34,8 @@ from tune.training.preference import (
     PreferenceMetrics,
     compare_answers,
     count_pairs,
+    score_answers,
+    score_text,
 )
 from tune.training.profiler import DummyProfiler, setup_torch_profiler
 from tune.training.reference import Reference
@@ -82,6 +84,7 @@ __all__ = [
     "build_lr_scheduler",
     "build_on_meta",
     "build_optimizer",
+    "build_reward_model",
     "check_tokenizer_fits",
     "checkpoint_activations",
     "choose_trained",
@@ -113,6 +116,8 @@ __all__ = [
     "plan_memory",
     "plan_precision",
     "prefer_attention_kernels",
+    "score_answers",
+    "score_text",
     "setup_torch_profiler",
     "shard_dim_of_base",
     "shard_model",

@@ -10,15 +10,25 @@ from torch import Tensor
 
 from tune.errors import ConfigError
 from tune.modules import TransformerDecoder
-from tune.modules.loss import AnswerLogProbs, PreferenceLoss
+from tune.modules.loss import AnswerLogProbs, PreferenceLoss, RewardLoss
+from tune.modules.score import last_hidden
+from tune.tokenizers import Tokenizer
 from tune.training.loss_parts import LossParts
 from tune.training.reference import Reference, log_probs_of_rows
+from tune.utils import get_logger
 
-__all__ = ["PreferenceMetrics", "check_preference_data", "compare_answers", "count_pairs"]
+__all__ = [
+    "PreferenceMetrics",
+    "check_preference_data",
+    "compare_answers",
+    "count_pairs",
+    "score_answers",
+    "score_text",
+]
 
 
-def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
-    """Check that each dataset holds what a loss learns from; None is passed over.
+def check_preference_data(loss_fn: PreferenceLoss | RewardLoss, *datasets: Any) -> None:
+    """Check that each dataset holds what a loss learns from, and say what it does not read; None is passed over.
 
     Raises:
         ConfigError: it does not.
@@ -33,11 +43,17 @@ def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
                 f"{dataset.report().source} holds answers without others to compare them with; preferences are read by "
                 "dataset=preference (pairs) or dataset=unpaired (answers with a verdict)"
             )
-        if is_judged is loss_fn.is_paired:
+        is_paired = isinstance(loss_fn, RewardLoss) or loss_fn.is_paired
+        if is_judged is is_paired:
             wanted = "pairs (dataset=preference)" if is_judged else "judged answers (dataset=unpaired)"
             raise ConfigError(
                 f"the loss {type(loss_fn).__name__} learns from {wanted}, and {dataset.report().source} holds "
                 f"{'judged answers: loss=kto' if is_judged else 'pairs: loss=dpo, or another of pairs,'} fits them"
+            )
+        if "margins" in item and not isinstance(loss_fn, RewardLoss):
+            get_logger().info(
+                f"{dataset.report().source} says by how much each chosen answer is better (margin), which "
+                f"{type(loss_fn).__name__} does not read: reward_finetune does"
             )
 
 
@@ -50,6 +66,33 @@ def count_pairs(batch: Mapping[str, Tensor]) -> int:
     if "verdicts" not in batch:
         raise ConfigError("collate_fn gives no `verdicts`: preferences need tune.data.padded_collate_dpo")
     return int((batch["verdicts"] != 0).sum())
+
+
+def score_answers(model: TransformerDecoder, batch: Mapping[str, Tensor], pad_id: int) -> Tensor:
+    """Return the score of every answer of a batch, [2 n] fp32: the chosen ones, then the rejected ones.
+
+    Args:
+        model: with a score.
+        batch: as `padded_collate_dpo` makes it.
+        pad_id: the token that pads, see `last_hidden`.
+    """
+    hidden = model.hidden(batch["tokens"], input_pos=batch.get("input_pos"))  # [b, s, d]
+    last = last_hidden(
+        hidden, batch["tokens"], batch["answers"], 2 * len(batch["verdicts"]), pad_id
+    )  # [2 n, d]
+    return model.unembed(last).squeeze(-1)
+
+
+@torch.no_grad()
+def score_text(model: TransformerDecoder, tokenizer: Tokenizer, text: str) -> float:
+    """Return the score of a text as it stands, closed by the tokenizer's EOS."""
+    device, was_training = model.tok_embeddings.weight.device, model.training
+    tokens = torch.tensor([tokenizer.encode(text, add_bos=True, add_eos=True)], device=device)  # [1, s]
+    model.eval()
+    hidden = model.hidden(tokens)  # [1, s, d]
+    model.train(was_training)
+    last = last_hidden(hidden, tokens, torch.zeros_like(tokens), 1, tokenizer.pad_id)
+    return float(model.unembed(last))
 
 
 def compare_answers(

@@ -54,6 +54,8 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
     chosen = chosen_modules(model, config)
     in_blocks = _matrices_of_blocks(model)
     model.requires_grad_(False)
+    if model.score is not None:
+        model.score.requires_grad_(True)  # trained whole: it begins as noise
     for module in chosen:
         linear = model.get_submodule(module.path)
         assert isinstance(linear, nn.Linear | ExpertLinear)

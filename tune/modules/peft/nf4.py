@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune.errors import ConfigError, TrainingError
-from tune.modules.peft.nf4_codes import dequantize_buffers, quantize_blocks, quantize_scales
+from tune.modules.peft.nf4_codes import (
+    can_multiply_few,
+    dequantize_buffers,
+    multiply_few,
+    quantize_blocks,
+    quantize_scales,
+)
 
 
 class NF4Weight(nn.Module):
@@ -182,7 +188,8 @@ def quantize_nf4(tensor: Tensor, block_size: int = 64, double_block_size: int = 
 def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias` [..., o] in x's dtype, or in autocast's where that is on.
 
-    The matrix is dequantised for the product, in the forward and again in the backward pass, and kept by neither.
+    The matrix is dequantised for the product, in the forward and again in the backward pass, and kept by neither. A few
+    rows, as tokens that are written one by one, meet the codes where they lie.
     Gradients reach x, and the bias if it wants one.
 
     Args:
@@ -225,12 +232,15 @@ def nf4_matmul(
     transposed: bool,
 ) -> Tensor:
     """Return x [..., i] times the transposed matrix [..., o], or x [..., o] times the matrix itself [..., i]."""
-    matrix = dequantize_buffers(
-        codes, scale_codes, range_bits, mean_bits, num_rows, num_columns, double_block_size, x.dtype
-    )
     # One flat product whatever the strides: what comes out is contiguous, as the compiler was told.
     flat = x.reshape(-1, x.shape[-1])
-    out = F.linear(flat, matrix if transposed else matrix.t(), bias)
+    buffers, sizes = (codes, scale_codes, range_bits, mean_bits), (num_rows, num_columns, double_block_size)
+    if transposed and can_multiply_few(flat, codes, num_columns):
+        out = multiply_few(flat, *buffers, *sizes)
+        out = out if bias is None else out.add_(bias)
+    else:
+        matrix = dequantize_buffers(*buffers, *sizes, x.dtype)
+        out = F.linear(flat, matrix if transposed else matrix.t(), bias)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 

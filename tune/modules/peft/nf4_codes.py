@@ -39,6 +39,8 @@ NF4_CODES = (
 # Numbers that pass through the fp32 workspace at a time. A CPU's fits its cache; a GPU wants few, large launches.
 _CHUNK_ON_CPU = 1 << 18
 _CHUNK_ELSEWHERE = 1 << 24
+# Of x that meet the codes where they lie: of more, a product with the whole matrix takes less.
+_FEW_ROWS = 8
 # Blocks of zeros, or of subnormal numbers, must not be multiplied by an infinite reciprocal.
 _SMALLEST_SCALE = 1e-38
 
@@ -105,24 +107,67 @@ def dequantize_buffers(
         return dequantize(codes, scale_codes, ranges, mean, *tables, shape, double_block_size, dtype)
     scales = dequantize_scales(scale_codes, range_bits, mean_bits, double_block_size)[:, None]  # [n_b, 1]
     num_blocks, half = codes.shape
-    pairs = _pair_table(codes.device)
     out = torch.empty(num_blocks, 2 * half, dtype=dtype, device=codes.device)
     step = max(1, (_CHUNK_ON_CPU if codes.device.type == "cpu" else _CHUNK_ELSEWHERE) // (2 * half))
     for start in range(0, num_blocks, step):
         part = slice(start, start + step)
-        places = codes[part].reshape(-1).int()
-        if dtype == torch.float32:  # looked up where they are to be: a pass over memory less
-            torch.index_select(pairs, 0, places, out=out[part].view(torch.int64).view(-1))
-            out[part].mul_(scales[part])
-        else:
-            values = (
-                pairs.index_select(0, places).view(torch.float32).view(-1, 2 * half)
-            )  # [blocks, block_size]
-            torch.mul(values, scales[part], out=out[part])
+        _look_up(codes[part], scales[part], out[part])
     numel = num_rows * num_columns
     # The padding of a last block is cut off by a copy: a view would keep it and could not be an operator's output.
     flat = out.view(-1) if out.numel() == numel else out.view(-1)[:numel].clone()
     return flat.view(num_rows, num_columns)
+
+
+def multiply_few(
+    x: Tensor,
+    codes: Tensor,
+    scale_codes: Tensor,
+    range_bits: Tensor,
+    mean_bits: Tensor,
+    num_rows: int,
+    num_columns: int,
+    double_block_size: int,
+) -> Tensor:
+    """Return x [n, i] times the transposed matrix, [n, o], for a few rows; the matrix is never there as a whole."""
+    if x.is_cuda and has_triton():
+        from tune.modules.kernels.nf4_triton import multiply
+
+        ranges, mean = range_bits.view(torch.float32), mean_bits.view(torch.float32)
+        tables = _code_table(x.device), _scale_table(x.device)
+        return multiply(x, codes, scale_codes, ranges, mean, *tables, num_rows, double_block_size)
+    scales = dequantize_scales(scale_codes, range_bits, mean_bits, double_block_size)[:, None]  # [n_b, 1]
+    blocks_per_row = num_columns // (2 * codes.shape[1])
+    step = max(1, _CHUNK_ON_CPU // num_columns)  # rows that stay in the cache until they are multiplied
+    chunk = x.new_empty(step * blocks_per_row, 2 * codes.shape[1])
+    out = x.new_empty(len(x), num_rows)
+    for start in range(0, num_rows, step):
+        part = slice(start * blocks_per_row, (start + step) * blocks_per_row)
+        values = chunk[: len(scales[part])]
+        _look_up(codes[part], scales[part], values)
+        out[:, start : start + step] = x @ values.view(-1, num_columns).t()
+    return out
+
+
+def can_multiply_few(x: Tensor, codes: Tensor, num_columns: int) -> bool:
+    """Return whether `multiply_few` is for this x [..., i]: few rows, and each of the matrix begins a block."""
+    num_rows = x.numel() // num_columns
+    # A CPU turns each piece of a bf16 matrix around before it multiplies: for small ones that takes longer.
+    is_large = x.dtype == torch.float32 or codes.numel() >= 1 << 21
+    is_fast = (x.is_cuda and has_triton() and x.dtype != torch.float64) or (
+        x.device.type == "cpu" and is_large
+    )
+    return is_fast and 0 < num_rows <= _FEW_ROWS and num_columns % (2 * codes.shape[1]) == 0
+
+
+def _look_up(codes: Tensor, scales: Tensor, out: Tensor) -> None:
+    """Write the numbers that codes [n_b, block_size / 2] and scales [n_b, 1] stand for, [n_b, block_size]."""
+    pairs, places = _pair_table(codes.device), codes.reshape(-1).int()
+    if out.dtype == torch.float32:  # looked up where they are to be: a pass over memory less
+        torch.index_select(pairs, 0, places, out=out.view(torch.int64).view(-1))
+        out.mul_(scales)
+    else:
+        values = pairs.index_select(0, places).view(torch.float32).view(out.shape)
+        torch.mul(values, scales, out=out)
 
 
 def dequantize_scales(

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tune.modules.linear import Linear
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
 from tune.modules.peft.lora import LoRALinear
-from tune.modules.peft.nf4 import NF4Weight
+from tune.modules.peft.nf4 import NF4Weight, nf4_matmul
 from tune.modules.peft.nf4_codes import dequantize_buffers
 
 # Of each matrix: tensors it is kept in, o, i, double block size, whether there is a bias, r.
@@ -131,8 +131,12 @@ def adapted_forward(
     flat = x.reshape(-1, x.shape[-1])  # [t, i]
     inside = flat.mm(torch.cat([a.to(x.dtype) for a in adapters[::2]]).t())  # [t, R]
     outs, place, start = [], 0, 0
-    for matrix, bias, rank in _matrices(kept, facts, x.dtype):
-        out = F.linear(x, matrix, bias)
+    for parts, bias, sizes, rank in _parts(kept, facts):
+        bias = None if bias is None else bias.to(x.dtype)
+        if len(parts) == 1:
+            out = F.linear(x, parts[0].to(x.dtype), bias)
+        else:
+            out = nf4_matmul(x, bias, *parts, *sizes, True)
         if rank:
             b = adapters[2 * place + 1].to(x.dtype)
             out.view(-1, out.shape[-1]).addmm_(inside[:, start : start + rank], b.t(), alpha=scalings[place])
@@ -191,9 +195,7 @@ def adapted_backward(
     grad_x = x.new_empty(0)
     if needs_x:
         a = torch.cat([a.to(x.dtype) for a in adapters[::2]])  # [R, i]
-        for place, (flat, (matrix, _, _)) in enumerate(
-            zip(flats, _matrices(kept, facts, x.dtype), strict=True)
-        ):
+        for place, (flat, matrix) in enumerate(zip(flats, _matrices(kept, facts, x.dtype), strict=True)):
             grad_x = flat.mm(matrix) if place == 0 else grad_x.addmm_(flat, matrix)
         grad_x.addmm_(of_inside, a)
     # An operator's results share no memory: of the one product, each A gets a copy of its rows.
@@ -216,22 +218,23 @@ def _backward_shapes(
     return [grad_x, *(x.new_empty(adapter.shape) for adapter in adapters)]
 
 
-def _matrices(
-    kept: Sequence[Tensor], facts: Sequence[int], dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor | None, int]]:
-    """Yield each matrix [o, i] and its bias in `dtype`, and the rank of its adapter; one is there at a time."""
+def _parts(
+    kept: Sequence[Tensor], facts: Sequence[int]
+) -> Iterator[tuple[Sequence[Tensor], Tensor | None, tuple[int, int, int], int]]:
+    """Yield of each matrix what it is kept in, its bias, sizes as `nf4_matmul` takes them, and its adapter's rank."""
     start = 0
     for first in range(0, len(facts), _FACTS):
         num_kept, o, i, double_block_size, has_bias, rank = facts[first : first + _FACTS]
-        parts = kept[start : start + num_kept]
-        bias = kept[start + num_kept].to(dtype) if has_bias else None
-        start += num_kept + has_bias
-        if num_kept == 1:
-            yield parts[0].to(dtype), bias, rank
+        end = start + num_kept
+        yield kept[start:end], kept[end] if has_bias else None, (o, i, double_block_size), rank
+        start = end + has_bias
+
+
+def _matrices(kept: Sequence[Tensor], facts: Sequence[int], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield each matrix [o, i] in `dtype`; one is there at a time."""
+    for parts, _, sizes, _ in _parts(kept, facts):
+        if len(parts) == 1:
+            yield parts[0].to(dtype)
         else:
             codes, scale_codes, range_bits, mean_bits = parts
-            yield (
-                dequantize_buffers(codes, scale_codes, range_bits, mean_bits, o, i, double_block_size, dtype),
-                bias,
-                rank,
-            )
+            yield dequantize_buffers(codes, scale_codes, range_bits, mean_bits, *sizes, dtype)
