@@ -211,7 +211,7 @@ def _merged_experts(module: FrozenExperts) -> ExpertLinear:
     for place, matrix in enumerate(stack):
         matrix.copy_(module.merged_expert(place, wide))
     plain.weight = nn.Parameter(stack, requires_grad=False)
-    plain.register_parameter("bias", module.bias)
+    plain.bias = module.bias
     return plain.train(module.training)
 
 
@@ -227,7 +227,7 @@ def drop_adapters(model: nn.Module) -> None:
                     linear = nn.Linear(module.in_dim, module.out_dim, bias=False)
             assert module.weight is not None, "it is quantised when it is filled"
             linear.weight = module.weight
-            linear.register_parameter("bias", module.bias)
+            linear.bias = module.bias
             _replace(model, path, linear.train(module.training))
 
 
