@@ -28,9 +28,9 @@ def fit_vocabulary(model: TransformerDecoder, tokenizer: Tokenizer, report: Data
     num_rows = model.config.vocab_size
     if getattr(tokenizer, "may_outgrow_model", False) and tokenizer.vocab_size > num_rows:
         resize_vocabulary(model, tokenizer.vocab_size)
-        matrices = "embedding" if model.output is None else "embedding and output matrix"
+        what = "embedding grows" if model.output is None else "embedding and output matrix grow"
         get_logger().info(
-            f"The {matrices} grow from {num_rows} rows to {tokenizer.vocab_size}; each new row begins as the mean of "
+            f"The {what} from {num_rows} rows to {tokenizer.vocab_size}; each new row begins as the mean of "
             "the old ones."
         )
     if adapter_parameters(model) and (token_ids := getattr(tokenizer, "new_ids", ())):
