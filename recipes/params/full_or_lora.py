@@ -66,7 +66,7 @@ class FullOrLoraParams(LoraFinetuneParams):
 _SETTINGS = tuple(
     name
     for name, info in fields_of(FullOrLoraParams).items()
-    if (info.group == "LoRA" or name == "save_adapter_weights_only")
+    if (info.group == "LoRA" or name in ("save_adapter_weights_only", "loraplus_lr_ratio"))
     and not info.short_for
     and name != "lora_rank"
 )

@@ -211,7 +211,14 @@ def test_resumed_it_is_the_same_run(make_distill, tmp_path: Path, name: str) -> 
     with pytest.raises(CheckpointError, match=r"kd_ratio: was .*, is 0\.9|on_policy: was"):
         recipe_main(
             make_distill(
-                **{**changes, "on_policy": False, "kd_ratio": 0.9, "epochs": 3, "max_new_tokens": 128},
+                **{
+                    **changes,
+                    "on_policy": False,
+                    "on_policy_share": 1.0,
+                    "kd_ratio": 0.9,
+                    "epochs": 3,
+                    "max_new_tokens": 128,
+                },
                 output_dir=str(again),
                 resume_from_checkpoint=True,
             )

@@ -36,6 +36,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "milestones": {"lr_scheduler": {"_component_": "MultiStepLR", "milestones": [2, 6]}},
     "in_backward": {"optimizer_in_bwd": True, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 4},
     "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
+    "frozen": {
+        "freeze": ["tok_embeddings", "layers.0-0"],
+        "decay_norms_and_biases": False,
+        "lr_scheduler": "cosine",
+    },
     "bf16": {"dtype": "bf16"},
     "packed": {"dataset": "packed", "batch_size": 1, "epochs": 3},
     "mixed": {"val_split": 4, "mix_until": "all_exhausted", "epochs": 3},

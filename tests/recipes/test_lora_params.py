@@ -29,7 +29,7 @@ def test_no_default_hides_behind_null() -> None:
     helps = {name: info.help for name, info in fields_of(LoraFinetuneParams).items()}
     derived = [name for name, text in helps.items() if "null means" in text]
     # what another field holds, or this machine
-    assert derived == ["data_cache_dir", "batch_size_val", "param_dtype"]
+    assert derived == ["data_cache_dir", "batch_size_val", "embedding_lr", "param_dtype", "best_by"]
 
 
 def test_an_adapter_says_what_has_its_default_here() -> None:

@@ -31,7 +31,7 @@ from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import Program, execute
 from tune.cli.run_shared import TRUST_RECIPE, is_shared, run_shared
-from tune.cli.terminal import paint, report_warning, say
+from tune.cli.terminal import paint, report_warning, say, width, wrap
 from tune.cli.torch_logging import count_gpus, importing_quietly
 from tune.cli.validate import print_problems, resolve_for
 from tune.utils.exclusions import split_processes
@@ -284,6 +284,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     if target.recipe is not None and target.recipe.operand and not target.is_own:
         options = "DIR [--config CONFIG] [KEY=VALUE ...] [--dry-run]"
         options += "".join(f" [--{name}]" for name in target.recipe.options)
+    options_of_command = ", ".join(option.flags[0] for option in COMMAND.options)
     head = [
         f"{paint('usage:', 'bold')} tune run {target.name} {options}",
         "",
@@ -293,7 +294,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
         "",
         format_parameters(fields_of(target.params).values()),
         values,
-        f"The command's own options: {', '.join(option.flags[0] for option in COMMAND.options)} (`tune run --help`).",
+        *wrap(f"The command's own options: {options_of_command} (`tune run --help`).", width()),
     ]
     say("\n".join(head) + "\n")
     return 0

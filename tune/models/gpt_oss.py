@@ -110,6 +110,7 @@ _LAYOUT = hf_layout(
 GPT_OSS = Family(
     name="gpt_oss",
     architectures=("GptOssForCausalLM",),
+    classifier="GptOssForSequenceClassification",
     hf=replace(
         _LAYOUT,
         rules=tuple(replace(rule, in_turns=".experts." in rule.theirs) for rule in _LAYOUT.rules),
