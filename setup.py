@@ -44,11 +44,14 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     python_requires=">=3.11",
-    packages=find_packages(include=["tune", "tune.*", "recipes", "recipes.*"]),
-    # Configs and the bundled tiny model belong to the recipes and travel with them.
+    packages=[*find_packages(include=["tune", "tune.*"]), "recipes"],
+    # Configs and the bundled tiny model belong to the recipes and travel with them. `tune/recipes` is a link to where
+    # recipes are read and copied; installed they lie below tune, where no folder of the user's hides them.
+    # `recipes` itself is another name for the same modules; nothing here asks by it.
     package_data={
-        "recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
+        "tune.recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
         "tune": [
+            "py.typed",
             "config/foreign_names.yaml",
             "hub/card.md.jinja",
             "hub/short_names.toml",

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.distill import DistillParams
 from tune import training
 from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
@@ -27,6 +26,7 @@ from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import AnsweredBatches, generate_text, generate_texts
 from tune.modules.loss import Head, loss_from_hidden
+from tune.recipes.params.distill import DistillParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -72,7 +72,7 @@ class DistillRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -111,7 +111,7 @@ class DistillRecipe:
         self.model: Any = model.train()
         required, adapters = params.requires_shards(), params.adapter_settings()
         shard_dim = training.choose_trained(model, adapters, self.adapter_dir, self.mesh, required=required)
-        training.fit_vocabulary(model, self.tokenizer, report)
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, report)
         self.teacher = training.Teacher(dtype=self.precision.compute_dtype, **params.teacher_settings())
         self.teacher.prepare(model, self.tokenizer, report, self.mesh, required=required)
         losses = self.teacher.planned(self.loss_fn, self.kd_loss)
@@ -126,7 +126,7 @@ class DistillRecipe:
         for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)
         if shard_dim > 1:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
         self.teacher.place(self.mesh, compiled, params.fsdp_cpu_offload)
         if params.on_policy:  # the data's prompts, with answers that are written when a batch is asked for
             how = self.precision.autocast, params.writing_settings()

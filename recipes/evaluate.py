@@ -27,7 +27,6 @@ from typing import Any
 from tqdm import tqdm
 
 import tune.config
-from recipes.params.evaluate import EvaluateParams
 from tune import evaluation
 from tune.checkpoints.run_folder import Trained, locate_trained
 from tune.config import Component, instantiate
@@ -36,8 +35,10 @@ from tune.datasets.documents import read_documents
 from tune.errors import ConfigError
 from tune.evaluation import Metric, Outcome, results
 from tune.generation import generate_texts, load_model, load_tokenizer, stream_texts
+from tune.recipes.params.evaluate import EvaluateParams
 from tune.report import write_report
 from tune.utils import expand_path, get_device, get_dtype, get_logger
+from tune.utils.escape import escape_control
 
 CHECKPOINTER = Component("tune.training.FullModelCheckpointer")
 AUTO_MODEL, AUTO_TOKENIZER = Component("tune.models.auto"), Component("tune.tokenizers.auto")
@@ -257,7 +258,9 @@ def show(params: EvaluateParams, folder: Path, models: Sequence[Scored], is_comp
         print(text)
     else:
         number = len(after)
-        print(f"{number:,} example{'s' * (number != 1)} of {data}\n\n{evaluation.draw_tables(tables)}")
+        print(
+            f"{number:,} example{'s' * (number != 1)} of {escape_control(data)}\n\n{evaluation.draw_tables(tables)}"
+        )
         print("".join(f"\n{note}" for note in notes), end="\n" * bool(notes))
     get_logger().info(f"Answers and scores: {folder}")
     if found.run is not None and folder.parent.parent == found.run:

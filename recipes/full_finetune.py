@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
@@ -27,6 +26,7 @@ from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import generate_text, generate_texts
 from tune.modules.loss import loss_sum
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -75,7 +75,7 @@ class FullFinetuneRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -119,7 +119,7 @@ class FullFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
-        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         report, settings = self.dataset.report(), params.memory_settings()
         self.memory_plan = training.plan_memory(
             model, report, self.loss_fn, self.precision, self.mesh, self.mesh.shard_dim, **settings
@@ -132,7 +132,7 @@ class FullFinetuneRecipe:
         for notice in params.notices(self.mesh.shards):
             get_logger().info(notice)
         if self.mesh.shards:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model: from the checkpoint, from the saved step that is resumed, or with random weights."""

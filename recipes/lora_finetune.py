@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
@@ -28,6 +27,7 @@ from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import generate_text, generate_texts
 from tune.modules.loss import loss_sum
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -76,7 +76,7 @@ class LoraFinetuneRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -123,7 +123,7 @@ class LoraFinetuneRecipe:
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.base_dir)})
         self.model = model.to(self.precision.param_dtype).train()
         add_adapters(model, params.lora_settings(), self.adapter_dir, torch.float32)  # bf16 loses small steps
-        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         # A base that fits is held whole by every process, unless that is ruled out.
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
         report, settings = self.dataset.report(), params.memory_settings()
@@ -138,7 +138,7 @@ class LoraFinetuneRecipe:
         for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)
         if shard_dim > 1:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model: the base from the checkpoint, adapters from a saved step or another run, or new ones."""

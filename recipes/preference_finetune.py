@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.datasets import build_splits
 from tune.evaluation import AnswerScores
 from tune.generation import generate_text, generate_texts
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -69,7 +69,7 @@ class PreferenceFinetuneRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -116,7 +116,7 @@ class PreferenceFinetuneRecipe:
         self.model = model.to(self.precision.param_dtype).train()
         if params.trains_adapters():  # in fp32, for bf16 loses small steps
             add_adapters(model, params.lora_settings(), now or first, torch.float32)
-        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         self.reference = training.Reference(model, self.loss_fn, params.precompute_reference)
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
         report, settings = self.dataset.report(), params.memory_settings()
@@ -131,7 +131,7 @@ class PreferenceFinetuneRecipe:
         if training.should_compile(params.compile, self.device):
             training.compile_blocks(self.reference.blocks())
         for each in self.reference.models() if shard_dim > 1 else ():
-            training.shard_model(each, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(each, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model and its reference from the checkpoint, and the model with what a saved step has learnt."""

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.reward_finetune import RewardFinetuneParams
 from tune import training
 from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.datasets import build_splits
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -67,7 +67,7 @@ class RewardFinetuneRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -106,7 +106,7 @@ class RewardFinetuneRecipe:
         self.model: Any = model.train()
         adapters, required = params.adapter_settings(), params.requires_shards()
         shard_dim = training.choose_trained(model, adapters, self.adapter_dir, self.mesh, required=required)
-        training.fit_vocabulary(model, self.tokenizer, report)
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, report)
         settings = params.memory_settings()
         self.memory_plan = training.plan_memory(
             model, report, self.loss_fn, self.precision, self.mesh, shard_dim, **settings
@@ -119,7 +119,7 @@ class RewardFinetuneRecipe:
         if training.should_compile(params.compile, self.device):
             training.compile_blocks(model.layers)
         if shard_dim > 1:
-            training.shard_model(model, self.mesh, params.custom_sharded_layers, params.fsdp_cpu_offload)
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
 
     def load_checkpoint(self) -> None:
         """Fill the model; head and adapters with what a saved step or another run has learnt, or anew."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from recipes.params.checks import check_checkpointer, check_sizes, default_of, each_dataset
-from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import CHECKPOINTER, KD_LOSS, MODEL, TOKENIZER
+from tune.recipes.params.checks import check_checkpointer, check_sizes, default_of, each_dataset
+from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 _MANY = 10**9
 
@@ -20,6 +20,7 @@ _MANY = 10**9
 class DistillParams(FullOrLoraParams):
     """Parameters of `distill`: a student learns what a teacher would say next, all of it or through adapters."""
 
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "kd_loss", "ce_loss")
     recipe_names: ClassVar[tuple[str, ...]] = (
         "distill",
         "knowledge_distillation_single_device",

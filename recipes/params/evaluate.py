@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.checks import check_answers, check_datasets
-from recipes.params.model import ModelParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import DATASET, METRIC, STREAMING
 from tune.config.trust import is_user_trusted
+from tune.recipes.params.checks import check_answers, check_datasets
+from tune.recipes.params.model import ModelParams
 
 _MANY = 10**9
 

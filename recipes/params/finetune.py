@@ -6,21 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from recipes.params.checks import (
-    check_answers,
-    check_checkpointer,
-    check_collation,
-    check_datasets,
-    check_loss,
-    check_lr_scheduler,
-    check_mixing,
-    check_optimizer,
-    check_processes,
-    check_sizes,
-    check_streaming,
-    check_val_split,
-)
-from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param, refuse_unknown
@@ -38,6 +23,21 @@ from tune.config.slots import (
     TOKENIZER,
 )
 from tune.config.suggestions import nearest
+from tune.recipes.params.checks import (
+    check_answers,
+    check_checkpointer,
+    check_collation,
+    check_datasets,
+    check_loss,
+    check_lr_scheduler,
+    check_mixing,
+    check_optimizer,
+    check_processes,
+    check_sizes,
+    check_streaming,
+    check_val_split,
+)
+from tune.recipes.params.shared_rows import warn_of_shared_rows
 from tune.utils.exclusions import Choices
 
 # More steps, passes or tokens than anyone waits for, and sequences than any device holds: a slip of the keyboard.
@@ -206,6 +206,27 @@ class FinetuneParams:
         maximum=1e3,
         group="Optimization",
         help="Learning rate at its peak. It has to be given, here or as an argument of the optimizer.",
+    )
+    embedding_lr: float | None = param(
+        None,
+        minimum=0.0,
+        maximum=1e3,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Learning rate of the embedding; null means that of all weights.",
+    )
+    decay_norms_and_biases: bool = param(
+        True,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Whether the optimizer's weight_decay is for norms and biases, too.",
+    )
+    freeze: list[str] | None = param(
+        None,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Weights that are not trained: names of modules or parts of them, ranges of layers, such as "
+        '[tok_embeddings, "layers.0-7"].',
     )
     lr_scheduler: Component | None = param(
         None,
@@ -475,6 +496,18 @@ class FinetuneParams:
             "every_n_steps": self.eval_every_n_steps,
             "num_examples": self.eval_num_examples,
             "max_new_tokens": self.eval_max_new_tokens,
+        }
+
+    def shard_settings(self) -> dict[str, Any]:
+        """Return how weights are sharded, as `shard_model` takes it."""
+        return {"own_layers": self.custom_sharded_layers, "cpu_offload": self.fsdp_cpu_offload}
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Return how the optimizer steps, and what it is told of some weights alone, as `build_optimizer` takes it."""
+        return {
+            "in_backward": self.optimizer_in_bwd,
+            "decay_norms_and_biases": self.decay_norms_and_biases,
+            "embedding_lr": self.embedding_lr,
         }
 
     def requires_shards(self) -> bool:

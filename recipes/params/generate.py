@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.checks import check_template
-from recipes.params.model import ModelParams
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
+from tune.recipes.params.checks import check_template
+from tune.recipes.params.model import ModelParams
 
 
 @dataclass(frozen=True)

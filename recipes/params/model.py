@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipes.params.checks import check_checkpointer, check_sizes
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param
 from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
+from tune.recipes.params.checks import check_checkpointer, check_sizes
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recipes.params.checks import PREFERENCES, each_dataset
-from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import COLLATE_FN, STREAMING
+from tune.recipes.params.checks import PREFERENCES, each_dataset
+from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 
 @dataclass(frozen=True)

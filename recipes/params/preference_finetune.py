@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recipes.params.pairs import PairParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import CHECKPOINTER, PREFERENCE_LOSS
+from tune.recipes.params.pairs import PairParams
 
 _JUDGED_LOSS = "KTOLoss"
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.pairs import PairParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import REWARD_LOSS
+from tune.recipes.params.pairs import PairParams
 
 _MANY = 10**9
 
@@ -20,6 +20,7 @@ class RewardFinetuneParams(PairParams):
     """Parameters of `reward_finetune`: every weight is trained, or a head and adapters where `lora_rank` is set."""
 
     recipe_names: ClassVar[tuple[str, ...]] = ("reward_finetune", "reward")
+    gives_scores: ClassVar[bool] = True  # in place of logits
 
     loss: Component = param(
         "bradley_terry",
@@ -40,8 +41,12 @@ class RewardFinetuneParams(PairParams):
     def notices(self, is_sharded: bool) -> Iterator[str]:
         """Yield what is to be said of settings that do nothing."""
         yield from super().notices(is_sharded)
-        if self.sample_max_new_tokens != fields_of(type(self))["sample_max_new_tokens"].default:
-            yield "sample_max_new_tokens has no effect: a reward model writes nothing"
+        of_writing = {**self.eval_settings(), "sample_max_new_tokens": self.sample_max_new_tokens}
+        infos = fields_of(type(self))
+        for name, value in of_writing.items():
+            field = name if name in infos else f"eval_{name}"
+            if value != infos[field].default and field != "eval_metrics":
+                yield f"{field} has no effect: a reward model writes nothing"
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""

@@ -36,6 +36,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fail_while_a_bad_step_is_studied", "fine", "fine"),
         ("choose_different_tokens", "fine", "fine"),
         ("save_adapters_of_a_sharded_base", "fine", "fine"),
+        ("gather_matrices_as_they_multiply", "fine", "fine"),
     ],
 )
 def test_all_learn_of_it(outcomes: Path, mode: str, on_first: str, on_second: str) -> None:

@@ -107,7 +107,7 @@ def test_the_kernel(
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=bound)
 
 
-def test_tokens_of_a_quantised_model_are_those_of_its_dequantised_one() -> None:
+def test_tokens_of_a_quantised_model_are_those_read_at_once() -> None:
     torch.manual_seed(5)
     model = TransformerDecoder(DecoderConfig(71, 2, 2, 1, 64, 32, 128, 40))
     apply_lora(model, LoRAConfig(rank=4, alpha=8, quantize_base=True))

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tests.recipes.preference_runs import NUM_PAIRS
 from tune.checkpoints import save_model
 from tune.models.llama2 import llama2
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.tokenizers import SentencePieceTokenizer
 
 WORDS = ["apple", "river", "seven", "twelve", "green", "walk"]

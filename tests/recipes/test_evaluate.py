@@ -14,10 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recipes.evaluate import recipe_main
-from recipes.full_finetune import recipe_main as train
-from recipes.params.evaluate import EvaluateParams
-from recipes.params.full_finetune import FullFinetuneParams
 from tune import models
 from tune.cli.main import main
 from tune.datasets import instruct_dataset
@@ -25,6 +21,10 @@ from tune.errors import ConfigError, DataError, TuneError
 from tune.evaluation import metrics
 from tune.generation import generate
 from tune.models.llama2 import llama2_tokenizer
+from tune.recipes.evaluate import recipe_main
+from tune.recipes.full_finetune import recipe_main as train
+from tune.recipes.params.evaluate import EvaluateParams
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 RUN = "evaluations/step_000006_validation"
 

@@ -17,10 +17,6 @@ from typing import Any
 
 import pytest
 
-from recipes.lora_finetune import LoraFinetuneRecipe
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.preference_finetune import PreferenceFinetuneParams
-from recipes.preference_finetune import PreferenceFinetuneRecipe, recipe_main
 from tests.distributed.launching import PATIENCE, launch, start
 from tests.recipes.preference_runs import (
     NUM_PAIRS,
@@ -31,6 +27,10 @@ from tests.recipes.preference_runs import (
 from tune.config import Component, ParamsError
 from tune.datasets import instruct_dataset, preference_dataset, unpaired_dataset
 from tune.errors import CheckpointError, ConfigError
+from tune.recipes.lora_finetune import LoraFinetuneRecipe
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
+from tune.recipes.preference_finetune import PreferenceFinetuneRecipe, recipe_main
 from tune.tokenizers import from_checkpoint as tokenizer_from
 from tune.training import build_loss
 

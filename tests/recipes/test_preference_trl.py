@@ -24,15 +24,15 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from recipes.params.preference_finetune import PreferenceFinetuneParams
-from recipes.params.reward_finetune import RewardFinetuneParams
-from recipes.preference_finetune import PreferenceFinetuneRecipe
-from recipes.reward_finetune import RewardFinetuneRecipe
 from tune.checkpoints import save_model
 from tune.datasets import preference_dataset, unpaired_dataset
 from tune.models import from_checkpoint
 from tune.models.llama2 import llama2, llama2_tokenizer
 from tune.modules.score import add_score
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
+from tune.recipes.preference_finetune import PreferenceFinetuneRecipe
+from tune.recipes.reward_finetune import RewardFinetuneRecipe
 from tune.tokenizers import from_checkpoint as tokenizer_from
 
 STEPS, PAIRS = 10, 3

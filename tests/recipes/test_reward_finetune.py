@@ -17,11 +17,6 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from recipes.distill import DistillRecipe
-from recipes.full_finetune import recipe_main as full_main
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.reward_finetune import RewardFinetuneParams
-from recipes.reward_finetune import RewardFinetuneRecipe, recipe_main
 from tests.distributed.launching import launch
 from tests.recipes.preference_runs import (
     NUM_PAIRS,
@@ -36,6 +31,11 @@ from tune.generation import generate_text
 from tune.models import from_checkpoint
 from tune.models.granite import granite_3_0_2b
 from tune.modules.score import add_score
+from tune.recipes.distill import DistillRecipe
+from tune.recipes.full_finetune import recipe_main as full_main
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
+from tune.recipes.reward_finetune import RewardFinetuneRecipe, recipe_main
 from tune.tokenizers import from_checkpoint as tokenizer_from
 
 LORA = {"lora_rank": 3, "apply_lora_to_mlp": True}

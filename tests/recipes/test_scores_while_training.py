@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from recipes.evaluate import recipe_main as evaluate
-from recipes.full_finetune import recipe_main as train
-from recipes.params.evaluate import EvaluateParams
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.checkpoints.run_folder import read_run_record
 from tune.cli.main import main
 from tune.errors import ConfigError
+from tune.recipes.evaluate import recipe_main as evaluate
+from tune.recipes.full_finetune import recipe_main as train
+from tune.recipes.params.evaluate import EvaluateParams
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.training import TrainState
 
 RunValues = Callable[[Path], dict[str, Any]]
 ASKS = {
@@ -150,3 +151,16 @@ def test_a_metric_that_a_validation_lacks_is_named(run_values_in: RunValues, tmp
     values = run_values_in(tmp_path / "out") | {"val_split": 3, "best_by": "val_margin", "epochs": 1}
     with pytest.raises(TrainingError, match="a validation here measures val_loss, val_perplexity"):
         train(FullFinetuneParams(**values))
+
+
+def test_the_batch_that_is_trained_on_decides_nothing() -> None:
+    state = TrainState(seed=1, best_by="accuracy", num_steps=9, patience=2)
+    for step, metrics in enumerate(
+        ({"val_accuracy": 0.5, "accuracy": 0.1}, {"accuracy": 0.9}, {"val_accuracy": 0.4})
+    ):
+        state.step = step
+        state.note_metrics(metrics)
+        state.note_saving()
+    assert (state.best_step, state.num_stale, state.lowest_score) == (0, 1, -0.5)
+    state.note_metrics({"val_accuracy": float("nan")})  # no better than nothing
+    assert state.num_steps == 2

@@ -82,6 +82,8 @@ def test_shipped_config_is_valid(name: str, capsys: pytest.CaptureFixture[str]) 
     assert report["ok"]
     # Only an optional package may be missing here.
     assert {warning["code"] for warning in report["warnings"]} <= {"not-installed"}
+    assert main(["validate", name]) == 0
+    assert name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

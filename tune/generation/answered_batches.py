@@ -79,7 +79,8 @@ class AnsweredBatches:
         if self._share == 1.0 or (step := self._step()) < 0:
             return True
         digest = hashlib.blake2b(f"{self._seed}/{step}/share".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") < self._share * 2**64  # arXiv:2306.13649, algorithm 1
+        drawn = int.from_bytes(digest, "little")
+        return bool(drawn < self._share * 2**64)  # arXiv:2306.13649, algorithm 1
 
     def _answered(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "weights" in batch and not self._has_warned:

@@ -23,6 +23,8 @@ from tune.tokenizers.special_token_escape import Conversation
 
 # By which a prompt ends that asks for a thought before the answer.
 _OPENED_THOUGHT = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>\s*\Z")
+# And by which one ends that closes a thought at once, in special tokens that no answer in the conversation has.
+_EMPTY_THOUGHT = re.compile(r"<\|(\w+)>\w*\s*<\1\|>\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,13 @@ class _Writer:
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
         shown = self._chat.render(index + 1)
-        opened = _OPENED_THOUGHT.search(prompt)
+        opened, empty = _OPENED_THOUGHT.search(prompt), self._empty_thought(prompt)
         if shown.startswith(prompt):
             after = shown[len(prompt) :]
+        elif empty and shown.startswith(prompt[: empty.start()]):
+            after = shown[empty.start() :]
+            if after.startswith(f"<|{empty[1]}>"):  # with a thought, which the model begins itself
+                prompt = prompt[: empty.start()]
         elif opened and shown.startswith(prompt[: opened.start()]):
             after = self._with_thought(index, opened, shown[opened.start() :])
         else:
@@ -238,6 +244,12 @@ class _Writer:
         answer = after[: self._end_of_answer(after, index)]
         self._check_answer(self._chat.without_marks(answer), index)
         return Turn(prompt, answer)
+
+    def _empty_thought(self, prompt: str) -> re.Match[str] | None:
+        """Return the thought without words that a prompt ends with, if it is the template's own."""
+        found = _EMPTY_THOUGHT.search(prompt)
+        is_own = found and any(token.start() == found.start() for token in self._chat.tokens(prompt))
+        return found if is_own else None
 
     def _with_thought(self, index: int, opened: re.Match[str], after: str) -> str:
         """Return an answer that was written without its thought as a model writes it that is asked to think first."""

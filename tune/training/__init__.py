@@ -50,6 +50,7 @@ from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.teacher import Teacher
 from tune.training.torchtune_names import GONE, HERE
 from tune.training.train_state import TrainState, begin_state
+from tune.training.trained_weights import freeze
 from tune.training.validation import mean_loss
 from tune.training.vocabulary import check_tokenizer_fits, fit_vocabulary
 from tune.utils.mesh import init_mesh
@@ -98,6 +99,7 @@ __all__ = [
     "find_newest_complete_step",
     "fingerprint_run",
     "fit_vocabulary",
+    "freeze",
     "get_lr",
     "get_metric_logger",
     "get_optimizer",

@@ -69,8 +69,8 @@ class Progress:
         self._first_step = first_step
         self._start = time.perf_counter()
         self._bar: Any = None
-        if shown and _has_terminal():
-            from tqdm import tqdm
+        if shown and (_has_terminal() or _is_notebook()):
+            from tqdm.auto import tqdm
 
             self._bar = tqdm(
                 total=num_steps,
@@ -138,6 +138,11 @@ def _has_terminal() -> bool:
         return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
     except (OSError, ValueError):
         return False
+
+
+def _is_notebook() -> bool:
+    """Tell whether what is written to stderr is shown below a cell of a notebook."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
 
 
 def format_duration(seconds: float) -> str:

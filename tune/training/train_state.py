@@ -260,7 +260,9 @@ class TrainState:
         """
         if self.best_by == "loss":
             return
-        names = (self.best_by, f"val_{self.best_by}", f"eval_{self.best_by}")
+        # Never by what is measured of the batch that is trained on, which has the bare name.
+        is_full = self.best_by.startswith(("val_", "eval_"))
+        names = (self.best_by,) if is_full else (f"val_{self.best_by}", f"eval_{self.best_by}")
         name = next((name for name in names if name in metrics), None)
         if name is not None:
             value = float(metrics[name])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tune.errors import ConfigError
 from tune.modules import LayerScale
+from tune.modules.experts import ExpertLinear
+from tune.modules.linear import Linear
 from tune.modules.peft import is_adapter
 from tune.utils.host_memory import return_freed_memory
 from tune.utils.mesh import Mesh
@@ -35,7 +37,11 @@ _skeletons: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDic
 
 
 def shard_model(
-    model: Any, mesh: Mesh, own_layers: Sequence[str] | None = None, cpu_offload: bool = False
+    model: Any,
+    mesh: Mesh,
+    compute_dtype: torch.dtype | None = None,
+    own_layers: Sequence[str] | None = None,
+    cpu_offload: bool = False,
 ) -> None:
     """Cut every weight of a model over the processes of its copy, in place; each block is gathered when it runs.
 
@@ -45,6 +51,8 @@ def shard_model(
     Args:
         model: a decoder.
         mesh: one that shards.
+        compute_dtype: that all passes of the model cast to, by autocast. The matrices of blocks are then gathered in
+            it: the numbers are the same, and half the bytes are sent. None: all is gathered as it is kept.
         own_layers: further modules that are gathered on their own, such as tok_embeddings.
         cpu_offload: shards wait in host memory.
 
@@ -72,11 +80,22 @@ def shard_model(
     }
     for path in _own_layers(model, own_layers or ()):
         fully_shard(model.get_submodule(path), **options)
-    for block in model.layers:
-        fully_shard(block, **options)
-    # What is left (norm, output, tied embeddings) stays gathered between forward and backward: the loss reads the
-    # output matrix after the model has returned.
-    fully_shard(model, reshard_after_forward=False, **options)
+    cast = _cast_weights(model.layers, compute_dtype)
+    if cast:
+        # A block's other weights, a few vectors, are not rounded: they are gathered with what is left, below.
+        fully_shard(model, ignored_params=cast, reshard_after_forward=False, **options)
+        narrow = MixedPrecisionPolicy(
+            param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for block in model.layers:
+            others = {weight for weight in block.parameters() if weight not in cast}
+            fully_shard(block, ignored_params=others, **options | {"mp_policy": narrow})
+    else:
+        for block in model.layers:
+            fully_shard(block, **options)
+        # What is left (norm, output, tied embeddings) stays gathered between forward and backward: the loss reads the
+        # output matrix after the model has returned.
+        fully_shard(model, reshard_after_forward=False, **options)
     register_fsdp_forward_method(model, "hidden")
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -85,6 +104,13 @@ def shard_model(
             module.set_force_sum_reduction_for_comms(True)
     model.to_empty(device="cpu" if cpu_offload else mesh.device)
     _skeletons[model] = skeleton
+
+
+def _cast_weights(blocks: nn.Module, compute_dtype: torch.dtype | None) -> set[nn.Parameter]:
+    """Return the weights that are kept in another type, and read by nothing but products that cast them to this one."""
+    matrices = (module for module in blocks.modules() if isinstance(module, Linear | ExpertLinear))
+    weights = (weight for module in matrices for weight in module.parameters(recurse=False))
+    return {weight for weight in weights if compute_dtype is not None and weight.dtype != compute_dtype}
 
 
 def is_sharded_model(model: object) -> bool:
