@@ -101,6 +101,17 @@ def test_dropout_and_a_given_mask_take_the_dense_way() -> None:
         torch.testing.assert_close(dropping(tokens, input_pos=positions), expected)
 
 
+@pytest.mark.parametrize("kind", ["caps", "sinks"])
+def test_a_long_prompt_is_read_some_queries_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = model_of(KINDS[kind]), torch.randint(0, VOCAB, (2, 23))
+    with torch.no_grad():
+        expected = model(tokens)
+        monkeypatch.setattr("tune.modules.attention._QUERIES_AT_ONCE", 5)
+        model.setup_caches(2, 23)
+        found = torch.cat([model(part) for part in tokens.split((16, 7), 1)], 1)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("has_sinks", [False, True])

@@ -27,6 +27,9 @@ from tune.utils.sharding import init_sharded_
 # Of one layer, for later ones: [b, s, n_kv, h_d] each.
 KeysValues = tuple[Tensor, Tensor]
 
+# Of a prompt whose score matrix is formed.
+_QUERIES_AT_ONCE = 512
+
 
 class SelfAttention(nn.Module):
     """Attention of each token over itself and what the mask allows of the others.
@@ -188,13 +191,17 @@ class SelfAttention(nn.Module):
     def _attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return the attended values [b, n_h, s, h_d], scores kept within the cap, sinks among them.
 
-        The whole score matrix is formed: none of torch's fused kernels bounds its scores or knows sinks. For a single
+        The score matrix is formed: none of torch's fused kernels bounds its scores or knows sinks. For a single
         query with a mask it is small, and those kernels would either copy the keys for each head or use a part of the
         GPU.
         """
         if mask is None and q.shape[2] != 1:
             raise TrainingError("attention by its scores needs its mask given, causal ones as well")
         b, _, s, _ = q.shape
+        if mask is not None and s > _QUERIES_AT_ONCE and not torch.is_grad_enabled():
+            # A long prompt: nothing is kept of its scores, so some rows of them are there at a time.
+            pairs = zip(*(torch.split(part, _QUERIES_AT_ONCE, 2) for part in (q, mask)), strict=True)
+            return torch.cat([self._attend_by_products(part, k, v, seen) for part, seen in pairs], 2)
         # Heads that share keys meet them as further rows: the keys are read once and copied never.
         q = q.reshape(b, self.num_kv_heads, -1, self.head_dim)  # [b, n_kv, n_h / n_kv * s, h_d]
         scores = (q @ k.transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv * s, s_kv]

@@ -27,12 +27,15 @@ class ExpertLinear(nn.Module):
         use_bias: each expert has a bias.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, num_experts: int, in_dim: int, out_dim: int, use_bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, out_dim, in_dim))
         if not self.weight.is_meta:
             nn.init.uniform_(self.weight, -1 / math.sqrt(in_dim), 1 / math.sqrt(in_dim))  # as nn.Linear
-        self.bias = nn.Parameter(torch.zeros(num_experts, out_dim)) if use_bias else None
+        bias = nn.Parameter(torch.zeros(num_experts, out_dim)) if use_bias else None
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Return [n, o] for x [n, i], in x's dtype; `ends` as in `grouped_linear`."""
