@@ -331,3 +331,18 @@ def test_sharing_imports_nothing_the_config_names(
     config.write_text(config.read_text() + "bomb: &a [*a]\n" + "deep: " + "[" * 5000)
     assert tune("share", str(run), "--to", "other").code in (1, 2)
     assert not (tmp_path / "other").exists()
+
+
+def test_merging_writes_into_the_run_and_names_what_is_next(tune, run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run, symlinks=True)
+    merged = tune("merge", str(run))
+    assert merged.code == 0, merged.err
+    assert (run / "step_000002-merged" / "model.safetensors").is_file()
+    assert merged.out.rstrip().endswith(f"tune chat {run / 'step_000002-merged'}")  # it has a chat template
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (run / "step_000002-merged" / name).unlink(missing_ok=True)
+    converted = tune("convert-ckpt", str(run / "step_000002-merged"), "plain")
+    assert converted.out.rstrip().endswith(
+        "tune run generate plain prompt_template=question_answer prompt='...'"
+    )

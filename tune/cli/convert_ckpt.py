@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -84,8 +85,25 @@ def format_written(
     table = [(name, printable(text)) for name, text in (*rows, *(("note", note) for note in notes))]
     return (
         f"{printable(str(source))} is {done}, in {printable(str(directory))}:\n{columns(table)}\n"
-        f'Next:\n  tune run generate model_checkpoint={shlex.quote(str(directory))} prompt="Once upon a time"\n'
+        f"Next:\n  {_next_command(source, directory)}\n"
     )
+
+
+def _next_command(source: Path, directory: Path) -> str:
+    """Return what to type next: a model that knows a chat is talked to, another one is asked as it was trained."""
+    from tune.checkpoints.run_folder import find_run, read_run_record
+
+    folder = shlex.quote(str(directory))
+    with contextlib.suppress(OSError):
+        settings = directory / "tokenizer_config.json"
+        has_template = settings.is_file() and '"chat_template"' in settings.read_text(errors="replace")
+        if has_template or (directory / "chat_template.jinja").is_file():
+            return f"tune chat {folder}"
+    run = find_run(source)
+    record = read_run_record(run) if run is not None else None
+    template = ((record or {}).get("result") or {}).get("template")
+    asked = f" prompt_template={shlex.quote(str(template))}" if template else ""
+    return f"tune run generate {folder}{asked} prompt=" + ("'...'" if template else '"Once upon a time"')
 
 
 COMMAND = Command(

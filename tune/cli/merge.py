@@ -53,7 +53,7 @@ COMMAND = Command(
         "training saw is measured and shown. It takes the memory of two copies of the model, and disk for one."
     ),
     examples=(
-        ("tune merge out/latest", "the newest adapter of a run, into step_000123-merged"),
+        ("tune merge out/mine", "the newest adapter of a run, into out/mine/step_000123-merged"),
         ("tune merge my_adapter --base checkpoints/Llama-3.2-1B --to merged", "one made elsewhere"),
     ),
     run=run,
@@ -64,7 +64,11 @@ COMMAND = Command(
             "Folder of the model it was trained beside; what the adapter names if left out.",
             "DIR",
         ),
-        Option(("--to",), "Folder to write to, which must not exist; NAME-merged here if left out.", "DIR"),
+        Option(
+            ("--to",),
+            "Folder to write to, which must not exist; NAME-merged in the run, or here, if left out.",
+            "DIR",
+        ),
         Option(
             ("--dtype",),
             "What the weights become: fp32, fp16 or bf16; the base's if left out.",

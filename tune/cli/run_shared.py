@@ -53,11 +53,11 @@ def run_shared(given: Given, run: Callable[[list[str]], int]) -> int:
         answers = [*_own_settings(opened, given), *_ask_for_missing(opened, given)]
         settings = _settings(opened, [*answers, *given.overrides])
         _tell_differences(opened, settings)
-        is_own = _require_trust(opened, path, given)
+        stock = _require_trust(opened, path, given)
         output_dir = settings["output_dir"]
         is_dry = "dry_run" in given.switches
         home = path if path.is_dir() else opened.folder if is_dry else _keep(opened, output_dir)
-        recipe = str(home / opened.manifest["recipe"]["file"]) if is_own else _stock_name(opened)
+        recipe = stock or str(home / opened.manifest["recipe"]["file"])
         rest = [word for token in given.tokens for word in token if word and word != TRUST_RECIPE]
         code = run([recipe, "--config", str(home / "config.yaml"), *answers, *rest])
         if code == 0 and not is_dry:
@@ -173,8 +173,8 @@ def _tell_differences(opened: OpenedRun, settings: Mapping[str, str]) -> None:
         say("Versions, device and data are the same here.\n", sys.stderr)
 
 
-def _require_trust(opened: OpenedRun, path: Path, given: Given) -> bool:
-    """Return whether the recipe is one of somebody's own, which runs only when it has been trusted.
+def _require_trust(opened: OpenedRun, path: Path, given: Given) -> str:
+    """Return the name of the recipe where it is one of this tune's; "" for another one, once it has been trusted.
 
     Raises:
         UsageError: it has not been.
@@ -187,15 +187,15 @@ def _require_trust(opened: OpenedRun, path: Path, given: Given) -> bool:
                 f"{path} does not bring its recipe, {escape_control(name, _MAX_TEXT)!r}, and tune has none of that name"
             )
         report_warning(f"its recipe file was not shared; it runs with the {name} that is here")
-        return False
-    shipped = get_recipes_dir() / file.name
+        return name
     others = [each for each in file.parent.iterdir() if each != file and each.name != "__pycache__"]
-    if not others and shipped.is_file() and shipped.read_bytes() == file.read_bytes():
-        return False
+    shipped = {each.read_bytes(): each.stem for each in get_recipes_dir().glob("*.py")}
+    if not others and (same := shipped.get(file.read_bytes())) and find_recipe(same) is not None:
+        return same
     what = f"{path} brings a recipe, {file.name}, that is not the one of this tune: it may do anything on this machine"
     if TRUST_RECIPE[2:].replace("-", "_") in given.switches:
         report_warning(what)
-        return True
+        return ""
     look = f"`unzip -p {path} '*/recipe/*'`" if path.is_file() else f"{path / 'recipe'}"
     hint = f"Read it first ({look})"
     if find_recipe(name) is not None:
@@ -204,7 +204,7 @@ def _require_trust(opened: OpenedRun, path: Path, given: Given) -> bool:
         say(f"{what}.\n{hint}.\n", sys.stderr)
         with suppress(EOFError):
             if input("Type yes to run it: ").strip().lower() == "yes":
-                return True
+                return ""
         raise UsageError("not trusted, so nothing was run")
     raise UsageError(f"{what}. {hint}. To run it: {TRUST_RECIPE}")
 
@@ -212,11 +212,6 @@ def _require_trust(opened: OpenedRun, path: Path, given: Given) -> bool:
 def _recipe_name(opened: OpenedRun) -> str:
     stated = next((leaf.value for leaf in opened.leaves if leaf.key == "recipe"), "")
     return stated or str(opened.manifest["recipe"].get("name"))
-
-
-def _stock_name(opened: OpenedRun) -> str:
-    recipe = opened.recipe
-    return recipe.stem if recipe is not None else _recipe_name(opened)
 
 
 def _keep(opened: OpenedRun, output_dir: str) -> Path:

@@ -26,6 +26,7 @@ from tune.checkpoints import (
     save_model,
     staged_directory,
 )
+from tune.checkpoints.run_folder import find_run
 from tune.errors import CheckpointError, TokenizerError
 from tune.models.loading import auto, from_checkpoint, read_model_config
 from tune.modules import TransformerDecoder
@@ -102,7 +103,8 @@ def merge_adapter(
     Args:
         adapter: a folder in PEFT layout, a saved step or an output directory of a run that has adapters.
         base: the model's folder; None: the one that the adapter names.
-        to: folder to write, which is empty or does not exist; None: NAME-merged in the working directory.
+        to: folder to write, which is empty or does not exist; None: NAME-merged, in the run that the adapter is of, or
+            else in the working directory.
         dtype: what the weights become; None: what the base's are.
 
     Raises:
@@ -112,7 +114,8 @@ def merge_adapter(
     try:
         adapter_dir = find_adapter_dir(expand_path(adapter))
         base_dir = find_model_dir(_base_of(adapter_dir) if base is None else base)
-        directory = expand_path(to) if to is not None else Path.cwd() / f"{_name_of(adapter_dir)}-merged"
+        beside = find_run(adapter_dir) or Path.cwd()
+        directory = expand_path(to) if to is not None else beside / f"{_name_of(adapter_dir)}-merged"
         if directory.is_symlink() or (directory.exists() and not _is_free(directory)):
             raise CheckpointError(f"{directory} is there already; choose another folder to write to")
     except OSError as error:
