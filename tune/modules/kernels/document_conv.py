@@ -37,7 +37,9 @@ class _DocumentConv(Function):
         ctx: Any, x: Tensor, weight: Tensor, document_starts: Tensor | None, before: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x, weight, document_starts, before)
-        return F.silu(_convolve(x, weight, document_starts, before)).to(x.dtype)
+        out = F.silu(_convolve(x, weight, document_starts, before))
+        # A cast that does nothing must not end this: the compiler of torch 2.11 then hands on another gradient.
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
