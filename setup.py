@@ -28,6 +28,8 @@ TENSORBOARD = ["tensorboard"]
 # transformers, peft and trl are references in the tests; the program itself never imports them. What trl computes
 # differs between its versions.
 REFERENCES = ["transformers>=5", "peft", "protobuf", "trl==1.16.0"]
+# Published tasks to score a model on; in the tests its own numbers are the reference.
+EVAL = ["lm-eval>=0.4.9"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML", "types-tqdm"]
 # Kernels for layers that keep a state, on a GPU; the rest of flash-linear-attention is not needed.
 STATE_KERNELS = ["fla-core[cuda]>=0.6"]
@@ -42,11 +44,14 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     python_requires=">=3.11",
-    packages=find_packages(include=["tune", "tune.*", "recipes", "recipes.*"]),
-    # Configs and the bundled tiny model belong to the recipes and travel with them.
+    packages=[*find_packages(include=["tune", "tune.*"]), "recipes"],
+    # Configs and the bundled tiny model belong to the recipes and travel with them. `tune/recipes` is a link to where
+    # recipes are read and copied; installed they lie below tune, where no folder of the user's hides them.
+    # `recipes` itself is another name for the same modules; nothing here asks by it.
     package_data={
-        "recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
+        "tune.recipes": ["configs/**/*.yaml", "configs/*.yaml", "bundled/**/*"],
         "tune": [
+            "py.typed",
             "config/foreign_names.yaml",
             "hub/card.md.jinja",
             "hub/short_names.toml",
@@ -62,7 +67,8 @@ setup(
         "wandb": ["wandb"],
         "bitsandbytes": ["bitsandbytes"],
         "fla": STATE_KERNELS,
-        "dev": TENSORBOARD + REFERENCES + TOOLS + INTERPRETER,
+        "eval": EVAL,
+        "dev": TENSORBOARD + REFERENCES + EVAL + TOOLS + INTERPRETER,
     },
     entry_points={"console_scripts": ["tune = tune.cli.main:main"]},
 )

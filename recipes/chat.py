@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import tune.config
-from recipes.params.chat import ChatParams
 from tune.checkpoints.run_folder import locate_trained
 from tune.config import instantiate
 from tune.data import get_prompt_template
 from tune.errors import ConfigError, DataError, GenerationError, TuneError
 from tune.generation import Chat, Sampling, load_model, load_tokenizer, saved_sampling, trained_template
+from tune.recipes.params.chat import ChatParams
 from tune.tokenizers import Message
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 from tune.utils.escape import escape_lines

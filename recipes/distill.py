@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.distill import DistillParams
 from tune import training
 from tune.checkpoints import save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
 from tune.datasets import build_splits
-from tune.generation import AnsweredBatches, generate_text
+from tune.evaluation import AnswerScores
+from tune.generation import AnsweredBatches, generate_text, generate_texts
 from tune.modules.loss import Head, loss_from_hidden
+from tune.recipes.params.distill import DistillParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -72,7 +72,7 @@ class DistillRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
@@ -102,18 +102,16 @@ class DistillRecipe:
         self.loader = build(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
         size = params.batch_size_val or params.batch_size
         self.loader_val: Any = self.dataset_val and build(self.dataset_val, batch_size=size)
-        limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
-        state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
+        state.plan_steps(self.loader, params.epochs, **params.step_settings())
 
     def _setup_model(self) -> None:
-        params, report = self.params, self.dataset.report()
+        params, report, settings = self.params, self.dataset.report(), self.params.memory_settings()
         self.adapter_dir = self.checkpoints.adapter_dir or self.checkpointer.adapter_checkpoint
         model = training.build_on_meta(params.model, self.model_dir, self.precision.param_dtype)
         self.model: Any = model.train()
-        required, settings = params.requires_shards(), params.memory_settings()
-        adapters = params.adapter_settings()
+        required, adapters = params.requires_shards(), params.adapter_settings()
         shard_dim = training.choose_trained(model, adapters, self.adapter_dir, self.mesh, required=required)
-        training.fit_vocabulary(model, self.tokenizer, report)
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, report)
         self.teacher = training.Teacher(dtype=self.precision.compute_dtype, **params.teacher_settings())
         self.teacher.prepare(model, self.tokenizer, report, self.mesh, required=required)
         losses = self.teacher.planned(self.loss_fn, self.kd_loss)
@@ -150,11 +148,13 @@ class DistillRecipe:
         self.exit_stack.callback(self.monitor.close)
         self.monitor.objective = self.parts = training.LossParts(self.mesh)
         self.monitor.open(params.metric_logger, params.profiler, write_report)
+        asked = self.dataset_val, self.tokenizer, partial(generate_texts, self.model, self.tokenizer)
+        self.monitor.answers = AnswerScores(*asked, **params.eval_settings())
         repeatability = training.describe_repeatability(params.seed, params.optimizer, self.mesh)
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
-        state.track(lr_scheduler=self.lr_scheduler)
+        state.track(lr_scheduler=self.lr_scheduler, objective=self.parts)
         base = training.hash_weight_files(self.model_dir) if params.trains_adapters() else ""
         facts: Any = {"builder": params.model, "base": base, "teacher": self.teacher.hash_weights()}
         state.fingerprint = training.fingerprint_run(
@@ -171,7 +171,7 @@ class DistillRecipe:
                 state.begin_epoch(epoch)
                 self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, state.steps_left_in_epoch):
+                for micro_batches in state.take_steps(windows):
                     state.begin_step()
                     with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
                         loss, grad_norm = self.train_step(micro_batches)
@@ -187,7 +187,7 @@ class DistillRecipe:
                     self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
-                    self.monitor.log(state.step, metrics)
+                    self.monitor.log(state, metrics)
                     if state.is_due(params.generate_every_n_steps):
                         self.monitor.sample(state.step, params.sample_prompts, self._answer)
                     state.seed_next_step()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import fixed_on_resume, instantiate
 from tune.data import shift_labels, shift_weights
 from tune.datasets import build_splits
-from tune.generation import generate_text
+from tune.evaluation import AnswerScores
+from tune.generation import generate_text, generate_texts
 from tune.modules.loss import loss_sum
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -75,14 +75,13 @@ class FullFinetuneRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
         self.guard = training.StepGuard(params.on_non_finite, self.scaler, state, self.checkpoints)
-        self.offloading = training.activation_offloading(
-            self.model, self.device, params.enable_activation_offloading
-        )
+        offload = params.enable_activation_offloading
+        self.offloading = training.activation_offloading(self.model, self.device, offload)
 
         # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
         #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
@@ -110,8 +109,7 @@ class FullFinetuneRecipe:
         how: Any = params.data_settings()
         self.dataset, self.dataset_val = build_splits(*data, self.tokenizer, state.seed, **how)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
-        limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
-        state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
+        state.plan_steps(self.loader, params.epochs, **params.step_settings())
         if self.dataset_val:
             batch_size_val = params.batch_size_val or params.batch_size
             self.loader_val = build_loader(self.dataset_val, batch_size=batch_size_val, shuffle=False)
@@ -121,7 +119,7 @@ class FullFinetuneRecipe:
         with torch.device("meta"):
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
-        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         report, settings = self.dataset.report(), params.memory_settings()
         self.memory_plan = training.plan_memory(
             model, report, self.loss_fn, self.precision, self.mesh, self.mesh.shard_dim, **settings
@@ -152,6 +150,8 @@ class FullFinetuneRecipe:
         )
         self.exit_stack.callback(self.monitor.close)
         self.monitor.open(params.metric_logger, params.profiler, write_report)
+        asked = self.dataset_val, self.tokenizer, partial(generate_texts, self.model, self.tokenizer)
+        self.monitor.answers = AnswerScores(*asked, **params.eval_settings())
         repeatability = training.describe_repeatability(params.seed, params.optimizer, self.mesh)
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
@@ -171,7 +171,7 @@ class FullFinetuneRecipe:
                 state.begin_epoch(epoch)
                 self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, state.steps_left_in_epoch):
+                for micro_batches in state.take_steps(windows):
                     state.begin_step()
                     with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
                         loss, grad_norm = self.train_step(micro_batches)
@@ -187,7 +187,7 @@ class FullFinetuneRecipe:
                     self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
-                    self.monitor.log(state.step, metrics)
+                    self.monitor.log(state, metrics)
                     if state.is_due(params.generate_every_n_steps):
                         self.monitor.sample(state.step, params.sample_prompts, self._answer)
                     state.seed_next_step()

@@ -21,7 +21,6 @@ import time
 from typing import IO, Any
 
 import tune.config
-from recipes.params.generate import GenerateParams
 from tune.checkpoints.run_folder import locate_trained
 from tune.config import instantiate
 from tune.data import get_prompt_template
@@ -37,6 +36,7 @@ from tune.generation import (
     stream_texts,
     trained_template,
 )
+from tune.recipes.params.generate import GenerateParams
 from tune.utils import expand_path, get_device, get_dtype, get_logger
 from tune.utils.escape import escape_lines
 

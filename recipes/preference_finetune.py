@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import tune.config
-from recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune import training
 from tune.checkpoints import add_adapters, save_adapter
 from tune.config import fixed_on_resume, instantiate
 from tune.datasets import build_splits
-from tune.generation import generate_text
+from tune.evaluation import AnswerScores
+from tune.generation import generate_text, generate_texts
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune.report import write_report
 from tune.utils import get_device, get_logger
 
@@ -69,14 +69,13 @@ class PreferenceFinetuneRecipe:
         # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
         self.gradients = training.GradientSync(self.model, self.mesh)
         self.optimizer = training.build_optimizer(
-            params.optimizer, self.model.parameters(), params.optimizer_in_bwd, self.mesh.world_size
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
         )
         self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
         self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
         self.guard = training.StepGuard(params.on_non_finite, self.scaler, state, self.checkpoints)
-        self.offloading = training.activation_offloading(
-            self.model, self.device, params.enable_activation_offloading
-        )
+        offload = params.enable_activation_offloading
+        self.offloading = training.activation_offloading(self.model, self.device, offload)
 
         # 6. What watches. Then the saved state goes into what now stands, last of all, since building has drawn random
         #    numbers; and a file says exactly what is running: not before, since a resume may be refused here.
@@ -104,8 +103,7 @@ class PreferenceFinetuneRecipe:
         how: Any = params.data_settings()
         self.dataset, self.dataset_val = build_splits(*data, self.tokenizer, state.seed, **how)
         self.loader: Any = build_loader(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
-        limits = {"max_steps_per_epoch": params.max_steps_per_epoch, "max_steps": params.max_steps}
-        state.plan_steps(self.loader, params.epochs, params.gradient_accumulation_steps, **limits)
+        state.plan_steps(self.loader, params.epochs, **params.step_settings())
         if self.dataset_val:
             batch_size_val = params.batch_size_val or params.batch_size
             self.loader_val = build_loader(self.dataset_val, batch_size=batch_size_val, shuffle=False)
@@ -118,7 +116,7 @@ class PreferenceFinetuneRecipe:
         self.model = model.to(self.precision.param_dtype).train()
         if params.trains_adapters():  # in fp32, for bf16 loses small steps
             add_adapters(model, params.lora_settings(), now or first, torch.float32)
-        training.fit_vocabulary(model, self.tokenizer, self.dataset.report())
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         self.reference = training.Reference(model, self.loss_fn, params.precompute_reference)
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
         report, settings = self.dataset.report(), params.memory_settings()
@@ -155,11 +153,13 @@ class PreferenceFinetuneRecipe:
         self.exit_stack.callback(self.monitor.close)
         self.monitor.objective = self.metrics = training.PreferenceMetrics(self.mesh)
         self.monitor.open(params.metric_logger, params.profiler, write_report)
+        asked = self.dataset_val, self.tokenizer, partial(generate_texts, self.model, self.tokenizer)
+        self.monitor.answers = AnswerScores(*asked, **params.eval_settings())
         repeatability = training.describe_repeatability(params.seed, params.optimizer, self.mesh)
         self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
         # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
         state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
-        state.track(lr_scheduler=self.lr_scheduler)
+        state.track(lr_scheduler=self.lr_scheduler, objective=self.metrics)
         # A lora_ builder's arguments are not in the sizes.
         facts = {"builder": params.model, "base": training.hash_weight_files(self.base_dir)}
         state.fingerprint = training.fingerprint_run(
@@ -176,7 +176,7 @@ class PreferenceFinetuneRecipe:
                 state.begin_epoch(epoch)
                 self.loader.sampler.set_epoch(epoch)
                 windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
-                for micro_batches in islice(windows, state.steps_left_in_epoch):
+                for micro_batches in state.take_steps(windows):
                     state.begin_step()
                     with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
                         loss, grad_norm = self.train_step(micro_batches)
@@ -192,7 +192,7 @@ class PreferenceFinetuneRecipe:
                     self.lr_scheduler.step()
                     if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
                         metrics |= self.validate()
-                    self.monitor.log(state.step, metrics)
+                    self.monitor.log(state, metrics)
                     if state.is_due(params.generate_every_n_steps):
                         self.monitor.sample(state.step, params.sample_prompts, self._answer)
                     state.seed_next_step()
@@ -244,7 +244,7 @@ class PreferenceFinetuneRecipe:
         num_pairs = training.count_pairs(batch)  # on the host, where nobody waits for it
         batch = training.to_device(batch, self.device)
         chosen, rejected = training.compare_answers(self.loss_fn, self.model, batch, self.reference)
-        self.metrics.add(self.loss_fn, chosen, rejected, batch["verdicts"])
+        self.metrics.add_answers(self.loss_fn, chosen, rejected, batch["verdicts"])
         losses = self.loss_fn.losses(chosen, rejected, batch["verdicts"], self.mesh.sum_)  # [n]
         return losses.sum(), num_pairs
 
@@ -255,7 +255,7 @@ class PreferenceFinetuneRecipe:
         with self.monitor.paused():
             val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)
             measured = self.metrics.read("val_")
-        self.state.note_validation(val_loss, self.params.score(val_loss, measured))
+        self.state.note_validation(val_loss)
         return {"val_loss": val_loss, **measured}
 
     def _answer(self, prompt: str) -> str:

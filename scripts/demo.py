@@ -4,10 +4,10 @@
     python scripts/demo.py --lora    the same with LoRA: the model stays as it is, small adapters beside it learn
     python scripts/demo.py --preference    another lesson: of two ways to go on, which is better
 
-It types the ordinary commands for you and shows them: `tune run full_finetune` (or `lora_finetune`), then `tune run
-generate`. In between it gives the model 300 held-out orders, before and after, and counts the answers that are right
-to the letter. Everything lands in ./out/tiny (or ./out/tiny_lora); the exit code is 1 if fewer than nine answers in
-ten are right, with LoRA fewer than eight.
+It types the ordinary commands for you and shows them: `tune run full_finetune` (or `lora_finetune`), then `tune eval`,
+which gives 300 held-out orders to the model as it came and as it is now, then `tune run generate`. Everything lands in
+./out/tiny (or ./out/tiny_lora); the exit code is 1 if fewer than nine answers in ten are right to the letter, with
+LoRA fewer than eight.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "recipes" / "bundled"
 BASE_MODEL = BUNDLED / "tiny_llama"
 HELD_OUT = BUNDLED / "orders" / "held_out.jsonl"
-# Longer than the longest answer, shorter than the patience for a base model that never stops.
-MAX_NEW_TOKENS = 24
-BATCH = 100
 
 
 class Lesson(NamedTuple):
@@ -48,16 +45,6 @@ FULL = Lesson("full_finetune", "tiny/full_finetune", Path("out/tiny"), 0.9, "lr=
 LORA = Lesson("lora_finetune", "tiny/lora_finetune", Path("out/tiny_lora"), 0.8, "lora_rank=2", "out/smaller")
 
 
-class Exercise(NamedTuple):
-    """One held-out order: its columns in the data file, and the ids of the prompt exactly as training has it."""
-
-    kind: str
-    instruction: str
-    row: str
-    answer: str
-    prompt_ids: list[int]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fine-tune the bundled tiny Llama, and see what it learnt.")
     parser.add_argument("--lora", action="store_true", help="train small adapters beside the frozen model")
@@ -69,58 +56,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return demo_preference.run()
     lesson = LORA if given.lora else FULL
     output = lesson.output
-    started = time.monotonic()
     if not _make_room(output):
         return 1
     _print_introduction(output)
     output.mkdir(parents=True, exist_ok=True)
 
-    from tune.utils.logging import get_logger
-
-    get_logger("WARNING")
-    exercises = _read_exercises()
-    _title("1. Before: the model as it comes")
-    print("It has only ever read what a parrot says, so an order makes it chatter.\n")
-    before = _answer_all(BASE_MODEL, exercises)
-    print(f"Right to the letter: {_count(exercises, before)} of {len(exercises)} held-out orders.")
-
-    _title("2. Fine-tuning, with the ordinary command")
+    _title("1. Fine-tuning, with the ordinary command")
+    print("The model has only ever read what a parrot says. Now it reads orders, with answers.\n")
     training_started = time.monotonic()
     if _run(["run", lesson.recipe, "--config", lesson.config]) != 0:
         print("\nThe training stopped with the error above; nothing more to show.", file=sys.stderr)
         return 1
     training_seconds = time.monotonic() - training_started
 
-    tuned_model = output / "latest" / "model"
-    after = _answer_all(tuned_model, exercises)
-    _title("3. After: the same orders again")
-    _print_examples(exercises, before, after)
-    scores = _print_scores(exercises, before, after)
+    _title("2. Before and after, on orders that it has not seen")
+    words = ["eval", "--config", "tiny/evaluate", f"model_checkpoint={output}"]
+    if _run([*words, "log_level=WARNING"]) != 0:
+        print("\nThe scoring stopped with the error above; nothing more to show.", file=sys.stderr)
+        return 1
+    scores = max((output / "evaluations").glob("*_held_out"))
+    score = json.loads((scores / "scores.json").read_text(encoding="utf-8"))["all"]["scores"]["exact_match"][
+        "value"
+    ]
+    before, after = (_read_rows(scores / name) for name in ("answers_before.jsonl", "answers.jsonl"))
+    _print_examples(before, after)
 
-    _title("4. The saved model, asked with the ordinary command")
-    exit_code = _ask_by_command(tuned_model, exercises)
-
-    losses = _read_losses(output / "metrics.jsonl")
-    metrics = {
-        "score_before": scores[0],
-        "score_after": scores[1],
-        "held_out_orders": len(exercises),
-        "score_by_kind": _by_kind(exercises, after),
-        "training_seconds": round(training_seconds, 1),
-        "steps": losses[-1][0] if losses else 0,
-        "first_loss": losses[0][1] if losses else None,
-        "last_loss": losses[-1][1] if losses else None,
-        "total_seconds": round(time.monotonic() - started, 1),
-        "answers": [
-            {"instruction": e.instruction, "input": e.row, "expected": e.answer, "before": b, "after": a}
-            for e, b, a in zip(exercises, before, after, strict=True)
-        ],
-    }
-    (output / "demo.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    _title("3. The saved model, asked with the ordinary command")
+    exit_code = _ask_by_command(output, after)
     _print_ending(lesson, training_seconds)
-    if scores[1] < lesson.goal:
+    if score < lesson.goal:
         print(
-            f"The score after tuning is {scores[1]:.1%}; the demo promises {lesson.goal:.0%}.",
+            f"The score after tuning is {score:.1%}; the demo promises {lesson.goal:.0%}.",
             file=sys.stderr,
         )
         return 1
@@ -152,49 +118,8 @@ def _print_introduction(output: Path) -> None:
     print(f"  output {output}")
 
 
-def _read_exercises() -> list[Exercise]:
-    """Read the held-out orders, and tokenize their prompts with the dataset that training uses."""
-    from tune.datasets import instruct_dataset
-    from tune.tokenizers import from_checkpoint
-
-    template = "question_answer"
-    items = instruct_dataset(from_checkpoint(BASE_MODEL), source=str(HELD_OUT), prompt_template=template)
-    exercises = []
-    for index, line in enumerate(HELD_OUT.read_text(encoding="utf-8").splitlines()):
-        row = json.loads(line)
-        tokens, labels = items[index]["tokens"], items[index]["labels"]
-        prompt_ids = [token for token, label in zip(tokens, labels, strict=True) if label < 0]
-        exercises.append(Exercise(row["kind"], row["instruction"], row["input"], row["output"], prompt_ids))
-    return exercises
-
-
-def _answer_all(model_folder: Path, exercises: Sequence[Exercise]) -> list[str]:
-    """Answer every order greedily with the model in this folder."""
-    from tune.generation import generate_batch
-    from tune.models import from_checkpoint
-    from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
-
-    model = from_checkpoint(model_folder)
-    tokenizer = tokenizer_from_checkpoint(model_folder)
-    answers = []
-    for start in range(0, len(exercises), BATCH):
-        prompts = [exercise.prompt_ids for exercise in exercises[start : start + BATCH]]
-        ids = generate_batch(
-            model, prompts, max_new_tokens=MAX_NEW_TOKENS, stop_ids=sorted(tokenizer.stop_ids)
-        )
-        answers += [tokenizer.decode(row).strip() for row in ids]
-    return answers
-
-
-def _count(exercises: Sequence[Exercise], answers: Sequence[str]) -> int:
-    return sum(answer == exercise.answer for exercise, answer in zip(exercises, answers, strict=True))
-
-
-def _by_kind(exercises: Sequence[Exercise], answers: Sequence[str]) -> dict[str, float]:
-    right: dict[str, list[bool]] = {}
-    for exercise, answer in zip(exercises, answers, strict=True):
-        right.setdefault(exercise.kind, []).append(answer == exercise.answer)
-    return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _run(arguments: Sequence[str], stdin: str | None = None) -> int:
@@ -204,54 +129,41 @@ def _run(arguments: Sequence[str], stdin: str | None = None) -> int:
     return done.returncode
 
 
-def _print_examples(exercises: Sequence[Exercise], before: Sequence[str], after: Sequence[str]) -> None:
-    """Print the first held-out order of each kind, with the answers before and after."""
-    kinds = [exercise.kind for exercise in exercises]
+def _print_examples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> None:
+    """Print the first held-out order of each kind, with the answers before and after; and what is still wrong."""
+    kinds = [row["group"] for row in after]
     shown = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-    rows = [("order", "words", "before", "after")]
-    rows += [(exercises[i].instruction, exercises[i].row, _shorten(before[i], 24), after[i]) for i in shown]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    print("Words it has never seen in a row:\n")
-    for number, row in enumerate(rows):
-        mark = " " if number == 0 else _mark(row[3] == exercises[shown[number - 1]].answer)
-        cells = "   ".join(cell.ljust(width) for cell, width in zip(row, widths))
-        print(f"  {cells}   {mark} {row[3]}")
+    cells = [("order", "words", "before", "after")]
+    cells += [
+        (*_order(after[i]), _shorten(before[i].get("answer", ""), 24), after[i].get("answer", ""))
+        for i in shown
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    print("\nWords it has never seen in a row:\n")
+    for number, line in enumerate(cells):
+        mark = " " if number == 0 else _mark(_is_right(after[shown[number - 1]]))
+        print(f"  {'   '.join(cell.ljust(width) for cell, width in zip(line, widths))}   {mark} {line[3]}")
         if number == 0:
             print("  " + "   ".join("-" * width for width in [*widths, 30]))
-
-
-def _print_scores(
-    exercises: Sequence[Exercise], before: Sequence[str], after: Sequence[str]
-) -> tuple[float, float]:
-    right_before, right_after = _count(exercises, before), _count(exercises, after)
-    total = len(exercises)
-    print(f"\nRight to the letter, over all {total} held-out orders:\n")
-    for when, right in (("before", right_before), ("after", right_after)):
-        bar = "#" * round(40 * right / total)
-        print(f"  {when:<6}  {bar:<40}  {right:>3} of {total}  {right / total:6.1%}")
-    for kind, score in _by_kind(exercises, after).items():
-        print(f"          {kind:<10} {score:6.1%}")
-    wrong = [(e, answer) for e, answer in zip(exercises, after, strict=True) if answer != e.answer]
+    wrong = [row for row in after if not _is_right(row)]
     if wrong:
         print("\nWhat it still gets wrong, for example:\n")
-    for exercise, answer in wrong[:2]:
-        print(f"    {exercise.row} | {exercise.instruction}  ->  {answer}  (should be: {exercise.answer})")
-    return right_before / total, right_after / total
+    for row in wrong[:2]:
+        order, words = _order(row)
+        print(f"    {words} | {order}  ->  {row['answer']}  (should be: {row['reference']})")
 
 
-def _ask_by_command(model_folder: Path, exercises: Sequence[Exercise]) -> int:
-    exercise = next(e for e in exercises if e.kind == "backwards")
-    prompt = f"{exercise.instruction}\n\n{exercise.row}"
-    return _run(
-        ["run", "generate", f"model_checkpoint={model_folder}", "prompt_template=question_answer"]
-        + ["temperature=0", "max_new_tokens=24", f"prompt={prompt}"]
-    )
+def _order(row: dict[str, Any]) -> tuple[str, str]:
+    return row["values"]["instruction"], row["values"]["input"]
 
 
-def _read_losses(metrics_file: Path) -> list[tuple[int, float]]:
-    """Read (step, loss) from the run's own metrics."""
-    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+def _is_right(row: dict[str, Any]) -> bool:
+    return bool(row["scores"]["exact_match"] == 1.0)
+
+
+def _ask_by_command(output: Path, rows: Sequence[dict[str, Any]]) -> int:
+    order, words = _order(next(row for row in rows if row["group"] == "backwards"))
+    return _run(["run", "generate", str(output), "max_new_tokens=24", f"prompt={order}\n\n{words}"])
 
 
 def _print_ending(lesson: Lesson, training_seconds: float) -> None:
@@ -263,7 +175,7 @@ def _print_ending(lesson: Lesson, training_seconds: float) -> None:
         (str(output / "loss_curve.png"), "the loss curve: each point is the mean since the one before"),
         (str(output / "metrics.jsonl"), "each logged line: loss, rate, tokens per second"),
         (str(output / "config.yaml"), "the full configuration, and where each value came from"),
-        (str(output / "demo.json"), "the scores, and every held-out order with its answers"),
+        (str(output / "evaluations"), "scores.json, and every held-out order with its answers"),
     ]
     adapter = output / "latest" / "adapter"
     if adapter.is_dir():

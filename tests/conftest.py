@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def spm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folding_spm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that folds runs of spaces, as sentencepiece's default settings do."""
     return train_spm(tmp_path_factory.mktemp("spm") / "folding.model", remove_extra_whitespaces=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect ten thousand tests, and what they import, without looking for garbage among them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

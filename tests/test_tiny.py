@@ -12,11 +12,11 @@ from random import Random
 import pytest
 import torch
 
-from recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune.cli.catalogue import find_config, find_recipe
 from tune.config import resolve
 from tune.datasets import instruct_dataset
 from tune.models import from_checkpoint
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -51,7 +51,7 @@ def imports() -> dict[str, set[str]]:
     for folder in ("tune", "recipes"):
         for path in (ROOT / folder).rglob("*.py"):
             name = path.relative_to(ROOT).as_posix().removesuffix(".py").removesuffix("/__init__")
-            files[name.replace("/", ".")] = path
+            files[("tune." if folder == "recipes" else "") + name.replace("/", ".")] = path
     found: dict[str, set[str]] = {}
     for name, path in files.items():
         found[name] = set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.generate import AskParams
 from tune.config.params import param
+from tune.recipes.params.generate import AskParams
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tune.utils.splits import parse_split
 # The label of a position without a target, in every batch (`tune.data`, which would import torch).
 _IGNORE_INDEX = -100
 _TEMPLATE_FILES = (".jinja", ".jinja2", ".j2")
-_PREFERENCES = (
+PREFERENCES = (
     "preference_dataset",
     "unpaired_dataset",
     "hh_rlhf_helpful_dataset",
@@ -206,28 +206,24 @@ def check_mixing(datasets: Component | Sequence[Component], mix_until: str) -> I
         )
 
 
-def check_task(learns_from: str, **datasets: Component | Sequence[Component] | None) -> Iterator[Diagnostic]:
-    """Yield which datasets of ours a recipe cannot learn from: pairs are no answers, and answers no pairs."""
-    for name, given in datasets.items():
-        several = (given,) if isinstance(given, Component) else given or ()
-        for index, one in enumerate(several):
-            if not one.path.startswith("tune.datasets."):
-                continue
-            builder = one.path.rpartition(".")[2]
-            where = name if isinstance(given, Component) else f"{name}.{index}"
-            if learns_from == "answers" and builder in _PREFERENCES:
-                yield problem(
-                    f"is {builder}, which gives bad answers beside good ones: use the recipe preference_finetune",
-                    (where,),
-                )
-            if learns_from == "preferences" and builder not in _PREFERENCES:
-                yield problem(
-                    f"is {builder}, whose answers have no others to be compared with: use preference (pairs) or "
-                    "unpaired (answers with a verdict)",
-                    (where,),
-                )
-            if learns_from == "preferences" and one.kwargs.get(STREAMING) is True:
-                yield problem("must be false: preferences are read whole", (f"{where}.{STREAMING}",))
+def each_dataset(**fields: Component | Sequence[Component] | None) -> Iterator[tuple[str, Component]]:
+    """Yield each dataset of some fields, with the place where it stands: a field, or a number in its list."""
+    for name, given in fields.items():
+        if isinstance(given, Component):
+            yield name, given
+        for index, one in enumerate(() if given is None or isinstance(given, Component) else given):
+            yield f"{name}.{index}", one
+
+
+def check_answers(**fields: Component | Sequence[Component] | None) -> Iterator[Diagnostic]:
+    """Yield which datasets of ours hold preferences, from which no answers are to be learnt."""
+    for where, one in each_dataset(**fields):
+        builder = one.path.rpartition(".")[2]
+        if one.path.startswith("tune.datasets.") and builder in PREFERENCES:
+            yield problem(
+                f"is {builder}, which gives bad answers beside good ones: use the recipe preference_finetune",
+                (where,),
+            )
 
 
 def check_streaming(

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from recipes.params.checks import check_checkpointer, check_sizes, default_of
-from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import CHECKPOINTER, KD_LOSS, MODEL, TOKENIZER
+from tune.recipes.params.checks import check_checkpointer, check_sizes, default_of, each_dataset
+from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 _MANY = 10**9
 
@@ -20,6 +20,7 @@ _MANY = 10**9
 class DistillParams(FullOrLoraParams):
     """Parameters of `distill`: a student learns what a teacher would say next, all of it or through adapters."""
 
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "kd_loss", "ce_loss")
     recipe_names: ClassVar[tuple[str, ...]] = (
         "distill",
         "knowledge_distillation_single_device",
@@ -85,6 +86,14 @@ class DistillParams(FullOrLoraParams):
         fixed_on_resume=True,
         help="Learn from answers that the student writes itself, to the prompts of the data, as the teacher sees them.",
     )
+    on_policy_share: float = param(
+        1.0,
+        above=0.0,
+        maximum=1.0,
+        group="Objective",
+        fixed_on_resume=True,
+        help="With on_policy, the share of steps whose answers the student writes; the others learn from the data's.",
+    )
     max_new_tokens: int = param(
         128,
         minimum=1,
@@ -123,7 +132,11 @@ class DistillParams(FullOrLoraParams):
 
     def writing_settings(self) -> dict[str, Any]:
         """Return how the student writes, as `AnsweredBatches` takes it."""
-        return {"max_new_tokens": self.max_new_tokens, "temperature": self.sampling_temperature}
+        return {
+            "share": self.on_policy_share,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.sampling_temperature,
+        }
 
     def memory_settings(self) -> dict[str, Any]:
         """Return what decides how much memory the run needs, as `plan_memory` takes it."""
@@ -152,7 +165,7 @@ class DistillParams(FullOrLoraParams):
         if self.on_policy:
             yield from self._check_on_policy()
             return
-        for name in ("max_new_tokens", "sampling_temperature"):
+        for name in ("on_policy_share", "max_new_tokens", "sampling_temperature"):
             if getattr(self, name) != fields_of(type(self))[name].default:
                 yield problem("has no effect without on_policy", (name, "on_policy"))
 
@@ -180,13 +193,11 @@ class DistillParams(FullOrLoraParams):
                 ("kd_ratio", "on_policy"),
                 suggestion="1",
             )
-        datasets = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
-        for index, one in enumerate(datasets):
+        for where, one in each_dataset(dataset=self.dataset, dataset_val=self.dataset_val):
             if one.kwargs.get("train_on_input", default_of(one.path, "train_on_input")):
-                name = "dataset" if one is self.dataset else f"dataset.{index}"
                 yield problem(
                     "leaves nothing to be the prompt that the student would answer; set it to false",
-                    (f"{name}.train_on_input", "on_policy"),
+                    (f"{where}.train_on_input", "on_policy"),
                 )
 
 

@@ -6,7 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from recipes.params.checks import (
+from tune.config.component import Component
+from tune.config.diagnostics import Diagnostic, problem
+from tune.config.params import agreed_values, check_params, param, refuse_unknown
+from tune.config.slots import (
+    CHECKPOINTER,
+    COLLATE_FN,
+    DATASET,
+    LOSS,
+    LR_SCHEDULER,
+    METRIC,
+    METRIC_LOGGER,
+    MODEL,
+    OPTIMIZER,
+    PROFILER,
+    TOKENIZER,
+)
+from tune.config.suggestions import nearest
+from tune.recipes.params.checks import (
+    check_answers,
     check_checkpointer,
     check_collation,
     check_datasets,
@@ -17,25 +35,9 @@ from recipes.params.checks import (
     check_processes,
     check_sizes,
     check_streaming,
-    check_task,
     check_val_split,
 )
-from recipes.params.shared_rows import warn_of_shared_rows
-from tune.config.component import Component
-from tune.config.diagnostics import Diagnostic, problem
-from tune.config.params import agreed_values, check_params, param, refuse_unknown
-from tune.config.slots import (
-    CHECKPOINTER,
-    COLLATE_FN,
-    DATASET,
-    LOSS,
-    LR_SCHEDULER,
-    METRIC_LOGGER,
-    MODEL,
-    OPTIMIZER,
-    PROFILER,
-    TOKENIZER,
-)
+from tune.recipes.params.shared_rows import warn_of_shared_rows
 from tune.utils.exclusions import Choices
 
 # More steps, passes or tokens than anyone waits for, and sequences than any device holds: a slip of the keyboard.
@@ -47,7 +49,7 @@ _MANY_SEQUENCES = 2**20
 class FinetuneParams:
     """What a recipe that trains a model on examples can be told; each recipe adds what is its own."""
 
-    learns_from: ClassVar[Literal["answers", "preferences"]] = "answers"
+    known_scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # of a validation
 
     # --- Model: what is trained, and from which weights -------------------------------------------------
     model: Component = param(
@@ -204,6 +206,27 @@ class FinetuneParams:
         maximum=1e3,
         group="Optimization",
         help="Learning rate at its peak. It has to be given, here or as an argument of the optimizer.",
+    )
+    embedding_lr: float | None = param(
+        None,
+        minimum=0.0,
+        maximum=1e3,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Learning rate of the embedding; null means that of all weights.",
+    )
+    decay_norms_and_biases: bool = param(
+        True,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Whether the optimizer's weight_decay is for norms and biases, too.",
+    )
+    freeze: list[str] | None = param(
+        None,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="Weights that are not trained: names of modules or parts of them, ranges of layers, such as "
+        '[tok_embeddings, "layers.0-7"].',
     )
     lr_scheduler: Component | None = param(
         None,
@@ -369,6 +392,44 @@ class FinetuneParams:
     sample_max_new_tokens: int = param(
         64, minimum=1, maximum=_MANY, group="Logging", help="Longest sample answer, in tokens."
     )
+    eval_every_n_steps: int | None = param(
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Logging",
+        help="Let the model answer questions of the validation data every so many optimizer steps, and score that.",
+    )
+    eval_metrics: Component | tuple[Component, ...] = param(
+        ("exact_match",),
+        slot=METRIC,
+        group="Logging",
+        help="What these answers are worth: one or a list of exact_match, normalized_match, number, contains, rouge_l, "
+        "json_valid, or functions of one's own; each is logged as eval_ and its name.",
+    )
+    eval_num_examples: int = param(
+        64,
+        minimum=1,
+        maximum=_MANY,
+        group="Logging",
+        help="Questions that are asked each time, the first ones.",
+    )
+    eval_max_new_tokens: int = param(
+        64, minimum=1, maximum=_MANY, group="Logging", help="Longest of these answers, in tokens."
+    )
+    best_by: str | None = param(
+        None,
+        group="Output",
+        fixed_on_resume=True,
+        help="What makes a step the best one: loss, or a metric that is logged, such as exact_match or val_margin; "
+        "less is better of losses and perplexities, more of all else. null means loss.",
+    )
+    early_stopping_patience: int | None = param(
+        None,
+        minimum=1,
+        maximum=_MANY,
+        group="Optimization",
+        help="End the run once so many measurements of best_by in a row have brought nothing better.",
+    )
     metric_logger: Component = param(
         "disk",
         slot=METRIC_LOGGER,
@@ -418,9 +479,36 @@ class FinetuneParams:
             "optimizer_in_backward": self.optimizer_in_bwd,
         }
 
+    def step_settings(self) -> dict[str, Any]:
+        """Return what a step is made of, and what ends an epoch or the run, as `TrainState.plan_steps` takes it."""
+        return {
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "max_steps_per_epoch": self.max_steps_per_epoch,
+            "max_steps": self.max_steps,
+            "best_by": self.best_by,
+            "patience": self.early_stopping_patience,
+        }
+
+    def eval_settings(self) -> dict[str, Any]:
+        """Return which answers are scored as training goes on, as `AnswerScores` takes it."""
+        return {
+            "metrics": self.eval_metrics,
+            "every_n_steps": self.eval_every_n_steps,
+            "num_examples": self.eval_num_examples,
+            "max_new_tokens": self.eval_max_new_tokens,
+        }
+
     def shard_settings(self) -> dict[str, Any]:
         """Return how weights are sharded, as `shard_model` takes it."""
         return {"own_layers": self.custom_sharded_layers, "cpu_offload": self.fsdp_cpu_offload}
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Return how the optimizer steps, and what it is told of some weights alone, as `build_optimizer` takes it."""
+        return {
+            "in_backward": self.optimizer_in_bwd,
+            "decay_norms_and_biases": self.decay_norms_and_biases,
+            "embedding_lr": self.embedding_lr,
+        }
 
     def requires_shards(self) -> bool:
         """Tell whether weights have to be sharded, where one could choose.
@@ -460,7 +548,7 @@ class FinetuneParams:
         yield from check_datasets("dataset", self.dataset)
         yield from check_datasets("dataset_val", self.dataset_val)
         yield from check_mixing(self.dataset, self.mix_until)
-        yield from check_task(self.learns_from, dataset=self.dataset, dataset_val=self.dataset_val)
+        yield from self._check_task()
         yield from check_streaming(self.dataset, self.dataset_val, self.max_steps, self.val_split)
         yield from check_val_split(self.val_split, self.dataset_val)
         validates = self.dataset_val is not None or self.val_split is not None
@@ -476,6 +564,7 @@ class FinetuneParams:
                 "saved: make one a multiple of the other",
                 ("run_val_every_n_steps", "save_every_n_steps"),
             )
+        yield from self._check_scores(validates)
         if self.batch_size_val and not validates:
             yield problem(
                 "has no effect without dataset_val or val_split",
@@ -490,6 +579,43 @@ class FinetuneParams:
             yield problem(
                 "needs generate_every_n_steps, or they are never answered",
                 ("sample_prompts", "generate_every_n_steps"),
+            )
+
+    def _check_task(self) -> Iterator[Diagnostic]:
+        """Yield which datasets hold something else than this recipe learns from."""
+        yield from check_answers(dataset=self.dataset, dataset_val=self.dataset_val)
+
+    def _check_scores(self, validates: bool) -> Iterator[Diagnostic]:
+        """Yield what is wrong with the metrics of answers, and with what makes a step the best one."""
+        if self.eval_every_n_steps and not validates:
+            yield problem(
+                "needs dataset_val or val_split: there is nothing to answer",
+                ("eval_every_n_steps", "dataset_val", "val_split"),
+            )
+        if self.early_stopping_patience and not validates:
+            yield problem(
+                "needs dataset_val or val_split: nothing says when to stop",
+                ("early_stopping_patience", "dataset_val", "val_split"),
+            )
+        several = (self.eval_metrics,) if isinstance(self.eval_metrics, Component) else self.eval_metrics
+        names = [one.path.removeprefix("tune.evaluation.metrics.") for one in several]
+        if not names:
+            yield problem("is an empty list: name at least one, such as exact_match", ("eval_metrics",))
+        best_by = (self.best_by or "loss").removeprefix("eval_")
+        is_of_answers = best_by in names or (self.best_by or "").startswith("eval_")
+        if self.best_by is not None and not validates:
+            yield problem(
+                "needs dataset_val or val_split: nothing is measured", ("best_by", "dataset_val", "val_split")
+            )
+        if is_of_answers and best_by not in names:
+            yield problem(f"is none of eval_metrics, {', '.join(names)}", ("best_by", "eval_metrics"))
+        elif is_of_answers and not self.eval_every_n_steps:
+            yield problem("is measured of answers: set eval_every_n_steps", ("best_by", "eval_every_n_steps"))
+        elif not is_of_answers and not best_by.startswith("val_") and best_by not in self.known_scores:
+            yield problem(
+                f"is no metric that is known: {', '.join((*self.known_scores, 'val_...', *names))}",
+                ("best_by",),
+                suggestion=nearest(best_by, (*self.known_scores, *names)),
             )
 
     def _quantized_by(self) -> str:

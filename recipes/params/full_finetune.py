@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.params.finetune import FinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
+from tune.recipes.params.finetune import FinetuneParams
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FullOrLoraParams(LoraFinetuneParams):
 _SETTINGS = tuple(
     name
     for name, info in fields_of(FullOrLoraParams).items()
-    if (info.group == "LoRA" or name == "save_adapter_weights_only")
+    if (info.group == "LoRA" or name in ("save_adapter_weights_only", "loraplus_lr_ratio"))
     and not info.short_for
     and name != "lora_rank"
 )

@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from recipes.params.finetune import FinetuneParams
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, given_fields, param
+from tune.recipes.params.finetune import FinetuneParams
 
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")
 # What chooses the matrices that get an adapter, by the same names in a builder and here.
-# As `tune.modules.peft.AttnModule`, which comes with torch; the second line is of layers that keep a state.
+# As `tune.modules.peft.AttnModule`, which comes with torch; the second line is of layers that keep a state, the last
+# two names of those with a short convolution.
 _AttnModule = Literal[
     "q_proj", "k_proj", "v_proj", "output_proj",
     "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
+    "in_proj",
 ]  # fmt: skip
 _MATRICES = ("lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output")
 
@@ -50,6 +52,14 @@ class LoraFinetuneParams(FinetuneParams):
         group="LoRA",
         fixed_on_resume=True,
         help="Scale of what adapters add: alpha / rank, or alpha / sqrt(rank) with use_rslora.",
+    )
+    loraplus_lr_ratio: float | None = param(
+        None,
+        minimum=1e-3,
+        maximum=1e4,
+        group="Optimization",
+        fixed_on_resume=True,
+        help="LoRA+: how much faster the second matrix of each adapter learns than the first, such as 16.",
     )
     lora_dropout: float | None = param(
         0.0,
@@ -103,6 +113,10 @@ class LoraFinetuneParams(FinetuneParams):
         group="Output",
         help="Save the adapter alone, not also the whole model with the adapter merged into it.",
     )
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Return how the optimizer steps, and what it is told of some weights alone, as `build_optimizer` takes it."""
+        return {**super().optimizer_settings(), "loraplus_lr_ratio": self.loraplus_lr_ratio}
 
     def lora_settings(self) -> dict[str, Any]:
         """Return what the adapters are to be like, as `choose_lora` takes it.

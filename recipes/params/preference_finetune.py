@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from recipes.params.full_or_lora import FullOrLoraParams
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
-from tune.config.slots import CHECKPOINTER, COLLATE_FN, PREFERENCE_LOSS
+from tune.config.slots import CHECKPOINTER, PREFERENCE_LOSS
+from tune.recipes.params.pairs import PairParams
 
 _JUDGED_LOSS = "KTOLoss"
 
 
 @dataclass(frozen=True)
-class PreferenceFinetuneParams(FullOrLoraParams):
+class PreferenceFinetuneParams(PairParams):
     """Parameters of `preference_finetune`: every weight is trained, or adapters where `lora_rank` is set."""
 
     recipe_names: ClassVar[tuple[str, ...]] = (
@@ -26,7 +26,6 @@ class PreferenceFinetuneParams(FullOrLoraParams):
         "lora_dpo_single_device",
         "lora_dpo_distributed",
     )
-    learns_from: ClassVar[Literal["answers", "preferences"]] = "preferences"
 
     loss: Component = param(
         "dpo",
@@ -34,13 +33,6 @@ class PreferenceFinetuneParams(FullOrLoraParams):
         group="Optimization",
         fixed_on_resume=True,
         help="Loss over pairs of answers: dpo, ipo, hinge, robust, sigmoid_norm, simpo, orpo; over judged ones: kto.",
-    )
-    collate_fn: Component = param(
-        "tune.data.padded_collate_dpo",
-        slot=COLLATE_FN,
-        group="Data",
-        fixed_on_resume=True,
-        help="Function that turns a list of pairs into one padded batch.",
     )
     ref_checkpointer: Component | None = param(
         None,
@@ -54,12 +46,6 @@ class PreferenceFinetuneParams(FullOrLoraParams):
         fixed_on_resume=True,
         help="Compute the reference's log-probabilities once, before training, and keep them with the tokenized data.",
     )
-    best_by: Literal["loss", "accuracy"] = param(
-        "loss",
-        group="Output",
-        fixed_on_resume=True,
-        help="What makes a validated step the best one: the lowest loss, or the highest accuracy.",
-    )
 
     def checkpointer_of_reference(self) -> Component:
         """Return what reads the weights of the reference, where that is a copy."""
@@ -69,28 +55,14 @@ class PreferenceFinetuneParams(FullOrLoraParams):
         """Tell whether weights have to be sharded, where one could choose: those that are trained are."""
         return not self.trains_adapters() or super().requires_shards()
 
-    def score(self, val_loss: float, measured: Mapping[str, float]) -> float:
-        """Return what the best validated step has least of."""
-        return val_loss if self.best_by == "loss" else 1.0 - measured["val_accuracy"]
-
     def memory_settings(self) -> dict[str, Any]:
-        """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""
-        datasets = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
-        is_packed = any(dataset.kwargs.get("packed") for dataset in datasets)
-        return super().memory_settings() | {
-            "batch_size": self.batch_size * (1 if is_packed else 2),
-            "keeps_copy": not self.trains_adapters() and not self.precompute_reference,
-        }
+        """Return what decides how much memory the run needs, as `plan_memory` takes it."""
+        keeps_copy = not self.trains_adapters() and not self.precompute_reference
+        return super().memory_settings() | {"keeps_copy": keeps_copy}
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
-        if self.collate_fn.path.endswith(".padded_collate_sft"):
-            yield problem(
-                "makes rows of answers that stand alone: pairs need tune.data.padded_collate_dpo",
-                ("collate_fn",),
-                suggestion="tune.data.padded_collate_dpo",
-            )
         if self.ref_checkpointer is not None and self.trains_adapters():
             yield problem(
                 "has no effect beside adapters, whose reference is the model without them",
@@ -101,7 +73,6 @@ class PreferenceFinetuneParams(FullOrLoraParams):
                 "is required: the folder with the reference's weights", ("ref_checkpointer.checkpoint_dir",)
             )
         name = self.loss.path.rpartition(".")[2]
-        yield from self._check_loss_fits(name)
         if name == _JUDGED_LOSS and self.batch_size < 2:
             yield problem(
                 "is 1, but kto compares each answer with those of others in its batch: use at least 2",
@@ -118,17 +89,14 @@ class PreferenceFinetuneParams(FullOrLoraParams):
                 ("precompute_reference", "checkpointer.adapter_checkpoint"),
             )
 
-    def _check_loss_fits(self, name: str) -> Iterator[Diagnostic]:
-        """Yield where a loss of ours and a dataset of ours speak of different things."""
-        several = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
-        for one in several if self.loss.path.startswith("tune.") else ():
-            is_judged = one.path.rpartition(".")[2] == "unpaired_dataset"
-            if one.path.startswith("tune.") and is_judged is not (name == _JUDGED_LOSS):
-                kind, other = (
-                    ("judged answers", "kto") if is_judged else ("pairs", "dpo, or another of pairs")
-                )
-                fits = "preference" if is_judged else "unpaired"
-                yield problem(
-                    f"is {name}, and the dataset holds {kind}: use loss={other}, or dataset={fits}",
-                    ("loss", "dataset"),
-                )
+    def _check_dataset(self, where: str, is_judged: bool) -> Iterator[Diagnostic]:
+        name = self.loss.path.rpartition(".")[2]
+        if self.loss.path.startswith("tune.") and is_judged is not (name == _JUDGED_LOSS):
+            field = where.partition(".")[0]
+            kind, other = ("judged answers", "kto") if is_judged else ("pairs", "dpo, or another of pairs")
+            fits = "preference" if is_judged else "unpaired"
+            yield problem(
+                f"is {name}, and {'the dataset' if field == 'dataset' else field} holds {kind}: use loss={other}, or "
+                f"{where}={fits}",
+                ("loss", where),
+            )

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 import tune.models
 from tune.checkpoints import load_adapter, read_adapter_config, save_adapter
@@ -40,18 +40,31 @@ SIZES = {
 BASES: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, num_experts=5, moe_intermediate_size=24, mlp_only_layers=[1]),
+    # Its files know no single experts: transposed, gates and what they open in turns, with biases.
+    "gpt_oss": GptOssConfig(**SIZES, num_local_experts=5, head_dim=8, sliding_window=4),
 }
 # As peft had them while experts were modules.
 OF_EXPERTS = {"mixtral": ["w1", "w2", "w3"], "qwen3_moe": ["gate_proj", "up_proj", "down_proj"]}
 TOLERANCE = {"rtol": 1e-5, "atol": 5e-5}
 
 
-@pytest.fixture(params=BASES, scope="module")
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    directory = tmp_path_factory.mktemp("base") / request.param
-    AutoModelForCausalLM.from_config(BASES[request.param]).save_pretrained(directory)
-    return directory
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    for name, config in BASES.items():
+        torch.manual_seed(5)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    return {name: folder / name for name in BASES}
+
+
+@pytest.fixture(params=OF_EXPERTS)
+def base(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Path:
+    return bases[request.param]
+
+
+@pytest.fixture(params=BASES)
+def any_base(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Path:
+    return bases[request.param]
 
 
 def tokens() -> Tensor:
@@ -110,8 +123,10 @@ FROM_PEFT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", FROM_PEFT)
-def test_experts_of_peft_are_read_and_written(kind: str, base: Path, tmp_path: Path) -> None:
-    settings = dict(FROM_PEFT[kind])
+def test_experts_of_peft_are_read_and_written(kind: str, any_base: Path, tmp_path: Path) -> None:
+    base, settings = any_base, dict(FROM_PEFT[kind])
+    if kind == "old names" and base.name not in OF_EXPERTS:
+        pytest.skip("never had modules for them")
     if kind == "old names":
         settings["target_modules"] = ["q_proj", *OF_EXPERTS[base.name]]
     expected = made_by_peft(base, tmp_path / "theirs", **settings)
@@ -164,9 +179,10 @@ def test_experts_are_written_one_by_one(base: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_no_single_names_say_goes_beside_all(
-    modules: list[tuple[str, int, float]], base: Path, tmp_path: Path
+    modules: list[tuple[str, int, float]], any_base: Path, tmp_path: Path
 ) -> None:
     """One layer's experts, gates alone, or of another rank than what they open."""
+    base = any_base
     chosen = tuple(LoRAModule(f"layers.2.mlp.experts.{leaf}", *size) for leaf, *size in modules)
     model = made_here(base, tmp_path, modules=chosen)
     content = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -177,8 +193,8 @@ def test_what_no_single_names_say_goes_beside_all(
     assert set(read_adapter_config(tmp_path, tune.models.from_checkpoint(base)).modules) == set(chosen)
 
 
-def test_merged_experts_are_the_adapted_ones(base: Path, tmp_path: Path) -> None:
-    model = made_here(base, tmp_path)
+def test_merged_experts_are_the_adapted_ones(any_base: Path, tmp_path: Path) -> None:
+    model = made_here(any_base, tmp_path)
     expected = logits_of(model)
     tune.checkpoints.save_model(model, tmp_path / "merged")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()

@@ -366,7 +366,7 @@ def test_a_merged_weight_is_rounded_once(base: Path, tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("peft_type", "LOHA"),
-        ("task_type", "SEQ_CLS"),
+        ("task_type", "TOKEN_CLS"),
         ("bias", "lora_only"),
         ("fan_in_fan_out", True),
         ("modules_to_save", "lm_head"),

@@ -45,7 +45,7 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 RECIPE = """
 import sys
 import tune.config
-from recipes.params.generate import GenerateParams
+from tune.recipes.params.generate import GenerateParams
 from tune.errors import DataError
 
 @tune.config.parse

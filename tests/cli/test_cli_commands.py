@@ -72,6 +72,30 @@ def test_an_unknown_command_suggests_the_nearest(tune, word: str, meant: str) ->
     assert f"did you mean `tune {meant}`?" in outcome.err
 
 
+@pytest.mark.parametrize("columns", [44, 60, 100])
+def test_help_keeps_to_the_width_and_its_words_whole(tune, monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    wide = 100
+    for words in (["share", "--help"], ["run", "--help"], ["merge", "--help"]):
+        lines = tune(*words).out.splitlines()
+        examples = [line for line in lines if line.startswith(("  tune ", "  # "))]
+        for line in set(lines) - set(examples):
+            assert len(line) <= columns or " " not in line.strip(), line
+        monkeypatch.setenv("COLUMNS", str(wide))
+        same = tune(*words).out
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert same.split() == " ".join(lines).split()
+
+
+@pytest.mark.parametrize("verb", ["plot", "train", "finetune", "export", "quantize", "convert"])
+def test_a_verb_of_other_tools_says_what_it_is_here(tune, verb: str) -> None:
+    outcome = tune(verb, "x")
+    assert outcome.code == 2
+    assert f"there is no command {verb!r}: " in outcome.err
+    named = [name for _, name in re.findall(r"`tune (run )?([a-z-_]+)", outcome.err)]
+    assert all(name in COMMANDS or find_recipe(name) is not None for name in named)
+
+
 @pytest.mark.parametrize(
     "words", [["--foo"], ["-x"], [""], ["a b"], ["nope.py"], ["no/such"], ["\0"], ["\udcff"]]
 )
@@ -340,6 +364,16 @@ def test_completion_follows_the_shell(tune, monkeypatch: pytest.MonkeyPatch) -> 
         (["full_finetune", "batch_size_"], ["batch_size_val="]),
         (["finetune_llm", "batch_size_"], ["batch_size_val="]),
         (["run", "full_finetune", "--dry"], ["--dry-run"]),
+        (["run", "full_finetune", "dtype=b"], ["dtype=bf16"]),
+        (["run", "full_finetune", "dtype", "=", "b"], ["bf16"]),  # as bash cuts it
+        (["run", "full_finetune", "shuffle", "="], ["true", "false"]),
+        (["lora_finetune", "lr_scheduler=cos"], ["lr_scheduler=cosine"]),
+        (["run", "full_finetune", "optimizer.weight_"], ["optimizer.weight_decay="]),
+        (["run", "distill", "--config", "tiny/"], ["tiny/distill"]),
+        (["sh"], ["share"]),
+        (["rep"], ["report"]),
+        (["ch"], ["chat"]),
+        (["share", "x", "--red"], ["--redact", "--redact-key", "--redact_key"]),
         (["describe", "generate", "top_"], ["top_k", "top_p"]),
         (["cat", "llama2/13"], ["llama2/13B_full", "llama2/13B_lora", "llama2/13B_qlora"]),
         (["completion", "f"], ["fish"]),

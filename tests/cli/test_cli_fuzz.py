@@ -73,7 +73,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what looks like a model's name is not asked for
     (tmp_path / "my.yaml").write_text("recipe: full_finetune\nlr: 1e-4\n")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: {\n")
-    (tmp_path / "mine.py").write_text("from recipes.params.generate import GenerateParams\n")
+    (tmp_path / "mine.py").write_text("from tune.recipes.params.generate import GenerateParams\n")
     (tmp_path / "folder").mkdir()
     return tmp_path
 

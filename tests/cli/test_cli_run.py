@@ -9,19 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tune.cli.catalogue import RECIPES, find_recipe, list_configs
+from tune.cli.catalogue import RECIPES, find_recipe
 
 ENOUGH = ("model_checkpoint=somewhere", "prompt=fine")
-
-
-@pytest.mark.parametrize("config", list_configs(), ids=lambda config: config.name)
-def test_every_config_is_valid(tune, config) -> None:
-    outcome = tune("validate", config.name, "--json")
-    result = json.loads(outcome.out)
-    assert (outcome.code, result["errors"]) == (0, [])
-    # An optional package that is missing here is no fault of the config.
-    assert {warning["code"] for warning in result["warnings"]} <= {"not-installed"}
-    assert config.name in tune("validate", config.name).out
 
 
 def test_validate_shows_all_problems_with_their_places(tune, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_kubernetes_manifest(tune) -> None:
 
 def test_the_commands_in_the_text(tune, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from recipes.params.full_finetune import FullFinetuneParams\n"
+        "from tune.recipes.params.full_finetune import FullFinetuneParams\n"
         "def recipe_main(params: FullFinetuneParams): ...\n"
     )
     (tmp_path / "my.yaml").write_text("model_checkpoint: x\noutput_dir: out\ndataset: alpaca\nlr: 2e-5\n")

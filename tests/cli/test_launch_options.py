@@ -111,7 +111,7 @@ def test_mistakes_are_usage_errors(tune, words: list[str], hint: str) -> None:
 
 def test_a_bad_config_starts_no_process(tune, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from recipes.params.generate import GenerateParams\n"
+        "from tune.recipes.params.generate import GenerateParams\n"
         "def recipe_main(params: GenerateParams): ...\nopen('ran', 'w')\n"
     )
     outcome = tune("run", "--nproc_per_node", "2", "mine.py", *ENOUGH, "max_new_tokns=7")

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.cli.main import main
 from tune.config import ParamsError
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 MINE = """
 from dataclasses import dataclass
 
 import tune.config
-from recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 
 @dataclass(frozen=True)

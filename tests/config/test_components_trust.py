@@ -59,7 +59,7 @@ HOSTILE = [
     "tune.models.os.system",
     "tune.models._private.run",
     "tune.checkpoints.save_model",
-    "recipes.full_finetune.recipe_main",
+    "tune.recipes.full_finetune.recipe_main",
     "sys.modules",
     "__main__.x",
     "..os.system",

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import TuneArgumentParser, resolve
 from tune.config.dump import scalar
 from tune.config.params import fields_of, param
 from tune.config.resolve import Resolution
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 EXAMPLES = int(os.environ.get("TUNE_FUZZ_EXAMPLES", "120"))
 QUICK = settings(

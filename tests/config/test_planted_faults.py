@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import resolve
 from tune.config.params import ParamInfo, fields_of
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 GOOD = """\
 output_dir: out

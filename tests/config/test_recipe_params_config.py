@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
 from tune.cli.catalogue import find_recipe
 from tune.config import TuneArgumentParser, resolve
 from tune.config.component import Component
 from tune.config.component_check import resolve_component
 from tune.config.params import fields_of
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -175,7 +175,7 @@ MEASURE = """\
 import sys, time
 start = time.process_time()
 from tune.config import TuneArgumentParser
-from recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.full_finetune import FullFinetuneParams
 params = TuneArgumentParser(params=FullFinetuneParams).parse_params()
 print(time.process_time() - start)
 heavy = {"torch", "numpy", "datasets", "transformers", "sentencepiece"} & set(sys.modules)

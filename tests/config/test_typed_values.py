@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import resolve
 from tune.config.convert import Converter
 from tune.config.diagnostics import Diagnostic, Source
@@ -15,6 +14,7 @@ from tune.config.nodes import PythonValue, Scalar, core_value
 from tune.config.scalars import REFUSED
 from tune.config.typing import TypeSpec
 from tune.config.yaml_tree import read_flow
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 HERE = Source("cli", arg="x", col=1)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import json_schema, resolve
 from tune.config.component import Component
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 TEXT = """
 output_dir: out

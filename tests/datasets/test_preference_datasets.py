@@ -343,7 +343,7 @@ def test_the_cache_gives_the_same_pairs(tokenizer: Tokenizer, write: Callable[..
 
 
 def test_a_look_shows_both_sides(tokenizer: Tokenizer, write: Callable[..., str]) -> None:
-    from recipes.params.preference_finetune import PreferenceFinetuneParams
+    from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
 
     overrides = ["output_dir=x", "model_checkpoint=x", "lr=1", f"dataset.source={write(ROWS)}"]
     for packed in (False, True):

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
-from recipes.params.full_finetune import FullFinetuneParams
 from tune import training
 from tune.config import resolve
 from tune.errors import TuneError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 CONFIG = Path(__file__).resolve().parents[2] / "recipes/configs/tiny/full_finetune.yaml"
 

@@ -21,7 +21,7 @@ def main() -> None:
     for run in json.loads(Path(sys.argv[1]).read_text()):
         name = run["recipe"]
         words = "".join(word.capitalize() for word in name.split("_"))
-        params = getattr(importlib.import_module(f"recipes.params.{name}"), f"{words}Params")
+        params = getattr(importlib.import_module(f"tune.recipes.params.{name}"), f"{words}Params")
         recipe = importlib.import_module(f"recipes.{name}").recipe_main
         assert recipe(params(**run["values"])) == 0
     gc.collect()

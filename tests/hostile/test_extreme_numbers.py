@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import fields_of, resolve
 from tune.generation.sampling import Sampling, token_probabilities
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 TRAINING = "output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\nlr: 1e-4\n"
 KINDS = {

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import resolve
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 BASE = "output_dir: out\ndataset: {_component_: alpaca}\nlr: 1e-3\n"
 SIZE = 150_000

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.checkpoints.writers import replacing
 from tune.config import resolve
 from tune.errors import CheckpointError
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.training.profiler import setup_torch_profiler
 from tune.training.saving.checkpoints import Checkpoints
 from tune.training.saving.resolved_config import write_resolved_config

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
 from tune.config import resolve
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
 from tune.utils.paths import get_recipes_dir
 
 BASE = "dataset: {_component_: alpaca}\nlr: 1e-3\nmodel_checkpoint: m\n"

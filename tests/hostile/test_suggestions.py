@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import Diagnostic, fields_of, resolve
 from tune.config.foreign_names import foreign_names
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 TRAINING = """\
 output_dir: out

@@ -8,13 +8,19 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
+    Gemma4UnifiedTextConfig,
     GemmaConfig,
     Glm4Config,
+    GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    Lfm2Config,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -66,6 +72,20 @@ def case(config_class: type[PreTrainedConfig], shipped: str = "", **arguments: A
     return Case(config_class, arguments, shipped)
 
 
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """Give a model norms that are not one, and logits that are not flat, in place."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    # Where scores are divided by nothing, queries of full length would attend to one key alone: rounding would decide.
+    is_bare = [getattr(module, "scaling", 0.0) == 1.0 for module in model.modules()]
+    for name, tensor in model.state_dict().items():
+        if name.endswith("q_norm.weight") and any(is_bare):
+            tensor.mul_(0.3)
+        elif name.endswith("layer_scalar"):
+            tensor.mul_(1.0 + torch.randn_like(tensor) * 0.2)
+
+
 def rope(kind: str, base: float, **others: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": base, **others}
 
@@ -113,6 +133,40 @@ LONG_PHI = {**PHI, "max_position_embeddings": 90, "original_max_position_embeddi
 # Experts' widths are multiples of 8, which the reference's kernel for them needs.
 EXPERTS = {**UNPADDED, "intermediate_size": 56}
 QWEN3_EXPERTS = {**EXPERTS, "num_experts": 7, "moe_intermediate_size": 24}
+
+LFM2 = {
+    **UNPADDED,
+    "norm_eps": 1e-4,
+    "block_auto_adjust_ff_dim": False,
+    "rope_theta": 600.0,
+}
+# Heads of two widths, a share of the wider ones' channels turns; where nothing else is said, no table of inputs.
+GEMMA4 = {
+    **UNPADDED,
+    "num_hidden_layers": 5,
+    "layer_types": [*MIXED[:4], "full_attention"],
+    "head_dim": 10,
+    "global_head_dim": 14,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 7,
+    "final_logit_softcapping": 3.0,
+    "rope_parameters": {
+        "full_attention": rope("proportional", 900.0, partial_rotary_factor=0.5),
+        "sliding_attention": SLIDING,
+    },
+}
+# Of six layers the last three share the keys of the third and the second. Six channels of a layer's input may all be
+# near zero, and are normed after that: rounding would be all that is left.
+GEMMA4_SHARING = {
+    **GEMMA4,
+    "rms_norm_eps": 5e-2,
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+    "vocab_size_per_layer_input": 67,
+    "hidden_size_per_layer_input": 6,
+}
 
 QWEN3_5 = {
     **UNPADDED,
@@ -203,6 +257,39 @@ CASES: dict[str, Case] = {
         final_logit_softcapping=3.0,
         attention_bias=True,
         tie_word_embeddings=False,
+    ),
+    "gemma4": case(
+        Gemma4TextConfig,
+        "gemma4/31B_full",
+        **GEMMA4,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=3,
+    ),
+    "gemma4-sharing": case(Gemma4TextConfig, "gemma4/E2B_full", **GEMMA4_SHARING),
+    "gemma4-sharing-biases-untied": case(
+        Gemma4TextConfig,
+        **GEMMA4_SHARING
+        | {
+            "num_kv_shared_layers": 1,
+            "use_double_wide_mlp": False,
+            "final_logit_softcapping": None,
+        },
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "gemma4-experts": case(
+        Gemma4TextConfig,
+        **GEMMA4 | {"num_hidden_layers": 3, "layer_types": MIXED[:3], "rms_norm_eps": 1e-2},
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        enable_moe_block=True,
+        num_experts=7,
+        top_k_experts=3,
+        moe_intermediate_size=24,
+    ),
+    "gemma4-unified": case(
+        Gemma4UnifiedTextConfig,
+        **{name: value for name, value in GEMMA4.items() if name != "hidden_size_per_layer_input"},
     ),
     "phi3-window": case(Phi3Config, "phi3/mini_full", **PHI, sliding_window=7),
     # The original length lies between the harness's shorter texts and its positions from 30 on.
@@ -351,6 +438,32 @@ CASES: dict[str, Case] = {
         tie_word_embeddings=True,
         attention_bias=True,
     ),
+    # Bounds within which some of the gates and of what they open lie, and others not.
+    "gpt_oss": case(
+        GptOssConfig,
+        "gpt_oss/20B_full",
+        **{**EXPERTS, "intermediate_size": 24},
+        head_dim=10,
+        num_local_experts=7,
+        num_experts_per_tok=3,
+        sliding_window=7,
+        swiglu_alpha=1.3,
+        swiglu_limit=0.9,
+        rope_parameters={**YARN, "truncate": False},
+    ),
+    "gpt_oss-listed": case(
+        GptOssConfig,
+        **{**EXPERTS, "intermediate_size": 40},
+        num_hidden_layers=5,
+        layer_types=MIXED,
+        head_dim=8,
+        num_local_experts=5,
+        num_experts_per_tok=1,
+        sliding_window=3,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        rope_parameters=rope("default", 700.0),
+    ),
     "smollm3": case(
         SmolLM3Config, "smollm3/3B_full", **UNPADDED, num_hidden_layers=4, tie_word_embeddings=True
     ),
@@ -391,6 +504,23 @@ CASES: dict[str, Case] = {
         attention_out_bias=True,
         mlp_bias=True,
         tie_word_embeddings=True,
+    ),
+    "lfm2": case(
+        Lfm2Config,
+        "lfm2/1.2B_full",
+        **LFM2,
+        num_hidden_layers=4,
+        layer_types=["conv", "full_attention", "conv", "conv"],
+    ),
+    "lfm2-attention-first-untied": case(
+        Lfm2Config,
+        **LFM2,
+        num_hidden_layers=3,
+        layer_types=["full_attention", "conv", "full_attention"],
+        num_key_value_heads=3,
+        conv_L_cache=5,
+        tie_word_embeddings=False,
+        rope_parameters=YARN,
     ),
     "granite4": case(GraniteMoeHybridConfig, "granite/2B_full", **GRANITE, **ATTENTION_ALONE),
     "granite4-no-positions-tied": case(

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from cases import CASES
 from larger_models import LARGER
 from published_configs import PUBLISHED as SOME_PUBLISHED
+from published_gemmas import PUBLISHED as GEMMAS_PUBLISHED
+from published_gpt_oss import PUBLISHED as GPT_OSS_PUBLISHED
+from published_lfm2 import PUBLISHED as LFM2_PUBLISHED
 from published_llamas import PUBLISHED as LLAMAS_PUBLISHED
 from published_qwens import PUBLISHED as QWENS_PUBLISHED
 from test_growing_texts import GROWING
@@ -119,6 +122,14 @@ ROWS = (
         "two rotary bases; sees pictures from 4B on",
     ),
     Row(
+        "Gemma 4",
+        ("gemma4",),
+        ("gemma4",),
+        ("Gemma 4",),
+        "0.1.0",
+        "heads of two widths, layers that share keys, inputs by layer, experts beside the feed-forward; sees pictures",
+    ),
+    Row(
         "Phi-3, Phi-3.5, Phi-4",
         ("phi3", "phi4"),
         ("phi3", "phi4", "longrope"),
@@ -149,6 +160,22 @@ ROWS = (
         ("OLMo 3",),
         "0.1.0",
         "windows in three of four layers, YaRN in the others",
+    ),
+    Row(
+        "gpt-oss",
+        ("gpt_oss",),
+        ("gpt_oss",),
+        ("gpt-oss",),
+        "0.1.0",
+        "sinks, windows in every second layer, experts with biases; MXFP4",
+    ),
+    Row(
+        "LFM2",
+        ("lfm2",),
+        ("lfm2",),
+        ("LFM2",),
+        "0.1.0",
+        "two of three layers see a few tokens through a convolution instead of attending",
     ),
     Row(
         "GLM-4-0414",
@@ -230,7 +257,14 @@ def _proofs(row: Row) -> Iterator[str]:
     yield f"R{len(own)}"
     if any(CASES[name].shipped for name in own):
         yield "E"
-    published = {*SOME_PUBLISHED, *LLAMAS_PUBLISHED, *QWENS_PUBLISHED}
+    published = {
+        *SOME_PUBLISHED,
+        *GEMMAS_PUBLISHED,
+        *LFM2_PUBLISHED,
+        *GPT_OSS_PUBLISHED,
+        *LLAMAS_PUBLISHED,
+        *QWENS_PUBLISHED,
+    }
     if row.modules and all(builders()[module].keys() <= published for module in row.modules):
         yield "S"
     kinds = families_of(row)

@@ -6,12 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cases import GEMMA, MIXED, QWEN3_5, SCALED, SIZES, YARN
+from cases import GEMMA, GEMMA4, GEMMA4_SHARING, MIXED, QWEN3_5, SCALED, SIZES, YARN, stir
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Gemma4AudioConfig,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedTextConfig,
+    Gemma4VisionConfig,
     Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -44,6 +52,29 @@ def _gemma3(vocab_size: int) -> PreTrainedModel:
     )
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=60)
     return Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+def _gemma4(vocab_size: int) -> PreTrainedModel:
+    sizes = SIZES | GEMMA4_SHARING | {"vocab_size": vocab_size, "max_position_embeddings": 512}
+    text = Gemma4TextConfig(**sizes | {"vocab_size_per_layer_input": vocab_size + 4, "pad_token_id": 0})
+    heads = {"hidden_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1}
+    vision = Gemma4VisionConfig(
+        **heads, intermediate_size=10, num_key_value_heads=2, head_dim=8, position_embedding_size=4
+    )
+    audio = Gemma4AudioConfig(**heads, output_proj_dims=14, subsampling_conv_channels=[4, 2])
+    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=audio)
+    return Gemma4ForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+def _gemma4_unified(vocab_size: int) -> PreTrainedModel:
+    sizes = SIZES | GEMMA4 | {"vocab_size": vocab_size, "max_position_embeddings": 512}
+    del sizes["hidden_size_per_layer_input"]
+    heads = {"attention_k_eq_v": True, "num_global_key_value_heads": 3}
+    text = Gemma4UnifiedTextConfig(**sizes | heads | {"pad_token_id": 0})
+    vision = {"model_type": "gemma4_unified_vision", "patch_size": 2, "mm_embed_dim": 12, "mm_posemb_size": 5}
+    audio = {"model_type": "gemma4_unified_audio", "audio_embed_dim": 6}
+    config = Gemma4UnifiedConfig(text_config=text, vision_config=vision, audio_config=audio)
+    return Gemma4UnifiedForConditionalGeneration._from_config(config, attn_implementation="eager")
 
 
 def _qwen3_5(vocab_size: int) -> PreTrainedModel:
@@ -119,22 +150,22 @@ def _qwen3_5_moe(vocab_size: int) -> PreTrainedModel:
 # Each makes one with a vocabulary of the size given.
 LARGER: dict[str, Callable[[int], PreTrainedModel]] = {
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
+    "gemma4-unified": _gemma4_unified,
     "mistral3": _mistral,
     "ministral3": _ministral3,
     "qwen3.5": _qwen3_5,
     "qwen3.5-moe": _qwen3_5_moe,
 }
 # How files have named text model and head, the oldest first, by `model_type`; others in both ways.
-PREFIXES = {"qwen3_5": (NEWER,), "qwen3_5_moe": (NEWER,)}
+PREFIXES = dict.fromkeys(("gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"), (NEWER,))
 
 
 def random_larger(name: str, vocab_size: int = 61) -> PreTrainedModel:
     """Return a larger model with norms that are not one, and logits that are not flat."""
     torch.manual_seed(8)
     model = LARGER[name](vocab_size).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+    stir(model)
     return model
 
 

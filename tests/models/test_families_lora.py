@@ -84,7 +84,11 @@ def on_all_matrices(model: TransformerDecoder, **others: Any) -> LoRAConfig:
     return LoRAConfig(
         rank=4,
         alpha=9.0,
-        attn_modules=ALL_ATTENTION if model.config.delta is None else ALL_ATTENTION + ALL_STATE,
+        attn_modules=(
+            *ALL_ATTENTION,
+            *(ALL_STATE if model.config.delta is not None else ()),
+            *(("in_proj", "out_proj") if model.config.conv is not None else ()),
+        ),
         apply_to_mlp=model.config.moe is None,
         apply_to_output=model.output is not None,
         **others,

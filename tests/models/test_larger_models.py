@@ -235,7 +235,7 @@ def test_a_conversion_changes_the_text_alone(reference: PreTrainedModel, whole: 
 @pytest.mark.parametrize(
     ("outer", "inner", "said"),
     [
-        ({"audio_config": {"x": 1}}, {}, "`audio_config`"),
+        ({"touch_config": {"x": 1}}, {}, "`touch_config`"),
         ({"quantization_config": {"quant_method": "gptq"}}, {}, "quantised"),
         ({}, {"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({}, {"model_type": "bert"}, r"`text_config\.model_type` is 'bert'"),

@@ -12,6 +12,12 @@ import pytest
 import torch
 from published_configs import COUNTS as OTHER_COUNTS
 from published_configs import PUBLISHED as OTHERS
+from published_gemmas import COUNTS as GEMMA_COUNTS
+from published_gemmas import PUBLISHED as GEMMAS
+from published_gpt_oss import COUNTS as GPT_OSS_COUNTS
+from published_gpt_oss import PUBLISHED as GPT_OSS
+from published_lfm2 import COUNTS as LFM2_COUNTS
+from published_lfm2 import PUBLISHED as LFM2
 from published_llamas import COUNTS as LLAMA_COUNTS
 from published_llamas import PUBLISHED as LLAMAS
 from published_qwens import COUNTS as QWEN_COUNTS
@@ -25,8 +31,8 @@ from tune.models.builders import ModelBuilder
 from tune.models.loading import read_model_config
 from tune.modules import TransformerDecoder
 
-PUBLISHED = {**OTHERS, **LLAMAS, **QWENS}
-COUNTS = {**OTHER_COUNTS, **LLAMA_COUNTS, **QWEN_COUNTS}
+PUBLISHED = {**OTHERS, **GEMMAS, **LLAMAS, **QWENS, **GPT_OSS, **LFM2}
+COUNTS = {**OTHER_COUNTS, **GEMMA_COUNTS, **LLAMA_COUNTS, **QWEN_COUNTS, **GPT_OSS_COUNTS, **LFM2_COUNTS}
 PATHS = list_components(MODEL)
 BUILDERS: dict[str, ModelBuilder] = {
     name: builder

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune.data import block_causal_mask
 from tune.generation import stream_batch
-from tune.modules import DecoderConfig, LongRopeScaling, MoEConfig, TransformerDecoder
+from tune.modules import ClampedSwiGLU, DecoderConfig, LongRopeScaling, MoEConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training import checkpoint_activations, compile_blocks, prefer_attention_kernels
 
@@ -26,6 +26,14 @@ TRAITS = {
     "caps": replace(PLAIN, sliding_window=7, sliding_layers=(1,), attn_softcap=2.0, final_softcap=3.0),
     "partial": replace(PLAIN, rotary_dim=12, rope_scaling=SCALING, norm_placement="post", qk_norm="width"),
     "experts": replace(PLAIN, moe=MoEConfig(7, 3, 40, dense_layers=(1,)), norm_placement="both"),
+    "sinks": replace(
+        PLAIN,
+        attn_bias="all",
+        attn_sinks=True,
+        sliding_window=7,
+        sliding_layers=(0, 2),
+        moe=MoEConfig(7, 3, 40, bias=True, clamped=ClampedSwiGLU(limit=0.4)),
+    ),
 }
 
 
@@ -74,8 +82,8 @@ def test_decoding_with_caches(pair: tuple[TransformerDecoder, TransformerDecoder
 def test_masked_grouped_heads_never_form_the_score_matrix(
     pair: tuple[TransformerDecoder, TransformerDecoder],
 ) -> None:
-    if pair[0].config.attn_softcap is not None:
-        pytest.skip("no kernel bounds its scores")
+    if pair[0].config.attn_softcap is not None or pair[0].config.attn_sinks:
+        pytest.skip("no kernel bounds its scores or knows sinks")
     tokens = torch.randint(0, 131, (3, 37))
     mask = block_causal_mask(torch.arange(37).remainder(11)[None].expand(3, -1))
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from tune.data import block_causal_mask, padded_collate_sft, shift_labels
 from tune.modules import DecoderConfig, TransformerDecoder
@@ -20,6 +20,7 @@ from tune.modules.document_mask import (
     dense_mask,
     find_document_starts,
 )
+from tune.modules.kernels.block_attention import scale_by_sinks
 from tune.modules.kernels.document_attention import document_attention
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training import checkpoint_activations, compile_blocks
@@ -33,6 +34,8 @@ KINDS = {
     "all windows": replace(PLAIN, num_kv_heads=3, sliding_window=7, sliding_layers=(0, 1, 2)),
     "caps": replace(PLAIN, num_kv_heads=2, attn_softcap=1.5, sliding_window=5, sliding_layers=(1,)),
     "norms": replace(PLAIN, num_kv_heads=2, qk_norm="head"),
+    "sinks": replace(PLAIN, num_kv_heads=3, attn_sinks=True, sliding_window=5, sliding_layers=(0, 2)),
+    "sinks and caps": replace(PLAIN, num_kv_heads=2, attn_sinks=True, attn_softcap=1.5),
 }
 
 
@@ -100,17 +103,21 @@ def test_dropout_and_a_given_mask_take_the_dense_way() -> None:
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-def test_the_operators_gradient(window: int | None, softcap: float | None) -> None:
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_the_operators_gradient(window: int | None, softcap: float | None, has_sinks: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     starts = find_document_starts(torch.tensor([[0, 1, 2, 3, 4, 0, 1], [0, 1, 0, 1, 2, 3, 4]]))
     q, k, v = (
         torch.randn(2, heads, 7, 4, generator=generator, dtype=torch.float64, requires_grad=True)
         for heads in (6, 3, 3)
     )
+    sinks = torch.linspace(-2.0, 3.0, 6, dtype=torch.float64, requires_grad=True) if has_sinks else None
     arguments = (starts, window, softcap, 0.4)
-    assert torch.autograd.gradcheck(lambda *qkv: document_attention(*qkv, *arguments)[0], (q, k, v))
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, sinks: document_attention(q, k, v, *arguments, sinks)[0], (q, k, v, sinks)
+    )
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(document_attention, (q, k, v, *arguments), test_utils=tests)
+    torch.library.opcheck(document_attention, (q, k, v, *arguments, sinks), test_utils=tests)
 
 
 @pytest.mark.parametrize(("length", "window"), [(37, None), (128, 5), (300, None), (300, 130)])
@@ -131,18 +138,21 @@ def test_flex_attention_gets_the_same_mask(length: int, window: int | None) -> N
             lists.append((counts, indices.where(order < counts[..., None], 0)))
         assert all(torch.equal(*pair) for pair in zip(*lists, strict=True))
     q, k, v = (torch.randn(3, heads, length, 16, generator=generator) for heads in (6, 2, 2))
-    by_flex = flex_attention(q, k, v, None, ours, 0.3, True)
+    by_flex, aux = flex_attention(q, k, v, None, ours, 0.3, True, return_aux=AuxRequest(lse=True))
     torch.testing.assert_close(by_flex, document_attention(q, k, v, starts, window, None, 0.3)[0])
+    sinks = torch.linspace(-1.0, 2.0, 6)
+    with_sinks = document_attention(q, k, v, starts, window, None, 0.3, sinks)[0]
+    torch.testing.assert_close(scale_by_sinks(by_flex, aux.lse, sinks), with_sinks)
 
 
 def _with_blocks(cls: Any, starts: Tensor, window: int | None = None) -> DocumentMask:
     return DocumentMask(starts, window, _block_mask(_first_keys(starts, window)))
 
 
-@pytest.mark.parametrize("by_flex", [False, True])
-def test_no_batch_is_compiled_anew(by_flex: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "by_flex"), [("caps", False), ("sinks and caps", True)])
+def test_no_batch_is_compiled_anew(kind: str, by_flex: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, FlexAttention included; its backward pass alone has no form on a CPU."""
-    config = replace(KINDS["caps"], num_layers=2)
+    config = replace(KINDS[kind], num_layers=2, sliding_window=5, sliding_layers=(1,))
     model, plain = model_of(config), model_of(config)
     model.requires_grad_(not by_flex)
     graphs = CompileCounterWithBackend("eager")

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune.modules import DecoderConfig, GatedDeltaConfig, MoEConfig, TransformerDecoder, flops_per_token
+from tune.modules import (
+    DecoderConfig,
+    GatedDeltaConfig,
+    MoEConfig,
+    ShortConvConfig,
+    TransformerDecoder,
+    flops_per_token,
+)
+
+
+def count_grouped(left: torch.Size, *others: torch.Size, out_shape: torch.Size, **_: Any) -> int:
+    """Return two for each row of `left`, [n, o] or [n, i], and number of the matrix it meets, [o, i]."""
+    o, i = out_shape[1:] if len(out_shape) == 3 else others[1][1:]
+    return 2 * left[0] * o * i
+
+
+GROUPED = {torch.ops.tune.grouped_matmul: count_grouped, torch.ops.tune.grouped_outer: count_grouped}
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -51,7 +68,7 @@ def test_of_experts_those_count_that_a_token_is_sent_to() -> None:
     config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, moe=moe)
     model = TransformerDecoder(config)
     tokens = torch.randint(0, 97, (2, 29))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         model(tokens).sum().backward()
     counted = flops_per_token(config, 29, causal=False) * tokens.numel()
     assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
@@ -75,3 +92,15 @@ def test_a_state_is_counted_token_by_token() -> None:
     assert config.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
     longer = flops_per_token(config, 130) - flops_per_token(config, 29)
     assert longer == 12 * 6 * 8 * (130 - 29) / 2  # of the one layer that attends
+
+
+def test_a_convolution_is_counted_channel_by_channel() -> None:
+    config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, conv=ShortConvConfig((0, 2), 4))
+    model = TransformerDecoder(config)
+    tokens = torch.randint(0, 97, (2, 29))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    unseen = 3 * 2 * (2 * 40 * 4) * tokens.numel()
+    counted = flops_per_token(config, 29, causal=False) * tokens.numel()
+    assert counter.get_total_flops() + unseen == pytest.approx(counted, rel=1e-6)
+    assert config.num_parameters() == sum(parameter.numel() for parameter in model.parameters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -153,21 +155,23 @@ def test_the_operator_is_what_torch_expects_of_one() -> None:
     torch.library.opcheck(gated_delta_rule, arguments, test_utils=checks)
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_convolution_keeps_to_its_document(width: int) -> None:
+@pytest.mark.parametrize(("width", "activation"), [(1, "silu"), (2, "none"), (4, "silu"), (3, "none")])
+def test_convolution_keeps_to_its_document(width: int, activation: Literal["silu", "none"]) -> None:
     c, lengths = 11, (2, 1, 9, 3)
     generator = torch.Generator().manual_seed(width)
     x = torch.randn(1, sum(lengths), c, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(c, 1, width, dtype=torch.float64, generator=generator, requires_grad=True)
     grad = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-    out = document_conv(x, weight, starts_of(lengths))
+    out = document_conv(x, weight, starts_of(lengths), activation=activation)
     parts = [
         torch.nn.functional.conv1d(
             torch.nn.functional.pad(part.transpose(1, 2), (width - 1, 0)), weight, groups=c
         )
         for part in x.split(lengths, 1)
     ]
-    expected = torch.nn.functional.silu(torch.cat(parts, 2)).transpose(1, 2)
+    expected = torch.cat(parts, 2).transpose(1, 2)
+    if activation == "silu":
+        expected = torch.nn.functional.silu(expected)
     torch.testing.assert_close(out, expected)
     for mine, theirs in zip(
         torch.autograd.grad(out, (x, weight), grad),

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError
-from tune.modules import DecoderConfig, MixtureOfExperts, MoEConfig, TransformerDecoder
+from tune.modules import ClampedSwiGLU, DecoderConfig, MixtureOfExperts, MoEConfig, TransformerDecoder
 from tune.modules.peft import FrozenLinear, LoRAExperts, LoRALinear
 
 D, HIDDEN, NUM_EXPERTS, PER_TOKEN = 16, 24, 7, 3  # whole 16 bytes in bf16, as grouped products want it
 CONFIG = MoEConfig(num_experts=NUM_EXPERTS, experts_per_token=PER_TOKEN, intermediate_dim=HIDDEN)
+BIASED = replace(CONFIG, bias=True, clamped=ClampedSwiGLU(1.3, 0.8))
 
 
 def mixture(config: MoEConfig = CONFIG) -> MixtureOfExperts:
@@ -41,15 +42,21 @@ def group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expert(module: MixtureOfExperts, place: int, x: Tensor) -> Tensor:
-    w1, w2, w3 = (layer.weight[place] for layer in (module.experts.w1, module.experts.w2, module.experts.w3))
-    return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
+    layers = (module.experts.w1, module.experts.w2, module.experts.w3)
+    w1, w2, w3 = (layer.weight[place] for layer in layers)
+    if module.experts.clamped is None:
+        return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
+    b1, b2, b3 = (layer.bias[place] for layer in layers)
+    gate, up = F.linear(x, w1, b1).clamp(max=0.8), F.linear(x, w3, b3).clamp(-0.8, 0.8)
+    return F.linear((up + 1) * gate * torch.sigmoid(1.3 * gate), w2, b2)
 
 
 def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Tensor:
     """The weighted sum of each token's best experts, as arXiv:2401.04088, 2.1 writes it."""
     rows = []
     for token in x.reshape(-1, D):
-        probabilities = torch.softmax(module.router.weight.float() @ token.float(), 0)
+        bias = 0.0 if module.router.bias is None else module.router.bias.float()
+        probabilities = torch.softmax(module.router.weight.float() @ token.float() + bias, 0)
         best = probabilities.argsort(descending=True)[: config.experts_per_token]
         share = probabilities[best] / (probabilities[best].sum() if config.normalize_weights else 1.0)
         rows.append(sum(weight * expert(module, int(index), token) for weight, index in zip(share, best)))
@@ -58,10 +65,11 @@ def token_by_token(module: MixtureOfExperts, config: MoEConfig, x: Tensor) -> Te
 
 @pytest.mark.parametrize("normalize_weights", [True, False])
 @pytest.mark.parametrize("experts_per_token", [1, PER_TOKEN, NUM_EXPERTS])
+@pytest.mark.parametrize("base", [CONFIG, BIASED], ids=["plain", "biased"])
 def test_value_and_gradients_equal_the_sum_token_by_token(
-    way: str, normalize_weights: bool, experts_per_token: int
+    way: str, base: MoEConfig, normalize_weights: bool, experts_per_token: int
 ) -> None:
-    config = replace(CONFIG, normalize_weights=normalize_weights, experts_per_token=experts_per_token)
+    config = replace(base, normalize_weights=normalize_weights, experts_per_token=experts_per_token)
     module, twin = mixture(config), mixture(config)
     x = torch.randn(2, 9, D, requires_grad=True)
     y = x.detach().clone().requires_grad_()
@@ -77,7 +85,7 @@ def test_value_and_gradients_equal_the_sum_token_by_token(
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zeros(way: str) -> None:
-    module = mixture()
+    module = mixture(BIASED)
     module(torch.randn(1, 1, D)).sum().backward()
     for layer in module.experts.parameters():
         idle = [torch.equal(grad, torch.zeros_like(grad)) for grad in layer.grad]
@@ -85,7 +93,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zeros(way: str) -> None:
 
 
 def test_no_tokens_at_all_are_no_error(way: str) -> None:
-    module = mixture()
+    module = mixture(BIASED)
     out = module(torch.randn(2, 0, D))
     out.sum().backward()
     assert out.shape == (2, 0, D)
@@ -117,7 +125,7 @@ def test_experts_are_compiled_whole_and_recomputed(way: str, kind: str) -> None:
     """One graph without a break, whatever the rows' spread over the experts is."""
     counters.clear()
     torch._dynamo.reset()
-    plain, compiled = (adapted(mixture().bfloat16(), kind) for _ in range(2))
+    plain, compiled = (adapted(mixture(BIASED).bfloat16(), kind) for _ in range(2))
 
     def recomputed(x: Tensor) -> Tensor:
         return checkpoint(compiled, x, use_reentrant=False)
@@ -143,9 +151,11 @@ def adapted(module: MixtureOfExperts, kind: str) -> MixtureOfExperts:
         return module
     module.requires_grad_(False)
     for leaf in ("w1", "w2", "w3"):
-        stack = module.experts.get_submodule(leaf).weight
+        plain = module.experts.get_submodule(leaf)
+        stack = plain.weight
         layer = LoRAExperts(NUM_EXPERTS, stack.shape[2], stack.shape[1], 8, 4.0, quantize_base=kind == "nf4")
         layer.fill_weight(stack.detach())
+        layer.bias = plain.bias
         layer.reset_adapter(stack.dtype)
         generator = torch.Generator().manual_seed(len(leaf) + ord(leaf[1]))
         with torch.no_grad():
@@ -209,6 +219,7 @@ def change(layer: LoRAExperts, place: int) -> Tensor:
     [
         ({"experts_per_token": 8}, "experts_per_token is 8"),
         ({"experts_per_token": 0}, "experts_per_token is 0"),
+        ({"clamped": ClampedSwiGLU(limit=-0.5)}, "the gate's limit is -0.5; it must be above 0"),
         ({"intermediate_dim": 0}, "intermediate_dim is 0"),
         ({"dense_layers": (3,)}, "dense_layers names layer 3"),
     ],
@@ -227,7 +238,7 @@ def test_dense_layers_have_one_feed_forward_among_experts() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_gives_what_the_loop_gives() -> None:
-    here, there = mixture().bfloat16(), mixture().bfloat16().cuda()
+    here, there = mixture(BIASED).bfloat16(), mixture(BIASED).bfloat16().cuda()
     for x in (torch.randn(1, 1, D).bfloat16(), torch.randn(2, 9, D).bfloat16()):
         here.zero_grad()
         there.zero_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tune.errors import ConfigError, GenerationError, TrainingError
-from tune.modules import DecoderConfig, GatedDeltaConfig, TransformerDecoder
+from tune.modules import DecoderConfig, GatedDeltaConfig, ShortConvConfig, TransformerDecoder
 from tune.modules.document_mask import dense_mask, find_document_starts
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training import checkpoint_activations
@@ -19,9 +19,15 @@ DELTA = GatedDeltaConfig((0, 2, 3), 2, 4, 6, 5)
 LENGTHS = (5, 1, 70, 2, 9)  # shorter and longer than the convolution and than a chunk
 
 
-def build(**changes: object) -> TransformerDecoder:
+KINDS = {
+    "delta": {"rotary_dim": 4, "attn_gate": True, "qk_norm": "head", "norm_offset": 1.0, "delta": DELTA},
+    "convolution": {"qk_norm": "head", "conv": ShortConvConfig((0, 2, 3), 4)},
+}
+
+
+def build(kind: str = "delta", **changes: object) -> TransformerDecoder:
     torch.manual_seed(6)
-    sizes = {"rotary_dim": 4, "attn_gate": True, "qk_norm": "head", "norm_offset": 1.0, "delta": DELTA}
+    sizes = KINDS[kind]
     model = TransformerDecoder(DecoderConfig(V, 4, 6, 2, 20, 8, 27, 64, 1e-2, **{**sizes, **changes}))
     for name, parameter in model.named_parameters():
         if not name.endswith(("a_log", "dt_bias")):  # those say how fast each head forgets
@@ -29,9 +35,9 @@ def build(**changes: object) -> TransformerDecoder:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def model() -> TransformerDecoder:
-    return build().requires_grad_(False)
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> TransformerDecoder:
+    return build(request.param).requires_grad_(False)
 
 
 @pytest.fixture
@@ -56,9 +62,10 @@ def gradients(model: TransformerDecoder) -> dict[str, Tensor]:
     return {name: grad for name, grad in found.items() if grad is not None}
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("as_mask", [False, True], ids=["positions", "mask"])
-def test_packed_loss_and_all_gradients_are_those_of_each_alone(as_mask: bool) -> None:
-    model = build()
+def test_packed_loss_and_all_gradients_are_those_of_each_alone(as_mask: bool, kind: str) -> None:
+    model = build(kind)
     tokens, labels = tokens_of(2, sum(LENGTHS)), tokens_of(2, sum(LENGTHS)).flip(1)
     positions = torch.cat([torch.arange(length) for length in LENGTHS]).expand(2, -1)
     mask = dense_mask(find_document_starts(positions)) if as_mask else None
@@ -178,8 +185,9 @@ def test_no_way_back_is_said(cached: TransformerDecoder) -> None:
         cached(tokens[:, :1])
 
 
-def test_recomputation_changes_no_gradient() -> None:
-    model, tokens = build(), tokens_of(2, 70)
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputation_changes_no_gradient(kind: str) -> None:
+    model, tokens = build(kind), tokens_of(2, 70)
     positions = torch.cat((torch.arange(50), torch.arange(20))).expand(2, -1)
     found = []
     for is_recomputed in (False, True):
@@ -199,3 +207,8 @@ def test_layers_that_cannot_be_are_named() -> None:
         build(delta=GatedDeltaConfig((0,), 4, 6, 3, 5))
     with pytest.raises(ConfigError, match="layer 2 is both"):
         build(sliding_window=4, sliding_layers=(1, 2))
+    with pytest.raises(ConfigError, match="layer 3 is both a delta layer and a conv layer"):
+        build(conv=ShortConvConfig((1, 3)))
+    with pytest.raises(ConfigError, match="the convolution's width is 0") as raised:
+        build("convolution", conv=ShortConvConfig((1, 7), 0))
+    assert "conv layers names layer 7" in str(raised.value)

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from recipes.params.full_finetune import FullFinetuneParams
+from tests.recipes.preference_runs import NUM_PAIRS
+from tune.checkpoints import save_model
+from tune.models.llama2 import llama2
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.tokenizers import SentencePieceTokenizer
 
 WORDS = ["apple", "river", "seven", "twelve", "green", "walk"]
 TINY_LLAMA = {
@@ -73,3 +78,25 @@ def make_params(run_values: dict[str, Any]) -> MakeParams:
         return FullFinetuneParams(**{**run_values, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
+    torch.manual_seed(0)
+    model = llama2(600, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    folder = tmp_path_factory.mktemp("base")
+    save_model(model, folder, tokenizer=SentencePieceTokenizer(spm_file))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = random.Random(4)
+    text = lambda most: " ".join(rng.choices(WORDS, k=rng.randint(1, most)))  # noqa: E731
+    rows = [{"prompt": text(5), "chosen": text(3), "rejected": text(6)} for _ in range(NUM_PAIRS)]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recipes.alpaca_generate import build_from_shapes, recipe_main
 from tune.checkpoints import open_weights, save_meta, save_model
 from tune.data import AlpacaToMessages
 from tune.errors import CheckpointError
 from tune.generation import generate_text
 from tune.models.llama2 import llama2
+from tune.recipes.alpaca_generate import build_from_shapes, recipe_main
 from tune.tokenizers import SentencePieceTokenizer
 
 HEADS, MAX_SEQ_LEN = 3, 4096

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.full_finetune import recipe_main as fine_tune
-from recipes.generate import recipe_main as generate
-from recipes.params.generate import GenerateParams
 from tune.checkpoints import save_model
 from tune.errors import DataError, GenerationError
 from tune.generation import Chat, Sampling, Session, saved_sampling
 from tune.generation import generate as generate_tokens
 from tune.models.llama2 import llama2
+from tune.recipes.full_finetune import recipe_main as fine_tune
+from tune.recipes.generate import recipe_main as generate
+from tune.recipes.params.generate import GenerateParams
 from tune.tokenizers import from_checkpoint
 
 TEMPLATE = """{% for m in messages %}{{ '<|start|>' + m.role + '\n' + m.content + '<|end|>\n' }}{% endfor %}

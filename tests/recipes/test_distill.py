@@ -15,9 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tune.models
-from recipes.distill import DistillRecipe, recipe_main
-from recipes.full_finetune import FullFinetuneRecipe
-from recipes.params.distill import DistillParams
 from tune.checkpoints import save_model
 from tune.cli.preflight_memory import judge_memory
 from tune.config import ParamsError, dump_params, fields_of, resolve
@@ -25,6 +22,9 @@ from tune.errors import CheckpointError, ConfigError
 from tune.models.llama2 import llama2
 from tune.models.qwen2 import qwen2
 from tune.modules.peft import NF4Weight
+from tune.recipes.distill import DistillRecipe, recipe_main
+from tune.recipes.full_finetune import FullFinetuneRecipe
+from tune.recipes.params.distill import DistillParams
 from tune.tokenizers import SentencePieceTokenizer
 from tune.training import count_targets, plan_memory
 
@@ -179,7 +179,13 @@ def test_steps_cut_up_otherwise_are_the_same(make_distill, tmp_path: Path, name:
 RESUMED: dict[str, dict[str, Any]] = {
     "full": {"optimizer": {"_component_": "tune.modules.optim.AdamW", "lr": 0.003}, "dtype": "bf16"},
     "lora": {**LORA, "lora_dropout": 0.2, "quantize_teacher": True},
-    "on policy": {**LORA, "on_policy": True, "max_new_tokens": 7, "lora_dropout": 0.2},
+    "on policy": {
+        **LORA,
+        "on_policy": True,
+        "on_policy_share": 0.7,
+        "max_new_tokens": 7,
+        "lora_dropout": 0.2,
+    },
 }
 
 
@@ -205,7 +211,14 @@ def test_resumed_it_is_the_same_run(make_distill, tmp_path: Path, name: str) -> 
     with pytest.raises(CheckpointError, match=r"kd_ratio: was .*, is 0\.9|on_policy: was"):
         recipe_main(
             make_distill(
-                **{**changes, "on_policy": False, "kd_ratio": 0.9, "epochs": 3, "max_new_tokens": 128},
+                **{
+                    **changes,
+                    "on_policy": False,
+                    "on_policy_share": 1.0,
+                    "kd_ratio": 0.9,
+                    "epochs": 3,
+                    "max_new_tokens": 128,
+                },
                 output_dir=str(again),
                 resume_from_checkpoint=True,
             )

@@ -134,6 +134,20 @@ def test_log_probs_while_writing_are_those_of_training(model) -> None:
         torch.testing.assert_close(steps[row, : len(answer)], trained, rtol=0, atol=4e-6)
 
 
+def test_a_share_of_the_steps_learns_from_the_data(model, tokenizer) -> None:
+    """Drawn by seed and step: the batches of a step are written together, or not at all."""
+    step = Step(1, 1)
+    written = []
+    for step.number in range(60):
+        batches = answered(model, tokenizer, step, share=0.3, max_new_tokens=1)
+        is_data = [batch["tokens"].shape == (1, 9) and "input_pos" in batch for batch in batches]
+        assert is_data[0] == is_data[1]
+        written.append(not is_data[0])
+    assert 9 <= sum(written) <= 27  # four deviations from 18
+    step.number = -1
+    assert "input_pos" not in answered(model, tokenizer, step, share=0.3, max_new_tokens=1)[0]
+
+
 def test_dice_follow_from_seed_step_and_prompt(model, tokenizer) -> None:
     step = Step(2)
     first = texts(answered(model, tokenizer, step))

@@ -14,13 +14,13 @@ import yaml
 from torch import nn
 from torch._dynamo.utils import counters
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
-from recipes.interfaces import FTRecipeInterface
 from tests.components import with_arguments
 from tune.checkpoints import open_weights
 from tune.data import shift_labels
 from tune.errors import CheckpointError, ConfigError, TrainingError
 from tune.models import from_checkpoint
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.recipes.interfaces import FTRecipeInterface
 from tune.tokenizers import from_checkpoint as tokenizer_from_checkpoint
 from tune.training import list_saved_steps
 

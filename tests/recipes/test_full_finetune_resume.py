@@ -18,10 +18,10 @@ import pytest
 import torch
 import yaml
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
-from recipes.params.full_finetune import FullFinetuneParams
 from tests.components import with_arguments
 from tune.errors import CheckpointError, TrainingError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.recipes.params.full_finetune import FullFinetuneParams
 from tune.training import list_saved_steps, verify_step
 from tune.training.saving.run_state import read_run
 
@@ -36,6 +36,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "milestones": {"lr_scheduler": {"_component_": "MultiStepLR", "milestones": [2, 6]}},
     "in_backward": {"optimizer_in_bwd": True, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 4},
     "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
+    "frozen": {
+        "freeze": ["tok_embeddings", "layers.0-0"],
+        "decay_norms_and_biases": False,
+        "lr_scheduler": "cosine",
+    },
     "bf16": {"dtype": "bf16"},
     "packed": {"dataset": "packed", "batch_size": 1, "epochs": 3},
     "mixed": {"val_split": 4, "mix_until": "all_exhausted", "epochs": 3},
@@ -381,7 +386,7 @@ def write_config(run_values: dict[str, Any], path: Path, **changes: Any) -> Path
 
 
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "recipes.full_finetune", "--config", str(config), *overrides]
+    command = [sys.executable, "-m", "tune.recipes.full_finetune", "--config", str(config), *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.generate import recipe_main
-from recipes.params.generate import GenerateParams
 from tune.checkpoints import save_model
 from tune.cli.main import main
 from tune.errors import CheckpointError, ConfigError, GenerationError
 from tune.generation import generate_text
 from tune.models.llama2 import llama2
+from tune.recipes.generate import recipe_main
+from tune.recipes.params.generate import GenerateParams
 from tune.tokenizers import SentencePieceTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -210,7 +210,14 @@ def test_what_cannot_be_done_is_explained(model_dir: Path, tmp_path: Path) -> No
 
 def start(model_dir: Path, *words: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "recipes.generate", f"model_checkpoint={model_dir}", "device=cpu", *words],
+        [
+            sys.executable,
+            "-m",
+            "tune.recipes.generate",
+            f"model_checkpoint={model_dir}",
+            "device=cpu",
+            *words,
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

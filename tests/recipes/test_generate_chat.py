@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipes.generate import recipe_main
-from recipes.params.generate import GenerateParams
 from tune.checkpoints import save_model
 from tune.errors import ConfigError, DataError, TokenizerError
 from tune.generation import generate_text
 from tune.models.llama2 import llama2
+from tune.recipes.generate import recipe_main
+from tune.recipes.params.generate import GenerateParams
 from tune.tokenizers import from_checkpoint
 
 TEMPLATE = """{% for m in messages %}{{ '<|start|>' + m.role + '\n' + m.content + '<|end|>\n' }}{% endfor %}

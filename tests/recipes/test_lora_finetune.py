@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tune.models
-from recipes.full_finetune import FullFinetuneRecipe
-from recipes.generate import recipe_main as generate
-from recipes.lora_finetune import LoraFinetuneRecipe, recipe_main
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.checkpoints import read_base_quantization, save_model
 from tune.config import ParamsError
 from tune.errors import CheckpointError
 from tune.models.llama2 import llama2
+from tune.recipes.full_finetune import FullFinetuneRecipe
+from tune.recipes.generate import recipe_main as generate
+from tune.recipes.lora_finetune import LoraFinetuneRecipe, recipe_main
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.tokenizers import SentencePieceTokenizer
 from tune.training import list_saved_steps
 from tune.training.saving.fingerprint import check_fingerprint, describe_component

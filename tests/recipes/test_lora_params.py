@@ -7,10 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.config import dump_params, fields_of, fixed_on_resume, resolve
 from tune.errors import CheckpointError
 from tune.modules.peft import AttnModule, LoRAConfig, choose_lora
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.training.saving.fingerprint import check_fingerprint
 
 RUN: dict[str, Any] = {"model_checkpoint": "base", "output_dir": "out", "dataset": "alpaca", "lr": 1e-4}
@@ -29,7 +29,7 @@ def test_no_default_hides_behind_null() -> None:
     helps = {name: info.help for name, info in fields_of(LoraFinetuneParams).items()}
     derived = [name for name, text in helps.items() if "null means" in text]
     # what another field holds, or this machine
-    assert derived == ["data_cache_dir", "batch_size_val", "param_dtype"]
+    assert derived == ["data_cache_dir", "batch_size_val", "embedding_lr", "param_dtype", "best_by"]
 
 
 def test_an_adapter_says_what_has_its_default_here() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tests.permissions import binding
 from tune.errors import CheckpointError, TuneError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.training import list_saved_steps, verify_step
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.config.params import ParamsError
 from tune.errors import CheckpointError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.training import list_saved_steps, verify_step
 
 

@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tune.models
-from recipes.full_finetune import FullFinetuneRecipe
-from recipes.full_finetune import recipe_main as full_finetune
-from recipes.generate import recipe_main as generate
-from recipes.lora_finetune import LoraFinetuneRecipe
-from recipes.lora_finetune import recipe_main as lora_finetune
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tune.checkpoints import load_adapter, load_into, open_weights, save_model
 from tune.cli.main import main
 from tune.errors import ConfigError, GenerationError
 from tune.models.llama2 import llama2
 from tune.models.merging import merge_adapter
 from tune.modules.new_rows import resize_vocabulary
+from tune.recipes.full_finetune import FullFinetuneRecipe
+from tune.recipes.full_finetune import recipe_main as full_finetune
+from tune.recipes.generate import recipe_main as generate
+from tune.recipes.lora_finetune import LoraFinetuneRecipe
+from tune.recipes.lora_finetune import recipe_main as lora_finetune
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.tokenizers import from_checkpoint
 
 CHATML = (

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune.config import fields_of
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PARAMS = {
     "full_finetune": "FullFinetuneParams",
     "lora_finetune": "LoraFinetuneParams",
     "preference_finetune": "PreferenceFinetuneParams",
+    "reward_finetune": "RewardFinetuneParams",
     "distill": "DistillParams",
     "generate": "GenerateParams",
     "chat": "ChatParams",
+    "evaluate": "EvaluateParams",
 }
 
 
@@ -85,6 +87,8 @@ def test_every_recipe_with_params_is_covered() -> None:
         "finetune",
         "checks",
         "full_or_lora",
+        "model",
+        "pairs",
         "shared_rows",
     }
     assert declared == set(PARAMS)
@@ -92,7 +96,7 @@ def test_every_recipe_with_params_is_covered() -> None:
 
 @pytest.mark.parametrize("recipe", PARAMS)
 def test_every_field_is_read(recipe: str) -> None:
-    params_cls = getattr(importlib.import_module(f"recipes.params.{recipe}"), PARAMS[recipe])
+    params_cls = getattr(importlib.import_module(f"tune.recipes.params.{recipe}"), PARAMS[recipe])
     tree = ast.parse((RECIPES / f"{recipe}.py").read_text(encoding="utf-8"))
     # A short form is read by the expansion that moves it into its component.
     fields = {name for name, info in fields_of(params_cls).items() if not info.short_for}

@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import time
@@ -17,50 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from recipes.lora_finetune import LoraFinetuneRecipe
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.preference_finetune import PreferenceFinetuneParams
-from recipes.preference_finetune import PreferenceFinetuneRecipe, recipe_main
 from tests.distributed.launching import PATIENCE, launch, start
-from tune.checkpoints import save_model
+from tests.recipes.preference_runs import (
+    NUM_PAIRS,
+    as_overrides,
+    assert_same_weights,
+    rows_of,
+)
 from tune.config import Component, ParamsError
 from tune.datasets import instruct_dataset, preference_dataset, unpaired_dataset
 from tune.errors import CheckpointError, ConfigError
-from tune.models.llama2 import llama2
-from tune.tokenizers import SentencePieceTokenizer
+from tune.recipes.lora_finetune import LoraFinetuneRecipe
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
+from tune.recipes.preference_finetune import PreferenceFinetuneRecipe, recipe_main
 from tune.tokenizers import from_checkpoint as tokenizer_from
 from tune.training import build_loss
 
-WORDS = ["apple", "river", "seven", "twelve", "green", "walk"]
-NUM_PAIRS = 13  # an odd number: the last step has fewer, and with two processes one of them has none
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.05}
 LORA = {"lora_rank": 3, "apply_lora_to_mlp": True}
 MANY_RUNS = Path(__file__).resolve().parents[1] / "distributed" / "many_runs.py"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
-    torch.manual_seed(0)
-    model = llama2(600, 2, 4, 24, 64, num_kv_heads=2, intermediate_dim=40)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    folder = tmp_path_factory.mktemp("base")
-    save_model(model, folder, tokenizer=SentencePieceTokenizer(spm_file))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = random.Random(4)
-    text = lambda most: " ".join(rng.choices(WORDS, k=rng.randint(1, most)))  # noqa: E731
-    rows = [{"prompt": text(5), "chosen": text(3), "rejected": text(6)} for _ in range(NUM_PAIRS)]
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -93,26 +69,6 @@ def run_in(values_in: Callable[..., dict[str, Any]]) -> Callable[..., list[dict[
         return rows_of(output_dir)
 
     return run
-
-
-def rows_of(output_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights_of(output_dir: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{file.parent.name}/{name}": weight
-        for file in sorted(output_dir.glob("latest/*/*.safetensors"))
-        for name, weight in load_file(file).items()
-    }
-
-
-def assert_same_weights(one: Path, other: Path, atol: float) -> None:
-    mine, theirs = weights_of(one), weights_of(other)
-    assert mine
-    assert mine.keys() == theirs.keys()
-    for name, weight in mine.items():
-        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=atol, msg=name)
 
 
 MEASURED = ("loss", "rewards_chosen", "rewards_rejected", "margin", "accuracy", "logps_chosen", "kl")
@@ -242,9 +198,24 @@ def test_killed_and_resumed_it_is_the_same_run(
     assert_same_weights(tmp_path / "whole", tmp_path / "out", 0.0)
 
 
-def as_overrides(values: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in values.items()
+def test_what_is_measured_is_the_mean_since_the_line_before(run_in, tmp_path: Path) -> None:
+    """As the loss is: 13 pairs in batches of 4, so that the last step of each pass counts for less."""
+    common = {"epochs": 2, "save_every_n_steps": 2, "clip_grad_norm": 1.0}
+    each = run_in(tmp_path / "each", **common)
+    lines = run_in(tmp_path / "lines", log_every_n_steps=3, **common)
+    assert [row["step"] for row in lines] == [3, 6, 8]
+    pairs = [4, 4, 4, 1] * 2
+    for line, steps in zip(lines, (slice(0, 3), slice(3, 6), slice(6, 8)), strict=True):
+        for name in MEASURED:
+            total = sum(row[name] * num for row, num in zip(each[steps], pairs[steps], strict=True))
+            assert line[name] == pytest.approx(total / sum(pairs[steps]), rel=1e-6, abs=1e-7), name
+    # a resumed run begins with what had come together
+    for step in (tmp_path / "lines").glob("step_*"):
+        if int(step.name.split("_")[1]) > 2:
+            shutil.rmtree(step)
+    again = run_in(tmp_path / "lines", log_every_n_steps=3, resume_from_checkpoint=True, **common)
+    assert [[row[name] for name in MEASURED] for row in again] == [
+        [row[name] for name in MEASURED] for row in lines
     ]
 
 
@@ -370,6 +341,15 @@ def test_data_of_another_kind_is_refused(values_in, base: Path, pairs_file: Path
         ({"loss": {"_component_": "ipo", "beta": 0}}, "must be above 0"),
         ({"loss": {"_component_": "dpo", "label_smoothing": 0.7}}, "must be between 0 and 0.5"),
         ({"data": {"streaming": True}, "max_steps": 3}, "preferences are read whole"),
+        ({"dataset_val": {"streaming": True}}, r"dataset_val.streaming must be false"),
+        (
+            {"dataset_val": {"_component_": "unpaired", "source": "x"}},
+            r"is DPOLoss, and dataset_val holds judged answers",
+        ),
+        (
+            {"data": {"_component_": "unpaired", "packed": True}, "loss": "kto"},
+            "dataset.packed must be false: a judged answer",
+        ),
         ({"collate_fn": "padded_collate_sft"}, "padded_collate_dpo"),
         ({**LORA, "ref_checkpointer": "FullModelHFCheckpointer"}, "has no effect beside adapters"),
     ],

@@ -14,16 +14,25 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from recipes.params.preference_finetune import PreferenceFinetuneParams
-from recipes.preference_finetune import PreferenceFinetuneRecipe
 from tune.checkpoints import save_model
 from tune.datasets import preference_dataset, unpaired_dataset
+from tune.models import from_checkpoint
 from tune.models.llama2 import llama2, llama2_tokenizer
+from tune.modules.score import add_score
+from tune.recipes.params.preference_finetune import PreferenceFinetuneParams
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
+from tune.recipes.preference_finetune import PreferenceFinetuneRecipe
+from tune.recipes.reward_finetune import RewardFinetuneRecipe
 from tune.tokenizers import from_checkpoint as tokenizer_from
 
 STEPS, PAIRS = 10, 3
@@ -104,10 +113,16 @@ class Taken(TrainerCallback):
 
 
 def run_ours(
-    checkpoint: Path, dataset: dict[str, Any], loss: dict[str, Any], batch: tuple[int, int], out: Path
+    checkpoint: Path,
+    dataset: dict[str, Any],
+    loss: dict[str, Any],
+    batch: tuple[int, int],
+    out: Path,
+    params_cls: Any = PreferenceFinetuneParams,
+    recipe_cls: Any = PreferenceFinetuneRecipe,
 ) -> tuple[list[dict[str, Any]], list[dict[str, torch.Tensor]]]:
     """Return what is logged of each step, and its gradients by their names in a Hugging Face checkpoint."""
-    params = PreferenceFinetuneParams(
+    params = params_cls(
         output_dir=str(out),
         model_checkpoint=str(checkpoint),
         dataset=dataset,
@@ -122,7 +137,7 @@ def run_ours(
         seed=3,
         log_level="WARNING",
     )
-    recipe = PreferenceFinetuneRecipe(params)
+    recipe = recipe_cls(params)
     gradients: list[dict[str, torch.Tensor]] = []
 
     def keep(*_: Any) -> None:
@@ -174,7 +189,8 @@ def run_theirs(
         seed=3,
         **settings,
     )
-    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model_cls = AutoModelForSequenceClassification if trainer_cls is ScoresOnTokens else LlamaForCausalLM
+    model = model_cls.from_pretrained(checkpoint, dtype=torch.float32)
     if trainer_cls in (OnTokens, JudgedOnTokens):
         settings = {"ref_model": LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)}
     else:
@@ -208,6 +224,13 @@ class JudgedOnTokens(KTOTrainer):
             return {"KL_completion_ids": [examples["completion_ids"][-1], *examples["completion_ids"][:-1]]}
 
         return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
+
+
+class ScoresOnTokens(RewardTrainer):
+    """TRL's trainer of reward models on tokens that are there already."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
 
 
 def row_of_tokens(row: dict[str, Any]) -> dict[str, Any]:
@@ -278,12 +301,14 @@ def compare(checkpoint: Path, tmp_path: Path) -> Compare:
         theirs: tuple[type, type, Dataset, dict[str, Any]],
         batch: tuple[int, int] = (PAIRS, 2),
         metrics: dict[str, str] = METRICS,
+        recipe: tuple[Any, Any] = (PreferenceFinetuneParams, PreferenceFinetuneRecipe),
+        start: Path = checkpoint,
     ) -> None:
-        rows, gradients = run_ours(checkpoint, *ours, batch, tmp_path / "ours")
+        rows, gradients = run_ours(start, *ours, batch, tmp_path / "ours", *recipe)
         trainer, config, dataset, settings = theirs
         sizes = {"per_device_train_batch_size": batch[0], "gradient_accumulation_steps": batch[1]}
         their_rows, their_gradients = run_theirs(
-            trainer, config, checkpoint, dataset, tmp_path / "theirs", **sizes, **settings
+            trainer, config, start, dataset, tmp_path / "theirs", **sizes, **settings
         )
         assert len(rows) == len(their_rows) == len(gradients) == len(their_gradients) == STEPS
         for step, (mine, other) in enumerate(zip(rows, their_rows, strict=True), start=1):
@@ -371,4 +396,44 @@ def test_kto(compare: Compare, judged_file: Path, their_judged: Dataset) -> None
         ({"_component_": "unpaired", "source": str(judged_file)}, loss),
         (JudgedOnTokens, KTOConfig, their_judged, settings),
         metrics={},
+    )
+
+
+@pytest.mark.parametrize("has_margins", [False, True], ids=["pairs", "margins"])
+def test_reward_models(
+    compare: Compare, checkpoint: Path, pairs_file: Path, tmp_path: Path, has_margins: bool
+) -> None:
+    """From a reward model with scores of some size; with margins, about 0 as well."""
+    torch.manual_seed(5)
+    model = from_checkpoint(checkpoint)
+    add_score(model)
+    with torch.no_grad():
+        model.score.weight.normal_(std=0.5)
+    save_model(model, tmp_path / "start", tokenizer=tokenizer_from(checkpoint))
+    rng = random.Random(6)
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    if has_margins:
+        rows = [row | {"margin": rng.choice([0, 0.25, 1.5])} for row in rows]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    theirs = []
+    for item in preference_dataset(tokenizer_from(checkpoint), source=str(file)):
+        end = item["input_pos"].index(0, 1)
+        margins = {"margin": item["margins"][0]} if has_margins else {}
+        theirs.append({"chosen_ids": item["tokens"][:end], "rejected_ids": item["tokens"][end:], **margins})
+    centre = 0.05 if has_margins else 0.0
+    compare(
+        (
+            {"_component_": "preference", "source": str(file)},
+            {"_component_": "bradley_terry", "center_rewards_coefficient": centre},
+        ),
+        (
+            ScoresOnTokens,
+            RewardConfig,
+            Dataset.from_list(theirs),
+            {"center_rewards_coefficient": centre or None},
+        ),
+        metrics={"accuracy": "accuracy", "margin": "margin"},
+        recipe=(RewardFinetuneParams, RewardFinetuneRecipe),
+        start=tmp_path / "start",
     )

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
-from recipes.lora_finetune import LoraFinetuneRecipe
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.components import with_arguments
 from tune.errors import CheckpointError, DataError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
+from tune.recipes.lora_finetune import LoraFinetuneRecipe
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 from tune.training import TrainState, list_saved_steps
 
 NUM_ROWS = 23  # of the data that run_values names

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.cli.main import main
 from tune.errors import TrainingError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
 
 
 def lines_of(folder: Path) -> dict[int, float]:
@@ -31,7 +31,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(run_values_in: Callable[[Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 8 steps that logs every third, and saves every second."""
-    from recipes.params.full_finetune import FullFinetuneParams
+    from tune.recipes.params.full_finetune import FullFinetuneParams
 
     folder = tmp_path_factory.mktemp("whole") / "out"
     changes = {"log_every_n_steps": 3, "save_every_n_steps": 2, "log_level": "INFO"}

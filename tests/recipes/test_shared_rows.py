@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.params.shared_rows import warn_of_shared_rows
 from tune.config.component import Component
+from tune.recipes.params.shared_rows import warn_of_shared_rows
 
 INSTRUCT = "tune.datasets.instruct_dataset"
 

@@ -17,11 +17,13 @@ from tune.cli.catalogue import Recipe, find_recipe, list_configs, read_recipe_ke
 from tune.cli.main import main
 from tune.config import resolve
 from tune.hub.short_names import repository_of
+from tune.models.lfm2 import lfm2
 from tune.models.llama2 import llama2, llama2_tokenizer
 from tune.models.qwen3_5 import qwen3_5
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
+ON_PAIRS = ("preference_finetune", "reward_finetune")
 NAMES = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in FILES]
 SIZES = {
     "vocab_size": 600,
@@ -42,6 +44,17 @@ STATES = {
     "num_state_key_heads": 2,
     "state_head_dim": 6,
 }
+CONVOLUTIONS = {**SIZES, "num_layers": 3}
+
+
+def config_text(name: str) -> str:
+    return (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_of(name: str) -> Recipe:
+    recipe = find_recipe(read_recipe_key(CONFIGS / f"{name}.yaml") or "")
+    assert recipe is not None
+    return recipe
 
 
 def test_the_catalogue_lists_every_file() -> None:
@@ -69,6 +82,8 @@ def test_shipped_config_is_valid(name: str, capsys: pytest.CaptureFixture[str]) 
     assert report["ok"]
     # Only an optional package may be missing here.
     assert {warning["code"] for warning in report["warnings"]} <= {"not-installed"}
+    assert main(["validate", name]) == 0
+    assert name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -91,6 +106,7 @@ def shrunk_checkpoint(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) 
     tokenizer = llama2_tokenizer(str(spm_file))
     save_model(llama2(**SIZES), directory / "llama2", tokenizer=tokenizer)
     save_model(qwen3_5(**STATES), directory / "qwen3_5", tokenizer=tokenizer)
+    save_model(lfm2(**CONVOLUTIONS), directory / "lfm2", tokenizer=tokenizer)
     return directory
 
 
@@ -127,7 +143,7 @@ def steps_taken() -> dict[tuple[str, str], Path]:
     return {}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if recipe_of(name).name != "evaluate"])
 def test_shipped_config_takes_a_step(
     name: str,
     shrunk_checkpoint: Path,
@@ -140,12 +156,14 @@ def test_shipped_config_takes_a_step(
     """Configs that come to the same values with a shrunk model, as most sizes of a model do, share the run."""
     # Its matrices must be there to be adapted.
     builder, sizes = ("qwen3_5", STATES) if "in_proj_qkv" in config_text(name) else ("llama2", SIZES)
+    if "in_proj, " in config_text(name):
+        builder, sizes = "lfm2", CONVOLUTIONS
     overrides = [
         f"model={{_component_: {builder}, "
         + ", ".join(f"{key}: {value}" for key, value in sizes.items())
         + "}",
         f"tokenizer.path={spm_file}",
-        f"dataset.source={pairs_file if recipe_of(name).name == 'preference_finetune' else alpaca_file}",
+        f"dataset.source={pairs_file if recipe_of(name).name in ON_PAIRS else alpaca_file}",
         "device=cpu",
         "dtype=fp32",
         "epochs=1",
@@ -170,16 +188,6 @@ def test_shipped_config_takes_a_step(
     assert row["step"] == 1
     assert 0 < row["loss"] < 20
     assert (steps_taken[run] / "latest" / "model" / "model.safetensors").is_file()
-
-
-def config_text(name: str) -> str:
-    return (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def recipe_of(name: str) -> Recipe:
-    recipe = find_recipe(read_recipe_key(CONFIGS / f"{name}.yaml") or "")
-    assert recipe is not None
-    return recipe
 
 
 @cache

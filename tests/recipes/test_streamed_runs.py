@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from recipes import lora_finetune
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.components import with_arguments
 from tests.recipes.test_full_finetune import assert_equal, metrics_of, train, weights_of
 from tune.config import Component
 from tune.errors import ConfigError, DataError
+from tune.recipes import lora_finetune
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 STREAMED = {"streaming": True, "shuffle_buffer": 7}
 

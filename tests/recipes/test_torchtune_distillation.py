@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from tune.checkpoints import save_model
+from tests.recipes.small_checkpoints import builder, small_checkpoint
 from tune.cli.main import main
-from tune.models.llama2 import llama2, llama2_tokenizer
 
 PAIRS = {
     "qwen2/1.5_to_0.5B_KD_lora": {
@@ -129,9 +127,7 @@ profiler:
   active_steps: 2
   num_cycles: 1
 """
-SIZES = (
-    "vocab_size: 600, num_layers: 2, num_heads: 4, num_kv_heads: 2, intermediate_dim: 40, max_seq_len: 192"
-)
+QWEN_FILES = {"path": "vocab.json", "merges_file": "merges.txt"}
 
 
 def write_config(folder: Path, name: str, kind: str) -> Path:
@@ -156,26 +152,16 @@ def test_they_are_valid_as_they_stand(
     assert main(["validate", f"{name}_{kind}", "--json"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("qwen2/1.5_to_0.5B_KD_lora", "single_device"), ("llama3_2/8B_to_1B_KD_lora", "distributed")],
-)
+@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize("name", PAIRS)
 def test_they_run_on_small_weights(name: str, kind: str, tmp_path: Path, spm_file: Path) -> None:
-    for part, width in (("student", 24), ("teacher", 32)):
-        torch.manual_seed(width)
-        model = llama2(600, 2, 4, width, 192, num_kv_heads=2, intermediate_dim=40)
-        save_model(model, tmp_path / part, tokenizer=llama2_tokenizer(str(spm_file)))
+    """Their builders are of published sizes: these are replaced, as the files' places are, and the device."""
     rows = [
         {"instruction": "Add the numbers.", "input": f"{n} and 3", "output": f"It is {n + 3}.", "text": ""}
         for n in range(9)
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     small = [
-        "model._component_=torchtune.models.llama2.lora_llama2",
-        *(f"model.{size.replace(': ', '=')}" for size in SIZES.split(", ")),
-        "model.embed_dim=24",
-        f"teacher_model={{_component_: torchtune.models.llama2.llama2, {SIZES}, embed_dim: 32}}",
-        f"tokenizer={{_component_: torchtune.models.llama2.llama2_tokenizer, path: {spm_file}}}",
         f"dataset.source={tmp_path / 'data.json'}",
         f"output_dir={tmp_path / 'out'}",
         "device=cpu",
@@ -183,12 +169,20 @@ def test_they_run_on_small_weights(name: str, kind: str, tmp_path: Path, spm_fil
         "batch_size=3",
         "gradient_accumulation_steps=2",
     ]
-    for part, owner in (("student", "checkpointer"), ("teacher", "teacher_checkpointer")):
-        small += [
-            f"{owner}.checkpoint_dir={tmp_path / part}",
-            f"{owner}.checkpoint_files=[model.safetensors]",
-            f"{owner}.model_type=LLAMA2",
-        ]
+    families = ("llama3_2", "llama3_1") if name.startswith("llama") else ("qwen2", "qwen2")
+    parts = {"student": ("model", "checkpointer"), "teacher": ("teacher_model", "teacher_checkpointer")}
+    for part, family, width in zip(parts, families, (24, 32), strict=True):
+        model, checkpointer = parts[part]
+        sizes = small_checkpoint(family, tmp_path / part, spm_file, width)
+        small.append(f"{model}._component_={builder(family, 'lora_' in PAIRS[name][part])}")
+        small += [f"{model}.{size}={number}" for size, number in sizes.items()]
+        small += [f"{checkpointer}.checkpoint_dir={tmp_path / part}"]
+        small += [f"{checkpointer}.checkpoint_files=[model.safetensors]"]
+    if name.startswith("llama"):
+        small += [f"tokenizer.path={tmp_path / 'student' / 'original' / 'tokenizer.model'}"]
+        small += [f"teacher_tokenizer.path={tmp_path / 'teacher' / 'original' / 'tokenizer.model'}"]
+    else:
+        small += [f"tokenizer.{file}={tmp_path / 'student' / where}" for file, where in QWEN_FILES.items()]
     config = write_config(tmp_path, name, kind)
     assert main(["run", f"knowledge_distillation_{kind}", "--config", str(config), *small]) == 0
     steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from tune.checkpoints import save_model
+from tests.recipes.small_checkpoints import builder, small_checkpoint
 from tune.cli.main import main
-from tune.models.llama2 import llama2
-from tune.tokenizers import SentencePieceTokenizer
 
 HEAD = """
 output_dir: /tmp/torchtune/{name}
@@ -144,9 +141,6 @@ CONFIGS = {
         + "optimizer_in_bwd: False\nfsdp_cpu_offload: False\n",
     ),
 }
-SIZES = (
-    "vocab_size=600 num_layers=2 num_heads=4 num_kv_heads=2 embed_dim=24 intermediate_dim=40 max_seq_len=64"
-)
 
 
 @pytest.fixture
@@ -167,11 +161,7 @@ def test_they_are_valid_as_they_stand(config: tuple[str, Path], capsys: pytest.C
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
-    folder = tmp_path_factory.mktemp("small")
-    torch.manual_seed(0)
-    numbers = {name: int(value) for name, value in (pair.split("=") for pair in SIZES.split())}
-    save_model(llama2(**numbers), folder, tokenizer=SentencePieceTokenizer(spm_file))
+def answers_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "question": f"seven green apple{'s' * n}",
@@ -181,36 +171,36 @@ def small(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> Path:
         }
         for n in range(5)
     ]
-    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    path = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-@pytest.mark.parametrize(
-    "config", ["llama2/7B_lora_dpo_single_device", "llama3_1/8B_full_dpo"], indirect=True
-)
+@pytest.mark.parametrize("config", CONFIGS, indirect=True)
 def test_they_train_on_small_weights(
-    config: tuple[str, Path], small: Path, tmp_path: Path, spm_file: Path
+    config: tuple[str, Path], answers_file: Path, tmp_path: Path, spm_file: Path
 ) -> None:
-    """Their model's builder is of 7B or 8B: it is replaced, as the files are, and nothing else but the device."""
+    """Their model's builder is of 7B or 8B: sizes are replaced, as the files' places are, and the device."""
     recipe, path = config
-    is_lora = "lora" in recipe
-    builder = "tune.models.llama2.lora_llama2" if is_lora else "tune.models.llama2.llama2"
-    overrides = [f"model._component_={builder}", *(f"model.{size}" for size in SIZES.split())]
+    is_lora, kind = "lora" in recipe, "llama2" if "Llama-2" in path.read_text() else "llama3_1"
+    small = tmp_path / "small"
+    sizes = small_checkpoint(kind, small, spm_file)
+    overrides = [f"model._component_={builder(kind, is_lora)}"]
+    overrides += [f"model.{name}={size}" for name, size in sizes.items()]
     overrides += [
-        "tokenizer._component_=tune.models.llama2.llama2_tokenizer",
-        f"tokenizer.path={spm_file}",
+        f"tokenizer.path={small / ('tokenizer.model' if kind == 'llama2' else 'original/tokenizer.model')}",
+        "tokenizer.max_seq_len=128",
         f"checkpointer.checkpoint_dir={small}",
-        "checkpointer.checkpoint_files=null",
-        "checkpointer.model_type=LLAMA2",
-        f"dataset.source={small / 'answers.jsonl'}",
+        "checkpointer.checkpoint_files=[model.safetensors]",
+        f"dataset.source={answers_file}",
         f"output_dir={tmp_path / 'out'}",
         "device=cpu",
         "optimizer.fused=false",
         "log_level=WARNING",
     ]
     if not is_lora:
-        overrides += [f"ref_checkpointer.checkpoint_dir={small}", "ref_checkpointer.checkpoint_files=null"]
-        overrides += ["ref_checkpointer.model_type=LLAMA2"]
+        overrides += [f"ref_checkpointer.checkpoint_dir={small}"]
+        overrides += ["ref_checkpointer.checkpoint_files=[model.safetensors]"]
     assert main(["run", recipe, "--config", str(path), *overrides]) == 0
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert row["loss"] == pytest.approx(0.6931472, rel=1e-6)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.errors import TuneError
+from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
 from tune.training import Checkpoints, SavedStep, list_saved_steps, verify_step
 
 Damage = Callable[[Path], object]

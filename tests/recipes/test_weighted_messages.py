@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.full_finetune import FullFinetuneRecipe
 from tests.components import trusting
 from tune.errors import ConfigError
 from tune.modules.loss import LossFromHidden
+from tune.recipes.full_finetune import FullFinetuneRecipe
 
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.3}
 

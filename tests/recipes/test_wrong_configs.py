@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.params.full_finetune import FullFinetuneParams
-from recipes.params.generate import GenerateParams
-from recipes.params.lora_finetune import LoraFinetuneParams
 from tests.components import trusting
 from tune.config import Diagnostic, resolve
+from tune.recipes.params.full_finetune import FullFinetuneParams
+from tune.recipes.params.generate import GenerateParams
+from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 BASE = "output_dir: out\nmodel_checkpoint: ck\ndataset: alpaca\nlr: 2e-5\n"
 GENERATE = "model_checkpoint: ck\nprompt: hello\n"

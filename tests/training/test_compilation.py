@@ -10,12 +10,27 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tune.modules import DecoderConfig, GatedDeltaConfig, MoEConfig, TransformerDecoder
+from tune.modules import (
+    ClampedSwiGLU,
+    DecoderConfig,
+    GatedDeltaConfig,
+    MoEConfig,
+    ShortConvConfig,
+    TransformerDecoder,
+)
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
 from tune.training import checkpoint_activations, compile_blocks
 
 STATES = {"delta": GatedDeltaConfig((0,), 2, 4, 6, 10), "attn_gate": True}
+CONVOLUTIONS = {"conv": ShortConvConfig((0,)), "qk_norm": "head"}
+SINKS = {
+    "attn_sinks": True,
+    "attn_bias": "all",
+    "sliding_window": 6,
+    "sliding_layers": (0,),
+    "moe": MoEConfig(5, 2, 20, bias=True, clamped=ClampedSwiGLU()),
+}
 SHAPES = [(2, 9), (3, 17), (2, 33), (4, 40)]
 
 
@@ -76,8 +91,8 @@ def test_one_graph_for_each_kind_of_pass(method: str, recomputed: int) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "is_dense"),
-    [({}, False), ({}, True), (STATES, False)],
-    ids=["positions", "mask", "states"],
+    [({}, False), ({}, True), (STATES, False), (CONVOLUTIONS, False), (SINKS, False)],
+    ids=["positions", "mask", "states", "convolutions", "sinks"],
 )
 def test_one_graph_for_packed_batches(changes: dict[str, Any], is_dense: bool) -> None:
     model = build(**changes)

@@ -15,8 +15,14 @@ from torch import nn
 
 from tune.config.component import Component
 from tune.data import DataReport
-from tune.modules import DecoderConfig, TransformerDecoder
-from tune.modules.config import GatedDeltaConfig, MoEConfig
+from tune.modules import (
+    DecoderConfig,
+    FullAttentionConfig,
+    PerLayerInputConfig,
+    SharedKVConfig,
+    TransformerDecoder,
+)
+from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig, ShortConvConfig
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
@@ -46,7 +52,33 @@ SIZES: dict[str, Any] = {
 }
 ALL = ("q_proj", "k_proj", "v_proj", "output_proj")
 STATES = {"delta": GatedDeltaConfig((0, 1, 3), 3, 6, 20, 24), "attn_gate": True, "norm_offset": 1.0}
+GPT_OSS = {
+    "attn_sinks": True,
+    "attn_bias": "all",
+    "sliding_window": 20,
+    "sliding_layers": (0, 2),
+    "moe": MoEConfig(5, 3, 64, bias=True, clamped=ClampedSwiGLU()),
+}
+SHARING: dict[str, Any] = {
+    "num_layers": 6,
+    "local_rope_base": 300.0,
+    "sliding_window": 20,
+    "sliding_layers": (0, 2, 3, 5),
+    "full_attention": FullAttentionConfig(32, 3, keys_as_values=True),
+    "shared_kv": SharedKVConfig(3, 300),
+    "per_layer_input": PerLayerInputConfig(211, 24),
+    "qk_norm": "head",
+    "v_norm": True,
+    "layer_scale": True,
+    "norm_placement": "both",
+}
+BESIDE = {"moe": MoEConfig(5, 3, 64, is_beside=True), "norm_placement": "both"}
 CASES: dict[str, dict[str, Any]] = {
+    "sharing": {**SHARING},
+    "sharing_fp32": {**SHARING, "dtype": "fp32", "packed": True},
+    "sharing_autocast": {**SHARING, "param_dtype": "fp32"},
+    "sharing_qlora": {**SHARING, "lora": LoRAConfig(quantize_base=True, apply_to_mlp=True)},
+    "moe_beside": {**BESIDE},
     "bf16": {},
     "fp32": {"dtype": "fp32"},
     "autocast": {"param_dtype": "fp32"},
@@ -68,8 +100,13 @@ CASES: dict[str, dict[str, Any]] = {
     "states": {**STATES},
     "states_fp32": {**STATES, "dtype": "fp32", "packed": True, "shape": (2, 150)},
     "states_autocast": {**STATES, "param_dtype": "fp32"},
+    "convolutions": {"conv": ShortConvConfig((0, 1, 3)), "qk_norm": "head"},
+    "convolutions_packed": {"conv": ShortConvConfig((0, 1, 3), 4), "packed": True, "dtype": "fp32"},
     "moe": {"moe": MoEConfig(5, 3, 64)},
     "moe_fp32": {"moe": MoEConfig(7, 2, 80, dense_layers=(0,)), "dtype": "fp32"},
+    "gpt_oss": {**GPT_OSS, "shape": (3, 150)},
+    "gpt_oss_packed": {**GPT_OSS, "packed": True, "dtype": "fp32"},
+    "gpt_oss_lora": {**GPT_OSS, "lora": LoRAConfig(apply_to_mlp=True)},
     "lora": {"lora": LoRAConfig(rank=4)},
     "lora_all": {"lora": LoRAConfig(apply_to_mlp=True, attn_modules=ALL, dropout=0.1)},
     "lora_fp32": {"lora": LoRAConfig(), "dtype": "fp32"},
@@ -255,6 +292,11 @@ STEPS: dict[str, dict[str, Any]] = {
     "packed": {"packed": True},
     "states": {**STATES, "packed": True},
     "gemma2": CASES["gemma2"],
+    "gpt_oss": CASES["gpt_oss"],
+    "sharing": CASES["sharing"],
+    "sharing_recomputed": {**SHARING, "recompute": True, "dtype": "fp32", "packed": True},
+    "moe_beside": CASES["moe_beside"],
+    "convolutions": CASES["convolutions_packed"],
 }
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from recipes.params.full_finetune import FullFinetuneParams
 from tune import modules, training, utils
 from tune.config import resolve
 from tune.errors import TrainingError
 from tune.models.llama2 import llama2
+from tune.recipes.params.full_finetune import FullFinetuneParams
 
 
 def tiny() -> modules.TransformerDecoder:

@@ -24,6 +24,7 @@ _HARMLESS = (
 # How adapters were begun beside a base that stayed what it was. The others ("pissa", "olora", "corda", "loftq",
 # "lora_ga") took something out of it, and what they left is not in the adapter's files.
 _BEGUN = (True, False, "gaussian", "eva", "orthogonal")
+_SCORES = "SEQ_CLS"  # of peft's tasks
 _MAX_PATTERN = 300  # characters
 _MAX_PATTERNS = 4000
 _LARGEST_ALPHA = 1e9  # weights of fp32 hold no product with much more
@@ -43,6 +44,7 @@ class AdapterSettings:
         modules_to_save: names, or ends of names, of modules that were trained whole.
         token_ids: tokens whose rows were trained, by name, or end of a name, of the module; "" is the embedding.
         keeps_tie: a matrix trained whole is both embedding and output matrix, where the base ties them.
+        scores: it belongs to a reward model.
     """
 
     base: str
@@ -58,6 +60,7 @@ class AdapterSettings:
     modules_to_save: tuple[str, ...] = ()
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keeps_tie: bool = False
+    scores: bool = False
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's adapter."""
@@ -93,7 +96,7 @@ def read_settings(folder: Path) -> AdapterSettings:
     fields.ignore(_HARMLESS)
     fields.expect("peft_type", "LORA")
     if content.get("task_type") is not None:
-        fields.expect("task_type", "CAUSAL_LM")
+        fields.expect("task_type", "CAUSAL_LM", _SCORES)
     fields.expect("bias", "none", advice="trained biases are no part of the adapters here")
     fields.expect("enable_lora")  # of 2023: which parts of a fused matrix
     fields.expect(
@@ -125,6 +128,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         modules_to_save=_read_names(fields, content, "modules_to_save"),
         token_ids=_read_token_ids(fields, content),
         keeps_tie=fields.flag("ensure_weight_tying", False),
+        scores=content.get("task_type") == _SCORES,
     )
     ranks = (settings.rank, *(rank for _, rank in settings.rank_pattern))
     alphas = (settings.alpha, *(alpha for _, alpha in settings.alpha_pattern))

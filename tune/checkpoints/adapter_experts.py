@@ -38,6 +38,7 @@ class TheirExperts:
         rows: of each.
         width: of all.
         num_experts: E.
+        in_turns: rows of ours stand there in turns.
     """
 
     name: str
@@ -46,10 +47,13 @@ class TheirExperts:
     rows: tuple[int, ...]
     width: int
     num_experts: int
+    in_turns: bool = False
 
     def row_slice(self, path: str) -> slice:
         """Return the rows of one of ours."""
         place = self.paths.index(path)
+        if self.in_turns:
+            return slice(place, None, len(self.paths))
         return slice(sum(self.rows[:place]), sum(self.rows[: place + 1]))
 
 
@@ -100,9 +104,8 @@ def their_experts(layout: Layout, config: DecoderConfig, shapes: Shapes) -> list
             kinds = rules[: len(rules) // num_experts]
             paths = tuple(_EXPERT.sub(r"\1.\3", rule.ours) for rule in kinds)
             rows = tuple(shapes[rule.ours][0] for rule in kinds)
-            found.append(
-                TheirExperts(rules[0].theirs, (), paths, rows, shapes[rules[0].ours][1], num_experts)
-            )
+            width, in_turns = shapes[rules[0].ours][1], rules[0].in_turns
+            found.append(TheirExperts(rules[0].theirs, (), paths, rows, width, num_experts, in_turns))
         else:
             member = rules[0].theirs.removesuffix(".weight")
             single.setdefault(f"{match[1]}.{match[3]}", []).append((member, shapes[rules[0].ours]))
@@ -134,7 +137,7 @@ def plan_expert_pieces(
         if stack.members and any(_names(member)[0] in source for member in stack.members):
             used.update(name for member in stack.members for name in _names(member) if name in source)
             pieces += _single(source, settings, stack, problems)
-    known = [stack for stack in stacks if stack.name]
+    known = _under_names_of(source, [stack for stack in stacks if stack.name])
     for stack, (a, b) in _wrapped([stack for stack in known if settings.is_parameter(stack.name)]):
         used.update((a, b))
         rank = settings.rank_of(stack.name)
@@ -164,6 +167,13 @@ def plan_expert_pieces(
     if pieces and settings.use_dora:
         problems.append("`use_dora` is true, and experts have no magnitudes")
     return pieces, used, problems
+
+
+def _under_names_of(source: WeightSource, stacks: list[TheirExperts]) -> list[TheirExperts]:
+    """Return the stacks under the names that a file has some of them by: alone, or as a part of a larger model."""
+    held = [stack for stack in stacks if _names(stack.name.rpartition(".")[0])[0] in source]
+    begins = {stack.name.partition(".layers.")[0] for stack in held}
+    return [stack for stack in stacks if stack.name.partition(".layers.")[0] in begins] or stacks
 
 
 def _names(module: str) -> tuple[str, str]:

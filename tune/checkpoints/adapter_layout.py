@@ -32,7 +32,10 @@ _KINDS = {
     "lora_magnitude_vector.weight": "magnitude",  # peft before 0.12
 }
 _WORDS = {"a": "lora_A", "b": "lora_B", "magnitude": "lora_magnitude_vector"}
-_MATRICES = re.compile(r"(layers\.\d+\.(attn\.(\w+_proj|in_proj_\w+)|mlp\.(shared\.)?w[123])|output)\.weight")
+_MATRICES = re.compile(
+    r"(layers\.\d+\.(attn\.(\w+_proj|in_proj_\w+)|mlp\.(shared\.)?w[123]|per_layer\.(gate|projection))"
+    r"|per_layer_input\.projection|output)\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def their_modules(layout: Layout, config: DecoderConfig, shapes: Shapes) -> dict
     for rules in layout.expand(config, list(shapes)):
         ours = [rule.ours for rule in rules]
         # As `apply_lora` does.
-        is_refused = config.moe is not None and ".mlp." in ours[0] and ".mlp.shared." not in ours[0]
+        is_of_layer = ".mlp." in ours[0] and ".mlp.shared." not in ours[0]
+        is_refused = config.moe is not None and not config.moe.is_beside and is_of_layer
         if all(_MATRICES.fullmatch(name) for name in ours) and not is_refused:
             name = rules[0].theirs.removesuffix(".weight")
             modules[name] = TheirModule(

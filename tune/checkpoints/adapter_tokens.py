@@ -21,6 +21,7 @@ from tune.errors import CheckpointError
 from tune.modules import Layout, TransformerDecoder
 from tune.modules.new_rows import ROWS_OF_TOKENS, resize_vocabulary, untie_output
 from tune.modules.peft import LoRALinear, TokenRowsEmbedding, TokenRowsLinear, add_token_rows
+from tune.modules.score import SCORE
 from tune.utils.sharding import copy_into_, full_tensor
 
 _ROWS = "token_adapter.trainable_tokens_delta"
@@ -68,11 +69,18 @@ def plan_token_matrices(
         CheckpointError: it is not what the configuration says, or cannot be followed; all problems are listed.
     """
     modules = token_modules(layout, model)
+    scores = {SCORE: SCORE.removesuffix(".weight")} if model.score is not None else {}
+    if settings.scores and not scores:
+        raise CheckpointError(
+            f"the adapter in {source.path} is a reward model's (`task_type` is SEQ_CLS), which gives texts a score, "
+            "and the model is one that writes them: it goes on in the recipe reward_finetune. Where a run has saved "
+            "it, the finished reward model is in model/ beside it"
+        )
     problems = [
         f"`modules_to_save` names {name!r}: only the embedding and the output matrix ({', '.join(modules.values())}) "
         "are read where they were trained whole"
         for name in settings.modules_to_save
-        if not any(_is_named(module, name) for module in modules.values())
+        if not any(_is_named(module, name) for module in (*modules.values(), *scores.values()))
     ]
     problems += [
         f"`trainable_token_indices` names {name!r}, which is neither embedding nor output matrix"
@@ -80,7 +88,7 @@ def plan_token_matrices(
         if name and not any(_is_named(module, name) for module in modules.values())
     ]
     matrices: list[TokenMatrix] = []
-    taken: set[str] = set()
+    taken = {_score_name(source)} if scores else set()
     for ours, module in modules.items():
         if ours == ROWS_OF_TOKENS[1] and isinstance(model.output, LoRALinear):
             continue  # its base is compared with ours
@@ -159,6 +167,8 @@ def fill_token_matrices(
     tensors = {
         name: _finite(source, name) for matrix in matrices for name in (matrix.whole, matrix.rows) if name
     }
+    if model.score is not None and (name := _score_name(source)) in source:
+        copy_into_(model.score.weight, _finite(source, name))
     for matrix in matrices:
         if matrix.ours not in places:
             continue  # tied, and compared
@@ -222,9 +232,20 @@ def token_tensors(model: TransformerDecoder, layout: Layout) -> tuple[dict[str, 
             fields["ensure_weight_tying"] = True
             name, tied = (f"{PREFIX}{modules[ours]}.weight" for ours in ROWS_OF_TOKENS)
             tensors[tied] = tensors[name].clone()
+    if model.score is not None:
+        fields["modules_to_save"] = [*trained, SCORE.removesuffix(".weight")]
+        with lending_of(model)(model.score):
+            tensors[f"{PREFIX}{SCORE}"] = model.score.weight.detach().cpu()
     if indices:
         fields["trainable_token_indices"] = indices
     return tensors, fields
+
+
+def _score_name(source: WeightSource) -> str:
+    """Return what the score's tensor is called in an adapter's file."""
+    name = f"{PREFIX}{SCORE}"
+    older = f"{PREFIX}{SCORE.removesuffix('weight')}modules_to_save.weight"
+    return older if older in source else name
 
 
 def _is_named(module: str, name: str) -> bool:

@@ -116,6 +116,8 @@ def save_adapter(
         parameters=experts.parameters,
     )
     content.update(token_fields)
+    if model.score is not None:
+        content["task_type"] = "SEQ_CLS"
     metadata = {PARTS: json.dumps(parts)} if parts else {}
     if any(isinstance(module, FrozenLinear) and module.nf4 is not None for module in model.modules()):
         metadata[QUANTIZATION] = "nf4"
@@ -149,6 +151,8 @@ def add_adapters(
         if adapter:
             apply_token_matrices(model, adapter.matrices, adapter.source)
     cast_adapters(model, dtype)
+    if model.score is not None:
+        model.score.to(dtype)
 
 
 def load_adapter(

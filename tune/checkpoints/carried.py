@@ -136,17 +136,18 @@ class Carried:
                 (folder / name).write_bytes(content)
 
 
-def find_carried(source: WeightSource, layout: Layout) -> Carried | None:
+def find_carried(source: WeightSource, layout: Layout, sizes: DecoderConfig) -> Carried | None:
     """Return what a checkpoint holds beside the decoder; None where it is the decoder alone.
 
     Args:
         source: of the weights.
         layout: they are in.
+        sizes: of the decoder.
 
     Raises:
         CheckpointError: it cannot be carried over, which shows before training.
     """
-    names = _names(source, layout)
+    names = _names(source, layout, sizes)
     if layout.outer is None and not names:
         return None
     folder = source.path if source.path.is_dir() else source.path.parent
@@ -160,21 +161,24 @@ def find_carried(source: WeightSource, layout: Layout) -> Carried | None:
             "they would be carried over."
         )
         return None
-    return Carried(layout, config, tuple(carried_tensors(source, layout).values()), _processor_files(folder))
+    return Carried(
+        layout, config, tuple(carried_tensors(source, layout, sizes).values()), _processor_files(folder)
+    )
 
 
-def carried_tensors(source: WeightSource, layout: Layout) -> dict[str, CarriedTensor]:
+def carried_tensors(source: WeightSource, layout: Layout, sizes: DecoderConfig) -> dict[str, CarriedTensor]:
     """Return the tensors of a checkpoint that are no part of the decoder, by name.
 
     Raises:
         CheckpointError: as `find_carried`.
     """
     held: dict[Path, _HeldFile] = {}
-    return {name: _carry(name, source.infos[name], source, held) for name in _names(source, layout)}
+    return {name: _carry(name, source.infos[name], source, held) for name in _names(source, layout, sizes)}
 
 
-def _names(source: WeightSource, layout: Layout) -> list[str]:
-    return [name for name in source if any(fnmatchcase(name, pattern) for pattern in layout.carried)]
+def _names(source: WeightSource, layout: Layout, sizes: DecoderConfig) -> list[str]:
+    patterns = layout.all_carried(sizes)
+    return [name for name in source if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _carry(name: str, info: TensorInfo, source: WeightSource, held: dict[Path, _HeldFile]) -> CarriedTensor:

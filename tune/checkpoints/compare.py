@@ -36,7 +36,7 @@ def match_weights(
     """
     layout = find_layout(family, source)
     tensors = list(layout.expand(config, list(shapes)))
-    _compare(shapes, tensors, source, layout, tied=config.tie_word_embeddings)
+    _compare(shapes, tensors, source, layout, config)
     if config.tie_word_embeddings and layout.tied_output in source:
         _check_tied(tensors, source, layout)
     return layout, StoredWeights(source, layout, config, shapes)
@@ -76,8 +76,7 @@ def _compare(
     tensors: list[tuple[WeightRule, ...]],
     source: WeightSource,
     layout: Layout,
-    *,
-    tied: bool,
+    config: DecoderConfig,
 ) -> None:
     missing, misshapen, untyped = [], [], []
     for rules in tensors:
@@ -91,12 +90,14 @@ def _compare(
             misshapen.append((name, f"{list(info.shape)} in the file, {shape} in the model"))
         if isinstance(info.dtype, str):
             untyped.append((name, f"stored as {info.dtype}; only fp64, fp32, fp16 and bf16 are read"))
-    expected = {rules[0].theirs for rules in tensors} | ({layout.tied_output} if tied else set())
+    expected = {rules[0].theirs for rules in tensors} | (
+        {layout.tied_output} if config.tie_word_embeddings else set()
+    )
+    known = (*layout.ignored, *layout.all_carried(config))
     unknown = [
         (name, f"{list(source.infos[name].shape)} in the file")
         for name in source
-        if name not in expected
-        and not any(fnmatchcase(name, pattern) for pattern in (*layout.ignored, *layout.carried))
+        if name not in expected and not any(fnmatchcase(name, pattern) for pattern in known)
     ]
     unmapped = [(name, "a parameter that checkpoints of this family do not hold") for name in shapes]
     mapped = {rule.ours for rules in tensors for rule in rules}

@@ -58,9 +58,11 @@ def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 @cache
-def say_once(path: str) -> None:
-    """Say what becomes of 8-bit weights, once for each place."""
-    get_logger().info(f"{path} holds weights in fp8: they are read as bf16, and what is saved holds no fp8")
+def say_once(path: str, kind: str) -> None:
+    """Say what becomes of weights of such a kind, once for each place."""
+    get_logger().info(
+        f"{path} holds weights in {kind}: they are read as bf16, and what is saved holds no {kind}"
+    )
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, int]:

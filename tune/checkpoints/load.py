@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from tune.errors import CheckpointError
 from tune.modules import Family, TransformerDecoder
 from tune.modules.new_rows import with_mean_rows
 from tune.modules.peft import FrozenExperts
-from tune.utils.sharding import copy_into_, copy_into_place_, is_sharded, local_part
+from tune.modules.score import SCORE
+from tune.utils.sharding import copy_into_, copy_into_place_, init_sharded_, is_sharded, local_part
+
+_SCORE_STD = 0.02  # transformers' initializer_range
 
 
 def load_into(
@@ -47,9 +51,13 @@ def load_into(
     places = places_by_name(model)
     family = require_family(model)
     shapes = stored_shapes(model, family, source, {name: place.shape for name, place in places.items()})
-    layout, stored = match_weights(source, family, model.config, shapes)
-    model.carried = find_carried(source, layout)
     target = torch.device("cpu" if device is None else device)
+    if model.score_is_new and SCORE not in source:  # a language model's, which has no score yet
+        del places[SCORE]
+        shapes = {name: shape for name, shape in shapes.items() if name != SCORE}
+        _begin_score(model, target, dtype)
+    layout, stored = match_weights(source, family, model.config, shapes)
+    model.carried = find_carried(source, layout, model.config)
     nonfinite = []
     for rules in layout.expand(model.config, list(shapes)):  # in the order of the files, more or less
         for rule in rules:
@@ -64,6 +72,16 @@ def load_into(
             f"the weights in {source.path} hold {describe_nonfinite(nonfinite)}. A model computes nothing with them: "
             "the file is damaged, its training diverged, or a larger type was cast to fp16; take an earlier checkpoint"
         )
+
+
+def _begin_score(model: TransformerDecoder, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Give a score new values: the same on every process, whose random generators stand at the same place."""
+    assert model.score is not None
+    held = model.score.weight
+    if held.is_meta:
+        fresh = torch.empty(held.shape, dtype=dtype or held.dtype, device=device)
+        model.score.weight = nn.Parameter(fresh, requires_grad=held.requires_grad)
+    init_sharded_(model.score.weight, partial(nn.init.normal_, std=_SCORE_STD))
 
 
 def require_family(model: TransformerDecoder) -> Family:
@@ -81,7 +99,7 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
     if tensor.shape != place.shape:
         raise CheckpointError(f"{name} became {list(tensor.shape)} where {list(place.shape)} is needed")
     is_new = place.device.type == "meta"
-    held: nn.Parameter | None = getattr(place.owner, place.leaf)
+    held: Tensor | None = getattr(place.owner, place.leaf)
     if place.expert is not None:
         return _fill_expert(place, place.expert, tensor, device, (dtype or place.dtype) if is_new else None)
     with torch.no_grad():
@@ -94,6 +112,8 @@ def _fill(name: str, place: Place, tensor: Tensor, device: torch.device, dtype: 
         filled = torch.empty(place.shape, dtype=wanted, device=where).copy_(tensor)
     if place.frozen is not None:
         place.frozen.fill_weight(filled)
+    elif place.leaf in place.owner._buffers:
+        setattr(place.owner, place.leaf, filled)
     else:
         fresh = nn.Parameter(filled, requires_grad=held is not None and held.requires_grad)
         setattr(place.owner, place.leaf, fresh)
@@ -106,13 +126,15 @@ def _fill_expert(
 ) -> Tensor:
     """Give one expert of a stack its values; a stack without memory gets it with its first expert."""
     owner: Any = place.owner
-    if isinstance(owner, FrozenExperts) and owner.quantize_base:
+    if isinstance(owner, FrozenExperts) and owner.quantize_base and place.leaf == "weight":
         where = place.device if new_dtype is None else device
         filled = tensor.to(where, new_dtype or place.dtype)
         owner.fill_expert(expert, filled)
         return filled
-    if owner.weight.is_meta:
-        room = torch.empty(owner.weight.shape, dtype=new_dtype, device=device)
-        owner.weight = nn.Parameter(room, requires_grad=owner.weight.requires_grad)
-    copy_into_place_(owner.weight, expert, tensor)
-    return tensor.to(owner.weight.dtype)
+    stack: nn.Parameter = getattr(owner, place.leaf)
+    if stack.is_meta:
+        room = torch.empty(stack.shape, dtype=new_dtype, device=device)
+        stack = nn.Parameter(room, requires_grad=stack.requires_grad)
+        setattr(owner, place.leaf, stack)
+    copy_into_place_(stack, expert, tensor)
+    return tensor.to(stack.dtype)

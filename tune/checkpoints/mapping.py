@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tune.checkpoints.expert_turns import from_turns, take_turn, turns_shape
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
-from tune.modules import DecoderConfig, ExpertLinear, Layout, WeightRule
+from tune.modules import DecoderConfig, ExpertLinear, LayerScale, Layout, WeightRule
 from tune.modules.peft import FrozenExperts, FrozenLinear, TokenRowsEmbedding, TokenRowsLinear, is_adapter
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -74,7 +75,9 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
         if isinstance(module, FrozenLinear):
             shape = (module.out_dim, module.in_dim)
             places[f"{prefix}weight"] = Place(module, "weight", shape, module.base_dtype, module.base_device)
-        for leaf, parameter in module.named_parameters(recurse=False):
+        # Codes of quantised matrices are buffers, too: not all of them are what checkpoints hold.
+        held = module.named_buffers if isinstance(module, LayerScale) else module.named_parameters
+        for leaf, parameter in held(recurse=False):
             name = f"{prefix}{leaf}"
             if not is_adapter(name) and name not in places:
                 places[name] = Place(module, leaf, tuple(parameter.shape), parameter.dtype, parameter.device)
@@ -84,6 +87,7 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
 def _places_of_experts(path: str, module: ExpertLinear | FrozenExperts) -> Iterator[tuple[str, Place]]:
     if is_adapter(f"{path}.weight"):
         return
+    shape: tuple[int, ...]
     if isinstance(module, FrozenExperts):
         num_experts, shape = module.num_experts, (module.out_dim, module.in_dim)
         dtype, device = module.base_dtype, module.base_device
@@ -91,9 +95,13 @@ def _places_of_experts(path: str, module: ExpertLinear | FrozenExperts) -> Itera
         num_experts, *rest = module.weight.shape
         shape, dtype, device = (rest[0], rest[1]), module.weight.dtype, module.weight.device
     owner, _, leaf = path.rpartition(".")
+    bias = module.bias
     for expert in range(num_experts):
         place = Place(module, "weight", shape, dtype, device, expert)
         yield f"{owner}.{expert}.{leaf}.weight", place
+        if bias is not None:
+            place = Place(module, "bias", shape[:1], bias.dtype, bias.device, expert)
+            yield f"{owner}.{expert}.{leaf}.bias", place
 
 
 def weight_shapes(model: nn.Module) -> Shapes:
@@ -120,7 +128,7 @@ class ModelWeights:
         self._lending: Lending = lending_of(model)
         self.shapes: Shapes = {name: place.shape for name, place in self._places.items()}
         # Experts are asked for one after the other: what is lent for one holds the others as well.
-        self._stacks: dict[int, Tensor] = {}
+        self._stacks: dict[tuple[int, str], Tensor] = {}
 
     def dtype(self, name: str) -> torch.dtype:
         return self._places[name].dtype
@@ -140,13 +148,13 @@ class ModelWeights:
             return tensor.detach()
 
     def _read_expert(self, place: Place, expert: int) -> Tensor:
-        owner = place.owner
-        if (stack := self._stacks.get(id(owner))) is None and owner.weight is not None:
+        owner, key = place.owner, (id(place.owner), place.leaf)
+        if (stack := self._stacks.get(key)) is None and getattr(owner, place.leaf) is not None:
             while len(self._stacks) > 1:  # two kinds are read in turns, where a tensor holds both
                 self._stacks.pop(next(iter(self._stacks)))
             with self._lending(owner):
-                stack = self._stacks[id(owner)] = owner.weight.detach()  # type: ignore[operator]
-        if isinstance(owner, FrozenExperts):
+                stack = self._stacks[key] = getattr(owner, place.leaf).detach()
+        if isinstance(owner, FrozenExperts) and place.leaf == "weight":
             return owner.merged_expert(expert, torch.promote_types(place.dtype, torch.float32), stack)
         assert stack is not None
         return stack[expert]
@@ -167,11 +175,13 @@ class StoredWeights:
         self._config = config
         self.shapes = shapes
         self._rules: dict[str, tuple[WeightRule, ...]] = {}
-        self._rows: dict[str, slice] = {}  # of tensors that hold several
+        self._places: dict[str, int] = {}  # of tensors that hold several, and the rows there
+        self._rows: dict[str, slice] = {}
         for rules in layout.expand(config, list(shapes)):
             start = 0
-            for rule in rules:
+            for place, rule in enumerate(rules):
                 self._rules[rule.ours] = rules
+                self._places[rule.ours] = place
                 self._rows[rule.ours] = slice(start, start := start + shapes[rule.ours][0])
         # Parameters that share a tensor are asked for one after the other: it is not read again for each.
         self._shared: tuple[str, Tensor] | None = None
@@ -185,10 +195,13 @@ class StoredWeights:
     def read(self, name: str) -> Tensor:
         rules = self._rules[name]
         tensor = self._read_stored(rules)
-        if rules[0].num_experts:
-            tensor = tensor.flatten(0, 1)
-        if len(rules) > 1:
-            tensor = tensor[self._rows[name]]
+        if rules[0].in_turns:
+            tensor = take_turn(tensor, rules, self._places[name])
+        else:
+            if rules[0].num_experts:
+                tensor = tensor.flatten(0, 1)
+            if len(rules) > 1:
+                tensor = tensor[self._rows[name]]
         to_ours = next(rule.to_ours for rule in rules if rule.ours == name)
         return tensor if to_ours is None else to_ours(tensor, self._config)
 
@@ -239,6 +252,8 @@ class LayoutTensor:
             if rule.to_theirs is not None:
                 part = rule.to_theirs(part, self.config)
             parts.append(self._cast(part.to("cpu")))
+        if self.rules[0].in_turns:
+            return from_turns(parts, self.rules)
         return (
             parts[0].contiguous().view(self.shape) if len(parts) == 1 else torch.cat(parts).view(self.shape)
         )
@@ -297,5 +312,7 @@ def stored_shape(rules: tuple[WeightRule, ...], shapes: Shapes) -> tuple[int, ..
     """Return the shape of the tensor that these rules share: their parameters one under the other."""
     own = [shapes[rule.ours] for rule in rules]
     if num_experts := rules[0].num_experts:
+        if rules[0].in_turns:
+            return turns_shape(own, num_experts)
         return (num_experts, sum(shape[0] for shape in own) // num_experts, *own[0][1:])
     return own[0] if len(own) == 1 else (sum(shape[0] for shape in own), *own[0][1:])

@@ -6,7 +6,7 @@ from tune.checkpoints.compare import find_layout
 from tune.checkpoints.mapping import Shapes
 from tune.checkpoints.weights import WeightSource
 from tune.modules import Family, TransformerDecoder
-from tune.modules.new_rows import ROWS_OF_TOKENS
+from tune.modules.new_rows import ROWS_OF_TOKENS, TABLE_OF_TOKENS
 
 __all__ = ["stored_shapes"]
 
@@ -25,7 +25,9 @@ def stored_shapes(model: TransformerDecoder, family: Family, source: WeightSourc
     names = {rule.theirs for rule in find_layout(family, source).rules if rule.ours == ROWS_OF_TOKENS[0]}
     if not any(source.infos[name].shape[:1] == (model.num_stored_rows,) for name in names if name in source):
         return shapes
+    num_rows = dict.fromkeys(ROWS_OF_TOKENS, model.num_stored_rows)
+    if model.num_stored_table_rows is not None:
+        num_rows[TABLE_OF_TOKENS] = model.num_stored_table_rows
     return {
-        name: (model.num_stored_rows, *shape[1:]) if name in ROWS_OF_TOKENS else shape
-        for name, shape in shapes.items()
+        name: (num_rows[name], *shape[1:]) if name in num_rows else shape for name, shape in shapes.items()
     }

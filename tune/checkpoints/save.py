@@ -30,6 +30,7 @@ class TokenizerFiles(Protocol):
 
     bos_id: int
     eos_id: int
+    pad_id: int
     stop_ids: tuple[int, ...]
 
     def files(self) -> list[Path]: ...
@@ -68,6 +69,8 @@ def save_model(
     tensors = tensors_in_layout(ModelWeights(model), layout, model.config, dtype=dtype)
     config = describe_model(family, model.config, tensors, carried)
     ids = token_ids(tokenizer)
+    if model.score is not None and tokenizer is not None:
+        ids["pad_token_id"] = tokenizer.pad_id  # by which transformers finds a text's last token
     config = config | ids if carried is None else carried.with_token_ids(config, ids)
     try:
         write_shards(folder, [*tensors, *(carried.tensors if carried else ())], max_shard_bytes)

@@ -13,6 +13,7 @@ from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.file_formats import MetaShards, PickleFile, SafetensorsFile, TensorInfo, WeightFile
 from tune.checkpoints.fp8 import SCALE, dequantize, find_fp8, say_once
 from tune.checkpoints.manifest import check_saved_folder
+from tune.checkpoints.mxfp4 import BLOCKS, SCALES, dequantize_mxfp4, find_mxfp4
 from tune.errors import CheckpointError
 from tune.utils.paths import expand_path
 
@@ -28,7 +29,7 @@ _TORCHTUNE_FILE = r"torchtune_model(_\w+)?\.pt"
 class WeightSource:
     """The tensors of a checkpoint: their names, shapes and dtypes at once, their values one at a time.
 
-    Weights in fp8 with scales beside them are bf16 here (`tune.checkpoints.fp8`).
+    Weights in fp8 or MXFP4 with scales beside them are bf16 here (`tune.checkpoints.fp8`, `mxfp4`).
 
     Args:
         path: what a person named, for messages.
@@ -47,10 +48,14 @@ class WeightSource:
                 self.infos[name] = info
                 self._file_of[name] = file
             file.release()
-        self._fp8, serving = find_fp8(self.infos)
-        if self._fp8:
-            say_once(str(path))
-            self.infos = {name: info for name, info in self.infos.items() if name not in serving} | self._fp8
+        self._fp8, of_fp8 = find_fp8(self.infos)
+        self._mxfp4, of_mxfp4 = find_mxfp4(self.infos)
+        for kind, found in (("fp8", self._fp8), ("MXFP4", self._mxfp4)):
+            if found:
+                say_once(str(path), kind)
+        serving = of_fp8 | of_mxfp4
+        self.infos = {name: info for name, info in self.infos.items() if name not in serving}
+        self.infos |= self._fp8 | self._mxfp4
 
     def __contains__(self, name: object) -> bool:
         return name in self.infos
@@ -70,6 +75,8 @@ class WeightSource:
         """Return one tensor on the CPU. It may be a view of the file: copy it before you keep it."""
         if name in self._fp8:
             return dequantize(self._read(name), self._read(f"{name}{SCALE}"))
+        if name in self._mxfp4:
+            return dequantize_mxfp4(self._read(f"{name}{BLOCKS}"), self._read(f"{name}{SCALES}"))
         return self._read(name)
 
     def _read(self, name: str) -> Tensor:

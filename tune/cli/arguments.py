@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tune.cli.terminal import paint, section, wrap
+from tune.cli.terminal import paint, section, width, wrap
 from tune.config.overrides import is_override
 from tune.errors import TuneError
 
@@ -243,8 +243,8 @@ def format_help(command: Command) -> str:
     ]
     listed = [("arguments:", command.operands)] if command.operands else []
     parts = [
-        f"{paint('usage:', 'bold')} {command.usage}",
-        *("\n".join(wrap(paragraph, 96)) for paragraph in command.description.split("\n\n")),
+        "\n".join(wrap(f"{paint('usage:', 'bold')} {command.usage}", min(width(), 96))),
+        *("\n".join(wrap(paragraph, min(width(), 96))) for paragraph in command.description.split("\n\n")),
         "\n".join([paint("examples:", "bold"), *examples]),
         *(section(heading, rows) for heading, rows in (*listed, ("options:", options), *command.lists)),
     ]

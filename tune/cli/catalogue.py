@@ -29,12 +29,14 @@ class Recipe:
         params: dotted path of its params dataclass.
         aliases: other names it answers to.
         operand: the parameter that a bare word on its command line is the value of; "" where there is none.
+        options: parameters that may be given with dashes, too, as in other programs: --json for json=true.
     """
 
     name: str
     params: str
     aliases: tuple[str, ...] = ()
     operand: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -51,34 +53,46 @@ class Recipe:
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "full_finetune",
-        "recipes.params.full_finetune.FullFinetuneParams",
+        "tune.recipes.params.full_finetune.FullFinetuneParams",
         aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
     ),
     Recipe(
         "lora_finetune",
-        "recipes.params.lora_finetune.LoraFinetuneParams",
+        "tune.recipes.params.lora_finetune.LoraFinetuneParams",
         aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
     ),
     Recipe(
         "preference_finetune",
-        "recipes.params.preference_finetune.PreferenceFinetuneParams",
+        "tune.recipes.params.preference_finetune.PreferenceFinetuneParams",
         aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
     ),
     Recipe(
+        "reward_finetune",
+        "tune.recipes.params.reward_finetune.RewardFinetuneParams",
+        aliases=("reward",),
+    ),
+    Recipe(
         "distill",
-        "recipes.params.distill.DistillParams",
+        "tune.recipes.params.distill.DistillParams",
         aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
     ),
     Recipe(
         "generate",
-        "recipes.params.generate.GenerateParams",
+        "tune.recipes.params.generate.GenerateParams",
         aliases=("alpaca_generate",),
         operand="model_checkpoint",
     ),
     Recipe(
         "chat",
-        "recipes.params.chat.ChatParams",
+        "tune.recipes.params.chat.ChatParams",
         operand="model_checkpoint",
+    ),
+    Recipe(
+        "evaluate",
+        "tune.recipes.params.evaluate.EvaluateParams",
+        aliases=("eval", "eleuther_eval"),
+        operand="model_checkpoint",
+        options=("against", "json"),
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from tune.cli.arguments import (
     Command,
@@ -13,10 +14,13 @@ from tune.cli.arguments import (
     did_you_mean,
     read_arguments,
 )
-from tune.cli.catalogue import RECIPES, find_config, find_recipe, list_configs, read_recipe_key
+from tune.cli.catalogue import RECIPES, configs_of, find_config, find_recipe, list_configs, read_recipe_key
 from tune.cli.recipe_lookup import find_target
 from tune.cli.terminal import say
 from tune.errors import TuneError
+
+if TYPE_CHECKING:
+    from tune.config.fields import ParamInfo
 
 _BASH = """\
 # eval "$(tune completion bash)"
@@ -77,6 +81,11 @@ def complete(words: list[str]) -> list[str]:
     from tune.cli.main import COMMANDS, load_command  # main imports this module's siblings by name
 
     *before, current = words or [""]
+    is_cut = "=" in (current, *before[-1:])  # bash takes words apart at =, and wants the part behind it alone
+    if is_cut:
+        before, current = (
+            (before[:-2], f"{before[-2]}={current}") if current != "=" else (before[:-1], f"{before[-1]}=")
+        )
     if not before:
         candidates = [*COMMANDS, *_named("RECIPE"), "--help", "--version"]
     else:
@@ -85,7 +94,8 @@ def complete(words: list[str]) -> list[str]:
             candidates = _after(load_command(first), others, current)
         except TuneError:  # half a word is not a recipe yet
             candidates = []
-    return [candidate for candidate in candidates if candidate.startswith(current)]
+    found = [candidate for candidate in candidates if candidate.startswith(current)]
+    return [candidate.partition("=")[2] for candidate in found] if is_cut else found
 
 
 def _after(command: Command, before: list[str], current: str) -> list[str]:
@@ -96,22 +106,28 @@ def _after(command: Command, before: list[str], current: str) -> list[str]:
         ]
     for option in command.options:
         if option.metavar and before[-1:] and before[-1] in option.flags:
-            return list(option.choices) or _named(
-                option.metavar, *read_arguments(command, before[:-1]).operands
-            )
+            about = read_arguments(command, before[:-1]).operands
+            return list(option.choices) or _named(option.metavar, *about[:1], current=current)
     words = read_arguments(command, before).operands
     kinds = [kind.strip("[.] ") for kind, _ in command.operands[len(words) :]]
-    return _named(kinds[0], *words) if kinds else []
+    return _named(kinds[0], *words[:1], current=current) if kinds else []
 
 
-def _named(kinds: str, about: str = "", *_: str) -> list[str]:
-    """Return the names of what the help calls `kinds`; parameters are those of the recipe or config `about`."""
+def _named(kinds: str, about: str = "", *, current: str = "") -> list[str]:
+    """Return the names of what the help calls `kinds`; those of parameters and configs fit the recipe `about`.
+
+    Args:
+        kinds: one, or several with | between them.
+        about: a recipe or a config.
+        current: what there is of the word: a parameter's name gets its values once it is whole.
+    """
     found: list[str] = []
     for kind in kinds.split("|"):
         if kind == "RECIPE":
             found += [recipe.name for recipe in RECIPES]
         elif kind == "CONFIG":
-            found += [config.name for config in list_configs()]
+            recipe = find_recipe(about)
+            found += [config.name for config in list_configs()] if recipe is None else configs_of(recipe)
         elif kind == "SHELL":
             found += _SCRIPTS
         elif kind == "MODEL":
@@ -119,20 +135,54 @@ def _named(kinds: str, about: str = "", *_: str) -> list[str]:
 
             found += [name for family in SHORT_NAMES.values() for name in family]
         elif kind in ("PARAM", "KEY", "KEY=VALUE") and about:
-            found += [name + ("=" if "=" in kind else "") for name in _parameters(about)]
+            infos, mark = _parameters(about), "=" if "=" in kind else ""
+            name, equals, _ = current.partition("=")
+            owner = infos.get(name.partition(".")[0])
+            if equals:
+                found += [f"{name}={value}" for value in _values(infos.get(name))]
+            elif "." in name and owner is not None:
+                found += [f"{owner.name}.{argument}{mark}" for argument in _arguments(owner)]
+            else:
+                found += [each + mark for each in infos]
     return found
 
 
-def _parameters(about: str) -> list[str]:
+def _values(info: ParamInfo | None) -> list[str]:
+    """Return the values of a parameter that can be listed."""
+    from tune.config.component_check import list_components
+
+    if info is None:
+        return []
+    if info.slot is not None:
+        return list(list_components(info.slot))
+    specs = [info.spec, *info.spec.args]
+    found = [str(choice) for spec in specs for choice in spec.choices]
+    found += ["true", "false"] if any(spec.kind == "bool" for spec in specs) else []
+    return [*found, "null"] if found and info.spec.nullable else found
+
+
+def _arguments(info: ParamInfo) -> list[str]:
+    """Return the arguments of the component that a parameter has where it is not set."""
+    from tune.config.component_check import resolve_component
+
+    default = info.default if isinstance(info.default, str) else getattr(info.default, "path", "")
+    if info.slot is None or not default:
+        return []
+    resolved = resolve_component(default, info.slot)
+    known = resolved.signature.parameters if resolved.signature is not None else {}
+    return [name for name in known if name not in resolved.supplied]
+
+
+def _parameters(about: str) -> dict[str, ParamInfo]:
     from tune.config.params import fields_of
 
     recipe = find_recipe(about)
     if recipe is None and not about.endswith(".py"):
         recipe = find_recipe(read_recipe_key(find_config(about)) or "")
         if recipe is None:  # a file that a config names is not looked at
-            return []
+            return {}
     params = find_target(about if recipe is None else recipe.name).params
-    return list(fields_of(params)) if params else []
+    return dict(fields_of(params)) if params else {}
 
 
 COMMAND = Command(

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from tune.cli.arguments import Command, Given, UsageError, check_operands, did_you_mean
+from tune.cli.arguments import TRUST, Command, Given, UsageError, check_operands, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
-from tune.cli.terminal import columns, paint, say, section
+from tune.cli.terminal import columns, paint, say, section, width, wrap
 from tune.config.component import Component
 from tune.config.component_check import ResolvedName, list_components, resolve_component
 from tune.config.describe import type_text
@@ -16,11 +16,13 @@ from tune.config.dump import scalar
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.signatures import read_argument_help, read_doc
 from tune.config.slots import Slot
+from tune.config.trust import parse_trust, trust
 
 
 def run(given: Given) -> int:
     """Print what is known about a recipe's parameters, one of them, or a component."""
     check_operands(COMMAND, given)
+    trust(*parse_trust(given.all("trust")))
     target = find_target(given.operands[0], importing=True)
     if target.params is None:
         raise UsageError(f"{target.name} declares no params class")
@@ -51,6 +53,8 @@ def _describe(target: Target, infos: dict[str, ParamInfo], asked: str) -> str:
 
 def _default_name(info: ParamInfo) -> str:
     default = info.default
+    if isinstance(default, tuple) and len(default) == 1:
+        (default,) = default
     return default if isinstance(default, str) else getattr(default, "path", "")
 
 
@@ -109,6 +113,7 @@ def _describe_component(slot: Slot, name: str) -> str:
     if resolved.signature.takes_any_keyword:
         rows.append(("...", "", "any further argument"))
     doc = _first_sentence(read_doc(resolved.path))
+    doc = "\n  ".join(wrap(doc, width() - 2))
     return f"{head}  {doc}\n\n{section('arguments:', rows or [('(nothing to set)',)])}\n"
 
 
@@ -202,4 +207,5 @@ COMMAND = Command(
         ("RECIPE", "A name from `tune ls`, or a .py file."),
         ("[PARAM]", "A parameter, one with a component, or one argument of it."),
     ),
+    options=(TRUST,),
 )

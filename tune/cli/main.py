@@ -30,11 +30,42 @@ COMMANDS = {
     "validate": "validate",
     "preview": "preview",
     "report": "report",
+    "share": "share",
     "cache": "cache",
     "describe": "describe",
     "schema": "schema",
     "completion": "completion",
 }
+# What other tools call a thing, and what does it here.
+_ELSEWHERE = {
+    "train": "`tune run full_finetune` trains every weight, `tune run lora_finetune` adapters",
+    "export": "a run's latest/model is a Hugging Face folder; `tune convert-ckpt` and `tune merge` write others",
+    "plot": "`tune report RUN` draws the curves",
+    "quantize": "`quantize_base=true` trains beside a base in 4 bits",
+    "serve": "`tune chat RUN` talks to a model; other programs load its latest/model",
+    "init": "`tune cp CONFIG my.yaml` makes a config your own",
+    "push": "`tune upload` sends a model to the hub",
+    "zip": "`tune share RUN` hands a run on",
+    "config": "`tune ls` lists configs, `tune cat` shows one, `tune describe RECIPE` its parameters",
+}
+for _word, _same in (
+    *(
+        ("finetune", "train"),
+        ("fine-tune", "train"),
+        ("fit", "train"),
+        ("sft", "train"),
+        ("pretrain", "train"),
+    ),
+    *(
+        ("lora", "train"),
+        ("convert", "export"),
+        ("save", "export"),
+        ("curves", "plot"),
+        ("tensorboard", "plot"),
+    ),
+    *(("publish", "push"), ("archive", "zip"), ("package", "zip"), ("new", "init")),
+):
+    _ELSEWHERE[_word] = _ELSEWHERE[_same]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,6 +143,8 @@ def _unknown(word: str) -> str:
         return f"tune has no option {word.partition('=')[0]}; `tune --help` shows what there is"
     if word.endswith(".py") or "/" in word:
         return f"there is no file {word}; `tune ls` lists the recipes that come with tune"
+    if word in _ELSEWHERE:
+        return f"there is no command {word!r}: {_ELSEWHERE[word]}"
     close = nearest(word, [*COMMANDS, *recipe_names()])
     hint = (
         f"; did you mean `tune {close}`?"
@@ -132,6 +165,8 @@ def overview() -> str:
         ("tune preview my.yaml", "what does its data teach?"),
         ("tune report out/tiny", "how did the run go?"),
         ("tune chat out/tiny", "talk to what was trained"),
+        ("tune eval out/tiny data=held_out.jsonl --against base", "what is it worth?"),
+        ("tune share out/tiny --redact --compress", "hand it on"),
     ]
     options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
     parts = [

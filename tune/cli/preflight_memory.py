@@ -11,6 +11,7 @@ from tune.config.instantiate import instantiate
 from tune.errors import TuneError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
+from tune.modules.score import add_score
 from tune.training.memory.available import available_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
 from tune.training.precision import plan_precision
@@ -76,9 +77,11 @@ def _build_model(params: Any) -> TransformerDecoder | None:
     if model_dir is None and params.model.path.endswith(".auto"):
         return None
     with torch.device("meta"):
-        model: TransformerDecoder = instantiate(
-            params.model, defaults={"checkpoint_dir": "" if model_dir is None else str(model_dir)}
-        )
+        scores = getattr(params, "gives_scores", False)
+        defaults = {"checkpoint_dir": "" if model_dir is None else str(model_dir), "may_score": scores}
+        model: TransformerDecoder = instantiate(params.model, defaults=defaults)
+        if scores:
+            add_score(model)
         adapts = hasattr(params, "lora_settings") and getattr(params, "trains_adapters", lambda: True)()
         if adapts and not adapter_parameters(model):
             apply_lora(model, choose_lora(params.lora_settings()))

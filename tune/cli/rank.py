@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.rank_report import RUN_HEADING, STOP_CODES, RankEnd, write_end
-from tune.cli.recipe_lookup import add_to_path, make_recipes_importable
+from tune.cli.recipe_lookup import add_to_path
 from tune.cli.run_file import Program, run_file
 from tune.cli.stall import STACKS_SIGNAL, heartbeat_path
 from tune.cli.terminal import say
@@ -47,7 +47,6 @@ def main() -> NoReturn:
         launcher, log_dir, path, is_own = pickle.load(file)
         _die_with(launcher)
         has_log = _redirect(log_dir)
-        make_recipes_importable()
         if is_own:
             add_to_path(path)  # the params class may lie beside the recipe
         program: Program = pickle.load(file)

@@ -14,7 +14,6 @@ from types import ModuleType
 from tune.cli.arguments import UsageError, nearest
 from tune.cli.catalogue import RECIPES, Recipe, find_recipe, recipe_names
 from tune.errors import TuneError, first_line
-from tune.utils.paths import get_recipes_dir
 
 # Words in the names of torchtune's recipes for what tune does not do.
 _NOT_HERE = {
@@ -23,7 +22,6 @@ _NOT_HERE = {
     "qat": "quantisation-aware training",
     "distillation": "distillation",
     "early_exit": "early exit",
-    "eval": "evaluation",
     "quantize": "quantising",
 }
 
@@ -69,7 +67,6 @@ def find_target(name: str, *, importing: bool = False) -> Target:
         UsageError: there is no such recipe.
         TuneError: the file is no Python, cannot be imported, or would run if it were.
     """
-    make_recipes_importable()
     recipe = None if "/" in name or os.sep in name else find_recipe(name)
     # A file here beats a built-in name only when the name says that it is a file: full_finetune.py
     if recipe is not None and not (name.endswith(".py") and os.path.isfile(name)):
@@ -82,13 +79,6 @@ def find_target(name: str, *, importing: bool = False) -> Target:
     if path.suffix != ".py":
         raise UsageError(f"{name} is not a recipe: recipes are .py files")
     return _own_target(path, importing)
-
-
-def make_recipes_importable() -> None:
-    """Let `recipes.params` be imported, also where tune runs from a clone that is not installed."""
-    home = str(get_recipes_dir().parent)
-    if home not in sys.path:
-        sys.path.append(home)
 
 
 def _no_such_recipe(name: str) -> str:

@@ -21,6 +21,7 @@ from tune.cli.arguments import (
     Option,
     UsageError,
     format_help,
+    read_arguments,
     unknown_option,
 )
 from tune.cli.catalogue import find_config, find_recipe, list_configs
@@ -29,7 +30,8 @@ from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, re
 from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import Program, execute
-from tune.cli.terminal import paint, report_warning, say
+from tune.cli.run_shared import TRUST_RECIPE, is_shared, run_shared
+from tune.cli.terminal import paint, report_warning, say, width, wrap
 from tune.cli.torch_logging import count_gpus, importing_quietly
 from tune.cli.validate import print_problems, resolve_for
 from tune.utils.exclusions import split_processes
@@ -53,6 +55,8 @@ def run(given: Given) -> int:
         raise UsageError(
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
+    if is_shared(given.operands[0]):
+        return run_shared(given, lambda words: run(read_arguments(COMMAND, words)))
     target = find_target(given.operands[0], importing="dry_run" in given.switches)
     if not target.is_own:
         _warn_of_file_here("recipe", given.operands[0], target.file, ".py")
@@ -62,6 +66,7 @@ def run(given: Given) -> int:
         _warn_of_file_here("config", name, config, ".yaml", ".yml")
     if asks_help:
         return _show_help(target, config, given)
+    _take_options(target, given)
     _take_operand(target, given)
     _refuse_what_is_not_understood(target, given)
     plan = read_plan(given)
@@ -121,6 +126,32 @@ def _take_operand(target: Target, given: Given) -> None:
     setting = f"{target.recipe.operand}={word}"
     given.overrides.insert(0, setting)
     given.tokens[given.tokens.index((word, None))] = (setting, None)
+
+
+def _take_options(target: Target, given: Given) -> None:
+    """Read the parameters that a recipe lets be given as options: `--against DIR` is against=DIR."""
+    from tune.config.params import fields_of
+
+    if target.recipe is None or target.params is None:
+        return
+    infos = fields_of(target.params)
+    for token, value in list(given.unknown):
+        flag, equals, attached = token.partition("=")
+        name = flag.lstrip("-")
+        if name not in target.recipe.options or name not in infos:
+            continue
+        is_switch = infos[name].default is False
+        if not equals and not is_switch and value is None:
+            raise UsageError(f"{flag} needs a value: {flag} {name.upper()}")
+        setting = f"{name}={attached if equals else 'true' if is_switch else value}"
+        words: list[tuple[str, str | None]] = [(setting, None)]
+        if is_switch and value is not None:  # the word behind it is no value
+            given.operands.append(value)
+            words.append((value, None))
+        given.overrides.append(setting)
+        given.unknown.remove((token, value))
+        place = given.tokens.index((token, value))
+        given.tokens[place : place + 1] = words
 
 
 def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
@@ -252,6 +283,8 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
     if target.recipe is not None and target.recipe.operand and not target.is_own:
         options = "DIR [--config CONFIG] [KEY=VALUE ...] [--dry-run]"
+        options += "".join(f" [--{name}]" for name in target.recipe.options)
+    options_of_command = ", ".join(option.flags[0] for option in COMMAND.options)
     head = [
         f"{paint('usage:', 'bold')} tune run {target.name} {options}",
         "",
@@ -261,7 +294,7 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
         "",
         format_parameters(fields_of(target.params).values()),
         values,
-        f"The command's own options: {', '.join(option.flags[0] for option in COMMAND.options)} (`tune run --help`).",
+        *wrap(f"The command's own options: {options_of_command} (`tune run --help`).", width()),
     ]
     say("\n".join(head) + "\n")
     return 0
@@ -285,6 +318,7 @@ COMMAND = Command(
         ("tune run full_finetune --config llama2/7B_full ~clip_grad_norm --dry-run", "look without running"),
         ('tune run generate model_checkpoint=DIR prompt="Once upon a time"', "no config needed"),
         ("tune run ./mine.py --config my.yaml", "your copy of a recipe"),
+        ("tune run tiny-shared.zip", "what `tune share` wrote, again"),
         ("tune run --nproc_per_node 4 full_finetune --config llama2/7B_full", "four processes, a GPU each"),
         (
             "tune run --nnodes 2 --nproc_per_node 8 --rdzv_endpoint node0:29400 full_finetune --config my.yaml",
@@ -293,7 +327,7 @@ COMMAND = Command(
     ),
     run=run,
     operands=(
-        ("RECIPE", "A name from `tune ls`, or a .py file."),
+        ("RECIPE", "A name from `tune ls`, a .py file, or a shared run."),
         ("[KEY=VALUE ...]", "Set a parameter; ~KEY removes one."),
     ),
     options=(
@@ -301,6 +335,7 @@ COMMAND = Command(
         OVERRIDE,
         REMOVE,
         TRUST,
+        Option((TRUST_RECIPE,), "Run the recipe of a shared run, where it is not tune's."),
         Option(("--dry-run",), "Print the resolved parameters and what would run, then stop."),
         *LAUNCH_OPTIONS,
     ),

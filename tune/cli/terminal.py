@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +22,7 @@ _STYLES = {
     "reverse": "\x1b[7m",
     "learnt": "\x1b[4;32m",  # underlined, for those who see no colours
 }
+_MIN_ROOM = 24  # columns that are worth writing a text in
 _RESET = "\x1b[0m"
 _OURS = re.compile("(" + "|".join(map(re.escape, (*_STYLES.values(), _RESET))) + ")")
 
@@ -65,23 +66,38 @@ def _report(word: str, style: str, message: str) -> None:
     say(f"{paint(word + ':', style, sys.stderr)} {message.strip()}\n", sys.stderr)
 
 
+def width() -> int:
+    """Return the columns there are to write in, between 30 and 120: also where a pager shows what is written."""
+    asked = os.environ.get("COLUMNS", "")
+    found = int(asked) if asked.isdecimal() else 0
+    for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found = found or os.get_terminal_size(stream.fileno()).columns  # type: ignore[union-attr]
+    return max(30, min(120, found or 100))
+
+
 def wrap(text: str, columns: int) -> list[str]:
     """Return `text` broken at spaces into lines of at most `columns`; longer words stay whole."""
     return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: int = 2) -> str:
-    """Return rows of text as aligned columns; the last one is wrapped to the terminal, between 60 and 120 wide."""
+    """Return rows of text as aligned columns, the last one wrapped to the terminal; below, where that is too narrow."""
     table = [list(row) for row in rows]
     if not table:
         return ""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)]
     start = len(indent) + sum(widths) + gap * len(widths)
-    room = max(20, max(60, min(120, shutil.get_terminal_size((100, 24)).columns)) - start)
+    is_narrow = width() - start < _MIN_ROOM
+    if is_narrow:
+        start = len(indent) + 4
+    room = max(width() - start, 1)
     lines = []
     for row in table:
         left = indent + "".join(cell.ljust(size + gap) for cell, size in zip(row, widths))
         first, *others = wrap(row[-1], room) or [""]
+        if is_narrow and first:
+            left, first, others = left.rstrip(), "", [first, *others]
         lines.append((left + first).rstrip())
         lines.extend(" " * start + other for other in others)
     return "\n".join(lines)

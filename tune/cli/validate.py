@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tune.cli.arguments import OVERRIDE, REMOVE, TRUST, Command, Given, Option, UsageError, nearest
 from tune.cli.catalogue import RECIPES, Recipe, find_config, find_recipe, read_recipe_key, recipe_names
 from tune.cli.exit_codes import EXIT_BAD_USAGE
-from tune.cli.recipe_lookup import Target, find_target, make_recipes_importable
+from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import say, wants_color
 from tune.config.diagnostics import Diagnostic, Source, to_json
 from tune.errors import ConfigError
@@ -146,8 +146,6 @@ def _most_like(keys: Iterable[str], config: Path, given: Given) -> Recipe:
     """Return the recipe that knows the most of a config's keys; where several do, the one that finds least wrong."""
     from tune.config.params import fields_of
     from tune.config.resolve import resolve
-
-    make_recipes_importable()
 
     def rank(recipe: Recipe) -> tuple[int, int]:
         params = recipe.load_params()

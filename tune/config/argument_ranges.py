@@ -124,6 +124,7 @@ _RANGES: Mapping[str, Mapping[Bounds, str]] = {
         _RATE: "gamma sft_weight desirable_weight undesirable_weight",
         Bounds(minimum=0, maximum=0.5): "label_smoothing",
     },
+    "reward loss": {_RATE: "center_rewards_coefficient"},
     "profiler": {_COUNT_OR_NONE: "wait_steps warmup_steps num_cycles", _COUNT: "active_steps"},
     "collate_fn": {_COUNT_OR_NONE: "padding_idx max_seq_len", _SIZE: "pad_to_multiple_of"},
 }

@@ -150,19 +150,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
         if resolution is not None:
             self._report(resolution)
             return resolution.params
-        own, overrides, rest = self._read_own(given)
-        # what is no option and no override is shown among the other problems
-        overrides += _joined(rest)
-        # a class that says which recipes it belongs to keeps out the configs of others; a copy's own name is fine too
-        names = getattr(self.params_cls, "recipe_names", ())
-        resolution = resolve(
-            self.params_cls,
-            config=own.config,
-            overrides=overrides,
-            removals=own.remove or (),
-            recipe=names[0] if names else None,
-            recipe_aliases=(*names, sys.argv[0]),
-        )
+        own, resolution = self._resolve(given)
         self._report(resolution)
         if not resolution.ok:
             if own.config is None:
@@ -172,6 +160,38 @@ class TuneArgumentParser(argparse.ArgumentParser):
             self._print_message(resolution.dump(), sys.stdout)
             self.exit(0)
         return resolution.params
+
+    def read_params(self, words: Sequence[str]) -> Any:
+        """Return a frozen, checked object of the params class, as `parse_params` does, in a program that goes on.
+
+        Args:
+            words: as on the command line.
+
+        Raises:
+            ConfigError: the words are wrong; the message shows every problem.
+        """
+        own, resolution = self._resolve(words)
+        if not resolution.ok:
+            raise ConfigError(resolution.report() + ("" if own.config else "\n\nNo config was given."))
+        self._report(resolution)
+        return resolution.params
+
+    def _resolve(self, given: Sequence[str]) -> tuple[argparse.Namespace, Resolution[Any]]:
+        own, overrides, rest = self._read_own(given)
+        # what is no option and no override is shown among the other problems
+        overrides += _joined(rest)
+        # a class that says which recipes it belongs to keeps out the configs of others; a copy's own name is fine too
+        names = getattr(self.params_cls, "recipe_names", ())
+        assert self.params_cls is not None
+        resolution: Resolution[Any] = resolve(
+            self.params_cls,
+            config=own.config,
+            overrides=overrides,
+            removals=own.remove or (),
+            recipe=names[0] if names else None,
+            recipe_aliases=(*names, sys.argv[0]),
+        )
+        return own, resolution
 
     def error(self, message: str) -> NoReturn:
         """Print a usage error and exit with code 2."""

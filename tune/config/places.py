@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import tune
 from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, quote
 from tune.config.nodes import Node
@@ -130,7 +131,7 @@ def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 
 def _installed() -> tuple[Path, Path]:
-    return get_recipes_dir(), get_recipes_dir().with_name("tune")
+    return get_recipes_dir(), Path(tune.__file__).resolve().parent
 
 
 def _absolute(place: Path) -> Path:

@@ -100,6 +100,16 @@ PREFERENCE_LOSS = Slot(
     names=("*Loss",),
     unsuitable={"PairwiseLoss": "it is what losses of pairs have in common; name one of them, such as dpo"},
 )
+REWARD_LOSS = Slot(
+    kind="reward loss",
+    namespaces=("tune.modules.loss.reward",),
+    patterns=("{}", "{}Loss"),
+    accepts="tune.modules.loss.reward.RewardLoss",
+    names=("*Loss",),
+    unsuitable={
+        "RewardLoss": "it is what such losses have in common; name one of them, such as bradley_terry"
+    },
+)
 KD_LOSS = Slot(
     kind="distillation loss",
     namespaces=("tune.modules.loss",),
@@ -149,6 +159,11 @@ COLLATE_FN = Slot(
     defaults=("padding_idx", "ignore_idx"),
     unsuitable={"padded_collate": "it pads one field alone, and a batch has tokens, labels and positions"},
 )
+METRIC = Slot(
+    kind="metric",
+    namespaces=("tune.evaluation.metrics",),
+    supplies=("answer", "reference"),
+)
 
 SLOTS: tuple[Slot, ...] = (
     MODEL,
@@ -157,10 +172,12 @@ SLOTS: tuple[Slot, ...] = (
     OPTIMIZER,
     LOSS,
     PREFERENCE_LOSS,
+    REWARD_LOSS,
     KD_LOSS,
     LR_SCHEDULER,
     CHECKPOINTER,
     METRIC_LOGGER,
     PROFILER,
     COLLATE_FN,
+    METRIC,
 )

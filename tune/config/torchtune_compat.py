@@ -48,8 +48,11 @@ def expand_torchtune_forms(
     """Take out of a tree what its configs say and ours need not, with a warning for each.
 
     ``tensor_parallel_dim: 1`` asks for what is so in any case, and the plan beside it is then not followed;
-    ``fsdp: {cpu_offload: ...}`` is what became fsdp_cpu_offload. Anything else stays, to be judged as usual.
+    ``fsdp: {cpu_offload: ...}`` is what became fsdp_cpu_offload. Where nothing is trained, ``quantizer: null`` and
+    ``resume_from_checkpoint: False`` ask for nothing. Anything else stays, to be judged as usual.
     """
+    if "tasks" in infos:
+        return _drop_idle_keys(root, infos, report)
     if "fsdp_cpu_offload" not in infos:
         return root
     degree = root.entries.get("tensor_parallel_dim")
@@ -72,4 +75,25 @@ def expand_torchtune_forms(
         root = with_entry(
             without_entry(root, "fsdp"), "fsdp_cpu_offload", value, section.key_source("cpu_offload")
         )
+    return root
+
+
+def _drop_idle_keys(
+    root: MappingNode, infos: Mapping[str, ParamInfo], report: Callable[[Diagnostic], None]
+) -> MappingNode:
+    for name in ("quantizer", "resume_from_checkpoint"):
+        value = root.entries.get(name)
+        is_off = value is not None and (
+            is_null(value) or (isinstance(value, Scalar) and value.text.strip().lower() == "false")
+        )
+        if name not in infos and is_off:
+            message = f"{name} has no effect here; remove it"
+            report(Diagnostic("no-effect", name, message, root.key_source(name), severity="warning"))
+            root = without_entry(root, name)
+    checkpointer = root.entries.get("checkpointer")
+    output_dir = checkpointer.entries.get("output_dir") if isinstance(checkpointer, MappingNode) else None
+    if isinstance(checkpointer, MappingNode) and output_dir is not None and is_null(output_dir):
+        # One of theirs refers to an output_dir that is not there; nothing is written by it here.
+        kept = without_entry(checkpointer, "output_dir")
+        root = with_entry(root, "checkpointer", kept, root.key_source("checkpointer"))
     return root

@@ -26,6 +26,7 @@ _OPEN_PARTS = {
         "tune.datasets",
         "tune.training",
         "tune.generation",
+        "tune.evaluation.metrics",
     ),
     "torch": ("torch.nn", "torch.optim", "torch.profiler"),
     "torchao": ("torchao.optim", "torchao.prototype.low_bit_optim", "torchao.float8", "torchao.quantization"),

@@ -49,6 +49,7 @@ def padded_collate_dpo(
         answers: the number of the answer that a token belongs to; -1 for padding. As the tokens, int64
         verdicts: 1 for a pair or a good answer, -1 for a bad one, 0 for what has nothing to learn. [n] int64
         input_pos: packed pairs only, position of each token in its document. [b, s] int64
+        margins: of pairs, where items have them; 0 for those that have none. [n] float32
         reference: where items have it. [2 n] float32
     """
     if not batch:
@@ -74,6 +75,13 @@ def padded_collate_dpo(
     else:
         collated = _packed_rows(items, bounds, len(is_real), shape)
     collated["verdicts"] = torch.tensor(is_real, dtype=torch.int64)
+    if any("margins" in item for item in items):
+        given = [
+            margin
+            for item, each in zip(items, bounds, strict=True)
+            for margin in item.get("margins", [0.0] * (len(each) // 2))
+        ]
+        collated["margins"] = torch.tensor(given, dtype=torch.float32)
     if all("reference" in item for item in batch):
         known = [value for item in batch for value in item["reference"]]
         collated["reference"] = torch.tensor([*known[::2], *known[1::2]], dtype=torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 from tune.data.labels import CROSS_ENTROPY_IGNORE_IDX
@@ -94,11 +95,14 @@ def pack_lengths(lengths: Sequence[int] | NDArray[np.int32], capacity: int) -> P
 def join_examples(examples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
     """Return one sequence of some examples: `tokens`, `labels`, and positions (`input_pos`) that begin anew with each.
 
-    The first token of an example is never a target. There are `weights` where one of the examples has them.
+    The first token of an example is never a target. There are `weights` where one of the examples has them, and so are
+    `margins` of pairs.
     """
     packed: dict[str, list[Any]] = {"tokens": [], "labels": [], "input_pos": []}
     if any("weights" in example for example in examples):
         packed["weights"] = []
+    if any("margins" in example for example in examples):
+        packed["margins"] = [margin for example in examples for margin in example["margins"]]
     for example in examples:
         packed["tokens"] += example["tokens"]
         packed["labels"] += [CROSS_ENTROPY_IGNORE_IDX, *example["labels"][1:]]
@@ -106,3 +110,12 @@ def join_examples(examples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list
         if "weights" in packed:
             packed["weights"] += example.get("weights") or [1.0] * len(example["tokens"])
     return packed
+
+
+def split_example(example: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+    """Yield the documents of a sequence, one where it is not packed: `tokens`, `labels`, `weights` if there are any."""
+    keys = [key for key in ("tokens", "labels", "weights") if key in example]
+    positions = example.get("input_pos", ())
+    starts = [0, *(place for place in range(1, len(positions)) if positions[place] == 0)]
+    for start, end in pairwise([*starts, len(example["tokens"])]):
+        yield {key: list(example[key][start:end]) for key in keys}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tune.data.columns import CHAT_NAMES, PREFERENCE_PAIRS, check_exists, known_part, list_names
 from tune.errors import ConfigError, DataError
 
 _PROMPTS = ("prompt", "question", "instruction", "input", *CHAT_NAMES)
+_MARGIN = "margin"
 _ANSWERS = ("completion", "response", "output", "answer")
 # TRL's, LLaMA-Factory's.
 VERDICTS = ("label", "kto_tag")
 _PARTS = {
-    "pairs": ("prompt", "context", "chosen", "rejected", "system", "tools"),
+    "pairs": ("prompt", "context", "chosen", "rejected", "margin", "system", "tools"),
     "judged": ("prompt", "context", "completion", "label", "system", "tools"),
 }
 # HH-RLHF writes a conversation as one text.
@@ -24,13 +25,17 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True)
 class PreferenceColumns:
-    """Names of the columns that hold a prompt, further text of it, and two answers or one with a verdict."""
+    """Names of the columns that hold a prompt, further text of it, and two answers or one with a verdict.
+
+    `margin`: by how much the chosen answer is the better one.
+    """
 
     prompt: str | None
     chosen: str | None = None
     rejected: str | None = None
     completion: str | None = None
     label: str | None = None
+    margin: str | None = None
     context: str | None = None
     system: str | None = None
     tools: str | None = None
@@ -39,6 +44,7 @@ class PreferenceColumns:
         before = " + ".join(name for name in (self.prompt, self.context) if name)
         answers = f"{self.chosen} / {self.rejected}" if self.chosen else f"{self.completion or 'answer'}"
         verdict = f" judged by {self.label}" if self.label else ""
+        verdict += f" by {self.margin}" if self.margin else ""
         return f"{before + ' -> ' if before else ''}{answers}{verdict}"
 
 
@@ -49,8 +55,8 @@ def find_preference_columns(
 
     Args:
         columns: names in the data.
-        column_map: `prompt`, `context`, `chosen`, `rejected`, `system`, `tools`, each to its column; those left out are
-            recognised by their names.
+        column_map: `prompt`, `context`, `chosen`, `rejected`, `margin`, `system`, `tools`, each to its column; those
+            left out are recognised by their names.
         source: what errors call the data.
 
     Raises:
@@ -68,6 +74,8 @@ def find_preference_columns(
                 f"are {', '.join('/'.join(pair) for pair in PREFERENCE_PAIRS)}"
             )
         told = {"chosen": pairs[0][0], "rejected": pairs[0][1], **told}
+    if _MARGIN in columns and _MARGIN not in told.values():
+        told = {"margin": _MARGIN, **told}
     return PreferenceColumns(**_with_prompt(columns, told))
 
 
@@ -87,7 +95,7 @@ def find_judged_columns(
     """
     told = _read_map(columns, column_map, "judged")
     if not column_map and any(set(pair) <= set(columns) for pair in PREFERENCE_PAIRS):
-        return find_preference_columns(columns, None, source)
+        return replace(find_preference_columns(columns, None, source), margin=None)
     verdicts = [name for name in VERDICTS if name in columns]
     if "label" not in told:
         if len(verdicts) != 1:

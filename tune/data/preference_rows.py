@@ -20,6 +20,7 @@ from tune.errors import DataError
 from tune.tokenizers.messages import Message, validate_messages
 
 EMPTY = "pairs with an empty answer, of which no more than its end is learnt"
+_LARGEST_MARGIN = 1e30  # fp32 holds it
 _YES, _NO = ("true", "1", "yes", "good"), ("false", "0", "no", "bad")
 
 
@@ -148,7 +149,7 @@ class _PreferenceToMessages:
         return [Message("system", system, masked=not self._train_on_input)] * bool(system) + messages
 
     def _read_pair(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the chosen conversation as `messages`, and the `rejected` one."""
+        """Return the chosen conversation as `messages`, the `rejected` one, and the `margin` if one is given."""
         unused, notes = Counter[str](), Counter[str]()
         columns = self._columns
         assert columns.chosen is not None
@@ -167,8 +168,18 @@ class _PreferenceToMessages:
         if num_empty:
             notes[EMPTY] += 1
         chosen, rejected = (_learn_from(side, num_shared) for side in sides)
-        used = {columns.prompt, columns.context, columns.chosen, columns.rejected, columns.system}
-        return {"messages": chosen, "rejected": rejected, **self._result(row, used, unused, notes)}
+        used = {
+            columns.prompt,
+            columns.context,
+            columns.chosen,
+            columns.rejected,
+            columns.margin,
+            columns.system,
+        }
+        pair: dict[str, Any] = {"messages": chosen, "rejected": rejected}
+        if columns.margin is not None:
+            pair["margin"] = _read_margin(row, columns.margin)
+        return {**pair, **self._result(row, used, unused, notes)}
 
     def _result(
         self, row: Mapping[str, Any], used: set[str | None], unused: Counter[str], notes: Counter[str]
@@ -182,9 +193,15 @@ class _PreferenceToMessages:
 class PairToMessages(_PreferenceToMessages):
     """A prompt with a better and a worse answer, as two conversations; arguments as of `_PreferenceToMessages`.
 
-    Calling it with a row returns `messages`, the chosen one, and `rejected`, the other. Up to where they part all is
-    read alike, and nothing of it is learnt; `train_on_input` learns what is not said by the assistant there.
+    Calling it with a row returns `messages`, the chosen one, and `rejected`, the other; and `margin`, where the columns
+    have one. Up to where they part all is read alike, and nothing of it is learnt; `train_on_input` learns what is not
+    said by the assistant there.
     """
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether each row says by how much its chosen answer is the better one."""
+        return self._columns.margin is not None
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the two conversations. Raises DataError where the row does not fit."""
@@ -257,6 +274,16 @@ def _learn_from(messages: Sequence[Message], start: int) -> list[Message]:
         replace(message, masked=True) if message.role == "assistant" and index < start else message
         for index, message in enumerate(messages)
     ]
+
+
+def _read_margin(row: Mapping[str, Any], column: str) -> float:
+    """Return by how much the chosen answer is the better one. Raises DataError where that is no number."""
+    value = row.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_MARGIN:
+        raise DataError(
+            f"has {describe(value)} as {column}, expected the number by which the chosen answer is better"
+        )
+    return float(value)
 
 
 def _read_verdict(row: Mapping[str, Any], column: str) -> bool:

@@ -1,10 +1,13 @@
 """Preference rows as tokens: a pair is two examples of a store, one after the other; a judged answer is one.
 
+Pairs with margins are three: the last one has the bits of a margin in the place of tokens.
+
 No torch is needed here: other processes do this, too.
 """
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +66,8 @@ class _PreferenceTokenizer(ABC):
                 continue
             result.report.note_row(read)
             for examples in written:
-                self._add(result, row.place, examples)
+                if self._add(result, row.place, examples) and (margin := read.get("margin")) is not None:
+                    result.examples.append(write_number(margin), [1.0, 1.0])
         return result
 
     def stopped(self, row: Row, error: Exception) -> TokenizedRows:
@@ -83,20 +87,20 @@ class _PreferenceTokenizer(ABC):
             )
         return examples[0]
 
-    def _add(self, result: TokenizedRows, place: str, examples: Sequence[_Tokens]) -> None:
-        """Keep the examples of a pair together, or leave them out together."""
+    def _add(self, result: TokenizedRows, place: str, examples: Sequence[_Tokens]) -> bool:
+        """Keep the examples of a pair together, or leave them out together; return whether they were kept."""
         report, limit = result.report, self.limit
         if any(not any(weights[1:]) for _, weights in examples):
             report.num_unlearnt += 1
-            return
+            return False
         longest = max(len(tokens) for tokens, _ in examples)
         num_cut = result.count_cut(place, longest, limit, self.on_too_long)
         if num_cut is None:
-            return
+            return False
         kept = [(tokens[:limit], weights[:limit]) for tokens, weights in examples]
         if any(not any(weights[1:]) for _, weights in kept):
             report.num_lost += 1
-            return
+            return False
         if len(kept) > 1 and kept[0][0] == kept[1][0]:
             report.note_row({"notes": {SAME: 1}})
         for tokens, weights in kept:
@@ -110,6 +114,7 @@ class _PreferenceTokenizer(ABC):
         )
         report.num_examples += 1
         report.num_sides += len(kept) if len(kept) > 1 else 0
+        return True
 
 
 @dataclass(frozen=True)
@@ -133,3 +138,14 @@ class JudgedTokenizer(_PreferenceTokenizer):
             tokens, weights = self._one(messages, read)
             written.append([(tokens, weights if is_good else [-weight for weight in weights])])
         return written
+
+
+def write_number(number: float) -> list[int]:
+    """Return the bits of a number in fp32 as two numbers of 16, which a store holds whatever the vocabulary is."""
+    return list(struct.unpack("<2H", struct.pack("<f", number)))
+
+
+def read_number(tokens: Sequence[int]) -> float:
+    """Return the number that `write_number` has written."""
+    number: float = struct.unpack("<f", struct.pack("<2H", *tokens))[0]
+    return number

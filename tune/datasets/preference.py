@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 from tune.data import ConversationTokenizer, PromptTemplate, get_prompt_template
 from tune.data.packing import join_examples
 from tune.data.preference_columns import PreferenceColumns, find_judged_columns, find_preference_columns
 from tune.data.preference_rows import JudgedToMessages, PairToMessages
-from tune.data.tokenize_preferences import JudgedTokenizer, PairTokenizer
+from tune.data.tokenize_preferences import JudgedTokenizer, PairTokenizer, read_number
 from tune.datasets.packed import PackedDataset
 from tune.datasets.row_settings import PackedSettings, SourceSettings, read_rows
 from tune.datasets.sft import SFTDataset
@@ -28,9 +29,10 @@ _TOO_LONG = ("cut", "drop", "error")
 class PreferenceDataset(SFTDataset):
     """Pairs of answers to one prompt: an item is both conversations, the chosen one first, as documents of one row.
 
-    Items are `{"tokens", "labels", "input_pos"}`; positions begin anew with the rejected conversation. A pair whose
-    longer side has more tokens than the limit is cut on both sides at the limit, or left out where a cut would take all
-    of an answer. Arguments are those of `SFTDataset`, whose transform is a `PairToMessages`.
+    Items are `{"tokens", "labels", "input_pos"}`; positions begin anew with the rejected conversation. Where rows say
+    by how much the chosen answer is better, items have `margins` as well, a list of one. A pair whose longer side has
+    more tokens than the limit is cut on both sides at the limit, or left out where a cut would take all of an answer.
+    Arguments are those of `SFTDataset`, whose transform is a `PairToMessages`.
 
     Attributes:
         document_names: what the documents of an item are.
@@ -38,26 +40,37 @@ class PreferenceDataset(SFTDataset):
 
     document_names = ("chosen", "rejected")
 
+    def __init__(self, tokenizer: Tokenizer, *, message_transform: PairToMessages, **settings: Any) -> None:
+        self._has_margins = message_transform.has_margins
+        super().__init__(tokenizer, message_transform=message_transform, **settings)
+
     @staticmethod
     def _job(conversations: ConversationTokenizer) -> PairTokenizer:
         return PairTokenizer(conversations)
 
     def __len__(self) -> int:
-        return len(self._store) // 2
+        return len(self._store) // self._num_stored
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
-        first = 2 * self._place(index)
-        return join_examples([self._store.example(first), self._store.example(first + 1)])
+        first = self._first(index)
+        pair = join_examples([self._store.example(first), self._store.example(first + 1)])
+        if self._has_margins:
+            pair["margins"] = [read_number(self._store.example(first + 2)["tokens"])]
+        return pair
 
     def length(self, index: int) -> int:
         """Return the number of tokens of both conversations without making them."""
-        first = 2 * self._place(index)
+        first = self._first(index)
         return self._store.length(first) + self._store.length(first + 1)
 
-    def _place(self, index: int) -> int:
+    @property
+    def _num_stored(self) -> int:
+        return 3 if self._has_margins else 2
+
+    def _first(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside of the {len(self)} pairs")
-        return index % len(self)
+        return index % len(self) * self._num_stored
 
 
 class UnpairedDataset(SFTDataset):
@@ -139,13 +152,14 @@ def preference_dataset(
     The answers are texts with a prompt beside them, messages that follow a prompt, or whole conversations that begin
     alike: lists of messages, or texts such as "\\n\\nHuman: ...\\n\\nAssistant: ...". Columns are recognised by name:
     chosen/rejected, chosen_messages/rejected_messages, preferred_output/non_preferred_output, response_j/response_k;
-    and for the prompt prompt, question, instruction (with input), input, messages, conversations.
+    and for the prompt prompt, question, instruction (with input), input, messages, conversations. A column `margin`
+    says by how much the chosen answer is better, which reward models are trained with.
 
     Args:
         tokenizer: gives the ids.
         source: hub name, local json, jsonl, csv, tsv or parquet file, folder, or "json" with `data_files`.
-        column_map: `chosen`, `rejected`, `prompt`, `context` (text that follows it), `system`, `tools`, each to its
-            column.
+        column_map: `chosen`, `rejected`, `prompt`, `context` (text that follows it), `margin`, `system`, `tools`, each
+            to its column.
 
     Raises:
         ConfigError: an argument is out of range or names what is not there.
@@ -153,6 +167,8 @@ def preference_dataset(
     """
     rows = read_rows(source, settings)
     columns = find_preference_columns(rows.columns, column_map, rows.report.source)
+    if columns.margin in (settings["ignore_columns"] or ()):
+        columns = replace(columns, margin=None)
     rows.report.format = f"{columns}, in pairs"
     transform = PairToMessages(columns, *_reading(settings))
     dataset = PreferenceDataset(
@@ -161,15 +177,17 @@ def preference_dataset(
     return _pack(dataset) if settings["packed"] else dataset
 
 
-@takes_settings(PreferenceSettings)
+@takes_settings(PairSettings)
 def unpaired_dataset(
     tokenizer: Tokenizer,
     *,
     source: str,
     column_map: dict[str, str] | None = None,
-    **settings: Unpack[PreferenceSettings],
+    **settings: Unpack[PairSettings],
 ) -> UnpairedDataset:
     """Return answers that are each judged good or bad, for KTO; other arguments as in `preference_dataset`.
+
+    They are not packed: they are compared with other prompts, for which they are told apart by their rows.
 
     A row holds a prompt, an answer (completion, response, output, answer) and a verdict (label, kto_tag), true for a
     good answer; or a whole conversation (messages) and a verdict. A row with two answers, as `preference_dataset` reads
@@ -183,6 +201,10 @@ def unpaired_dataset(
     Raises:
         ConfigError, DataError: as `preference_dataset`.
     """
+    if settings["packed"]:
+        raise ConfigError(
+            "dataset.packed: judged answers have a row each, since they are compared with other prompts"
+        )
     rows = read_rows(source, settings)
     columns = find_judged_columns(rows.columns, column_map, rows.report.source)
     rows.report.format = str(columns)

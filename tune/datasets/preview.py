@@ -18,7 +18,7 @@ from tune.tokenizers import Tokenizer
 
 # Rows of a packed sequence that its title names.
 _NUM_NAMED = 4
-_KEYS = ("tokens", "labels", "weights", "input_pos")
+_KEYS = ("tokens", "labels", "weights", "input_pos", "margins")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class ShownExample:
         named = " + ".join(places) + (f" and {more} more" if more else "")
         learnt = sum(token.is_learnt for token in self.preview)
         verdict = {1: ", judged good", -1: ", judged bad"}.get(self.item.get("verdict", 0), "")
-        return f"{named}, {len(self.preview):,} tokens, {learnt:,} learnt{verdict}"
+        margins = "".join(f", margin {margin:g}" for margin in self.item.get("margins", ()))
+        return f"{named}, {len(self.preview):,} tokens, {learnt:,} learnt{verdict}{margins}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as `tune preview --json` writes it."""

@@ -21,10 +21,12 @@ class SampledExample:
     Args:
         place: file and line of its row.
         num_cut: tokens of it beyond the limit, which are not learnt.
+        values: of its row, by column, where the sample keeps them.
     """
 
     place: str
     num_cut: int = 0
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Sample:
         row: name of the one row that is read: its place as messages name it (`train.jsonl:17`, or the end of that), or
             what its column `id` holds.
         gives_up: whether reading ends, too, after many rows that became no examples.
+        keeps_values: whether what the row of each example holds is kept beside it.
         read: filled while reading: the reader of each source, and what makes tokens of its rows.
         examples: filled while reading, in the order of the dataset.
         is_partial: set where rows were left unread.
@@ -45,11 +48,13 @@ class Sample:
     max_examples: int | None = None
     row: str | None = None
     gives_up: bool = True
+    keeps_values: bool = False
     read: list[tuple[Any, Any]] = field(default_factory=list)
     examples: list[SampledExample] = field(default_factory=list)
     is_partial: bool = False
     is_found: bool = False
     _place: str = ""
+    _values: Mapping[str, Any] = field(default_factory=dict)
 
     def is_complete(self, num_examples: int, num_rows: int) -> bool:
         """Tell whether reading ends before the row that comes now."""
@@ -66,11 +71,13 @@ class Sample:
             return False
         self.is_found = self.row is not None
         self._place = place
+        if self.keeps_values:
+            self._values = values
         return True
 
     def note_example(self, num_cut: int) -> None:
         """Record an example of the row at hand."""
-        self.examples.append(SampledExample(self._place, num_cut))
+        self.examples.append(SampledExample(self._place, num_cut, self._values))
 
     def clip(self, text: str) -> str:
         """Return as much of a text as a look at the first examples needs."""

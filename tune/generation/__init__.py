@@ -17,7 +17,14 @@ from tune.generation.loading import load_model, load_tokenizer, saved_sampling, 
 from tune.generation.prompts import Prompt, Question, ask, read_prompts
 from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
 from tune.generation.session import Session
-from tune.generation.text import StopStrings, TextStream, generate_text, stream_text, stream_texts
+from tune.generation.text import (
+    StopStrings,
+    TextStream,
+    generate_text,
+    generate_texts,
+    stream_text,
+    stream_texts,
+)
 
 __all__ = [
     "AnsweredBatches",
@@ -34,6 +41,7 @@ __all__ = [
     "generate",
     "generate_batch",
     "generate_text",
+    "generate_texts",
     "load_model",
     "load_tokenizer",
     "make_generator",

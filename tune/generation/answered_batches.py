@@ -37,7 +37,8 @@ class AnsweredBatches:
         mesh: the processes of the run.
         seed: of the run.
         autocast: gives the context in which the model runs.
-        settings: `max_new_tokens` and `temperature`, as in `write_answers`.
+        settings: `max_new_tokens` and `temperature`, as in `write_answers`; and `share`, of the steps in which it
+            writes: in the others batches are as they are. What is no step (-1) is written in any case.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class AnsweredBatches:
         self._mesh = mesh
         self._seed = seed
         self._autocast = autocast
-        self._settings = settings
+        self._settings = dict(settings)
+        self._share: float = self._settings.pop("share", 1.0)
         self._has_warned = False
         self._counted_step: int | None = None
         self._counts: Counter[tuple[int, ...]] = Counter()
@@ -70,7 +72,15 @@ class AnsweredBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in self.loader:
-            yield self._answered(batch)
+            yield self._answered(batch) if self._writes() else batch
+
+    def _writes(self) -> bool:
+        """Tell whether the model writes in this step, which is drawn by the seed, alike for all batches of it."""
+        if self._share == 1.0 or (step := self._step()) < 0:
+            return True
+        digest = hashlib.blake2b(f"{self._seed}/{step}/share".encode(), digest_size=8).digest()
+        drawn = int.from_bytes(digest, "little")
+        return bool(drawn < self._share * 2**64)  # arXiv:2306.13649, algorithm 1
 
     def _answered(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "weights" in batch and not self._has_warned:

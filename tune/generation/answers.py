@@ -22,6 +22,11 @@ def write_answers(
 ) -> list[list[int]]:
     """Return the tokens that a model continues each prompt with, all written together, the stop token included.
 
+    What it gave a token while writing, and what it gives it when the whole text is read at once, differ by the last bit
+    of fp32 (a unit in the last place of a log-probability was measured, two thirds were equal to the bit): a product
+    with one row is summed in another order than one with many, and only a text that is read anew for each token would
+    be free of that. No loss is taken of what was seen while writing, so it does not matter to what is learnt.
+
     Args:
         model: as in `generate`, and left as it was.
         prompts: of one token at least.

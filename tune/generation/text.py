@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Annotated, Self, Unpack, cast
 
 from tune.errors import GenerationError
@@ -12,7 +13,7 @@ from tune.modules import TransformerDecoder
 from tune.tokenizers import StreamDecoder, Tokenizer
 from tune.utils.settings import Setting, takes_settings
 
-__all__ = ["StopStrings", "TextStream", "generate_text", "stream_text", "stream_texts"]
+__all__ = ["StopStrings", "TextStream", "generate_text", "generate_texts", "stream_text", "stream_texts"]
 
 
 class StopStrings:
@@ -133,6 +134,29 @@ def generate_text(
     """Return the continuation of ``prompt`` as text; arguments and errors are those of `stream_text`."""
     with stream_text(model, tokenizer, prompt, max_new_tokens=max_new_tokens, **settings) as pieces:
         return "".join(pieces)
+
+
+@takes_settings(TextSettings)
+def generate_texts(
+    model: TransformerDecoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int | None = None,
+    **settings: Unpack[TextSettings],
+) -> list[str]:
+    """Return what `generate_text` returns for each prompt; ``batch_size`` of them are generated together."""
+    streams = stream_texts(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, **settings
+    )
+    texts = []
+    with ExitStack() as stack:
+        for pieces in streams:
+            stack.push(pieces)
+        for pieces in streams:
+            texts.append("".join(pieces))
+    return texts
 
 
 class TextStream(Iterator[str]):

@@ -235,7 +235,7 @@ def _make_plan(src: str | Path, to: str, dtype: str | None) -> _Plan:
     layout, stored = match_weights(source, family, config, shapes)
     originals = tensors_in_layout(stored, layout, config)
     # A larger model stays what it is in the layout that has room for all of it.
-    carried = find_carried(source, layout) if to == "hf" else None
+    carried = find_carried(source, layout, config) if to == "hf" else None
     target = layouts[to] if carried is None else carried.layout
     assert target is not None
     tensors = tensors_in_layout(
@@ -335,7 +335,7 @@ def _verify(
         num_exact, num_cast = num_exact + is_exact, num_cast + (not is_exact)
         if advance is not None:
             advance(original.nbytes)
-    copies = carried_tensors(written, plan.to_layout)
+    copies = carried_tensors(written, plan.to_layout, plan.config)
     for other in plan.others:
         if other.digest() != copies[other.name].digest():
             raise _reads_otherwise(other.name)

@@ -70,6 +70,7 @@ _HF = hf_layout()
 GEMMA = Family(
     name="gemma",
     architectures=("GemmaForCausalLM",),
+    classifier="GemmaForSequenceClassification",
     hf=_HF,
     # torchtune, models/gemma/_convert_weights.py
     torchtune=torchtune_layout(_HF, paired=True),

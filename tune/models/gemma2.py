@@ -102,6 +102,7 @@ _HF = hf_layout(FOUR_NORMS)
 GEMMA2 = Family(
     name="gemma2",
     architectures=("Gemma2ForCausalLM",),
+    classifier="Gemma2ForSequenceClassification",
     hf=_HF,
     torchtune=torchtune_layout(
         _HF,

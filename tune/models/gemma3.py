@@ -70,6 +70,7 @@ GEMMA3 = part_of(
     Family(
         name="gemma3_text",
         architectures=("Gemma3ForCausalLM",),
+        classifier="Gemma3TextForSequenceClassification",
         hf=hf_layout(FOUR_NORMS),
         read_hf_config=_read_hf_config,
         write_hf_config=_write_hf_config,

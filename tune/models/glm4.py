@@ -45,6 +45,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
 GLM4 = Family(
     name="glm4",
     architectures=("Glm4ForCausalLM",),
+    classifier="Glm4ForSequenceClassification",
     hf=hf_layout(
         {
             "sa_post_norm.scale": "post_self_attn_layernorm.weight",

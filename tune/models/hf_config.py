@@ -19,6 +19,7 @@ from tune.modules import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -68,14 +69,14 @@ def read_sizes(
 
 
 def refuse_quantized(fields: ConfigFields) -> None:
-    """Note a problem where the weights are stored quantised in another way than fp8: their numbers are codes."""
+    """Note a problem where the weights are quantised in a way that is not read: their numbers are codes."""
     content = fields.mapping("quantization_config")
-    # Which matrices are in fp8, and in what blocks, their files say themselves.
-    if fields.has("quantization_config") and content.get("quant_method") != "fp8":
+    # Which matrices are in fp8 or MXFP4, and in what blocks, their files say themselves.
+    if fields.has("quantization_config") and content.get("quant_method") not in ("fp8", "mxfp4"):
         fields.problem(
             "`quantization_config` says that the weights are quantised "
             f"({str(content.get('quant_method', 'unknown method'))[:120]}); only fp64, fp32, fp16 and bf16 weights are "
-            "read, and fp8 with its scales: take the checkpoint that this one was made from"
+            "read, and fp8 and MXFP4 with their scales: take the checkpoint that this one was made from"
         )
 
 
@@ -268,6 +269,12 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
         case LinearScaling() | DynamicScaling():
             kind = "linear" if isinstance(scaling, LinearScaling) else "dynamic"
             return {"rope_type": kind, "factor": scaling.factor}
+        case ProportionalScaling():
+            return {
+                "rope_type": "proportional",
+                "partial_rotary_factor": scaling.share,
+                **({} if scaling.factor == 1.0 else {"factor": scaling.factor}),
+            }
         case Llama3Scaling():
             return {
                 "rope_type": "llama3",

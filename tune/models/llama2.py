@@ -44,6 +44,7 @@ _HF = hf_layout()
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM",),
+    classifier="LlamaForSequenceClassification",
     hf=_HF,
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,

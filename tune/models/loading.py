@@ -15,16 +15,18 @@ from tune.models.llama2 import LLAMA
 from tune.models.mistral import MISTRAL
 from tune.models.outer import find_part, tied_as_stored
 from tune.modules import DecoderConfig, Family, TransformerDecoder
+from tune.modules.score import scoring_family
 from tune.utils import get_device, get_dtype
 
 
-def auto(checkpoint_dir: str = "") -> TransformerDecoder:
+def auto(checkpoint_dir: str = "", may_score: bool = False) -> TransformerDecoder:
     """Return a randomly initialised model of the kind and sizes a checkpoint describes; no weights are read.
 
     Built on torch's current default device and dtype.
 
     Args:
         checkpoint_dir: a model's directory, or a saved step or output directory of a run.
+        may_score: it may be a reward model, which gives texts a score and writes none.
 
     Raises:
         CheckpointError: no model there, or one that is not supported; the message names the field.
@@ -34,7 +36,13 @@ def auto(checkpoint_dir: str = "") -> TransformerDecoder:
             "model: auto needs a checkpoint to look at: set checkpointer.checkpoint_dir (or model_checkpoint), or "
             "name a model such as llama2_7b"
         )
-    family, config = read_model_config(find_model_dir(checkpoint_dir))
+    folder = find_model_dir(checkpoint_dir)
+    family, config = read_model_config(folder)
+    if family.has_score and not may_score:
+        raise CheckpointError(
+            f"{folder} holds a reward model ({family.classifier}), which gives texts a score and writes none. "
+            "reward_finetune trains it further; tune.models.from_checkpoint gives its scores (docs/preference.md)"
+        )
     return TransformerDecoder(config, family)
 
 
@@ -42,6 +50,8 @@ def from_checkpoint(
     directory: str | Path, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
 ) -> TransformerDecoder:
     """Return the model of a checkpoint with its weights, in eval mode; on tokens [b, s] it gives logits [b, s, v].
+
+    A reward model gives scores [b, s, 1], of which that of a text's last token is the text's.
 
     Built on the meta device and filled one tensor at a time: the peak is one copy of the weights.
 
@@ -103,6 +113,8 @@ def find_family(content: Mapping[str, Any]) -> Family:
         known = list(dict.fromkeys(name for family in families for name in family.architectures))
         if found := [family for family in families if str(architectures[0]) in family.architectures]:
             return find_part(found, content)
+        if scored := [family for family in families if family.classifier == architectures[0]]:
+            return scoring_family(scored[0])
         raise CheckpointError(
             f"config.json: `architectures` is {str(architectures[:3])[:200]}, which is not supported: only "
             f"{', '.join(known)} is"

@@ -172,9 +172,9 @@ def merge_adapter(
 
 def _stored_dtype(base_dir: Path) -> torch.dtype | str:
     """Return the type that most of a decoder's numbers are stored in."""
-    family, _ = read_model_config(base_dir)
+    family, config = read_model_config(base_dir)
     source = open_weights(base_dir)
-    others = carried_tensors(source, find_layout(family, source))
+    others = carried_tensors(source, find_layout(family, source), config)
     counts: Counter[torch.dtype | str] = Counter()
     for name, info in source.infos.items():
         counts[info.dtype] += 0 if name in others else math.prod(info.shape)

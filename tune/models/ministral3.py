@@ -92,6 +92,7 @@ MINISTRAL3 = part_of(
     Family(
         name="ministral3",
         architectures=("Ministral3ForCausalLM",),
+        classifier="Ministral3ForSequenceClassification",
         hf=hf_layout(),
         read_hf_config=_read_hf_config,
         write_hf_config=_write_hf_config,

@@ -132,6 +132,7 @@ MISTRAL = part_of(
     Family(
         name="mistral",
         architectures=("MistralForCausalLM",),
+        classifier="MistralForSequenceClassification",
         hf=_HF,
         # Mistral's own downloads go by Meta's names, queries and keys in pairs as well.
         meta=META_LAYOUT,

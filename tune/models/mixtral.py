@@ -49,6 +49,7 @@ _EXPERT = "block_sparse_moe.experts.{}"
 MIXTRAL = Family(
     name="mixtral",
     architectures=("MixtralForCausalLM",),
+    classifier="MixtralForSequenceClassification",
     hf=hf_layout(
         {
             "mlp.router.weight": "block_sparse_moe.gate.weight",

@@ -41,6 +41,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
 OLMO2 = Family(
     name="olmo2",
     architectures=("Olmo2ForCausalLM",),
+    classifier="Olmo2ForSequenceClassification",
     hf=hf_layout(
         {
             "sa_post_norm.scale": "post_attention_layernorm.weight",

@@ -61,6 +61,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
 OLMO3 = Family(
     name="olmo3",
     architectures=("Olmo3ForCausalLM",),
+    classifier="Olmo3ForSequenceClassification",
     hf=OLMO2.hf,
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,

@@ -89,6 +89,7 @@ def _as_part(layout: Layout, outer: OuterModel, trunk: str, output: str) -> Layo
         ignored=tuple(map(rename, layout.ignored)),
         tied_output=output,
         carried=(*layout.carried, *outer.carried),
+        carried_of_sharing=tuple(map(rename, layout.carried_of_sharing)),
         outer=outer,
     )
 

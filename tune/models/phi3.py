@@ -115,6 +115,7 @@ _HF = hf_layout(
 PHI3 = Family(
     name="phi3",
     architectures=("Phi3ForCausalLM",),
+    classifier="Phi3ForSequenceClassification",
     hf=_HF,
     # torchtune, models/phi3/_convert_weights.py
     torchtune=torchtune_layout(_HF, paired=False),

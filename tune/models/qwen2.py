@@ -97,6 +97,7 @@ _HF = hf_layout()
 QWEN2 = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
+    classifier="Qwen2ForSequenceClassification",
     hf=_HF,
     # torchtune turns halves here, as Hugging Face does.  # torchtune, models/qwen2/_convert_weights.py
     torchtune=torchtune_layout(_HF, paired=False),

@@ -52,6 +52,7 @@ _HF = hf_layout()
 QWEN3 = Family(
     name="qwen3",
     architectures=("Qwen3ForCausalLM",),
+    classifier="Qwen3ForSequenceClassification",
     hf=_HF,
     # torchtune, models/qwen3/_convert_weights.py
     torchtune=torchtune_layout(_HF, paired=False),

@@ -74,6 +74,7 @@ _EXPERT_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 QWEN3_MOE = Family(
     name="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
+    classifier="Qwen3MoeForSequenceClassification",
     hf=hf_layout(
         {
             "mlp.router.weight": "mlp.gate.weight",

@@ -7,7 +7,7 @@ from typing import Any
 
 from tune.checkpoints import ConfigFields
 from tune.models.hf_config import read_scaling, write_scaling
-from tune.modules import DecoderConfig, RopeScaling
+from tune.modules import DecoderConfig, ProportionalScaling, RopeScaling
 
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -30,14 +30,42 @@ def read_rope_by_kind(
     full = {**full, **fields.mapping("rope_scaling")}
     default_base = fields.number("rope_theta", base)
     default_local = fields.number("rope_local_base_freq", local_base)
-    rope_base, rope_scaling = _read_one(full, _KINDS[0], fields, sizes, default_base)
-    local_rope_base, local_rope_scaling = _read_one(local, _KINDS[1], fields, sizes, default_local)
     by_kind.note_in(fields)
+    return _read_both(fields, sizes, (full, local), (default_base, default_local))
+
+
+def read_rope_parameters(
+    fields: ConfigFields, sizes: Mapping[str, Any], default: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the same of families that have never had them elsewhere than in `rope_parameters`.
+
+    Args:
+        fields: of config.json.
+        sizes: from `read_sizes`.
+        default: what stands there where the file is silent; a file that is not says all.
+    """
+    given = fields.mapping("rope_parameters") or default
+    by_kind = ConfigFields(given, "rope_parameters")
+    both = tuple(by_kind.mapping(kind) for kind in _KINDS)
+    by_kind.note_in(fields)
+    return _read_both(fields, sizes, (both[0], both[1]), (None, None))
+
+
+def _read_both(
+    fields: ConfigFields,
+    sizes: Mapping[str, Any],
+    contents: tuple[Mapping[str, Any], Mapping[str, Any]],
+    bases: tuple[float | None, float | None],
+) -> dict[str, Any]:
+    full, local = (
+        _read_one(content, kind, fields, sizes, base)
+        for content, kind, base in zip(contents, _KINDS, bases, strict=True)
+    )
     return {
-        "rope_base": rope_base,
-        "rope_scaling": rope_scaling,
-        "local_rope_base": local_rope_base,
-        "local_rope_scaling": local_rope_scaling,
+        "rope_base": full[0],
+        "rope_scaling": full[1],
+        "local_rope_base": local[0],
+        "local_rope_scaling": local[1],
     }
 
 
@@ -58,9 +86,19 @@ def write_rope_by_kind(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_one(
-    content: Mapping[str, Any], kind: str, fields: ConfigFields, sizes: Mapping[str, Any], base: float
+    content: Mapping[str, Any],
+    kind: str,
+    fields: ConfigFields,
+    sizes: Mapping[str, Any],
+    base: float | None,
 ) -> tuple[float, RopeScaling | None]:
     inner = ConfigFields(content, f"rope_parameters.{kind}")
+    if content.get("rope_type") == "proportional":
+        inner.ignore(("rope_type",))
+        share, factor = inner.number("partial_rotary_factor", 1.0), inner.number("factor", 1.0)
+        base = inner.number("rope_theta", base)
+        inner.note_in(fields)
+        return base, ProportionalScaling(share, factor)
     inner.expect("partial_rotary_factor", 1.0, 1)
     inner.expect(
         "truncate",

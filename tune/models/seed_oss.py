@@ -44,6 +44,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
 SEED_OSS = Family(
     name="seed_oss",
     architectures=("SeedOssForCausalLM",),
+    classifier="SeedOssForSequenceClassification",
     hf=hf_layout(),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,

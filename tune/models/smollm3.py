@@ -66,6 +66,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
 SMOLLM3 = Family(
     name="smollm3",
     architectures=("SmolLM3ForCausalLM",),
+    classifier="SmolLM3ForSequenceClassification",
     hf=hf_layout(),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
+from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
 from tune.modules.experts import ExpertLinear, Experts
@@ -10,6 +11,8 @@ from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
 from tune.modules.kv_cache import KVCache
+from tune.modules.layer_config import FullAttentionConfig, PerLayerInputConfig, SharedKVConfig
+from tune.modules.layer_scale import LayerScale
 from tune.modules.moe import MixtureOfExperts
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding, apply_rotary
@@ -18,14 +21,17 @@ from tune.modules.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     QueryScaling,
     RopeScaling,
     YarnScaling,
 )
+from tune.modules.short_conv_config import ShortConvConfig
 from tune.modules.torchtune_names import GONE, HERE
 from tune.utils.torchtune_names import offer_names
 
 __all__ = [
+    "ClampedSwiGLU",
     "DecoderBlock",
     "DecoderConfig",
     "DynamicScaling",
@@ -33,8 +39,10 @@ __all__ = [
     "Experts",
     "Family",
     "FeedForward",
+    "FullAttentionConfig",
     "GatedDeltaConfig",
     "KVCache",
+    "LayerScale",
     "Layout",
     "LinearScaling",
     "Llama3Scaling",
@@ -42,11 +50,15 @@ __all__ = [
     "MixtureOfExperts",
     "MoEConfig",
     "OuterModel",
+    "PerLayerInputConfig",
+    "ProportionalScaling",
     "QueryScaling",
     "RMSNorm",
     "RopeScaling",
     "RotaryEmbedding",
     "SelfAttention",
+    "SharedKVConfig",
+    "ShortConvConfig",
     "TransformerDecoder",
     "WeightRule",
     "YarnScaling",

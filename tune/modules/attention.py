@@ -6,6 +6,7 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, n_h query heads, n_
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from tune.modules.linear import Linear
 from tune.modules.norm import RMSNorm
 from tune.modules.peft.together import linear_together
 from tune.modules.rope import apply_rotary
+from tune.utils.sharding import init_sharded_
+
+# Of one layer, for later ones: [b, s, n_kv, h_d] each.
+KeysValues = tuple[Tensor, Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -28,32 +33,48 @@ class SelfAttention(nn.Module):
 
     Args:
         config: sizes and constants; read are those of heads, biases, norms on queries and keys, and scores.
+        index: of which layer, counted from 0.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
+        sizes = config.sizes_of(index)
         self.num_heads = config.num_heads
-        self.num_kv_heads = config.num_kv_heads
-        self.head_dim = config.head_dim
+        self.num_kv_heads = sizes.num_kv_heads
+        self.head_dim = sizes.head_dim
+        self.lends_kv = sizes.lends_kv
         self.attn_dropout = config.attn_dropout
-        self.scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+        self.scale = sizes.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
         self.softcap = config.attn_softcap
         self.scale_text = repr(float(self.scale))
         self.softcap_text = None if self.softcap is None else repr(float(self.softcap))
-        q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        q_dim, kv_dim = sizes.head_dim * config.num_heads, sizes.head_dim * sizes.num_kv_heads
         has_bias = config.attn_bias != "none"
         self.has_gate = config.attn_gate
         self.q_proj = Linear(config.embed_dim, q_dim * (1 + self.has_gate), bias=has_bias)
-        self.k_proj = Linear(config.embed_dim, kv_dim, bias=has_bias)
-        self.v_proj = Linear(config.embed_dim, kv_dim, bias=has_bias)
+        # Without keys it attends to those of an earlier layer; without a matrix for values these are the keys.
+        self.k_proj, self.v_proj = (
+            Linear(config.embed_dim, kv_dim, bias=has_bias) if is_there else None
+            for is_there in (sizes.has_keys, sizes.has_values)
+        )
         self.output_proj = Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attn_sinks else None
         self.turns_neighbours = config.rotary_pairs == "neighbours"
         self.qk_norm = config.qk_norm
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
         if self.qk_norm != "none":
-            widths = (config.head_dim,) * 2 if self.qk_norm == "head" else (q_dim, kv_dim)
+            widths = (sizes.head_dim,) * 2 if self.qk_norm == "head" else (q_dim, kv_dim)
             self.q_norm, self.k_norm = (
-                RMSNorm(width, config.norm_eps, config.norm_offset) for width in widths
+                RMSNorm(width, config.norm_eps, config.norm_offset) if is_there else None
+                for width, is_there in zip(widths, (True, sizes.has_keys), strict=True)
             )
+        self.v_norm_eps = config.norm_eps if config.v_norm else None
+
+    def reset_parameters(self) -> None:
+        """Begin sinks anew, where there are any, as the matrices of a decoder begin."""
+        if self.sinks is not None:
+            init_sharded_(self.sinks, partial(nn.init.normal_, std=0.02))
 
     def forward(
         self,
@@ -61,8 +82,9 @@ class SelfAttention(nn.Module):
         rope: tuple[Tensor, ...] | None,
         mask: AttentionMask = None,
         cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Return the attended values [b, s, d].
+        lent: KeysValues | None = None,
+    ) -> Tensor | tuple[Tensor, KeysValues]:
+        """Return the attended values [b, s, d], and where later layers attend to its keys and values, these.
 
         Args:
             x: [b, s, d].
@@ -70,51 +92,75 @@ class SelfAttention(nn.Module):
                 positions are not used.
             mask: True where a query may see a key, [b, 1, s, s_kv], or what is added to the scores; or documents.
                 None: each sees itself and what came before.
-            cache: extended by these s tokens; the keys are then every filled slot.
+            cache: extended by these s tokens; the keys are then every filled slot. Of a layer without keys: that of the
+                layer whose keys it attends to, extended already.
+            lent: of a layer without keys and without cache, those of that layer.
         """
         b, s, _ = x.shape
-        q, k, v = linear_together(x, self.q_proj, self.k_proj, self.v_proj)
+        own = [proj for proj in (self.q_proj, self.k_proj, self.v_proj) if proj is not None]
+        q, *projected = linear_together(x, *own)
         gate = None
         if self.has_gate:  # beside each head's queries
             q, gate = q.view(b, s, self.num_heads, 2, self.head_dim).unbind(3)
             q = q.flatten(2)  # [b, s, n_h * h_d]
-        if self.qk_norm == "width":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q = q.view(b, s, self.num_heads, self.head_dim)
-        k = k.view(b, s, self.num_kv_heads, self.head_dim)
-        v = v.view(b, s, self.num_kv_heads, self.head_dim)
-        if self.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            cos, sin, *growth = rope
-            q, k = (apply_rotary(x, cos, sin, neighbours=self.turns_neighbours) for x in (q, k))
-            if growth:
-                q = q * growth[0].to(q.dtype)
+        q = self._turned(self._normed(q, self.q_norm, self.num_heads), rope)  # [b, s, n_h, h_d]
+        if rope is not None and len(rope) > 2:
+            q = q * rope[2].to(q.dtype)
         q = q.transpose(1, 2)  # [b, n_h, s, h_d]
-        k = k.transpose(1, 2)  # [b, n_kv, s, h_d]
-        v = v.transpose(1, 2)  # [b, n_kv, s, h_d]
-        if cache is not None:
-            k, v = cache.extend(k, v)  # [b, n_kv, s_kv, h_d]
+        lending = None
+        if projected:
+            k, v = projected[0], projected[-1]  # [b, s, n_kv * h_d] each
+            k = self._turned(self._normed(k, self.k_norm, self.num_kv_heads), rope)  # [b, s, n_kv, h_d]
+            v = v.view(b, s, self.num_kv_heads, self.head_dim)
+            if self.v_norm_eps is not None:
+                v = F.rms_norm(v, v.shape[-1:], None, self.v_norm_eps)
+            if self.lends_kv and cache is None:
+                lending = k, v  # no views: the compiler would look at what they are views of
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # [b, n_kv, s, h_d] each
+            if cache is not None:
+                k, v = cache.extend(k, v)  # [b, n_kv, s_kv, h_d] each
+        elif cache is not None:
+            k, v = cache.filled(q.dtype)  # [b, n_kv, s_kv, h_d] each
+        else:
+            assert lent is not None, "a layer without keys attends to those of an earlier one"
+            k, v = (
+                part.view(b, s, self.num_kv_heads, self.head_dim).transpose(1, 2) for part in lent
+            )  # [b, n_kv, s, h_d] each
         if isinstance(mask, DocumentMask):
             out = self._attend_documents(q, k, v, mask)
-        elif self.softcap is not None or (mask is not None and q.is_cuda and s == 1):
+        elif (
+            self.softcap is not None or self.sinks is not None or (mask is not None and q.is_cuda and s == 1)
+        ):
             out = self._attend_by_products(q, k, v, mask)
         else:
             out = self._attend(q, k, v, mask)
         out = out.transpose(1, 2).reshape(b, s, self.num_heads * self.head_dim)
         if gate is not None:
             out = out * gate.flatten(2).sigmoid()
-        projected: Tensor = self.output_proj(out)
-        return projected
+        attended: Tensor = self.output_proj(out)
+        return attended if lending is None else (attended, lending)
+
+    def _normed(self, x: Tensor, norm: RMSNorm | None, num_heads: int) -> Tensor:
+        """Return queries or keys [b, s, n, h_d] from [b, s, n * h_d]."""
+        if norm is not None and self.qk_norm == "width":
+            x = norm(x)
+        x = x.view(*x.shape[:2], num_heads, self.head_dim)
+        return norm(x) if norm is not None and self.qk_norm == "head" else x
+
+    def _turned(self, x: Tensor, rope: tuple[Tensor, ...] | None) -> Tensor:
+        """Return queries or keys [b, s, n, h_d] turned by their positions, if these are used."""
+        return x if rope is None else apply_rotary(x, rope[0], rope[1], neighbours=self.turns_neighbours)
 
     def _attend_documents(self, q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask) -> Tensor:
         """Return the attended values [b, n_h, s, h_d] of documents that share rows, or see no further than a window."""
         # Autocast, which casts for torch's own attention, knows neither of these.
         q, k = q.to(v.dtype), k.to(v.dtype)
         if mask.block_mask is not None:
-            return attend_blocks(q, k, v, mask.block_mask, self.softcap_text, self.scale_text)
+            return attend_blocks(q, k, v, mask.block_mask, self.softcap_text, self.scale_text, self.sinks)
         out: Tensor
-        out, _ = document_attention(q, k, v, mask.document_starts, mask.window, self.softcap, self.scale)
+        out, _ = document_attention(
+            q, k, v, mask.document_starts, mask.window, self.softcap, self.scale, self.sinks
+        )
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -140,25 +186,29 @@ class SelfAttention(nn.Module):
         )
 
     def _attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the attended values [b, n_h, s, h_d], the scores kept within a cap.  # arXiv:2408.00118, 2
+        """Return the attended values [b, n_h, s, h_d], scores kept within the cap, sinks among them.
 
-        The whole score matrix is formed: none of torch's fused kernels bounds its scores. For a single query with a
-        mask it is small, and those kernels would either copy the keys for each head or use a part of the GPU.
+        The whole score matrix is formed: none of torch's fused kernels bounds its scores or knows sinks. For a single
+        query with a mask it is small, and those kernels would either copy the keys for each head or use a part of the
+        GPU.
         """
         if mask is None and q.shape[2] != 1:
-            raise TrainingError("attention with capped scores needs its mask given, causal ones as well")
+            raise TrainingError("attention by its scores needs its mask given, causal ones as well")
         b, _, s, _ = q.shape
         # Heads that share keys meet them as further rows: the keys are read once and copied never.
         q = q.reshape(b, self.num_kv_heads, -1, self.head_dim)  # [b, n_kv, n_h / n_kv * s, h_d]
         scores = (q @ k.transpose(-1, -2)) * self.scale  # [b, n_kv, n_h / n_kv * s, s_kv]
         if self.softcap is not None:
-            scores = (scores / self.softcap).tanh() * self.softcap
+            scores = (scores / self.softcap).tanh() * self.softcap  # arXiv:2408.00118, 2
         if mask is not None:
             scores = scores.view(b, self.num_kv_heads, -1, s, k.shape[2])
             mask = mask[:, :, None]  # [b, 1, 1, s, s_kv]
             is_bias = mask.dtype != torch.bool
             scores = scores + mask if is_bias else scores.masked_fill(~mask, -math.inf)
             scores = scores.flatten(2, 3)
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+        if self.sinks is not None:
+            sinks = self.sinks.to(scores.dtype).view(self.num_kv_heads, -1, 1).expand(-1, -1, s).flatten(1)
+            scores = torch.cat((scores, sinks[:, :, None].expand(*scores.shape[:-1], 1)), -1)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)[..., : k.shape[2]]
         weights = F.dropout(weights, self.attn_dropout, self.training)
         return (weights @ v).view(b, self.num_heads, s, self.head_dim)

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from typing import Literal
 
 from tune.errors import ConfigError
+from tune.modules.clamped_swiglu import ClampedSwiGLU
+from tune.modules.layer_config import (
+    FullAttentionConfig,
+    LayerSizes,
+    PerLayerInputConfig,
+    SharedKVConfig,
+)
 from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
+from tune.modules.short_conv_config import ShortConvConfig
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
@@ -27,6 +37,10 @@ class MoEConfig:
         dense_layers: layers that keep the one feed-forward instead, counted from 0.
         shared_intermediate_dim: width inside an expert that every token passes through beside those chosen for it, as
             far as a gate lets it; 0: there is none.
+        bias: the router has a bias, and so has every matrix of the experts.
+        clamped: how gates open; None: by silu.
+        is_beside: the experts stand beside the one feed-forward, which every layer has, each side with norms of its
+            own; what they are chosen by is normed and scaled, and so is what each says.
     """
 
     num_experts: int
@@ -35,12 +49,23 @@ class MoEConfig:
     normalize_weights: bool = True
     dense_layers: tuple[int, ...] = ()
     shared_intermediate_dim: int = 0
+    bias: bool = False
+    clamped: ClampedSwiGLU | None = None
+    is_beside: bool = False
+
+    def num_biases(self, embed_dim: int) -> int:
+        """Biases of one layer."""
+        return self.bias * self.num_experts * (2 * self.intermediate_dim + embed_dim + 1)
 
     def num_parameters(self, embed_dim: int, num_experts: int) -> int:
-        """Parameters of one layer with its router, of the experts so many."""
+        """Parameters of one layer's matrices with its router's, of the experts so many."""
         expert = 3 * embed_dim * self.intermediate_dim
         shared = embed_dim * (3 * self.shared_intermediate_dim + 1) if self.shared_intermediate_dim else 0
         return num_experts * expert + embed_dim * self.num_experts + shared
+
+    def num_other_parameters(self, embed_dim: int) -> int:
+        """Parameters of one layer's norms and scales."""
+        return 4 * embed_dim + self.num_experts if self.is_beside else 0
 
 
 @dataclass(frozen=True)
@@ -116,8 +141,13 @@ class DecoderConfig:
         qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
         attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
         attn_softcap: bound that a tanh keeps the attention scores within.
+        attn_sinks: each head has a score of no key, learnt, that takes its share of the attention's weights.
+        v_norm: norm without scales on each head's values.
+        full_attention: heads of the layers without a window, where they differ from the others'.
+        shared_kv: layers that attend to the keys and values of an earlier one; None: each has its own.
         attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
         delta: layers that keep a state instead of attending; None: there are none.
+        conv: layers that see a few tokens instead; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
         sliding_layers: layers that see no further than the window, counted from 0.
         local_rope_base: base of the rotary frequencies in those layers; None: they turn as the others do.
@@ -125,6 +155,8 @@ class DecoderConfig:
         activation: the gate's function, gelu in its tanh form.
         mlp_bias: biases in the feed-forward.
         moe: experts in place of the feed-forward.
+        per_layer_input: a second embedding with a part for each layer; None: there is none.
+        layer_scale: each block's result is multiplied by a number of its own, which is not trained.
         norm_placement: norms before attention and feed-forward, after them (before the sum), or both.
         norm_offset: added to the norms' stored scales.
         embed_scale: factor on the embeddings, rounded to their dtype.
@@ -158,8 +190,13 @@ class DecoderConfig:
     qk_norm: Literal["none", "head", "width"] = "none"
     attn_scale: float | None = None
     attn_softcap: float | None = None
+    attn_sinks: bool = False
+    v_norm: bool = False
+    full_attention: FullAttentionConfig | None = None
+    shared_kv: SharedKVConfig | None = None
     attn_gate: bool = False
     delta: GatedDeltaConfig | None = None
+    conv: ShortConvConfig | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
@@ -167,6 +204,8 @@ class DecoderConfig:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     mlp_bias: bool = False
     moe: MoEConfig | None = None
+    per_layer_input: PerLayerInputConfig | None = None
+    layer_scale: bool = False
     norm_placement: Literal["pre", "post", "both"] = "pre"
     norm_offset: float = 0.0
     embed_scale: float = 1.0
@@ -188,14 +227,29 @@ class DecoderConfig:
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
+    def full_rotary_channels(self) -> int:
+        """Channels of a head that turn in layers without a window."""
+        return self.rotary_channels if self.full_attention is None else self.full_attention.head_dim
+
+    @property
     def delta_layers(self) -> tuple[int, ...]:
-        """Layers that keep a state instead of attending."""
+        """Layers that keep a state which grows old, in place of attention."""
         return () if self.delta is None else self.delta.layers
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Layers with a short convolution in place of attention."""
+        return () if self.conv is None else self.conv.layers
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """Layers that go on from what they kept of earlier tokens, and cannot leave out one of them."""
+        return (*self.delta_layers, *self.conv_layers)
 
     @property
     def num_attention_layers(self) -> int:
         """Layers that attend."""
-        return self.num_layers - len(self.delta_layers)
+        return self.num_layers - len(self.state_layers)
 
     @property
     def max_text_len(self) -> int:
@@ -206,46 +260,104 @@ class DecoderConfig:
             )
         return self.max_seq_len
 
+    @property
+    def num_own_kv_layers(self) -> int:
+        """Layers, the first ones, that have keys and values of their own."""
+        return self.num_layers - (0 if self.shared_kv is None else self.shared_kv.num_layers)
+
+    def sizes_of(self, layer: int) -> LayerSizes:
+        """Return the sizes of one layer, counted from 0."""
+        full = None if layer in self.sliding_layers else self.full_attention
+        sizes = LayerSizes(self.head_dim, self.num_kv_heads, self.intermediate_dim)
+        if full is not None:
+            sizes = LayerSizes(
+                full.head_dim,
+                full.num_kv_heads,
+                self.intermediate_dim,
+                has_values=not full.keys_as_values,
+            )
+        if self.shared_kv is None:
+            return sizes
+        if layer >= self.num_own_kv_layers:
+            return sizes._replace(
+                intermediate_dim=self.shared_kv.intermediate_dim, has_keys=False, has_values=False
+            )
+        return sizes._replace(lends_kv=layer in self.kv_lenders.values())
+
+    @cached_property
+    def kv_lenders(self) -> dict[bool, int]:
+        """The layers whose keys and values later ones share: the one without a window by False, the other by True."""
+        own = range(0 if self.shared_kv is None else self.num_own_kv_layers)
+        return {layer in self.sliding_layers: layer for layer in own}
+
     def num_parameters(self) -> int:
         """Parameters of the whole model; a tied output matrix is counted once."""
         embedding = self.vocab_size * self.embed_dim
         norms_per_block = {"pre": 2, "post": 2, "both": 4}[self.norm_placement]
         norms = (norms_per_block * self.num_layers + 1) * self.embed_dim
         head = 0 if self.tie_word_embeddings else embedding
+        attending = [self.sizes_of(layer) for layer in self._attention_layers]
         if self.qk_norm == "head":
-            norms += 2 * self.num_attention_layers * self.head_dim
+            norms += sum(sizes.head_dim * (1 + sizes.has_keys) for sizes in attending)
         elif self.qk_norm == "width":
             norms += self.num_attention_layers * self.head_dim * (self.num_heads + self.num_kv_heads)
+        norms += self.attn_sinks * self.num_attention_layers * self.num_heads
         if self.delta is not None:
             norms += len(self.delta.layers) * self.delta.num_other_parameters()
+        if self.conv is not None:
+            norms += len(self.conv.layers) * self.conv.num_other_parameters(self.embed_dim)
+        if self.per_layer_input is not None:
+            norms += self.per_layer_input.num_other_parameters(self.embed_dim, self.num_layers)
+        if self.moe is not None:
+            norms += self.num_layers * self.moe.num_other_parameters(self.embed_dim)
         blocks = self._num_block_parameters(None if self.moe is None else self.moe.num_experts)
         return embedding + blocks + norms + self._num_biases() + head
 
     def num_block_parameters(self) -> int:
-        """Parameters of the matrices inside all blocks that multiply a token: of experts, those it is sent to."""
+        """Parameters of all matrices before the output that multiply a token: of experts, those it is sent to."""
         return self._num_block_parameters(None if self.moe is None else self.moe.experts_per_token)
 
     def _num_block_parameters(self, num_experts: int | None) -> int:
-        heads = 2 * (self.num_heads + self.num_kv_heads) + self.num_heads * self.attn_gate
-        attention = self.num_attention_layers * self.embed_dim * self.head_dim * heads
+        num = 0
+        for layer in self._attention_layers:
+            sizes = self.sizes_of(layer)
+            heads = self.num_heads * (2 + self.attn_gate) + sizes.num_kv_heads * (
+                sizes.has_keys + sizes.has_values
+            )
+            num += self.embed_dim * sizes.head_dim * heads
         if self.delta is not None:
-            attention += len(self.delta.layers) * self.delta.num_matrix_parameters(self.embed_dim)
-        feed_forward = 3 * self.embed_dim * self.intermediate_dim
-        if self.moe is None or num_experts is None:
-            return attention + self.num_layers * feed_forward
-        num_dense = len(self.moe.dense_layers)
-        routed = self.moe.num_parameters(self.embed_dim, num_experts)
-        return attention + num_dense * feed_forward + (self.num_layers - num_dense) * routed
+            num += len(self.delta.layers) * self.delta.num_matrix_parameters(self.embed_dim)
+        if self.conv is not None:
+            num += len(self.conv.layers) * self.conv.num_matrix_parameters(self.embed_dim)
+        if self.per_layer_input is not None:
+            num += self.per_layer_input.num_matrix_parameters(self.embed_dim, self.num_layers)
+        for layer in range(self.num_layers):
+            if self._has_feed_forward(layer):
+                num += 3 * self.embed_dim * self.sizes_of(layer).intermediate_dim
+            if self.moe is not None and num_experts is not None and layer not in self.moe.dense_layers:
+                num += self.moe.num_parameters(self.embed_dim, num_experts)
+        return num
+
+    @property
+    def _attention_layers(self) -> list[int]:
+        return [layer for layer in range(self.num_layers) if layer not in self.state_layers]
+
+    def _has_feed_forward(self, layer: int) -> bool:
+        return self.moe is None or self.moe.is_beside or layer in self.moe.dense_layers
 
     def _num_biases(self) -> int:
-        attention = feed_forward = 0
-        if self.attn_bias != "none":
-            attention += self.head_dim * (self.num_heads * (1 + self.attn_gate) + 2 * self.num_kv_heads)
-        if self.attn_bias == "all":
-            attention += self.embed_dim
-        if self.mlp_bias:
-            feed_forward += 2 * self.intermediate_dim + self.embed_dim
-        return self.num_attention_layers * attention + self.num_layers * feed_forward
+        num = 0
+        for layer in range(self.num_layers):
+            sizes = self.sizes_of(layer)
+            if self.attn_bias != "none" and layer not in self.state_layers:
+                own = sizes.num_kv_heads * (sizes.has_keys + sizes.has_values)
+                num += sizes.head_dim * (self.num_heads * (1 + self.attn_gate) + own)
+                num += self.embed_dim * (self.attn_bias == "all")
+            if self.mlp_bias and self._has_feed_forward(layer):
+                num += 2 * sizes.intermediate_dim + self.embed_dim
+            if self.moe is not None and layer not in self.moe.dense_layers:
+                num += self.moe.num_biases(self.embed_dim)
+        return num
 
     def _problems(self) -> Iterator[str]:
         sizes = {
@@ -264,6 +376,7 @@ class DecoderConfig:
         yield from too_small
         if not too_small and self.num_heads % self.num_kv_heads:
             yield f"num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}"
+        yield from self._problems_of_kinds()
         if self.rotary_channels % 2 or not 0 < self.rotary_channels <= self.head_dim:
             name = "head_dim" if self.rotary_dim is None else "rotary_dim"
             yield (
@@ -271,8 +384,12 @@ class DecoderConfig:
                 f"at most head_dim {self.head_dim}"
             )
         else:
-            for scaling in filter(None, (self.rope_scaling, self.local_rope_scaling)):
-                yield from scaling.problems(self.rotary_channels)
+            scalings = (
+                (self.rope_scaling, self.full_rotary_channels),
+                (self.local_rope_scaling, self.rotary_channels),
+            )
+            for scaling, channels in scalings:
+                yield from () if scaling is None else scaling.problems(channels)
         if self.local_rope_scaling is not None and self.local_rope_base is None:
             yield "local_rope_scaling needs a local_rope_base"
         if self.query_scaling is not None:
@@ -310,6 +427,39 @@ class DecoderConfig:
             yield f"the experts' intermediate_dim is {self.moe.intermediate_dim}; it must be at least 1"
         if self.moe is not None and self.moe.shared_intermediate_dim < 0:
             yield f"shared_intermediate_dim is {self.moe.shared_intermediate_dim}; it must be at least 0"
+        if self.moe is not None and self.moe.clamped is not None:
+            yield from self.moe.clamped.problems()
+
+    def _problems_of_kinds(self) -> Iterator[str]:
+        """Yield what is wrong with sizes that some layers have and others have not."""
+        if full := self.full_attention:
+            if full.head_dim < 2 or full.head_dim % 2:
+                yield f"full_attention.head_dim is {full.head_dim}; it must be even and above 0"
+            if full.num_kv_heads < 1 or self.num_heads % full.num_kv_heads:
+                yield (
+                    f"num_heads is {self.num_heads}, not a multiple of full_attention.num_kv_heads "
+                    f"{full.num_kv_heads}"
+                )
+            if self.qk_norm == "width" or self.rotary_dim is not None or self.local_rope_base is None:
+                yield "full_attention needs a local_rope_base, no rotary_dim, and norms over each head or none"
+        if self.per_layer_input is not None:
+            yield from self.per_layer_input.problems(self.vocab_size)
+        if self.moe is not None and self.moe.is_beside and self.moe.dense_layers:
+            yield "experts beside the feed-forward are in every layer, and dense_layers names some without"
+        if (shared := self.shared_kv) is None:
+            return
+        if not 1 <= shared.num_layers < self.num_layers:
+            yield f"shared_kv.num_layers is {shared.num_layers}; it must be at least 1 and below {self.num_layers}"
+        elif self.num_layers <= _MAX_LAYERS:
+            for layer in range(self.num_own_kv_layers, self.num_layers):
+                if (is_sliding := layer in self.sliding_layers) not in self.kv_lenders:
+                    kind = "with a window" if is_sliding else "without a window"
+                    yield f"layer {layer} shares the keys of an earlier layer {kind}, and there is none"
+                    break
+        if shared.intermediate_dim < 1:
+            yield f"shared_kv.intermediate_dim is {shared.intermediate_dim}; it must be at least 1"
+        if self.delta is not None:
+            yield "shared_kv and delta: layers with a state have no keys to share"
 
     def _problems_of_layers(self) -> Iterator[str]:
         lists = {"nope_layers": self.nope_layers, "sliding_layers": self.sliding_layers}
@@ -318,8 +468,15 @@ class DecoderConfig:
         if self.delta is not None:
             lists["delta layers"] = self.delta.layers
             yield from self.delta.problems()
-            if both := sorted({*self.delta.layers} & {*self.sliding_layers}):
-                yield f"layer {both[0]} is both a delta layer and one with a window"
+        if self.conv is not None:
+            lists["conv layers"] = self.conv.layers
+            yield from self.conv.problems()
+        kinds = {"delta layer": self.delta_layers, "conv layer": self.conv_layers}
+        for (first, left), (second, right) in combinations(
+            [*kinds.items(), ("layer with a window", self.sliding_layers)], 2
+        ):
+            if both := sorted({*left} & {*right}):
+                yield f"layer {both[0]} is both a {first} and a {second}"
         for name, layers in lists.items():
             if outside := [layer for layer in layers if not 0 <= layer < self.num_layers]:
                 yield f"{name} names layer {outside[0]}; layers count from 0 to {self.num_layers - 1}"

@@ -5,9 +5,7 @@ Shapes: b batch, s sequence, s_kv keys attended to, d width, v vocabulary.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,24 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune.errors import GenerationError
-from tune.modules.attention import SelfAttention
+from tune.modules.attention import KeysValues, SelfAttention
 from tune.modules.config import DecoderConfig
 from tune.modules.delta_rule import has_fla
 from tune.modules.document_mask import AttentionMask, DocumentRuns, check_mask, document_runs, layer_masks
-from tune.modules.experts import ExpertLinear
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.gated_delta import GatedDeltaNet
+from tune.modules.init_weights import init_weights_
 from tune.modules.kv_cache import KVCache, LayerCache
+from tune.modules.layer_scale import LayerScale
 from tune.modules.moe import MixtureOfExperts
+from tune.modules.moe_beside import ExpertsBeside
 from tune.modules.norm import RMSNorm
-from tune.modules.peft.experts import LoRAExperts
 from tune.modules.peft.frozen import compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.token_rows import TokenRowsEmbedding, TokenRowsLinear
+from tune.modules.per_layer_input import PerLayerGate, PerLayerInput
 from tune.modules.rope import RotaryEmbedding
-from tune.modules.state_cache import StateCache
-from tune.utils.sharding import init_sharded_
+from tune.modules.short_conv import ShortConv
+from tune.modules.state_cache import ConvCache
 
 
 class DecoderBlock(nn.Module):
@@ -52,36 +52,64 @@ class DecoderBlock(nn.Module):
         norms_before = config.norm_placement != "post"
         norms_after = config.norm_placement != "pre"
         self.sa_norm = _norm(config) if norms_before else None
-        self.has_state = index in config.delta_layers
-        self.attn: SelfAttention | GatedDeltaNet
-        self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config)
+        self.has_state = index in config.state_layers
+        self.attn: SelfAttention | GatedDeltaNet | ShortConv
+        if config.conv is not None and index in config.conv.layers:
+            self.attn = ShortConv(config.embed_dim, config.conv)
+        else:
+            self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config, index)
         self.sa_post_norm = _norm(config) if norms_after else None
         self.mlp_norm = _norm(config) if norms_before else None
         self.mlp: FeedForward | MixtureOfExperts
-        if config.moe is not None and index not in config.moe.dense_layers:
-            self.mlp = MixtureOfExperts(config.embed_dim, config.moe)
+        moe = config.moe
+        if moe is not None and not moe.is_beside and index not in moe.dense_layers:
+            self.mlp = MixtureOfExperts(config.embed_dim, moe, config.activation)
         else:
-            self.mlp = FeedForward(
-                config.embed_dim, config.intermediate_dim, config.activation, config.mlp_bias
-            )
+            width = config.sizes_of(index).intermediate_dim
+            self.mlp = FeedForward(config.embed_dim, width, config.activation, config.mlp_bias)
+        self.moe = ExpertsBeside(config) if moe is not None and moe.is_beside else None
         self.mlp_post_norm = _norm(config) if norms_after else None
+        self.per_layer = (
+            None
+            if config.per_layer_input is None
+            else PerLayerGate(
+                config.embed_dim, config.per_layer_input.dim, config.activation, config.norm_eps
+            )
+        )
+        self.layer_scale = LayerScale() if config.layer_scale else None
 
     def forward(
         self,
         x: Tensor,
         rope: tuple[Tensor, ...] | None,
         mask: AttentionMask | DocumentRuns = None,
-        cache: LayerCache | StateCache | None = None,
-    ) -> Tensor:
-        """Return the residual stream [b, s, d] after this block.
+        cache: LayerCache | ConvCache | None = None,
+        lent: KeysValues | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, KeysValues]:
+        """Return the residual stream [b, s, d] after this block, and with it keys and values for later ones.
 
-        Arguments are those of `SelfAttention.forward`, or of `GatedDeltaNet.forward` in a block that has one.
+        Arguments are those of `SelfAttention.forward`, or of what the block has in its place; `given` is the block's
+        own input [b, s, p] in a model that has one for each. What is lent comes and goes as arguments and results,
+        which recomputation and FSDP see: their gradients depend on it.
         """
         h = x if self.sa_norm is None else self.sa_norm(x)
-        h = self.attn(h, rope, mask, cache)
+        lending = None
+        if self.has_state:
+            h = self.attn(h, rope, mask, cache)
+        else:
+            attended = self.attn(h, rope, mask, cache, lent)
+            h, lending = attended if isinstance(attended, tuple) else (attended, None)
         x = self._add(x, h if self.sa_post_norm is None else self.sa_post_norm(h))
         h = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
-        return self._add(x, h if self.mlp_post_norm is None else self.mlp_post_norm(h))
+        if self.moe is not None:
+            h = self.moe.join(x, h)
+        x = self._add(x, h if self.mlp_post_norm is None else self.mlp_post_norm(h))
+        if self.per_layer is not None:
+            x = self.per_layer(x, given)
+        if self.layer_scale is not None:
+            x = self.layer_scale(x)
+        return x if lending is None else (x, lending)
 
     def _add(self, x: Tensor, h: Tensor) -> Tensor:
         if self.residual_dropout > 0:
@@ -92,8 +120,8 @@ class DecoderBlock(nn.Module):
 class TransformerDecoder(nn.Module):
     """Embedding, blocks, final norm and output matrix, with the head kept apart from the trunk.
 
-    `model(tokens)` gives logits. A loss that never wants all logits takes `model.hidden(tokens)` and
-    `model.output_weight` instead.
+    `model(tokens)` gives logits; of a reward model, the score of the text up to each token. A loss that never wants all
+    logits takes `model.hidden(tokens)` and `model.output_weight` instead.
 
     Args:
         config: sizes and constants.
@@ -108,19 +136,31 @@ class TransformerDecoder(nn.Module):
         self.tok_embeddings: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             torch.empty(config.vocab_size, config.embed_dim), freeze=False
         )
+        self.per_layer_input = (
+            None
+            if config.per_layer_input is None
+            else PerLayerInput(config.per_layer_input, config.num_layers, config.embed_dim, config.norm_eps)
+        )
         self.layers = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
         self.norm = _norm(config)
         self.output: nn.Linear | LoRALinear | None = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
-        self.rope = RotaryEmbedding(config.rotary_channels, config.rope_base, config.rope_scaling)
+        # A reward model's in place of logits (`tune.modules.score`); new where the checkpoint is a language model's.
+        self.score: nn.Linear | None = None
+        self.score_is_new = False
+        if family is not None and family.has_score:
+            self.score = nn.Linear(config.embed_dim, 1, bias=False)
+        self.rope = RotaryEmbedding(config.full_rotary_channels, config.rope_base, config.rope_scaling)
         self.local_rope = (
             None
             if config.local_rope_base is None
             else RotaryEmbedding(config.rotary_channels, config.local_rope_base, config.local_rope_scaling)
         )
-        # Rows of the embedding in checkpoints, where the vocabulary has grown since (`resize_vocabulary`).
+        # Rows of the embedding in checkpoints, where the vocabulary has grown since (`resize_vocabulary`), and of the
+        # table of layers' inputs.
         self.num_stored_rows: int | None = None
+        self.num_stored_table_rows: int | None = None
         # Of these two matrices, those that an adapter brings along whole (`tune.checkpoints.load_adapter`).
         self.replaced_weights: set[str] = set()
         # What the checkpoint it was filled from holds beside it, to be saved along (`tune.checkpoints.carried`).
@@ -133,8 +173,11 @@ class TransformerDecoder(nn.Module):
         """The matrix [v, d] that turns hidden states into logits: the embedding where they are tied.
 
         With an adapter beside the output matrix it is the sum of both, made anew each time, without the adapter's
-        dropout: what is dropped differs from token to token, and no one matrix does that.
+        dropout: what is dropped differs from token to token, and no one matrix does that. Of a reward model it is the
+        score's [1, d].
         """
+        if self.score is not None:
+            return self.score.weight
         if isinstance(self.output, LoRALinear):
             return self.output.merged_weight()
         module = self.tok_embeddings if self.output is None else self.output
@@ -205,6 +248,8 @@ class TransformerDecoder(nn.Module):
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device="cpu").item()
+        given = None if self.per_layer_input is None else self.per_layer_input(tokens, x)
+        lent: dict[Any, KeysValues] = {}  # by whether the layers have a window
         full_mask, sliding_mask = layer_masks(
             self.config,
             mask,
@@ -215,15 +260,21 @@ class TransformerDecoder(nn.Module):
             has_dropout=self.training and self.config.attn_dropout > 0,
             dtype=compute_dtype(x),
         )
-        runs = self._document_runs(tokens, given_mask, documents) if self.config.delta_layers else None
+        runs = self._document_runs(tokens, given_mask, documents) if self.config.state_layers else None
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
-            x = layer(
+            result = layer(
                 x,
                 turned if layer.has_rope and not layer.has_state else None,
                 runs if layer.has_state else sliding_mask if layer.is_sliding else full_mask,
                 None if cache is None else cache.layers[index],
+                lent.get(layer.is_sliding),
+                None if given is None else given[index],
             )
+            if isinstance(result, tuple):
+                x, lent[layer.is_sliding] = result
+            else:
+                x = result
         if cache is not None:
             cache.commit(tokens.shape[1])
         out: Tensor = self.norm(x)
@@ -258,7 +309,10 @@ class TransformerDecoder(nn.Module):
         return document_runs(mask, documents, firsts, wants_ends=tokens.is_cuda and has_fla())
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Return logits [..., v] for hidden states [..., d]."""
+        """Return logits [..., v] for hidden states [..., d]; of a reward model scores [..., 1] in fp32."""
+        if self.score is not None:
+            with torch.autocast(hidden.device.type, enabled=False):  # bf16 would tell few of them apart
+                return F.linear(hidden.float(), self.score.weight.float())
         if isinstance(self.output, LoRALinear):
             logits: Tensor = self.output(hidden)
         else:
@@ -281,6 +335,8 @@ class TransformerDecoder(nn.Module):
             dtype: what keys and values are kept in; None: the weights' dtype.
             device: None: where the weights are.
         """
+        if self.score is not None:
+            raise GenerationError("this is a reward model: it gives texts a score, and writes none")
         weight = self.tok_embeddings.weight
         self._cache = KVCache(
             config=self.config,
@@ -320,34 +376,10 @@ class TransformerDecoder(nn.Module):
             raise GenerationError("no caches are set up: call setup_caches(batch_size, max_seq_len) first")
         return self._cache
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise every parameter in place for training from scratch; does nothing on the meta device.
-
-        Normal with deviation 0.02; matrices that add to the residual stream are divided by the root of their
-        number, so that its variance does not grow with depth.  # GPT-2 (Radford et al. 2019), 2.3
-        Norms start at one, biases at zero.
-        """
-        if self.tok_embeddings.weight.is_meta:
-            return
-        std = 0.02
-        init_sharded_(self.tok_embeddings.weight, partial(nn.init.normal_, std=std))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, ExpertLinear | LoRALinear | LoRAExperts) and module.weight is not None:
-                init_sharded_(module.weight, partial(nn.init.normal_, std=std))
-            elif isinstance(module, RMSNorm | GatedDeltaNet):
-                module.reset_parameters()
-        residual_std = std / math.sqrt(2 * self.config.num_layers)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("attn.output_proj.weight", "attn.out_proj.weight", ".w2.weight")):
-                init_sharded_(parameter, partial(nn.init.normal_, std=residual_std))
-        for module in self.modules():
-            if isinstance(module, LoRALinear | LoRAExperts):
-                module.reset_adapter()  # after its matrix, whose lengths DoRA begins with
+        """Initialise every parameter in place for training from scratch; does nothing on the meta device."""
+        if not self.tok_embeddings.weight.is_meta:
+            init_weights_(self, self.tok_embeddings.weight, self.config.num_layers)
 
 
 def _norm(config: DecoderConfig) -> RMSNorm:

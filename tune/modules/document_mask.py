@@ -105,11 +105,14 @@ def layer_masks(
         dtype: that scores are computed in.
     """
     window = config.sliding_window if config.sliding_layers else None
+    needs_scores = (
+        config.attn_softcap is not None or config.attn_sinks
+    )  # which torch's kernels keep to themselves
     if window is not None and num_keys <= window:
         window = None
     full = mask
     if mask is None:
-        needs_full = input_pos is not None or (config.attn_softcap is not None and num_keys > 1)
+        needs_full = input_pos is not None or (needs_scores and num_keys > 1)
         if not needs_full and window is None:
             return None, None
         if has_cache:
@@ -126,7 +129,7 @@ def layer_masks(
     if window is not None:
         # No table of distances: of whole numbers it would take eight times the mask's memory.
         sliding = mask & (torch.arange(num_keys, device=slots.device) > slots[..., None] - window)
-    keep_bool = config.attn_softcap is not None or not slots.is_cuda
+    keep_bool = needs_scores or not slots.is_cuda
     full, sliding = (
         other if other is None or keep_bool else _aligned_bias(other, dtype) for other in (full, sliding)
     )

@@ -27,6 +27,7 @@ class WeightRule:
         to_ours: brings their values into our order; None: they are the same. It keeps the shape.
         to_theirs: the inverse of `to_ours`.
         num_experts: of a rule for one expert and a tensor that holds all, how many these are; else 0.
+        in_turns: that tensor is [E, columns, rows], of several kinds of matrices a row of each in turn.
     """
 
     ours: str
@@ -34,6 +35,7 @@ class WeightRule:
     to_ours: Transform | None = None
     to_theirs: Transform | None = None
     num_experts: int = 0
+    in_turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Layout:
         ignored: patterns of tensor names that carry nothing a model needs, such as stored rotary frequencies.
         tied_output: name under which a tied output matrix may appear a second time.
         carried: patterns of the names of tensors that are no part of the decoder and are saved along with it.
+        carried_of_sharing: the same of layers without keys and values of their own, `{}` for the layer's number.
         outer: the larger model that such a checkpoint is; None: the decoder alone.
     """
 
@@ -83,7 +86,16 @@ class Layout:
     ignored: tuple[str, ...] = ()
     tied_output: str = ""
     carried: tuple[str, ...] = ()
+    carried_of_sharing: tuple[str, ...] = ()
     outer: OuterModel | None = None
+
+    def all_carried(self, config: DecoderConfig) -> tuple[str, ...]:
+        """Return the patterns of the names of all tensors that are saved along with a decoder of these sizes."""
+        sharing = range(config.num_own_kv_layers, config.num_layers)
+        return (
+            *self.carried,
+            *(pattern.format(layer) for layer in sharing for pattern in self.carried_of_sharing),
+        )
 
     def expand(self, config: DecoderConfig, names: Collection[str]) -> Iterator[tuple[WeightRule, ...]]:
         """Yield the rules of a model, those that share a tensor together, in the order of the model.
@@ -139,6 +151,8 @@ class Family:
         write_hf_config: sizes to config.json's content.
         read_meta_config: params.json's content and the shapes of the weights to sizes.
         write_meta_config: sizes to params.json's content.
+        classifier: transformers' class of such a decoder with a head that scores texts; "" where it has none.
+        has_score: its models have such a head in place of an output matrix (`tune.modules.score`).
     """
 
     name: str
@@ -153,6 +167,8 @@ class Family:
         None
     )
     write_meta_config: Callable[[DecoderConfig], dict[str, Any]] | None = None
+    classifier: str = ""
+    has_score: bool = False
 
     def layout_of_modules(self, outer: OuterModel | None) -> Layout:
         """Return the layout that names tensors as transformers names its modules, in a larger model or alone."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tune.modules.activation import activate
 from tune.modules.linear import Linear
 from tune.modules.peft.together import linear_together
 
@@ -37,6 +37,5 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]."""
         gate, up = linear_together(x, self.w1, self.w3)
-        gate = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
-        out: Tensor = self.w2(gate * up)
+        out: Tensor = self.w2(activate(gate, self.activation) * up)
         return out

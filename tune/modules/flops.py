@@ -6,7 +6,12 @@ from tune.modules.config import DecoderConfig
 
 
 def flops_per_token(
-    config: DecoderConfig, seq_len: float, *, causal: bool = True, num_adapter_parameters: float | None = None
+    config: DecoderConfig,
+    seq_len: float,
+    *,
+    causal: bool = True,
+    num_adapter_parameters: float | None = None,
+    has_logits: bool = True,
 ) -> float:
     """Floating-point operations per token of one forward and backward pass.
 
@@ -25,13 +30,17 @@ def flops_per_token(
         num_adapter_parameters: of adapters beside frozen matrices: no gradient of those matrices is formed, which
             leaves four operations per parameter of theirs, and six per parameter of the adapters', of experts those of
             the experts that a token is sent to. None: every weight is trained.
+        has_logits: each token goes through the output matrix; a reward model has none, and its score's work is nothing.
     """
-    head = config.vocab_size * config.embed_dim
+    head = config.vocab_size * config.embed_dim if has_logits else 0
     num_sliding = len(config.sliding_layers)
-    keys = (config.num_attention_layers - num_sliding) * _keys_seen(seq_len, None, causal)
-    keys += num_sliding * _keys_seen(seq_len, config.sliding_window, causal)
-    attention = 12 * config.num_heads * config.head_dim * keys
+    full_dim = config.head_dim if config.full_attention is None else config.full_attention.head_dim
+    keys = (config.num_attention_layers - num_sliding) * full_dim * _keys_seen(seq_len, None, causal)
+    keys += num_sliding * config.head_dim * _keys_seen(seq_len, config.sliding_window, causal)
+    attention = 12 * config.num_heads * keys
     attention += 3 * len(config.delta_layers) * _state_flops(config)
+    if config.conv is not None:
+        attention += 3 * len(config.conv.layers) * 2 * config.embed_dim * config.conv.width
     matrices = config.num_block_parameters() + head
     if num_adapter_parameters is None:
         return 6 * matrices + attention

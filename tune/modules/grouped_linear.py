@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 # Public since 2.10; the earlier name does the same.
 _grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
@@ -84,13 +83,6 @@ def grouped_outer(grad: Tensor, x: Tensor, ends: Tensor, dtype: torch.dtype) -> 
 @grouped_outer.register_fake
 def _outer_shape(grad: Tensor, x: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(ends.shape[0], grad.shape[1], x.shape[1], dtype=dtype)
-
-
-@register_flop_formula([torch.ops.tune.grouped_matmul, torch.ops.tune.grouped_outer])
-def _count_flops(left: torch.Size, *others: torch.Size, out_shape: torch.Size, **_: Any) -> int:
-    """Return two for each row of `left`, [n, o] or [n, i], and number of the matrix it meets, [o, i]."""
-    o, i = out_shape[1:] if len(out_shape) == 3 else others[1][1:]
-    return 2 * left[0] * o * i
 
 
 def runs_of(ends: Tensor) -> Iterator[tuple[int, slice]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tune.errors import GenerationError
 from tune.modules.config import DecoderConfig
-from tune.modules.state_cache import StateCache, StateRows
+from tune.modules.state_cache import ConvCache, StateCache, StateRows
 
 
 class LayerCache:
@@ -47,7 +47,12 @@ class LayerCache:
             else:
                 rows = torch.arange(new.shape[0], device=new.device)[:, None]  # [b, 1]
                 kept[rows, :, self._owner.slots] = new.transpose(1, 2).to(kept.dtype)  # [b, s, n_kv, h_d]
-        return self.keys[:, :, :end].to(keys.dtype), self.values[:, :, :end].to(values.dtype)
+        return self.filled(keys.dtype)
+
+    def filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the call in progress attends to, [b, n_kv, s_kv, h_d] each."""
+        end = self._owner.end
+        return self.keys[:, :, :end].to(dtype), self.values[:, :, :end].to(dtype)
 
 
 class KVCache:
@@ -76,7 +81,6 @@ class KVCache:
         device: torch.device,
         keeps_tokens: bool = False,
     ) -> None:
-        shape = (batch_size, config.num_kv_heads, max_seq_len, config.head_dim)
         self.batch_size = batch_size
         self.max_seq_len = max_seq_len
         self.num_filled = 0  # slots written so far in the longest row: where a call without positions goes on
@@ -87,13 +91,21 @@ class KVCache:
         self.is_fixed = False  # within `fixed_shapes`
         # Made outside inference_mode, so that they can be written inside and outside of it.
         with torch.inference_mode(False):
-            self.rows = StateRows(batch_size, device) if config.delta_layers else None
-            self.layers = [
-                LayerCache(self, shape, dtype, device)
-                if self.rows is None or config.delta is None or index not in config.delta_layers
-                else StateCache(self.rows, config.delta, batch_size, dtype, device)
-                for index in range(config.num_layers)
-            ]
+            rows = StateRows(batch_size, device)
+            self.rows = rows if config.state_layers else None
+            self.layers: list[LayerCache | ConvCache] = []
+            for index in range(config.num_layers):
+                sizes = config.sizes_of(index)
+                if config.delta is not None and index in config.delta.layers:
+                    self.layers.append(StateCache(rows, config.delta, batch_size, dtype, device))
+                elif config.conv is not None and index in config.conv.layers:
+                    width, channels = config.conv.width, config.embed_dim
+                    self.layers.append(ConvCache(rows, batch_size, width, channels, dtype, device))
+                elif sizes.has_keys:
+                    shape = (batch_size, sizes.num_kv_heads, max_seq_len, sizes.head_dim)
+                    self.layers.append(LayerCache(self, shape, dtype, device))
+                else:  # that of the layer whose keys it attends to
+                    self.layers.append(self.layers[config.kv_lenders[index in config.sliding_layers]])
             self.tokens: Tensor | None = (
                 torch.zeros(batch_size, max_seq_len, dtype=torch.long, device=device)
                 if keeps_tokens
@@ -106,7 +118,7 @@ class KVCache:
         if self.rows is not None:
             self.rows.reset()
         for layer in self.layers:
-            if isinstance(layer, StateCache):
+            if isinstance(layer, ConvCache):
                 layer.reset()
 
     @contextmanager

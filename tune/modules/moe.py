@@ -5,6 +5,8 @@ Shapes: t tokens, d width, E experts, k experts per token.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,28 +25,33 @@ class MixtureOfExperts(nn.Module):
     Args:
         embed_dim: d, width in and out.
         config: how many experts, how wide, and how many per token.
+        activation: the gate's function in each.
     """
 
-    def __init__(self, embed_dim: int, config: MoEConfig) -> None:
+    def __init__(
+        self, embed_dim: int, config: MoEConfig, activation: Literal["silu", "gelu_tanh"] = "silu"
+    ) -> None:
         super().__init__()
         self.num_experts = config.num_experts
         self.experts_per_token = config.experts_per_token
         self.normalize_weights = config.normalize_weights
         self.widths = (embed_dim, config.intermediate_dim)
-        self.router = nn.Linear(embed_dim, config.num_experts, bias=False)
-        self.experts = Experts(config.num_experts, embed_dim, config.intermediate_dim)
+        self.router = nn.Linear(embed_dim, config.num_experts, bias=config.bias)
+        self.experts = Experts(
+            config.num_experts, embed_dim, config.intermediate_dim, activation, config.bias, config.clamped
+        )
         self.shared = self.shared_gate = None
         if config.shared_intermediate_dim:
-            self.shared = FeedForward(embed_dim, config.shared_intermediate_dim)
+            self.shared = FeedForward(embed_dim, config.shared_intermediate_dim, activation)
             self.shared_gate = nn.Linear(embed_dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [..., d] for x [..., d]."""
+    def forward(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
+        """Return [..., d] for x [..., d]; `routed_by` [..., d] chooses the experts instead."""
         flat = x.reshape(-1, x.shape[-1])  # [t, d]
-        probabilities = F.softmax(self.router(flat).float(), dim=-1)  # [t, E]
+        telling = flat if routed_by is None else routed_by.reshape(flat.shape)
+        probabilities = F.softmax(self.router(telling).float(), dim=-1)  # [t, E]
         weights, chosen = probabilities.topk(self.experts_per_token, dim=-1)  # [t, k] each
-        if self.normalize_weights:
-            weights = weights / weights.sum(-1, keepdim=True)
+        weights = self.weigh(weights, chosen)
         # Pairs of token and expert, sorted by expert, so that each works on one run of rows.
         experts, order = chosen.flatten().sort(stable=True)  # [t * k] each
         inverse = order.argsort()
@@ -60,3 +67,7 @@ class MixtureOfExperts(nn.Module):
             return out
         for_all: Tensor = self.shared_gate(x).sigmoid() * self.shared(x)
         return out + for_all
+
+    def weigh(self, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Return what chosen experts are weighed by [t, k], from their probabilities [t, k] and numbers [t, k]."""
+        return weights / weights.sum(-1, keepdim=True) if self.normalize_weights else weights

@@ -13,6 +13,8 @@ from tune.modules.peft.lora import LoRALinear
 
 # Where a model keeps a row for each token.
 ROWS_OF_TOKENS = ("tok_embeddings.weight", "output.weight")
+# And where it keeps what each of its layers is told of a token; these rows are never trained on their own.
+TABLE_OF_TOKENS = "per_layer_input.table.weight"
 
 
 @torch.no_grad()
@@ -40,6 +42,7 @@ def resize_vocabulary(model: TransformerDecoder, vocab_size: int) -> None:
         )
     if model.num_stored_rows is None:
         model.num_stored_rows = model.config.vocab_size
+    _resize_table(model, vocab_size)
     model.config = replace(model.config, vocab_size=vocab_size)
     for module in (model.tok_embeddings, model.output):
         if module is not None:
@@ -49,6 +52,20 @@ def resize_vocabulary(model: TransformerDecoder, vocab_size: int) -> None:
     model.tok_embeddings.num_embeddings = vocab_size
     if model.output is not None:
         model.output.out_features = vocab_size
+
+
+def _resize_table(model: TransformerDecoder, vocab_size: int) -> None:
+    """Give the table of a model whose layers have inputs of their own a row for each token, if it has fewer."""
+    given = model.config.per_layer_input
+    if model.per_layer_input is None or given is None or given.vocab_size >= vocab_size:
+        return
+    if model.num_stored_table_rows is None:
+        model.num_stored_table_rows = given.vocab_size
+    model.config = replace(model.config, per_layer_input=replace(given, vocab_size=vocab_size))
+    table = model.per_layer_input.table
+    rows = with_mean_rows(table.weight, vocab_size)
+    table.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
+    table.num_embeddings = vocab_size
 
 
 @torch.no_grad()

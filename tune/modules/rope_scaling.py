@@ -72,6 +72,33 @@ class LinearScaling(RopeScaling):
 
 
 @dataclass(frozen=True)
+class ProportionalScaling(RopeScaling):
+    """Only the fastest frequencies turn, those of a share of the channels; the others stand still.
+
+    # transformers, modeling_rope_utils.py, _compute_proportional_rope_parameters
+
+    Args:
+        share: of the channels, above 0 and at most 1.
+        factor: what the frequencies are divided by.
+    """
+
+    share: float
+    factor: float = 1.0
+
+    def scale(self, frequencies: Tensor, base: float, text_len: int) -> Tensor:
+        """Return the frequencies, zero from the share on."""
+        num_turning = int(self.share * (2 * frequencies.shape[0]) // 2)
+        turns = torch.arange(frequencies.shape[0], device=frequencies.device) < num_turning
+        return torch.where(turns, frequencies, 0.0) / self.factor
+
+    def problems(self, rotary_channels: int) -> Iterator[str]:
+        """Yield settings that are not above 0, and a share of more than all."""
+        yield from super().problems(rotary_channels)
+        if self.share > 1:
+            yield f"rope_scaling.share is {self.share}; it must be at most 1"
+
+
+@dataclass(frozen=True)
 class DynamicScaling(RopeScaling):
     """A base that grows with the text, once it is longer than the original length.  # arXiv:2309.00071, 3.3
 

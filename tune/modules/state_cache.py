@@ -74,31 +74,28 @@ class StateRows:
         self.is_even = True
 
 
-class StateCache:
-    """One layer's state [b, n_v, d_k, d_v], and the last inputs of its convolution [b, w - 1, c].
+class ConvCache:
+    """The last inputs of one layer's convolution [b, w - 1, c].
 
     Args:
         rows: how far they have come.
-        config: sizes of the layer.
         batch_size: b.
-        dtype: of the convolution's inputs; the state is of fp32 at least.
-        device: of both.
+        width: w.
+        num_channels: c.
+        dtype, device: of the inputs.
     """
 
     def __init__(
         self,
         rows: StateRows,
-        config: GatedDeltaConfig,
         batch_size: int,
+        width: int,
+        num_channels: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self._rows = rows
-        shape = (batch_size, config.num_value_heads, config.key_head_dim, config.value_head_dim)
-        self.state = torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
-        self.inputs = torch.zeros(
-            batch_size, config.conv_width - 1, config.conv_dim, dtype=dtype, device=device
-        )
+        self.inputs = torch.zeros(batch_size, width - 1, num_channels, dtype=dtype, device=device)
 
     def extend(self, inputs: Tensor) -> Tensor:
         """Keep the last of these inputs [b, s, c]; return those before them, [b, w - 1, c]."""
@@ -116,6 +113,31 @@ class StateCache:
             self.inputs.copy_(both.gather(1, places[..., None].expand_as(before)))
         return before
 
+    def reset(self) -> None:
+        """Forget everything."""
+        self.inputs.zero_()
+
+
+class StateCache(ConvCache):
+    """One layer's state [b, n_v, d_k, d_v], of fp32 at least, and the last inputs of its convolution.
+
+    Args:
+        rows, batch_size, dtype, device: as in `ConvCache`.
+        config: sizes of the layer.
+    """
+
+    def __init__(
+        self,
+        rows: StateRows,
+        config: GatedDeltaConfig,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(rows, batch_size, config.conv_width, config.conv_dim, dtype, device)
+        shape = (batch_size, config.num_value_heads, config.key_head_dim, config.value_head_dim)
+        self.state = torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
+
     def without_pads(self, gates: Tensor) -> Tensor:
         """Return gates [b, s, n_v] that are zero at pads: nothing is forgotten there, and nothing written."""
         if self._rows.num_new is None:
@@ -124,6 +146,5 @@ class StateCache:
         return gates.masked_fill(is_pad[..., None], 0.0)
 
     def reset(self) -> None:
-        """Forget everything."""
+        super().reset()
         self.state.zero_()
-        self.inputs.zero_()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tune.report.curves import Chart, Line, short_number
+from tune.report.evaluations import show_evaluations
 from tune.report.examples import show_examples
 from tune.report.html import badge, commands, draw_charts, table, text, tile, write_page
 from tune.report.picture import draw_picture
@@ -51,6 +52,7 @@ def write_report(folder: Path, *, picture: bool = True) -> Path:
         _head(run),
         _warnings(run),
         curves or '<p class="soft">No step has been logged yet.</p>',
+        show_evaluations(folder),
         f"<h2>What to type next</h2>\n{commands(_next(run))}",
         _settings(run),
         _data(run),
@@ -159,6 +161,10 @@ def _next(run: RunData) -> Iterator[tuple[str, str]]:
     if (run.folder / "latest").exists():
         yield "Talk to it:", f"tune chat {folder}"
         yield "Answer one prompt:", f"tune generate {folder} prompt='...'"
+        yield (
+            "Score it beside the model it began with:",
+            f"tune eval {folder} data=held_out.jsonl --against base",
+        )
     command = run.record.get("command")
     if status in ("stopped", "failed", "killed", "running") and isinstance(command, str):
         resumed = "" if "resume_from_checkpoint=true" in command else " resume_from_checkpoint=true"

@@ -23,6 +23,8 @@ from tune.tokenizers.special_token_escape import Conversation
 
 # By which a prompt ends that asks for a thought before the answer.
 _OPENED_THOUGHT = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>\s*\Z")
+# And by which one ends that closes a thought at once, in special tokens that no answer in the conversation has.
+_EMPTY_THOUGHT = re.compile(r"<\|(\w+)>\w*\s*<\1\|>\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,13 @@ class _Writer:
     def _read_turn(self, index: int) -> Turn:
         prompt = self._chat.render(index, add_generation_prompt=True)
         shown = self._chat.render(index + 1)
-        opened = _OPENED_THOUGHT.search(prompt)
+        opened, empty = _OPENED_THOUGHT.search(prompt), self._empty_thought(prompt)
         if shown.startswith(prompt):
             after = shown[len(prompt) :]
+        elif empty and shown.startswith(prompt[: empty.start()]):
+            after = shown[empty.start() :]
+            if after.startswith(f"<|{empty[1]}>"):  # with a thought, which the model begins itself
+                prompt = prompt[: empty.start()]
         elif opened and shown.startswith(prompt[: opened.start()]):
             after = self._with_thought(index, opened, shown[opened.start() :])
         else:
@@ -238,6 +244,12 @@ class _Writer:
         answer = after[: self._end_of_answer(after, index)]
         self._check_answer(self._chat.without_marks(answer), index)
         return Turn(prompt, answer)
+
+    def _empty_thought(self, prompt: str) -> re.Match[str] | None:
+        """Return the thought without words that a prompt ends with, if it is the template's own."""
+        found = _EMPTY_THOUGHT.search(prompt)
+        is_own = found and any(token.start() == found.start() for token in self._chat.tokens(prompt))
+        return found if is_own else None
 
     def _with_thought(self, index: int, opened: re.Match[str], after: str) -> str:
         """Return an answer that was written without its thought as a model writes it that is asked to think first."""
@@ -265,7 +277,12 @@ class _Writer:
                 f"the answer without it: ...{_clean(self._chat.without_marks(shown[-80:]))!r}. What the model should "
                 "write cannot be told; choose another template with prompt_template, a .jinja file of your own included"
             )
-        return shown[places[-1] + len(header) :]
+        # An answer of several parts, its thought first, has the header before each: the first stands behind what the
+        # prompt ends in before it, too.
+        before = prompt.removesuffix(header)
+        return shown[
+            max(places, key=lambda place: (_shared_end(before, shown[:place]), place)) + len(header) :
+        ]
 
     def _header(self, prompt: str) -> str:
         """Return what asks for an answer, from the last special token on: text alone could stand in any message."""
@@ -308,6 +325,15 @@ class _Writer:
                 f"{self._chat.template} does not write {missing} in message {index + 1}: it writes {_clean(answer)!r}. "
                 "Take it out of the data, or choose a prompt_template that knows it"
             )
+
+
+def _shared_end(left: str, right: str) -> int:
+    """Return how many characters two texts have in common at their ends."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if right.endswith(left[-middle:]) else (low, middle - 1)
+    return low
 
 
 def _clean(text: str) -> str:

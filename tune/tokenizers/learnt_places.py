@@ -15,8 +15,8 @@ Span = tuple[int, int]
 
 _THINK, _THINK_END = "<think>", "</think>"
 # What a template writes around a thought: tags, and white space.
-_OPENING = re.compile(r"\s*(<[\w:.-]{1,40}>|\[\w{1,40}\])\s*")
-_CLOSING = re.compile(r"\s*(</[\w:.-]{1,40}>|\[/\w{1,40}\])\s*")
+_OPENING = re.compile(r"\s*(<[\w:.-]{1,40}>|\[\w{1,40}\]|<\|\w{1,40}>\w{0,40})\s*")
+_CLOSING = re.compile(r"\s*(</[\w:.-]{1,40}>|\[/\w{1,40}\]|<\w{1,40}\|>)\s*")
 # Stands for the characters of a special token, of which no message's content is made.
 BLANK = "\0"
 

@@ -6,7 +6,7 @@ from tune.training import lr_schedulers, metric_logging
 from tune.training.activations import checkpoint_activations
 from tune.training.attention_kernels import prefer_attention_kernels
 from tune.training.batches import count_targets, count_tokens, group_micro_batches, to_device
-from tune.training.building import begin_adapters, build_on_meta, choose_trained
+from tune.training.building import begin_adapters, build_on_meta, build_reward_model, choose_trained
 from tune.training.checkpointers import (
     FullModelCheckpointer,
     FullModelHFCheckpointer,
@@ -34,6 +34,8 @@ from tune.training.preference import (
     PreferenceMetrics,
     compare_answers,
     count_pairs,
+    score_answers,
+    score_text,
 )
 from tune.training.profiler import DummyProfiler, setup_torch_profiler
 from tune.training.reference import Reference
@@ -48,6 +50,7 @@ from tune.training.step_guard import StepGuard, clip_gradients
 from tune.training.teacher import Teacher
 from tune.training.torchtune_names import GONE, HERE
 from tune.training.train_state import TrainState, begin_state
+from tune.training.trained_weights import freeze
 from tune.training.validation import mean_loss
 from tune.training.vocabulary import check_tokenizer_fits, fit_vocabulary
 from tune.utils.mesh import init_mesh
@@ -81,6 +84,7 @@ __all__ = [
     "build_lr_scheduler",
     "build_on_meta",
     "build_optimizer",
+    "build_reward_model",
     "check_tokenizer_fits",
     "checkpoint_activations",
     "choose_trained",
@@ -95,6 +99,7 @@ __all__ = [
     "find_newest_complete_step",
     "fingerprint_run",
     "fit_vocabulary",
+    "freeze",
     "get_lr",
     "get_metric_logger",
     "get_optimizer",
@@ -111,6 +116,8 @@ __all__ = [
     "plan_memory",
     "plan_precision",
     "prefer_attention_kernels",
+    "score_answers",
+    "score_text",
     "setup_torch_profiler",
     "shard_dim_of_base",
     "shard_model",

@@ -13,10 +13,11 @@ from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapter_parameters, reset_adapters
+from tune.modules.score import add_score
 from tune.training.distributed.frozen_base import shard_dim_of_base
 from tune.utils.mesh import Mesh
 
-__all__ = ["begin_adapters", "build_on_meta", "choose_trained"]
+__all__ = ["begin_adapters", "build_on_meta", "build_reward_model", "choose_trained"]
 
 
 def build_on_meta(component: Component, model_dir: Path, dtype: torch.dtype) -> TransformerDecoder:
@@ -30,6 +31,22 @@ def build_on_meta(component: Component, model_dir: Path, dtype: torch.dtype) -> 
     with torch.device("meta"):
         model: TransformerDecoder = instantiate(component, defaults={"checkpoint_dir": str(model_dir)})
     return model.to(dtype)
+
+
+def build_reward_model(component: Component, model_dir: Path, dtype: torch.dtype) -> TransformerDecoder:
+    """Return a model that scores texts, on the meta device; arguments as for `build_on_meta`.
+
+    It is a reward model already, or a language model whose output matrix gives way to a score that begins anew.
+
+    Raises:
+        ConfigError: as `add_score`.
+    """
+    with torch.device("meta"):
+        defaults = {"checkpoint_dir": str(model_dir), "may_score": True}
+        model: TransformerDecoder = instantiate(component, defaults=defaults)
+    model.to(dtype)
+    add_score(model)
+    return model
 
 
 def choose_trained(

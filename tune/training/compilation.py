@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tune.modules.kv_cache import LayerCache
-from tune.modules.state_cache import StateCache
+from tune.modules.state_cache import ConvCache
 from tune.utils import get_logger
 
 __all__ = ["compile_blocks", "should_compile"]
@@ -50,16 +50,27 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any
         blocks: their first argument is the residual stream.
         backend: of `torch.compile`.
     """
+    blocks = list(blocks)
+    num_kinds = len({_kind(block) for block in blocks})
     for block in blocks:
         # Not the call: the hooks around it, FSDP's among them, are no part of the graph.
-        block.forward = _compiled(block.forward, backend)
+        block.forward = _compiled(block.forward, backend, num_kinds)
 
 
-def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+def _kind(block: nn.Module) -> tuple[Any, ...]:
+    """Return what tells blocks apart that have graphs of their own."""
+    settings = (vars(part).items() for part in block.modules())
+    plain = bool | int | float | str
+    return tuple(tuple((name, value) for name, value in own if isinstance(value, plain)) for own in settings)
+
+
+def _compiled(
+    forward: Callable[..., Any], backend: str | Callable[..., Any], num_kinds: int
+) -> Callable[..., Any]:
     compiled = torch.compile(forward, backend=backend)
 
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, LayerCache | StateCache) for value in (*args, *kwargs.values())):
+        if any(isinstance(value, LayerCache | ConvCache) for value in (*args, *kwargs.values())):
             return forward(x, *args, **kwargs)
         if torch.is_grad_enabled() and not x.requires_grad:
             # Where nothing before the first block is trained: it would be the one block with a graph of its own.
@@ -70,7 +81,9 @@ def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) ->
 
         try:
             is_error = config.fail_on_recompile_limit_hit
-            with config.patch(fail_on_recompile_limit_hit=True):
+            # They share one code, and torch counts by that.
+            limit = config.recompile_limit * num_kinds
+            with config.patch(fail_on_recompile_limit_hit=True, recompile_limit=limit):
                 return compiled(x, *args, **kwargs)
         except FailOnRecompileLimitHit:
             if is_error:

@@ -10,7 +10,7 @@ from torch import nn
 from tune.config.component import Component
 from tune.config.instantiate import instantiate
 from tune.data import CROSS_ENTROPY_IGNORE_IDX
-from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss, require_weights
+from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss, RewardLoss, require_weights
 from tune.training.preference import check_preference_data
 
 __all__ = ["build_loss", "is_cross_entropy", "perplexity"]
@@ -29,7 +29,7 @@ def build_loss(component: Component, *datasets: Any) -> Any:
     """
     defaults = {"ignore_index": CROSS_ENTROPY_IGNORE_IDX, "reduction": "sum"}
     loss_fn: nn.Module = instantiate(component, defaults=defaults)
-    if isinstance(loss_fn, PreferenceLoss):
+    if isinstance(loss_fn, PreferenceLoss | RewardLoss):
         check_preference_data(loss_fn, *datasets)
     if any(dataset is not None and dataset.report().num_weighted_tokens for dataset in datasets):
         require_weights(loss_fn)

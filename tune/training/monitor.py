@@ -39,7 +39,15 @@ class ObjectiveMetrics(Protocol):
 
     def end_step(self) -> None: ...
 
-    def read_step(self) -> dict[str, float]: ...
+    def read_line(self, clear: bool = True) -> dict[str, float]: ...
+
+
+class AnswerScores(Protocol):
+    """What scores answers as training goes on: `tune.evaluation.AnswerScores`."""
+
+    every_n_steps: int | None
+
+    def measure(self) -> dict[str, float]: ...
 
 
 class Monitor:
@@ -55,6 +63,7 @@ class Monitor:
     Attributes:
         spikes: has a state that belongs to the run's.
         objective: what else the objective measures; None for a loss alone.
+        answers: scores answers to validation data every so many steps; None for none.
     """
 
     def __init__(
@@ -77,6 +86,7 @@ class Monitor:
         self._samples: list[MetricLogger] = []
         self._profiler: Profiler = DummyProfiler()
         self.objective: ObjectiveMetrics | None = None
+        self.answers: AnswerScores | None = None
         self.spikes = SpikeWatch()
         self._steps_in_line = 1
         # Of another loss than that of the next token there is none.
@@ -132,8 +142,13 @@ class Monitor:
     def watching(self, state: TrainState) -> Iterator[None]:
         """Show the progress of the body, profile it if asked to, and start the clock."""
         if state.step >= state.num_steps:
+            more = (
+                "early_stopping_patience=null goes"
+                if state.is_out_of_patience
+                else "More epochs or max_steps go"
+            )
             get_logger().info(
-                f"Nothing left to do: all {state.num_steps} steps of this run are done. More epochs or max_steps go on."
+                f"Nothing left to do: all {state.num_steps} steps of this run are done. {more} on."
             )
         progress = Progress(state.num_steps, state.step, shown=self._mesh.is_rank_zero)
         with progress as self._progress, self._profiler as self._profile:
@@ -168,6 +183,8 @@ class Monitor:
     ) -> dict[str, Any]:
         """Return what is logged of a finished step. Its loss is the mean since the line before, weighed by targets.
 
+        So is what the objective measures beside it.
+
         Every process must call this.
 
         Args:
@@ -190,7 +207,7 @@ class Monitor:
         metrics |= vars(self._speed.read())
         metrics |= {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_targets}
         if self.objective is not None:
-            metrics |= self.objective.read_step()
+            metrics |= self.objective.read_line(clear=due)
         if self._targets != "tokens":
             metrics[f"num_trained_{self._targets}"] = metrics.pop("num_trained_tokens")
             metrics[f"trained_{self._targets}_per_second"] = metrics.pop("trained_tokens_per_second")
@@ -198,14 +215,29 @@ class Monitor:
             metrics["peak_memory_gib"] = self._mesh.max(get_peak_memory_gib(self._mesh.device))
         return metrics
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write and show the metrics of a step, if there are any; a validation loss with the perplexity it means."""
-        if metrics:
-            if self._has_perplexity and self._targets == "tokens" and "val_loss" in metrics:
-                metrics = {**metrics, "val_perplexity": perplexity(metrics["val_loss"])}
-            for logger in self._metrics:
-                logger.log_dict(metrics, step)
-            self._progress.show(step, metrics, self._steps_in_line)
+    def log(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Write and show the metrics of a step, if there are any; a validation loss with the perplexity it means.
+
+        Answers are scored first, where they are due; and the state is told of what makes a step the best one. Every
+        process must call this.
+        """
+        metrics = {**metrics, **self._score_answers(state)}
+        if not metrics:
+            return
+        if self._has_perplexity and self._targets == "tokens" and "val_loss" in metrics:
+            metrics["val_perplexity"] = perplexity(metrics["val_loss"])
+        state.note_metrics(metrics)
+        for logger in self._metrics:
+            logger.log_dict(metrics, state.step)
+        self._progress.show(state.step, metrics, self._steps_in_line)
+
+    def _score_answers(self, state: TrainState) -> dict[str, float]:
+        answers = self.answers
+        if answers is None or answers.every_n_steps is None or not state.is_due(answers.every_n_steps):
+            return {}
+        with self.paused(), self._precision.autocast():
+            scores = answers.measure()  # each process, for they may hold the model together
+        return self._mesh.from_rank_zero(lambda: scores)
 
     def sample(self, step: int, prompts: Iterable[str] | None, answer: Callable[[str], str]) -> None:
         """Write and show what the model answers to some prompts at a step; None asks nothing."""
@@ -239,7 +271,8 @@ class Monitor:
             template: name of the prompt template the data was written in; the record takes note of it.
             adapted_base: the model that adapters were trained beside, where they alone were saved.
         """
-        get_logger().info(format_summary(self._output_dir, state, self._speed, adapted_base))
+        scores = self._model.score is not None
+        get_logger().info(format_summary(self._output_dir, state, self._speed, adapted_base, scores))
         status = "finished" if state.step >= state.num_steps else "stopped"
         result = describe_result(self._output_dir, state, self._speed, self._targets)
         self._checkpoints.record.finish(status, result | {"template": template, "base": adapted_base or None})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -18,6 +19,7 @@ from tune.config.instantiate import instantiate
 from tune.config.slots import OPTIMIZER
 from tune.errors import ConfigError, first_line
 from tune.training.optimizer_in_backward import OptimizerInBackward
+from tune.training.trained_weights import find_exceptions
 from tune.utils import get_logger
 from tune.utils.exclusions import Choices, find_exclusions, refuse_excluded
 from tune.utils.sharding import is_sharded
@@ -33,15 +35,20 @@ _SCRATCH_SHAPE = (64, 1024)
 
 
 def build_optimizer(
-    component: Component, weights: Iterable[Tensor], in_backward: bool = False, world_size: int = 1
+    component: Component,
+    weights: Iterable[Tensor] | nn.Module,
+    in_backward: bool = False,
+    world_size: int = 1,
+    **exceptions: Any,
 ) -> Optimizer:
     """Return the optimizer of `weights`, fused where it can be and the config leaves it open.
 
     Args:
         component: the optimizer's class and arguments.
-        weights: what it trains.
+        weights: what it trains, or the model whose weights it trains.
         in_backward: make one optimizer per weight, stepping inside the backward pass.
         world_size: processes of the run.
+        exceptions: of a model, what is said of some weights alone, as `find_exceptions` takes it.
 
     Raises:
         ConfigError: the optimizer cannot train these weights, or not on their device, or refuses its arguments.
@@ -49,7 +56,13 @@ def build_optimizer(
     name = component.path.rpartition(".")[2]
     if reason := OPTIMIZER.unsuitable.get(name):  # a config that names it has not come as far as here
         raise ConfigError(f"optimizer {name} does not fit this recipe: {reason}")
+    options: dict[int, dict[str, Any]] = {}
+    if isinstance(weights, nn.Module):
+        options = find_exceptions(weights, component.kwargs.get("lr"), **exceptions)
+        weights = weights.parameters()
     trained = [weight for weight in weights if weight.requires_grad]
+    if in_backward:  # the rate that is logged is the first one's
+        trained.sort(key=lambda weight: id(weight) in options)
     choices = Choices(
         world_size,
         optimizer=component.path,
@@ -63,7 +76,12 @@ def build_optimizer(
     defaults = {"fused": True} if is_open and not any(find_exclusions(replace(choices, fused=True))) else {}
 
     def make(params: list[Tensor]) -> Optimizer:
-        optimizer: Optimizer = instantiate(component, params, defaults=defaults)
+        groups = _group(params, options)
+        optimizer: Optimizer = instantiate(component, groups if options else params, defaults=defaults)
+        if unknown := {key for group in groups for key in group} - {"params"} - optimizer.defaults.keys():
+            raise ConfigError(
+                f"optimizer {component.path} has no {', '.join(unknown)}, which some weights are to differ in"
+            )
         return optimizer
 
     try:
@@ -80,6 +98,14 @@ def build_optimizer(
     if component.path.startswith("bitsandbytes."):
         check_step(component.path, make, trained)
     return optimizer
+
+
+def _group(weights: list[Tensor], options: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return weights as groups that share their options; those without come first."""
+    groups: dict[tuple[tuple[str, Any], ...], list[Tensor]] = {}
+    for weight in sorted(weights, key=lambda weight: id(weight) in options):
+        groups.setdefault(tuple(sorted(options.get(id(weight), {}).items())), []).append(weight)
+    return [{"params": members, **dict(shared)} for shared, members in groups.items()]
 
 
 def check_step(path: str, make: Callable[[list[Tensor]], Optimizer], weights: Iterable[Tensor]) -> None:

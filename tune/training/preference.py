@@ -10,17 +10,25 @@ from torch import Tensor
 
 from tune.errors import ConfigError
 from tune.modules import TransformerDecoder
-from tune.modules.loss import AnswerLogProbs, PreferenceLoss
+from tune.modules.loss import AnswerLogProbs, PreferenceLoss, RewardLoss
+from tune.modules.score import last_hidden
+from tune.tokenizers import Tokenizer
+from tune.training.loss_parts import LossParts
 from tune.training.reference import Reference, log_probs_of_rows
-from tune.utils.mesh import Mesh
+from tune.utils import get_logger
 
-__all__ = ["PreferenceMetrics", "check_preference_data", "compare_answers", "count_pairs"]
+__all__ = [
+    "PreferenceMetrics",
+    "check_preference_data",
+    "compare_answers",
+    "count_pairs",
+    "score_answers",
+    "score_text",
+]
 
-_NAMES = ("rewards_chosen", "rewards_rejected", "margin", "accuracy", "logps_chosen", "logps_rejected", "kl")
 
-
-def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
-    """Check that each dataset holds what a loss learns from; None is passed over.
+def check_preference_data(loss_fn: PreferenceLoss | RewardLoss, *datasets: Any) -> None:
+    """Check that each dataset holds what a loss learns from, and say what it does not read; None is passed over.
 
     Raises:
         ConfigError: it does not.
@@ -35,11 +43,17 @@ def check_preference_data(loss_fn: PreferenceLoss, *datasets: Any) -> None:
                 f"{dataset.report().source} holds answers without others to compare them with; preferences are read by "
                 "dataset=preference (pairs) or dataset=unpaired (answers with a verdict)"
             )
-        if is_judged is loss_fn.is_paired:
+        is_paired = isinstance(loss_fn, RewardLoss) or loss_fn.is_paired
+        if is_judged is is_paired:
             wanted = "pairs (dataset=preference)" if is_judged else "judged answers (dataset=unpaired)"
             raise ConfigError(
                 f"the loss {type(loss_fn).__name__} learns from {wanted}, and {dataset.report().source} holds "
                 f"{'judged answers: loss=kto' if is_judged else 'pairs: loss=dpo, or another of pairs,'} fits them"
+            )
+        if "margins" in item and not isinstance(loss_fn, RewardLoss):
+            get_logger().info(
+                f"{dataset.report().source} says by how much each chosen answer is better (margin), which "
+                f"{type(loss_fn).__name__} does not read: reward_finetune does"
             )
 
 
@@ -52,6 +66,33 @@ def count_pairs(batch: Mapping[str, Tensor]) -> int:
     if "verdicts" not in batch:
         raise ConfigError("collate_fn gives no `verdicts`: preferences need tune.data.padded_collate_dpo")
     return int((batch["verdicts"] != 0).sum())
+
+
+def score_answers(model: TransformerDecoder, batch: Mapping[str, Tensor], pad_id: int) -> Tensor:
+    """Return the score of every answer of a batch, [2 n] fp32: the chosen ones, then the rejected ones.
+
+    Args:
+        model: with a score.
+        batch: as `padded_collate_dpo` makes it.
+        pad_id: the token that pads, see `last_hidden`.
+    """
+    hidden = model.hidden(batch["tokens"], input_pos=batch.get("input_pos"))  # [b, s, d]
+    last = last_hidden(
+        hidden, batch["tokens"], batch["answers"], 2 * len(batch["verdicts"]), pad_id
+    )  # [2 n, d]
+    return model.unembed(last).squeeze(-1)
+
+
+@torch.no_grad()
+def score_text(model: TransformerDecoder, tokenizer: Tokenizer, text: str) -> float:
+    """Return the score of a text as it stands, closed by the tokenizer's EOS."""
+    device, was_training = model.tok_embeddings.weight.device, model.training
+    tokens = torch.tensor([tokenizer.encode(text, add_bos=True, add_eos=True)], device=device)  # [1, s]
+    model.eval()
+    hidden = model.hidden(tokens)  # [1, s, d]
+    model.train(was_training)
+    last = last_hidden(hidden, tokens, torch.zeros_like(tokens), 1, tokenizer.pad_id)
+    return float(model.unembed(last))
 
 
 def compare_answers(
@@ -81,8 +122,8 @@ def compare_answers(
     return first.beside(known[:num]), second.beside(known[num:])
 
 
-class PreferenceMetrics:
-    """How a model treats the answers it learns from, over micro-batches and processes: sums, divided once.
+class PreferenceMetrics(LossParts):
+    """How a model treats the answers it learns from, in means over the steps of a line, weighed by pairs.
 
     rewards_chosen, rewards_rejected: as the loss defines them; margin: their difference; accuracy: share of pairs whose
     chosen answer has the higher reward (of judged answers: share of the good ones with a reward above 0, and of the bad
@@ -97,27 +138,24 @@ class PreferenceMetrics:
 
     targets = "pairs"
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._sums = self._empty()
-        self._of_step = self._empty()
+    def add_scores(self, chosen: Tensor, rejected: Tensor, is_pair: Tensor) -> None:
+        """Take the rewards of the answers of some pairs, [n]; is_pair is 0 for what only evens out processes."""
+        values = {
+            "rewards_chosen": chosen,
+            "rewards_rejected": rejected,
+            "margin": chosen - rejected,
+            "accuracy": (chosen > rejected).float(),
+        }
+        self._add_values({name: (value, is_pair) for name, value in values.items()})
 
-    @torch.no_grad()
-    def add(
+    def add_answers(
         self, loss_fn: PreferenceLoss, first: AnswerLogProbs, second: AnswerLogProbs, verdicts: Tensor
     ) -> None:
         """Take the answers of a micro-batch, as `compare_answers` gives them; verdicts [n]."""
         if loss_fn.is_paired:
-            better, worse = loss_fn.reward(first), loss_fn.reward(second)
             is_pair = (verdicts != 0).float()
-            values = {
-                "rewards_chosen": (better, is_pair),
-                "rewards_rejected": (worse, is_pair),
-                "margin": (better - worse, is_pair),
-                "accuracy": ((better > worse).float(), is_pair),
-                "logps_chosen": (first.sums, is_pair),
-                "logps_rejected": (second.sums, is_pair),
-            }
+            self.add_scores(loss_fn.reward(first).detach(), loss_fn.reward(second).detach(), is_pair)
+            values = {"logps_chosen": (first.sums, is_pair), "logps_rejected": (second.sums, is_pair)}
             if first.reference is not None:
                 values["kl"] = ((first.ratios + second.ratios) / 2, is_pair)
         else:
@@ -132,32 +170,17 @@ class PreferenceMetrics:
                 "logps_rejected": (first.sums, bad),
                 "kl": (second.ratios, is_real),
             }
-        for index, name in enumerate(_NAMES):
-            if name in values:
-                value, counted = values[name]
-                self._sums[0, index] += (value * counted).sum()
-                self._sums[1, index] += counted.sum()
+        self._add_values(values)
 
-    def end_step(self) -> None:
-        """Keep what has come since the last step as that of this step."""
-        self._of_step, self._sums = self._sums, self._empty()
+    def _add_values(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        sums = {
+            name: ((value.detach() * counted).sum(), counted.sum())
+            for name, (value, counted) in values.items()
+        }
+        self.add(**sums)
 
-    def read_step(self) -> dict[str, float]:
-        """Return the means of the last step, over all processes; every process must call this."""
-        return self._means(self._of_step)
-
-    def read(self, prefix: str) -> dict[str, float]:
-        """Return the means of all that came since, and forget it; every process must call this."""
-        found = {prefix + name: value for name, value in self._means(self._sums).items()}
-        self._sums = self._empty()
-        return found
-
-    def _empty(self) -> Tensor:
-        return torch.zeros(2, len(_NAMES), device=self._mesh.device)
-
-    def _means(self, sums: Tensor) -> dict[str, float]:
-        totals, counts = self._mesh.sum_(sums.clone()).tolist()
-        found = {name: total / count for name, total, count in zip(_NAMES, totals, counts) if count}
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        found = super()._means(sums)
         if "margin" not in found and {"rewards_chosen", "rewards_rejected"} <= found.keys():
             found["margin"] = found["rewards_chosen"] - found["rewards_rejected"]
         return found

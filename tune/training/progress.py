@@ -69,8 +69,8 @@ class Progress:
         self._first_step = first_step
         self._start = time.perf_counter()
         self._bar: Any = None
-        if shown and _has_terminal():
-            from tqdm import tqdm
+        if shown and (_has_terminal() or _is_notebook()):
+            from tqdm.auto import tqdm
 
             self._bar = tqdm(
                 total=num_steps,
@@ -140,6 +140,11 @@ def _has_terminal() -> bool:
         return False
 
 
+def _is_notebook() -> bool:
+    """Tell whether what is written to stderr is shown below a cell of a notebook."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration as people read it: 0:07, 3:05, 2:10:00."""
     minutes, rest = divmod(round(seconds), 60)
@@ -178,6 +183,7 @@ def format_summary(
     state: TrainState,
     speed: SpeedMeter,
     adapted_base: str = "",
+    gives_scores: bool = False,
 ) -> str:
     """Return what a run says at its end: what it reached, where things are, what to type next.
 
@@ -186,6 +192,7 @@ def format_summary(
         state: where it stands, of how many steps (fewer taken means it was stopped), and the losses last measured.
         speed: has counted this process's part of the run.
         adapted_base: the model that adapters were trained beside, where they alone were saved.
+        gives_scores: it is a reward model, which writes nothing.
     """
     losses = {"loss": state.loss} | ({} if state.val_loss is None else {"val_loss": state.val_loss})
     rate = speed.total_tokens / max(speed.total_seconds, 1e-9)
@@ -204,9 +211,12 @@ def format_summary(
         f"  {result.name:7}  {result}",
         f"  metrics  {output_dir / 'metrics.jsonl'}",
         f"  report   {output_dir / 'report.html'}",
-        f"Try it:    tune run generate {folder} prompt='...'",
-        f"Talk to it: tune chat {folder}",
     ]
+    if gives_scores:
+        loader = f"{'peft.AutoPeft' if adapted_base else 'transformers.Auto'}ModelForSequenceClassification"
+        lines.append(f"Load it:   {loader}.from_pretrained({str(result)!r}, num_labels=1)")
+    else:
+        lines += [f"Try it:    tune run generate {folder} prompt='...'", f"Talk to it: tune chat {folder}"]
     if state.step < state.num_steps:
         lines.append("Go on:     the same command with resume_from_checkpoint=true")
     return "\n".join(lines)

@@ -53,7 +53,12 @@ def build_speed_meter(
         )
     return SpeedMeter(
         device,
-        partial(flops_per_token, model.config, num_adapter_parameters=adapters or None),
+        partial(
+            flops_per_token,
+            model.config,
+            num_adapter_parameters=adapters or None,
+            has_logits=model.score is None,
+        ),
         _known_rate(device, precision.compute_dtype),
         partial(measure_matmul_rate, device, precision.compute_dtype),
         num_devices,

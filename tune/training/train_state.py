@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tune.errors import DataError, TrainingError
 from tune.training.batches import TokenCounts
@@ -15,6 +15,8 @@ from tune.utils.mesh import Mesh
 from tune.utils.seed import MAX_SEED
 
 __all__ = ["Stateful", "TrainState", "begin_state"]
+
+T = TypeVar("T")
 
 
 class PlacedSampler(Protocol):
@@ -69,7 +71,10 @@ class TrainState:
         num_targets: those whose next token was trained on.
         loss: as last read.
         val_loss, val_step: the last validation, and the step it is of.
-        val_score: what makes that step better than others, the less the better; None: the loss.
+        best_by: what makes a step better than others: the validation loss, or a metric that is logged.
+        patience: measurements of that in a row that bring nothing better, after which the run ends; None: never.
+        score, score_step: the last one, turned so that less is better, and the step it is of.
+        lowest_score, num_stale: the best one so far, and how many came since.
         best_val_loss, best_step: the lowest score among saved steps.
         fingerprint: what a resumed run must have in common with the saved one, see `fingerprint_run`.
         parts: objects with a state of their own, by name; `track` adds to them.
@@ -94,7 +99,12 @@ class TrainState:
     loss: float = float("nan")
     val_loss: float | None = None
     val_step: int = -1
-    val_score: float | None = None
+    best_by: str = "loss"
+    patience: int | None = None
+    score: float = float("nan")
+    score_step: int = -1
+    lowest_score: float = float("inf")
+    num_stale: int = 0
     best_val_loss: float = float("inf")
     best_step: int | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
@@ -128,6 +138,8 @@ class TrainState:
         gradient_accumulation_steps: int = 1,
         max_steps_per_epoch: int | None = None,
         max_steps: int | None = None,
+        best_by: str | None = None,
+        patience: int | None = None,
     ) -> None:
         """Find out how many optimizer steps there are; an epoch's last one may have fewer sequences than others.
 
@@ -140,7 +152,9 @@ class TrainState:
             gradient_accumulation_steps: micro-batches that make one step.
             max_steps_per_epoch: each epoch ends after so many steps.
             max_steps: of the whole run, in as many passes as that takes; `epochs` then counts for nothing.
+            best_by, patience: see the attributes; they may end the run before that.
         """
+        self.best_by, self.patience = best_by or "loss", patience
         sampler: PlacedSampler = loader.sampler
         self.batch_size, self.gradient_accumulation_steps = (
             loader.batch_size or 1,
@@ -186,6 +200,12 @@ class TrainState:
         """Optimizer steps until this pass, or the run, is over."""
         return max(min(self.last_step_in_epoch - self.step_in_epoch, self.num_steps - self.step), 0)
 
+    def take_steps(self, windows: Iterable[T]) -> Iterator[T]:
+        """Yield what each step of this pass takes, until the pass, or the run, is over."""
+        waiting = iter(windows)
+        while self.steps_left_in_epoch and (window := next(waiting, None)) is not None:
+            yield window
+
     def begin_step(self) -> None:
         """Count the step that comes now."""
         self.step += 1
@@ -224,16 +244,57 @@ class TrainState:
         self.num_tokens += counts.num_tokens
         self.num_targets += counts.num_targets
 
-    def note_validation(self, val_loss: float, score: float | None = None) -> None:
-        """Remember the validation loss of the weights as they are; the best step has the lowest score, or else loss."""
+    def note_validation(self, val_loss: float) -> None:
+        """Remember the validation loss of the weights as they are."""
         self.val_loss, self.val_step = val_loss, self.step
-        self.val_score = score
+        if self.best_by == "loss":
+            self._note_score(val_loss)
+
+    def note_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Remember what makes a step better than others, where that is another metric than the loss, and is measured.
+
+        More is better, but of what is called a loss or a perplexity.
+
+        Raises:
+            TrainingError: a validation has not measured it.
+        """
+        if self.best_by == "loss":
+            return
+        # Never by what is measured of the batch that is trained on, which has the bare name.
+        is_full = self.best_by.startswith(("val_", "eval_"))
+        names = (self.best_by,) if is_full else (f"val_{self.best_by}", f"eval_{self.best_by}")
+        name = next((name for name in names if name in metrics), None)
+        if name is not None:
+            value = float(metrics[name])
+            self._note_score(value if name.endswith(("loss", "perplexity")) else -value)
+        elif "val_loss" in metrics and self.best_by.startswith("val_"):
+            known = ", ".join(key for key in metrics if key.startswith("val_"))
+            raise TrainingError(
+                f"best_by is {self.best_by}, and a validation here measures {known}: name one."
+            )
+
+    def _note_score(self, score: float) -> None:
+        self.score, self.score_step = score, self.step
+        if score < self.lowest_score:
+            self.lowest_score, self.num_stale = score, 0
+            return
+        self.num_stale += 1  # also where it is no number
+        if self.is_out_of_patience and self.step < self.num_steps:
+            get_logger().info(
+                f"Ending at step {self.step} of {self.num_steps}: the last {self.num_stale} of what best_by looks at "
+                f"({self.best_by}) brought nothing better (early_stopping_patience)."
+            )
+            self.num_steps = self.step
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the run ends early, since nothing has become better for long."""
+        return self.patience is not None and self.num_stale >= self.patience
 
     def note_saving(self) -> None:
-        """Remember this step as the best one, if it is; only a loss of these very weights counts."""
-        score = self.val_loss if self.val_score is None else self.val_score
-        if score is not None and self.val_step == self.step and score < self.best_val_loss:
-            self.best_val_loss, self.best_step = score, self.step
+        """Remember this step as the best one, if it is; only a score of these very weights counts."""
+        if self.score_step == self.step and self.score < self.best_val_loss:
+            self.best_val_loss, self.best_step = self.score, self.step
 
     def state(self) -> dict[str, Any]:
         """Return the counters, the seed and the fingerprint: plain values, without those of `parts`."""
@@ -242,7 +303,10 @@ class TrainState:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take every counter from what `state` returned; seed and fingerprint are those of this run."""
         for name in _COUNTERS:
-            setattr(self, name, saved[name])
+            if name in saved:  # older steps lack some
+                setattr(self, name, saved[name])
+        if self.is_out_of_patience:
+            self.num_steps = min(self.num_steps, self.step)
 
 
 _GIVEN = {
@@ -257,7 +321,10 @@ _GIVEN = {
         "parts",
         "recipe",
         "resumed",
-        "val_score",
+        "best_by",
+        "patience",
+        "score",
+        "score_step",
     ),
     *("batch_size", "gradient_accumulation_steps", "sequences_per_step"),
 }

@@ -15,7 +15,9 @@ _VARIABLE = re.compile(r"(?:(?<=/)|^)\$([A-Za-z_][A-Za-z0-9_]*)|\$\{([A-Za-z_][A
 
 def get_recipes_dir() -> Path:
     """Return the folder of the recipes that came with this installation."""
-    return Path(tune.__file__).resolve().parent.parent / "recipes"
+    return (
+        Path(tune.__file__).parent / "recipes"
+    ).resolve()  # in a clone a link, to where they are read and copied
 
 
 def expand_path(text: str | os.PathLike[str]) -> Path:

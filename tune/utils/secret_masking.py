@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["MASK", "is_secret_name", "mask_arguments", "mask_text"]
+__all__ = ["MASK", "is_secret_name", "mask_arguments", "mask_looks", "mask_text"]
 
 MASK = "***"
 # Words of a name, as they stand between underscores, dots and dashes. `tokens` and `tokenizer` are other words.
@@ -65,7 +65,12 @@ def mask_text(text: str) -> str:
     def mask(found: re.Match[str]) -> str:
         return f"{found['name']}{found['by']}{MASK}" if is_secret_name(found["name"]) else found.group()
 
-    return _LOOKS.sub(MASK, _NAMED.sub(mask, text))
+    return mask_looks(_NAMED.sub(mask, text))
+
+
+def mask_looks(text: str) -> str:
+    """Return `text` with `***` for what looks like a token of a well-known service."""
+    return _LOOKS.sub(MASK, text)
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:

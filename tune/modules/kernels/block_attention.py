@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def attend_blocks(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, softcap: str | None, scale: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: BlockMask,
+    softcap: str | None,
+    scale: str,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Return the attended values [b, n_h, s, h_d].
 
@@ -31,17 +37,24 @@ def attend_blocks(
         block_mask: which keys a query sees.
         softcap: bound that a tanh keeps the scores within.  # arXiv:2408.00118, 2
         scale: factor on the scores, before the bound.
+        sinks: each head's score of a key whose values are zero, [n_h], which every query sees; None: there is none.
     """
     # Within a compiled block it becomes a part of that; alone, uncompiled, it would form the score matrix.
     attend = _attend if torch.compiler.is_compiling() else _compiled()
-    out: Tensor = attend(q, k, v, block_mask, softcap, scale)
+    out: Tensor = attend(q, k, v, block_mask, softcap, scale, sinks)
     return out
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, softcap: str | None, scale: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: BlockMask,
+    softcap: str | None,
+    scale: str,
+    sinks: Tensor | None,
 ) -> Tensor:
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     cap_scores = None
     if softcap is not None:
@@ -51,8 +64,26 @@ def _attend(
             return cap * torch.tanh(score / cap)
 
     is_grouped = k.shape[1] != q.shape[1]
-    out: Tensor = flex_attention(q, k, v, cap_scores, block_mask, float(scale), is_grouped)
-    return out
+    out: Tensor
+    if sinks is None:
+        out = flex_attention(q, k, v, cap_scores, block_mask, float(scale), is_grouped)
+        return out
+    wants = AuxRequest(lse=True)
+    out, aux = flex_attention(q, k, v, cap_scores, block_mask, float(scale), is_grouped, return_aux=wants)
+    assert aux.lse is not None
+    return scale_by_sinks(out, aux.lse, sinks)
+
+
+def scale_by_sinks(out: Tensor, log_sums: Tensor, sinks: Tensor) -> Tensor:
+    """Return the attended values [b, n_h, s, h_d] with the sinks' share of the weights taken off.
+
+    Args:
+        out: [b, n_h, s, h_d], without sinks.
+        log_sums: logarithm of each softmax's divisor [b, n_h, s]; a gradient reaches the scores through it.
+        sinks: [n_h].
+    """
+    shares = torch.sigmoid(log_sums - sinks.to(log_sums.dtype)[:, None])
+    return (out * shares[..., None]).to(out.dtype)
 
 
 @lru_cache

@@ -37,6 +37,7 @@ def document_attention(
     window: int | None,
     softcap: float | None,
     scale: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the attended values [b, n_h, s, h_d], and the logarithm of each softmax's divisor [b, n_h, s].
 
@@ -48,6 +49,7 @@ def document_attention(
         window: keys a query sees, itself among them; None: all up to itself.
         softcap: bound that a tanh keeps the scores within.
         scale: factor on the scores, before the bound.
+        sinks: each head's score of a key whose values are zero, [n_h], which every query sees; None: there is none.
     """
     out, log_sums = _allocate(q)
     for piece in _pieces(document_starts, window):
@@ -65,6 +67,10 @@ def document_attention(
             part, log_sum = (weights @ values[:, :, None]).flatten(1, 2), log_sum.flatten(1, 2)
         _cut(piece, out).copy_(part)
         log_sums[piece.rows, :, piece.start : piece.end] = log_sum
+    if sinks is not None:
+        divisors = torch.logaddexp(log_sums, sinks.to(log_sums.dtype)[:, None])
+        out.mul_((log_sums - divisors).exp_()[..., None])
+        log_sums = divisors
     return out, log_sums
 
 
@@ -80,7 +86,9 @@ def _backward(
     window: int | None,
     softcap: float | None,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Where the divisors have their sinks, what follows is right as it stands: a key of zeros adds nothing to it.
     grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for piece in _pieces(document_starts, window):
         queries, keys, values = _cut(piece, q), *_cut_keys(piece, k, v)
@@ -98,7 +106,16 @@ def _backward(
         # A key within the windows of two pieces gets its gradient from both.
         for whole, own in zip(_cut_keys(piece, grad_k, grad_v), grads[1:], strict=True):
             whole.add_(own)
-    return grad_q, grad_k, grad_v
+    return grad_q, grad_k, grad_v, _grad_of_sinks(grad, out, log_sums, sinks)
+
+
+def _grad_of_sinks(grad: Tensor, out: Tensor, log_sums: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return the gradient of the sinks [n_h], [0] where there are none: the mean that `_capped_backward` takes off."""
+    if sinks is None:
+        return grad.new_empty(0)
+    shares = (sinks.to(log_sums.dtype)[:, None] - log_sums).exp()  # [b, n_h, s]
+    means = (grad.to(log_sums.dtype) * out).sum(-1)  # [b, n_h, s]
+    return -(shares * means).sum((0, 2)).to(sinks.dtype)
 
 
 def _capped_backward(
@@ -196,6 +213,7 @@ def _shapes(
     window: int | None,
     softcap: float | None,
     scale: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return _allocate(q)
 
@@ -203,18 +221,22 @@ def _shapes(
 @_backward.register_fake
 def _backward_shapes(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sinks = others[-1]
+    of_sinks = grad.new_empty(0) if sinks is None else torch.empty_like(sinks)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), of_sinks
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, document_starts, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, *output, document_starts)
+    q, k, v, document_starts, *ctx.settings, sinks = inputs
+    ctx.save_for_backward(q, k, v, *output, document_starts, sinks)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+    *tensors, sinks = ctx.saved_tensors
+    *grads, of_sinks = _backward(grad, *tensors, *ctx.settings, sinks)
+    return *grads, None, None, None, None, None if sinks is None else of_sinks
 
 
 document_attention.register_autograd(_differentiate, setup_context=_remember)

@@ -22,6 +22,7 @@ from tune.modules.loss.linear_cross_entropy import (
 from tune.modules.loss.log_probs import target_log_probs
 from tune.modules.loss.loss_sum import loss_from_hidden, loss_sum, require_weights
 from tune.modules.loss.preference import AnswerLogProbs, PreferenceLoss
+from tune.modules.loss.reward import RewardLoss
 from tune.modules.loss.two_heads import Head
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PreferenceLoss",
     "ReverseKLLoss",
     "ReverseKLWithChunkedOutputLoss",
+    "RewardLoss",
     "SymmetricKLLoss",
     "SymmetricKLWithChunkedOutputLoss",
     "answer_log_probs",

@@ -10,7 +10,13 @@ from torch import nn
 
 from tune.errors import ConfigError
 from tune.modules.experts import ExpertLinear
-from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES, LoRAConfig, LoRAModule
+from tune.modules.peft.config import (
+    ATTN_MODULES,
+    MLP_MODULES,
+    PER_LAYER_MODULES,
+    LoRAConfig,
+    LoRAModule,
+)
 from tune.modules.peft.experts import FrozenExperts, LoRAExperts
 from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.lora import LoRALinear
@@ -48,6 +54,8 @@ def apply_lora(model: TransformerDecoder, config: LoRAConfig) -> None:
     chosen = chosen_modules(model, config)
     in_blocks = _matrices_of_blocks(model)
     model.requires_grad_(False)
+    if model.score is not None:
+        model.score.requires_grad_(True)  # trained whole: it begins as noise
     for module in chosen:
         linear = model.get_submodule(module.path)
         assert isinstance(linear, nn.Linear | ExpertLinear)
@@ -203,6 +211,7 @@ def _merged_experts(module: FrozenExperts) -> ExpertLinear:
     for place, matrix in enumerate(stack):
         matrix.copy_(module.merged_expert(place, wide))
     plain.weight = nn.Parameter(stack, requires_grad=False)
+    plain.register_parameter("bias", module.bias)
     return plain.train(module.training)
 
 
@@ -263,7 +272,8 @@ def _adaptable(model: TransformerDecoder) -> list[str]:
     """Return the paths of the matrices in blocks, experts' among them, and of the output."""
     kinds = nn.Linear | FrozenLinear | ExpertLinear
     paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
-    return [path for path in paths if path.rpartition(".")[2] in (*ATTN_MODULES, *MLP_MODULES, "output")]
+    leaves = (*ATTN_MODULES, *MLP_MODULES, "output")
+    return [path for path in paths if path.rpartition(".")[2] in leaves or path.endswith(PER_LAYER_MODULES)]
 
 
 def _is_of_experts(path: str) -> bool:
@@ -273,7 +283,8 @@ def _is_of_experts(path: str) -> bool:
 def _is_beside_experts(model: TransformerDecoder, path: str) -> bool:
     """Whether this is a feed-forward of a model with experts in other layers: peft takes its names for theirs."""
     is_of_layer = ".mlp." in path and ".mlp.shared." not in path
-    return model.config.moe is not None and is_of_layer and not _is_of_experts(path)
+    moe = model.config.moe
+    return moe is not None and not moe.is_beside and is_of_layer and not _is_of_experts(path)
 
 
 def _check_path(model: TransformerDecoder, path: str, known: list[str], use_dora: bool) -> None:

@@ -9,13 +9,16 @@ from typing import Any, Literal, get_args
 
 from tune.errors import ConfigError
 
-# The second line: of layers that keep a state instead of attending.
+# The second line: of layers that keep a state instead of attending; of those with a short convolution, the third, too.
 AttnModule = Literal[
     "q_proj", "k_proj", "v_proj", "output_proj",
     "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
+    "in_proj",
 ]  # fmt: skip
 ATTN_MODULES: tuple[AttnModule, ...] = get_args(AttnModule)
 MLP_MODULES = ("w1", "w2", "w3")
+# Ends of paths: of layers with an input of their own. They get adapters only where these are named one by one.
+PER_LAYER_MODULES = ("per_layer.gate", "per_layer.projection", "per_layer_input.projection")
 # No matrix of a model here has a higher rank than this; beyond, sizes leave what torch can count.
 MAX_RANK = 2**16
 
@@ -45,7 +48,8 @@ class LoRAConfig:
         dropout: probability that an input of an adapter is dropped, in training mode only; the frozen matrix sees
             all of them.
         attn_modules: matrices of the attention that get adapters, in every layer that has them; those of layers that
-            keep a state instead have names of their own (in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj).
+            keep a state instead have names of their own (in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj), and
+            so have those with a short convolution (in_proj, out_proj).
         apply_to_mlp: the matrices of the feed-forward (w1, w2, w3) get them as well.
         apply_to_output: the output matrix gets one as well.
         use_dora: direction and magnitude of each row are trained apart.  # arXiv:2402.09353

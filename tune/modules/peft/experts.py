@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tune.errors import ConfigError
+from tune.modules.expert_bias import add_expert_bias
 from tune.modules.experts import ExpertLinear
 from tune.modules.grouped_linear import grouped_matmul, grouped_outer
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
@@ -23,7 +24,7 @@ from tune.utils.sharding import init_sharded_, local_part
 
 
 class FrozenExperts(FrozenLinear):
-    """W_e x for each row and its expert e; no W is trained.
+    """W_e x + bias_e for each row and its expert e, neither of which is trained.
 
     Args:
         num_experts: E.
@@ -49,7 +50,7 @@ class FrozenExperts(FrozenLinear):
         out: Tensor = _AdaptedExperts.apply(  # type: ignore[no-untyped-call]
             x, ends, None, None, 1.0, 0.0, dtype, *self._base_in_parts()
         )
-        return out
+        return add_expert_bias(out, ends, self.bias)
 
     def merged_expert(self, place: int, dtype: torch.dtype | None, stack: Tensor | None = None) -> Tensor:
         """Return the one matrix [o, i] that does what an expert's do here.
@@ -92,7 +93,7 @@ class FrozenExperts(FrozenLinear):
 
     def extra_repr(self) -> str:
         """What torch prints between the brackets."""
-        return f"{self.num_experts} x ({self.in_dim}, {self.out_dim})"
+        return f"{self.num_experts} x ({self.in_dim}, {self.out_dim}), bias={self.bias is not None}"
 
     def _base_in_parts(self) -> tuple[Any, ...]:
         """Return what `_AdaptedExperts` takes last."""
@@ -101,9 +102,9 @@ class FrozenExperts(FrozenLinear):
 
 
 class LoRAExperts(FrozenExperts):
-    """W_e x + scaling * B_e A_e dropout(x), where A and B are trained; an expert without rows gets gradients of zero.
+    """W_e x + bias_e + scaling * B_e A_e dropout(x), where A and B are trained.
 
-    peft adapts experts so, too (`target_parameters`).
+    An expert without rows gets gradients of zero. peft adapts experts so, too (`target_parameters`).
 
     Args:
         num_experts: E.
@@ -160,7 +161,7 @@ class LoRAExperts(FrozenExperts):
         out: Tensor = _AdaptedExperts.apply(  # type: ignore[no-untyped-call]
             x, ends, a, b, self.scaling, dropout, dtype, *self._base_in_parts()
         )
-        return out
+        return add_expert_bias(out, ends, self.bias)
 
     def merged_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the matrices [E, o, i] that do what this module does without dropout; gradients reach the adapters."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tune.errors import ConfigError
+from tune.modules import LayerScale
 from tune.modules.experts import ExpertLinear
 from tune.modules.linear import Linear
 from tune.modules.peft import is_adapter
@@ -285,6 +286,10 @@ def _skeleton_of(model: Any) -> Any:
     """Return a sharded model without memory, as it was when it was cut, with what its checkpoint has brought since."""
     skeleton: Any = _skeletons[model]
     skeleton.carried = model.carried
+    own = dict(model.named_modules())
+    for path, module in skeleton.named_modules():
+        if isinstance(module, LayerScale):  # a buffer, which is not sharded
+            module.value = own[path].value.to("cpu", copy=True)
     return skeleton
 
 
@@ -319,6 +324,8 @@ def _own_layers(model: Any, names: Iterable[str]) -> list[str]:
     """Return the paths of modules, besides the blocks, that are gathered on their own."""
     # A tied embedding is the output matrix, too, which is wanted until the backward pass.
     paths = ["tok_embeddings"] if model.output is not None else []
+    if model.per_layer_input is not None:
+        paths.append("per_layer_input.table")
     for name in names:
         if name in ("tok_embeddings", "output"):
             continue  # the one as above, the other with what is left

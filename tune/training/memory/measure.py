@@ -44,7 +44,7 @@ class BlockBytes:
     """Bytes of one block.
 
     Attributes:
-        input: what comes in, which is kept where the block is recomputed.
+        input: what comes in, and what is lent to later blocks: kept where the block is recomputed.
         kept: for the backward pass; without weights, and without the next.
         casts: weights that autocast has turned into its own dtype.
         in_backward: the most that stands beside what earlier blocks keep and the gradients of later ones: what the
@@ -237,8 +237,19 @@ class _Recorder:
         if index == 0 and args[0].requires_grad:
             args[0].register_hook(lambda _: self._next(-1))  # type: ignore[no-untyped-call]
 
-    def _leave(self, index: int, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def _leave(
+        self,
+        index: int,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        result: Tensor | tuple[Tensor, tuple[Tensor, Tensor]],
+    ) -> None:
         self.block = None
+        out = result
+        if isinstance(result, tuple):  # keys and values that later blocks attend to are kept by these
+            out, lent = result
+            self.step.blocks[index].input += sum(tensor.nbytes for tensor in lent)
+        assert isinstance(out, Tensor)
         if out.requires_grad:
             out.register_hook(lambda _: self._next(index))  # type: ignore[no-untyped-call]
 

@@ -14,7 +14,7 @@ from tune.config.component import Component
 from tune.data import DataReport
 from tune.data.collate import gpu_lengths, padded_length
 from tune.modules import TransformerDecoder
-from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss
+from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss, RewardLoss
 from tune.training.memory.advice import Advice, advise
 from tune.training.memory.available import available_memory, held_memory
 from tune.training.memory.measure import without_memory
@@ -267,8 +267,8 @@ def plan_memory(
         frozen_model: runs beside, and is not trained: a teacher; in the dtype it will have.
         frozen_shard_dim: ranks that its weights are cut over.
     """
-    if isinstance(loss_fn, PreferenceLoss):
-        if keeps_copy and loss_fn.needs_reference:
+    if isinstance(loss_fn, PreferenceLoss | RewardLoss):
+        if keeps_copy and isinstance(loss_fn, PreferenceLoss) and loss_fn.needs_reference:
             frozen_model, frozen_shard_dim = model, shard_dim
         loss_fn = LinearCrossEntropyLoss()  # which applies the output matrix in the same pieces
     mesh = mesh if isinstance(mesh, Mesh) else Mesh(mesh)

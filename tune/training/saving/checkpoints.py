@@ -162,7 +162,7 @@ class Checkpoints:
         if self.mesh.is_rank_zero:
             self.record.note(**describe_machine(self.mesh.device), seed=state.seed)
         if self.mesh.is_rank_zero and state.recipe:
-            self.record.note(recipe=describe_recipe(state.recipe))
+            self.record.note(recipe=describe_recipe(state.recipe), fingerprint=state.fingerprint)
         if self.resumed is None:
             return
         where = str(self.resumed.path)

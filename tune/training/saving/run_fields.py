@@ -87,6 +87,8 @@ _RUN = {
     "val_loss": _Field(lambda value: value is None or _is_number(value), "a number or None"),
     "val_step": _whole(-1, _MAX_STEP),
     "best_val_loss": _NUMBER,
+    "lowest_score": _NUMBER._replace(is_needed=False),
+    "num_stale": _COUNT._replace(is_needed=False),
     "best_step": _whole(0, _MAX_STEP, or_none=True),
     "fingerprint": _TEXT_BY_NAME,
     "weights": _Field(

@@ -1,0 +1,285 @@
+"""Score a model: its loss on held-out examples, and its answers beside references; alone, or beside another model.
+
+    tune eval OUTPUT_DIR                                 # on what the run validates on
+    tune eval OUTPUT_DIR data=held_out.jsonl metrics=[exact_match,rouge_l] group_by=kind
+    tune eval OUTPUT_DIR --against base                  # before and after
+    tune eval checkpoints/Qwen3-0.6B data=test.jsonl metrics=number --json
+
+Examples are read, written in their template and masked as in training. Answers go to answers.jsonl, scores to
+scores.json beside it, in the run's folder, whose report.html shows them. The table alone goes to standard output.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import tune.config
+from tune import evaluation
+from tune.checkpoints.run_folder import Trained, locate_trained
+from tune.config import Component, instantiate
+from tune.data import DataReport
+from tune.datasets.documents import read_documents
+from tune.errors import ConfigError
+from tune.evaluation import Metric, Outcome, results
+from tune.generation import generate_texts, load_model, load_tokenizer, stream_texts
+from tune.recipes.params.evaluate import EvaluateParams
+from tune.report import write_report
+from tune.utils import expand_path, get_device, get_dtype, get_logger
+from tune.utils.escape import escape_control
+
+CHECKPOINTER = Component("tune.training.FullModelCheckpointer")
+AUTO_MODEL, AUTO_TOKENIZER = Component("tune.models.auto"), Component("tune.tokenizers.auto")
+
+
+@dataclass
+class Scored:
+    """A model, and what it has on each example, as far as that is known.
+
+    Args:
+        found: the folders that it is read from.
+        model, checkpointer, tokenizer: what reads it.
+        outcomes: of the examples.
+        report: what was read of the data; None for tasks.
+        scores: of tasks, as the harness has them.
+    """
+
+    found: Trained
+    model: Component
+    checkpointer: Component
+    tokenizer: Component
+    outcomes: list[Outcome] = field(default_factory=list)
+    report: DataReport | None = None
+    scores: dict[str, dict[str, Any]] | None = None
+
+    def open(self) -> tuple[Any, Any]:
+        """Return the checkpointer and the tokenizer: it takes no time to find out that one of them is missing."""
+        where: Any = {"checkpoint_dir": self.found.model, "adapter_checkpoint": self.found.adapter}
+        checkpointer = instantiate(self.checkpointer, **where)
+        return checkpointer, load_tokenizer(checkpointer, self.tokenizer)
+
+    def load(self, checkpointer: Any, device_name: str | None, dtype_name: str | None) -> Any:
+        """Return the model with its weights."""
+        device = get_device(device_name)
+        # Half precision is what a GPU is built for; on most CPUs it is slower than fp32.
+        dtype = get_dtype(dtype_name or ("fp32" if device.type == "cpu" else "bf16"), device)
+        return load_model(checkpointer, self.model, device, dtype)
+
+
+def score_examples(params: EvaluateParams, scored: Scored, held_out: evaluation.HeldOut, file: Path) -> None:
+    """Measure a model's loss on each example, and what its answers are worth."""
+    metrics = evaluation.build_metrics(params.metrics)
+    checkpointer, tokenizer = scored.open()
+    documents, report = read_documents(
+        held_out.components,
+        tokenizer,
+        val_split=held_out.val_split,
+        seed=held_out.seed,
+        limit=params.limit,
+    )
+    scored.report = report
+    scored.outcomes += [
+        evaluation.begin_outcome(one.item, tokenizer, one.place, one.values, params.group_by)
+        for one in documents
+    ]
+    num_cut = report.num_truncated - report.num_lost
+    for number, what in ((report.num_lost, "is lost"), (num_cut, "may be cut")):
+        if number:
+            limit = report.max_seq_len
+            get_logger().warning(f"The answer of {number:,} examples {what}: max_seq_len is {limit}.")
+    if metrics and not any(each.prompt_ids for each in scored.outcomes):
+        raise ConfigError(
+            "no example asks anything: all of its text is learnt, as bare text is, or with train_on_input. Give "
+            "data with answers (data=FILE), or metrics=null for the loss alone"
+        )
+    model = scored.load(checkpointer, params.device, params.dtype)
+    if params.compute_loss:
+        items = [document.item for document in documents]
+        batches = evaluation.example_losses(
+            model, items, batch_size=params.batch_size, padding_idx=tokenizer.pad_id
+        )
+        evaluation.note_losses(scored.outcomes, show_progress("loss", batches, len(items)))
+    if metrics:
+        answer(params, model, tokenizer, metrics, scored.outcomes, file)
+
+
+def answer(
+    params: EvaluateParams,
+    model: Any,
+    tokenizer: Any,
+    metrics: Mapping[str, Metric],
+    outcomes: Iterable[Outcome],
+    file: Path,
+) -> None:
+    """Let the model answer what is asked, batch by batch, each written down as soon as it is known."""
+    asked = [each for each in outcomes if each.prompt_ids]
+    size, room = params.batch_size, model.config.max_text_len
+    how: dict[str, Any] = {"max_new_tokens": params.max_new_tokens, "temperature": params.temperature}
+    how |= {"seed": params.seed, "stop": params.stop or (), "use_cache": params.enable_kv_cache}
+    with results.open_answers(file) as answers:
+        batches = (asked[start : start + size] for start in range(0, len(asked), size))
+        for batch in show_progress("answers", batches, len(asked)):
+            fitting = [each for each in batch if len(each.prompt_ids) < room]
+            with ExitStack() as stack:
+                streams = stream_texts(model, tokenizer, [each.prompt_ids for each in fitting], **how)
+                for each, stream in zip(fitting, map(stack.enter_context, streams), strict=True):
+                    each.answer = "".join(stream).strip()
+                    each.num_tokens, each.stop_reason = stream.num_tokens, stream.stop_reason
+            for each in batch:
+                if each.answer is None:
+                    each.answer, each.stop_reason = "", "prompt_too_long"
+                each.scores = evaluation.score_answer(metrics, each.answer, each.reference)
+                answers.write(json.dumps(each.to_json(), ensure_ascii=False, default=str) + "\n")
+            answers.flush()
+    if too_long := sum(each.stop_reason == "prompt_too_long" for each in asked):
+        get_logger().warning(
+            f"{too_long:,} prompts leave no room for an answer, which counts as an empty one."
+        )
+
+
+def score_tasks(params: EvaluateParams, scored: Scored, file: Path) -> None:
+    """Run published tasks on a model; their data, questions and scores are the harness's."""
+    if find_spec("lm_eval") is None:
+        raise ConfigError(
+            'tasks need the lm-evaluation-harness: pip install "tune[eval]" (or pip install lm-eval)'
+        )
+    from tune.evaluation import harness
+
+    tasks: Any = params.tasks
+    manager = harness.find_tasks(tasks, params.include_path)
+    checkpointer, tokenizer = scored.open()
+    model = scored.load(checkpointer, params.device, params.dtype)
+
+    generate = partial(generate_texts, model, tokenizer, seed=params.seed, use_cache=params.enable_kv_cache)
+    lm = harness.OurLM(model, tokenizer, generate, params.batch_size, params.max_seq_length)
+    how: Any = {"limit": params.limit, "num_fewshot": params.num_fewshot, "seed": params.seed}
+    how |= {"apply_chat_template": params.apply_chat_template}
+    scored.scores, scored.outcomes = harness.run_tasks(lm, tasks, manager, **how)
+    with results.open_answers(file) as answers:
+        for each in scored.outcomes:
+            answers.write(json.dumps(each.to_json(), ensure_ascii=False, default=str) + "\n")
+
+
+def show_progress(what: str, batches: Iterable[Any], total: int) -> Iterator[Any]:
+    """Yield batches, with a bar on a terminal for as long as that takes."""
+    with tqdm(total=total, desc=what, disable=None, leave=False, file=sys.stderr) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def find_models(params: EvaluateParams) -> list[Scored]:
+    """Return the model that is scored, and the other one, if there is one."""
+    place: Any = params.checkpointer.kwargs
+    found = locate_trained(place["checkpoint_dir"], place.get("adapter_checkpoint"))
+    tokenizer = evaluation.find_tokenizer(found.run, params.tokenizer)
+    models = [Scored(found, params.model, params.checkpointer, tokenizer)]
+    if params.against is not None:
+        is_base = params.against == "base"
+        other = locate_trained(evaluation.find_base(found.run) if is_base else params.against)
+        # What a run began with is asked as the run asks.
+        tokenizer = evaluation.find_tokenizer(found.run if is_base else other.run, AUTO_TOKENIZER)
+        models.append(Scored(other, AUTO_MODEL, CHECKPOINTER, tokenizer))
+    return models
+
+
+def run(params: EvaluateParams) -> int:
+    """Score the model, and the other one; write and show what came of it, also of a part. Return the exit code."""
+    log = get_logger(params.log_level)
+    models = find_models(params)
+    found, held_out = models[0].found, None
+    if not params.tasks:
+        given = (params.dataset,) if isinstance(params.dataset, Component) else params.dataset
+        held_out = evaluation.HeldOut(given) if given else evaluation.find_held_out(found.run, params.data)
+    if params.output_dir is not None:
+        folder = expand_path(params.output_dir)
+    else:
+        name = held_out.name if held_out is not None else "_".join(params.tasks or ())
+        folder = results.choose_dir(found.run, found.adapter or found.model, name)
+    results.refuse_foreign(folder / results.SCORES)
+    code = 0
+    try:
+        for scored, name in zip(models, (results.ANSWERS, results.ANSWERS_BEFORE)):
+            if held_out is None:
+                score_tasks(params, scored, folder / name)
+            else:
+                score_examples(params, scored, held_out, folder / name)
+    except KeyboardInterrupt:
+        code = 130
+        models = [one for one in models if any(e.scores or e.loss is not None for e in one.outcomes)]
+        log.warning("Interrupted." if models else "Interrupted before anything was scored.")
+        if not models:
+            return code
+    show(params, folder, models, is_complete=code == 0)
+    return code
+
+
+def show(params: EvaluateParams, folder: Path, models: Sequence[Scored], is_complete: bool) -> None:
+    """Write scores.json and the run's page, and print the scores."""
+    found, report = models[0].found, models[0].report
+    after, before = models[0].outcomes, models[1].outcomes if len(models) > 1 else []
+    by_group = params.group_by is not None
+    summary = evaluation.summarize_groups(after, before, params.seed, by_group)
+    if (scores := models[0].scores) is not None:
+        summary["all"] |= {"scores": scores}
+        if before:
+            summary["all"] |= {"before": models[1].scores}
+    notes = list(evaluation.verdicts(summary["all"]))
+    if before and sum(each.num_targets for each in after) != sum(each.num_targets for each in before):
+        notes.append("The two tokenizers cut the text differently: their losses per token do not compare.")
+    if not is_complete:
+        num_done = sum(bool(each.scores) for each in after)
+        notes.append(f"Interrupted: {num_done:,} of {len(after):,} examples were answered.")
+    data = ", ".join(params.tasks or ()) if report is None else report.source
+    result = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": str(found.adapter or found.model),
+        "against": params.against,
+        "data": data,
+        "group_by": params.group_by,
+        "is_complete": is_complete,
+        **summary,
+    }
+    tables = evaluation.make_tables(result)
+    text = results.write_scores(folder / results.SCORES, {**result, "tables": tables, "notes": notes})
+    if params.json:
+        print(text)
+    else:
+        number = len(after)
+        print(
+            f"{number:,} example{'s' * (number != 1)} of {escape_control(data)}\n\n{evaluation.draw_tables(tables)}"
+        )
+        print("".join(f"\n{note}" for note in notes), end="\n" * bool(notes))
+    get_logger().info(f"Answers and scores: {folder}")
+    if found.run is not None and folder.parent.parent == found.run:
+        get_logger().info(f"Report: {write_report(found.run, picture=False)}")
+
+
+@tune.config.parse
+def recipe_main(params: EvaluateParams) -> int:
+    """Score a model; the table goes to standard output."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows a question mark; it must not end the run.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        return run(params)
+    except BrokenPipeError:
+        # Whoever was reading has seen enough (`| head`); Python would complain when it flushes once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as the shell reports it for other commands
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())

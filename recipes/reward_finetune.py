@@ -1,0 +1,280 @@
+"""Reward modelling: a model learns to give the better of two answers the higher score.
+
+    tune run reward_finetune --config llama3_2/1B_lora_reward dataset.source=pairs.jsonl
+
+It is read from top to bottom: `setup`, `train`, and `batch_loss`, which says what is learnt (docs/preference.md).
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+import tune.config
+from tune import training
+from tune.checkpoints import save_adapter
+from tune.config import fixed_on_resume, instantiate
+from tune.datasets import build_splits
+from tune.recipes.params.reward_finetune import RewardFinetuneParams
+from tune.report import write_report
+from tune.utils import get_device, get_logger
+
+
+class RewardFinetuneRecipe:
+    """Trains all weights and a new head, or the head and adapters, on pairs of answers; in one process or many."""
+
+    def __init__(self, params: RewardFinetuneParams) -> None:
+        self.params = params
+        get_logger(params.log_level)
+        self.exit_code, self.exit_stack = 0, ExitStack()  # what cleanup() closes, the last one first
+        self.memory_plan: training.MemoryPlan | None = None
+
+    def setup(self) -> None:
+        """Build everything `train` uses. Cheap checks come first, the weights late, the saved state last."""
+        params = self.params
+        # 1. This process, the others, and the place to write to, before any work that could not be written.
+        training.make_deterministic(params.deterministic)
+        self.device = get_device(params.device)
+        training.prefer_attention_kernels(self.device)
+        self.mesh = training.init_mesh(self.device, params.process_choices())
+        self.exit_stack.callback(self.mesh.close)
+        self.checkpointer = instantiate(params.checkpointer, defaults={"output_dir": params.output_dir})
+        self.checkpoints = training.Checkpoints(
+            params.output_dir, self.mesh, params.keep_last_n_checkpoints, params.enable_async_checkpointing
+        )
+        self.exit_stack.callback(self.checkpoints.close)
+        self.checkpoints.find(params.resume_from_checkpoint, self.checkpointer)
+
+        # 2. Precision and seed: everything after this may draw random numbers, the same on every process.
+        self.precision = training.plan_precision(params.dtype, params.param_dtype, self.device)
+        self.state = state = training.begin_state(params.seed, self.checkpoints.saved, self.mesh)
+
+        # 3. Tokenizer, data and loss, in seconds: a mistake there shows before gigabytes of weights are read.
+        self._setup_data()
+        self.loss_fn = training.build_loss(params.loss, self.dataset, self.dataset_val)
+
+        # 4. Model: without memory first, then weight by weight, so the host never holds a second copy.
+        self._setup_model()
+        self.load_checkpoint()
+
+        # 5. What changes the weights. The schedule needs the number of steps, which the data gave.
+        self.gradients = training.GradientSync(self.model, self.mesh)
+        self.optimizer = training.build_optimizer(
+            params.optimizer, self.model, world_size=self.mesh.world_size, **params.optimizer_settings()
+        )
+        self.lr_scheduler = training.build_lr_scheduler(params.lr_scheduler, self.optimizer, state.num_steps)
+        self.scaler = GradScaler(self.device.type, enabled=self.precision.needs_loss_scaling)
+        self.guard = training.StepGuard(params.on_non_finite, self.scaler, state, self.checkpoints)
+        offload = params.enable_activation_offloading
+        self.offloading = training.activation_offloading(self.model, self.device, offload)
+
+        # 6. What watches; the saved state, last of all, since building draws random numbers; and what is running.
+        self._setup_monitor()
+        state.seed_next_step()
+        self.checkpoints.restore(state, self.model, self.optimizer, params.allow_changes_on_resume)
+        self.monitor.rewind(state.step)
+        training.write_resolved_config(params, self.checkpoints, seed=state.seed)
+        training.write_preview(self.dataset, self.tokenizer, self.checkpoints)
+
+    def _setup_data(self) -> None:
+        params, state = self.params, self.state
+        resumed = None if params.trains_adapters() else self.checkpoints.model_dir  # else the base stays
+        self.model_dir = resumed or self.checkpointer.find_model_dir()
+        tokenizer_dir = self.checkpoints.copy_tokenizer() or self.checkpointer.find_tokenizer_dir()
+        self.tokenizer = instantiate(params.tokenizer, defaults={"checkpoint_dir": str(tokenizer_dir)})
+        how: Any = {"collate_fn": params.collate_fn, "padding_idx": self.tokenizer.pad_id, "mesh": self.mesh}
+        how |= {"seed": state.seed, "num_workers": params.num_workers, "shuffle": False}
+        data = params.dataset, params.dataset_val, params.val_split, params.mix_until, self.tokenizer
+        self.dataset, self.dataset_val = build_splits(*data, state.seed, **params.data_settings())
+        build: Any = partial(training.build_loader, **how)
+        self.loader = build(self.dataset, batch_size=params.batch_size, shuffle=params.shuffle)
+        size = params.batch_size_val or params.batch_size
+        self.loader_val: Any = self.dataset_val and build(self.dataset_val, batch_size=size)
+        state.plan_steps(self.loader, params.epochs, **params.step_settings())
+
+    def _setup_model(self) -> None:
+        params, report = self.params, self.dataset.report()
+        self.adapter_dir = self.checkpoints.adapter_dir or self.checkpointer.adapter_checkpoint
+        model = training.build_reward_model(params.model, self.model_dir, self.precision.param_dtype)
+        self.model: Any = model.train()
+        adapters, required = params.adapter_settings(), params.requires_shards()
+        shard_dim = training.choose_trained(model, adapters, self.adapter_dir, self.mesh, required=required)
+        training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, report)
+        settings = params.memory_settings()
+        self.memory_plan = training.plan_memory(
+            model, report, self.loss_fn, self.precision, self.mesh, shard_dim, **settings
+        )
+        self.memory_plan.log()
+        for notice in params.notices(shard_dim > 1):
+            get_logger().info(notice)
+        # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
+        training.checkpoint_activations(model.layers[: self.memory_plan.num_recomputed])
+        if training.should_compile(params.compile, self.device):
+            training.compile_blocks(model.layers)
+        if shard_dim > 1:
+            training.shard_model(model, self.mesh, self.precision.compute_dtype, **params.shard_settings())
+
+    def load_checkpoint(self) -> None:
+        """Fill the model; head and adapters with what a saved step or another run has learnt, or anew."""
+        self.checkpointer.load_into(self.model, self.model_dir, device=self.device)
+        training.begin_adapters(self.model, self.adapter_dir, self.model_dir)
+
+    def _setup_monitor(self) -> None:
+        params, state = self.params, self.state
+        self.monitor = training.Monitor(
+            self.checkpoints, self.model, self.precision, self.memory_plan, params.log_peak_memory_stats
+        )
+        self.exit_stack.callback(self.monitor.close)
+        self.monitor.objective = self.metrics = training.PreferenceMetrics(self.mesh)
+        self.monitor.open(params.metric_logger, params.profiler, write_report)
+        repeatability = training.describe_repeatability(params.seed, params.optimizer, self.mesh)
+        self.monitor.announce(state, params.batch_size, params.gradient_accumulation_steps, repeatability)
+        # Saved with each step and restored on resume, beside the counters, the weights and the optimizer.
+        state.track(sampler=self.loader.sampler, scaler=self.scaler, spikes=self.monitor.spikes)
+        state.track(lr_scheduler=self.lr_scheduler, objective=self.metrics)
+        base = training.hash_weight_files(self.model_dir) if params.trains_adapters() else ""
+        facts: Any = {"builder": params.model, "base": base}
+        state.fingerprint = training.fingerprint_run(
+            fixed_on_resume(params) | facts, state, self.model, self.dataset, self.mesh, __file__
+        )
+
+    def train(self) -> None:
+        """Run the loop to its end, or to the request to stop; `exit_code` then says which."""
+        params, state = self.params, self.state
+        if state.step == 0:
+            self.monitor.sample(state.step, params.sample_prompts, self._answer)
+        with training.StopRequest(self.mesh) as stop, self.checkpoints, self.monitor.watching(state):
+            for epoch in range(state.epoch, state.num_epochs):
+                state.begin_epoch(epoch)
+                self.loader.sampler.set_epoch(epoch)
+                windows = training.group_micro_batches(self.loader, params.gradient_accumulation_steps)
+                for micro_batches in state.take_steps(windows):
+                    state.begin_step()
+                    with self.guard.studying(self.model, micro_batches, self._forward, self.save_checkpoint):
+                        loss, grad_norm = self.train_step(micro_batches)
+
+                    # From here on everything describes the finished step. A request to stop makes it the last one.
+                    self.loader.sampler.advance(len(micro_batches) * params.batch_size)
+                    stopping = stop.agreed()
+                    metrics: dict[str, Any] = {}
+                    due = state.is_due(params.log_every_n_steps, otherwise=True)
+                    if due or stopping:
+                        lr = training.get_lr(self.optimizer)
+                        metrics = self.monitor.measure(state, loss, grad_norm, lr, due)
+                    self.lr_scheduler.step()
+                    if state.is_due(params.run_val_every_n_steps, otherwise=state.epoch_ends):
+                        metrics |= self.validate()
+                    self.monitor.log(state, metrics)
+                    if state.is_due(params.generate_every_n_steps):
+                        self.monitor.sample(state.step, params.sample_prompts, self._answer)
+                    state.seed_next_step()
+                    ends = stopping or (state.epoch_ends and params.save_every_epoch)
+                    if ends or state.is_due(params.save_every_n_steps):
+                        self.save_checkpoint()
+                    if stopping:
+                        self.exit_code = stop.exit_code
+                        return
+
+    def train_step(self, micro_batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+        """Take one optimizer step; return its loss and the norm of its gradient, still on the device."""
+        # 1. Gradients add up over micro-batches, and in the last backward pass over processes. The divisor is the
+        #    number of targets that the first micro-batches let expect: the very number where there are no others.
+        total, num_targets, divisor = torch.zeros((), device=self.device), 0, 0
+        for batch, is_last_batch in training.mark_last(micro_batches):
+            with self.gradients.micro_step(is_last_batch):
+                batch_total, batch_targets = self._forward(batch)
+                total += batch_total.detach()
+                num_targets += batch_targets
+                divisor = divisor or max(self.mesh.sum(batch_targets) * len(micro_batches), 1)
+                if self.params.optimizer_in_bwd:  # the next line already steps
+                    self.guard.allows(self.mesh.sum_(total / divisor))
+                self.scaler.scale(batch_total / divisor).backward()  # type: ignore[no-untyped-call]
+        counts = training.count_tokens(micro_batches, self.tokenizer.pad_id, num_targets, self.mesh)
+        num_targets = max(counts.num_targets, 1)
+        loss, grad_norm = self.mesh.sum_(total) / num_targets, None
+
+        # 2. Unscale (fp16), make the divisor exact, measure, clip; step only if loss and gradient are numbers.
+        if not self.params.optimizer_in_bwd:
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = training.clip_gradients(
+                self.model.parameters(), self.params.clip_grad_norm, scale=divisor / num_targets
+            )
+            if self.guard.allows(loss, grad_norm):
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.state.count(counts)
+        self.monitor.after_step(micro_batches, counts, loss)
+        return loss, grad_norm
+
+    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        with self.offloading, self.precision.autocast():
+            return self.batch_loss(batch)
+
+    def batch_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Return the loss summed over the pairs of a micro-batch, and their number: what this recipe teaches."""
+        num_pairs = training.count_pairs(batch)  # on the host, where nobody waits for it
+        batch = training.to_device(batch, self.device)
+        scores = training.score_answers(self.model, batch, self.tokenizer.pad_id)  # [2 n]
+        chosen, rejected = scores.chunk(2)
+        is_pair = batch["verdicts"].float()  # [n], 0 for what only evens out processes
+        self.metrics.add_scores(chosen, rejected, is_pair)
+        losses = self.loss_fn(chosen, rejected, batch.get("margins"))  # [n]
+        return (losses * is_pair).sum(), num_pairs
+
+    def validate(self) -> dict[str, float]:
+        """Return loss and scores over the whole validation set, or nothing where there is none."""
+        if not self.dataset_val:
+            return {}
+        with self.monitor.paused():
+            val_loss = training.mean_loss(self.model, self._forward, self.loader_val, self.mesh)
+            measured = self.metrics.read("val_")
+        self.state.note_validation(val_loss)
+        return {"val_loss": val_loss, **measured}
+
+    def _answer(self, text: str) -> str:
+        """Return the score of a text as it stands."""
+        with self.precision.autocast():
+            return f"{training.score_text(self.model, self.tokenizer, text):.4f}"
+
+    def save_checkpoint(self) -> None:
+        """Write one complete step, point `latest` (and `best`) at it, and delete what is no longer to be kept."""
+        self.monitor.flush()
+        with self.monitor.paused():
+            self.checkpoints.save(self.state, self.model, self.optimizer, self._write_model)
+
+    def _write_model(self, model: Any, directory: Path) -> None:
+        if self.params.trains_adapters():
+            save_adapter(model, directory / "adapter", str(self.model_dir), self.tokenizer)
+        if not self.params.save_adapter_weights_only:
+            self.checkpointer.save_model(model, directory, self.tokenizer)
+
+    def cleanup(self) -> None:
+        """Close what was opened; runs after success and after failure."""
+        self.exit_stack.close()
+
+
+@tune.config.parse
+def recipe_main(params: RewardFinetuneParams) -> int:
+    """Run the recipe; return 0, or 130, 138 or 143 after a request to stop."""
+    recipe = RewardFinetuneRecipe(params)
+    try:
+        with training.explain_out_of_memory(lambda: recipe.memory_plan):
+            recipe.setup()
+            recipe.train()
+        base = recipe.checkpointer.checkpoint_dir if params.save_adapter_weights_only else ""
+        recipe.monitor.log_summary(recipe.state, recipe.dataset.report().template, base)
+    finally:
+        recipe.cleanup()
+    return recipe.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())
