@@ -49,7 +49,9 @@ class _DocumentConv(Function):
         ctx.save_for_backward(x, weight, document_starts, before)
         ctx.activation = activation
         sums = _convolve(x, weight, document_starts, before)
-        return (F.silu(sums) if activation == "silu" else sums).to(x.dtype)
+        out = F.silu(sums) if activation == "silu" else sums
+        # A cast that does nothing must not end this: the compiler of torch 2.11 then hands on another gradient.
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
