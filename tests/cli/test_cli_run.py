@@ -436,7 +436,7 @@ def test_a_parameter_of_another_recipe_is_called_that(tune, override: str, calle
         assert outcome.code == 2
         assert f"full_finetune has no parameter {called}" in outcome.err
         assert (
-            "lora_finetune, preference_finetune and distill have it: remove it, or use that recipe"
+            "lora_finetune, preference_finetune, reward_finetune and distill have it: remove it, or use that recipe"
             in outcome.err
         )
 
