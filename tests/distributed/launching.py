@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 300  # seconds; nothing here takes a tenth of it on a quiet machine
+PATIENCE = 1500  # seconds; nothing here takes a tenth of it on a quiet machine
 
 
 def start(
