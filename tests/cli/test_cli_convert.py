@@ -34,13 +34,13 @@ def test_a_conversion_from_start_to_text(tune, hf: Path) -> None:
     assert f"{num_tensors} tensors read back equal to the source's in bfloat16" in outcome.out
     assert "Hugging Face -> Meta, bfloat16" in outcome.out
     assert "tokenizer.model" in outcome.out
-    assert "tune run generate model_checkpoint=there" in outcome.out
+    assert "tune run generate there" in outcome.out
     assert outcome.err.splitlines()[0].startswith("Writing: ")
     assert outcome.err.splitlines()[1].startswith("Reading again: ")
     outcome = tune("convert-ckpt", "there", "and back")
     assert outcome.code == 0
     assert f"{num_tensors} tensors read back equal to the source's, bit for bit" in outcome.out
-    assert "model_checkpoint='and back'" in outcome.out
+    assert "tune run generate 'and back'" in outcome.out
     # The command it names works.
     words = [
         "model_checkpoint=and back",
