@@ -40,7 +40,7 @@ def test_a_conversion_from_start_to_text(tune, hf: Path) -> None:
     outcome = tune("convert-ckpt", "there", "and back")
     assert outcome.code == 0
     assert f"{num_tensors} tensors read back equal to the source's, bit for bit" in outcome.out
-    assert "model_checkpoint='and back'" in outcome.out
+    assert "tune run generate 'and back'" in outcome.out
     # The command it names works.
     words = [
         "model_checkpoint=and back",
