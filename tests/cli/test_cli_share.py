@@ -83,6 +83,16 @@ def planted(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file.write(
             f"# {path}\nextra:\n  hf_token: geheim3\n  entity: geheim-team\n  note: {json.dumps(text)}\n"
         )
+    evaluation = run / "evaluations" / "step_000002_geheim_rows"
+    evaluation.mkdir(parents=True)
+    told = {
+        "tune_evaluation": 1,
+        "model": "elsewhere/geheim-model",
+        "data": "elsewhere/geheim.csv",
+        "notes": [text],
+    }
+    (evaluation / "scores.json").write_text(json.dumps(told))
+    (evaluation / "answers.jsonl").write_text(json.dumps({"prompt": text, "answer": text}) + "\n")
     (run / "latest" / "adapter" / "README.md").write_text(text)
     (run / "report.html").write_text(f'<meta name="generator" content="tune report">{html.escape(text)}')
     return run
@@ -100,9 +110,9 @@ def test_nothing_private_is_left_in_any_file(tune, planted: Path, tmp_path: Path
     outcome = tune("share", str(planted), "--redact", "--redact-key", "optimizer.weight_decay", "-z")
     assert outcome.code == 0, outcome.err
     files = contents(tmp_path / "run-shared.zip")
-    assert {"report.html", "console.log", "run.json", "adapter/adapter_model.safetensors"} <= {
-        name.partition("/")[2] for name in files
-    }
+    expected = {"report.html", "console.log", "run.json", "adapter/adapter_model.safetensors"}
+    expected |= {"evaluations/1/scores.json", "evaluations/1/answers.jsonl"}
+    assert expected <= {name.partition("/")[2] for name in files}
     for name, content in files.items():
         text = content.decode("utf-8", errors="replace").lower()
         for spelt in (text, html.unescape(text), text.encode().decode("unicode_escape", errors="replace")):

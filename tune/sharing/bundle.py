@@ -36,11 +36,10 @@ _RECORDS = (
     "run.json",
     "metrics.jsonl",
     "samples.jsonl",
-    "answers.jsonl",
-    "evaluation.json",
     "console.log",
     "preview.txt",
 )
+_EVALUATIONS, _OF_AN_EVALUATION = "evaluations", ("scores.json", "answers.jsonl")
 _WEIGHTS = ".safetensors"
 _ADAPTER_TEXTS = ("adapter_config.json", "README.md")
 
@@ -157,9 +156,9 @@ class _Writing:
         self.folder.mkdir()
         config = replace_leaves(self.text, self.shared.removed)
         (self.folder / "config.yaml").write_text(self._clear(config), encoding="utf-8")
-        for file in _RECORDS:
-            if _is_plain(self.run / file):
-                self._copy_record(file)
+        for source, name in self._find_records():
+            if _is_plain(source):
+                self._copy_record(source, self.folder / name)
         recipe = self._copy_recipe()
         self._copy_adapter()
         self.shared.record = record = _read_record(self.folder)
@@ -192,18 +191,29 @@ class _Writing:
     def _clear(self, text: str) -> str:
         return mask_text(self.redactor.redact(text))
 
-    def _copy_record(self, file: str) -> None:
+    def _find_records(self) -> Iterator[tuple[Path, str]]:
+        """Yield the file of each record, and what it is called here."""
+        for file in _RECORDS:
+            yield self.run / file, file
+        folder = self.run / _EVALUATIONS
+        found = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ()
+        for index, each in enumerate(each for each in found if each.is_dir() and not each.is_symlink()):
+            name = str(index + 1) if self.redacts else each.name  # it tells the data's
+            for file in _OF_AN_EVALUATION:
+                yield each / file, f"{_EVALUATIONS}/{name}/{file}"
+
+    def _copy_record(self, source: Path, target: Path) -> None:
         """Copy a record, a line at a time where it is lines: what is JSON keeps the names of its fields."""
-        source, target = self.run / file, self.folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
         with (
             source.open(encoding="utf-8", errors="replace") as lines,
             target.open("w", encoding="utf-8", errors="backslashreplace") as out,
         ):
-            if file.endswith(".json"):
+            if source.suffix == ".json":
                 out.write(self._clear_json(lines.read(), indent=1) + "\n")
                 return
             for line in lines:
-                is_json = file.endswith(".jsonl")
+                is_json = source.suffix == ".jsonl"
                 out.write(self._clear_json(line.rstrip("\n")) + "\n" if is_json else self._clear(line))
 
     def _clear_json(self, text: str, indent: int | None = None) -> str:
@@ -216,6 +226,8 @@ class _Writing:
             for holder, name in ((value.get("host"), "name"), (_git_of(value), "branch")):
                 if isinstance(holder, dict) and holder.get(name):
                     holder[name] = placeholder(name if name == "branch" else "host")
+            if "tune_evaluation" in value:  # where from is said nowhere in the config
+                value |= {key: placeholder(key) for key in ("model", "against", "data") if value.get(key)}
         return json.dumps(value, indent=indent, ensure_ascii=False)
 
     def _copy_recipe(self) -> dict[str, Any]:
