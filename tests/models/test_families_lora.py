@@ -40,6 +40,9 @@ ALL_ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 ALL_STATE = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 # fp32 sums in another order; logits here have a deviation of about 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 3e-5}
+# The reference's delta rule is always in fp32, and grows what it rounds: measured against ours in fp64 its logits err
+# by 1e-4, ours in fp32 by 7e-6.
+STATE_TOLERANCE = {"rtol": 1e-5, "atol": 2e-4}
 
 
 class Base(NamedTuple):
@@ -128,8 +131,9 @@ def test_any_family_with_adapters(
     assert (adapted - plain).abs().mean() > 0.01
     save_adapter(ours, tmp_path / "adapter", base=str(base.directory))
     theirs = PeftModel.from_pretrained(base.theirs(), tmp_path / "adapter").eval()
+    tolerance = TOLERANCE if ours.config.delta is None else STATE_TOLERANCE
     with torch.no_grad():
-        torch.testing.assert_close(adapted, theirs(tokens).logits, **TOLERANCE)
+        torch.testing.assert_close(adapted, theirs(tokens).logits, **tolerance)
 
     again = base.ours()
     load_adapter(again, tmp_path / "adapter")
@@ -144,7 +148,7 @@ def test_any_family_with_adapters(
     assert not adapted_modules(again)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
     with torch.no_grad():
-        torch.testing.assert_close(merged(tokens).logits, adapted, **TOLERANCE)
+        torch.testing.assert_close(merged(tokens).logits, adapted, **tolerance)
         assert torch.equal(tune.models.from_checkpoint(tmp_path / "merged")(tokens), again(tokens))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tune.models
@@ -121,6 +121,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(changes={"architectures": [""]})
 @given(
     changes=st.dictionaries(
         st.sampled_from([*FIELDS, "rope_parameters", "architectures", "model_type"]), VALUES

@@ -113,7 +113,7 @@ def find_family(content: Mapping[str, Any]) -> Family:
         known = list(dict.fromkeys(name for family in families for name in family.architectures))
         if found := [family for family in families if str(architectures[0]) in family.architectures]:
             return find_part(found, content)
-        if scored := [family for family in families if family.classifier == architectures[0]]:
+        if scored := [family for family in families if architectures[0] == family.classifier != ""]:
             return scoring_family(scored[0])
         raise CheckpointError(
             f"config.json: `architectures` is {str(architectures[:3])[:200]}, which is not supported: only "
