@@ -16,16 +16,19 @@ from torch import nn
 from tune.config.component import Component
 from tune.data import DataReport
 from tune.modules import (
+    ClampedSwiGLU,
     DecoderConfig,
     FullAttentionConfig,
+    GatedDeltaConfig,
+    MoEConfig,
     PerLayerInputConfig,
     SharedKVConfig,
     TransformerDecoder,
 )
-from tune.modules.config import ClampedSwiGLU, GatedDeltaConfig, MoEConfig, ShortConvConfig
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
+from tune.modules.short_conv_config import ShortConvConfig
 from tune.training import (
     LongestRow,
     build_optimizer,

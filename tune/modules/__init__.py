@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
 from tune.modules.clamped_swiglu import ClampedSwiGLU
-from tune.modules.config import DecoderConfig, GatedDeltaConfig, MoEConfig
+from tune.modules.config import DecoderConfig
 from tune.modules.decoder import DecoderBlock, TransformerDecoder
 from tune.modules.experts import ExpertLinear, Experts
 from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward
 from tune.modules.flops import flops_per_token
+from tune.modules.gated_delta_config import GatedDeltaConfig
 from tune.modules.kv_cache import KVCache
 from tune.modules.layer_config import FullAttentionConfig, PerLayerInputConfig, SharedKVConfig
 from tune.modules.layer_scale import LayerScale
 from tune.modules.moe import MixtureOfExperts
+from tune.modules.moe_config import MoEConfig
 from tune.modules.norm import RMSNorm
 from tune.modules.rope import RotaryEmbedding, apply_rotary
 from tune.modules.rope_scaling import (

@@ -10,109 +10,20 @@ from itertools import combinations
 from typing import Literal
 
 from tune.errors import ConfigError
-from tune.modules.clamped_swiglu import ClampedSwiGLU
+from tune.modules.gated_delta_config import GatedDeltaConfig
 from tune.modules.layer_config import (
     FullAttentionConfig,
     LayerSizes,
     PerLayerInputConfig,
     SharedKVConfig,
 )
+from tune.modules.moe_config import MoEConfig
 from tune.modules.rope_scaling import DynamicScaling, QueryScaling, RopeScaling
 from tune.modules.short_conv_config import ShortConvConfig
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
 _MAX_PARAMETERS = 10**14
-
-
-@dataclass(frozen=True)
-class MoEConfig:
-    """A mixture of experts in place of the feed-forward: each token is sent to a few of many.
-
-    Args:
-        num_experts: feed-forwards to choose from.
-        experts_per_token: how many of them a token passes through.
-        intermediate_dim: width inside one expert.
-        normalize_weights: the weights of a token's experts are scaled to add up to one.
-        dense_layers: layers that keep the one feed-forward instead, counted from 0.
-        shared_intermediate_dim: width inside an expert that every token passes through beside those chosen for it, as
-            far as a gate lets it; 0: there is none.
-        bias: the router has a bias, and so has every matrix of the experts.
-        clamped: how gates open; None: by silu.
-        is_beside: the experts stand beside the one feed-forward, which every layer has, each side with norms of its
-            own; what they are chosen by is normed and scaled, and so is what each says.
-    """
-
-    num_experts: int
-    experts_per_token: int
-    intermediate_dim: int
-    normalize_weights: bool = True
-    dense_layers: tuple[int, ...] = ()
-    shared_intermediate_dim: int = 0
-    bias: bool = False
-    clamped: ClampedSwiGLU | None = None
-    is_beside: bool = False
-
-    def num_biases(self, embed_dim: int) -> int:
-        """Biases of one layer."""
-        return self.bias * self.num_experts * (2 * self.intermediate_dim + embed_dim + 1)
-
-    def num_parameters(self, embed_dim: int, num_experts: int) -> int:
-        """Parameters of one layer's matrices with its router's, of the experts so many."""
-        expert = 3 * embed_dim * self.intermediate_dim
-        shared = embed_dim * (3 * self.shared_intermediate_dim + 1) if self.shared_intermediate_dim else 0
-        return num_experts * expert + embed_dim * self.num_experts + shared
-
-    def num_other_parameters(self, embed_dim: int) -> int:
-        """Parameters of one layer's norms and scales."""
-        return 4 * embed_dim + self.num_experts if self.is_beside else 0
-
-
-@dataclass(frozen=True)
-class GatedDeltaConfig:
-    """Layers with a state that forgets and corrects itself, in place of attention.  # arXiv:2412.06464
-
-    Args:
-        layers: which ones, counted from 0.
-        num_key_heads: heads of keys and of queries.
-        num_value_heads: heads of values, and states; a multiple of `num_key_heads`.
-        key_head_dim: width of a head of keys.
-        value_head_dim: width of a head of values.
-        conv_width: tokens that the convolution before them sees, the newest among them.
-    """
-
-    layers: tuple[int, ...]
-    num_key_heads: int
-    num_value_heads: int
-    key_head_dim: int
-    value_head_dim: int
-    conv_width: int = 4
-
-    @property
-    def conv_dim(self) -> int:
-        """Channels of queries, keys and values together."""
-        return 2 * self.num_key_heads * self.key_head_dim + self.value_dim
-
-    @property
-    def value_dim(self) -> int:
-        """Channels of all values."""
-        return self.num_value_heads * self.value_head_dim
-
-    def num_matrix_parameters(self, embed_dim: int) -> int:
-        """Parameters of one layer's matrices."""
-        return embed_dim * (self.conv_dim + 2 * self.value_dim + 2 * self.num_value_heads)
-
-    def num_other_parameters(self) -> int:
-        """Parameters of one layer's convolution, gates and norm."""
-        return self.conv_dim * self.conv_width + 2 * self.num_value_heads + self.value_head_dim
-
-    def problems(self) -> Iterator[str]:
-        """Yield what no layer can be."""
-        sizes = {name: value for name, value in vars(self).items() if name != "layers"}
-        too_small = [f"{name} is {size}; it must be at least 1" for name, size in sizes.items() if size < 1]
-        yield from too_small
-        if not too_small and self.num_value_heads % self.num_key_heads:
-            yield f"num_value_heads is {self.num_value_heads}, not a multiple of num_key_heads {self.num_key_heads}"
 
 
 @dataclass(frozen=True)
@@ -418,17 +329,8 @@ class DecoderConfig:
         for name in ("attn_dropout", "residual_dropout"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 yield f"{name} is {share}; it must be at least 0 and below 1"
-        if self.moe is not None and not 1 <= self.moe.experts_per_token <= self.moe.num_experts:
-            yield (
-                f"experts_per_token is {self.moe.experts_per_token}; it must be at least 1 and at most "
-                f"num_experts {self.moe.num_experts}"
-            )
-        if self.moe is not None and self.moe.intermediate_dim < 1:
-            yield f"the experts' intermediate_dim is {self.moe.intermediate_dim}; it must be at least 1"
-        if self.moe is not None and self.moe.shared_intermediate_dim < 0:
-            yield f"shared_intermediate_dim is {self.moe.shared_intermediate_dim}; it must be at least 0"
-        if self.moe is not None and self.moe.clamped is not None:
-            yield from self.moe.clamped.problems()
+        if self.moe is not None:
+            yield from self.moe.problems()
 
     def _problems_of_kinds(self) -> Iterator[str]:
         """Yield what is wrong with sizes that some layers have and others have not."""

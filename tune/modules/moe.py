@@ -10,10 +10,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune.modules.config import MoEConfig
 from tune.modules.experts import Experts
 from tune.modules.feed_forward import FeedForward
 from tune.modules.grouped_linear import can_group, ends_of_runs, gather_rows
+from tune.modules.moe_config import MoEConfig
 from tune.modules.peft.frozen import compute_dtype
 
 

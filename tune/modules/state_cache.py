@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tune.errors import GenerationError
-from tune.modules.config import GatedDeltaConfig
+from tune.modules.gated_delta_config import GatedDeltaConfig
 
 
 class StateRows:
