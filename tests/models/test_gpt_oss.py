@@ -203,6 +203,7 @@ def test_experts_in_4_bits_keep_their_biases(packed: Path) -> None:
     [
         ({"experts_per_token": 2}, "`experts_per_token` is 2"),
         ({"num_experts": 31}, "`num_experts` is 31"),
+        ({"num_local_experts": 10**6}, "num_layers 24 times num_experts 1000000 is more than 100000"),
         ({"rope_scaling": False}, "`rope_scaling` is false; it must be an object"),
         ({"initial_context_length": 8192}, "`initial_context_length` is 8192"),
         ({"swiglu_limit": -1.0}, "the gate's limit is -1.0; it must be above 0"),

@@ -54,7 +54,8 @@ def find_layout(family: Family, source: WeightSource) -> Layout:
             if any(_is_held(rule.theirs, source) for rule in rules_of(layout, family)):
                 return layout
     seen = ", ".join(name[:_MAX_NAME] for name in sorted(source)[:4])
-    wanted = " or ".join(f"{layout.rules[0].theirs} ({layout.name})" for layout in family.layouts)
+    firsts = dict.fromkeys(f"{layout.rules[0].theirs} ({layout.name})" for layout in family.layouts)
+    wanted = " or ".join(firsts)
     raise CheckpointError(
         f"{source.path} holds no weights of the {family.name} family: its tensors are named {seen or 'nothing'}, ..., "
         f"where {wanted} is expected"

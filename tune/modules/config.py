@@ -23,6 +23,7 @@ from tune.modules.short_conv_config import ShortConvConfig
 
 # A stranger's file must not make us build modules without end.
 _MAX_LAYERS = 1_000
+_MAX_EXPERTS = 100_000  # of all layers: each has names of its own
 _MAX_PARAMETERS = 10**14
 
 
@@ -331,6 +332,11 @@ class DecoderConfig:
                 yield f"{name} is {share}; it must be at least 0 and below 1"
         if self.moe is not None:
             yield from self.moe.problems()
+            if self.num_layers * self.moe.num_experts > _MAX_EXPERTS:
+                yield (
+                    f"num_layers {self.num_layers} times num_experts {self.moe.num_experts} is more than "
+                    f"{_MAX_EXPERTS}; so many experts are not built"
+                )
 
     def _problems_of_kinds(self) -> Iterator[str]:
         """Yield what is wrong with sizes that some layers have and others have not."""

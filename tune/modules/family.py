@@ -105,6 +105,7 @@ class Layout:
             names: of its parameters; rules for others are left out.
         """
         num_experts = 0 if config.moe is None else config.moe.num_experts
+        known = frozenset(names)  # ten thousands, of experts
         in_blocks = [rule for rule in self.rules if "{}" in rule.ours]
         expanded: dict[str, list[WeightRule]] = {}
         for rule in self.rules:
@@ -120,7 +121,7 @@ class Layout:
                 0
             ].num_experts:  # from one kind after the other to one expert after the other
                 sharing = [rule for place in range(per_kind) for rule in sharing[place::per_kind]]
-            if present := tuple(rule for rule in sharing if rule.ours in names):
+            if present := tuple(rule for rule in sharing if rule.ours in known):
                 yield present
 
 
