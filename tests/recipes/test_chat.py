@@ -247,11 +247,7 @@ class Screen:
 def terminal(saved: Path) -> Iterator[tuple[Screen, subprocess.Popen[bytes]]]:
     ours, theirs = pty.openpty()
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    chat = (
-        start(saved, "max_new_tokens=3000", "ignore=x", **ends)
-        if False
-        else start(saved, "max_new_tokens=3000", **ends)
-    )
+    chat = start(saved, "max_new_tokens=3000", **ends)
     os.close(theirs)
     yield Screen(ours), chat
     chat.kill()
