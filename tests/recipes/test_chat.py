@@ -236,10 +236,14 @@ class Screen:
 
     def interrupt(self, chat: subprocess.Popen[bytes], until: str) -> None:
         """Press Ctrl-C until that is noticed: one that comes while a key is being read waits for the next key."""
-        while until not in self.text:
+        for _ in range(100):
             chat.send_signal(signal.SIGINT)
-            if select.select([self._descriptor], [], [], 1.0)[0]:
-                self.text += os.read(self._descriptor, 4096).decode(errors="replace")
+            again = time.monotonic() + 1.0
+            while until not in self.text and time.monotonic() < again:
+                if select.select([self._descriptor], [], [], 0.1)[0]:
+                    self.text += os.read(self._descriptor, 4096).decode(errors="replace")
+            if until in self.text:
+                break
         self.wait_for(until)
 
 
