@@ -156,6 +156,15 @@ def check_sizes(model: Component) -> Iterator[Diagnostic]:
             f"is {heads}, not a multiple of num_kv_heads {kv_heads}",
             ("model.num_heads", "model.num_kv_heads"),
         )
+    states, state_keys = (
+        sizes.get(name) if name in model.kwargs else default_of(model.path, name)
+        for name in ("num_state_heads", "num_state_key_heads")
+    )
+    if states and state_keys and states % state_keys:
+        yield problem(
+            f"is {states}, not a multiple of num_state_key_heads {state_keys}",
+            ("model.num_state_heads", "model.num_state_key_heads"),
+        )
     if heads and width and head_dim is None and width % heads:
         yield problem(
             f"is {width}, not a multiple of num_heads {heads}", ("model.embed_dim", "model.num_heads")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, given_fields, param
@@ -202,7 +202,12 @@ class LoraFinetuneParams(FinetuneParams):
         fields = tuple(prefix + name for name in _MATRICES)
         if not isinstance(modules, (list, tuple)):
             return
-        if len(set(map(str, modules))) < len(modules):
+        if unknown := [name for name in modules if name not in get_args(_AttnModule)]:
+            yield problem(
+                f"names {str(unknown[0])[:80]!r}; the attention has {', '.join(get_args(_AttnModule))}",
+                fields[:1],
+            )
+        elif len(set(modules)) < len(modules):
             yield problem("names a matrix twice", fields[:1])
         if not modules and not named["apply_lora_to_mlp"] and not named["apply_lora_to_output"]:
             yield problem("is empty, and no other matrix gets an adapter: there is nothing to train", fields)

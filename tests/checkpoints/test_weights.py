@@ -100,6 +100,30 @@ def test_an_index_that_is_wrong_is_explained(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
+def test_an_index_knows_scales_too(tmp_path: Path) -> None:
+    shards = {
+        "1.safetensors": {
+            "a.weight": torch.ones(6, 4).to(torch.float8_e4m3fn),
+            "b_blocks": torch.full((2, 3, 1, 16), 0x22, dtype=torch.uint8),
+        },
+        "2.safetensors": {
+            "a.weight_scale_inv": torch.tensor(0.5),
+            "b_scales": torch.full((2, 3, 1), 128, dtype=torch.uint8),
+        },
+    }
+    for file, tensors in shards.items():
+        save_file(tensors, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    places = {name: file for file, tensors in shards.items() for name in tensors}
+    index.write_text(json.dumps({"weight_map": places}))
+    source = open_weights(tmp_path)
+    assert torch.equal(source.read("a.weight"), torch.full((6, 4), 0.5, dtype=torch.bfloat16))
+    assert torch.equal(source.read("b"), torch.full((2, 32, 3), 2.0, dtype=torch.bfloat16))
+    index.write_text(json.dumps({"weight_map": places | {"b_scales": "1.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"not where the index says: b_scales"):
+        open_weights(tmp_path)
+
+
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
     save_file(TENSORS, tmp_path / "y.safetensors")

@@ -166,6 +166,8 @@ def read(content: dict[str, Any], directory: Path) -> TransformerDecoder:
         ({"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` is 50.0"),
         ({"global_partial_rotary_factor": 0.5}, "`global_partial_rotary_factor` is 0.5"),
         ({"per_layer_config": {"4": {"head_dim": 512}}}, "`per_layer_config` is not one and the same"),
+        ({"per_layer_config": {str(layer): 5 for layer in range(4, 35, 5)}}, "`per_layer_config` is not one"),
+        ({"per_layer_config": {"4": {}}, "num_hidden_layers": 0}, "`per_layer_config` is not one"),
         ({"enable_moe_block": True}, "`num_experts` is missing"),
         ({"global_head_dim": 511}, "full_attention.head_dim is 511; it must be even"),
     ],

@@ -202,6 +202,8 @@ def test_experts_in_4_bits_keep_their_biases(packed: Path) -> None:
     ("changes", "says"),
     [
         ({"experts_per_token": 2}, "`experts_per_token` is 2"),
+        ({"num_experts": 31}, "`num_experts` is 31"),
+        ({"rope_scaling": False}, "`rope_scaling` is false; it must be an object"),
         ({"initial_context_length": 8192}, "`initial_context_length` is 8192"),
         ({"swiglu_limit": -1.0}, "the gate's limit is -1.0; it must be above 0"),
         ({"swiglu_alpha": "steep"}, "`swiglu_alpha` is .*steep"),
@@ -233,3 +235,11 @@ def test_what_a_configuration_leaves_out_is_as_in_the_reference(tmp_path: Path) 
     assert (ours.config.sliding_window, ours.config.sliding_layers) == (128, (0, 2))
     assert ours.config.moe is not None
     assert ours.config.moe.clamped == published.moe.clamped
+
+
+@pytest.mark.parametrize("changes", [{"rope_parameters": {}}, {"rope_scaling": {}}, {"rope_theta": 500.0}])
+def test_positions_half_left_out_are_as_in_the_reference(changes: dict[str, Any]) -> None:
+    ours = tune.models.gpt_oss.GPT_OSS.read_hf_config({**SIZES, **changes})
+    theirs = GptOssConfig(**SIZES, **changes).rope_parameters
+    assert ours.rope_base == theirs["rope_theta"]
+    assert (ours.rope_scaling is None) == (theirs["rope_type"] == "default")

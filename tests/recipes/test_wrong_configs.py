@@ -59,6 +59,11 @@ OUT_OF_RANGE = [
 ]
 
 
+def test_a_convolution_sees_a_token_at_least() -> None:
+    (error,) = errors_of("full", f"model: {{_component_: lfm2, {NARROW}, conv_width: 0}}\n")
+    assert (error.code, error.path) == ("out-of-range", "model.conv_width")
+
+
 @pytest.mark.parametrize(("slot", "name", "argument", "value"), OUT_OF_RANGE)
 def test_numbers_that_no_argument_can_be(slot: str, name: str, argument: str, value: str) -> None:
     fixed = {"path": "t"} if slot == "tokenizer" else {}
@@ -93,6 +98,7 @@ def test_components_that_no_recipe_can_use(slot: str, name: str, reason: str) ->
 
 
 SIZES = "vocab_size: 90, num_layers: 2, max_seq_len: 40"
+NARROW = f"{SIZES}, num_heads: 2, num_kv_heads: 1, embed_dim: 8, intermediate_dim: 7"
 # What each recipe is told, and the paths of what is then wrong.
 TOGETHER = [
     ("full lora", "optimizer: {_component_: SGD, lr: 1e-3, nesterov: true}", ["optimizer.nesterov"]),
@@ -189,6 +195,12 @@ TOGETHER = [
         "model: {_component_: lora_llama2_7b, lora_attn_modules: [v_proj, v_proj]}",
         ["model.lora_attn_modules"],
     ),
+    (
+        "lora",
+        "model: {_component_: lora_lfm2_350m, lora_attn_modules: [q_proj, nope]}",
+        ["model.lora_attn_modules"],
+    ),
+    ("full", f"model: {{_component_: qwen3_5, {NARROW}, num_state_heads: 24}}", ["model.num_state_heads"]),
     ("lora", "model: {_component_: qlora_llama2_7b, lora_attn_modules: [q_proj]}\ndtype: fp16", ["model"]),
     (
         "lora",

@@ -71,6 +71,11 @@ class WeightSource:
         """Shape of every tensor."""
         return {name: info.shape for name, info in self.infos.items()}
 
+    def file_name(self, name: str) -> str | None:
+        """Return the name of the file that a tensor stands in, those that only serve to read another among them."""
+        file = self._file_of.get(name)
+        return None if file is None else file.infos[name].file.name
+
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU. It may be a view of the file: copy it before you keep it."""
         if name in self._fp8:
@@ -159,13 +164,9 @@ def _open_indexed(directory: Path, index: Path) -> WeightSource:
     paths = [directory / name for name in names]
     _require(paths, index)
     source = WeightSource(directory, _open_files(paths))
-    if lost := [name for name, file in places.items() if _file_name(source, name) != file]:
+    if lost := [name for name, file in places.items() if source.file_name(name) != file]:
         raise CheckpointError(f"{index} and its files disagree; not where the index says: {_shown(lost)}")
     return source
-
-
-def _file_name(source: WeightSource, name: str) -> str | None:
-    return source.infos[name].file.name if name in source else None
 
 
 def _numbered_parts(directory: Path, pattern: str) -> list[Path]:

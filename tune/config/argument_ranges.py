@@ -90,7 +90,8 @@ _RANGES: Mapping[str, Mapping[Bounds, str]] = {
     "model": {
         _SIZE: "vocab_size embed_dim intermediate_dim max_seq_len sliding_window "
         "sliding_window_size query_pre_attn_scalar moe_intermediate_size",
-        _FEW: "num_layers num_heads num_kv_heads head_dim num_experts num_experts_per_tok",
+        _FEW: "num_layers num_heads num_kv_heads head_dim num_experts num_experts_per_tok conv_width num_state_heads "
+        "num_state_key_heads state_head_dim",
         Bounds(minimum=1, maximum=2**16): "lora_rank",
         _BELOW_ONE: "attn_dropout lora_dropout norm_eps",
         _RATIO: "lora_alpha hidden_capping_value final_capping_value scale_factor rope_factor",

@@ -118,13 +118,14 @@ def _read_full_attention(
     if num_kv_heads is None or not keys_as_values:
         num_kv_heads = sizes["num_kv_heads"]
     if by_layer := fields.mapping("per_layer_config"):
-        full = [str(layer) for layer, kind in enumerate(kinds) if kind == _FULL]
-        entries = [by_layer.get(layer) for layer in full]
-        first = ConfigFields(entries[0] if isinstance(entries[0], dict) else {}, "per_layer_config")
+        full = {str(layer) for layer, kind in enumerate(kinds) if kind == _FULL}
+        one = next(iter(by_layer.values()))
+        first = ConfigFields(one if isinstance(one, dict) else {}, "per_layer_config")
         head_dim = first.integer("head_dim", sizes["head_dim"])
         num_kv_heads = first.integer("num_key_value_heads", sizes["num_kv_heads"])
         first.note_in(fields)
-        if by_layer.keys() != set(full) or any(entry != entries[0] for entry in entries):
+        is_one = isinstance(one, dict) and all(entry == one for entry in by_layer.values())
+        if by_layer.keys() != full or not is_one:
             fields.problem(
                 "`per_layer_config` is not one and the same for all layers of full_attention, and for no others"
             )

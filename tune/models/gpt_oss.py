@@ -39,7 +39,8 @@ _DEFAULT_ROPE = {
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
-    if not content.get("rope_parameters") and not content.get("rope_scaling"):
+    # An empty `rope_parameters` is plain positions, an empty `rope_scaling` says nothing.  # transformers, GptOssConfig
+    if content.get("rope_parameters") is None and content.get("rope_scaling") in (None, {}):
         content = {**content, "rope_parameters": _DEFAULT_ROPE}
     fields = ConfigFields(content, "config.json")
     sizes = read_sizes(fields, max_seq_len=131_072, norm_eps=1e-5, head_dim=64, num_kv_heads=8)
@@ -47,6 +48,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     kinds = fields.choices("layer_types", num_layers, *LAYER_KINDS)
     if kinds is None:
         kinds = tuple(LAYER_KINDS[layer % 2 == 0] for layer in layer_range(num_layers))
+    num_experts = fields.integer("num_local_experts", fields.integer("num_experts", 128))
     chosen = fields.integer("num_experts_per_tok", 4)
     arguments = {
         **sizes,
@@ -56,7 +58,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
         "sliding_window": fields.optional_integer("sliding_window", 128),
         "sliding_layers": tuple(layer for layer, kind in enumerate(kinds) if kind == LAYER_KINDS[True]),
         "moe": MoEConfig(
-            num_experts=fields.integer("num_local_experts", fields.integer("num_experts", 128)),
+            num_experts=num_experts,
             experts_per_token=chosen,
             intermediate_dim=sizes["intermediate_dim"],
             bias=True,
@@ -65,6 +67,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     }
     fields.expect("hidden_act", "silu")
     # Other names for the same.
+    fields.expect("num_experts", num_experts)
     fields.expect("experts_per_token", chosen)
     scaling = arguments["rope_scaling"]
     if scaling is not None:
