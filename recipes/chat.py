@@ -254,11 +254,12 @@ def run(params: ChatParams) -> None:
         terminal.note("/help lists what else can be typed; Ctrl-D ends the chat.")
     try:
         for message in terminal.messages():
-            if message.startswith("/"):
-                if not obey(chat, terminal, message):
-                    break
-            elif message.strip():
-                answer(chat, terminal, message)
+            with suppress(KeyboardInterrupt):  # a second one, while the first is being answered
+                if message.startswith("/"):
+                    if not obey(chat, terminal, message):
+                        break
+                elif message.strip():
+                    answer(chat, terminal, message)
     finally:
         terminal.keep_history()
         chat.close()

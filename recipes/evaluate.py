@@ -105,6 +105,7 @@ def score_examples(params: EvaluateParams, scored: Scored, held_out: evaluation.
             "data with answers (data=FILE), or metrics=null for the loss alone"
         )
     model = scored.load(checkpointer, params.device, params.dtype)
+    results.make_room(file)
     if params.compute_loss:
         items = [document.item for document in documents]
         batches = evaluation.example_losses(
@@ -222,6 +223,8 @@ def run(params: EvaluateParams) -> int:
         log.warning("Interrupted." if models else "Interrupted before anything was scored.")
         if not models:
             return code
+    if len(models) == 1:
+        results.make_room(folder / results.ANSWERS_BEFORE)
     show(params, folder, models, is_complete=code == 0)
     return code
 

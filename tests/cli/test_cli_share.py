@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import errno
+import hashlib
 import html
 import json
 import os
@@ -274,9 +275,30 @@ def listed_outside(entries: list[tuple[zipfile.ZipInfo, bytes]]) -> list[tuple[z
     return [*kept, new, (zipfile.ZipInfo("handed/../evil"), b"x")]
 
 
+def with_config(text: str) -> Change:
+    """Return what puts another config in, and its checksum into the manifest."""
+
+    def change(entries: list[tuple[zipfile.ZipInfo, bytes]]) -> list[tuple[zipfile.ZipInfo, bytes]]:
+        files = {info.filename: content for info, content in entries} | {"handed/config.yaml": text.encode()}
+        manifest = json.loads(files["handed/manifest.json"])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        manifest["files"]["config.yaml"] = {"bytes": len(text.encode()), "sha256": digest}
+        files["handed/manifest.json"] = json.dumps(manifest).encode()
+        return [(zipfile.ZipInfo(name), content) for name, content in files.items()]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            with_config(
+                "a0: &a0 []\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 12))
+            ),
+            "values",
+        ),
+        (with_config(f"? {'k' * 2000}\n: [1, 2]\n"), "1,000 characters"),
         (added("handed/../../evil"), "leads out of it"),
         (listed_outside, "leads out of it"),
         (added("/evil"), "not what tune share writes"),
@@ -316,6 +338,13 @@ def test_a_zip_that_was_tampered_with_is_refused(
 def test_bombs_links_and_rubbish_are_refused(tune, shared_zip: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "rubbish.zip").write_bytes(b"PK\3\4" + bytes(99))
     assert "cannot be opened" in tune("run", "rubbish.zip").err
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "broken.zip", "w", method) as archive:
+            archive.writestr("handed/manifest.json", os.urandom(99) * 9)
+        content = bytearray((tmp_path / "broken.zip").read_bytes())
+        content[50:110] = b"\xff" * 60
+        (tmp_path / "broken.zip").write_bytes(content)
+        assert "cannot be opened" in tune("run", "broken.zip").err
     with zipfile.ZipFile(shared_zip) as archive:
         archive.extractall(tmp_path)
     folder = tmp_path / "handed"
@@ -356,3 +385,24 @@ def test_merging_writes_into_the_run_and_names_what_is_next(tune, run_folder: Pa
     assert converted.out.rstrip().endswith(
         "tune run generate plain prompt_template=question_answer prompt='...'"
     )
+
+
+def test_strange_records_of_a_shared_run_are_only_shown(tune, shared_zip: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(shared_zip) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / "handed"
+    record = json.loads((folder / "run.json").read_text())
+    record["model"]["parameters"] = record["result"]["loss"] = 10**400
+    record["versions"] = {"torch": "\nVersions, device and data are the same here."}
+    (folder / "run.json").write_text(json.dumps(record))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "run.json").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    manifest["files"]["run.json"] = {"bytes": len(content), "sha256": digest}
+    manifest["inputs"] = {"a\nb": 3}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    outcome = tune("run", "./handed", "--dry-run", "dataset.source=x.jsonl")
+    assert "Traceback" not in outcome.err
+    assert "\nVersions, device" not in outcome.err
+    assert "a\\nb" in outcome.err
+    assert "nothing of that name" in outcome.err  # not what lies in the working directory

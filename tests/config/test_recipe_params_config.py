@@ -66,10 +66,11 @@ def test_both_styles_and_the_constructor_mean_the_same() -> None:
 def test_every_declared_default_is_a_good_value(params_cls: type) -> None:
     for info in fields_of(params_cls).values():
         if info.slot is not None and info.default:
-            resolved = resolve_component(info.default, info.slot)
-            assert not resolved.errors, (info.name, resolved.errors)
-            if "." in info.default:
-                assert resolved.path == info.default, "a default with a dot is taken as a full path"
+            for name in (info.default,) if isinstance(info.default, str) else info.default:
+                resolved = resolve_component(name, info.slot)
+                assert not resolved.errors, (info.name, resolved.errors)
+                if "." in name:
+                    assert resolved.path == name, "a default with a dot is taken as a full path"
         elif not info.required:
             assert info.find_fault(info.default) is None
 

@@ -30,6 +30,8 @@ FITS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("run.loss", "run.best_val_loss"), (NAN, -3)),
     "run.val_loss": (NAN, -3, None),
     "run.best_step": (None,),
+    "run.lowest_score": (ABSENT, NAN, -3),  # steps of before there was one lack it
+    "run.num_stale": (ABSENT,),
     "run.weights": (ABSENT,),
     **dict.fromkeys(("parts.sampler.shuffle", "parts.spikes.is_high"), (True,)),
     "parts.sampler.mixture": (ABSENT,),

@@ -236,10 +236,14 @@ class Screen:
 
     def interrupt(self, chat: subprocess.Popen[bytes], until: str) -> None:
         """Press Ctrl-C until that is noticed: one that comes while a key is being read waits for the next key."""
-        while until not in self.text:
+        for _ in range(100):
             chat.send_signal(signal.SIGINT)
-            if select.select([self._descriptor], [], [], 1.0)[0]:
-                self.text += os.read(self._descriptor, 4096).decode(errors="replace")
+            again = time.monotonic() + 1.0
+            while until not in self.text and time.monotonic() < again:
+                if select.select([self._descriptor], [], [], 0.1)[0]:
+                    self.text += os.read(self._descriptor, 4096).decode(errors="replace")
+            if until in self.text:
+                break
         self.wait_for(until)
 
 
@@ -247,11 +251,7 @@ class Screen:
 def terminal(saved: Path) -> Iterator[tuple[Screen, subprocess.Popen[bytes]]]:
     ours, theirs = pty.openpty()
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    chat = (
-        start(saved, "max_new_tokens=3000", "ignore=x", **ends)
-        if False
-        else start(saved, "max_new_tokens=3000", **ends)
-    )
+    chat = start(saved, "max_new_tokens=3000", **ends)
     os.close(theirs)
     yield Screen(ours), chat
     chat.kill()

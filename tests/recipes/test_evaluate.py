@@ -165,6 +165,9 @@ def test_two_models_side_by_side_by_group(
     assert "the interval contains zero, so 7 examples do not tell" in out  # none is right with either
     assert "By kind" in out
     assert "&lt;b&gt;" in (run / "report.html").read_text()
+    # The same data again, for the loss alone: nothing stays that the new scores are not of.
+    assert main(["eval", str(run), f"data={held}", "metrics=null", "device=cpu"]) == 0
+    assert [path.name for path in folder.iterdir()] == ["scores.json"]
 
 
 def test_an_interrupted_evaluation_keeps_its_answers(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import pickle
+import runpy
+import sys
 
 import pytest
 
@@ -22,3 +24,10 @@ def test_a_class_is_one_class_by_either_name() -> None:
 def test_what_is_not_there_is_missing_by_both_names() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("recipes.nowhere")
+    assert importlib.util.find_spec("recipes.nowhere") is None
+
+
+def test_python_m_runs_a_module_by_the_folders_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "recipes.interfaces", raising=False)  # as a new process has it
+    found = runpy.run_module("recipes.interfaces", run_name="run_alone")
+    assert found["FTRecipeInterface"].__module__ == "run_alone"

@@ -313,8 +313,8 @@ def test_pruning_keeps_the_best(make_params, tmp_path: Path) -> None:
 
     def validate_badly() -> dict[str, float]:
         validate()
-        recipe.state.val_loss = next(losses)
-        return {"val_loss": recipe.state.val_loss}
+        recipe.state.note_validation(val_loss := next(losses))
+        return {"val_loss": val_loss}
 
     recipe.validate = validate_badly  # type: ignore[method-assign]
     object.__setattr__(params, "run_val_every_n_steps", 1)

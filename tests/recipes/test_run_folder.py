@@ -132,7 +132,8 @@ def test_the_printed_command_works_as_printed(whole: Path, capsys: pytest.Captur
 
 
 def test_a_run_that_fails_says_why(make_params: Callable[..., Any]) -> None:
-    params = make_params(optimizer={"_component_": "torch.optim.SGD", "lr": 1e3}, save_every_n_steps=1)
+    growing = {"_component_": "torch.optim.SGD", "lr": 1e3, "weight_decay": 900.0}  # a million times a step
+    params = make_params(optimizer=growing, save_every_n_steps=1)
     with pytest.raises(TrainingError, match=r"the (loss|gradient norm) is"):
         recipe_main(params)
     folder = Path(params.output_dir)

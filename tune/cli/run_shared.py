@@ -154,18 +154,22 @@ def _tell_differences(opened: OpenedRun, settings: Mapping[str, str]) -> None:
     for name, here in describe_versions().items():
         there = _mapping(opened.record.get("versions")).get(name)
         if there != here and opened.record:
-            rows.append((name, str(there or "none"), str(here or "none")))
+            rows.append((name, _shown(there or "none"), str(here or "none")))
     there = _mapping(opened.record.get("device"))
     with suppress(TuneError, RuntimeError, ValueError):
         about = describe_machine(get_device(settings.get("device", "cpu")))["device"]
         if there and (there.get("type"), there.get("name")) != (about["type"], about["name"]):
             rows.append(
-                ("device", f"{there.get('name')} ({there.get('type')})", f"{about['name']} ({about['type']})")
+                (
+                    "device",
+                    _shown(f"{there.get('name')} ({there.get('type')})"),
+                    f"{about['name']} ({about['type']})",
+                )
             )
     for key, told in opened.manifest["inputs"].items():
         found = describe_input(str(settings.get(key, "")))
         if found != told:
-            rows.append((str(key), escape_control(told, _MAX_TEXT), found or "nothing of that name"))
+            rows.append((_shown(key), _shown(told), found or "nothing of that name"))
     if rows:
         head = (paint("What differs:", "bold"), "there", "here")
         say(columns([head, *rows]) + "\nThe numbers may differ, too.\n", sys.stderr)
@@ -258,6 +262,10 @@ def _compare(opened: OpenedRun, output_dir: Path) -> None:
         say("The weights are those of the shared run, bit for bit.\n", sys.stderr)
     elif weights:
         say(f"The weights differ from those of the shared run; the loss was {shown}.\n", sys.stderr)
+
+
+def _shown(text: object) -> str:
+    return escape_control(text, _MAX_TEXT)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

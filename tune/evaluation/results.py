@@ -18,6 +18,7 @@ __all__ = [
     "MARK",
     "SCORES",
     "choose_dir",
+    "make_room",
     "open_answers",
     "refuse_foreign",
     "write_scores",
@@ -48,20 +49,34 @@ def choose_dir(run: Path | None, folder: str, name: str) -> Path:
     return run / EVALUATIONS / (f"{step[-1]}_{name}" if step else name)
 
 
-def open_answers(file: Path) -> IO[str]:
-    """Return the file for answers, emptied.
+def make_room(file: Path) -> None:
+    """Remove the answers of an earlier evaluation, and the scores beside them, which tell of these.
 
     Raises:
-        DataError: it cannot be written, or holds something else.
+        DataError: it cannot be removed, or holds something else.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_file():
             with file.open("rb") as stream:
                 if stream.read(len(_ROW_START)) not in (b"", _ROW_START):
                     raise DataError(
                         f"{file} holds no answers, so it is left as it is: choose another output_dir"
                     )
+            file.unlink()
+        file.with_name(SCORES).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{file} cannot be removed: {error.strerror}. Choose another output_dir") from error
+
+
+def open_answers(file: Path) -> IO[str]:
+    """Return the file for answers, new.
+
+    Raises:
+        DataError: it cannot be written, or holds something else.
+    """
+    make_room(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         return file.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}. Choose another output_dir") from error

@@ -30,6 +30,8 @@ def describe_input(value: str) -> str | None:
 
     All bytes count; of more than a GiB the first and last of each file.
     """
+    if not value:
+        return None
     try:
         path = expand_path(value)
         files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())

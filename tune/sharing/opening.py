@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ __all__ = ["OpenedRun", "is_shared", "open_shared"]
 _MAX_FILES = 1000
 _MAX_MANIFEST = 4_000_000
 _CHUNK = 1 << 20
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError)
 _NAME = re.compile(r"[^\x00-\x1f\\:*?\"<>|]{1,255}\Z")
 
 
@@ -82,7 +85,7 @@ def open_shared(path: Path, into: Path) -> OpenedRun:
     try:
         with _zip_files(path) if path.is_file() else _folder_files(path) as files:
             return _copy_checked(path, files, into)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+    except (OSError, *_BROKEN_ZIP, EOFError, ValueError) as error:
         raise TuneError(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
 
 

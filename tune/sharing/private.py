@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tune.config.nodes import MAX_WEIGHT
 from tune.errors import ConfigError
 from tune.sharing.redaction import Private, placeholder
 from tune.utils.paths import BUNDLED_PREFIX, get_recipes_dir
@@ -23,6 +25,7 @@ from tune.utils.secret_masking import is_secret_name
 __all__ = ["Leaf", "is_private", "is_telling", "private_texts", "read_leaves", "replace_leaves"]
 
 MAX_CONFIG_BYTES = 2_000_000
+_MAX_KEY = 1000
 # Words of a key whose value is a path, or the name of somebody.
 _PATH_WORDS = frozenset(
     (
@@ -155,26 +158,35 @@ def read_leaves(text: str) -> list[Leaf]:
     """Return each value of a config's text that is no mapping and no list, in the order of the file.
 
     Raises:
-        ConfigError: it is no YAML, or too large or too deep for a config.
+        ConfigError: it is no YAML, or too large (with its aliases written out) or too deep for a config.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError(f"the config has {len(text):,} characters: that is no config")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        return sorted(_leaves(root, ""), key=lambda leaf: leaf.start)
+        nodes = list(islice(_nodes(root, ""), MAX_WEIGHT + 1))
     except yaml.YAMLError as error:
         raise ConfigError(f"the config is no YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError("the config is nested too deeply") from error
+    if len(nodes) > MAX_WEIGHT:
+        raise ConfigError(f"with its aliases written out the config holds more than {MAX_WEIGHT:,} values")
+    leaves = [
+        Leaf(key, str(node.value), node.start_mark.index, node.end_mark.index)
+        for key, node in nodes
+        if isinstance(node, yaml.ScalarNode)
+    ]
+    return sorted(leaves, key=lambda leaf: leaf.start)
 
 
-def _leaves(node: yaml.Node | None, key: str) -> Iterator[Leaf]:
-    if isinstance(node, yaml.ScalarNode):
-        yield Leaf(key, str(node.value), node.start_mark.index, node.end_mark.index)
+def _nodes(node: yaml.Node | None, key: str) -> Iterator[tuple[str, yaml.Node | None]]:
+    if len(key) > _MAX_KEY:
+        raise ConfigError(f"a key of the config has more than {_MAX_KEY:,} characters")
+    yield key, node
     children = node.value if isinstance(node, yaml.MappingNode | yaml.SequenceNode) else ()
     for number, child in enumerate(children):
         name, inner = (child[0].value, child[1]) if isinstance(child, tuple) else (number, child)
-        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+        yield from _nodes(inner, f"{key}.{name}" if key else str(name))
 
 
 def replace_leaves(text: str, leaves: Sequence[Leaf]) -> str:

@@ -24,6 +24,7 @@ _WHAT = {
     "recipe": "the program that trained it",
     "adapter": "what it learnt, to be used with its base",
 }
+_MAX_PARAMETERS = 10**18  # more are none; and a float has no room for any number
 
 
 def summarize_run(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -37,7 +38,7 @@ def summarize_run(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{result.get('step')} of {result.get('num_steps')} steps" if result.get("step") is not None else ""
     )
     rows.append(("status", ", ".join(filter(None, [str(record.get("status") or "not known"), steps]))))
-    if isinstance(model.get("parameters"), int):
+    if isinstance(model.get("parameters"), int) and model["parameters"] < _MAX_PARAMETERS:
         rows.append(
             (
                 "model",
@@ -49,7 +50,7 @@ def summarize_run(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("val_loss", "validation loss"),
         ("best_val_loss", "best validation loss"),
     ):
-        if isinstance(result.get(key), int | float):
+        if isinstance(result.get(key), float):
             rows.append((name, f"{result[key]:.4f}"))
     if data.get("text"):
         rows.append(("data", str(data["text"]).split("\n")[0]))

@@ -76,7 +76,7 @@ def _hint(pattern: str, names: Sequence[str]) -> str:
     word = re.sub(r"\.?[\d-]+", "", pattern).rpartition(".")[2]
     close = _ELSEWHERE.get(word) or nearest(word, parts)
     meant = f"; did you mean {close}?" if close and close != word else ""
-    return f"{meant} Its parts: {', '.join(listed)}"
+    return f"{meant}. Its parts: {', '.join(listed)}"
 
 
 def find_exceptions(
