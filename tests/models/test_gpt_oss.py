@@ -21,6 +21,7 @@ from tune.checkpoints.mxfp4 import dequantize_mxfp4
 from tune.errors import CheckpointError
 from tune.generation import generate
 from tune.models.conversion import convert_checkpoint
+from tune.models.gpt_oss import GPT_OSS, gpt_oss_20b
 from tune.modules.peft import FrozenExperts, LoRAConfig, apply_lora
 
 # A group has 32 numbers.
@@ -230,7 +231,7 @@ def test_what_a_configuration_leaves_out_is_as_in_the_reference(tmp_path: Path) 
         ours = tune.models.auto(str(tmp_path))
         theirs = AutoModelForCausalLM.from_config(GptOssConfig(**content))
     assert ours.config.num_parameters() == sum(parameter.numel() for parameter in theirs.parameters())
-    published = tune.models.gpt_oss.gpt_oss_20b.config
+    published = gpt_oss_20b.config
     assert ours.config.rope_scaling == published.rope_scaling
     assert ours.config.rope_base == published.rope_base == theirs.config.rope_parameters["rope_theta"]
     assert (ours.config.sliding_window, ours.config.sliding_layers) == (128, (0, 2))
@@ -240,7 +241,7 @@ def test_what_a_configuration_leaves_out_is_as_in_the_reference(tmp_path: Path) 
 
 @pytest.mark.parametrize("changes", [{"rope_parameters": {}}, {"rope_scaling": {}}, {"rope_theta": 500.0}])
 def test_positions_half_left_out_are_as_in_the_reference(changes: dict[str, Any]) -> None:
-    ours = tune.models.gpt_oss.GPT_OSS.read_hf_config({**SIZES, **changes})
+    ours = GPT_OSS.read_hf_config({**SIZES, **changes})
     theirs = GptOssConfig(**SIZES, **changes).rope_parameters
     assert ours.rope_base == theirs["rope_theta"]
     assert (ours.rope_scaling is None) == (theirs["rope_type"] == "default")
