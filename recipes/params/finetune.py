@@ -598,8 +598,9 @@ class FinetuneParams:
                 ("early_stopping_patience", "dataset_val", "val_split"),
             )
         several = (self.eval_metrics,) if isinstance(self.eval_metrics, Component) else self.eval_metrics
-        names = [one.path.removeprefix("tune.evaluation.metrics.") for one in several]
-        if not names:
+        # One that is not there has no name, and a problem of its own.
+        names = [one.path.removeprefix("tune.evaluation.metrics.") for one in several if one.path]
+        if not several:
             yield problem("is an empty list: name at least one, such as exact_match", ("eval_metrics",))
         best_by = (self.best_by or "loss").removeprefix("eval_")
         is_of_answers = best_by in names or (self.best_by or "").startswith("eval_")
@@ -611,11 +612,14 @@ class FinetuneParams:
             yield problem(f"is none of eval_metrics, {', '.join(names)}", ("best_by", "eval_metrics"))
         elif is_of_answers and not self.eval_every_n_steps:
             yield problem("is measured of answers: set eval_every_n_steps", ("best_by", "eval_every_n_steps"))
-        elif not is_of_answers and not best_by.startswith("val_") and best_by not in self.known_scores:
+        measured = (*self.known_scores, *(f"val_{name}" for name in self.known_scores))
+        # A validation may measure more than is known here; what looks like a slip is not waited for.
+        is_free = best_by.startswith("val_") and nearest(best_by, measured) is None
+        if not is_of_answers and not is_free and best_by not in measured:
             yield problem(
                 f"is no metric that is known: {', '.join((*self.known_scores, 'val_...', *names))}",
                 ("best_by",),
-                suggestion=nearest(best_by, (*self.known_scores, *names)),
+                suggestion=nearest(best_by, (*measured, *names)),
             )
 
     def _quantized_by(self) -> str:

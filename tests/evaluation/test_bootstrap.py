@@ -7,6 +7,7 @@ import pytest
 
 from tune.errors import DataError
 from tune.evaluation import paired_difference
+from tune.evaluation.tables import verdicts
 
 
 def test_the_interval_is_as_wide_as_theory_says() -> None:
@@ -51,3 +52,9 @@ def test_examples_must_be_the_same() -> None:
         paired_difference([0.0, 1.0], [0.0, 1.0, 1.0])
     with pytest.raises(DataError, match="0 and 0 examples"):
         paired_difference([], [])
+
+
+def test_what_may_be_chance_is_said_of_one_example_or_many() -> None:
+    for number, said in ((1, "so 1 example does not tell"), (1200, "so 1,200 examples do not tell")):
+        (verdict,) = verdicts({"differences": {"number": {"is_clear": False, "num_pairs": number}}})
+        assert said in verdict

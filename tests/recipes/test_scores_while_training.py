@@ -122,6 +122,8 @@ def test_a_run_ends_when_nothing_gets_better(
         (["eval_every_n_steps=2"], "eval_every_n_steps needs dataset_val or val_split"),
         (["early_stopping_patience=2"], "early_stopping_patience needs dataset_val or val_split"),
         (["val_split=2", "best_by=rouge_l"], "best_by is no metric that is known"),
+        (["val_split=2", "best_by=val_los"], "= suggestion: val_loss"),
+        (["val_split=2", "best_by=los", "eval_metrics=[nope]"], "known: loss, perplexity, val_...\n"),
         (["val_split=2", "best_by=exact_match"], "best_by is measured of answers: set eval_every_n_steps"),
         (
             ["val_split=2", "best_by=eval_number", "eval_every_n_steps=2"],

@@ -46,6 +46,7 @@ _ELSEWHERE = {
     "init": "`tune cp CONFIG my.yaml` makes a config your own",
     "push": "`tune upload` sends a model to the hub",
     "zip": "`tune share RUN` hands a run on",
+    "score": "`tune eval RUN` tells what a model is worth on held-out examples",
     "config": "`tune ls` lists configs, `tune cat` shows one, `tune describe RECIPE` its parameters",
 }
 for _word, _same in (
@@ -63,7 +64,8 @@ for _word, _same in (
         ("curves", "plot"),
         ("tensorboard", "plot"),
     ),
-    *(("publish", "push"), ("archive", "zip"), ("package", "zip"), ("new", "init")),
+    *(("publish", "push"), ("archive", "zip"), ("package", "zip"), ("pack", "zip"), ("new", "init")),
+    *(("test", "score"), ("bench", "score"), ("benchmark", "score")),
 ):
     _ELSEWHERE[_word] = _ELSEWHERE[_same]
 

@@ -50,9 +50,9 @@ def verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
     for name, each in summary.get("differences", {}).items():
         if not each["is_clear"]:
             number = each["num_pairs"]
+            examples = "1 example does" if number == 1 else f"{number:,} examples do"
             yield (
-                f"{_title(name)}: the interval contains zero, so {number:,} example{'s' * (number != 1)} do not tell "
-                "which model is better."
+                f"{_title(name)}: the interval contains zero, so {examples} not tell which model is better."
             )
 
 
