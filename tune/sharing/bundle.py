@@ -7,11 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,12 @@ from tune.sharing.inputs import describe_inputs, own_modules
 from tune.sharing.private import Leaf, is_private, is_telling, private_texts, read_leaves, replace_leaves
 from tune.sharing.readme import describe_shared
 from tune.sharing.redaction import Private, Redactor, placeholder
+from tune.sharing.staging import MANIFEST, put_in_place, require_free, staging, write_zip
 from tune.utils.paths import get_recipes_dir
 from tune.utils.secret_masking import is_secret_name, mask_looks, mask_text
 
 __all__ = ["MANIFEST", "MAX_BYTES", "Shared", "share_run"]
 
-MANIFEST = "manifest.json"
 VERSION = 1
 # More than this is no record of a run any more; who opens one refuses it.
 MAX_BYTES = 1 << 30
@@ -96,7 +93,7 @@ def share_run(
         ConfigError: a listed key is none of the config's.
         TuneError: it is no run, something else is in the way, or it cannot be written.
     """
-    _require_free(target, force)
+    require_free(target, force)
     try:
         text = (run / "config.yaml").read_bytes().decode("utf-8")
     except FileNotFoundError as error:
@@ -108,18 +105,18 @@ def share_run(
         if not any(leaf.key == key or leaf.key.startswith(f"{key}.") for leaf in leaves):
             raise ConfigError(f"the run's config has no key {key!r}, whose value could be left out")
     try:
-        with _staging(target) as staging:
-            folder = staging / name
+        with staging(target) as place:
+            folder = place / name
             shared = _Writing(run, folder, text, leaves, redact, listed).write(report)
             staged = {target: folder}
             if compress:
-                staged[target] = _write_zip(folder, staging / target.name)
+                staged[target] = write_zip(folder, place / target.name)
                 shared.num_bytes = staged[target].stat().st_size
             shared.path = staged[target]
             for file, content in (beside(shared) if beside else {}).items():
-                (staging / file).write_bytes(content)
-                staged[target.parent / file] = staging / file
-            _put_in_place(staged, staging)
+                (place / file).write_bytes(content)
+                staged[target.parent / file] = place / file
+            put_in_place(staged, place)
             shared.path = target
             return shared
     except OSError as error:
@@ -342,41 +339,3 @@ def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     return files
-
-
-def _write_zip(folder: Path, path: Path) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-            archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
-    return path
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Yield a folder beside the target, gone afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _require_free(target: Path, force: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not force:
-        raise TuneError(f"{target} exists already; --force replaces it, --to writes elsewhere")
-    is_ours = (target / MANIFEST).is_file() if target.is_dir() else zipfile.is_zipfile(target)
-    if target.is_symlink() or not is_ours:
-        raise TuneError(
-            f"{target} was not written by tune share, so it is left as it is; write elsewhere with --to"
-        )
-
-
-def _put_in_place(staged: dict[Path, Path], staging: Path) -> None:
-    """Give what is whole its names; a folder that is replaced is kept aside until then."""
-    for target, path in staged.items():
-        if target.is_dir() and not target.is_symlink():
-            os.rename(target, staging / ".replaced")
-        os.rename(path, target)
