@@ -11,11 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from launch_runs import ROOT
-from safetensors.torch import load_file
-
-from tune.cli.main import main
 
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 
@@ -121,28 +117,26 @@ def test_two_machines_train_as_one(machines: tuple[str, str], tmp_path: Path) ->
         assert "Error" not in err
 
 
-def test_a_recipe_trains_on_two_machines_as_on_one(
-    machines: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_trains_on_two_machines_as_on_one(machines: tuple[str, str], tmp_path: Path) -> None:
     rows = [{"instruction": "Say it.", "input": "mill " * (1 + i % 5), "output": "goose"} for i in range(18)]
     (tmp_path / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = ("full_finetune", "--config", "tiny/full_finetune", "epochs=1", "log_every_n_steps=1")
-    recipe += ("dataset.source=orders.jsonl", "lr_scheduler.num_warmup_steps=1")
+    recipe = ("full_finetune", "--config", "tiny/full_finetune", "epochs=1", "batch_size=3")
+    recipe += ("dataset.source=orders.jsonl",)
     meeting = ("--rdzv_endpoint", f"{ADDRESSES[0]}:29413")
-    words = (*meeting, *recipe, "batch_size=3", "output_dir=two")
-    results = ends([launch(name, tmp_path, *words) for name in machines])
+    results = ends([launch(name, tmp_path, *meeting, *recipe, "output_dir=two") for name in machines])
     assert [code for code, _, _ in results] == [0, 0], results
     assert (tmp_path / "two" / "logs" / "rank_1.log").is_file()
-    monkeypatch.chdir(tmp_path)
-    assert main(["run", *recipe, "batch_size=6", "output_dir=one"]) == 0
-    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("one", "two")]
-    losses = [[json.loads(line)["loss"] for line in run] for run in lines]
-    assert len(losses[0]) == 3
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    ours, theirs = (load_file(tmp_path / run / "latest/model/model.safetensors") for run in ("two", "one"))
-    for name, expected in theirs.items():
-        # AdamW divides by the root of squared gradients: where these are small, rounding shows.
-        torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-4)
+    alone = subprocess.run(
+        [sys.executable, "-m", "tune", "run", "--nproc_per_node", "2", *recipe, "output_dir=one"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,  # a slow machine takes a tenth of it
+    )
+    assert alone.returncode == 0, alone.stderr
+    files = [tmp_path / run / "latest" / "model" / "model.safetensors" for run in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_numbered_machines_and_a_failure_on_one(machines: tuple[str, str], tmp_path: Path) -> None:
