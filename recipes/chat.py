@@ -15,11 +15,13 @@ import io
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import tune.config
@@ -51,6 +53,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self.is_shown = sys.stdin.isatty() and sys.stdout.isatty()
+        self._heeds_interrupt = False
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         if self.is_shown:
@@ -78,15 +81,44 @@ class Terminal:
             self._history.touch(mode=0o600)
             readline.write_history_file(self._history)
 
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._heeds_interrupt:
+            self._heeds_interrupt = False  # what handles the first is not disturbed by a second
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def outliving_interrupts(self) -> Iterator[None]:
+        """On a terminal, let a Ctrl-C outside of :meth:`interruptible` change nothing; from a pipe it ends all."""
+        before = signal.signal(signal.SIGINT, self._on_interrupt) if self.is_shown else None
+        try:
+            yield
+        finally:
+            if self.is_shown:
+                signal.signal(signal.SIGINT, before)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a Ctrl-C raise ``KeyboardInterrupt`` here, once."""
+        self._heeds_interrupt = True
+        try:
+            yield
+        finally:
+            self._heeds_interrupt = False
+
     def messages(self) -> Iterator[str]:
         """Yield what is said, a line or several at a time, until the end of the input."""
         while True:
             try:
-                yield self._read_message()
+                with self.interruptible():
+                    message = self._read_message()
             except KeyboardInterrupt:
+                if not self.is_shown:
+                    raise
                 self.note("\n(/quit or Ctrl-D ends the chat)")
+                continue
             except EOFError:
                 return
+            yield message
 
     def _read_message(self) -> str:
         line = self._read_line("> ")
@@ -181,13 +213,18 @@ def answer(chat: Chat, terminal: Terminal, text: str | None) -> None:
     started = time.perf_counter()
     num_pieces = 0
     try:
-        with closing(chat.ask_again() if text is None else chat.ask(text)) as pieces:
+        with (
+            terminal.interruptible(),
+            closing(chat.ask_again() if text is None else chat.ask(text)) as pieces,
+        ):
             for piece in pieces:
                 if chat.num_left_out and not num_pieces:
                     terminal.note(f"({chat.num_left_out} older messages no longer fit and are left out)")
                 num_pieces += 1
                 terminal.write(piece)
     except KeyboardInterrupt:
+        if not terminal.is_shown:
+            raise
         terminal.write("\n")
         terminal.note("(stopped)")
         return
@@ -253,8 +290,8 @@ def run(params: ChatParams) -> None:
     if terminal.is_shown:
         terminal.note("/help lists what else can be typed; Ctrl-D ends the chat.")
     try:
-        for message in terminal.messages():
-            with suppress(KeyboardInterrupt):  # a second one, while the first is being answered
+        with terminal.outliving_interrupts():
+            for message in terminal.messages():
                 if message.startswith("/"):
                     if not obey(chat, terminal, message):
                         break
