@@ -31,7 +31,7 @@ def type_text(info: ParamInfo) -> str:
 
 
 def parameters_text(params_cls: type[Any], width: int = 100) -> str:
-    """All parameters of a class by group: name, type, default, range, help."""
+    """Return all parameters of a class by group: name, type, default, range, help, in lines of so many columns."""
     groups: dict[str, list[ParamInfo]] = {}
     for info in fields_of(params_cls).values():
         groups.setdefault(info.group, []).append(info)
@@ -40,15 +40,27 @@ def parameters_text(params_cls: type[Any], width: int = 100) -> str:
         lines = [f"{group} parameters:"]
         for info in members:
             default = "required" if info.required else f"default {default_text(info)}"
-            lines.append(f"  {info.name} ({type_text(info)}, {default})")
+            head = f"{info.name} ({type_text(info)}, {default})"
+            lines += _wrapped(head, width, "  ", "    ")
             text = info.help
             if info.range_text():
                 text += f" [{info.range_text()}]"
             if info.short_for:
                 text += f" [short for {info.short_for}]"
-            lines += textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += _wrapped(text, width, " " * 6, " " * 6)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, Any]:
