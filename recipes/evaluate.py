@@ -207,7 +207,8 @@ def run(params: EvaluateParams) -> int:
         mesh = init_mesh(get_device(params.device), Choices(enable_fsdp=False))
         stack.callback(mesh.close)
         # Several processes end together, after the round that they are in.
-        stop = stack.enter_context(StopRequest(mesh)) if mesh.world_size > 1 else None
+        asked = StopRequest(mesh, "finishing what is in progress, then stopping")
+        stop = stack.enter_context(asked) if mesh.world_size > 1 else None
         is_stopped = stop.agreed if stop is not None else None
         models = find_models(params, mesh=mesh, is_stopped=is_stopped)
         found, held_out, tasks = models[0].found, None, params.tasks or ()

@@ -21,10 +21,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tune.errors import ConfigError, TokenizerError, TuneError, first_line
+from tune.evaluation.harness_results import read_results
 from tune.evaluation.rounds import in_rounds
-from tune.evaluation.scores import Outcome
+from tune.evaluation.scores import Outcome, add_intervals
 from tune.modules import TransformerDecoder
 from tune.tokenizers import Tokenizer
+from tune.utils.lost_connection import is_lost_connection
 from tune.utils.mesh import Mesh
 
 __all__ = ["OurLM", "find_tasks", "run_tasks"]
@@ -259,41 +261,14 @@ def run_tasks(
     except TuneError:
         raise
     except Exception as error:
+        if is_lost_connection(str(error)):
+            raise
         raise TuneError(
             f"the lm-evaluation-harness cannot run {', '.join(tasks)}: {type(error).__name__}: {first_line(error)}. "
             "Most tasks fetch their data from the hub"
         ) from error
-    scores: dict[str, dict[str, Any]] = {}
-    for task, results in found["results"].items():
-        for key, value in results.items():
-            metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            name = f"{task}/{metric}" if kind == "none" else f"{task}/{metric} ({kind})"
-            spread = results.get(f"{metric}_stderr,{kind}")
-            scores[name] = {"value": float(value), "count": _count(found, task)}
-            if isinstance(spread, float):
-                scores[name]["stderr"] = spread
-    return scores, [
-        _outcome(task, sample) for task, samples in found["samples"].items() for sample in samples
-    ]
-
-
-def _count(found: Mapping[str, Any], task: str) -> int:
-    """Return the documents of a task; of a group those of all its tasks."""
-    members = found.get("group_subtasks", {}).get(task) or [task]
-    return sum(found["n-samples"][each]["effective"] for each in members if each in found["n-samples"])
-
-
-def _outcome(task: str, sample: Mapping[str, Any]) -> Outcome:
-    kind = sample.get("filter", "none")
-    end = "" if kind == "none" else f" ({kind})"
-    names = [name for name in sample.get("metrics", ()) if isinstance(sample.get(name), (int, float))]
-    asked = sample["arguments"][0][0] if sample.get("arguments") else ""
-    return Outcome(
-        f"{task}:{sample['doc_id']}{end}",
-        prompt=asked if isinstance(asked, str) else "",
-        reference=str(sample.get("target", "")),
-        answer=str(sample.get("filtered_resps", "")),
-        scores={f"{task}/{name}{end}": float(sample[name]) for name in names},
-    )
+    if found is None:  # in each machine's first process alone the harness sums up
+        return {}, []
+    scores, outcomes = read_results(found)
+    add_intervals(scores, outcomes, seed)
+    return scores, outcomes

@@ -17,6 +17,7 @@ __all__ = [
     "LOSS",
     "Metric",
     "Outcome",
+    "add_intervals",
     "begin_outcome",
     "compare",
     "note_losses",
@@ -166,6 +167,17 @@ def summarize(outcomes: Sequence[Outcome], seed: int = 0) -> dict[str, Any]:
             scores[PERPLEXITY] = {key: _exp(scores[name][key]) for key in ("value", "low", "high")}
             scores[PERPLEXITY]["count"] = sum(weights)
     return {"num_examples": len(outcomes), "scores": scores}
+
+
+def add_intervals(scores: Mapping[str, dict[str, Any]], outcomes: Sequence[Outcome], seed: int) -> None:
+    """Give each score that is the mean of its examples' the ends of its interval, as `summarize` does."""
+    for name, score in scores.items():
+        values = [each.scores[name] for each in outcomes if name in each.scores]
+        is_mean = values and math.isclose(
+            sum(values) / len(values), score["value"], rel_tol=1e-9, abs_tol=1e-12
+        )
+        ends = mean_interval(values, seed=seed) if is_mean else None
+        score["low"], score["high"] = ends or (None, None)
 
 
 def summarize_groups(
