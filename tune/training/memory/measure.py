@@ -36,7 +36,6 @@ CANNOT_RUN = (
     *(TuneError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError),
     *(AssertionError, ImportError),
 )
-Gradients = Literal["stand", "grow", "go"]
 
 
 @dataclass
@@ -121,40 +120,27 @@ def without_memory(
     return copied
 
 
-def measure_step(
-    model: TransformerDecoder,
-    loss_fn: nn.Module,
-    shape: tuple[int, int],
-    packed: bool,
-    autocast_dtype: torch.dtype | None,
-    gradients: Gradients,
-    device_type: str,
-) -> StepBytes:
-    """Return what a step takes, measured on one block of each kind.
-
-    Args:
-        model: as `without_memory` gives it, in the dtypes it is trained in.
-        loss_fn: the loss.
-        shape: rows of a micro-batch and the tokens of the longest.
-        packed: rows hold several documents, so positions are given.
-        autocast_dtype: of the forward pass; None: it runs without autocast.
-        gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
-        device_type: whose kernels are chosen, see `measured_device`.
-    """
-    device = measured_device(device_type)
-    return _measure(Alike(model), Alike(loss_fn), shape, packed, autocast_dtype, gradients, device)
-
-
 @lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
-def _measure(
+def measure_step(
     model_alike: Alike,
     loss_alike: Alike,
     shape: tuple[int, int],
     packed: bool,
     autocast_dtype: torch.dtype | None,
-    gradients: Gradients,
+    gradients: Literal["stand", "grow", "go"],
     device: str,
 ) -> StepBytes:
+    """Return what a step takes, measured on one block of each kind.
+
+    Args:
+        model_alike: as `without_memory` gives it, in the dtypes it is trained in.
+        loss_alike: the loss.
+        shape: rows of a micro-batch and the tokens of the longest.
+        packed: rows hold several documents, so positions are given.
+        autocast_dtype: of the forward pass; None: it runs without autocast.
+        gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
+        device: whose kernels are chosen, see `measured_device`.
+    """
     model: TransformerDecoder = model_alike.module
     loss_fn: nn.Module = loss_alike.module
     kinds = _kinds(model)
@@ -194,7 +180,7 @@ def _kinds(model: TransformerDecoder) -> list[tuple[bool, Alike]]:
 class _Recorder:
     """Runs a step and notes what stands whenever a block begins or ends, and which of them keeps what."""
 
-    def __init__(self, model: TransformerDecoder, gradients: Gradients, max_targets: int | None) -> None:
+    def __init__(self, model: TransformerDecoder, gradients: str, max_targets: int | None) -> None:
         self.model = model
         self.step = StepBytes([BlockBytes() for _ in model.layers])
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
