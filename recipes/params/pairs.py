@@ -29,7 +29,7 @@ class PairParams(FullOrLoraParams):
     )
 
     def memory_settings(self) -> dict[str, Any]:
-        """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""
+        """Return what decides how much memory the run needs, as `PlannedRun` takes it: a pair has two rows."""
         is_packed = any(one.kwargs.get("packed") for _, one in each_dataset(dataset=self.dataset))
         return super().memory_settings() | {"batch_size": self.batch_size * (1 if is_packed else 2)}
 
