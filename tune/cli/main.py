@@ -18,7 +18,8 @@ from tune.utils.streams import open_closed_streams
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
 _NAMES = (
-    "run ls cp cat download convert-ckpt merge upload validate preview report share cache describe schema completion"
+    "run ls cp cat download convert-ckpt merge upload validate preview report "
+    "share cache describe schema completion"
 )
 COMMANDS = {name: name for name in _NAMES.split()} | {"launch": "run"}
 # What other tools call a thing, and what does it here.

@@ -8,6 +8,7 @@ for them. Not seen is what an operator takes for itself while it works, and what
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from tune.modules import TransformerDecoder
 from tune.modules.loss import loss_sum
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
-from tune.training.memory.alike import Alike
 from tune.training.memory.live_bytes import LiveBytes, storage_key
 
 __all__ = ["CANNOT_RUN", "BlockBytes", "StepBytes", "measure_step", "without_memory"]
@@ -122,8 +122,8 @@ def without_memory(
 
 @lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
 def measure_step(
-    model_alike: Alike,
-    loss_alike: Alike,
+    model: TransformerDecoder,
+    loss_fn: nn.Module,
     shape: tuple[int, int],
     packed: bool,
     autocast_dtype: torch.dtype | None,
@@ -133,16 +133,14 @@ def measure_step(
     """Return what a step takes, measured on one block of each kind.
 
     Args:
-        model_alike: as `without_memory` gives it, in the dtypes it is trained in.
-        loss_alike: the loss.
+        model: as `without_memory` gives it, in the dtypes it is trained in.
+        loss_fn: the loss.
         shape: rows of a micro-batch and the tokens of the longest.
         packed: rows hold several documents, so positions are given.
         autocast_dtype: of the forward pass; None: it runs without autocast.
         gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
         device: whose kernels are chosen, see `measured_device`.
     """
-    model: TransformerDecoder = model_alike.module
-    loss_fn: nn.Module = loss_alike.module
     kinds = _kinds(model)
     firsts = sorted({kinds.index(kind) for kind in kinds})
     max_targets = None
@@ -166,15 +164,30 @@ def measure_step(
     return step
 
 
-def _kinds(model: TransformerDecoder) -> list[tuple[bool, Alike]]:
-    """Return for each block what those have in common that take as much memory."""
+def _kinds(model: TransformerDecoder) -> list[tuple[bool, bytes]]:
+    """Return for each block what those have in common that take as much memory: parts and settings."""
     kinds = []
     # What comes before the first trained weight gets no gradient, and is kept less often.
     has_gradient = model.tok_embeddings.weight.requires_grad
     for block in model.layers:
-        kinds.append((has_gradient, Alike(block)))
+        kinds.append((has_gradient, _digest(block)))
         has_gradient |= any(weight.requires_grad for weight in block.parameters())
     return kinds
+
+
+def _digest(block: nn.Module) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)  # part by part: it is also asked for where memory has run out
+    for name, part in block.named_modules(remove_duplicate=False):
+        tensors = [
+            (own, tensor.shape, tensor.dtype, tensor.requires_grad)
+            for own, tensor in (*part._parameters.items(), *part._buffers.items())
+            if tensor is not None
+        ]
+        # What has no text of its own is written with its address, and equals itself alone.
+        held = ("_parameters", "_buffers", "_modules")
+        settings = [pair for pair in vars(part).items() if pair[0] not in held]
+        digest.update(repr((name, type(part), tensors, settings)).encode())
+    return digest.digest()
 
 
 class _Recorder:

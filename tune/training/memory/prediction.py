@@ -21,7 +21,6 @@ from tune.modules.delta_rule import has_fla
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.nf4 import NF4Weight
-from tune.training.memory.alike import Alike
 from tune.training.memory.measure import StepBytes, measure_step, measured_device, without_memory
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.precision import Precision
@@ -160,8 +159,8 @@ def predict(run: PlannedRun) -> Prediction:
     model = _without_memory(run.model, precision.param_dtype)
     weights = weigh(model)
     step = measure_step(
-        Alike(model),
-        Alike(run.loss_fn),
+        model,
+        run.loss_fn,
         (run.batch_size, run.seq_len),
         run.is_packed,
         None if precision.param_dtype == precision.compute_dtype else precision.compute_dtype,
