@@ -173,13 +173,11 @@ def predict(run: PlannedRun) -> Prediction:
     at_step = {"gradients": weights.trained * run.share, "work in progress": working * run.share}
     moments = (_at_loss(run, step, weights), in_backward, {} if run.optimizer_in_backward else at_step)
 
-    beside = WeightSizes(blocks=[0.0])
-    if run.frozen_model is not None:
-        beside = weigh(_without_memory(run.frozen_model, None))
+    frozen = run.frozen_model
+    beside = WeightSizes(blocks=[0.0]) if frozen is None else weigh(_without_memory(frozen, None))
     beside_share = _share(run.frozen_shard_dim, run.cpu_offload)
-    # Its root stays, and is small beside two blocks.
-    gathered = weights.gathered(run.shard_dim) + beside.gathered(run.frozen_shard_dim)
-
+    beside_gathered = beside.gathered(run.frozen_shard_dim)  # its root stays, and is small beside two blocks
+    gathered = weights.gathered(run.shard_dim) + beside_gathered
     parts: dict[str, tuple[float, ...]] = {
         f"weights, {_count(weights.num_parameters)}": ((weights.plain - weights.adapters) * run.share,) * 3,
         # FSDP leaves buffers alone: every rank has all of it.
@@ -193,7 +191,7 @@ def predict(run: PlannedRun) -> Prediction:
         "FSDP's gathered blocks": (
             gathered,
             gathered + _gathered_gradients(run, weights, step),
-            beside.gathered(run.frozen_shard_dim),
+            beside_gathered,
         ),
         "torch's own code, loaded on first use": (_HOST_CODE * (precision.device_type == "cpu"),) * 3,
     }
@@ -202,7 +200,9 @@ def predict(run: PlannedRun) -> Prediction:
         on_host += sum(_kept(run, step))
     if not run.share:
         on_host += (weights.plain + weights.trained + kept) / run.shard_dim
-    return Prediction({name: sizes for name, sizes in parts.items() if any(sizes)}, on_host, step.unknown)
+    return Prediction(
+        {name: sizes for name, sizes in parts.items() if max(sizes) > 0.0}, on_host, step.unknown
+    )
 
 
 @lru_cache(maxsize=16)
