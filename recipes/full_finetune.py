@@ -120,9 +120,8 @@ class FullFinetuneRecipe:
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
         training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
-        settings = params.memory_settings()
         planned = training.PlannedRun(
-            model, self.loss_fn, self.precision, shard_dim=self.mesh.shard_dim, **settings
+            model, self.loss_fn, self.precision, shard_dim=self.mesh.shard_dim, **params.memory_settings()
         )
         self.memory_plan = training.plan_memory(planned, self.dataset.report(), self.mesh)
         self.memory_plan.log()

@@ -58,15 +58,10 @@ def explain_out_of_memory(get_plan: Callable[[], MemoryPlan | None] | None = Non
         with reserve:
             yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not _is_out_of_memory(error):
+        is_told_by_text = any(text in str(error) for text in _TEXTS)
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or is_told_by_text):
             raise
         raise TrainingError(_explain(error, get_plan)) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in _TEXTS)
 
 
 def _explain(error: Exception, get_plan: Callable[[], MemoryPlan | None] | None) -> str:
