@@ -31,8 +31,8 @@ def help_text(info: ParamInfo) -> str:
         notes.append(f"default: {_default_text(info.default)}")
     if type_text(info) == "choice":
         notes.append(info.spec.required().describe())
-    if info.range_text():
-        notes.append(info.range_text())
+    if allowed := info.bounds.describe():
+        notes.append(allowed)
     if info.short_for is not None:
         notes.append(f"short for {info.short_for}")
     return f"{info.help} [{'; '.join(notes)}]"
@@ -99,12 +99,8 @@ def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, An
 
 def _field_schema(info: ParamInfo) -> dict[str, Any]:
     schema = _type_schema(info.spec.required())
-    if info.minimum is not None:
-        schema["minimum"] = info.minimum
-    if info.maximum is not None:
-        schema["maximum"] = info.maximum
-    if info.above is not None:
-        schema["exclusiveMinimum"] = info.above
+    limits = {"minimum": info.minimum, "maximum": info.maximum, "exclusiveMinimum": info.above}
+    schema |= {name: limit for name, limit in limits.items() if limit is not None}
     if info.pattern is not None:
         schema["pattern"] = rf"^(?:{info.pattern})$"
     options = [schema, {"type": "object"}] if info.inherits else [schema]
