@@ -10,7 +10,8 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import CHECKPOINTER, KD_LOSS, MODEL, TOKENIZER
-from tune.recipes.params.checks import check_checkpointer, check_sizes, default_of, each_dataset
+from tune.recipes.params.checks import check_checkpointer, check_sizes, default_of
+from tune.recipes.params.data_checks import each_dataset
 from tune.recipes.params.full_or_lora import FullOrLoraParams
 from tune.recipes.params.limits import MANY
 

@@ -11,7 +11,7 @@ from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import DATASET, METRIC, STREAMING
 from tune.config.trust import is_user_trusted
-from tune.recipes.params.checks import check_answers, check_datasets
+from tune.recipes.params.data_checks import check_answers, check_datasets
 from tune.recipes.params.limits import MANY
 from tune.recipes.params.model import ModelParams
 
@@ -125,7 +125,7 @@ class EvaluateParams(ModelParams):
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
-        yield from check_datasets("dataset", self.dataset)
+        yield from check_datasets(dataset=self.dataset)
         yield from check_answers(dataset=self.dataset)
         if self.data is not None and self.dataset is not None:
             yield problem(

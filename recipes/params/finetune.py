@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from tune.config.diagnostics import Diagnostic
 from tune.config.params import agreed_values, check_params, refuse_unknown
-from tune.recipes.params.checks import check_checkpointer, check_processes, check_sizes, check_streaming
+from tune.recipes.params.checks import check_checkpointer, check_processes, check_sizes
+from tune.recipes.params.data_checks import check_streaming
 from tune.recipes.params.finetune_data import DataParams
 from tune.recipes.params.finetune_devices import DeviceParams
 from tune.recipes.params.finetune_optimization import OptimizationParams

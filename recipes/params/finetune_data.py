@@ -10,7 +10,7 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import COLLATE_FN, DATASET
-from tune.recipes.params.checks import (
+from tune.recipes.params.data_checks import (
     check_answers,
     check_collation,
     check_datasets,
@@ -116,8 +116,7 @@ class DataParams:
 
     def check_data(self) -> Iterator[Diagnostic]:
         """Yield what is wrong with the datasets, or between what is said of them."""
-        yield from check_datasets("dataset", self.dataset)
-        yield from check_datasets("dataset_val", self.dataset_val)
+        yield from check_datasets(dataset=self.dataset, dataset_val=self.dataset_val)
         yield from check_mixing(self.dataset, self.mix_until)
         yield from self._check_task()
         yield from check_val_split(self.val_split, self.dataset_val)

@@ -10,7 +10,7 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import COLLATE_FN, STREAMING
-from tune.recipes.params.checks import PREFERENCES, each_dataset
+from tune.recipes.params.data_checks import PREFERENCES, each_dataset
 from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 

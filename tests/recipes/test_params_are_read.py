@@ -86,6 +86,7 @@ def test_every_recipe_with_params_is_covered() -> None:
         "__init__",
         *("finetune", "finetune_data", "finetune_devices", "finetune_optimization", "finetune_output"),
         "checks",
+        "data_checks",
         "full_or_lora",
         "limits",
         "loaded_model",

@@ -27,6 +27,7 @@ class Parameter:
         name: as it is written in a config.
         type: what may be written there; kind "any" where the annotation says nothing checkable.
         required: whether it has no default.
+        default: its default where that is a plain value, else None (see `default_text`).
         default_text: the default as the source spells it, "" where there is none.
         kind: "positional" (cannot be given by name), "either" or "keyword".
     """
@@ -34,6 +35,7 @@ class Parameter:
     name: str
     type: TypeSpec
     required: bool
+    default: Any = None
     default_text: str = ""
     kind: str = "either"
 
@@ -252,7 +254,7 @@ def _parameter(
     if is_plain and value is None:
         spec = spec.optional()  # `x: int = None` means Optional[int]
     text = repr(value) if is_plain else ast.unparse(default)
-    return Parameter(name, spec, required=False, default_text=text, kind=kind)
+    return Parameter(name, spec, required=False, default=value, default_text=text, kind=kind)
 
 
 def _plain_value(module: Module, expression: ast.expr) -> tuple[bool, Any]:
