@@ -27,8 +27,7 @@ class Recipe:
     """A recipe that comes with tune.
 
     Args:
-        name: as it is typed, and its file's name without the ending.
-        params: dotted path of its params dataclass.
+        name: as it is typed, and the name of its file and that of its params without the ending.
         aliases: other names it answers to.
         operand: the parameter that a bare word on its command line is the value of; "" where there is none.
         options: parameters that may be given with dashes, too, as in other programs: --json for json=true; each with
@@ -37,7 +36,6 @@ class Recipe:
     """
 
     name: str
-    params: str
     aliases: tuple[str, ...] = ()
     operand: str = ""
     options: tuple[tuple[str, str], ...] = ()
@@ -48,6 +46,12 @@ class Recipe:
         """The recipe's file."""
         return get_recipes_dir() / f"{self.name}.py"
 
+    @property
+    def params(self) -> str:
+        """Dotted path of its params dataclass."""
+        words = self.name.split("_")
+        return f"tune.recipes.params.{self.name}.{''.join(map(str.capitalize, words))}Params"
+
     def load_params(self) -> type:
         """Import and return the params dataclass (which does not import torch)."""
         module, _, name = self.params.rpartition(".")
@@ -56,46 +60,19 @@ class Recipe:
 
 
 RECIPES: tuple[Recipe, ...] = (
-    Recipe(
-        "full_finetune",
-        "tune.recipes.params.full_finetune.FullFinetuneParams",
-        aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
-    ),
-    Recipe(
-        "lora_finetune",
-        "tune.recipes.params.lora_finetune.LoraFinetuneParams",
-        aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
-    ),
+    Recipe("full_finetune", ("finetune_llm", "full_finetune_single_device", "full_finetune_distributed")),
+    Recipe("lora_finetune", ("lora_finetune_single_device", "lora_finetune_distributed")),
     Recipe(
         "preference_finetune",
-        "tune.recipes.params.preference_finetune.PreferenceFinetuneParams",
-        aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
+        ("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
     ),
-    Recipe(
-        "reward_finetune",
-        "tune.recipes.params.reward_finetune.RewardFinetuneParams",
-        aliases=("reward",),
-    ),
-    Recipe(
-        "distill",
-        "tune.recipes.params.distill.DistillParams",
-        aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
-    ),
-    Recipe(
-        "generate",
-        "tune.recipes.params.generate.GenerateParams",
-        aliases=("alpaca_generate",),
-        operand="model_checkpoint",
-    ),
-    Recipe(
-        "chat",
-        "tune.recipes.params.chat.ChatParams",
-        operand="model_checkpoint",
-    ),
+    Recipe("reward_finetune", ("reward",)),
+    Recipe("distill", ("knowledge_distillation_single_device", "knowledge_distillation_distributed")),
+    Recipe("generate", ("alpaca_generate",), operand="model_checkpoint"),
+    Recipe("chat", operand="model_checkpoint"),
     Recipe(
         "evaluate",
-        "tune.recipes.params.evaluate.EvaluateParams",
-        aliases=("eval", "eleuther_eval"),
+        ("eval", "eleuther_eval"),
         operand="model_checkpoint",
         options=(("against", "RUN|MODEL"), ("json", "")),
         shares_work=True,

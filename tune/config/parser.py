@@ -26,21 +26,6 @@ _OWN = ("config", "override", "remove", "trust", "dry_run")
 _EXIT_BAD_CONFIG = 2
 
 
-class _Once(argparse.Action):
-    """Stores a value, and refuses to be given twice: the first would be lost in silence."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest, None) is not None:
-            parser.error(f"{option_string} is given twice; keep one")
-        setattr(namespace, self.dest, values)
-
-
 class TuneArgumentParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that reads a config file and overrides.
 
@@ -65,7 +50,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.params_cls = params
         add = self.add_argument_group("configuration").add_argument
-        add("--config", metavar="FILE", action=_Once, help="YAML file with parameters")
+        add("--config", metavar="FILE", action="append", help="YAML file with parameters")
         add(
             "--override",
             metavar="KEY=VALUE",
@@ -225,8 +210,9 @@ class TuneArgumentParser(argparse.ArgumentParser):
         overrides = list(own.override or ()) + bare
         position = {argument: index for index, argument in enumerate(given)}
         overrides.sort(key=lambda argument: position.get(argument, 0))
-        if own.config is not None:
-            own.config = find_config_file(own.config)
+        if len(own.config or ()) > 1:
+            self.error("--config is given twice; keep one")  # the first would be lost in silence
+        own.config = find_config_file(own.config[0]) if own.config else None
         try:
             trust(*(own.trust or ()))
         except ConfigError as error:
