@@ -212,8 +212,8 @@ def run(params: EvaluateParams) -> int:
         if not tasks:
             given = (params.dataset,) if isinstance(params.dataset, Component) else params.dataset
             held_out = HeldOut(given) if given else evaluation.find_held_out(found.run, params.data)
-        what = results.name_tasks(tasks, params.include_path) if held_out is None else held_out.id
-        folder = results.choose_dir(found.run, found.adapter or found.model, *what)
+        name = results.name_tasks(tasks, params.include_path) if held_out is None else held_out.name
+        folder = results.choose_dir(found.run, found.adapter or found.model, name)
         folder = folder if params.output_dir is None else expand_path(params.output_dir)
         mesh.from_rank_zero(partial(results.refuse_foreign, folder / results.SCORES))
         code = 0
@@ -230,13 +230,11 @@ def run(params: EvaluateParams) -> int:
         if mesh.is_rank_zero and models:
             if len(models) == 1:
                 results.make_room(folder / results.ANSWERS_BEFORE)
-            show(params, folder, models, what[1], is_complete=code == 0)
+            show(params, folder, models, is_complete=code == 0)
         return code
 
 
-def show(
-    params: EvaluateParams, folder: Path, models: Sequence[Scored], data_id: str, is_complete: bool
-) -> None:
+def show(params: EvaluateParams, folder: Path, models: Sequence[Scored], is_complete: bool) -> None:
     """Write scores.json and the run's page, and print the scores."""
     found, report = models[0].found, models[0].report
     after, before = models[0].outcomes, models[1].outcomes if len(models) > 1 else []
@@ -258,7 +256,7 @@ def show(
         "model": str(found.adapter or found.model),
         "against": params.against,
         "data": data,
-        "data_id": data_id,
+        "data_id": results.identify_rows(after),
         "shares": sorted(evaluation.SHARES & summary["all"]["scores"].keys()),
         "group_by": params.group_by,
         "is_complete": is_complete,

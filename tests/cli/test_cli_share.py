@@ -98,6 +98,7 @@ def planted(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "tune_evaluation": 1,
         "model": "elsewhere/geheim-model",
         "data": "elsewhere/geheim.csv",
+        "data_id": "geheim-id",
         "notes": [text],
     }
     (evaluation / "scores.json").write_text(json.dumps(told))

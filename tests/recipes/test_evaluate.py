@@ -169,8 +169,11 @@ def test_data_of_one_name_has_folders_of_its_own(run: Path, data_file: Path, tmp
     for rows in (data_file, other, data_file.parent / "." / data_file.name):
         assert score(run, data=str(rows), metrics=None, limit=2) == 0
     folders = sorted((run / "evaluations").glob("step_000006_questions_*"))
-    assert {result_of(folder)["data"] for folder in folders} == {str(data_file), str(other)}
-    assert len(folders) == 2
+    told = [result_of(folder) for folder in folders]
+    assert sorted(each["data"] for each in told) == sorted((str(data_file), str(other)))
+    assert told[0]["data_id"] == told[1]["data_id"]  # the same rows, for all that
+    assert score(run, data=str(data_file), metrics=None, limit=3, output_dir=str(tmp_path / "more")) == 0
+    assert result_of(tmp_path / "more")["data_id"] != told[0]["data_id"]
     # And models of one name that no run is known of.
     for number, model in enumerate((tmp_path / "a/model", tmp_path / "b/model")):
         shutil.copytree(run / "latest" / "model", model)

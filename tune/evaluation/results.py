@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,6 +21,7 @@ __all__ = [
     "MARK",
     "SCORES",
     "choose_dir",
+    "identify_rows",
     "make_room",
     "name_tasks",
     "open_answers",
@@ -37,14 +38,14 @@ MARK = "tune_evaluation"
 _ROW_START = b'{"place": '
 
 
-def choose_dir(run: Path | None, folder: str, name: str, data_id: str) -> Path:
+def choose_dir(run: Path | None, folder: str, name: str) -> Path:
     """Return the folder for the results: by what is scored, so that the same evaluation takes its own place again.
 
     Args:
         run: the folder of the run that trained the model, in which it then lies; None: it is one of the working
             directory's.
         folder: of the model or adapter; the saved step that it lies in is part of the name.
-        name, data_id: of the data, or the tasks; see `HeldOut.id`, `name_tasks`.
+        name: of the data, or the tasks; see `HeldOut.name`, `name_tasks`.
     """
     name = re.sub(r"\W+", "_", name).strip("_")[:80] or "data"
     place = expand_path(folder)
@@ -53,14 +54,20 @@ def choose_dir(run: Path | None, folder: str, name: str, data_id: str) -> Path:
     if home is not None and place.is_relative_to(home):
         saved = place.relative_to(home).parts[:1]  # a step, or what lies beside the steps
         return home_of(run) / "_".join([*saved, name])
-    return home_of(run) / "_".join([place.name, name, short_hash(str(place), data_id)])
+    return home_of(run) / "_".join([place.name, name, short_hash(str(place))])
 
 
-def name_tasks(tasks: Sequence[str], include_path: str | None) -> tuple[str, str]:
-    """Return what to call some tasks in a file's name, and what tells them from all others."""
+def name_tasks(tasks: Sequence[str], include_path: str | None) -> str:
+    """Return what to call some tasks in a file's name."""
     own = "" if include_path is None else str(expand_path(include_path).resolve())
-    name, short = "_".join(tasks), short_hash(*tasks, own)
-    return (name if len(name) <= 60 and not own else f"{name[:60]}_{short}"), short
+    name = "_".join(tasks)
+    return name if len(name) <= 60 and not own else f"{name[:60]}_{short_hash(*tasks, own)}"
+
+
+def identify_rows(outcomes: Iterable[Outcome]) -> str:
+    """Return a few letters that are the same where the same rows were scored, wherever they lie."""
+    told = (each.values or {"prompt": each.prompt, "reference": each.reference} for each in outcomes)
+    return short_hash(*(json.dumps(row, sort_keys=True, default=str) for row in told))
 
 
 def home_of(run: Path | None) -> Path:

@@ -42,14 +42,13 @@ class HeldOut:
     is_of_run: bool = False
 
     @property
-    def id(self) -> tuple[str, str]:
-        """What to call them in a file's name, and what tells them from all others."""
-        told = [json.dumps(_whereabouts(one), sort_keys=True, default=str) for one in self.components]
-        told += [str(self.val_split), str(self.seed)] if self.val_split is not None else []
-        first, short = self.components[0], short_hash(*told)
+    def name(self) -> str:
+        """What to call them in a file's name, in which other rows of the same name are told from them."""
         if self.is_of_run:
-            return "validation", short
-        return f"{Path(str(first.kwargs.get('source') or first.path)).stem[:60]}_{short}", short
+            return "validation"
+        first = self.components[0]
+        told = (json.dumps(_whereabouts(one), sort_keys=True, default=str) for one in self.components)
+        return f"{Path(str(first.kwargs.get('source') or first.path)).stem[:60]}_{short_hash(*told)}"
 
 
 def find_held_out(run: Path | None, rows: str | None) -> HeldOut:

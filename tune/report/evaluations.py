@@ -31,9 +31,9 @@ def show_evaluations(run: Path) -> str:
 
 
 def show_evaluations_beside(runs: Sequence[Path], names: Sequence[str]) -> str:
-    """Return the scores of several runs on the same data, side by side, as HTML; "" where no two share any.
+    """Return the scores of several runs on the same rows, side by side, as HTML; "" where no two share any.
 
-    Of each run it is the newest evaluation on that data.
+    Of each run it is the newest evaluation on these.
 
     Args:
         runs: their folders.
@@ -42,7 +42,9 @@ def show_evaluations_beside(runs: Sequence[Path], names: Sequence[str]) -> str:
     tables: dict[str, dict[int, dict[str, Any]]] = {}
     for place, run in enumerate(runs):
         for _, result in sorted(_read(run / "evaluations"), key=lambda each: str(each[1].get("time", ""))):
-            tables.setdefault(str(result.get("data_id") or result.get("data")), {})[place] = result
+            rows = str(result.get("data_id") or result.get("data") or "")
+            if rows and not rows.startswith("REDACTED("):  # of a shared run nobody knows
+                tables.setdefault(rows, {})[place] = result
     shared = [found for found in tables.values() if len(found) > 1]
     parts = [_side_by_side(found, names) for found in shared[:_MAX_SHOWN]]
     note = '<p class="soft">In brackets: 95% interval. tune eval RUN --against OTHER compares example by example.</p>\n'

@@ -229,6 +229,7 @@ class _Writing:
                     holder[name] = placeholder(name if name == "branch" else "host")
             if "tune_evaluation" in value:  # where from is said nowhere in the config
                 value |= {key: placeholder(key) for key in _EVALUATED if value.get(key)}
+                value.pop("data_id", None)  # a guess at what was taken out could be tried against it
             elif "place" in value:  # of a row of such data
                 number = re.search(r":\d+$", str(value["place"]))
                 value["place"] = placeholder("data") + (number[0] if number else "")
