@@ -37,14 +37,18 @@ def test_losses_are_weighed_by_their_targets() -> None:
     assert (found.wins, found.losses, found.ties) == (1, 1, 1)
 
 
-def test_the_seed_decides_and_pieces_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_decides() -> None:
     rng = np.random.default_rng(0)
     before, after = rng.random(17).tolist(), rng.random(17).tolist()
     first = paired_difference(before, after, seed=5)
     assert first == paired_difference(before, after, seed=5)
     assert first.low != paired_difference(before, after, seed=6).low
-    monkeypatch.setattr("tune.evaluation.bootstrap._MAX_PLACES", 17 * 3)
-    assert first == paired_difference(before, after, seed=5)
+
+
+def test_many_examples_take_fewer_resamples() -> None:
+    values = np.random.default_rng(5).normal(0.0, 1.0, 40_000)
+    low, high = mean_interval(values.tolist())
+    assert high - low == pytest.approx(2 * 1.96 / 200, rel=0.1)
 
 
 def test_examples_must_be_the_same() -> None:

@@ -11,9 +11,9 @@ from tune.errors import DataError
 
 __all__ = ["Difference", "mean_interval", "paired_difference"]
 
-# Resampled places that stand at once, and those of all resamples together.
-_MAX_PLACES, _MAX_DRAWN = 4_000_000, 200_000_000
-_FEWEST_RESAMPLES = 1000
+# Examples drawn in all resamples together: a second or two. Below a thousand resamples the ends are rough.
+_MAX_DRAWN, _FEWEST_RESAMPLES = 100_000_000, 1000
+_AT_ONCE = 200_000
 _Z = 1.959963984540054  # 97.5 in 100 of a normal distribution lie below
 
 
@@ -57,7 +57,7 @@ def mean_interval(
         values: what the examples have: a score, or a loss per target. [n]
         weights: what each counts for, such as its targets; None: all the same. [n]
         seed: of the draw.
-        num_resamples: how often all examples are drawn; fewer where there are more than 20,000 of them.
+        num_resamples: how often all examples are drawn; fewer where there are more than 10,000 of them.
 
     Raises:
         DataError: there are no examples.
@@ -98,7 +98,7 @@ def paired_difference(
         before_weights, after_weights: what each counts for, such as its targets; None: all the same. [n] each
         lower_is_better: as of a loss.
         seed: of the draw.
-        num_resamples: how often all examples are drawn; fewer where there are more than 20,000 of them.
+        num_resamples: how often all examples are drawn; fewer where there are more than 10,000 of them.
 
     Raises:
         DataError: there are no examples, or not the same.
@@ -125,12 +125,16 @@ def _percentiles(
     rng = np.random.default_rng(seed)
     number = table.shape[1]
     num_resamples = min(num_resamples, max(_FEWEST_RESAMPLES, _MAX_DRAWN // number))
-    found = []
-    size = max(1, _MAX_PLACES // number)
+    sums = np.empty((len(table), num_resamples))  # [k, r]
+    size = max(1, _AT_ONCE // number)
     for start in range(0, num_resamples, size):
-        drawn = rng.integers(0, number, (min(size, num_resamples - start), number))  # [r, n]
-        found.append(statistic(table[:, drawn].sum(-1)))  # [r]
-    low, high = np.percentile(np.concatenate(found), (2.5, 97.5))
+        r = min(size, num_resamples - start)
+        drawn = rng.integers(0, number, (r, number), dtype=np.int32)  # [r, n]
+        # How often each is drawn: several times faster than looking up each one that is.
+        places = drawn + number * np.arange(r)[:, None]
+        counts = np.bincount(places.ravel(), minlength=r * number).reshape(r, number)
+        sums[:, start : start + r] = table @ counts.T
+    low, high = np.percentile(statistic(sums), (2.5, 97.5))
     return float(low), float(high)
 
 
