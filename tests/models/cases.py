@@ -8,6 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+import muse_glimmer_alone  # noqa: F401  # of which transformers has no class
 import torch
 from torch import nn
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
     Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    MuseGlimmerTextConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -168,6 +170,16 @@ GEMMA4_SHARING = {
     "hidden_size_per_layer_input": 6,
 }
 
+MUSE_GLIMMER = {
+    **UNPADDED,
+    "head_dim": 10,
+    "sliding_window": 7,
+    "post_norm_eps": 1e-3,
+    # Queries and keys have unit length: with the published 3.87 so narrow heads would grow rounding.
+    "qk_scale_factor": 1.3,
+    "output_multiplier": 0.3,
+    "final_logit_softcapping": 3.0,
+}
 QWEN3_5 = {
     **UNPADDED,
     # A head that forgets within a token reads q k v, which is normed however small it is: with random weights its
@@ -520,6 +532,26 @@ CASES: dict[str, Case] = {
         num_key_value_heads=3,
         conv_L_cache=5,
         tie_word_embeddings=False,
+        rope_parameters=YARN,
+    ),
+    # Of five layers the first and the last have neither window nor positions.
+    "muse_glimmer": case(
+        MuseGlimmerTextConfig,
+        "muse_glimmer/30B_full",
+        **MUSE_GLIMMER,
+        num_hidden_layers=5,
+        rope_theta=300.0,
+    ),
+    # Windows and positions in other layers than by their place, each apart.
+    "muse_glimmer-listed": case(
+        MuseGlimmerTextConfig,
+        **MUSE_GLIMMER,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        layer_rope_theta=[1e4, 0, 1e4],
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        attention_bias=True,
+        tie_word_embeddings=True,
         rope_parameters=YARN,
     ),
     "granite4": case(GraniteMoeHybridConfig, "granite/2B_full", **GRANITE, **ATTENTION_ALONE),

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 from tune.errors import ConfigError
 
-# The second line: of layers that keep a state instead of attending; of those with a short convolution, the third, too.
+# The first line's last: of attention whose gate has a matrix of its own. The second line: of layers that keep a state
+# instead of attending; of those with a short convolution, the third, too.
 AttnModule = Literal[
-    "q_proj", "k_proj", "v_proj", "output_proj",
+    "q_proj", "k_proj", "v_proj", "output_proj", "gate_proj",
     "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
     "in_proj",
 ]  # fmt: skip
@@ -47,9 +48,9 @@ class LoRAConfig:
         alpha: what the adapters add is multiplied by alpha / rank.
         dropout: probability that an input of an adapter is dropped, in training mode only; the frozen matrix sees
             all of them.
-        attn_modules: matrices of the attention that get adapters, in every layer that has them; those of layers that
-            keep a state instead have names of their own (in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj), and
-            so have those with a short convolution (in_proj, out_proj).
+        attn_modules: matrices of the attention that get adapters, in every layer that has them (gate_proj is that of a
+            gate of its own); those of layers that keep a state instead have names of their own (in_proj_qkv,
+            in_proj_z, in_proj_b, in_proj_a, out_proj), and so have those with a short convolution (in_proj, out_proj).
         apply_to_mlp: the matrices of the feed-forward (w1, w2, w3) get them as well.
         apply_to_output: the output matrix gets one as well.
         use_dora: direction and magnitude of each row are trained apart.  # arXiv:2402.09353
