@@ -36,6 +36,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SeedOssConfig,
     SmolLM3Config,
 )
@@ -449,6 +450,30 @@ CASES: dict[str, Case] = {
         linear_conv_kernel_dim=2,
         tie_word_embeddings=True,
         attention_bias=True,
+    ),
+    # Three heads of values for each of keys, whose rows stand together in files.
+    "qwen3_next": case(
+        Qwen3NextConfig,
+        "qwen3_5/9B_full",
+        **{**QWEN3_5, "num_hidden_layers": 3, "rms_norm_eps": 5e-2},
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        num_experts=7,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
+    "qwen3_next-dense-layers": case(
+        Qwen3NextConfig,
+        **{**QWEN3_5, "num_hidden_layers": 3, "rms_norm_eps": 5e-2, "linear_num_value_heads": 2},
+        layer_types=["linear_attention", "linear_attention", "full_attention"],
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+        mlp_only_layers=[1],
+        norm_topk_prob=False,
+        attention_bias=True,
+        tie_word_embeddings=True,
     ),
     # Bounds within which some of the gates and of what they open lie, and others not.
     "gpt_oss": case(

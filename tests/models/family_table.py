@@ -105,6 +105,14 @@ ROWS = (
         "0.1.0",
         "three of four layers keep a state instead of attending; a gate on attention; sees pictures",
     ),
+    Row(
+        "Qwen3-Next",
+        ("qwen3_next",),
+        ("qwen3_next",),
+        ("Qwen 3 Next",),
+        "0.1.0",
+        "layers as in Qwen3.5 with experts; their matrices stand in files head by head",
+    ),
     Row("Gemma", ("gemma",), ("gemma",), ("Gemma",), "0.1.0", "norms with an offset, scaled embeddings"),
     Row(
         "Gemma 2",
