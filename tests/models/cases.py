@@ -499,7 +499,7 @@ CASES: dict[str, Case] = {
         sliding_window=3,
         attention_bias=False,
         tie_word_embeddings=True,
-        rope_parameters=rope("default", 700.0),
+        rope_parameters=rope("linear", 700.0, factor=2.0),
     ),
     "smollm3": case(
         SmolLM3Config, "smollm3/3B_full", **UNPADDED, num_hidden_layers=4, tie_word_embeddings=True
@@ -534,6 +534,9 @@ CASES: dict[str, Case] = {
         residual_dropout=0.0,
         rope_theta=900.0,
     ),
+    "seed-oss-other-biases": case(
+        SeedOssConfig, **UNPADDED, head_dim=8, attention_bias=False, attention_out_bias=True
+    ),
     "seed-oss-all-biases-tied": case(
         SeedOssConfig,
         **UNPADDED,
@@ -556,6 +559,7 @@ CASES: dict[str, Case] = {
         layer_types=["full_attention", "conv", "full_attention"],
         num_key_value_heads=3,
         conv_L_cache=5,
+        conv_bias=True,
         tie_word_embeddings=False,
         rope_parameters=YARN,
     ),

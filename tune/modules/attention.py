@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         self.scale_text = repr(float(self.scale))
         self.softcap_text = None if self.softcap is None else repr(float(self.softcap))
         q_dim, kv_dim = sizes.head_dim * config.num_heads, sizes.head_dim * sizes.num_kv_heads
-        has_bias = config.attn_bias != "none"
+        has_bias = config.attn_bias in ("qkv", "all")
         self.has_gate = config.attn_gate and not config.attn_gate_apart  # beside each head's queries
         self.q_proj = Linear(config.embed_dim, q_dim * (1 + self.has_gate), bias=has_bias)
         self.gate_proj = (
@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
             Linear(config.embed_dim, kv_dim, bias=has_bias) if is_there else None
             for is_there in (sizes.has_keys, sizes.has_values)
         )
-        self.output_proj = Linear(q_dim, config.embed_dim, bias=config.attn_bias == "all")
+        self.output_proj = Linear(q_dim, config.embed_dim, bias=config.attn_bias in ("out", "all"))
         self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attn_sinks else None
         self.turns_neighbours = config.rotary_pairs == "neighbours"
         self.qk_norm = config.qk_norm

@@ -49,7 +49,7 @@ class DecoderConfig:
         rotary_dim: channels of a head that turn, the first ones; even. None: all.
         rotary_pairs: which of these turn together: one of each half, or neighbours.
         nope_layers: layers without rotary positions, counted from 0.
-        attn_bias: biases of the attention's matrices: none, those of queries, keys and values, or all four.
+        attn_bias: biases of attention: none, those of queries, keys and values, the output matrix's, or all four.
         qk_norm: norm on queries and keys before they turn: none, over each head, over all heads together, or over each
             head without scales.
         attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
@@ -103,7 +103,7 @@ class DecoderConfig:
     rotary_dim: int | None = None
     rotary_pairs: Literal["halves", "neighbours"] = "halves"
     nope_layers: tuple[int, ...] = ()
-    attn_bias: Literal["none", "qkv", "all"] = "none"
+    attn_bias: Literal["none", "qkv", "out", "all"] = "none"
     qk_norm: Literal["none", "head", "width", "scaleless"] = "none"
     attn_scale: float | None = None
     attn_softcap: float | None = None
@@ -272,9 +272,9 @@ class DecoderConfig:
             sizes = self.sizes_of(layer)
             if self.attn_bias != "none" and layer not in self.state_layers:
                 own = sizes.num_kv_heads * (sizes.has_keys + sizes.has_values)
-                has_gate_bias = self.attn_gate and not self.attn_gate_apart
-                num += sizes.head_dim * (self.num_heads * (1 + has_gate_bias) + own)
-                num += self.embed_dim * (self.attn_bias == "all")
+                own += self.num_heads * (1 + (self.attn_gate and not self.attn_gate_apart))
+                num += sizes.head_dim * own * (self.attn_bias != "out")
+                num += self.embed_dim * (self.attn_bias != "qkv")
             if self.mlp_bias and self._has_feed_forward(layer):
                 num += 2 * sizes.intermediate_dim + self.embed_dim
             if self.moe is not None and layer not in self.moe.dense_layers:
