@@ -208,7 +208,7 @@ ROWS = (
         ("muse_glimmer",),
         ("Muse-Glimmer",),
         "0.1.0",
-        "a gate on attention, normed embeddings, windows but in every fourth layer, which has no positions; pictures",
+        "a gate on attention, normed embeddings, windows in all but every fourth layer; sees pictures",
     ),
     Row(
         "Granite 3.0 to 3.3, 4.0",
