@@ -221,6 +221,7 @@ def _recipe_name(opened: OpenedRun) -> str:
 def _keep(opened: OpenedRun, output_dir: str) -> Path:
     """Return a folder beside the run's with what was in the zip: the run's own records name its config and recipe."""
     from tune.sharing.opening import is_shared, open_shared
+    from tune.sharing.staging import staging
 
     out = expand_path(output_dir)
     home = out.with_name(f"{out.name}-shared")
@@ -232,14 +233,8 @@ def _keep(opened: OpenedRun, output_dir: str) -> Path:
             )
         open_shared(home, opened.folder.with_name("again"))
         return home
-    home.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
-    try:
-        shutil.copytree(opened.folder, staged, dirs_exist_ok=True)
-        os.chmod(staged, 0o755)
-        os.rename(staged, home)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    with staging(home) as place:
+        os.rename(shutil.copytree(opened.folder, place / home.name), home)
     return home
 
 
