@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from tune.config.component import Component
 from tune.modules import TransformerDecoder
@@ -40,7 +39,7 @@ class PlannedRun:
         model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
         loss_fn: the loss.
         precision: of weights and of products; adapters are fp32.
-        optimizer: built already, or its class and arguments.
+        optimizer: its class and arguments.
         batch_size: rows of a micro-batch.
         shard_dim: ranks that the weights are cut over.
         accumulates: a step has several micro-batches.
@@ -63,7 +62,7 @@ class PlannedRun:
     loss_fn: nn.Module
     precision: Precision
     _: KW_ONLY
-    optimizer: Optimizer | Component
+    optimizer: Component
     batch_size: int
     shard_dim: int = 1
     accumulates: bool = False
