@@ -450,6 +450,17 @@ def test_a_judged_lora_is_the_lora_there_would_be() -> None:
         assert full.peak - found[setting] == pytest.approx(real.peak, rel=0.01)
 
 
+@pytest.mark.parametrize("sizes", [{}, STATES, {"moe": MoEConfig(5, 3, 64)}], ids=["", "states", "moe"])
+def test_a_judged_4_bit_base_is_the_one_there_would_be(sizes: dict[str, Any]) -> None:
+    sizes = {**sizes, "embed_dim": 384, "intermediate_dim": 2048, "shape": (1, 8)}
+    _, plain = make(lora=LoRAConfig(), **sizes)
+    _, real = make(lora=LoRAConfig(quantize_base=True), **sizes)
+    (advice,) = (each for each in plain.advice() if each.setting == "quantize_base=true")
+    changed = predict(replace(plain.run, **advice.changes)).parts
+    assert changed["4-bit base"] == real.prediction.parts["4-bit base"]
+    assert plain.peak - advice.saved == pytest.approx(real.peak)
+
+
 # ---- many ranks
 
 
