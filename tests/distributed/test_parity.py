@@ -125,6 +125,7 @@ LORA: dict[str, dict[str, Any]] = {
         "lora_attn_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"],
     },
     "lora_experts": {"base": "experts", "apply_lora_to_mlp": True},
+    "lora_sinks": {"base": "sinks", "apply_lora_to_mlp": True, "packed": True},
     "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
     "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
@@ -139,7 +140,9 @@ TOLERANCES = {
     "rounded": (5e-3, 2e-2),
     "rounded_in_backward": (5e-3, 2e-2),
 }
-SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts")}
+SHARDED_LORA = {
+    name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts", "lora_sinks")
+}
 
 
 @pytest.fixture(scope="module")
