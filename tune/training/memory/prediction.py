@@ -160,7 +160,8 @@ def predict(run: PlannedRun) -> Prediction:
     kept, working = _optimizer(run, model)
     on_device = _share(run)
     at_step = _Moment(weights.trained * on_device, working=working * on_device)
-    moments = (_at_loss(run, step, weights), in_backward, _Moment() if run.optimizer_in_backward else at_step)
+    in_forward = max(_forward(run, step, weights), key=lambda moment: moment.total)
+    moments = (in_forward, in_backward, _Moment() if run.optimizer_in_backward else at_step)
 
     def part(name: str) -> tuple[float, float, float]:
         first, second, third = (getattr(moment, name) for moment in moments)
@@ -232,14 +233,15 @@ def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
     return [float(block.input if i < run.num_recomputed else block.kept) for i, block in blocks]
 
 
-def _at_loss(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> _Moment:
-    """Return what stands when the forward pass ends."""
+def _forward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
+    """Yield what stands before the first block, and when the forward pass ends."""
     kept = _kept(run, step)
     # Of what waits on the host, one block's is on its way there.
     held = max(kept) if run.activation_offloading else sum(kept)
     casts = sum(block.casts for block in step.blocks)
     standing = weights.trained * _share(run) * run.accumulates
-    return _Moment(standing, held + step.trunk, casts, step.at_loss - step.trunk)
+    yield _Moment(standing, working=step.at_start)
+    yield _Moment(standing, held + step.trunk, casts, step.at_loss - step.trunk)
 
 
 def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
@@ -256,11 +258,13 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
     in_operator = max(largest * run.compute_dtype.itemsize, _in_delta_rule(run))
     yield _Moment(gradients, sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
     gradients += step.head_gradients * grows
+    own_inputs = 0  # their gradients
     for i, block in reversed(list(enumerate(step.blocks))):
         working = max(block.in_backward - block.kept - block.casts - step.trunk, 0) + in_operator
-        activations = sum(held[:i]) + block.kept + step.trunk
+        activations = sum(held[:i]) + block.kept + step.trunk + (own_inputs if i else 0)
         yield _Moment(gradients, activations, sum(casts[:i]) + block.casts, working=working)
         gradients += weights.block_gradients[i] * grows
+        own_inputs += block.own_input
     yield _Moment(gradients, step.trunk, working=step.at_end - step.trunk)
 
 
