@@ -116,7 +116,7 @@ LORA: dict[str, dict[str, Any]] = {
     "qlora": {"base": "untied", "quantize_base": True},
     "lora_sharing": {
         "base": "sharing",
-        "lora_attn_modules": ["q_proj", "k_proj"],
+        "lora_attn_modules": ["q_proj", "k_proj", "per_layer_input_gate", "per_layer_model_projection"],
         "apply_lora_to_mlp": True,
         "optimizer": {**SGD, "lr": 0.01},
     },
@@ -141,7 +141,8 @@ TOLERANCES = {
     "rounded_in_backward": (5e-3, 2e-2),
 }
 SHARDED_LORA = {
-    name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts", "lora_sinks")
+    name: LORA[name]
+    for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts", "lora_sinks", "lora_sharing")
 }
 
 
