@@ -187,7 +187,7 @@ def _measure(
 
 def _kinds(model: TransformerDecoder) -> list[tuple[bool, bool, Alike]]:
     """Return for each block what those have in common that take as much memory."""
-    kinds = []
+    kinds: list[tuple[bool, bool, Alike]] = []
     # What comes before the first trained weight gets no gradient, and is kept less often.
     has_gradient = model.tok_embeddings.weight.requires_grad
     for block in model.layers:
