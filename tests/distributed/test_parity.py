@@ -130,7 +130,7 @@ LORA: dict[str, dict[str, Any]] = {
     "qlora": {"base": "untied", "quantize_base": True},
     "lora_sharing": {
         "base": "sharing",
-        "lora_attn_modules": ["q_proj", "k_proj"],
+        "lora_attn_modules": ["q_proj", "k_proj", "per_layer_input_gate", "per_layer_model_projection"],
         "apply_lora_to_mlp": True,
         "optimizer": {**SGD, "lr": 0.01},
     },
@@ -139,6 +139,7 @@ LORA: dict[str, dict[str, Any]] = {
         "lora_attn_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"],
     },
     "lora_experts": {"base": "experts", "apply_lora_to_mlp": True},
+    "lora_sinks": {"base": "sinks", "apply_lora_to_mlp": True, "packed": True},
     "lora_in_backward": {
         "base": "gates",
         "lora_attn_modules": ["q_proj", "gate_proj"],
@@ -157,7 +158,10 @@ TOLERANCES = {
     "rounded": (5e-3, 2e-2),
     "rounded_in_backward": (5e-3, 2e-2),
 }
-SHARDED_LORA = {name: LORA[name] for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts")}
+SHARDED_LORA = {
+    name: LORA[name]
+    for name in ("lora_output", "dora", "lora_new_tokens", "lora_experts", "lora_sinks", "lora_sharing")
+}
 
 
 @pytest.fixture(scope="module")

@@ -286,6 +286,7 @@ CASES: dict[str, Case] = {
             "num_kv_shared_layers": 1,
             "use_double_wide_mlp": False,
             "final_logit_softcapping": None,
+            "global_head_dim": GEMMA4["head_dim"],
         },
         attention_bias=True,
         tie_word_embeddings=False,
