@@ -218,11 +218,11 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     elif request["group"] >= 0:
         os.setpgid(0, request["group"])
     os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
     if request["before"]:
         module, name = request["before"].split(":")
         getattr(importlib.import_module(module), name)()
-    os.environ.clear()
-    os.environ.update(request["environment"])
     if "RANK" in os.environ:  # the kernel goes on showing the environment of the first start
         Path("/proc/self/comm").write_text(f"rank {os.environ['RANK']}")
     for name, mode, error in (
