@@ -18,11 +18,6 @@ _MACHINE_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 )
 
-_LESS_MEMORY = (
-    "To need less, in this order: batch_size=1 with a larger gradient_accumulation_steps, "
-    "enable_activation_checkpointing=true,\na smaller max_seq_len for the dataset, dtype=bf16, optimizer_in_bwd=true."
-)
-
 EXIT_FAILED = 1
 EXIT_BAD_USAGE = 2
 EXIT_BUG = 70
@@ -62,9 +57,9 @@ def _report(error: BaseException, own_file: Path | None) -> int:
     if isinstance(error, TuneError):
         report_error(str(error))
         return error.exit_code
-    # torch's class is compared by name: this module does not import torch
+    # torch's class is compared by name: this module does not import torch. Training says by itself what needs less.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        report_error(f"out of memory: {first_line(error)}\n{_LESS_MEMORY}")
+        report_error(f"out of memory: {first_line(error)}")
         return EXIT_FAILED
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         report_error(f"{error.filename or 'output'}: {error.strerror}")

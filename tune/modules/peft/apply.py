@@ -13,9 +13,9 @@ from tune.modules.experts import ExpertLinear
 from tune.modules.peft.config import (
     ATTN_MODULES,
     MLP_MODULES,
-    PER_LAYER_MODULES,
     LoRAConfig,
     LoRAModule,
+    module_name,
 )
 from tune.modules.peft.experts import FrozenExperts, LoRAExperts
 from tune.modules.peft.frozen import FrozenLinear
@@ -82,6 +82,15 @@ def freeze(model: TransformerDecoder, quantize: bool = False) -> None:
         _quantize(model, _matrices_of_blocks(model))
 
 
+def quantize_frozen(model: TransformerDecoder) -> None:
+    """Plan the frozen matrices of the blocks in 4 bits, in place, of a model that has adapters and no memory."""
+    for path, module in model.layers.named_modules():
+        if isinstance(module, FrozenLinear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
+            module.quantize_base = True
+    matrices = _matrices_of_blocks(model)
+    _quantize(model, [path for path in matrices if not model.get_parameter(f"{path}.weight").requires_grad])
+
+
 def _matrices_of_blocks(model: TransformerDecoder) -> list[str]:
     return [
         f"layers.{path}"
@@ -94,7 +103,7 @@ def _quantize(model: TransformerDecoder, paths: Sequence[str]) -> None:
     for path in paths:
         linear = model.get_submodule(path)
         if isinstance(linear, nn.Linear | ExpertLinear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
-            frozen = room_in_4_bits(linear)
+            frozen = _room_in_4_bits(linear)
             _take_over(linear, frozen)
             _replace(model, path, frozen)
 
@@ -248,16 +257,15 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
             _check_path(model, module.path, known, config.use_dora)
         order = {path: place for place, path in enumerate(known)}
         return tuple(sorted(config.modules, key=lambda module: order[module.path]))
-    there = [name for name in ATTN_MODULES if any(path.endswith(f".{name}") for path in known)]
+    names = {module_name(path) for path in known}
+    there = [name for name in ATTN_MODULES if name in names]
     if absent := [name for name in config.attn_modules if name not in there]:
         raise ConfigError(
             f"attn_modules (lora_attn_modules) names {absent[0]}, and no layer of this model has it: it has "
             f"{', '.join(there)}"
         )
-    leaves = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
-    chosen = [
-        path for path in known if path.rpartition(".")[2] in leaves and not _is_beside_experts(model, path)
-    ]
+    wanted = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
+    chosen = [path for path in known if module_name(path) in wanted and not _is_beside_experts(model, path)]
     if config.use_dora and any(_is_of_experts(path) for path in chosen):
         raise ConfigError(
             "use_dora: the rows of experts have no magnitudes here, nor in peft: set use_dora or apply_to_mlp "
@@ -272,8 +280,8 @@ def _adaptable(model: TransformerDecoder) -> list[str]:
     """Return the paths of the matrices in blocks, experts' among them, and of the output."""
     kinds = nn.Linear | FrozenLinear | ExpertLinear
     paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
-    leaves = (*ATTN_MODULES, *MLP_MODULES, "output")
-    return [path for path in paths if path.rpartition(".")[2] in leaves or path.endswith(PER_LAYER_MODULES)]
+    names = (*ATTN_MODULES, *MLP_MODULES, "output")
+    return [path for path in paths if module_name(path) in names]
 
 
 def _is_of_experts(path: str) -> bool:
@@ -333,7 +341,7 @@ def _adapted(
     return adapted
 
 
-def room_in_4_bits(linear: nn.Linear | ExpertLinear) -> FrozenLinear:
+def _room_in_4_bits(linear: nn.Linear | ExpertLinear) -> FrozenLinear:
     """Return a module for the same matrix, or matrices, frozen and in 4 bits, without memory; its bias is left out."""
     with torch.device("meta"):
         if isinstance(linear, ExpertLinear):
