@@ -198,6 +198,7 @@ def open_chat(params: ChatParams) -> Chat:
         max_new_tokens=params.max_new_tokens,
         seed=random.SystemRandom().randrange(2**31) if params.seed is None else params.seed,
         stop=params.stop or (),
+        show_reasoning=params.show_reasoning,
     )
     how = ", ".join(f"{name} {value:g}" for name, value in settings.items())
     written = "no template: texts are gone on from" if template is None else f"template {template.name}"
@@ -232,6 +233,10 @@ def answer(chat: Chat, terminal: Terminal, text: str | None) -> None:
         terminal.note(f"error: {error}")
         return
     terminal.write("\n")
+    if not num_pieces and chat.messages[-1].reasoning_content:
+        terminal.note(
+            "(all of it was thought: show_reasoning=true shows it, a larger max_new_tokens leaves room)"
+        )
     if terminal.is_shown:
         terminal.note(f"({time.perf_counter() - started:.1f} s)")
 
@@ -266,7 +271,7 @@ def save(chat: Chat, name: str) -> str:
     if not name or not chat.messages:
         return "/save needs a file's name" if not name else "nothing has been said yet"
     system = [Message("system", chat.system)] if chat.system else []
-    rows = [{"role": message.role, "content": message.content} for message in [*system, *chat.messages]]
+    rows = [message.to_dict() for message in [*system, *chat.messages]]
     try:
         file = expand_path(name)
         if file.is_file():

@@ -127,6 +127,7 @@ def open_streams(
         stop=[*(params.stop or ()), *first.stop],
         stop_ids=first.stop_ids,
         ignore_eos=params.ignore_eos,
+        show_reasoning=params.show_reasoning,
         use_cache=params.enable_kv_cache,
         compile=params.compile,
         repetition_penalty=params.repetition_penalty,
@@ -155,6 +156,8 @@ def show(stream: TextStream, alone: bool) -> str:
             rate = (stream.num_tokens - 1) / (seconds - first)
             speed += f" ({rate:.1f} tokens/s, first text after {first:.2f} s)"
         ended = ended.replace(";", f" {speed};", 1)
+    if not pieces and stream.reasoning:
+        ended += " All of it was thought: show_reasoning=true shows it, a larger max_new_tokens leaves room to answer."
     get_logger().info(ended)
     return "".join(pieces)
 
@@ -194,11 +197,12 @@ def run(params: GenerateParams) -> None:
             write(f"=== {index} of {len(prompts)}: {headline}\n")
         completion = show(stream, alone=len(prompts) == 1)
         if output is not None:
-            row = {
+            row: dict[str, Any] = {
                 "prompt": prompt.text,
                 "completion": completion,
                 "num_tokens": stream.num_tokens,
                 "stop_reason": stream.stop_reason,
+                **({"reasoning": stream.reasoning} if stream.reasoning else {}),
             }
             if prompt.source:
                 row["source"] = dict(prompt.source)

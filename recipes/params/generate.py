@@ -53,6 +53,11 @@ class AskParams(ModelParams):
         help="Make tokens that stand in the text already less likely: 1.1 a little, 1 not at all.",
     )
     stop: list[str] | None = param(None, group="Sampling", help="Texts that end a completion, besides EOS.")
+    show_reasoning: bool = param(
+        False,
+        group="Output",
+        help="Show what gpt-oss and Gemma 4 think in a channel of its own, between <think> tags, before the answer.",
+    )
 
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""

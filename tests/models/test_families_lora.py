@@ -38,6 +38,7 @@ from tune.modules.peft import (
 
 ALL_ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 ALL_STATE = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+ALL_PER_LAYER = ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection")
 # fp32 sums in another order; logits here have a deviation of about 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 3e-5}
 # The reference's delta rule is always in fp32, and grows what it rounds: measured against ours in fp64 its logits err
@@ -89,8 +90,10 @@ def on_all_matrices(model: TransformerDecoder, **others: Any) -> LoRAConfig:
         alpha=9.0,
         attn_modules=(
             *ALL_ATTENTION,
+            *(("gate_proj",) if model.config.attn_gate_apart else ()),
             *(ALL_STATE if model.config.delta is not None else ()),
             *(("in_proj", "out_proj") if model.config.conv is not None else ()),
+            *(ALL_PER_LAYER if model.config.per_layer_input is not None else ()),
         ),
         apply_to_mlp=model.config.moe is None,
         apply_to_output=model.output is not None,

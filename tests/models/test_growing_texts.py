@@ -27,6 +27,18 @@ NUM_NEW = 60
 GROWING: dict[str, Case] = {
     "longrope": case(Phi3Config, **LONG_PHI, rope_parameters=longrope(4), sliding_window=262_144),
     "longrope-window": case(Phi3Config, **LONG_PHI, rope_parameters=longrope(4), sliding_window=7),
+    "olmo3-longrope": case(
+        Olmo3Config,
+        **UNPADDED,
+        max_position_embeddings=90,
+        num_hidden_layers=2,
+        layer_types=["full_attention", "sliding_attention"],
+        sliding_window=7,
+        rope_parameters={
+            "full_attention": {**longrope(4), "original_max_position_embeddings": 24},
+            "sliding_attention": rope("default", 300.0),
+        },
+    ),
     "dynamic": case(
         LlamaConfig, max_position_embeddings=23, rope_parameters=rope("dynamic", 500.0, factor=4.0)
     ),

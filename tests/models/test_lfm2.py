@@ -96,7 +96,6 @@ def test_4_bits_and_names_that_are_not_there(base: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"conv_bias": True}, "`conv_bias` is true"),
         ({"conv_dim": 1024}, "`conv_dim` is 1024"),
         ({"use_pos_enc": False}, "`use_pos_enc` is false"),
         ({"conv_L_cache": 0}, "the convolution's width is 0"),

@@ -76,6 +76,19 @@ SHARING: dict[str, Any] = {
     "layer_scale": True,
     "norm_placement": "both",
 }
+GATED = {
+    "attn_gate": True,
+    "attn_gate_apart": True,
+    "qk_norm": "scaleless",
+    "embed_norm": True,
+    "norm_placement": "both",
+    "norm_offset": 1.0,
+    "final_norm_offset": 0.0,
+    "post_norm_eps": 1e-8,
+    "nope_layers": (3,),
+    "sliding_window": 20,
+    "sliding_layers": (0, 1, 2),
+}
 BESIDE = {"moe": MoEConfig(5, 3, 64, is_beside=True), "norm_placement": "both"}
 CASES: dict[str, dict[str, Any]] = {
     "sharing": {**SHARING},
@@ -96,6 +109,12 @@ CASES: dict[str, dict[str, Any]] = {
         "norm_offset": 1.0,
         "sliding_window": 20,
         "sliding_layers": (0, 2),
+    },
+    "gated": {**GATED},
+    "gated_qlora": {
+        **GATED,
+        "packed": True,
+        "lora": LoRAConfig(attn_modules=("gate_proj", "q_proj"), quantize_base=True),
     },
     "window": {"sliding_window": 20, "sliding_layers": (0, 2), "shape": (3, 150)},
     "dropout": {"attn_dropout": 0.1},
@@ -287,6 +306,16 @@ STEPS: dict[str, dict[str, Any]] = {
     "gemma2": CASES["gemma2"],
     "gpt_oss": CASES["gpt_oss"],
     "sharing": CASES["sharing"],
+    "sharing_inputs": {
+        **SHARING,
+        "num_layers": 24,
+        "intermediate_dim": 50,
+        "sliding_layers": tuple(layer for layer in range(24) if layer % 6 < 5),
+        "shared_kv": SharedKVConfig(12, 50),
+        "per_layer_input": PerLayerInputConfig(211, 100),
+        "recompute": True,
+        "shape": (5, 200),
+    },
     "sharing_recomputed": {**SHARING, "recompute": True, "dtype": "fp32", "packed": True},
     "moe_beside": CASES["moe_beside"],
     "convolutions": CASES["convolutions_packed"],

@@ -27,7 +27,7 @@ from tune.checkpoints.mapping import weight_shapes
 from tune.checkpoints.weights import WeightSource, open_weights
 from tune.modules import TransformerDecoder
 from tune.modules.peft import LoRAConfig, LoRAExperts, LoRALinear, LoRAModule, chosen_modules
-from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES
+from tune.modules.peft.config import ATTN_MODULES, MLP_MODULES, module_name
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def _describe(
     model: TransformerDecoder, settings: AdapterSettings, pieces: Sequence[Piece | ExpertPiece]
 ) -> LoRAConfig:
     """Return the configuration that makes these adapters, matrix by matrix only where it cannot be said shorter."""
-    leaves = {piece.path.rpartition(".")[2] for piece in pieces}
+    names = {module_name(piece.path) for piece in pieces}
     modules = tuple(LoRAModule(piece.path, piece.rank, piece.alpha) for piece in pieces)
     config = LoRAConfig(
         rank=pieces[0].rank,
         alpha=pieces[0].alpha,
         dropout=settings.dropout,
-        attn_modules=tuple(name for name in ATTN_MODULES if name in leaves),
-        apply_to_mlp=not leaves.isdisjoint(MLP_MODULES),
-        apply_to_output="output" in leaves,
+        attn_modules=tuple(name for name in ATTN_MODULES if name in names),
+        apply_to_mlp=not names.isdisjoint(MLP_MODULES),
+        apply_to_output="output" in names,
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
     )

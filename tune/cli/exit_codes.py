@@ -12,8 +12,11 @@ from tune.cli.terminal import report_error, say
 from tune.errors import TuneError, causes, first_line
 from tune.utils.streams import silence
 
-# What no program can help: the disk is full, over quota, read-only, or broken; too many files are open.
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+# What no program can help: the disk is full, over quota, read-only, or broken; a file is larger than it may be; too
+# many files are open.
+_MACHINE_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+)
 
 EXIT_FAILED = 1
 EXIT_BAD_USAGE = 2

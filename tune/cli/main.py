@@ -7,13 +7,14 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from itertools import starmap
 
 import tune
 from tune.cli.arguments import Command, UsageError, format_help, nearest, read_arguments
 from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
-from tune.cli.terminal import paint, say, section
+from tune.cli.terminal import example, paint, say, section, width, wrap, wrap_usage
 from tune.utils.streams import open_closed_streams
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
@@ -141,11 +142,17 @@ def overview() -> str:
         ("tune share out/tiny --redact --compress", "hand it on"),
     ]
     options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
+    has_room = max(len(line) for line, _ in examples) + 30 < width()
+    tried = (
+        section("try:", examples)
+        if has_room
+        else "\n".join([paint("try:", "bold"), *starmap(example, examples)])
+    )
     parts = [
-        f"{paint('usage:', 'bold')} tune COMMAND ...   or   tune RECIPE --config CONFIG [KEY=VALUE ...]",
-        "tune fine-tunes large language models: a config, a recipe, one command.",
+        wrap_usage("tune COMMAND ...   or   tune RECIPE --config CONFIG [KEY=VALUE ...]"),
+        "\n".join(wrap("tune fine-tunes large language models: a config, a recipe, one command.", width())),
         section("commands:", [(command.name, command.summary) for command in commands]),
-        section("try:", examples),
+        tried,
         section("options:", options),
     ]
     return "\n\n".join(parts) + "\n"

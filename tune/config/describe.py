@@ -53,17 +53,26 @@ def by_group(infos: Iterable[ParamInfo]) -> dict[str, list[ParamInfo]]:
 
 
 def parameters_text(params_cls: type[Any], width: int = 100) -> str:
-    """All parameters of a class by group: name, type, default, range, help."""
+    """Return all parameters of a class by group: name, type, default, range, help, in lines of so many columns."""
     blocks = []
     for group, members in by_group(fields_of(params_cls).values()).items():
         lines = [f"{group} parameters:"]
         for info in members:
-            lines.append(f"  {info.name} ({type_text(info)})")
-            lines += textwrap.wrap(
-                help_text(info), width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            lines += _wrapped(f"{info.name} ({type_text(info)})", width, "  ", "    ")
+            lines += _wrapped(help_text(info), width, " " * 6, " " * 6)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, Any]:

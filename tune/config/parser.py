@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -138,7 +139,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
         own, resolution = self._resolve(given)
         self._report(resolution)
         if not resolution.ok:
-            if own.config is None:
+            if own.config is None and resolution.lacks_values:
                 self._print_message("\nNo --config was given.\n", sys.stderr)
             self.exit(_EXIT_BAD_CONFIG)
         if own.dry_run:
@@ -157,7 +158,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
         """
         own, resolution = self._resolve(words)
         if not resolution.ok:
-            raise ConfigError(resolution.report() + ("" if own.config else "\n\nNo config was given."))
+            hint = "\n\nNo config was given." if own.config is None and resolution.lacks_values else ""
+            raise ConfigError(resolution.report() + hint)
         self._report(resolution)
         return resolution.params
 
@@ -190,7 +192,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
             return text
         from tune.config.describe import parameters_text
 
-        return f"{text}\n{parameters_text(self.params_cls)}"
+        columns = max(20, min(100, shutil.get_terminal_size((100, 24)).columns))
+        return f"{text}\n{parameters_text(self.params_cls, columns)}"
 
     def _read_own(self, given: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """This parser's own options, all overrides in the order given, and what is neither."""

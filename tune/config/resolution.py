@@ -44,6 +44,11 @@ class Resolution(Generic[T]):
         return not self.errors
 
     @property
+    def lacks_values(self) -> bool:
+        """Whether something that is required is not there."""
+        return any(error.code == "missing-required" for error in self.errors)
+
+    @property
     def places(self) -> Mapping[str, Node]:
         """The node each set value came from, by dotted path."""
         return self.checked.places

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,26 +12,18 @@ from typing import Any
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.resolve import load_tree, plain_tree
 from tune.config.slots import STREAMING, WEIGHT
-from tune.data import Source, find_conversation_column
+from tune.data import DataReport, Source, find_conversation_column
 from tune.errors import ConfigError, DataError
+from tune.evaluation.results import short_hash
+from tune.utils.paths import expand_path
 
-__all__ = ["HeldOut", "find_base", "find_held_out", "find_tokenizer"]
+__all__ = ["HeldOut", "find_base", "find_held_out", "find_shortcomings", "find_tokenizer"]
 
 _AUTO = "tune.tokenizers.auto"
 
 # Arguments of a dataset that say where its rows are, as opposed to what they mean.
-_PLACES = (
-    "split",
-    "data_files",
-    "name",
-    "subset",
-    "revision",
-    "field",
-    "limit",
-    STREAMING,
-    WEIGHT,
-    "shuffle_buffer",
-)
+_ROWS = ("split", "data_files", "name", "subset", "revision", "field")
+_PLACES = (*_ROWS, "limit", STREAMING, WEIGHT, "shuffle_buffer")
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,14 @@ class HeldOut:
     is_of_run: bool = False
 
     @property
-    def name(self) -> str:
-        """What to call them in a file's name."""
-        first = self.components[0]
-        return "validation" if self.is_of_run else Path(str(first.kwargs.get("source") or first.path)).stem
+    def id(self) -> tuple[str, str]:
+        """What to call them in a file's name, and what tells them from all others."""
+        told = [json.dumps(_whereabouts(one), sort_keys=True, default=str) for one in self.components]
+        told += [str(self.val_split), str(self.seed)] if self.val_split is not None else []
+        first, short = self.components[0], short_hash(*told)
+        if self.is_of_run:
+            return "validation", short
+        return f"{Path(str(first.kwargs.get('source') or first.path)).stem[:60]}_{short}", short
 
 
 def find_held_out(run: Path | None, rows: str | None) -> HeldOut:
@@ -92,6 +90,20 @@ def find_held_out(run: Path | None, rows: str | None) -> HeldOut:
     )
 
 
+def find_shortcomings(report: DataReport) -> Iterator[str]:
+    """Yield a sentence for whatever of the rows is not scored, or not whole."""
+    if report.num_dropped:
+        were = "row was" if report.num_dropped == 1 else "rows were"
+        yield f"{report.num_dropped:,} {were} left out, first: {next(iter(report.dropped), '')}"
+    if report.num_long_dropped:
+        were = "example was" if report.num_long_dropped == 1 else "examples were"
+        yield f"{report.num_long_dropped:,} {were} left out, being longer than max_seq_len, {report.max_seq_len}."
+    num_cut = report.num_truncated - report.num_lost
+    for number, what in ((report.num_lost, "is lost"), (num_cut, "may be cut")):
+        if number:
+            yield f"The answer of {number:,} example{'s' * (number != 1)} {what}: max_seq_len is {report.max_seq_len}."
+
+
 def find_tokenizer(run: Path | None, default: Component) -> Component:
     """Return the tokenizer that a run was trained with, which may write conversations as its builder's family does.
 
@@ -114,6 +126,16 @@ def find_base(run: Path | None) -> str:
     if not isinstance(folder, str) or not folder:
         raise ConfigError("against=base needs a run that began with a model: name a folder instead")
     return folder
+
+
+def _whereabouts(component: Component) -> dict[str, Any]:
+    """Return where the rows of a dataset are; a file by its full path, however it was written."""
+    told = {name: value for name, value in component.kwargs.items() if name in ("source", *_ROWS)}
+    for name in ("source", "data_files"):
+        value = told.get(name)
+        if isinstance(value, str) and os.path.exists(expand_path(value)):
+            told[name] = os.path.realpath(expand_path(value))
+    return told or {"builder": component.path}
 
 
 def _read_config(run: Path) -> dict[str, Any]:

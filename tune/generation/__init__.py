@@ -17,8 +17,8 @@ from tune.generation.loading import load_model, load_tokenizer, saved_sampling, 
 from tune.generation.prompts import Prompt, Question, ask, read_prompts
 from tune.generation.sampling import Sampling, make_generator, sample_token, token_probabilities
 from tune.generation.session import Session
+from tune.generation.stop_strings import StopStrings
 from tune.generation.text import (
-    StopStrings,
     TextStream,
     generate_text,
     generate_texts,

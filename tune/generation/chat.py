@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tune.errors import GenerationError
+from tune.generation.channels import AnswerReader
 from tune.generation.sampling import Sampling
 from tune.generation.session import Session
-from tune.generation.text import StopStrings
+from tune.generation.stop_strings import StopStrings
 from tune.modules import TransformerDecoder
-from tune.tokenizers import Message, StreamDecoder, Tokenizer
+from tune.tokenizers import Message, Tokenizer
 from tune.tokenizers.chat_template import apply_chat_template, stop_ids_of, template_for
 from tune.tokenizers.templates import AnyTemplate, PromptTemplate, check_variables
 
@@ -30,9 +32,10 @@ class Chat:
         max_new_tokens: of an answer.
         seed: of the first answer; each further one draws from another.
         stop: texts that end an answer.
+        show_reasoning: what is thought in a channel of its own is shown, too, between <think> tags.
 
     Attributes:
-        messages: said so far, without the system's.
+        messages: said so far, without the system's. What was thought is kept, and not read again.
         num_left_out: of the oldest messages, in the last answer, for want of room.
 
     Raises:
@@ -52,6 +55,7 @@ class Chat:
         max_new_tokens: int,
         seed: int,
         stop: Sequence[str] = (),
+        show_reasoning: bool = False,
     ) -> None:
         self.system = system
         self.messages: list[Message] = []
@@ -60,7 +64,7 @@ class Chat:
         self._template = None if template is None else template_for(template, tokenizer)
         self._variables = dict(variables or {})
         self._sampling, self._max_new_tokens, self._seed = sampling, max_new_tokens, seed
-        self._stop, self._stop_ids = list(stop), tokenizer.stop_ids
+        self._stop, self._stop_ids, self._show_reasoning = list(stop), tokenizer.stop_ids, show_reasoning
         if self._template is not None:
             check_variables(self._template, self._variables, "chat_template_kwargs")
             self._stop_ids = stop_ids_of(tokenizer, self._template)
@@ -112,22 +116,21 @@ class Chat:
             self.messages.pop()
             raise
         self._seed += 1
-        decoder, stops = StreamDecoder(self._tokenizer), StopStrings(self._stop)
-        said: list[str] = []
+        reader = AnswerReader(self._tokenizer, ids, self._stop, show_reasoning=self._show_reasoning)
         try:
             for token in self._session.stream(
                 ids, self._max_new_tokens, self._sampling, self._seed, self._stop_ids
             ):
-                if piece := stops.push(decoder.push(token)):
-                    said.append(piece)
+                if piece := reader.push(token):
                     yield piece
-                if stops.found:
+                if reader.is_stopped:
                     break
-            if piece := stops.push(decoder.finish()) + stops.finish():
-                said.append(piece)
+            if piece := reader.finish():
                 yield piece
         finally:
-            self.messages.append(Message("assistant", "".join(said)))
+            self.messages.append(
+                Message("assistant", reader.answer, reasoning_content=reader.reasoning or None)
+            )
 
     def _write(self) -> list[int]:
         """Return the conversation as the model reads it, without its oldest turns where there is no room for them."""
@@ -156,7 +159,7 @@ class Chat:
         system = [Message("system", self.system)] if self.system else []
         ids = apply_chat_template(
             self._tokenizer,
-            [*system, *messages],
+            [*system, *(replace(message, reasoning_content=None) for message in messages)],
             template=self._template,
             add_generation_prompt=True,
             **self._variables,

@@ -6,67 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Annotated, Self, Unpack, cast
 
-from tune.errors import GenerationError
+from tune.generation.channels import AnswerReader
 from tune.generation.decode import StopReason, TokenStream, stream_batch
 from tune.generation.sampling import DecodingSettings
 from tune.modules import TransformerDecoder
-from tune.tokenizers import StreamDecoder, Tokenizer
+from tune.tokenizers import Tokenizer
 from tune.utils.settings import Setting, takes_settings
 
-__all__ = ["StopStrings", "TextStream", "generate_text", "generate_texts", "stream_text", "stream_texts"]
-
-
-class StopStrings:
-    """Cuts a text that arrives in pieces at the first occurrence of any of ``stops``.
-
-    What could still turn out to be the beginning of a stop string is held back, so nothing that `push` returned ever
-    has to be taken back.
-
-    Args:
-        stops: The strings; none may be empty. Where two begin at the same place it does not matter which matched.
-
-    Attributes:
-        found: Whether a stop string has been met; from then on `push` returns nothing.
-    """
-
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        if any(not stop for stop in stops):
-            raise GenerationError(
-                "a stop string is empty: it would end every answer before its first character."
-            )
-        self.found = False
-        self._stops = tuple(stops)
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """Take the next piece and return what is certain to stand before any stop string."""
-        if self.found:
-            return ""
-        self._held += text
-        hits = [index for index in map(self._held.find, self._stops) if index >= 0]
-        # An earlier start may still be undecided (stops "abcd" and "c", text "abc"): then wait for it.
-        undecided = len(self._held) - self._longest_beginning()
-        if hits and min(hits) <= undecided:
-            self.found = True
-            certain, self._held = self._held[: min(hits)], ""
-            return certain
-        certain, self._held = self._held[:undecided], self._held[undecided:]
-        return certain
-
-    def finish(self) -> str:
-        """Return what was held back: no more text comes, so no stop string can complete."""
-        hits = [index for index in map(self._held.find, self._stops) if index >= 0]
-        self.found = self.found or bool(hits)
-        certain, self._held = self._held[: min(hits, default=len(self._held))], ""
-        return certain
-
-    def _longest_beginning(self) -> int:
-        """Return the length of the longest end of the held text that begins, but does not complete, a stop string."""
-        longest = max(map(len, self._stops), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(len(stop) > length and stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
-        return 0
+__all__ = ["TextStream", "generate_text", "generate_texts", "stream_text", "stream_texts"]
 
 
 class TextSettings(DecodingSettings, total=False):
@@ -74,6 +21,10 @@ class TextSettings(DecodingSettings, total=False):
 
     stop: Annotated[Sequence[str], Setting((), "Strings that end the text and are not part of it.")]
     ignore_eos: Annotated[bool, Setting(False, "Go on past all stop ids (they leave no text).")]
+    show_reasoning: Annotated[
+        bool,
+        Setting(False, "What is thought in a channel of its own is part of the text, between <think> tags."),
+    ]
 
 
 @takes_settings(TextSettings)
@@ -116,10 +67,14 @@ def stream_texts(
         for prompt in prompts
     ]
     stop, ignore_eos = settings.pop("stop"), settings.pop("ignore_eos")
+    shown = settings.pop("show_reasoning")
     decoding = cast(DecodingSettings, settings)
     decoding["stop_ids"] = () if ignore_eos else sorted({*tokenizer.stop_ids, *decoding["stop_ids"]})
-    tokens = stream_batch(model, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, **decoding)
-    return [TextStream(row, StreamDecoder(tokenizer), StopStrings(stop)) for row in tokens]
+    rows = stream_batch(model, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, **decoding)
+    return [
+        TextStream(row, AnswerReader(tokenizer, prompt, stop, show_reasoning=shown))
+        for row, prompt in zip(rows, ids, strict=True)
+    ]
 
 
 @takes_settings(TextSettings)
@@ -164,13 +119,13 @@ class TextStream(Iterator[str]):
 
     Attributes:
         num_tokens: Tokens generated so far, without the stop token.
+        reasoning: What was thought so far in a channel of its own.
         stop_reason: None until the end; then ``stop_id``, ``stop_string``, ``max_new_tokens`` or ``max_seq_len``.
     """
 
-    def __init__(self, tokens: TokenStream, decoder: StreamDecoder, stops: StopStrings) -> None:
+    def __init__(self, tokens: TokenStream, reader: AnswerReader) -> None:
         self._tokens = tokens
-        self._decoder = decoder
-        self._stops = stops
+        self._reader = reader
         self._pieces = self._run()
 
     @property
@@ -178,17 +133,21 @@ class TextStream(Iterator[str]):
         return self._tokens.num_tokens
 
     @property
+    def reasoning(self) -> str:
+        return self._reader.reasoning
+
+    @property
     def stop_reason(self) -> StopReason | None:
-        return "stop_string" if self._stops.found else self._tokens.stop_reason
+        return "stop_string" if self._reader.is_stopped else self._tokens.stop_reason
 
     def _run(self) -> Iterator[str]:
         for token in self._tokens:
-            if piece := self._stops.push(self._decoder.push(token)):
+            if piece := self._reader.push(token):
                 yield piece
-            if self._stops.found:
+            if self._reader.is_stopped:
                 self._tokens.close()
                 return
-        if piece := self._stops.push(self._decoder.finish()) + self._stops.finish():
+        if piece := self._reader.finish():
             yield piece
 
     def __next__(self) -> str:

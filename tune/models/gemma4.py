@@ -117,7 +117,12 @@ def _read_full_attention(
     num_kv_heads = fields.optional_integer("num_global_key_value_heads", None)
     if num_kv_heads is None or not keys_as_values:
         num_kv_heads = sizes["num_kv_heads"]
-    if by_layer := fields.mapping("per_layer_config"):
+    by_layer = fields.mapping("per_layer_config")
+    if (
+        fields.has("per_layer_config") and not by_layer
+    ):  # of heads that are alike in all layers nothing is left to say
+        head_dim, num_kv_heads = sizes["head_dim"], sizes["num_kv_heads"]
+    if by_layer:
         full = {str(layer) for layer, kind in enumerate(kinds) if kind == _FULL}
         one = next(iter(by_layer.values()))
         first = ConfigFields(one if isinstance(one, dict) else {}, "per_layer_config")

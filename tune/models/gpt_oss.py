@@ -24,7 +24,15 @@ from tune.models.layouts import STACKED_EXPERTS, hf_layout
 from tune.models.mixtral import ROUTER_TRAINING
 from tune.models.qwen2 import LAYER_KINDS
 from tune.models.tokenizer import tokenizer_at
-from tune.modules import ClampedSwiGLU, DecoderConfig, Family, MoEConfig, YarnScaling
+from tune.modules import (
+    ClampedSwiGLU,
+    DecoderConfig,
+    DynamicScaling,
+    Family,
+    Llama3Scaling,
+    MoEConfig,
+    YarnScaling,
+)
 
 _BASE = 150_000.0
 # What holds where nothing is said of rotary positions.  # transformers, GptOssConfig
@@ -69,8 +77,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     # Other names for the same.
     fields.expect("num_experts", num_experts)
     fields.expect("experts_per_token", chosen)
-    scaling = arguments["rope_scaling"]
-    if scaling is not None:
+    if isinstance(scaling := arguments["rope_scaling"], YarnScaling | Llama3Scaling | DynamicScaling):
         fields.expect("initial_context_length", scaling.original_max_seq_len)
     fields.ignore(ROUTER_TRAINING)
     return finish(fields, arguments)

@@ -169,6 +169,7 @@ def read_scaling(inner: ConfigFields, fields: ConfigFields, max_seq_len: int) ->
             long_factors=inner.numbers("long_factor"),
             original_max_seq_len=original,
             magnitude=inner.number("attention_factor", longrope_magnitude(factor, original)),
+            reads_anew=False,
         )
     inner.problem(
         f'`rope_type` is "{kind[:120]}", which is not supported: only "default", "linear", "dynamic", "llama3", '

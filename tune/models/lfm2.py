@@ -49,7 +49,6 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     fields.expect("theta", arguments["rope_base"])
     for name in ("block_use_swiglu", "use_pos_enc"):
         fields.expect(name, True)
-    fields.expect("conv_bias", False)
     fields.ignore(_OF_INITIALISATION)
     return finish(fields, arguments)
 
@@ -79,8 +78,8 @@ def _read_conv(fields: ConfigFields, num_layers: int) -> ShortConvConfig | None:
     elif attending is not None and {*attending} != {i for i, kind in enumerate(kinds) if kind == _KINDS[1]}:
         fields.problem("`layer_types` and `full_attn_idxs` say different things; keep the right one")
     layers = tuple(layer for layer, kind in enumerate(kinds) if kind == _KINDS[0])
-    width = fields.integer("conv_L_cache", 3)
-    return ShortConvConfig(layers, width) if layers else None
+    conv = ShortConvConfig(layers, fields.integer("conv_L_cache", 3), fields.flag("conv_bias", False))
+    return conv if layers else None
 
 
 def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
@@ -93,10 +92,11 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
         "block_auto_adjust_ff_dim": False,
         "layer_types": [_KINDS[layer not in config.conv_layers] for layer in range(config.num_layers)],
         "conv_L_cache": 3 if config.conv is None else config.conv.width,
-        "conv_bias": False,
+        "conv_bias": config.conv is not None and config.conv.bias,
     }
 
 
+_PARTS = ("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias")
 _LAYOUT = hf_layout(
     {
         "sa_norm.scale": "operator_norm.weight",
@@ -104,9 +104,9 @@ _LAYOUT = hf_layout(
         "attn.output_proj.weight": "self_attn.out_proj.weight",
         "attn.q_norm.scale": "self_attn.q_layernorm.weight",
         "attn.k_norm.scale": "self_attn.k_layernorm.weight",
-        "attn.in_proj.weight": "conv.in_proj.weight",
-        "attn.out_proj.weight": "conv.out_proj.weight",
+        **{f"attn.{part}": f"conv.{part}" for part in _PARTS},
         "attn.conv_weight": "conv.conv.weight",
+        "attn.conv_bias": "conv.conv.bias",
         **{f"mlp.{name}.weight": f"feed_forward.{name}.weight" for name in ("w1", "w2", "w3")},
     }
 )

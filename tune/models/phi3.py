@@ -42,6 +42,8 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     rope = read_rope(fields, sizes, partial=True)
     if not isinstance(rope["rope_scaling"], LongRopeScaling | None):
         fields.problem('`rope_scaling` is of another type than "longrope", the only one of this family')
+    elif rope["rope_scaling"] is not None:
+        rope["rope_scaling"] = replace(rope["rope_scaling"], reads_anew=True)
     arguments = {**sizes, **rope}
     arguments.update(windows_everywhere(fields.optional_integer("sliding_window", None), sizes["num_layers"]))
     fields.expect("hidden_act", "silu")

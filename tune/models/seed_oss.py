@@ -12,7 +12,8 @@ from tune.models.layouts import hf_layout
 from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family
 
-_BIASES = {(False, False): "none", (True, False): "qkv", (True, True): "all"}
+# By `attention_bias` and `attention_out_bias`.
+_BIASES = {(False, False): "none", (True, False): "qkv", (False, True): "out", (True, True): "all"}
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
@@ -20,9 +21,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     sizes = read_sizes(fields, max_seq_len=524_288, norm_eps=1e-6, head_dim=128, num_kv_heads=8)
     arguments = {**sizes, **read_rope(fields, sizes), "mlp_bias": fields.flag("mlp_bias", False)}
     biases = fields.flag("attention_bias", True), fields.flag("attention_out_bias", False)
-    if biases not in _BIASES:
-        fields.problem("`attention_out_bias` is true without `attention_bias`, which is not supported")
-    arguments["attn_bias"] = _BIASES.get(biases, "none")
+    arguments["attn_bias"] = _BIASES[biases]
     arguments["attn_dropout"] = fields.number("attention_dropout", 0.1)
     arguments["residual_dropout"] = fields.number("residual_dropout", 0.1)
     fields.expect("hidden_act", "silu")
@@ -34,8 +33,8 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
         **write_sizes(config),
         **write_rope(config),
         "hidden_act": "silu",
-        "attention_bias": config.attn_bias != "none",
-        "attention_out_bias": config.attn_bias == "all",
+        "attention_bias": config.attn_bias in ("qkv", "all"),
+        "attention_out_bias": config.attn_bias in ("out", "all"),
         "mlp_bias": config.mlp_bias,
         "residual_dropout": config.residual_dropout,
     }

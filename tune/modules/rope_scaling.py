@@ -24,7 +24,7 @@ class RopeScaling(ABC):
 
     @property
     def switch_len(self) -> int | None:
-        """Positions up to which other frequencies hold than beyond, for all of a text; None: there is no such place."""
+        """Positions that a text cannot outgrow without being read anew; None: there is no such place."""
         return None
 
     @property
@@ -241,12 +241,15 @@ class LongRopeScaling(RopeScaling):
         long_factors: divisors [r / 2] for longer ones.
         original_max_seq_len: positions of the first training.
         magnitude: factor on cosines and sines, for short and long texts alike.
+        reads_anew: a text that outgrows the original length while it is generated is read anew, as Phi's are; else its
+            earlier keys stay as they are, as in transformers' other families.
     """
 
     short_factors: tuple[float, ...]
     long_factors: tuple[float, ...]
     original_max_seq_len: int
     magnitude: float = 1.0
+    reads_anew: bool = True
 
     @property
     def attention_factor(self) -> float:
@@ -256,7 +259,7 @@ class LongRopeScaling(RopeScaling):
     @property
     def switch_len(self) -> int | None:
         """The original length."""
-        return self.original_max_seq_len
+        return self.original_max_seq_len if self.reads_anew else None
 
     @property
     def follows_length(self) -> bool:

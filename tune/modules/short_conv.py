@@ -21,14 +21,15 @@ class ShortConv(nn.Module):
 
     Args:
         embed_dim: d.
-        config: width of the convolution.
+        config: width of the convolution, and whether there are biases.
     """
 
     def __init__(self, embed_dim: int, config: ShortConvConfig) -> None:
         super().__init__()
-        self.in_proj = Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.in_proj = Linear(embed_dim, 3 * embed_dim, bias=config.bias)
         self.conv_weight = nn.Parameter(torch.empty(embed_dim, 1, config.width))
-        self.out_proj = Linear(embed_dim, embed_dim, bias=False)
+        self.conv_bias = nn.Parameter(torch.empty(embed_dim)) if config.bias else None
+        self.out_proj = Linear(embed_dim, embed_dim, bias=config.bias)
 
     def forward(
         self,
@@ -50,6 +51,8 @@ class ShortConv(nn.Module):
         starts = None if documents is None else documents.starts
         before = None if cache is None else cache.extend(mixed)
         mixed = document_conv(mixed, self.conv_weight, starts, before, activation="none")
+        if self.conv_bias is not None:
+            mixed = mixed + self.conv_bias
         out: Tensor = self.out_proj(leaving * mixed)
         return out
 
@@ -57,4 +60,6 @@ class ShortConv(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the convolution in place, as `nn.Conv1d`."""
         bound = self.conv_weight.shape[-1] ** -0.5
-        init_sharded_(self.conv_weight, lambda weight: nn.init.uniform_(weight, -bound, bound))
+        for weight in (self.conv_weight, self.conv_bias):
+            if weight is not None:
+                init_sharded_(weight, lambda part: nn.init.uniform_(part, -bound, bound))

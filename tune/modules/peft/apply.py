@@ -13,9 +13,9 @@ from tune.modules.experts import ExpertLinear
 from tune.modules.peft.config import (
     ATTN_MODULES,
     MLP_MODULES,
-    PER_LAYER_MODULES,
     LoRAConfig,
     LoRAModule,
+    module_name,
 )
 from tune.modules.peft.experts import FrozenExperts, LoRAExperts
 from tune.modules.peft.frozen import FrozenLinear
@@ -257,16 +257,15 @@ def chosen_modules(model: TransformerDecoder, config: LoRAConfig) -> tuple[LoRAM
             _check_path(model, module.path, known, config.use_dora)
         order = {path: place for place, path in enumerate(known)}
         return tuple(sorted(config.modules, key=lambda module: order[module.path]))
-    there = [name for name in ATTN_MODULES if any(path.endswith(f".{name}") for path in known)]
+    names = {module_name(path) for path in known}
+    there = [name for name in ATTN_MODULES if name in names]
     if absent := [name for name in config.attn_modules if name not in there]:
         raise ConfigError(
             f"attn_modules (lora_attn_modules) names {absent[0]}, and no layer of this model has it: it has "
             f"{', '.join(there)}"
         )
-    leaves = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
-    chosen = [
-        path for path in known if path.rpartition(".")[2] in leaves and not _is_beside_experts(model, path)
-    ]
+    wanted = {*config.attn_modules, *(MLP_MODULES if config.apply_to_mlp else ())}
+    chosen = [path for path in known if module_name(path) in wanted and not _is_beside_experts(model, path)]
     if config.use_dora and any(_is_of_experts(path) for path in chosen):
         raise ConfigError(
             "use_dora: the rows of experts have no magnitudes here, nor in peft: set use_dora or apply_to_mlp "
@@ -281,8 +280,8 @@ def _adaptable(model: TransformerDecoder) -> list[str]:
     """Return the paths of the matrices in blocks, experts' among them, and of the output."""
     kinds = nn.Linear | FrozenLinear | ExpertLinear
     paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
-    leaves = (*ATTN_MODULES, *MLP_MODULES, "output")
-    return [path for path in paths if path.rpartition(".")[2] in leaves or path.endswith(PER_LAYER_MODULES)]
+    names = (*ATTN_MODULES, *MLP_MODULES, "output")
+    return [path for path in paths if module_name(path) in names]
 
 
 def _is_of_experts(path: str) -> bool:

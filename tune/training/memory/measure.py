@@ -48,12 +48,15 @@ class BlockBytes:
         casts: weights that autocast has turned into its own dtype.
         in_backward: the most that stands beside what earlier blocks keep and the gradients of later ones: what the
             block itself keeps, the gradients of its weights, and what comes and goes.
+        own_input: gradient of the block's own input, which stands until all blocks have theirs. What the first block
+            was measured to take holds those of all: autograd makes zeros of those that are missing.
     """
 
     input: int = 0
     kept: int = 0
     casts: int = 0
     in_backward: int = 0
+    own_input: int = 0
 
 
 @dataclass
@@ -62,6 +65,7 @@ class StepBytes:
 
     Attributes:
         trunk: kept outside the blocks, up to the hidden states.
+        at_start: the most that stands until the first block begins.
         at_loss, in_loss_backward, at_end: the most that stands beside what the blocks keep and the gradients there
             are: in the forward pass of the last block or after it, before the last block's backward pass begins, and
             after that of the first.
@@ -71,6 +75,7 @@ class StepBytes:
 
     blocks: list[BlockBytes] = field(default_factory=list)
     trunk: int = 0
+    at_start: int = 0
     at_loss: int = 0
     in_loss_backward: int = 0
     at_end: int = 0
@@ -164,13 +169,15 @@ def measure_step(
     return step
 
 
-def _kinds(model: TransformerDecoder) -> list[tuple[bool, bytes]]:
+def _kinds(model: TransformerDecoder) -> list[tuple[bool, bool, bytes]]:
     """Return for each block what those have in common that take as much memory: parts and settings."""
-    kinds = []
+    kinds: list[tuple[bool, bool, bytes]] = []
     # What comes before the first trained weight gets no gradient, and is kept less often.
     has_gradient = model.tok_embeddings.weight.requires_grad
     for block in model.layers:
-        kinds.append((has_gradient, _digest(block)))
+        # When the first one ends, so do all blocks' own inputs.
+        ends_inputs = not kinds and model.per_layer_input is not None
+        kinds.append((has_gradient, ends_inputs, _digest(block)))
         has_gradient |= any(weight.requires_grad for weight in block.parameters())
     return kinds
 
@@ -233,6 +240,11 @@ class _Recorder:
         self.block = self.step.blocks[index]
         self.block.input = args[0].nbytes
         self.there = self.live.seen - {storage_key(args[0])}
+        *_, own = args  # the last argument of `DecoderBlock.forward`
+        if isinstance(own, Tensor) and own is not args[0] and own.requires_grad:
+            self.block.own_input = own.nbytes
+        if index == 0:
+            self.step.at_start = self.live.restart()
         if index == 0 and args[0].requires_grad:
             args[0].register_hook(lambda _: self._next(-1))  # type: ignore[no-untyped-call]
 
@@ -276,7 +288,8 @@ class _Recorder:
         if self.place == len(self.step.blocks):
             self.step.in_loss_backward, self.step.head_gradients = most, self.gradients
         elif self.place >= 0:
-            self.step.blocks[self.place].in_backward = most
+            later = sum(block.own_input for block in self.step.blocks[self.place + 1 :] if self.place)
+            self.step.blocks[self.place].in_backward = most - later
         else:
             self.step.at_end = max(self.step.at_end, most)
         self.place = place

@@ -168,9 +168,10 @@ def predict(run: PlannedRun) -> Prediction:
     )
     optimizer = OptimizerSizes(run.optimizer, precision.device_type)
     kept, working = optimizer.step_of(weight for weight in model.parameters() if weight.requires_grad)
+    in_forward = max(_forward(run, step, weights), key=lambda moment: sum(moment.values()))
     in_backward = max(_backward(run, step, weights), key=lambda moment: sum(moment.values()))
     at_step = {"gradients": weights.trained * run.share, "work in progress": working * run.share}
-    moments = (_at_loss(run, step, weights), in_backward, {} if run.optimizer_in_backward else at_step)
+    moments = (in_forward, in_backward, {} if run.optimizer_in_backward else at_step)
 
     frozen = run.frozen_model
     beside = WeightSizes(blocks=[0.0]) if frozen is None else weigh(_without_memory(frozen, None))
@@ -244,11 +245,13 @@ def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
     return [float(block.input if i < run.num_recomputed else block.kept) for i, block in blocks]
 
 
-def _at_loss(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> _Moment:
-    """Return what stands when the forward pass ends."""
+def _forward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
+    """Yield what stands before the first block, and when the forward pass ends."""
     kept = _kept(run, step)
-    return {
-        "gradients": weights.trained * run.share * run.accumulates,
+    gradients = weights.trained * run.share * run.accumulates
+    yield {"gradients": gradients, "work in progress": step.at_start}
+    yield {
+        "gradients": gradients,
         # Of what waits on the host, one block's is on its way there.
         "activations": step.trunk + (max(kept) if run.activation_offloading else sum(kept)),
         "weights cast by autocast": sum(block.casts for block in step.blocks),
@@ -275,10 +278,13 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
 
     yield moment(sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk, 0.0)
     gradients += step.head_gradients * grows
+    own_inputs = 0  # their gradients
     for i, block in reversed(list(enumerate(step.blocks))):
         working = max(block.in_backward - block.kept - block.casts - step.trunk, 0) + in_operator
-        yield moment(sum(held[:i]) + block.kept + step.trunk, sum(casts[:i]) + block.casts, 0.0, working)
+        activations = sum(held[:i]) + block.kept + step.trunk + (own_inputs if i else 0)
+        yield moment(activations, sum(casts[:i]) + block.casts, 0.0, working)
         gradients += weights.block_gradients[i] * grows
+        own_inputs += block.own_input
     yield moment(step.trunk, 0.0, 0.0, step.at_end - step.trunk)
 
 
