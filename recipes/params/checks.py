@@ -36,6 +36,15 @@ def check_optimizer(optimizer: Component) -> Iterator[Diagnostic]:
             yield problem("needs a dampening of 0", ("optimizer.nesterov", "optimizer.dampening"))
 
 
+def check_trains_all(optimizer: Component) -> Iterator[Diagnostic]:
+    """Yield why an optimizer cannot train every weight of a model."""
+    if optimizer.path == "torch.optim.Muon":
+        yield problem(
+            "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
+            ("optimizer",),
+        )
+
+
 def _check_learning_rate(optimizer: Component) -> Iterator[Diagnostic]:
     # The default of an optimizer's signature is no rate for fine-tuning: AdamW's 1e-3 ruins a pre-trained model.
     if optimizer.kwargs.get("lr") is not None or not optimizer.path:

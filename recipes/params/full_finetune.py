@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
+from tune.recipes.params.checks import check_trains_all
 from tune.recipes.params.finetune import FinetuneParams
 
 
@@ -39,11 +40,7 @@ class FullFinetuneParams(FinetuneParams):
                 f"recipe lora_finetune, or the model {builder.split('lora_', 1)[1]}",
                 ("model",),
             )
-        if self.optimizer.path == "torch.optim.Muon":
-            yield problem(
-                "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
-                ("optimizer",),
-            )
+        yield from check_trains_all(self.optimizer)
         if self.checkpointer.kwargs.get("adapter_checkpoint"):
             yield problem(
                 "names an adapter, but this recipe trains every weight: use the recipe lora_finetune, or merge the "

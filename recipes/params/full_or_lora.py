@@ -8,6 +8,7 @@ from typing import Any
 
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
+from tune.recipes.params.checks import check_trains_all
 from tune.recipes.params.lora_finetune import LoraFinetuneParams
 
 
@@ -56,11 +57,7 @@ class FullOrLoraParams(LoraFinetuneParams):
                     "is for adapters, and every weight is trained: set lora_rank, for example to 8, or remove it",
                     (name, "lora_rank"),
                 )
-        if self.optimizer.path == "torch.optim.Muon":
-            yield problem(
-                "is Muon, which steps matrices alone, but the norms of every model are vectors; use AdamW",
-                ("optimizer",),
-            )
+        yield from check_trains_all(self.optimizer)
 
 
 _SETTINGS = tuple(

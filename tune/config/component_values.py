@@ -103,10 +103,9 @@ class ComponentChecker:
             info.default if info is not None and isinstance(info.default, str) and info.default else None
         )
         message = f"{path} is a mapping without {COMPONENT_KEY}, so there is nothing to pass its arguments to"
-        if default:
-            message += f"; add {COMPONENT_KEY}: {default} for the default"
-        self._untyped_arguments(component, path)
         suggestion = f"{COMPONENT_KEY}: {default}" if default else None
+        message += f"; add {suggestion} for the default" if suggestion else ""
+        self._untyped_arguments(component, path)
         return self.converter.refuse("missing-component-name", path, message, component, suggestion)
 
     def _untyped_arguments(self, component: MappingNode, path: str) -> None:
@@ -240,12 +239,8 @@ class ComponentChecker:
                 source,
                 None if is_elsewhere else suggestion,
             )
-        if usable:
-            listed = sorted(usable)
-            shown = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "")
-            message += f"; it takes {shown}"
-        else:
-            message += "; it takes none"
+        shown = ", ".join(sorted(usable)[:12]) + (", ..." if len(usable) > 12 else "")
+        message += f"; it takes {shown or 'none'}"
         return Diagnostic("unknown-argument", where, message, source)
 
     def _note_missing(self, component: MappingNode, path: str, resolved: ResolvedName) -> bool:

@@ -10,13 +10,12 @@ from typing import Any
 
 from tune.config.lookup import NotFound, find_definition, resolve_expression
 from tune.config.source import Definition, Module, Value, dotted_text, read_binding, read_late_doc
-from tune.config.typing import ANY, TypeSpec
+from tune.config.typing import TypeSpec
 
-# Classes whose own bases and constructor need no reading: they are the roots that slots ask for, and huge.
-_MODULE_ROOT = "torch.nn.modules.module.Module"
+# Classes whose own bases and constructor need no reading; the first is one that slots ask for, and huge.
+_ROOTS = ("torch.nn.modules.module.Module", "object", "abc.ABC", "typing.Generic", "typing.Protocol")
 _HAS_CONSTRUCTOR = re.compile(r"\bdef[ \t]+__(init|new)__\b|\bdataclass\b")
 _PLAIN_KINDS = {"none", "bool", "int", "float", "str", "path", "list", "tuple", "vtuple", "dict", "literal"}
-_OTHER_ROOTS = ("object", "abc.ABC", "typing.Generic", "typing.Protocol")
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _class_and_bases(found: Definition) -> Iterator[Definition | None]:
             continue
         seen.add(member.path)
         yield member
-        if member.path == _MODULE_ROOT or member.path in _OTHER_ROOTS:
+        if member.path in _ROOTS:
             continue
         if member.bases is None:
             yield None
@@ -170,7 +169,7 @@ def _constructor(family: list[Definition | None]) -> Arguments:
     for member in family:
         if member is None:
             return {}, True, True
-        if member.path == _MODULE_ROOT or member.path in _OTHER_ROOTS:
+        if member.path in _ROOTS:
             continue  # takes nothing of its own
         if not _HAS_CONSTRUCTOR.search(member.text):
             continue
@@ -247,10 +246,7 @@ def _parameter(
     if default is None:
         return Parameter(name, TypeSpec.from_annotation_ast(annotation), required=True, kind=kind)
     is_plain, value = _plain_value(module, default)
-    if annotation is not None:
-        spec = TypeSpec.from_annotation_ast(annotation)
-    else:
-        spec = TypeSpec.from_default(value) if is_plain else ANY
+    spec = TypeSpec.from_default(value) if annotation is None else TypeSpec.from_annotation_ast(annotation)
     if is_plain and value is None:
         spec = spec.optional()  # `x: int = None` means Optional[int]
     text = repr(value) if is_plain else ast.unparse(default)
