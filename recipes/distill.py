@@ -105,7 +105,7 @@ class DistillRecipe:
         state.plan_steps(self.loader, params.epochs, **params.step_settings())
 
     def _setup_model(self) -> None:
-        params, report, settings = self.params, self.dataset.report(), self.params.memory_settings()
+        params, report = self.params, self.dataset.report()
         self.adapter_dir = self.checkpoints.adapter_dir or self.checkpointer.adapter_checkpoint
         model = training.build_on_meta(params.model, self.model_dir, self.precision.param_dtype)
         self.model: Any = model.train()
@@ -115,9 +115,9 @@ class DistillRecipe:
         self.teacher = training.Teacher(dtype=self.precision.compute_dtype, **params.teacher_settings())
         self.teacher.prepare(model, self.tokenizer, report, self.mesh, required=required)
         losses = self.teacher.planned(self.loss_fn, self.kd_loss)
-        self.memory_plan = training.plan_memory(
-            model, report, losses, self.precision, self.mesh, shard_dim, **self.teacher.sizes(), **settings
-        )
+        settings = params.memory_settings() | self.teacher.sizes()
+        planned = training.PlannedRun(model, losses, self.precision, shard_dim=shard_dim, **settings)
+        self.memory_plan = training.plan_memory(planned, report, self.mesh)
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         training.checkpoint_activations(model.layers[: self.memory_plan.num_recomputed])

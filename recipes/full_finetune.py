@@ -120,10 +120,10 @@ class FullFinetuneRecipe:
             model = instantiate(params.model, defaults={"checkpoint_dir": str(self.model_dir or "")})
         self.model = model.to(self.precision.param_dtype).train()
         training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
-        report, settings = self.dataset.report(), params.memory_settings()
-        self.memory_plan = training.plan_memory(
-            model, report, self.loss_fn, self.precision, self.mesh, self.mesh.shard_dim, **settings
+        planned = training.PlannedRun(
+            model, self.loss_fn, self.precision, shard_dim=self.mesh.shard_dim, **params.memory_settings()
         )
+        self.memory_plan = training.plan_memory(planned, self.dataset.report(), self.mesh)
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         training.checkpoint_activations(model.layers[: self.memory_plan.num_recomputed])

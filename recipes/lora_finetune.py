@@ -126,10 +126,9 @@ class LoraFinetuneRecipe:
         training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         # A base that fits is held whole by every process, unless that is ruled out.
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
-        report, settings = self.dataset.report(), params.memory_settings()
-        self.memory_plan = training.plan_memory(
-            model, report, self.loss_fn, self.precision, self.mesh, shard_dim, **settings
-        )
+        settings = params.memory_settings()
+        planned = training.PlannedRun(model, self.loss_fn, self.precision, shard_dim=shard_dim, **settings)
+        self.memory_plan = training.plan_memory(planned, self.dataset.report(), self.mesh)
         self.memory_plan.log()
         # Recomputation first, so that what is compiled includes it; then each process gets room for its part.
         training.checkpoint_activations(model.layers[: self.memory_plan.num_recomputed])

@@ -119,10 +119,9 @@ class PreferenceFinetuneRecipe:
         training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, self.dataset.report())
         self.reference = training.Reference(model, self.loss_fn, params.precompute_reference)
         shard_dim = training.shard_dim_of_base(model, self.mesh, required=params.requires_shards())
-        report, settings = self.dataset.report(), params.memory_settings()
-        self.memory_plan = training.plan_memory(
-            model, report, self.loss_fn, self.precision, self.mesh, shard_dim, **settings
-        )
+        settings = params.memory_settings()
+        planned = training.PlannedRun(model, self.loss_fn, self.precision, shard_dim=shard_dim, **settings)
+        self.memory_plan = training.plan_memory(planned, self.dataset.report(), self.mesh)
         self.memory_plan.log()
         for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)

@@ -108,9 +108,8 @@ class RewardFinetuneRecipe:
         shard_dim = training.choose_trained(model, adapters, self.adapter_dir, self.mesh, required=required)
         training.fit_vocabulary(training.freeze(model, params.freeze), self.tokenizer, report)
         settings = params.memory_settings()
-        self.memory_plan = training.plan_memory(
-            model, report, self.loss_fn, self.precision, self.mesh, shard_dim, **settings
-        )
+        planned = training.PlannedRun(model, self.loss_fn, self.precision, shard_dim=shard_dim, **settings)
+        self.memory_plan = training.plan_memory(planned, report, self.mesh)
         self.memory_plan.log()
         for notice in params.notices(shard_dim > 1):
             get_logger().info(notice)

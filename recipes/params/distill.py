@@ -10,10 +10,10 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import CHECKPOINTER, KD_LOSS, MODEL, TOKENIZER
-from tune.recipes.params.checks import check_checkpointer, check_sizes, default_of, each_dataset
+from tune.recipes.params.checks import check_checkpointer, check_sizes, default_of
+from tune.recipes.params.data_checks import each_dataset
 from tune.recipes.params.full_or_lora import FullOrLoraParams
-
-_MANY = 10**9
+from tune.recipes.params.limits import MANY
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class DistillParams(FullOrLoraParams):
     max_new_tokens: int = param(
         128,
         minimum=1,
-        maximum=_MANY,
+        maximum=MANY,
         group="Objective",
         fixed_on_resume=True,
         help="Longest answer that the student writes, in tokens.",
@@ -139,7 +139,7 @@ class DistillParams(FullOrLoraParams):
         }
 
     def memory_settings(self) -> dict[str, Any]:
-        """Return what decides how much memory the run needs, as `plan_memory` takes it."""
+        """Return what decides how much memory the run needs, as `PlannedRun` takes it."""
         return super().memory_settings() | {"num_written": self.max_new_tokens if self.on_policy else 0}
 
     def notices(self, is_sharded: bool) -> Iterator[str]:

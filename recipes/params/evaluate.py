@@ -11,10 +11,9 @@ from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import DATASET, METRIC, STREAMING
 from tune.config.trust import is_user_trusted
-from tune.recipes.params.checks import check_answers, check_datasets
+from tune.recipes.params.data_checks import check_answers, check_datasets
+from tune.recipes.params.limits import MANY
 from tune.recipes.params.model import ModelParams
-
-_MANY = 10**9
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class EvaluateParams(ModelParams):
     )
     group_by: str | None = param(None, group="Data", help="Column by whose values scores are shown, too.")
     limit: int | None = param(
-        None, minimum=1, maximum=_MANY, group="Data", help="Take so many examples alone, the first ones."
+        None, minimum=1, maximum=MANY, group="Data", help="Take so many examples alone, the first ones."
     )
     batch_size: int = param(
         16, minimum=1, maximum=10**6, group="Data", help="Examples that go through the model together."
@@ -62,7 +61,7 @@ class EvaluateParams(ModelParams):
         "contains, rouge_l, json_valid, or functions of one's own; null generates none.",
     )
     max_new_tokens: int = param(
-        256, minimum=1, maximum=_MANY, group="Scores", help="Longest answer, in tokens."
+        256, minimum=1, maximum=MANY, group="Scores", help="Longest answer, in tokens."
     )
     temperature: float = param(
         0.0,
@@ -109,7 +108,7 @@ class EvaluateParams(ModelParams):
     max_seq_length: int | None = param(
         None,
         minimum=2,
-        maximum=_MANY,
+        maximum=MANY,
         group="Tasks",
         help="Tokens of the longest sequence of a task, what is longer loses its beginning; null: the model's.",
     )
@@ -126,7 +125,7 @@ class EvaluateParams(ModelParams):
     def cross_checks(self) -> Iterator[Diagnostic]:
         """Yield what is wrong between fields that are each right on their own."""
         yield from super().cross_checks()
-        yield from check_datasets("dataset", self.dataset)
+        yield from check_datasets(dataset=self.dataset)
         yield from check_answers(dataset=self.dataset)
         if self.data is not None and self.dataset is not None:
             yield problem(

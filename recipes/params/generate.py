@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
-from tune.recipes.params.checks import check_template
+from tune.recipes.params.data_checks import check_template
 from tune.recipes.params.model import ModelParams
 
 

@@ -6,32 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import agreed_values, check_params, param
-from tune.config.slots import CHECKPOINTER, MODEL, TOKENIZER
 from tune.recipes.params.checks import check_checkpointer, check_sizes
+from tune.recipes.params.loaded_model import DEVICE, LoadedModelParams
 
 
 @dataclass(frozen=True)
-class ModelParams:
+class ModelParams(LoadedModelParams):
     """Which model is loaded, from where, and onto what; each recipe adds what is its own."""
 
-    # --- Model ------------------------------------------------------------------------------------------
-    model: Component = param(
-        "auto",
-        slot=MODEL,
-        group="Model",
-        help="Architecture: a builder such as llama2_7b, or auto to build what the checkpoint describes.",
-    )
     model_checkpoint: str | None = param(
         None,
         short_for="checkpointer.checkpoint_dir",
         group="Model",
         help="Folder of a run, of a saved step, of a model in Hugging Face or Meta layout, or of an adapter.",
-    )
-    checkpointer: Component = param(
-        "tune.training.FullModelCheckpointer", slot=CHECKPOINTER, group="Model", help="Reads the weights."
     )
     adapter_checkpoint: str | None = param(
         None,
@@ -39,27 +28,7 @@ class ModelParams:
         group="Model",
         help="Folder of a LoRA adapter in PEFT layout (or a saved step that has one), put on the weights.",
     )
-    tokenizer: Component = param(
-        "auto",
-        slot=TOKENIZER,
-        group="Model",
-        help="Tokenizer: a builder such as llama2_tokenizer, or auto to read the one in the checkpoint folder.",
-    )
-    tokenizer_checkpoint: str | None = param(
-        None,
-        short_for="tokenizer.path",
-        group="Model",
-        help="The tokenizer's file, for example tokenizer.model.",
-    )
-
-    # --- Environment ------------------------------------------------------------------------------------
-    device: str | None = param(
-        None,
-        pattern=r"cpu|mps|cuda(:\d+)?",
-        pattern_help="cpu, cuda, cuda:N or mps",
-        group="Device",
-        help="cpu, cuda, cuda:N or mps; null takes a GPU when there is one.",
-    )
+    device: str | None = param(None, **DEVICE)
     dtype: Literal["bf16", "fp32", "fp16"] | None = param(
         None,
         group="Device",

@@ -10,7 +10,7 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import param
 from tune.config.slots import COLLATE_FN, STREAMING
-from tune.recipes.params.checks import PREFERENCES, each_dataset
+from tune.recipes.params.data_checks import PREFERENCES, each_dataset
 from tune.recipes.params.full_or_lora import FullOrLoraParams
 
 
@@ -29,7 +29,7 @@ class PairParams(FullOrLoraParams):
     )
 
     def memory_settings(self) -> dict[str, Any]:
-        """Return what decides how much memory the run needs, as `plan_memory` takes it: a pair has two rows."""
+        """Return what decides how much memory the run needs, as `PlannedRun` takes it: a pair has two rows."""
         is_packed = any(one.kwargs.get("packed") for _, one in each_dataset(dataset=self.dataset))
         return super().memory_settings() | {"batch_size": self.batch_size * (1 if is_packed else 2)}
 

@@ -56,7 +56,7 @@ class PreferenceFinetuneParams(PairParams):
         return not self.trains_adapters() or super().requires_shards()
 
     def memory_settings(self) -> dict[str, Any]:
-        """Return what decides how much memory the run needs, as `plan_memory` takes it."""
+        """Return what decides how much memory the run needs, as `PlannedRun` takes it."""
         keeps_copy = not self.trains_adapters() and not self.precompute_reference
         return super().memory_settings() | {"keeps_copy": keeps_copy}
 

@@ -10,9 +10,8 @@ from tune.config.component import Component
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import fields_of, param
 from tune.config.slots import REWARD_LOSS
+from tune.recipes.params.limits import MANY
 from tune.recipes.params.pairs import PairParams
-
-_MANY = 10**9
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class RewardFinetuneParams(PairParams):
         help="Texts to score as training goes on, each as it stands: prompt and answer, in the template of the data.",
     )
     sample_max_new_tokens: int = param(
-        64, minimum=1, maximum=_MANY, group="Logging", help="Without effect: a reward model writes nothing."
+        64, minimum=1, maximum=MANY, group="Logging", help="Without effect: a reward model writes nothing."
     )
 
     def notices(self, is_sharded: bool) -> Iterator[str]:

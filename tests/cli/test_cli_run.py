@@ -260,6 +260,13 @@ def test_mistakes_end_before_anything_starts(tune, tmp_path: Path, words: list[s
     assert outcome.code == 2
     assert hint in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_config_is_missed_only_where_one_is_missing(tune, tmp_path: Path) -> None:
+    for words in (["eval", str(tmp_path), "lr=1"], ["eval", str(tmp_path), "batch_size=no"]):
+        outcome = tune(*words)
+        assert outcome.code == 2
+        assert "--config" not in outcome.err
     assert outcome.out == ""
 
 

@@ -8,7 +8,12 @@ import hashlib
 import html
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from email.policy import default
@@ -20,7 +25,9 @@ import pytest
 
 from tests.components import trusting
 from tune.cli.main import main
-from tune.sharing import bundle, opening
+from tune.sharing import bundle, opening, staging
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOKEN = "hf_" + "Qx7" * 8
 # A name that each way of writing texts down spells otherwise.
@@ -239,6 +246,51 @@ def test_what_fails_leaves_nothing(tune, run_folder: Path, tmp_path: Path, monke
     monkeypatch.setattr(bundle, "_list_files", fail)
     assert tune("share", str(run_folder), "--to", "new").code in (1, 130)
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_what_a_killed_call_leaves_goes_with_the_next(tune, run_folder: Path, tmp_path: Path) -> None:
+    assert tune("share", str(run_folder), "--to", "given").code == 0
+    code = (
+        "import os, signal, sys; from tune.sharing import staging; from tune.cli.main import main\n"
+        "rename = os.rename\n"
+        "def kill(source, target):\n"
+        "    rename(source, target)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "staging.os.rename = kill\n"
+        "main(sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", code, "share", str(run_folder), "--to", "given", "--force"]
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL
+    (leftover,) = tmp_path.iterdir()  # with what was shared before in it
+    assert leftover.name.startswith(".tune-share.")
+    with staging.staging(tmp_path / "other") as place:  # one that is in use stays
+        assert not leftover.exists()
+        assert (tmp_path / "given" / "config.yaml").is_file()
+        assert tune("share", str(run_folder), "--to", "new").code == 0
+        assert place.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "new"]
+
+
+def test_a_fault_in_a_zip_is_named_by_the_zip(tune, shared_zip: Path, tmp_path: Path) -> None:
+    for words in (["run", str(shared_zip)], ["run", str(shared_zip), "--dry-run"]):
+        outcome = tune(*words, "dataset.source=x.jsonl", "batch_size=no")
+        assert outcome.code == 2
+    with zipfile.ZipFile(shared_zip) as archive:
+        text = archive.read("handed/config.yaml").decode()
+        entries = [(info, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile("bad.zip", "w") as archive:
+        for info, content in with_config(re.sub("max_steps: .*", "max_step: 2", text))(entries):
+            archive.writestr(info, content)
+    line = 1 + text[: text.index("max_steps:")].count("\n")
+    for words in (["run", "bad.zip"], ["run", "bad.zip", "--dry-run"], ["validate", "bad.zip"]):
+        outcome = tune(*words, "dataset.source=x.jsonl")
+        assert outcome.code == 2
+        assert f"bad.zip/config.yaml:{line}:1" in outcome.err
+        assert tempfile.gettempdir() not in outcome.err.replace(str(tmp_path), "")
+    told = json.loads(tune("validate", "bad.zip", "--json", "dataset.source=x.jsonl").out)
+    assert {error["source"]["file"] for error in told["errors"]} == {"bad.zip/config.yaml"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.zip"]  # nothing was unpacked to stay
 
 
 def test_force_replaces_what_was_shared_before(tune, run_folder: Path, tmp_path: Path) -> None:

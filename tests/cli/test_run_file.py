@@ -43,7 +43,7 @@ def execute(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=300,
     )
 
 

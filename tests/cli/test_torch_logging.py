@@ -33,7 +33,7 @@ except DistError:
 @pytest.mark.parametrize(("how", "is_quiet"), [("quiet", True), ("as torch is", False)])
 def test_a_lost_store_is_an_exception_and_no_page(how: str, is_quiet: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LOSE_THE_STORE, how], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", LOSE_THE_STORE, how], capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stdout) == (0, "lost\n"), done.stderr
     assert ("frame #0" not in done.stderr) is is_quiet

@@ -14,6 +14,7 @@ import pytest
 
 from tune.config import resolution_of, resolve
 from tune.config.component import Component
+from tune.config.convert import shadowed
 from tune.config.diagnostics import Diagnostic, problem
 from tune.config.params import ParamsError, agreed_values, check_params, param
 from tune.config.resolution import dump_params
@@ -67,10 +68,11 @@ def test_command_line_beats_file_beats_default() -> None:
     assert (params.output_dir, params.batch_size, params.epochs, params.dtype) == ("a", 7, 5, "bf16")
     resolution = resolution_of(params)
     assert resolution is not None
-    kinds = {path: resolution.values[path].source.kind for path in ("batch_size", "epochs", "dtype")}
-    assert kinds == {"batch_size": "cli", "epochs": "file", "dtype": "default"}
-    assert resolution.values["epochs"].source.line == 3
-    assert "'3' from c.yaml:2:13" in str(resolution.values["batch_size"].shadows)
+    places = resolution.places
+    assert (places["batch_size"].source.kind, places["epochs"].source.kind) == ("cli", "file")
+    assert "dtype" not in places
+    assert places["epochs"].source.line == 3
+    assert "'3' from c.yaml:2:13" in str(shadowed(places["batch_size"]))
 
 
 def test_flat_and_component_style_mean_the_same() -> None:

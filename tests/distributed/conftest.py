@@ -27,4 +27,4 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     for run in runs:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.process.pid, signal.SIGKILL)
-        run.process.wait(timeout=20)
+        run.process.wait(timeout=200)

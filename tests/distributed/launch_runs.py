@@ -48,7 +48,7 @@ if mode != "early":
         signal.signal(signum, on_signal)
 note(f"pid {os.getpid()}")
 print("terminal", sys.stderr.isatty(), os.getsid(0) == os.getpid(), flush=True)
-until = time.monotonic() + 30
+until = time.monotonic() + 300
 while time.monotonic() < until and (not got or mode == "deaf"):
     time.sleep(0.02)
 if mode == "long":
@@ -94,7 +94,7 @@ class Run:
 
     def end(self) -> tuple[int, str, str]:
         """Return exit code, standard output and standard error."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=600)
         return self.process.returncode, out, err
 
 

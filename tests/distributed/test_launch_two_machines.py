@@ -32,7 +32,7 @@ dist.destroy_process_group()
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def machines() -> Iterator[tuple[str, str]]:
         yield names[0], names[1]
     finally:
         for name in made:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=20)
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=200)
 
 
 def launch(machine: str, folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tune.errors import DataError
-from tune.evaluation import paired_difference
+from tune.evaluation import mean_interval, paired_difference
 from tune.evaluation.tables import verdicts
 
 
@@ -52,6 +52,38 @@ def test_examples_must_be_the_same() -> None:
         paired_difference([0.0, 1.0], [0.0, 1.0, 1.0])
     with pytest.raises(DataError, match="0 and 0 examples"):
         paired_difference([], [])
+
+
+def test_an_interval_of_right_and_wrong_is_wilsons() -> None:
+    # Of Newcombe 1998 (Statist. Med. 17, 857-872), table I, method 3.
+    for right, number, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        values = [1.0] * right + [0.0] * (number - right)
+        assert mean_interval(values) == pytest.approx((low, high), abs=5e-5)
+    assert mean_interval([1.0] * 20) == (pytest.approx(0.8389, abs=5e-5), 1.0)
+    assert mean_interval([1.0]) == (pytest.approx(0.2065, abs=5e-5), 1.0)
+
+
+def test_an_interval_of_other_scores_is_as_theory_says() -> None:
+    values = np.random.default_rng(2).normal(0.4, 2.0, 900)
+    low, high = mean_interval(values.tolist(), seed=3)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 900**0.5, rel=0.05)
+    assert low < values.mean() < high
+    # Losses count as often as they have targets: the heavy one decides.
+    low, high = mean_interval([1.0, 5.0, 1.1], [1, 1000, 1])
+    assert (low, high) == (pytest.approx(1.05, abs=0.06), 5.0)
+    assert mean_interval([0.3]) is None
+    assert mean_interval([1.0], [7]) is None  # a loss of 1, which is no share
+    with pytest.raises(DataError):
+        mean_interval([])
+
+
+def test_one_pair_is_never_clear() -> None:
+    assert not paired_difference([0.0], [1.0]).is_clear
 
 
 def test_what_may_be_chance_is_said_of_one_example_or_many() -> None:

@@ -269,7 +269,7 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(tmp_path: Path) -> None:
     full = start(
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)), adapter, base, tmp_path / "full"
     )
-    assert "cannot be written" in full.communicate(timeout=60)[1]
+    assert "cannot be written" in full.communicate(timeout=600)[1]
     assert full.returncode == 1
     # A shell that starts it in the background has it ignore Ctrl-C.
     stopped = start(
@@ -279,7 +279,7 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(tmp_path: Path) -> None:
         assert stopped.poll() is None
         time.sleep(0.001)
     stopped.send_signal(signal.SIGINT)
-    assert stopped.communicate(timeout=60)[1].strip() == "Interrupted."
+    assert stopped.communicate(timeout=600)[1].strip() == "Interrupted."
     assert stopped.returncode == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 

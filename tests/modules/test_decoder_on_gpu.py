@@ -61,13 +61,16 @@ def test_loss_and_gradients(pair: tuple[TransformerDecoder, TransformerDecoder])
         torch.testing.assert_close(ours.grad, theirs.grad.cpu(), rtol=1e-3, atol=1e-3)
 
 
-def test_recorded_steps_write_the_same(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:
+def test_recorded_steps_write_the_same(
+    pair: tuple[TransformerDecoder, TransformerDecoder], caplog: pytest.LogCaptureFixture
+) -> None:
     prompts = [[5], [3, 88, 0, 17, 17], [60, 61, 62]]
     ours, theirs = (
         [list(row) for row in stream_batch(model.eval(), prompts * 2, max_new_tokens=29, batch_size=3)]
         for model in pair
     )
     assert ours == theirs
+    assert not caplog.records  # that no step was recorded
 
 
 def test_decoding_with_caches(pair: tuple[TransformerDecoder, TransformerDecoder]) -> None:

@@ -26,7 +26,7 @@ from tune.recipes.distill import DistillRecipe, recipe_main
 from tune.recipes.full_finetune import FullFinetuneRecipe
 from tune.recipes.params.distill import DistillParams
 from tune.tokenizers import SentencePieceTokenizer
-from tune.training import count_targets, plan_memory
+from tune.training import PlannedRun, count_targets, plan_memory
 
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.1}
 LORA = {"lora_rank": 3, "lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_mlp": True}
@@ -395,14 +395,9 @@ def test_preflight_counts_the_teacher_as_the_run_does(
     plan: Any = recipe.memory_plan
     assert f"{plan.peak / 2**30:.2f} GiB predicted" in judged.text
     # Both at the loss: pieces of the logits of both models stand there, beside what cross-entropy alone takes.
-    alone = plan_memory(
-        tune.models.from_checkpoint(folders["student"]),
-        recipe.dataset.report(),
-        recipe.loss_fn,
-        recipe.precision,
-        torch.device("cpu"),
-        **params.memory_settings(),
-    )
+    student = tune.models.from_checkpoint(folders["student"])
+    run = PlannedRun(student, recipe.loss_fn, recipe.precision, **params.memory_settings())
+    alone = plan_memory(run, recipe.dataset.report(), torch.device("cpu"))
     pieces = 4 * VOCABULARY * 2 * 256  # at least one of each model, of two hundred and fifty-six rows at most
     (beside,) = (sizes[0] for part, sizes in plan.prediction.parts.items() if "beside" in part)
     assert beside < plan.prediction.moments[0] - alone.prediction.moments[0] < beside + 6 * pieces

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tune import models
+from tests.distributed.launching import launch
+from tune import evaluation, models
 from tune.cli.main import main
 from tune.datasets import instruct_dataset
 from tune.errors import ConfigError, DataError, TuneError
@@ -68,6 +69,12 @@ def result_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def folder_of(run: Path, data: str) -> Path:
+    """Return the folder of the evaluation of the last step on data of that name."""
+    (found,) = (run / "evaluations").glob(f"step_000006_{data}_*")
+    return found
+
+
 def answers_of(folder: Path, name: str = "answers.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
@@ -112,7 +119,7 @@ def test_answers_are_to_what_was_taught(
     chosen = ("exact_match", {"_component_": "rouge_l", "beta": 2.0})
     assert score(run, data=str(data_file), metrics=chosen, limit=11, json=True, batch_size=3) == 0
     result = json.loads(capsys.readouterr().out)
-    rows = answers_of(run / "evaluations/step_000006_questions")
+    rows = answers_of(folder_of(run, "questions"))
     source = [json.loads(line) for line in data_file.read_text().splitlines()][:11]
     model = models.from_checkpoint(run / "latest" / "model")
     tokenizer = llama2_tokenizer(str(spm_file))
@@ -130,8 +137,48 @@ def test_answers_are_to_what_was_taught(
             "rouge_l": metrics.rouge_l(row["answer"], given["answer"], beta=2.0),
         }
     mean = sum(row["scores"]["rouge_l"] for row in rows) / 11
-    assert result["all"]["scores"]["rouge_l"] == {"value": pytest.approx(mean), "count": 11}
+    found = result["all"]["scores"]["rouge_l"]
+    low, high = evaluation.mean_interval([row["scores"]["rouge_l"] for row in rows], seed=1234)
+    assert found == {"value": pytest.approx(mean), "count": 11, "low": low, "high": high}
     assert result["is_complete"]
+
+
+def test_processes_share_the_work_and_change_nothing(run: Path, data_file: Path, tmp_path: Path) -> None:
+    settings = [str(run), f"data={data_file}", "--against", str(run / "step_000002"), "batch_size=3"]
+    settings += ["metrics=[exact_match,rouge_l]", "device=cpu", "max_new_tokens=5", "temperature=0.7"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # how sums are rounded
+    try:
+        assert main(["eval", *settings, f"output_dir={tmp_path / 'one'}"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    done = launch(2, "evaluate", *settings, f"output_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("23 examples of ")  # once
+    assert done.stdout.count("before    after") == 1
+    one, two = (result_of(tmp_path / name) for name in ("one", "two"))
+    assert one | {"time": ""} == two | {"time": ""}
+    for name in ("answers.jsonl", "answers_before.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_data_of_one_name_has_folders_of_its_own(run: Path, data_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / data_file.name
+    other.parent.mkdir()
+    shutil.copy(data_file, other)
+    for rows in (data_file, other, data_file.parent / "." / data_file.name):
+        assert score(run, data=str(rows), metrics=None, limit=2) == 0
+    folders = sorted((run / "evaluations").glob("step_000006_questions_*"))
+    assert {result_of(folder)["data"] for folder in folders} == {str(data_file), str(other)}
+    assert len(folders) == 2
+    # And models of one name that no run is known of.
+    for number, model in enumerate((tmp_path / "a/model", tmp_path / "b/model")):
+        shutil.copytree(run / "latest" / "model", model)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            dataset = {"_component_": "instruct", "source": str(data_file)}
+            assert score(model, dataset=dataset, metrics=None, limit=2) == 0
+        assert len(list((tmp_path / "out/evaluations").glob("model_questions_*"))) == number + 1
 
 
 def test_two_models_side_by_side_by_group(
@@ -145,7 +192,7 @@ def test_two_models_side_by_side_by_group(
     held.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["eval", str(run), f"data={held}", "--against", str(run / "step_000002"), "group_by=kind"]
     assert main([*words, "device=cpu", "max_new_tokens=3"]) == 0
-    out, folder = capsys.readouterr().out, run / "evaluations/step_000006_held"
+    out, folder = capsys.readouterr().out, folder_of(run, "held")
     result, firsts, seconds = (
         result_of(folder),
         answers_of(folder, "answers_before.jsonl"),
@@ -183,7 +230,7 @@ def test_an_interrupted_evaluation_keeps_its_answers(
         "own_metrics",
     ]
     assert main([*words, "batch_size=4", "device=cpu", "max_new_tokens=3"]) == 130
-    folder = run / "evaluations/step_000006_questions"
+    folder = folder_of(run, "questions")
     assert len(answers_of(folder)) >= 4
     result = result_of(folder)
     assert not result["is_complete"]
@@ -263,7 +310,7 @@ def test_a_prompt_without_room_counts_as_wrong(run: Path, tmp_path: Path) -> Non
     rows = [{"question": "walk " * 70, "answer": "river"}, {"question": "walk", "answer": "river"}]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert score(run, data=str(tmp_path / "long.jsonl"), compute_loss=False) == 0
-    first, _ = answers_of(run / "evaluations/step_000006_long")
+    first, _ = answers_of(folder_of(run, "long"))
     assert (first["answer"], first["stop_reason"], first["scores"]) == (
         "",
         "prompt_too_long",

@@ -393,7 +393,7 @@ def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def wait_for(process: subprocess.Popen[str], path: Path, num_lines: int = 0) -> None:
     """Return once the file is there (with so many lines); the process must live meanwhile."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (path.exists() and (not num_lines or path.read_text().count("\n") >= num_lines)):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -403,12 +403,16 @@ def wait_for(process: subprocess.Popen[str], path: Path, num_lines: int = 0) -> 
 def test_killed_at_a_random_moment_it_is_the_same_run(run_values, eight_steps: Path, tmp_path: Path) -> None:
     config = write_config(run_values, tmp_path / "config.yaml")
     out = tmp_path / "out"
-    process = start(config)
-    wait_for(process, out / "step_000002")
-    time.sleep(random.Random().uniform(0, 0.1))  # another moment each time, often in the middle of saving
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    for _ in range(20):
+        process = start(config)
+        wait_for(process, out / "step_000002")
+        time.sleep(random.Random().uniform(0, 0.1))  # another moment each time, often in the middle of saving
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            break
+        assert process.returncode == 0  # a busy machine let it finish first: once more
+        shutil.rmtree(out)
     process = start(config, "resume_from_checkpoint=true")
     _, text = process.communicate()
     assert process.returncode == 0, text
@@ -418,7 +422,8 @@ def test_killed_at_a_random_moment_it_is_the_same_run(run_values, eight_steps: P
     assert [session["status"] for session in sessions] == ["killed", "finished"]
     console = (out / "console.log").read_text()
     assert console.count("=== tune, ") == 2  # what the first one said is still there
-    assert console.count("step_000002 in ") == 1
+    assert console.count("\nSteps: ") == 2
+    assert console.count("step_000002 in ") <= 1  # the kill may come between the folder's name and the line
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -428,7 +433,7 @@ def test_asked_to_stop_it_finishes_the_step_and_saves(run_values, tmp_path, sign
     process = start(config)
     wait_for(process, out / "metrics.jsonl", num_lines=3)
     process.send_signal(signum)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=600)
     assert process.returncode == exit_code, text
     assert "Traceback" not in text
     assert "resume_from_checkpoint=true" in text

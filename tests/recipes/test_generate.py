@@ -240,7 +240,7 @@ def test_ctrl_c_ends_cleanly(model_dir: Path, many_prompts: Path) -> None:
     header = process.stdout.readline()
     assert header.startswith(b"=== 1 of 5000")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert b"Interrupted" in err
     assert b"Traceback" not in err
@@ -254,13 +254,13 @@ def test_a_reader_that_leaves_is_no_error(model_dir: Path, many_prompts: Path) -
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=600) == 141
 
 
 def test_a_terminal_without_utf8(model_dir: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     process = start(model_dir, "prompt=äöü", "temperature=1", "seed=1", "max_new_tokens=40", env=environment)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     out.decode("ascii")
 

@@ -14,7 +14,7 @@ import pytest
 from tests.report.run_folders import HOSTILE, make_run, write_metrics
 from tune.cli.main import main
 from tune.errors import DataError, TuneError
-from tune.report import write_report
+from tune.report import write_comparison, write_report
 from tune.report.curves import Chart, Line, draw_chart, short_number
 from tune.report.run_data import MAX_ROWS, read_run, thin_lines
 from tune.report.settings import changed_settings, differing_settings, read_settings
@@ -181,6 +181,69 @@ def test_runs_beside_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "optimizer.lr0.10.25" in text
     assert "clip_grad_norm" not in text
     assert main(["report", *map(str, runs), "--out", str(tmp_path / "no" / "x.html")]) == 2
+
+
+def write_evaluation(run: Path, name: str, scores: dict[str, float], **told: object) -> None:
+    folder = run / "evaluations" / name
+    folder.mkdir(parents=True)
+    given = {key: {"value": value, "low": value - 0.25, "high": value + 0.1} for key, value in scores.items()}
+    result = {
+        "tune_evaluation": 1,
+        "all": {"num_examples": 40, "scores": given},
+        "shares": ["exact_match"],
+        **told,
+    }
+    (folder / "scores.json").write_text(json.dumps(result))
+
+
+def test_evaluations_of_runs_stand_side_by_side(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    held = {"data": "held<1>.jsonl", "data_id": "0a"}
+    write_evaluation(runs[0], "step_000010_held_0a", {"loss": 9.0}, **held, time="2025-01-01")
+    write_evaluation(
+        runs[0], "step_000020_held_0a", {"loss": 2.5, "exact_match": 0.5}, **held, time="2025-01-02"
+    )
+    write_evaluation(runs[1], "step_000020_held_0a", {"loss": 2.25, "exact_match": 0.8}, **held)
+    write_evaluation(
+        runs[1], "step_000020_held", {"loss": 1.0}, data="held<1>.jsonl"
+    )  # another file of this name
+    out = tmp_path / "page.html"
+    write_comparison(runs[:2], out)
+    text = Tags(out.read_text(encoding="utf-8")).text
+    assert "abdifferenceloss2.5000 (2.2500 to 2.6000)2.2500 (2.0000 to 2.3500)-0.2500" in text
+    assert "exact_match50.0% (25.0% to 60.0%)80.0% (55.0% to 90.0%)+30.0%examples4040" in text
+    assert text.count("held<1>.jsonl") == 1
+    write_evaluation(runs[2], "step_000020_held_0a", {"loss": 3.0}, **held, is_complete=False)
+    write_comparison(runs, out)
+    text = Tags(out.read_text(encoding="utf-8")).text
+    assert "abcb less ac less a" in text
+    assert "interrupted" in text
+    for odd in (
+        None,
+        [],
+        {"all": 3},
+        {"all": {"scores": {"loss": {"value": "x"}}}, "shares": 1},
+        {"data": [1]},
+    ):
+        file = runs[2] / "evaluations" / "step_000020_held_0a" / "scores.json"
+        file.write_text(json.dumps({"tune_evaluation": 1, **held, **odd} if isinstance(odd, dict) else odd))
+        write_comparison(runs, out)
+        assert "</html>" in out.read_text(encoding="utf-8")
+
+
+def test_many_further_curves_are_folded_up(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", num_steps=3)
+    rows = [{"step": step, **{f"own_{n}": step * n for n in range(240)}} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(folder, picture=False).read_text(encoding="utf-8")
+    seen, _, folded = page.partition("further curves")
+    assert [part.count('<svg class="chart"') for part in (seen, folded)] == [
+        13,
+        200,
+    ]  # the first one is drawn twice
+    assert "228 further curves, of which 200 are drawn" in page
+    numbers = re.findall(r'data-chart="(\d+)"', page)
+    assert numbers == [str(number) for number in range(213)]
 
 
 def test_spikes_and_validations_survive_thinning(tmp_path: Path) -> None:

@@ -69,3 +69,14 @@ def test_another_program_is_not_a_matter_of_last_digits(caplog: pytest.LogCaptur
     assert "last digits" not in caplog.text
     assert check_fingerprint(saved, {**saved, "threads": "1"}, "step_7") == []
     assert "last digits:\n  threads: was 2, is 1" in caplog.text
+
+
+def test_an_empty_list_is_as_good_as_null() -> None:
+    saved = {"freeze": "None", "lora_attn_modules": "None", "seed": "3"}
+    now = {"freeze": "[]", "lora_attn_modules": "['q_proj', 'v_proj']", "seed": "3"}
+    for one, other in ((saved, now), (now, saved)):
+        assert check_fingerprint(one, other, "step") == []
+    with pytest.raises(CheckpointError, match=r"lora_attn_modules: was \['q_proj', 'v_proj'\], is \[\]"):
+        check_fingerprint(now, {**now, "lora_attn_modules": "[]"}, "step")
+    with pytest.raises(CheckpointError, match=r"freeze: was None, is \['norm'\]"):
+        check_fingerprint(saved, {**saved, "freeze": "['norm']"}, "step")

@@ -31,6 +31,7 @@ from tune.modules.peft import LoRAConfig, apply_lora, reset_adapters
 from tune.modules.short_conv_config import ShortConvConfig
 from tune.training import (
     LongestRow,
+    PlannedRun,
     build_optimizer,
     checkpoint_activations,
     longest_row,
@@ -151,19 +152,17 @@ def make(
     if lora:
         apply_lora(model, lora)
         reset_adapters(model, torch.float32)
-    plan = plan_memory(
+    run = PlannedRun(
         model,
-        LongestRow(shape[1], is_packed=packed),
         loss_fn or LinearCrossEntropyLoss(),
         precision,
-        device,
         optimizer=Component(f"torch.optim.{optimizer}", {"lr": 1e-3}),
         batch_size=shape[0],
         accumulates=steps > 1,
         activation_checkpointing=recompute,
         optimizer_in_backward=in_backward,
     )
-    return model.train(), plan
+    return model.train(), plan_memory(run, LongestRow(shape[1], is_packed=packed), device)
 
 
 def make_batch(plan: MemoryPlan, seed: int = 0) -> dict[str, torch.Tensor | None]:
@@ -172,7 +171,7 @@ def make_batch(plan: MemoryPlan, seed: int = 0) -> dict[str, torch.Tensor | None
     tokens = torch.randint(0, SIZES["vocab_size"], (b, s), generator=generator)
     labels = torch.randint(0, SIZES["vocab_size"], (b, s), generator=generator)
     batch: dict[str, torch.Tensor | None] = {"tokens": tokens, "labels": labels}
-    if plan.run.packed:
+    if plan.run.is_packed:
         batch["input_pos"] = torch.arange(s).repeat(b, 1)
     return batch
 
@@ -221,16 +220,7 @@ class ThreeGates(nn.Module):
 
 
 def replan(plan: MemoryPlan, model: TransformerDecoder) -> MemoryPlan:
-    run = plan.run
-    return plan_memory(
-        model,
-        LongestRow(run.seq_len),
-        LinearCrossEntropyLoss(),
-        plan_precision("fp32", None, CPU),
-        CPU,
-        optimizer=Component("torch.optim.AdamW", {"lr": 1e-3}),
-        batch_size=run.batch_size,
-    )
+    return plan_memory(replace(plan.run, model=model), LongestRow(plan.run.seq_len), CPU)
 
 
 def test_a_block_of_ones_own_is_measured_as_any_other() -> None:
@@ -475,7 +465,7 @@ def test_a_judged_lora_is_the_lora_there_would_be() -> None:
 def test_shards_and_what_is_gathered() -> None:
     """The states are cut into four; of the weights two blocks, and what is outside them, stand whole."""
     model, plan = make(dtype="fp32")
-    sharded = predict(replace(plan.run, shard_size=4))
+    sharded = predict(replace(plan.run, shard_dim=4))
     whole, parts = plan.prediction.parts, sharded.parts
     for name in whole:
         if name.startswith(("weights", "optimizer", "gradients")):
@@ -484,7 +474,7 @@ def test_shards_and_what_is_gathered() -> None:
     outside = sum(weight.nbytes for name, weight in model.named_parameters() if "layers" not in name)
     assert parts["FSDP's gathered blocks"][0] == 2 * block + outside
     assert parts["activations"] == whole["activations"]
-    offloaded = predict(replace(plan.run, shard_size=4, cpu_offload=True))
+    offloaded = predict(replace(plan.run, shard_dim=4, cpu_offload=True))
     states = sum(weight.nbytes for weight in model.parameters()) * 4  # with gradients and two moments
     assert offloaded.on_host == pytest.approx(states / 4, rel=1e-6)
     assert not any(name.startswith(("weights", "optimizer", "gradients")) for name in offloaded.parts)

@@ -17,6 +17,7 @@ from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
 from tune.training import (
     LongestRow,
+    PlannedRun,
     build_optimizer,
     explain_out_of_memory,
     plan_memory,
@@ -33,7 +34,7 @@ from tune.config.component import Component
 from tune.errors import TrainingError
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, loss_sum
-from tune.training import LongestRow, build_optimizer, explain_out_of_memory, plan_memory, plan_precision
+from tune.training import LongestRow, PlannedRun, build_optimizer, explain_out_of_memory, plan_memory, plan_precision
 
 cpu = torch.device("cpu")
 sizes = dict(vocab_size=3001, num_layers=6, num_heads=8, num_kv_heads=4, embed_dim=512, head_dim=64)
@@ -46,7 +47,8 @@ precision = plan_precision("fp32", None, cpu)
 # What training loads when it is first used is loaded now, so that the limit is about tensors.
 weight = torch.nn.Parameter(torch.ones(3))
 build_optimizer(component, [weight], in_backward=False)
-plan = plan_memory(model, LongestRow(300), loss_fn, precision, cpu, optimizer=component, batch_size=2)
+planned = PlannedRun(model, loss_fn, precision, optimizer=component, batch_size=2)
+plan = plan_memory(planned, LongestRow(300), cpu)
 plan.explanation(0)
 
 def setup():
@@ -149,7 +151,8 @@ def test_memory_that_runs_out_on_a_gpu_is_explained() -> None:
         )
     component, loss_fn = Component("torch.optim.AdamW", {"lr": 1e-3}), LinearCrossEntropyLoss()
     precision = plan_precision("fp32", None, device)
-    plan = plan_memory(model, LongestRow(600), loss_fn, precision, device, optimizer=component, batch_size=4)
+    planned = PlannedRun(model, loss_fn, precision, optimizer=component, batch_size=4)
+    plan = plan_memory(planned, LongestRow(600), device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.empty_cache()
     taken = torch.cuda.memory_reserved(device)

@@ -32,7 +32,7 @@ from tune.training import (
 )
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
-from tune.training.memory.oom import get_peak_memory_gib
+from tune.training.memory.available import get_peak_memory_gib
 from tune.training.progress import Progress, format_duration, format_summary
 from tune.training.saving.fingerprint import check_fingerprint, describe_component, hash_dataset
 from tune.training.throughput import SpeedMeter, measure_matmul_rate

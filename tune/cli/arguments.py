@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tune.cli.terminal import paint, section, width, wrap
+from tune.cli.terminal import example, paint, section, width, wrap, wrap_usage
 from tune.config.overrides import is_override
 from tune.errors import TuneError
 
@@ -236,14 +236,14 @@ def did_you_mean(word: str, known: Sequence[str], otherwise: str = "") -> str:
 
 def format_help(command: Command) -> str:
     """Return the help text of `command`."""
-    examples = [f"  {paint('# ' + meaning, 'dim')}\n  {line}" for line, meaning in command.examples]
+    examples = [example(line, meaning) for line, meaning in command.examples]
     options = [
         (f"{', '.join(_spellings(option))} {option.metavar or ''}".rstrip(), option.help)
         for option in (*command.options, HELP)
     ]
     listed = [("arguments:", command.operands)] if command.operands else []
     parts = [
-        "\n".join(wrap(f"{paint('usage:', 'bold')} {command.usage}", min(width(), 96))),
+        wrap_usage(command.usage),
         *("\n".join(wrap(paragraph, min(width(), 96))) for paragraph in command.description.split("\n\n")),
         "\n".join([paint("examples:", "bold"), *examples]),
         *(section(heading, rows) for heading, rows in (*listed, ("options:", options), *command.lists)),

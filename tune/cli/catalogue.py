@@ -19,29 +19,38 @@ _MAX_CONFIG_BYTES = 1_000_000
 # What torchtune's names of configs end in: on how many devices they run, and how sparingly.
 _VARIANT = re.compile(r"_(single_device|distributed|multinode|low_memory)$")
 
+_EVALUATION = re.compile(r"\w+/evaluation")  # theirs, of each family
+
 
 @dataclass(frozen=True)
 class Recipe:
     """A recipe that comes with tune.
 
     Args:
-        name: as it is typed, and its file's name without the ending.
-        params: dotted path of its params dataclass.
+        name: as it is typed, and the name of its file and that of its params without the ending.
         aliases: other names it answers to.
         operand: the parameter that a bare word on its command line is the value of; "" where there is none.
-        options: parameters that may be given with dashes, too, as in other programs: --json for json=true.
+        options: parameters that may be given with dashes, too, as in other programs: --json for json=true; each with
+            what its value is called in the usage, "" for a switch.
+        shares_work: whether several processes do it together, though they share no training.
     """
 
     name: str
-    params: str
     aliases: tuple[str, ...] = ()
     operand: str = ""
-    options: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    shares_work: bool = False
 
     @property
     def file(self) -> Path:
         """The recipe's file."""
         return get_recipes_dir() / f"{self.name}.py"
+
+    @property
+    def params(self) -> str:
+        """Dotted path of its params dataclass."""
+        words = self.name.split("_")
+        return f"tune.recipes.params.{self.name}.{''.join(map(str.capitalize, words))}Params"
 
     def load_params(self) -> type:
         """Import and return the params dataclass (which does not import torch)."""
@@ -51,48 +60,22 @@ class Recipe:
 
 
 RECIPES: tuple[Recipe, ...] = (
-    Recipe(
-        "full_finetune",
-        "tune.recipes.params.full_finetune.FullFinetuneParams",
-        aliases=("finetune_llm", "full_finetune_single_device", "full_finetune_distributed"),
-    ),
-    Recipe(
-        "lora_finetune",
-        "tune.recipes.params.lora_finetune.LoraFinetuneParams",
-        aliases=("lora_finetune_single_device", "lora_finetune_distributed"),
-    ),
+    Recipe("full_finetune", ("finetune_llm", "full_finetune_single_device", "full_finetune_distributed")),
+    Recipe("lora_finetune", ("lora_finetune_single_device", "lora_finetune_distributed")),
     Recipe(
         "preference_finetune",
-        "tune.recipes.params.preference_finetune.PreferenceFinetuneParams",
-        aliases=("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
+        ("dpo", "full_dpo_distributed", "lora_dpo_single_device", "lora_dpo_distributed"),
     ),
-    Recipe(
-        "reward_finetune",
-        "tune.recipes.params.reward_finetune.RewardFinetuneParams",
-        aliases=("reward",),
-    ),
-    Recipe(
-        "distill",
-        "tune.recipes.params.distill.DistillParams",
-        aliases=("knowledge_distillation_single_device", "knowledge_distillation_distributed"),
-    ),
-    Recipe(
-        "generate",
-        "tune.recipes.params.generate.GenerateParams",
-        aliases=("alpaca_generate",),
-        operand="model_checkpoint",
-    ),
-    Recipe(
-        "chat",
-        "tune.recipes.params.chat.ChatParams",
-        operand="model_checkpoint",
-    ),
+    Recipe("reward_finetune", ("reward",)),
+    Recipe("distill", ("knowledge_distillation_single_device", "knowledge_distillation_distributed")),
+    Recipe("generate", ("alpaca_generate",), operand="model_checkpoint"),
+    Recipe("chat", operand="model_checkpoint"),
     Recipe(
         "evaluate",
-        "tune.recipes.params.evaluate.EvaluateParams",
-        aliases=("eval", "eleuther_eval"),
+        ("eval", "eleuther_eval"),
         operand="model_checkpoint",
-        options=("against", "json"),
+        options=(("against", "RUN|MODEL"), ("json", "")),
+        shares_work=True,
     ),
 )
 
@@ -175,7 +158,7 @@ def find_config(name: str, others: Sequence[str] = ()) -> Path:
         for file in (f"{path}.yaml", f"{path}.yml"):
             if os.path.isfile(file):
                 return Path(file)
-        variants = [known for known in configs if _VARIANT.sub("", known) == _VARIANT.sub("", bare)]
+        variants = [known for known in configs if _plain_name(known) == _plain_name(bare)]
         if not variants:
             raise UsageError(_no_such_config(name, [*configs, *others]))
         bare = min(variants, key=len)
@@ -184,10 +167,18 @@ def find_config(name: str, others: Sequence[str] = ()) -> Path:
     return configs[bare].relative_to(here) if configs[bare].is_relative_to(here) else configs[bare]
 
 
+def _plain_name(name: str) -> str:
+    """Return a config's name without what torchtune has several of where there is one here."""
+    is_evaluation = _EVALUATION.fullmatch(name) and (get_recipes_dir() / "configs" / name).parent.is_dir()
+    return "eleuther_evaluation" if is_evaluation else _VARIANT.sub("", name)
+
+
 @lru_cache  # one command looks a name up more than once
 def _tell_once(name: str, plain: str) -> None:
     """Say which config stands for one that torchtune has several of."""
     message = f"{name} is read as {plain}: one config serves one device and many"
+    if _EVALUATION.fullmatch(re.sub(r"\.ya?ml$", "", name)):
+        message = f"{name} is read as {plain}: one config serves all models, model_checkpoint=DIR says which"
     if name.endswith("_low_memory"):
         message += ". It takes more memory than torchtune's; `tune cat llama2/7B_full_low_memory` shows what saves some"
     report_warning(message)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from tune.cli.arguments import TRUST, Command, Given, UsageError, check_operands, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import columns, paint, say, section, width, wrap
-from tune.config.component import Component
 from tune.config.component_check import ResolvedName, list_components, resolve_component
-from tune.config.describe import type_text
-from tune.config.dump import scalar
+from tune.config.describe import by_group, help_text, type_text
 from tune.config.fields import ParamInfo, fields_of
 from tune.config.signatures import read_argument_help, read_doc
 from tune.config.slots import Slot
@@ -42,7 +39,7 @@ def _describe(target: Target, infos: dict[str, ParamInfo], asked: str) -> str:
     if info.slot is None:
         if argument or component:
             raise UsageError(f"{name} is {info.type_text()}, so it has no parts to describe; ask for {name}")
-        return columns([(info.name, info.type_text(), _describe_parameter(info))], indent="") + "\n"
+        return columns([(info.name, info.type_text(), help_text(info))], indent="") + "\n"
     chosen = component or _default_name(info)
     if argument:
         return _describe_argument(info, info.slot, argument, chosen)
@@ -156,37 +153,11 @@ def _resolve(slot: Slot, name: str) -> ResolvedName:
 
 def format_parameters(infos: Iterable[ParamInfo]) -> str:
     """Return all parameters by group."""
-    groups: dict[str, list[tuple[str, str, str]]] = {}
-    for info in infos:
-        groups.setdefault(info.group, []).append((info.name, _type_label(info), _describe_parameter(info)))
-    return "\n\n".join(section(f"{group}:", rows) for group, rows in groups.items()) + "\n"
-
-
-def _type_label(info: ParamInfo) -> str:
-    label = type_text(info)
-    return label if len(label) <= 16 else "choice"
-
-
-def _describe_parameter(info: ParamInfo) -> str:
-    """Return the help of a parameter, and in brackets its default, its choices and range, and what it is short for."""
-    notes = []
-    if info.required:
-        notes.append("required")
-    elif info.short_for is None:
-        notes.append(f"default: {_format_value(info.default)}")
-    if _type_label(info) == "choice":
-        notes.append(info.spec.required().describe())
-    if info.range_text():
-        notes.append(info.range_text())
-    if info.short_for is not None:
-        notes.append(f"short for {info.short_for}")
-    return f"{info.help} [{'; '.join(notes)}]"
-
-
-def _format_value(value: Any) -> str:
-    if not isinstance(value, Component):
-        return scalar(value)
-    return f"{value.path} {scalar(value.kwargs)}" if value.kwargs else value.path or "null"
+    blocks = [
+        section(f"{group}:", [(info.name, type_text(info), help_text(info)) for info in members])
+        for group, members in by_group(infos).items()
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 COMMAND = Command(

@@ -7,67 +7,37 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from itertools import starmap
 
 import tune
 from tune.cli.arguments import Command, UsageError, format_help, nearest, read_arguments
 from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
-from tune.cli.terminal import paint, say, section
+from tune.cli.terminal import example, paint, say, section, width, wrap, wrap_usage
 from tune.utils.streams import open_closed_streams
 
 # Commands by what is typed, each in a file of its name (- becomes _); a value that differs makes a synonym.
-COMMANDS = {
-    "run": "run",
-    "launch": "run",
-    "ls": "ls",
-    "cp": "cp",
-    "cat": "cat",
-    "download": "download",
-    "convert-ckpt": "convert-ckpt",
-    "merge": "merge",
-    "upload": "upload",
-    "validate": "validate",
-    "preview": "preview",
-    "report": "report",
-    "share": "share",
-    "cache": "cache",
-    "describe": "describe",
-    "schema": "schema",
-    "completion": "completion",
-}
+_NAMES = (
+    "run ls cp cat download convert-ckpt merge upload validate preview report "
+    "share cache describe schema completion"
+)
+COMMANDS = {name: name for name in _NAMES.split()} | {"launch": "run"}
 # What other tools call a thing, and what does it here.
 _ELSEWHERE = {
-    "train": "`tune run full_finetune` trains every weight, `tune run lora_finetune` adapters",
-    "export": "a run's latest/model is a Hugging Face folder; `tune convert-ckpt` and `tune merge` write others",
-    "plot": "`tune report RUN` draws the curves",
+    "train finetune fine-tune fit sft pretrain lora": "`tune run full_finetune` trains every weight, "
+    "`tune run lora_finetune` adapters",
+    "export convert save": "a run's latest/model is a Hugging Face folder; `tune convert-ckpt` and `tune merge` write "
+    "others",
+    "plot curves tensorboard": "`tune report RUN` draws the curves",
     "quantize": "`quantize_base=true` trains beside a base in 4 bits",
     "serve": "`tune chat RUN` talks to a model; other programs load its latest/model",
-    "init": "`tune cp CONFIG my.yaml` makes a config your own",
-    "push": "`tune upload` sends a model to the hub",
-    "zip": "`tune share RUN` hands a run on",
-    "score": "`tune eval RUN` tells what a model is worth on held-out examples",
+    "init new": "`tune cp CONFIG my.yaml` makes a config your own",
+    "push publish": "`tune upload` sends a model to the hub",
+    "zip archive package pack": "`tune share RUN` hands a run on",
+    "score test bench benchmark": "`tune eval RUN` tells what a model is worth on held-out examples",
     "config": "`tune ls` lists configs, `tune cat` shows one, `tune describe RECIPE` its parameters",
 }
-for _word, _same in (
-    *(
-        ("finetune", "train"),
-        ("fine-tune", "train"),
-        ("fit", "train"),
-        ("sft", "train"),
-        ("pretrain", "train"),
-    ),
-    *(
-        ("lora", "train"),
-        ("convert", "export"),
-        ("save", "export"),
-        ("curves", "plot"),
-        ("tensorboard", "plot"),
-    ),
-    *(("publish", "push"), ("archive", "zip"), ("package", "zip"), ("pack", "zip"), ("new", "init")),
-    *(("test", "score"), ("bench", "score"), ("benchmark", "score")),
-):
-    _ELSEWHERE[_word] = _ELSEWHERE[_same]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,8 +115,9 @@ def _unknown(word: str) -> str:
         return f"tune has no option {word.partition('=')[0]}; `tune --help` shows what there is"
     if word.endswith(".py") or "/" in word:
         return f"there is no file {word}; `tune ls` lists the recipes that come with tune"
-    if word in _ELSEWHERE:
-        return f"there is no command {word!r}: {_ELSEWHERE[word]}"
+    for words, answer in _ELSEWHERE.items():
+        if word in words.split():
+            return f"there is no command {word!r}: {answer}"
     close = nearest(word, [*COMMANDS, *recipe_names()])
     hint = (
         f"; did you mean `tune {close}`?"
@@ -171,11 +142,17 @@ def overview() -> str:
         ("tune share out/tiny --redact --compress", "hand it on"),
     ]
     options = [("--help, -h", "Show this, or a command's own help."), ("--version, -V", "Show the version.")]
+    has_room = max(len(line) for line, _ in examples) + 30 < width()
+    tried = (
+        section("try:", examples)
+        if has_room
+        else "\n".join([paint("try:", "bold"), *starmap(example, examples)])
+    )
     parts = [
-        f"{paint('usage:', 'bold')} tune COMMAND ...   or   tune RECIPE --config CONFIG [KEY=VALUE ...]",
-        "tune fine-tunes large language models: a config, a recipe, one command.",
+        wrap_usage("tune COMMAND ...   or   tune RECIPE --config CONFIG [KEY=VALUE ...]"),
+        "\n".join(wrap("tune fine-tunes large language models: a config, a recipe, one command.", width())),
         section("commands:", [(command.name, command.summary) for command in commands]),
-        section("try:", examples),
+        tried,
         section("options:", options),
     ]
     return "\n\n".join(parts) + "\n"

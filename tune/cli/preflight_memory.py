@@ -14,6 +14,7 @@ from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
 from tune.modules.score import add_score
 from tune.training.memory.available import available_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
+from tune.training.memory.prediction import PlannedRun
 from tune.training.precision import plan_precision
 from tune.training.teacher import Teacher
 from tune.utils.precision import get_dtype
@@ -108,13 +109,7 @@ def _plan(params: Any, model: TransformerDecoder, device: torch.device, seq_len:
     if hasattr(params, "teacher_settings"):
         teacher = Teacher(dtype=precision.compute_dtype, **params.teacher_settings())
         loss_fn, beside = teacher.planned(loss_fn, instantiate(params.kd_component())), teacher.sizes()
-    return plan_memory(
-        model,
-        LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets)),
-        loss_fn,
-        precision,
-        device,
-        shard_dim,
-        **params.memory_settings(),
-        **beside,
-    )
+    settings = params.memory_settings() | beside
+    run = PlannedRun(model, loss_fn, precision, shard_dim=shard_dim, **settings)
+    row = LongestRow(seq_len, any(bool(dataset.kwargs.get("packed")) for dataset in datasets))
+    return plan_memory(run, row, device)

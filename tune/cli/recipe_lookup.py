@@ -20,7 +20,6 @@ _NOT_HERE = {
     "ppo": "reinforcement learning",
     "grpo": "reinforcement learning",
     "qat": "quantisation-aware training",
-    "distillation": "distillation",
     "early_exit": "early exit",
     "quantize": "quantising",
 }

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,10 @@ from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.run_file import Program, execute
 from tune.cli.run_shared import TRUST_RECIPE, is_shared, run_shared
-from tune.cli.terminal import paint, report_warning, say, width, wrap
+from tune.cli.terminal import command_line, paint, report_warning, say, width, wrap, wrap_usage
 from tune.cli.torch_logging import count_gpus, importing_quietly
 from tune.cli.validate import print_problems, resolve_for
+from tune.config.reading import name_of
 from tune.utils.exclusions import split_processes
 from tune.utils.paths import expand_path
 from tune.utils.ranks import get_world_size
@@ -56,7 +58,8 @@ def run(given: Given) -> int:
             "which recipe? `tune ls` lists them: tune run RECIPE --config CONFIG [KEY=VALUE ...]"
         )
     if is_shared(given.operands[0]):
-        return run_shared(given, lambda words: run(read_arguments(COMMAND, words)))
+        read = partial(read_arguments, COMMAND)
+        return run_shared(given, lambda words: run(read(words)), lambda words: _judge(read(words)))
     target = find_target(given.operands[0], importing="dry_run" in given.switches)
     if not target.is_own:
         _warn_of_file_here("recipe", given.operands[0], target.file, ".py")
@@ -77,7 +80,7 @@ def run(given: Given) -> int:
         if not resolution.ok:
             _refuse_another_recipes_config(resolution, target, name, given)
             print_problems(resolution)
-            _hint_at_configs(target, config)
+            _hint_at_configs(target, config, resolution)
             return EXIT_BAD_USAGE
         is_dry = "dry_run" in given.switches
         _refuse_many_processes(target, plan)
@@ -111,6 +114,18 @@ def run(given: Given) -> int:
     return launch(program, plan, again=again, log_dir=log_dir)
 
 
+def _judge(given: Given) -> int:
+    """Tell what is wrong with a config, as `run` does, and return the exit code."""
+    target = find_target(given.operands[0])
+    if target.params is None:
+        return 0
+    _take_options(target, given)
+    resolution = resolve_for(target, Path(given.one("config") or ""), given)
+    if not resolution.ok:
+        print_problems(resolution)
+    return 0 if resolution.ok else EXIT_BAD_USAGE
+
+
 def _warn_of_file_here(kind: str, name: str, found: Path, *endings: str) -> None:
     """Say so where a file of that name lies here, but is not the one meant."""
     for here in (Path(name + ending) for ending in endings):
@@ -138,7 +153,7 @@ def _take_options(target: Target, given: Given) -> None:
     for token, value in list(given.unknown):
         flag, equals, attached = token.partition("=")
         name = flag.lstrip("-")
-        if name not in target.recipe.options or name not in infos:
+        if name not in dict(target.recipe.options) or name not in infos:
             continue
         is_switch = infos[name].default is False
         if not equals and not is_switch and value is None:
@@ -173,7 +188,7 @@ def _refuse_many_processes(target: Target, plan: LaunchPlan) -> None:
 
     if not plan.needs_launcher or target.recipe is None or target.params is None:
         return  # what processes of one's own do together, only the recipe knows
-    if SHARED_WORK not in fields_of(target.params):
+    if not target.recipe.shares_work and SHARED_WORK not in fields_of(target.params):
         raise UsageError(
             f"{target.name} works in one process: several would each do all of it. Leave out --nproc_per_node, "
             "--num_gpus and --nnodes; CUDA_VISIBLE_DEVICES chooses the GPU"
@@ -235,9 +250,9 @@ def _resuming(program: Program, target: Target) -> Program:
     return replace(program, arguments=[*program.arguments, f"{RESUME}=true"], resolution=None)
 
 
-def _hint_at_configs(target: Target, config: Path | None) -> None:
-    """Without a config most parameters are missing: say which configs there are."""
-    if config is not None or target.recipe is None:
+def _hint_at_configs(target: Target, config: Path | None, resolution: Resolution[Any]) -> None:
+    """Where parameters are missing since there is no config, say which configs there are."""
+    if config is not None or target.recipe is None or not resolution.lacks_values:
         return
     names = [item.name for item in list_configs() if item.recipe in target.config_names]
     if names:
@@ -254,14 +269,15 @@ def _plan(
     arguments = [argument for argument in _forwarded(given, config) if argument != "--dry-run"]
     starter = plan.torchrun() if plan.needs_launcher else ["python"]
     command = shlex.join([*starter, str(target.file), *arguments])
+    shown = "" if config is None else name_of(config)
     lines = [
         resolution.dump().rstrip("\n"),
         "",
         paint("# plan", "bold"),
         f"#   recipe:    {target.file}",
-        f"#   config:    {config or '(none)'}",
+        f"#   config:    {shown or '(none)'}",
         f"#   processes: {plan.describe()}",
-        f"#   the same:  {command}",
+        *([f"#   the same:  {command}"] if shown == str(config or "") else []),
         "# Nothing was run: --dry-run.",
     ]
     return "\n".join(lines) + "\n"
@@ -283,14 +299,19 @@ def _show_help(target: Target, config: Path | None, given: Given) -> int:
     options = "--config CONFIG [KEY=VALUE ...] [--dry-run]"
     if target.recipe is not None and target.recipe.operand and not target.is_own:
         options = "DIR [--config CONFIG] [KEY=VALUE ...] [--dry-run]"
-        options += "".join(f" [--{name}]" for name in target.recipe.options)
+        options += "".join(f" [--{name}{' ' * bool(value)}{value}]" for name, value in target.recipe.options)
     options_of_command = ", ".join(option.flags[0] for option in COMMAND.options)
     head = [
-        f"{paint('usage:', 'bold')} tune run {target.name} {options}",
+        wrap_usage(f"tune run {target.name} {options}"),
         "",
-        (target.params.__doc__ or "").strip().split("\n")[0],
-        "Set any of these in a config, or as KEY=VALUE. `tune describe` tells more about one of them:",
-        f"  tune describe {target.name} optimizer" if "optimizer" in fields_of(target.params) else "",
+        *wrap((target.params.__doc__ or "").strip().split("\n")[0], width()),
+        *wrap(
+            "Set any of these in a config, or as KEY=VALUE. `tune describe` tells more about one of them:",
+            width(),
+        ),
+        command_line(f"tune describe {target.name} optimizer")
+        if "optimizer" in fields_of(target.params)
+        else "",
         "",
         format_parameters(fields_of(target.params).values()),
         values,

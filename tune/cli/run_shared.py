@@ -35,32 +35,45 @@ def is_shared(word: str) -> bool:
     return holds_manifest(word)
 
 
-def run_shared(given: Given, run: Callable[[list[str]], int]) -> int:
+def run_shared(given: Given, run: Callable[[list[str]], int], judge: Callable[[list[str]], int]) -> int:
     """Run again what was shared, once it is known what it is and trusted.
 
     Args:
         given: the command line, the shared run first.
         run: the command `tune run` with other arguments.
+        judge: tells of these what is wrong with the config, and returns the exit code; 0 for nothing.
     """
+    from tune.config.reading import called
     from tune.sharing.opening import open_shared
+    from tune.sharing.staging import staging
 
     if given.one("config") is not None:
         raise UsageError("a shared run brings its own config; KEY=VALUE changes it")
     path = expand_path(given.operands[0])
-    with tempfile.TemporaryDirectory(prefix="tune-shared-") as place:
-        opened = open_shared(path, Path(place) / "run")
+    with staging(Path(tempfile.gettempdir()) / "run") as place:
+        opened = open_shared(path, place / "run")
         _show(opened)
         answers = [*_own_settings(opened, given), *_ask_for_missing(opened, given)]
         settings = _settings(opened, [*answers, *given.overrides])
         _tell_differences(opened, settings)
         stock = _require_trust(opened, path, given)
         output_dir = settings["output_dir"]
-        is_dry = "dry_run" in given.switches
-        home = path if path.is_dir() else opened.folder if is_dry else _keep(opened, output_dir)
-        recipe = stock or str(home / opened.manifest["recipe"]["file"])
         rest = [word for token in given.tokens for word in token if word and word != TRUST_RECIPE]
-        code = run([recipe, "--config", str(home / "config.yaml"), *answers, *rest])
-        if code == 0 and not is_dry:
+
+        def words(home: Path) -> list[str]:
+            recipe = stock or str(home / opened.manifest["recipe"]["file"])
+            return [recipe, "--config", str(home / "config.yaml"), *answers, *rest]
+
+        home = path
+        if path.is_file():
+            with called(opened.config, f"{given.operands[0]}/config.yaml"):
+                if "dry_run" in given.switches:
+                    return run(words(opened.folder))
+                if code := judge(words(opened.folder)):
+                    return code
+            home = _keep(opened, output_dir)
+        code = run(words(home))
+        if code == 0 and "dry_run" not in given.switches:
             _compare(opened, expand_path(output_dir))
         return code
 
@@ -221,6 +234,7 @@ def _recipe_name(opened: OpenedRun) -> str:
 def _keep(opened: OpenedRun, output_dir: str) -> Path:
     """Return a folder beside the run's with what was in the zip: the run's own records name its config and recipe."""
     from tune.sharing.opening import is_shared, open_shared
+    from tune.sharing.staging import staging
 
     out = expand_path(output_dir)
     home = out.with_name(f"{out.name}-shared")
@@ -232,14 +246,10 @@ def _keep(opened: OpenedRun, output_dir: str) -> Path:
             )
         open_shared(home, opened.folder.with_name("again"))
         return home
-    home.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
-    try:
-        shutil.copytree(opened.folder, staged, dirs_exist_ok=True)
-        os.chmod(staged, 0o755)
-        os.rename(staged, home)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    with staging(home) as place:
+        shutil.copytree(opened.folder, place / "run")
+        os.chmod(place / "run", 0o755)
+        os.rename(place / "run", home)
     return home
 
 

@@ -67,18 +67,42 @@ def _report(word: str, style: str, message: str) -> None:
 
 
 def width() -> int:
-    """Return the columns there are to write in, between 30 and 120: also where a pager shows what is written."""
+    """Return the columns there are to write in, between 20 and 120: also where a pager shows what is written."""
     asked = os.environ.get("COLUMNS", "")
     found = int(asked) if asked.isdecimal() else 0
     for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             found = found or os.get_terminal_size(stream.fileno()).columns  # type: ignore[union-attr]
-    return max(30, min(120, found or 100))
+    return max(20, min(120, found or 100))
 
 
 def wrap(text: str, columns: int) -> list[str]:
     """Return `text` broken at spaces into lines of at most `columns`; longer words stay whole."""
     return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
+
+
+def wrap_usage(command_line: str) -> str:
+    """Return how a command is used, wrapped; what stands in brackets stays together where it has room."""
+    room = min(width(), 96)
+    bound = re.sub(
+        r"\[[^]]*\]",
+        lambda found: found[0].replace(" ", "\xa0") if len(found[0]) <= room else found[0],
+        command_line,
+    )
+    text = "\n".join(wrap(f"usage: {bound}", room)).replace("\xa0", " ")
+    return f"{paint('usage:', 'bold')}{text.removeprefix('usage:')}"
+
+
+def command_line(line: str) -> str:
+    """Return a command line, indented; one that is too long goes on in further lines, as a shell reads it."""
+    pieces = [line] if len(line) <= width() - 2 else wrap(line, width() - 4)
+    return "  " + " \\\n  ".join(pieces)
+
+
+def example(line: str, meaning: str) -> str:
+    """Return a command line below what it does."""
+    said = (f"  {paint('# ' + each, 'dim')}" for each in wrap(meaning, width() - 4))
+    return "\n".join([*said, command_line(line)])
 
 
 def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: int = 2) -> str:
@@ -97,7 +121,11 @@ def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: int = 2) 
         left = indent + "".join(cell.ljust(size + gap) for cell, size in zip(row, widths))
         first, *others = wrap(row[-1], room) or [""]
         if is_narrow and first:
-            left, first, others = left.rstrip(), "", [first, *others]
+            heads = [left.rstrip()]
+            if len(heads[0]) > width():
+                heads = [indent + each for each in wrap(" ".join(row[:-1]), width() - len(indent))]
+            lines += heads[:-1]
+            left, first, others = (heads or [""])[-1], "", [first, *others]
         lines.append((left + first).rstrip())
         lines.extend(" " * start + other for other in others)
     return "\n".join(lines)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import say, wants_color
 from tune.config.diagnostics import Diagnostic, Source, to_json
-from tune.errors import ConfigError
+from tune.errors import ConfigError, TuneError
 
 if TYPE_CHECKING:
     from tune.config.resolution import Resolution
@@ -31,14 +33,20 @@ _OF_THE_PARAMS = ("unknown-key", "missing-required", "inconsistent")
 
 def run(given: Given) -> int:
     """Validate one config; print the problems, or that there are none."""
+    with ExitStack() as stack:
+        return _run(given, stack)
+
+
+def _run(given: Given, stack: ExitStack) -> int:
     as_json = "json" in given.switches
     try:
         config, name = choose_config(given, COMMAND)
+        config = _unpack(config, stack)
         target, stated = choose_target(given, config)
         resolution = resolve_for(target, config, given)
         if stated is not None:
             judge_stated(resolution, stated, config, target)
-    except (UsageError, ConfigError) as error:
+    except TuneError as error:
         if not as_json:
             raise
         # Who asked for JSON gets JSON, also where it is the command line that is wrong.
@@ -64,6 +72,20 @@ def run(given: Given) -> int:
     from tune.cli.preflight import preflight
 
     return preflight(resolution.params, stream=sys.stderr if as_json else sys.stdout)
+
+
+def _unpack(config: Path, stack: ExitStack) -> Path:
+    """Return the config of a zip that `tune share` wrote, called by the zip's name; any other as it is."""
+    if config.suffix.lower() != ".zip":
+        return config
+    from tune.config.reading import called
+    from tune.sharing.opening import open_shared
+    from tune.sharing.staging import staging
+
+    place = stack.enter_context(staging(Path(tempfile.gettempdir()) / "run"))
+    opened = open_shared(config, place / "run")
+    stack.enter_context(called(opened.config, f"{config}/config.yaml"))
+    return opened.config
 
 
 def resolve_for(target: Target, config: Path | None, given: Given) -> Resolution[Any]:

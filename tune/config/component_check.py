@@ -24,6 +24,8 @@ from tune.config.trust import is_dotted_name, is_user_trusted, judge_definition,
 
 TORCHTUNE_PREFIX = "torchtune."
 RENAMED = "renamed-package"
+# What a name has besides ours that says who implements it, or what it is.
+_DECORATION = re.compile("(torch|fused|hf|apex|xla|npu|optimizer|scheduler|schedule|loss|dataset| )*")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
         resolved = resolve_component(renamed, slot)
         if resolved.errors and slot is not None:
             # Names moved between torchtune's releases (utils to training, modules to training.lr_schedulers).
-            by_last_part = _resolve_short_name(_spelt_as_now(name.split(".")[-1], slot), slot)
+            last = name.split(".")[-1]
+            matches = (_match(last, names) for _, names in _namespaces(slot))  # AlpacaDataset: alpaca_dataset
+            by_last_part = _resolve_short_name(next(filter(None, matches), last), slot)
             resolved = resolved if by_last_part.errors else by_last_part
         path = resolved.path or renamed
         notice = Diagnostic(RENAMED, "", f"{name} is read as {path}", suggestion=path)
@@ -71,12 +75,6 @@ def resolve_component(name: str, slot: Slot | None = None) -> ResolvedName:
         message = f"{name!r} is not a dotted path; inside another component only those are understood"
         return _failed(refused or _unknown(message))
     return _resolve_short_name(name, slot)
-
-
-def _spelt_as_now(name: str, slot: Slot) -> str:
-    """Return the name in `slot` that differs from `name` in case and underscores only (AlpacaDataset), or `name`."""
-    matches = (_match(name, names) for _, names in _namespaces(slot))
-    return next((match for match in matches if match is not None), name)
 
 
 def find_trusted(path: str) -> Definition | NotFound | Diagnostic:
@@ -180,20 +178,14 @@ def _nearest(name: str, slot: Slot) -> str | None:
             return by_folded[close]
     # Other tools decorate the name: adamw_torch_fused. What else is in it may be another thing: galore_adamw.
     inside = [
-        key for key in by_folded if len(key) > 3 and key in last and _is_decoration(last.replace(key, " ", 1))
+        key
+        for key in by_folded
+        if len(key) > 3 and key in last and _DECORATION.fullmatch(last.replace(key, " ", 1))
     ]
     for key in sorted(inside, key=len, reverse=True):
         if not resolve_component(by_folded[key], slot).errors:
             return by_folded[key]
     return None
-
-
-def _is_decoration(rest: str) -> bool:
-    """Tell whether what a name has besides ours says who implements it, or what it is."""
-    return (
-        re.fullmatch(r"(torch|fused|hf|apex|xla|npu|optimizer|scheduler|schedule|loss|dataset| )*", rest)
-        is not None
-    )
 
 
 def _shorten(name: str, slot: Slot) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 from tune.config.diagnostics import Diagnostic
 from tune.config.signatures import Signature, canonical_path
 from tune.config.slots import SLOTS, Slot
@@ -89,15 +91,7 @@ def claim_supplied(signature: Signature, supplies: tuple[str, ...]) -> frozenset
 
 
 def is_spelt_like(name: str, slot: Slot) -> bool:
-    return any(_has_shape(name, pattern) for pattern in slot.names)
-
-
-def _has_shape(name: str, pattern: str) -> bool:
-    """Return whether `name` is `pattern`, where one leading and one trailing ``*`` may stand for anything."""
-    core = pattern.strip("*")
-    if pattern.startswith("*"):
-        return core in name if pattern.endswith("*") else name.endswith(core)
-    return name.startswith(core) if pattern.endswith("*") else name == core
+    return any(fnmatchcase(name, pattern) for pattern in slot.names)
 
 
 def areas(slot: Slot) -> tuple[str, ...]:

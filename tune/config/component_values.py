@@ -10,17 +10,22 @@ from tune.config.argument_ranges import Bounds, find_bounds
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.component_check import RENAMED, ResolvedName, resolve_component
 from tune.config.convert import Converter, shadowed, show
-from tune.config.diagnostics import Diagnostic, Source, printable, shorten
+from tune.config.diagnostics import Diagnostic, printable, shorten
 from tune.config.fields import ParamInfo
 from tune.config.merging import name_component
 from tune.config.nodes import MAX_GUESSES, ErrorNode, MappingNode, Node, PythonValue, Scalar, SequenceNode
-from tune.config.recipe_arguments import RECIPE_ARGUMENTS, recipe_arguments
 from tune.config.scalars import REFUSED
-from tune.config.slots import Slot
+from tune.config.slots import SHUFFLE_BUFFER, STREAMING, WEIGHT, Slot
 from tune.config.suggestions import amend, guess_argument
-from tune.config.typing import ANY, TypeSpec
+from tune.config.typing import ANY, BOOL, FLOAT, INT, TypeSpec
 
 _MAX_COMPONENTS = 200  # each costs some milliseconds to look up
+# What a component says to the recipe, beside what it is built with.
+_FOR_RECIPE: dict[str, tuple[TypeSpec, Bounds | None]] = {
+    WEIGHT: (FLOAT, Bounds(minimum=1e-6, maximum=1e6)),
+    STREAMING: (BOOL, None),
+    SHUFFLE_BUFFER: (INT, Bounds(minimum=1, maximum=10**7)),
+}
 
 
 class ComponentChecker:
@@ -118,7 +123,10 @@ class ComponentChecker:
         self, component: MappingNode, path: str, resolved: ResolvedName, slot: Slot | None
     ) -> dict[str, Any] | None:
         signature = resolved.signature
-        for_recipe = recipe_arguments(slot, path, resolved)
+        for_recipe: list[str] = []
+        if slot is not None:
+            for_recipe += slot.of_recipe if resolved.path.startswith("tune.") else ()
+            for_recipe += slot.of_entries if path.rpartition(".")[2].isdecimal() else ()
         types: dict[str, TypeSpec] = {}
         if signature is not None:
             types |= {
@@ -126,7 +134,7 @@ class ComponentChecker:
                 for name, parameter in signature.parameters.items()
                 if parameter.kind != "positional" and name not in resolved.supplied
             }
-        types |= {name: RECIPE_ARGUMENTS[name][0] for name in for_recipe}
+        types |= {name: _FOR_RECIPE[name][0] for name in for_recipe}
         if signature is not None:
             self.arguments[path] = set(types)
             self._types |= {f"{path}.{name}": spec for name, spec in types.items()}
@@ -140,7 +148,7 @@ class ComponentChecker:
                 self.converter.convert(node, ANY, f"{path}.{key}")
                 kwargs[key] = REFUSED
                 continue
-            bounds = RECIPE_ARGUMENTS[key][1] if key in for_recipe else None
+            bounds = _FOR_RECIPE[key][1] if key in for_recipe else None
             if slot is not None and key not in for_recipe:
                 bounds = find_bounds(slot.kind, resolved.path, key)
             kwargs[key] = self._argument(node, types.get(key, ANY), f"{path}.{key}", bounds)
@@ -256,7 +264,9 @@ class ComponentChecker:
             short = self._by_short_form.get(f"{path}.{name}")
             if short is not None:
                 message += f" (short form: {short.name})"
-            place = self._place_of(component)
+            place = component.entries.get(
+                COMPONENT_KEY, component
+            ).source  # its name says more than all of it
             self._missing.append(Diagnostic("missing-argument", f"{path}.{name}", message, place))
         return not missing
 
@@ -277,11 +287,6 @@ class ComponentChecker:
             names = {item.path} if short is None else {item.path, short.name}
             if names.isdisjoint(self.guessed):
                 self._report(item)
-
-    def _place_of(self, component: MappingNode) -> Source:
-        """The best place to point at for a component: its name, and failing that all of it."""
-        name = component.entries.get(COMPONENT_KEY)
-        return name.source if name is not None else component.source
 
 
 def _as_component(node: Node) -> MappingNode | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from tune.config.component import COMPONENT_KEY, Component
@@ -15,40 +16,63 @@ _REFERENCE = {"type": "string", "pattern": r"\$\{[^{}]+\}"}
 _JSON_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "path": "string"}
 
 
-def default_text(info: ParamInfo) -> str:
-    """A field's default as one would write it in a config; "" for a required one."""
-    if info.required:
-        return ""
-    default = info.default
-    return scalar(default.to_mapping() if isinstance(default, Component) else default)
-
-
 def type_text(info: ParamInfo) -> str:
-    """A field's type in a few characters: "int", "bf16|fp32", "optimizer"."""
-    if info.slot is not None:
-        return info.slot.kind
-    return info.spec.required().short()
+    """A field's type in a few characters: "int", "bf16|fp32", "optimizer"; "choice" where these do not suffice."""
+    text = info.slot.kind if info.slot is not None else info.spec.required().short()
+    return text if len(text) <= 16 else "choice"
+
+
+def help_text(info: ParamInfo) -> str:
+    """A field's help, and in brackets its default, its choices and range, and what it is short for."""
+    notes = []
+    if info.required:
+        notes.append("required")
+    elif info.short_for is None:
+        notes.append(f"default: {_default_text(info.default)}")
+    if type_text(info) == "choice":
+        notes.append(info.spec.required().describe())
+    if allowed := info.bounds.describe():
+        notes.append(allowed)
+    if info.short_for is not None:
+        notes.append(f"short for {info.short_for}")
+    return f"{info.help} [{'; '.join(notes)}]"
+
+
+def _default_text(default: Any) -> str:
+    if not isinstance(default, Component):
+        return scalar(default)
+    return f"{default.path} {scalar(default.kwargs)}" if default.kwargs else default.path or "null"
+
+
+def by_group(infos: Iterable[ParamInfo]) -> dict[str, list[ParamInfo]]:
+    """Return fields below the headings they stand under."""
+    groups: dict[str, list[ParamInfo]] = {}
+    for info in infos:
+        groups.setdefault(info.group, []).append(info)
+    return groups
 
 
 def parameters_text(params_cls: type[Any], width: int = 100) -> str:
-    """All parameters of a class by group: name, type, default, range, help."""
-    groups: dict[str, list[ParamInfo]] = {}
-    for info in fields_of(params_cls).values():
-        groups.setdefault(info.group, []).append(info)
+    """Return all parameters of a class by group: name, type, default, range, help, in lines of so many columns."""
     blocks = []
-    for group, members in groups.items():
+    for group, members in by_group(fields_of(params_cls).values()).items():
         lines = [f"{group} parameters:"]
         for info in members:
-            default = "required" if info.required else f"default {default_text(info)}"
-            lines.append(f"  {info.name} ({type_text(info)}, {default})")
-            text = info.help
-            if info.range_text():
-                text += f" [{info.range_text()}]"
-            if info.short_for:
-                text += f" [short for {info.short_for}]"
-            lines += textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += _wrapped(f"{info.name} ({type_text(info)})", width, "  ", "    ")
+            lines += _wrapped(help_text(info), width, " " * 6, " " * 6)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, Any]:
@@ -84,12 +108,8 @@ def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, An
 
 def _field_schema(info: ParamInfo) -> dict[str, Any]:
     schema = _type_schema(info.spec.required())
-    if info.minimum is not None:
-        schema["minimum"] = info.minimum
-    if info.maximum is not None:
-        schema["maximum"] = info.maximum
-    if info.above is not None:
-        schema["exclusiveMinimum"] = info.above
+    limits = {"minimum": info.minimum, "maximum": info.maximum, "exclusiveMinimum": info.above}
+    schema |= {name: limit for name, limit in limits.items() if limit is not None}
     if info.pattern is not None:
         schema["pattern"] = rf"^(?:{info.pattern})$"
     options = [schema, {"type": "object"}] if info.inherits else [schema]

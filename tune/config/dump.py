@@ -72,16 +72,16 @@ def _lines(head: str, value: Any, indent: int, path: str, places: Places | None)
     inner: list[tuple[str, Any, str]] = []
     if isinstance(value, Mapping):
         inner = [(f"{_text(str(key))}:", item, f"{path}.{key}") for key, item in value.items()]
-    elif head != "-" and isinstance(value, (list, tuple)) and any(map(_is_nested, value)):
+    elif (
+        head != "-"
+        and isinstance(value, (list, tuple))
+        and any(isinstance(item, (Component, Mapping)) for item in value)
+    ):
         inner = [("-", item, f"{path}.{index}") for index, item in enumerate(value)]
     if not inner:
         return [_commented(f"{pad}{head} {scalar(value)}", path, places)]
     lines = [line for name, item, where in inner for line in _lines(name, item, indent + 2, where, places)]
     return [f"{pad}- {lines[0].lstrip(' ')}", *lines[1:]] if head == "-" else [pad + head, *lines]
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (Component, Mapping))
 
 
 def _commented(line: str, path: str, places: Places | None) -> str:

@@ -50,10 +50,6 @@ class ParamInfo:
         """The allowed range."""
         return Bounds(self.minimum, self.maximum, self.above)
 
-    def range_text(self) -> str:
-        """The allowed range in words: "at least 1", or "" where there is none."""
-        return self.bounds.describe()
-
     def type_text(self) -> str:
         """The type in words a person can act on."""
         if self.pattern_help:

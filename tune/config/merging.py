@@ -80,8 +80,11 @@ def apply_edits(
         message = f"{edit.dotted} {fact}"
         return Diagnostic("repeated-override", edit.dotted, message, edit.source, severity="warning")
 
+    def depth_and_place(edit: Edit) -> tuple[int, list[tuple[int, str]]]:
+        return len(edit.path), [(int(part) if part.isdecimal() else -1, part) for part in edit.path]
+
     # deepest and last first, so that removing list items does not move those still to be removed
-    for edit in sorted(removals, key=_removal_order, reverse=True):
+    for edit in sorted(removals, key=depth_and_place, reverse=True):
         if edit.path in seen:
             report(repeated(edit, "is removed twice on the command line; once is enough"))
             continue
@@ -103,10 +106,6 @@ def apply_edits(
             if refusal.code:
                 report(refusal.about(edit))
     return root
-
-
-def _removal_order(edit: Edit) -> tuple[int, tuple[tuple[int, str], ...]]:
-    return len(edit.path), tuple((int(part) if part.isdecimal() else -1, part) for part in edit.path)
 
 
 def _slot_of(path: Sequence[str], infos: Mapping[str, ParamInfo]) -> bool:

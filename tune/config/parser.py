@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -23,21 +24,6 @@ from tune.errors import ConfigError
 # What the parser itself puts into a namespace; the historic form takes it out again.
 _OWN = ("config", "override", "remove", "trust", "dry_run")
 _EXIT_BAD_CONFIG = 2
-
-
-class _Once(argparse.Action):
-    """Stores a value, and refuses to be given twice: the first would be lost in silence."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest, None) is not None:
-            parser.error(f"{option_string} is given twice; keep one")
-        setattr(namespace, self.dest, values)
 
 
 class TuneArgumentParser(argparse.ArgumentParser):
@@ -64,7 +50,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.params_cls = params
         add = self.add_argument_group("configuration").add_argument
-        add("--config", metavar="FILE", action=_Once, help="YAML file with parameters")
+        add("--config", metavar="FILE", action="append", help="YAML file with parameters")
         add(
             "--override",
             metavar="KEY=VALUE",
@@ -153,7 +139,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
         own, resolution = self._resolve(given)
         self._report(resolution)
         if not resolution.ok:
-            if own.config is None:
+            if own.config is None and resolution.lacks_values:
                 self._print_message("\nNo --config was given.\n", sys.stderr)
             self.exit(_EXIT_BAD_CONFIG)
         if own.dry_run:
@@ -172,7 +158,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
         """
         own, resolution = self._resolve(words)
         if not resolution.ok:
-            raise ConfigError(resolution.report() + ("" if own.config else "\n\nNo config was given."))
+            hint = "\n\nNo config was given." if own.config is None and resolution.lacks_values else ""
+            raise ConfigError(resolution.report() + hint)
         self._report(resolution)
         return resolution.params
 
@@ -205,7 +192,8 @@ class TuneArgumentParser(argparse.ArgumentParser):
             return text
         from tune.config.describe import parameters_text
 
-        return f"{text}\n{parameters_text(self.params_cls)}"
+        columns = max(20, min(100, shutil.get_terminal_size((100, 24)).columns))
+        return f"{text}\n{parameters_text(self.params_cls, columns)}"
 
     def _read_own(self, given: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """This parser's own options, all overrides in the order given, and what is neither."""
@@ -222,8 +210,9 @@ class TuneArgumentParser(argparse.ArgumentParser):
         overrides = list(own.override or ()) + bare
         position = {argument: index for index, argument in enumerate(given)}
         overrides.sort(key=lambda argument: position.get(argument, 0))
-        if own.config is not None:
-            own.config = find_config_file(own.config)
+        if len(own.config or ()) > 1:
+            self.error("--config is given twice; keep one")  # the first would be lost in silence
+        own.config = find_config_file(own.config[0]) if own.config else None
         try:
             trust(*(own.trust or ()))
         except ConfigError as error:

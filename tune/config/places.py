@@ -71,9 +71,10 @@ def _judge_written(
     name = path.rpartition(".")[2]
     is_in_file = node.source.kind == "file"
     place = _absolute(place)
+    installed = get_recipes_dir(), Path(tune.__file__).resolve().parent
     if owner.startswith(_CHECKPOINTERS) and owner.endswith("Checkpointer"):
         return None
-    if value.startswith(BUNDLED_PREFIX) or any(_lies_in(place, part) for part in _installed()):
+    if value.startswith(BUNDLED_PREFIX) or any(_lies_in(place, part) for part in installed):
         message = (
             f"{path} lies in the files that came with tune, where nothing is written; choose another folder"
         )
@@ -128,10 +129,6 @@ def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
             pending += [(f"{path}.{index}", item, owner) for index, item in enumerate(value)]
         else:
             yield path, value, owner
-
-
-def _installed() -> tuple[Path, Path]:
-    return get_recipes_dir(), Path(tune.__file__).resolve().parent
 
 
 def _absolute(place: Path) -> Path:

@@ -6,12 +6,15 @@ import codecs
 import functools
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tune.config.diagnostics import Diagnostic, Source
 
 MAX_BYTES = 1 << 20
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_names: dict[str, str] = {}
 _BLANKS = str.maketrans("", "", "\t\n\r")
 
 
@@ -34,11 +37,26 @@ def split_lines(text: str) -> list[str]:
     return _LINE_BREAK.split(text)
 
 
+@contextmanager
+def called(path: str | os.PathLike[str], name: str) -> Iterator[None]:
+    """In here messages call a file by the name that its user knows, such as that of the archive it came in."""
+    _names[os.fspath(path)] = name
+    try:
+        yield
+    finally:
+        del _names[os.fspath(path)]
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Return what messages call a file."""
+    return _names.get(os.fspath(path), os.fspath(path))
+
+
 def read_file(path: str | os.PathLike[str]) -> Text:
     """Read a configuration file; never more than `MAX_BYTES`, whatever it is."""
-    name = os.fspath(path)
+    name = name_of(path)
     try:
-        with open(name, "rb") as stream:
+        with open(path, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return _unreadable(name, "config-not-found", "there is no such file")

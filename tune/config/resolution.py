@@ -9,40 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from tune.config.check import Checked
-from tune.config.component import COMPONENT_KEY, Component
-from tune.config.convert import shadowed
-from tune.config.diagnostics import DEFAULT, Diagnostic, Source, ordered, printable, render_all, to_json
-from tune.config.dump import find_origin, write_params
-from tune.config.fields import fields_of
+from tune.config.diagnostics import Diagnostic, ordered, printable, render_all, to_json
+from tune.config.dump import write_params
 from tune.config.nodes import Node
-from tune.config.scalars import REFUSED
 
 T = TypeVar("T")
 
 _RESOLUTION = "_resolution"
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Component):
-        if not value:
-            return
-        yield f"{path}.{COMPONENT_KEY}", value.path
-        for key, item in value.kwargs.items():
-            yield from _leaves(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, (Component, Mapping)) for item in value):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{path}.{index}", item)
-    else:
-        yield path, value
-
-
-@dataclass(frozen=True)
-class ResolvedValue:
-    """One value of a resolved configuration, and where it comes from."""
-
-    value: Any
-    source: Source
-    shadows: str | None = None
 
 
 @dataclass
@@ -71,23 +44,14 @@ class Resolution(Generic[T]):
         return not self.errors
 
     @property
+    def lacks_values(self) -> bool:
+        """Whether something that is required is not there."""
+        return any(error.code == "missing-required" for error in self.errors)
+
+    @property
     def places(self) -> Mapping[str, Node]:
         """The node each set value came from, by dotted path."""
         return self.checked.places
-
-    @property
-    def values(self) -> dict[str, ResolvedValue]:
-        """Every value by its dotted path ("optimizer.lr"), with its origin; components are taken apart."""
-        flat: dict[str, ResolvedValue] = {}
-        shorts = {info.name: info.short_for or "" for info in fields_of(type(self.params)).values()}
-        for name, value in self.checked.values.items():
-            if value is REFUSED:
-                continue
-            for path, leaf in _leaves(name, value):
-                node = self.places.get(shorts[path]) if shorts.get(path) else find_origin(path, self.places)
-                source = DEFAULT if node is None else node.source
-                flat[path] = ResolvedValue(leaf, source, None if node is None else shadowed(node))
-        return flat
 
     def dump(self) -> str:
         """The resolved configuration as YAML, with provenance comments; read back, it gives the same params."""

@@ -165,19 +165,4 @@ METRIC = Slot(
     supplies=("answer", "reference"),
 )
 
-SLOTS: tuple[Slot, ...] = (
-    MODEL,
-    TOKENIZER,
-    DATASET,
-    OPTIMIZER,
-    LOSS,
-    PREFERENCE_LOSS,
-    REWARD_LOSS,
-    KD_LOSS,
-    LR_SCHEDULER,
-    CHECKPOINTER,
-    METRIC_LOGGER,
-    PROFILER,
-    COLLATE_FN,
-    METRIC,
-)
+SLOTS = tuple(each for each in list(vars().values()) if isinstance(each, Slot))  # all of the above

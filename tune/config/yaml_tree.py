@@ -144,7 +144,10 @@ class _Builder:
                 elif kind not in ("StreamStartEvent", "StreamEndEvent", "DocumentEndEvent"):
                     root = self._node(event)
         except syntax_error as error:
-            raise self._stop_at(error, content) from None
+            from tune.config.yaml_errors import explain  # only on the way to an error
+
+            code, message, line, col = explain(error, content)
+            raise _Stop(Diagnostic(code, "", message, self._at(line, col))) from None
         except (RecursionError, ValueError, OverflowError) as error:
             # the pure Python reader meets its own limits before ours
             place = Source("file", self.name, 1, 1) if self._flow_in is None else self._flow_in
@@ -297,9 +300,3 @@ class _Builder:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Diagnostic(code, ".".join(self._path), message, source, suggestion))
         return ErrorNode(source)
-
-    def _stop_at(self, error: Any, content: str) -> _Stop:
-        from tune.config.yaml_errors import explain  # only on the way to an error
-
-        code, message, line, col = explain(error, content)
-        return _Stop(Diagnostic(code, "", message, self._at(line, col)))

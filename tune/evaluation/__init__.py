@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tune.evaluation.answer_scores import AnswerScores, build_metrics
-from tune.evaluation.bootstrap import Difference, paired_difference
-from tune.evaluation.held_out_loss import example_losses
+from tune.evaluation.bootstrap import Difference, mean_interval, paired_difference
+from tune.evaluation.held_out_loss import batches_by_length, example_losses
 from tune.evaluation.questions import Question, find_question
+from tune.evaluation.rounds import in_rounds
 from tune.evaluation.run_data import HeldOut, find_base, find_held_out, find_tokenizer
 from tune.evaluation.scores import (
     Metric,
@@ -17,15 +18,17 @@ from tune.evaluation.scores import (
     summarize,
     summarize_groups,
 )
-from tune.evaluation.tables import draw_tables, make_tables, verdicts
+from tune.evaluation.tables import SHARES, draw_tables, make_tables, verdicts
 
 __all__ = [
+    "SHARES",
     "AnswerScores",
     "Difference",
     "HeldOut",
     "Metric",
     "Outcome",
     "Question",
+    "batches_by_length",
     "begin_outcome",
     "build_metrics",
     "compare",
@@ -35,7 +38,9 @@ __all__ = [
     "find_held_out",
     "find_question",
     "find_tokenizer",
+    "in_rounds",
     "make_tables",
+    "mean_interval",
     "note_losses",
     "paired_difference",
     "score_answer",

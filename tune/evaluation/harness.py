@@ -5,11 +5,13 @@ This module needs the package `lm-eval`; import it where tasks are asked for.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from lm_eval import simple_evaluate
@@ -19,14 +21,19 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tune.errors import ConfigError, TokenizerError, TuneError, first_line
-from tune.evaluation.scores import Outcome
+from tune.evaluation.harness_results import read_results
+from tune.evaluation.rounds import in_rounds
+from tune.evaluation.scores import Outcome, add_intervals
 from tune.modules import TransformerDecoder
 from tune.tokenizers import Tokenizer
+from tune.utils.lost_connection import is_lost_connection
+from tune.utils.mesh import Mesh
 
 __all__ = ["OurLM", "find_tasks", "run_tasks"]
 
 # Of token ids, with `max_new_tokens`, `stop`, `temperature`, `top_k` and `top_p`: the texts that go on from them.
 Generate = Callable[..., list[str]]
+R = TypeVar("R")
 _SAMPLING = ("temperature", "top_k", "top_p")
 _IGNORED = ("do_sample", "until", "max_gen_toks")
 _MAX_GEN_TOKS = 256  # the harness's, where a task does not say
@@ -41,6 +48,9 @@ class OurLM(TemplateLM):  # type: ignore[misc]  # the package is untyped
         generate: continues prompts greedily, or as it is told.
         batch_size: sequences that go through the model together.
         max_length: tokens of the longest sequence; what is longer loses its beginning. None: the model's.
+        mesh: processes that each hold the model, and are asked the same: batches are shared out among them. The harness
+            need not know of it.
+        is_stopped: tells, on all processes alike, whether to end.
     """
 
     def __init__(
@@ -50,10 +60,13 @@ class OurLM(TemplateLM):  # type: ignore[misc]  # the package is untyped
         generate: Generate,
         batch_size: int,
         max_length: int | None = None,
+        mesh: Mesh | None = None,
+        is_stopped: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.generate = model, tokenizer, generate
         self.batch_size = batch_size
+        self._mesh, self._is_stopped = mesh or Mesh(), is_stopped
         self.max_length = min(max_length or model.config.max_seq_len, model.config.max_seq_len)
         self._device = next(model.parameters()).device
 
@@ -83,32 +96,43 @@ class OurLM(TemplateLM):  # type: ignore[misc]  # the package is untyped
         doubled = add_special_tokens is None and bos and ids[: 2 * len(bos)] == bos * 2
         return ids[len(bos) :] if doubled else ids
 
-    @torch.no_grad()
+    def _in_batches(
+        self, places: Sequence[int], content: Callable[[int], Any], work: Callable[[Sequence[int]], list[R]]
+    ) -> Iterator[tuple[int, R]]:
+        """Yield each place with what `work` makes of it; `content` tells what is asked there, the same everywhere."""
+        asked = hashlib.blake2b(repr([content(place) for place in places]).encode()).digest()
+        if len(set(self._mesh.gather_to_all(asked))) > 1:
+            raise TuneError("a task asks each process for something else: run it in one process")
+        starts = range(0, len(places), self.batch_size)
+        batches = [places[start : start + self.batch_size] for start in starts]
+        for batch, found in in_rounds(batches, work, self._mesh, self._is_stopped):
+            yield from zip(batch, found, strict=True)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation after its context, and whether greedy decoding says it."""
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         order = sorted(
             range(len(requests)), key=lambda place: -len(requests[place][1]) - len(requests[place][2])
         )
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            texts = [
-                (requests[place][1] + requests[place][2])[-(self.max_length + 1) :][:-1] for place in places
-            ]
-            tokens = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)  # [b, s]
-            for row, text in zip(tokens, texts, strict=True):
-                row[: len(text)] = torch.tensor(text)
-            hidden = self.model.hidden(tokens.to(self._device))  # [b, s, d]
-            for place, text, row in zip(places, texts, hidden, strict=True):
-                wanted = torch.tensor(requests[place][2], device=self._device)  # [t]
-                # Row by row: all logits of a batch need not stand at once.
-                logits = self.model.unembed(row[None, len(text) - len(wanted) : len(text)])[
-                    0
-                ].float()  # [t, v]
-                chosen = logits.log_softmax(-1).gather(-1, wanted[:, None])  # [t, 1]
-                found[place] = float(chosen.sum()), bool((logits.argmax(-1) == wanted).all())
+        work = lambda batch: self._score([requests[place][1:] for place in batch])  # noqa: E731
+        found = dict(self._in_batches(order, lambda place: requests[place][1:], work))
+        return [found[place] for place in range(len(requests))]
+
+    @torch.no_grad()
+    def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        texts = [(context + wanted)[-(self.max_length + 1) :][:-1] for context, wanted in pairs]
+        tokens = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)  # [b, s]
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text)] = torch.tensor(text)
+        hidden = self.model.hidden(tokens.to(self._device))  # [b, s, d]
+        found = []
+        for (_, continuation), text, row in zip(pairs, texts, hidden, strict=True):
+            wanted = torch.tensor(continuation, device=self._device)  # [t]
+            # Row by row: all logits of a batch need not stand at once.
+            logits = self.model.unembed(row[None, len(text) - len(wanted) : len(text)])[0].float()  # [t, v]
+            chosen = logits.log_softmax(-1).gather(-1, wanted[:, None])  # [t, 1]
+            found.append((float(chosen.sum()), bool((logits.argmax(-1) == wanted).all())))
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -147,17 +171,17 @@ class OurLM(TemplateLM):  # type: ignore[misc]  # the package is untyped
             prompts = {place: self.tok_encode(requests[place].args[0])[-room:] for place in places}
             order = sorted(places, key=lambda place: -len(prompts[place]))
             how = {name: settings[name] for name in _SAMPLING if settings.get(name) is not None}
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                texts = self.generate(
-                    [prompts[place] for place in batch],
-                    max_new_tokens=settings["max_gen_toks"],
-                    stop=[text for text in settings["until"] if text],
-                    **how,
-                )
-                for place, text in zip(batch, texts, strict=True):
-                    found[place] = text
+            how |= {"max_new_tokens": settings["max_gen_toks"]}
+            how |= {"stop": [text for text in settings["until"] if text]}
+            work = partial(self._answer, prompts, how)
+            for place, text in self._in_batches(order, prompts.__getitem__, work):
+                found[place] = text
         return found
+
+    def _answer(
+        self, prompts: Mapping[int, list[int]], how: Mapping[str, Any], batch: Sequence[int]
+    ) -> list[str]:
+        return self.generate([prompts[place] for place in batch], **how)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -237,41 +261,14 @@ def run_tasks(
     except TuneError:
         raise
     except Exception as error:
+        if is_lost_connection(str(error)):
+            raise
         raise TuneError(
             f"the lm-evaluation-harness cannot run {', '.join(tasks)}: {type(error).__name__}: {first_line(error)}. "
             "Most tasks fetch their data from the hub"
         ) from error
-    scores: dict[str, dict[str, Any]] = {}
-    for task, results in found["results"].items():
-        for key, value in results.items():
-            metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            name = f"{task}/{metric}" if kind == "none" else f"{task}/{metric} ({kind})"
-            spread = results.get(f"{metric}_stderr,{kind}")
-            scores[name] = {"value": float(value), "count": _count(found, task)}
-            if isinstance(spread, float):
-                scores[name]["stderr"] = spread
-    return scores, [
-        _outcome(task, sample) for task, samples in found["samples"].items() for sample in samples
-    ]
-
-
-def _count(found: Mapping[str, Any], task: str) -> int:
-    """Return the documents of a task; of a group those of all its tasks."""
-    members = found.get("group_subtasks", {}).get(task) or [task]
-    return sum(found["n-samples"][each]["effective"] for each in members if each in found["n-samples"])
-
-
-def _outcome(task: str, sample: Mapping[str, Any]) -> Outcome:
-    kind = sample.get("filter", "none")
-    end = "" if kind == "none" else f" ({kind})"
-    names = [name for name in sample.get("metrics", ()) if isinstance(sample.get(name), (int, float))]
-    asked = sample["arguments"][0][0] if sample.get("arguments") else ""
-    return Outcome(
-        f"{task}:{sample['doc_id']}{end}",
-        prompt=asked if isinstance(asked, str) else "",
-        reference=str(sample.get("target", "")),
-        answer=str(sample.get("filtered_resps", "")),
-        scores={f"{task}/{name}{end}": float(sample[name]) for name in names},
-    )
+    if found is None:  # in each machine's first process alone the harness sums up
+        return {}, []
+    scores, outcomes = read_results(found)
+    add_intervals(scores, outcomes, seed)
+    return scores, outcomes

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from tune.checkpoints.writers import replacing
 from tune.errors import DataError
+from tune.evaluation.scores import Outcome
 from tune.utils.paths import expand_path
 
 __all__ = [
@@ -19,8 +22,11 @@ __all__ = [
     "SCORES",
     "choose_dir",
     "make_room",
+    "name_tasks",
     "open_answers",
     "refuse_foreign",
+    "short_hash",
+    "write_answer",
     "write_scores",
 ]
 
@@ -31,22 +37,40 @@ MARK = "tune_evaluation"
 _ROW_START = b'{"place": '
 
 
-def choose_dir(run: Path | None, folder: str, name: str) -> Path:
+def choose_dir(run: Path | None, folder: str, name: str, data_id: str) -> Path:
     """Return the folder for the results: by what is scored, so that the same evaluation takes its own place again.
 
     Args:
         run: the folder of the run that trained the model, in which it then lies; None: it is one of the working
             directory's.
         folder: of the model or adapter; the saved step that it lies in is part of the name.
-        name: of the data, or the tasks.
+        name, data_id: of the data, or the tasks; see `HeldOut.id`, `name_tasks`.
     """
     name = re.sub(r"\W+", "_", name).strip("_")[:80] or "data"
     place = expand_path(folder)
     place = (place / "latest" if (place / "latest").exists() else place).resolve()
-    if run is None:
-        return expand_path("out") / EVALUATIONS / f"{place.name}_{name}"
-    step = re.findall(r"step_\d+", str(place))
-    return run / EVALUATIONS / (f"{step[-1]}_{name}" if step else name)
+    home = None if run is None else run.resolve()
+    if home is not None and place.is_relative_to(home):
+        saved = place.relative_to(home).parts[:1]  # a step, or what lies beside the steps
+        return home_of(run) / "_".join([*saved, name])
+    return home_of(run) / "_".join([place.name, name, short_hash(str(place), data_id)])
+
+
+def name_tasks(tasks: Sequence[str], include_path: str | None) -> tuple[str, str]:
+    """Return what to call some tasks in a file's name, and what tells them from all others."""
+    own = "" if include_path is None else str(expand_path(include_path).resolve())
+    name, short = "_".join(tasks), short_hash(*tasks, own)
+    return (name if len(name) <= 60 and not own else f"{name[:60]}_{short}"), short
+
+
+def home_of(run: Path | None) -> Path:
+    """Return the folder that holds the evaluations of a run, or of models that are of no run."""
+    return (expand_path("out") if run is None else run) / EVALUATIONS
+
+
+def short_hash(*texts: str) -> str:
+    """Return a few letters that are others where the texts are."""
+    return hashlib.blake2b("\0".join(texts).encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def make_room(file: Path) -> None:
@@ -68,18 +92,27 @@ def make_room(file: Path) -> None:
         raise DataError(f"{file} cannot be removed: {error.strerror}. Choose another output_dir") from error
 
 
-def open_answers(file: Path) -> IO[str]:
-    """Return the file for answers, new.
+def open_answers(file: Path | None) -> AbstractContextManager[IO[str] | None]:
+    """Return the file for answers, new; of a process that writes none, None.
 
     Raises:
         DataError: it cannot be written, or holds something else.
     """
+    if file is None:
+        return nullcontext()
     make_room(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return file.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}. Choose another output_dir") from error
+
+
+def write_answer(file: IO[str] | None, outcome: Outcome) -> None:
+    """Write one example as a line, at once: an evaluation that ends early leaves what it has."""
+    if file is not None:
+        file.write(json.dumps(outcome.to_json(), ensure_ascii=False, default=str) + "\n")
+        file.flush()
 
 
 def refuse_foreign(file: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,24 +14,16 @@ from tune.config.resolve import load_tree, plain_tree
 from tune.config.slots import STREAMING, WEIGHT
 from tune.data import Source, find_conversation_column
 from tune.errors import ConfigError, DataError
+from tune.evaluation.results import short_hash
+from tune.utils.paths import expand_path
 
 __all__ = ["HeldOut", "find_base", "find_held_out", "find_tokenizer"]
 
 _AUTO = "tune.tokenizers.auto"
 
 # Arguments of a dataset that say where its rows are, as opposed to what they mean.
-_PLACES = (
-    "split",
-    "data_files",
-    "name",
-    "subset",
-    "revision",
-    "field",
-    "limit",
-    STREAMING,
-    WEIGHT,
-    "shuffle_buffer",
-)
+_ROWS = ("split", "data_files", "name", "subset", "revision", "field")
+_PLACES = (*_ROWS, "limit", STREAMING, WEIGHT, "shuffle_buffer")
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,14 @@ class HeldOut:
     is_of_run: bool = False
 
     @property
-    def name(self) -> str:
-        """What to call them in a file's name."""
-        first = self.components[0]
-        return "validation" if self.is_of_run else Path(str(first.kwargs.get("source") or first.path)).stem
+    def id(self) -> tuple[str, str]:
+        """What to call them in a file's name, and what tells them from all others."""
+        told = [json.dumps(_whereabouts(one), sort_keys=True, default=str) for one in self.components]
+        told += [str(self.val_split), str(self.seed)] if self.val_split is not None else []
+        first, short = self.components[0], short_hash(*told)
+        if self.is_of_run:
+            return "validation", short
+        return f"{Path(str(first.kwargs.get('source') or first.path)).stem[:60]}_{short}", short
 
 
 def find_held_out(run: Path | None, rows: str | None) -> HeldOut:
@@ -114,6 +112,16 @@ def find_base(run: Path | None) -> str:
     if not isinstance(folder, str) or not folder:
         raise ConfigError("against=base needs a run that began with a model: name a folder instead")
     return folder
+
+
+def _whereabouts(component: Component) -> dict[str, Any]:
+    """Return where the rows of a dataset are; a file by its full path, however it was written."""
+    told = {name: value for name, value in component.kwargs.items() if name in ("source", *_ROWS)}
+    for name in ("source", "data_files"):
+        value = told.get(name)
+        if isinstance(value, str) and os.path.exists(expand_path(value)):
+            told[name] = os.path.realpath(expand_path(value))
+    return told or {"builder": component.path}
 
 
 def _read_config(run: Path) -> dict[str, Any]:

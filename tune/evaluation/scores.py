@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tune.errors import ConfigError, DataError, TuneError
-from tune.evaluation.bootstrap import paired_difference
+from tune.evaluation.bootstrap import mean_interval, paired_difference
 from tune.evaluation.questions import find_question
 from tune.tokenizers import Tokenizer
 
@@ -17,6 +17,7 @@ __all__ = [
     "LOSS",
     "Metric",
     "Outcome",
+    "add_intervals",
     "begin_outcome",
     "compare",
     "note_losses",
@@ -100,16 +101,23 @@ def begin_outcome(
     return outcome
 
 
-def note_losses(outcomes: Sequence[Outcome], batches: Iterable[list[tuple[int, float, int]]]) -> None:
+def note_losses(
+    outcomes: Sequence[Outcome], batches: Iterable[tuple[Sequence[int], Sequence[tuple[float, int]]]]
+) -> None:
     """Note the loss of each example, as `example_losses` gives them; none before all are known.
 
     Of some alone the mean would mislead: the longest are measured first.
 
+    Args:
+        outcomes: of the examples.
+        batches: places in them, each with a loss and its number of targets.
+
     Raises:
         TuneError: a loss is no number.
     """
-    for place, loss, num_targets in [each for batch in batches for each in batch]:
-        outcomes[place].loss, outcomes[place].num_targets = loss, num_targets
+    for places, losses in list(batches):
+        for place, (loss, num_targets) in zip(places, losses, strict=True):
+            outcomes[place].loss, outcomes[place].num_targets = loss, num_targets
     broken = [each for each in outcomes if not math.isfinite(each.loss or 0.0)]
     if broken:
         raise TuneError(
@@ -139,19 +147,37 @@ def score_answer(metrics: Mapping[str, Metric], answer: str, reference: str) -> 
     return scores
 
 
-def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(outcomes: Sequence[Outcome], seed: int = 0) -> dict[str, Any]:
     """Return the means of some examples: `scores` by name, each a value and over how many examples (or targets).
 
-    The loss is that per target, over all of them, as in training; beside it stands its perplexity.
+    The loss is that per target, over all of them, as in training; beside it stands its perplexity. `low` and `high` are
+    the ends of the interval by `mean_interval`, None where there is none.
+
+    Args:
+        outcomes: of the examples.
+        seed: of the resamples.
     """
     scores: dict[str, dict[str, float | None]] = {}
     for name in _names(outcomes):
         values, weights = zip(*(_value(each, name) for each in outcomes if _has(each, name)))
         mean = sum(v * w for v, w in zip(values, weights)) / sum(weights)
-        scores[name] = {"value": mean, "count": sum(weights)}
+        ends = mean_interval(values, weights if name == LOSS else None, seed=seed) or (None, None)
+        scores[name] = {"value": mean, "count": sum(weights), "low": ends[0], "high": ends[1]}
         if name == LOSS:
-            scores[PERPLEXITY] = {"value": math.exp(mean) if mean < 709 else None, "count": sum(weights)}
+            scores[PERPLEXITY] = {key: _exp(scores[name][key]) for key in ("value", "low", "high")}
+            scores[PERPLEXITY]["count"] = sum(weights)
     return {"num_examples": len(outcomes), "scores": scores}
+
+
+def add_intervals(scores: Mapping[str, dict[str, Any]], outcomes: Sequence[Outcome], seed: int) -> None:
+    """Give each score that is the mean of its examples' the ends of its interval, as `summarize` does."""
+    for name, score in scores.items():
+        values = [each.scores[name] for each in outcomes if name in each.scores]
+        is_mean = values and math.isclose(
+            sum(values) / len(values), score["value"], rel_tol=1e-9, abs_tol=1e-12
+        )
+        ends = mean_interval(values, seed=seed) if is_mean else None
+        score["low"], score["high"] = ends or (None, None)
 
 
 def summarize_groups(
@@ -168,9 +194,9 @@ def summarize_groups(
 
     def of(group: str | None) -> dict[str, Any]:
         one, other = ([each for each in both if group in (None, each.group)] for both in (after, before))
-        summary = summarize(one)
+        summary = summarize(one, seed)
         if other:
-            summary |= {"before": summarize(other)["scores"], "differences": compare(other, one, seed)}
+            summary |= {"before": summarize(other, seed)["scores"], "differences": compare(other, one, seed)}
         return summary
 
     groups = sorted({each.group for each in after}) if by_group else []
@@ -216,6 +242,10 @@ def _names(outcomes: Iterable[Outcome]) -> list[str]:
 
 def _has(outcome: Outcome, name: str) -> bool:
     return (outcome.loss is not None and outcome.num_targets > 0) if name == LOSS else name in outcome.scores
+
+
+def _exp(value: float | None) -> float | None:
+    return math.exp(value) if value is not None and value < 709 else None
 
 
 def _value(outcome: Outcome, name: str) -> tuple[float, int]:

@@ -9,9 +9,9 @@ from tune.evaluation import metrics
 from tune.evaluation.scores import LOSS, PERPLEXITY
 from tune.utils.escape import escape_control
 
-__all__ = ["Table", "draw_tables", "make_tables", "verdicts"]
+__all__ = ["SHARES", "Table", "draw_tables", "make_tables", "verdicts"]
 
-_SHARES = frozenset(metrics.__all__)
+SHARES = frozenset(metrics.__all__)
 _MAX_GROUPS = 100
 _MAX_WIDTH = 40
 
@@ -51,9 +51,8 @@ def verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
         if not each["is_clear"]:
             number = each["num_pairs"]
             examples = "1 example does" if number == 1 else f"{number:,} examples do"
-            yield (
-                f"{_title(name)}: the interval contains zero, so {examples} not tell which model is better."
-            )
+            why = "it has no interval" if number == 1 else "the interval contains zero"
+            yield f"{_title(name)}: {why}, so {examples} not tell which model is better."
 
 
 def draw_tables(tables: Sequence[Table]) -> str:
@@ -62,15 +61,17 @@ def draw_tables(tables: Sequence[Table]) -> str:
 
 
 def _scores(summary: Mapping[str, Any], names: Sequence[str]) -> Table:
+    scores = summary["scores"]
     rows = [
         [
             _title(name),
-            _figure(name, summary["scores"][name]["value"]),
-            _basis(name, summary["scores"][name]),
+            _figure(name, scores[name]["value"]),
+            _interval(name, scores[name]),
+            _basis(name, scores[name]),
         ]
         for name in names
     ]
-    return Table(title="", head=["", "score", "over"], rows=rows)
+    return Table(title="", head=["", "score", "95% interval", "over"], rows=rows)
 
 
 def _comparison(summary: Mapping[str, Any], names: Sequence[str]) -> Table:
@@ -83,7 +84,10 @@ def _comparison(summary: Mapping[str, Any], names: Sequence[str]) -> Table:
             cells += [""] * 5
         else:
             ends = (_signed(name, found[end]) for end in ("low", "high"))
-            cells += [_signed(name, found["difference"]), f"{' to '.join(ends)}"]
+            cells += [
+                _signed(name, found["difference"]),
+                " to ".join(ends) if found["num_pairs"] > 1 else "-",
+            ]
             cells += [f"{found[count]:,}" for count in ("wins", "losses", "ties")]
         rows.append(cells)
     head = ["", "before", "after", "difference", "95% interval", "better", "worse", "same"]
@@ -105,11 +109,17 @@ def _title(name: str) -> str:
 def _figure(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1%}" if name in _SHARES else f"{value:,.4g}" if name == PERPLEXITY else f"{value:.4f}"
+    return f"{value:.1%}" if name in SHARES else f"{value:,.4g}" if name == PERPLEXITY else f"{value:.4f}"
+
+
+def _interval(name: str, score: Mapping[str, Any]) -> str:
+    if score.get("low") is None or score.get("high") is None:
+        return "-"
+    return f"{_figure(name, score['low'])} to {_figure(name, score['high'])}"
 
 
 def _signed(name: str, value: float) -> str:
-    return f"{value:+.1%}" if name in _SHARES else f"{value:+.4f}"
+    return f"{value:+.1%}" if name in SHARES else f"{value:+.4f}"
 
 
 def _basis(name: str, score: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from tune.modules import TransformerDecoder
 from tune.modules.grouped_linear import can_group
 from tune.modules.kv_cache import KVCache
 from tune.modules.moe import MixtureOfExperts
+from tune.utils import get_logger
 from tune.utils.sharding import is_sharded
 
 __all__ = ["BatchCaches", "FixedStep", "can_fix_shapes", "can_record"]
@@ -39,7 +40,8 @@ class FixedStep:
         model: in eval mode.
         batch_size: b.
         backend: of `torch.compile`, for the blocks; None: they run as they are.
-        records: the operators are recorded on a GPU, and launched as one. The model's caches are emptied by that.
+        records: the operators are recorded on a GPU, and launched as one. The model's caches are emptied by that. Where
+            one of them cannot be recorded, a warning says so, and each is launched by itself.
     """
 
     def __init__(
@@ -91,10 +93,14 @@ class FixedStep:
                     self._run()
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # What other threads do meanwhile, such as loading data, is no part of it.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._logits = self._run()
-            self._graph = graph
+            try:
+                # What other threads do meanwhile, such as loading data, is no part of it.
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    self._logits = self._run()
+                self._graph = graph
+            except RuntimeError as error:  # an operator waits, or allocates otherwise than torch does
+                first = str(error).partition("\n")[0]
+                get_logger().warning("the steps of generation are not recorded, and so slower: %s", first)
         self._model.reset_caches()
 
 

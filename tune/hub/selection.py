@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from tune.errors import HubError
 from tune.hub.listing import RemoteFile, Repository
 
-__all__ = ["LAYOUT_PATTERNS", "Selection", "select_files"]
+__all__ = ["LAYOUT_PATTERNS", "WEIGHT_ENDINGS", "Selection", "select_files"]
 
 # Other programs' formats, code (which tune never runs) and leftovers of training.
 # fmt: off
@@ -32,10 +32,10 @@ LAYOUT_PATTERNS: dict[str, tuple[str, ...]] = {
     # Mistral's own, beside the usual one in its repositories; tune does not read it.
     "mistral": ("consolidated*.safetensors", "consolidated*.safetensors.index.json", "params.json"),
 }
-_WEIGHTS = [
-    *("*.safetensors", "*.bin", "*.pth", "*.pt"),
-    *("*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.nemo"),
-]
+# fmt: off
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".nemo")
+# fmt: on
+_WEIGHTS = [f"*{ending}" for ending in WEIGHT_ENDINGS]
 
 
 @dataclass(frozen=True)

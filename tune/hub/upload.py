@@ -11,13 +11,13 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # d
 
 from tune.errors import HubError
 from tune.hub.listing import TIMEOUT, look_up
+from tune.hub.selection import WEIGHT_ENDINGS
 from tune.utils.hub_access import TOKEN_PAGE, Hub, http, translate_hub_errors
 
 __all__ = ["UploadPlan", "plan_upload", "send", "who_am_i"]
 
 # Seconds without an answer after which a connection counts as lost: a storage host may think about a large file.
 SENDING_TIMEOUT = 300.0
-_WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
 _INDEX_ENDINGS = (".safetensors.index.json", ".bin.index.json")
 
 
@@ -94,14 +94,14 @@ def plan_upload(
         )
     names = {file.path_in_repo for file in files}
     held = [file.name for file in existing.files] if existing is not None else []
-    weights = [name for name in held if name.endswith(_WEIGHT_ENDINGS)]
+    weights = [name for name in held if name.endswith(WEIGHT_ENDINGS)]
     if weights and not force:
         shown = ", ".join(weights[:4]) + (f" and {len(weights) - 4} more" if len(weights) > 4 else "")
         raise HubError(
             f"{hub.endpoint}/{repo} holds a model already ({shown}). --force replaces it; the old one stays in the "
             "repository's history"
         )
-    endings = (*_WEIGHT_ENDINGS, *_INDEX_ENDINGS)
+    endings = (*WEIGHT_ENDINGS, *_INDEX_ENDINGS)
     return UploadPlan(
         repo=there.name if there is not None else repo,
         branch=target,

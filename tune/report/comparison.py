@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.report.curves import Chart, Line
+from tune.report.evaluations import show_evaluations_beside
 from tune.report.html import badge, draw_charts, table, text, write_page
-from tune.report.page import METRICS, further_keys
+from tune.report.page import METRICS, NUM_OPEN, further_keys
 from tune.report.run_data import RunData, read_run
 from tune.report.settings import differing_settings
 
@@ -36,7 +37,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
     """
     runs = [read_run(folder) for folder in folders]
     names = _short_names(folders)
-    curves, about = draw_charts(_charts(runs, names))
+    curves, about = draw_charts(_charts(runs, names), NUM_OPEN + 1)  # of two speeds each has its own here
     settings = [[each for each in run.settings if each.name != "output_dir"] for run in runs]
     differing = differing_settings(settings)
     rows = [
@@ -62,6 +63,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
     body = [
         f"<h1>{len(runs)} runs</h1>\n{heads}",
         "<h2>How they ended</h2>\n" + table(("", *names), [steps, *rows], kinds),
+        show_evaluations_beside(folders, names),
         f"<h2>Curves</h2>\n{curves or '<p>No step has been logged yet.</p>'}",
         f"<h2>Settings that differ</h2>\n{settings_table}",
     ]

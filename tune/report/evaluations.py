@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tune.report.html import table, text
 
-__all__ = ["show_evaluations"]
+__all__ = ["show_evaluations", "show_evaluations_beside"]
 
 _MAX_BYTES = 5_000_000
 _MAX_SHOWN, _MAX_ROWS = 20, 200
@@ -28,6 +28,85 @@ def show_evaluations(run: Path) -> str:
             parts.append(table(head, rows, ("name", *["number"] * (len(head) - 1))))
         parts += [f"<p>{text(note)}</p>\n" for note in _texts(result.get("notes"))]
     return "<h2>Evaluations</h2>\n" + "".join(parts) if parts else ""
+
+
+def show_evaluations_beside(runs: Sequence[Path], names: Sequence[str]) -> str:
+    """Return the scores of several runs on the same data, side by side, as HTML; "" where no two share any.
+
+    Of each run it is the newest evaluation on that data.
+
+    Args:
+        runs: their folders.
+        names: what they are called.
+    """
+    tables: dict[str, dict[int, dict[str, Any]]] = {}
+    for place, run in enumerate(runs):
+        for _, result in sorted(_read(run / "evaluations"), key=lambda each: str(each[1].get("time", ""))):
+            tables.setdefault(str(result.get("data_id") or result.get("data")), {})[place] = result
+    shared = [found for found in tables.values() if len(found) > 1]
+    parts = [_side_by_side(found, names) for found in shared[:_MAX_SHOWN]]
+    note = '<p class="soft">In brackets: 95% interval. tune eval RUN --against OTHER compares example by example.</p>\n'
+    return "<h2>Evaluations</h2>\n" + note + "".join(parts) if parts else ""
+
+
+def _side_by_side(found: dict[int, dict[str, Any]], names: Sequence[str]) -> str:
+    """Return a table: a row for each score, a column for each run, and how far the others are from the first."""
+    places = sorted(found)
+    scores = [_mapping(_mapping(found[place].get("all")).get("scores")) for place in places]
+    shares = {name for place in places for name in _texts(found[place].get("shares"))}
+    rows: list[list[str]] = []
+    for name in list(dict.fromkeys(name for each in scores for name in each))[:_MAX_ROWS]:
+        values = [_number(_mapping(each.get(name)).get("value")) for each in scores]
+        cells = [_cell(_mapping(each.get(name)), name in shares) for each in scores]
+        apart = [
+            "-" if value is None or values[0] is None else _figure(value - values[0], name in shares, "+")
+            for value in values[1:]
+        ]
+        rows.append([str(name), *cells, *apart])
+    counts = [_mapping(found[place].get("all")).get("num_examples") for place in places]
+    if any(isinstance(count, int) for count in counts):
+        rows.append(["examples", *(str(count) for count in counts), *[""] * (len(places) - 1)])
+    first, *others = (names[place] for place in places)
+    apart = ["difference"] if len(others) == 1 else [f"{name} less {first}" for name in others]
+    told = ["interrupted" for place in places if found[place].get("is_complete") is False]
+    if len(set(map(str, counts))) > 1:
+        told.append("not the same number of examples")
+    heading = f"<h3>{text(found[places[0]].get('data', ''))}</h3>\n"
+    warned = f'<div class="warning">{text("; ".join(dict.fromkeys(told)))}</div>\n' if told else ""
+    return (
+        heading
+        + warned
+        + table(["", first, *others, *apart], rows, ("name", *["number"] * (2 * len(places) - 1)))
+    )
+
+
+def _cell(score: Mapping[str, Any], is_share: bool) -> str:
+    value, low, high = (_number(score.get(name)) for name in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    interval = (
+        "" if low is None or high is None else f" ({_figure(low, is_share)} to {_figure(high, is_share)})"
+    )
+    return _figure(value, is_share) + interval
+
+
+def _figure(value: float, is_share: bool, sign: str = "") -> str:
+    return (
+        f"{value:{sign}.1%}"
+        if is_share
+        else f"{value:{sign},.4g}"
+        if abs(value) >= 100
+        else f"{value:{sign}.4f}"
+    )
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if is_number else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

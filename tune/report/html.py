@@ -20,6 +20,7 @@ __all__ = ["badge", "commands", "draw_charts", "table", "text", "tile", "write_p
 
 _HERE = Path(__file__).parent
 _OURS = '<meta name="generator" content="tune report">'
+_MAX_FOLDED = 200
 _CELL, _WIDE = (420, 240), (1180, 320)
 
 
@@ -55,20 +56,36 @@ def commands(rows: Iterable[tuple[str, str]]) -> str:
     return "".join(f"<p>{text(what)}</p><pre>{text(command)}</pre>" for what, command in rows)
 
 
-def draw_charts(charts: Sequence[Chart]) -> tuple[str, list[dict[str, Any]]]:
-    """Return charts as HTML, the first one as wide as the page, and what the script is to know of each drawing."""
-    parts: list[str] = []
+def draw_charts(charts: Sequence[Chart], num_open: int | None = None) -> tuple[str, list[dict[str, Any]]]:
+    """Return charts as HTML, the first one as wide as the page, and what the script is to know of each drawing.
+
+    Args:
+        charts: those without a point are left out.
+        num_open: the further ones are folded up; None for none of them.
+    """
     about: list[dict[str, Any]] = []
-    for chart in (each for each in charts if not each.is_empty):
-        drawings = []
-        sizes = [(_WIDE, "wide"), (_CELL, "narrow")] if not parts else [(_CELL, "")]
-        for size, kind in sizes:
-            svg, known = draw_chart(chart, len(about), *size)
-            about.append(known)
-            drawings.append(f'<div class="{kind}">{svg}</div>')
-        title = f"<h3>{text(chart.title)}</h3>{legend(chart)}"
-        parts.append(f'<div class="card{" first" * (not parts)}">{title}{"".join(drawings)}</div>')
-    return f'<div class="charts">{"".join(parts)}</div>\n' if parts else "", about
+    seen, folded = (
+        [chart for chart in some if not chart.is_empty]
+        for some in (charts[:num_open], charts[len(charts) if num_open is None else num_open :])
+    )
+    parts = [_card(chart, about) for chart in seen]
+    page = f'<div class="charts">{"".join(parts)}</div>\n' if parts else ""
+    if folded:
+        left = f", of which {_MAX_FOLDED} are drawn" if len(folded) > _MAX_FOLDED else ""
+        cards = "".join(_card(chart, about) for chart in folded[:_MAX_FOLDED])
+        number = f"{len(folded):,} further curve{'s' * (len(folded) > 1)}{left}"
+        page += f'<details><summary>{number}</summary><div class="charts">{cards}</div></details>\n'
+    return page, about
+
+
+def _card(chart: Chart, about: list[dict[str, Any]]) -> str:
+    drawings, is_first = [], not about
+    for size, kind in [(_WIDE, "wide"), (_CELL, "narrow")] if is_first else [(_CELL, "")]:
+        svg, known = draw_chart(chart, len(about), *size)
+        about.append(known)
+        drawings.append(f'<div class="{kind}">{svg}</div>')
+    title = f"<h3>{text(chart.title)}</h3>{legend(chart)}"
+    return f'<div class="card{" first" * is_first}">{title}{"".join(drawings)}</div>'
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from tune.report.run_data import RunData, group_samples, read_run
 from tune.report.settings import changed_settings
 from tune.utils import get_logger
 
-__all__ = ["METRICS", "REPORT", "write_report"]
+__all__ = ["METRICS", "NUM_OPEN", "REPORT", "write_report"]
 
 REPORT, PICTURE = "report.html", "loss_curve.png"
 # Which metrics share a chart, and what it is called; each with the name of its curve.
@@ -36,7 +36,8 @@ METRICS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 )
 # Counters that rise from line to line and say nothing as curves.
 _COUNTERS = frozenset({"step", "epoch", "num_tokens", "num_trained_tokens", "num_trained_pairs"})
-_MAX_FURTHER = 12
+# Charts that are not folded up: those of `METRICS`, and a few of what else was logged.
+NUM_OPEN = len(METRICS) + 12
 
 
 def write_report(folder: Path, *, picture: bool = True) -> Path:
@@ -47,7 +48,7 @@ def write_report(folder: Path, *, picture: bool = True) -> Path:
         TuneError: a file cannot be written, or one that is none of ours has its name.
     """
     run = read_run(folder)
-    curves, about = draw_charts(charts_of(run))
+    curves, about = draw_charts(charts_of(run), NUM_OPEN)
     sections = [
         _head(run),
         _warnings(run),
@@ -81,10 +82,10 @@ def charts_of(run: RunData) -> list[Chart]:
 
 
 def further_keys(runs: Sequence[RunData]) -> list[str]:
-    """Return the names of metrics that have no chart of their own in `METRICS`, the first few."""
+    """Return the names of metrics that have no chart of their own in `METRICS`."""
     known = {key for _, lines in METRICS for key, _ in lines} | _COUNTERS
     logged = dict.fromkeys(key for run in runs for key in run.metric_names())
-    return [key for key in logged if key not in known][:_MAX_FURTHER]
+    return [key for key in logged if key not in known]
 
 
 def _memory_level(run: RunData) -> tuple[str, float] | None:

@@ -25,6 +25,7 @@ from tune.training.losses import build_loss
 from tune.training.lr_schedulers import get_lr
 from tune.training.memory.oom import explain_out_of_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, longest_row, plan_memory
+from tune.training.memory.prediction import PlannedRun
 from tune.training.monitor import Monitor
 from tune.training.offloading import activation_offloading
 from tune.training.optimizer_in_backward import OptimizerInBackward
@@ -69,6 +70,7 @@ __all__ = [
     "MemoryPlan",
     "Monitor",
     "OptimizerInBackward",
+    "PlannedRun",
     "PreferenceMetrics",
     "Reference",
     "SavedStep",

@@ -14,8 +14,8 @@ from tune.modules import TransformerDecoder
 from tune.training.batches import TokenCounts
 from tune.training.distributed.sharded_model import describe_processes
 from tune.training.losses import is_cross_entropy, perplexity
+from tune.training.memory.available import get_peak_memory_gib
 from tune.training.memory.check import MemoryCheck
-from tune.training.memory.oom import get_peak_memory_gib
 from tune.training.memory.plan import MemoryPlan
 from tune.training.metric_logging import FileLogger, JSONLLogger, MetricLogger
 from tune.training.precision import Precision

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tune.training.memory.oom import get_peak_memory_gib
+from tune.training.memory.available import get_peak_memory_gib
 from tune.training.throughput import SpeedMeter
 from tune.training.train_state import TrainState
 from tune.utils import get_logger

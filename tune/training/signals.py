@@ -26,10 +26,12 @@ class StopRequest:
 
     Args:
         mesh: the processes of the run.
+        answer: what is said to be done at a signal.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, answer: str = "finishing this step, then saving and stopping") -> None:
         self._mesh = mesh
+        self._answer = answer
         self.signum: int | None = None  # received by this process
         self._num_steps = 0
         self._was_interrupted = False
@@ -79,6 +81,4 @@ class StopRequest:
             self._was_interrupted = True
         self.signum = self.signum or signum
         hint = " (Ctrl-C again stops at once)" if signum == signal.SIGINT else ""
-        get_logger().warning(
-            f"{signal.Signals(signum).name}: finishing this step, then saving and stopping{hint}."
-        )
+        get_logger().warning(f"{signal.Signals(signum).name}: {self._answer}{hint}.")

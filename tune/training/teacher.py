@@ -154,7 +154,7 @@ class Teacher:
         return hash_weight_files(self.model_dir)
 
     def sizes(self) -> dict[str, Any]:
-        """Return what `plan_memory` is to know of it."""
+        """Return what `PlannedRun` is to know of it."""
         return {"frozen_model": self.model, "frozen_shard_dim": self.shard_dim}
 
     def planned(self, loss_fn: nn.Module, kd_loss: DistillationLoss) -> PlannedDistillation:

@@ -22,6 +22,7 @@ from tune.modules.peft.frozen import FrozenLinear
 from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.prediction import PlannedRun, predict
+from tune.training.precision import Precision
 
 __all__ = ["Advice", "advise"]
 
@@ -30,47 +31,42 @@ _MIN_SHARE = 0.01  # of the peak: less is not worth a line
 
 @dataclass(frozen=True)
 class Advice:
-    """A change to the configuration, the bytes it would save at the peak, and what else there is to know."""
+    """A change to the configuration.
 
-    setting: str
-    saved: float
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A setting, what it makes of a run, and what else there is to know; `is_free`: the results stay the same."""
+    Args:
+        setting: as it is typed.
+        changes: what it makes of the run.
+        remark: what else there is to know.
+        is_free: the results stay the same.
+        saved: bytes at the peak.
+    """
 
     setting: str
     changes: dict[str, Any]
-    remark: str
+    remark: str = ""
     is_free: bool = False
+    saved: float = 0.0
 
 
-def advise(run: PlannedRun, peak: float, usable: float) -> tuple[Advice, ...]:
-    """Return what would lower a run's `peak`, the largest saving first.
+def advise(run: PlannedRun, usable: float) -> tuple[Advice, ...]:
+    """Return what would lower a run's peak, the largest saving first.
 
     Where no one of them brings it within `usable`, the last piece of advice is some that do so together, none of
     them needless; those that change no result are tried first.
     """
-    found: list[tuple[float, _Change]] = []
-    for change in _changes(run):
-        saved = peak - _peak_with(run, [change])
-        if saved > _MIN_SHARE * peak:
-            found.append((saved, change))
-    found.sort(key=lambda pair: -pair[0])
-    advice = [Advice(change.setting, saved, change.remark) for saved, change in found]
-    if all(peak - saved > usable for saved, _ in found):
-        together = _together(run, usable, [change for _, change in found])
-        if together is not None:
-            advice.append(Advice(together[0], peak - together[1]))
-    return tuple(advice)
-
-
-def _together(run: PlannedRun, usable: float, changes: list[_Change]) -> tuple[str, float] | None:
-    """Return settings that together fit, and the peak that is left; None where all of them do not."""
-    taken: list[_Change] = []
     peak = predict(run).peak
+    tried = [replace(advice, saved=peak - _peak_with(run, [advice])) for advice in _changes(run)]
+    found = [advice for advice in tried if advice.saved > _MIN_SHARE * peak]
+    found.sort(key=lambda advice: -advice.saved)
+    if all(peak - advice.saved > usable for advice in found):
+        found += _together(run, usable, found)
+    return tuple(found)
+
+
+def _together(run: PlannedRun, usable: float, changes: list[Advice]) -> Iterator[Advice]:
+    """Yield settings that together fit; nothing where all of them do not."""
+    taken: list[Advice] = []
+    before = peak = predict(run).peak
     for change in sorted(changes, key=lambda change: not change.is_free):  # stable: the largest saving first
         if any(change.changes.keys() & other.changes.keys() for other in taken):
             continue
@@ -80,79 +76,77 @@ def _together(run: PlannedRun, usable: float, changes: list[_Change]) -> tuple[s
         if peak <= usable:
             break
     else:
-        return None
+        return
     for change in list(taken):  # what a later one has made needless
         others = [other for other in taken if other is not change]
         if (after := _peak_with(run, others)) <= usable:
             taken, peak = others, after
-    return " and ".join(change.setting for change in taken), peak
+    yield Advice(" and ".join(change.setting for change in taken), {}, saved=before - peak)
 
 
-def _peak_with(run: PlannedRun, changes: list[_Change]) -> float:
+def _peak_with(run: PlannedRun, changes: list[Advice]) -> float:
     for change in changes:
         run = replace(run, **change.changes)
     prediction = predict(run)
     return inf if prediction.unknown else prediction.peak
 
 
-def _changes(run: PlannedRun) -> Iterator[_Change]:
-    is_cuda = run.device_type == "cuda"
+def _changes(run: PlannedRun) -> Iterator[Advice]:
     if run.num_recomputed < len(run.model.layers):
         setting = "enable_activation_checkpointing=true"
         every: dict[str, Any] = {"num_recomputed": len(run.model.layers)}
-        yield _Change(setting, every, "; about a third more work", True)
-    if not run.activation_offloading and is_cuda:
+        yield Advice(setting, every, "; about a third more work", True)
+    if not run.activation_offloading and run.is_cuda:
         setting = "enable_activation_offloading=true"
-        yield _Change(setting, {"activation_offloading": True}, "; moves them to the host and back", True)
+        yield Advice(setting, {"activation_offloading": True}, "; moves them to the host and back", True)
     for size in dict.fromkeys((1, run.batch_size // 2)):
         if 0 < size < run.batch_size:
             yield _smaller_batch(run, size)
     if not isinstance(run.loss_fn, LossFromHidden):
         changes = {"loss_fn": LinearCrossEntropyLoss()}
-        yield _Change("loss=LinearCrossEntropyLoss", changes, "; the same loss without all logits", True)
+        yield Advice("loss=LinearCrossEntropyLoss", changes, "; the same loss without all logits", True)
     if not run.optimizer_in_backward and not run.accumulates:
-        yield _Change("optimizer_in_bwd=true", {"optimizer_in_backward": True}, "; without clip_grad_norm")
-    if is_cuda and run.optimizer.name in ("Adam", "AdamW"):
-        name = f"{run.optimizer.name}8bit"
+        yield Advice("optimizer_in_bwd=true", {"optimizer_in_backward": True}, "; without clip_grad_norm")
+    name = OptimizerSizes(run.optimizer, run.precision.device_type).name
+    if run.is_cuda and name in ("Adam", "AdamW"):
+        path = f"bitsandbytes.optim.{name}8bit"
         remark = "" if find_module("bitsandbytes") else "; needs pip install bitsandbytes"
-        setting = f"optimizer=bitsandbytes.optim.{name}"
-        optimizer = OptimizerSizes(Component(setting.partition("=")[2]), run.device_type)
-        yield _Change(setting, {"optimizer": optimizer}, remark)
-    ranks = 2 * run.shard_size
-    yield _Change(f"data_parallel_shard_dim={ranks}", {"shard_size": ranks}, f"; on {ranks} devices")
+        yield Advice(f"optimizer={path}", {"optimizer": Component(path)}, remark)
+    ranks = 2 * run.shard_dim
+    yield Advice(f"data_parallel_shard_dim={ranks}", {"shard_dim": ranks}, f"; on {ranks} devices")
     if run.seq_len >= 64:
         half = run.seq_len // 2
-        yield _Change(f"tokenizer.max_seq_len={half}", {"seq_len": half}, "; cuts longer texts")
+        yield Advice(f"tokenizer.max_seq_len={half}", {"seq_len": half}, "; cuts longer texts")
     yield from _changes_of_weights(run)
 
 
-def _smaller_batch(run: PlannedRun, size: int) -> _Change:
+def _smaller_batch(run: PlannedRun, size: int) -> Advice:
     changes: dict[str, Any] = {"batch_size": size}
     setting, remark = f"batch_size={size}", ""
     if not run.optimizer_in_backward:
         changes["accumulates"] = True
         times = -(-run.batch_size // size)
         remark = f"; with {times} times the gradient_accumulation_steps it learns the same"
-    return _Change(setting, changes, remark, not run.optimizer_in_backward)
+    return Advice(setting, changes, remark, not run.optimizer_in_backward)
 
 
-def _changes_of_weights(run: PlannedRun) -> Iterator[_Change]:
-    if torch.float32 in (run.param_dtype, run.compute_dtype):
-        given = {"dtype": run.compute_dtype, "param_dtype": run.param_dtype}
+def _changes_of_weights(run: PlannedRun) -> Iterator[Advice]:
+    given = {"dtype": run.precision.compute_dtype, "param_dtype": run.precision.param_dtype}
+    if torch.float32 in given.values():
         setting = " ".join(f"{name}=bf16" for name, dtype in given.items() if dtype != torch.bfloat16)
-        changes = {"param_dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
-        yield _Change(setting, changes, "; rounds weights to three digits")
+        half = Precision(torch.bfloat16, torch.bfloat16, run.precision.device_type)
+        yield Advice(setting, {"precision": half}, "; rounds weights to three digits")
     if adapter_parameters(run.model):
         if not any(isinstance(module, NF4Weight) for module in run.model.modules()):
             remark = "; keeps the frozen matrices in 4 bits"
-            yield _Change("quantize_base=true", {"model": _in_4_bits(run.model)}, remark)
+            yield Advice("quantize_base=true", {"model": _in_4_bits(run.model)}, remark)
         return
     # Recipes with a second model train adapters by themselves.
-    setting = "lora_rank=8" if run.frozen.num_parameters else "tune run lora_finetune"
+    setting = "lora_rank=8" if run.frozen_model is not None else "tune run lora_finetune"
     adapters = {"model": _with_adapters(run.model, False)}
-    yield _Change(setting, adapters, "; trains adapters alone")
+    yield Advice(setting, adapters, "; trains adapters alone")
     adapters = {"model": _with_adapters(run.model, True)}
-    yield _Change(f"{setting} quantize_base=true", adapters, "; on a 4-bit base")
+    yield Advice(f"{setting} quantize_base=true", adapters, "; on a 4-bit base")
 
 
 def _with_adapters(model: TransformerDecoder, quantize_base: bool) -> TransformerDecoder:

@@ -1,14 +1,18 @@
-"""How much memory a process may still take: of its GPU, or of the host within what its container allows."""
+"""How much memory a process takes, and may still take: of its GPU, or of the host within what its container allows."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "held_memory"]
+__all__ = ["GIB", "available_memory", "get_peak_memory_gib", "held_memory"]
+
+GIB = 1024**3
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -39,6 +43,15 @@ def held_memory(device: torch.device) -> int:
         return int((_PROC / "self" / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def get_peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory in use so far, in GiB: allocated on `device` if it is a GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes (getrusage(2) of each).
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
 
 
 def _left_in_cgroups() -> Iterator[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from tune.training.memory.oom import GIB
+from tune.training.memory.available import GIB
 from tune.training.memory.plan import MemoryPlan
 from tune.training.saving.run_record import RunRecord
 from tune.utils import get_logger

@@ -8,6 +8,7 @@ for them. Not seen is what an operator takes for itself while it works, and what
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from tune.modules import TransformerDecoder
 from tune.modules.loss import loss_sum
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.frozen import FrozenLinear
-from tune.training.memory.alike import Alike
 from tune.training.memory.live_bytes import LiveBytes, storage_key
 
 __all__ = ["CANNOT_RUN", "BlockBytes", "StepBytes", "measure_step", "without_memory"]
@@ -36,7 +36,6 @@ CANNOT_RUN = (
     *(TuneError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError),
     *(AssertionError, ImportError),
 )
-Gradients = Literal["stand", "grow", "go"]
 
 
 @dataclass
@@ -126,14 +125,15 @@ def without_memory(
     return copied
 
 
+@lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
 def measure_step(
     model: TransformerDecoder,
     loss_fn: nn.Module,
     shape: tuple[int, int],
     packed: bool,
     autocast_dtype: torch.dtype | None,
-    gradients: Gradients,
-    device_type: str,
+    gradients: Literal["stand", "grow", "go"],
+    device: str,
 ) -> StepBytes:
     """Return what a step takes, measured on one block of each kind.
 
@@ -144,24 +144,8 @@ def measure_step(
         packed: rows hold several documents, so positions are given.
         autocast_dtype: of the forward pass; None: it runs without autocast.
         gradients: "stand" from an earlier micro-batch, "grow" from none, or "go" as soon as each is there.
-        device_type: whose kernels are chosen, see `measured_device`.
+        device: whose kernels are chosen, see `measured_device`.
     """
-    device = measured_device(device_type)
-    return _measure(Alike(model), Alike(loss_fn), shape, packed, autocast_dtype, gradients, device)
-
-
-@lru_cache(maxsize=64)  # advice asks for the same ones in many combinations
-def _measure(
-    model_alike: Alike,
-    loss_alike: Alike,
-    shape: tuple[int, int],
-    packed: bool,
-    autocast_dtype: torch.dtype | None,
-    gradients: Gradients,
-    device: str,
-) -> StepBytes:
-    model: TransformerDecoder = model_alike.module
-    loss_fn: nn.Module = loss_alike.module
     kinds = _kinds(model)
     firsts = sorted({kinds.index(kind) for kind in kinds})
     max_targets = None
@@ -185,23 +169,38 @@ def _measure(
     return step
 
 
-def _kinds(model: TransformerDecoder) -> list[tuple[bool, bool, Alike]]:
-    """Return for each block what those have in common that take as much memory."""
-    kinds: list[tuple[bool, bool, Alike]] = []
+def _kinds(model: TransformerDecoder) -> list[tuple[bool, bool, bytes]]:
+    """Return for each block what those have in common that take as much memory: parts and settings."""
+    kinds: list[tuple[bool, bool, bytes]] = []
     # What comes before the first trained weight gets no gradient, and is kept less often.
     has_gradient = model.tok_embeddings.weight.requires_grad
     for block in model.layers:
         # When the first one ends, so do all blocks' own inputs.
         ends_inputs = not kinds and model.per_layer_input is not None
-        kinds.append((has_gradient, ends_inputs, Alike(block)))
+        kinds.append((has_gradient, ends_inputs, _digest(block)))
         has_gradient |= any(weight.requires_grad for weight in block.parameters())
     return kinds
+
+
+def _digest(block: nn.Module) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)  # part by part: it is also asked for where memory has run out
+    for name, part in block.named_modules(remove_duplicate=False):
+        tensors = [
+            (own, tensor.shape, tensor.dtype, tensor.requires_grad)
+            for own, tensor in (*part._parameters.items(), *part._buffers.items())
+            if tensor is not None
+        ]
+        # What has no text of its own is written with its address, and equals itself alone.
+        held = ("_parameters", "_buffers", "_modules")
+        settings = [pair for pair in vars(part).items() if pair[0] not in held]
+        digest.update(repr((name, type(part), tensors, settings)).encode())
+    return digest.digest()
 
 
 class _Recorder:
     """Runs a step and notes what stands whenever a block begins or ends, and which of them keeps what."""
 
-    def __init__(self, model: TransformerDecoder, gradients: Gradients, max_targets: int | None) -> None:
+    def __init__(self, model: TransformerDecoder, gradients: str, max_targets: int | None) -> None:
         self.model = model
         self.step = StepBytes([BlockBytes() for _ in model.layers])
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]

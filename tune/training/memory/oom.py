@@ -1,32 +1,24 @@
-"""Memory: its peak (of the GPU where there is one, else of the host), and what to do when there is too little."""
+"""What is said when memory has run out: where, how much was taken, and what would need less."""
 
 from __future__ import annotations
 
 import mmap
-import resource
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import torch
 
 from tune.errors import TrainingError
-from tune.training.memory.available import available_memory, held_memory
+from tune.training.memory.available import GIB, available_memory, held_memory
+from tune.training.memory.plan import GENERAL_ADVICE, MemoryPlan
 
-__all__ = ["explain_out_of_memory", "get_peak_memory_gib", "get_peak_rss_gib"]
+__all__ = ["explain_out_of_memory"]
 
-GIB = 1024**3
 # Room that is never used while there is any: what helps is measured in it, once there is none.
 _RESERVE = 32 * 1024**2
-GENERAL_ADVICE = (
-    "What helps, in this order: a smaller batch_size with more gradient_accumulation_steps; "
-    "enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; dtype=bf16; optimizer_in_bwd=true; "
-    "on a GPU, enable_activation_offloading=true."
-)
 # How a lack of memory reads where it is a plain RuntimeError.
 _TEXTS = (
     "can't allocate memory",
@@ -49,28 +41,8 @@ _MOMENTS = (
 )
 
 
-def get_peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory in use so far, in GiB: allocated on `device` if it is a GPU, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    return get_peak_rss_gib()
-
-
-def get_peak_rss_gib() -> float:
-    """Return the largest resident set this process has had, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes (getrusage(2) of each).
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
-
-
-class Explains(Protocol):
-    """What is asked of a memory plan: what there is to say, a line each, with so many bytes in use."""
-
-    def explanation(self, in_use: int) -> list[str]: ...
-
-
 @contextmanager
-def explain_out_of_memory(get_plan: Callable[[], Explains | None] | None = None) -> Iterator[None]:
+def explain_out_of_memory(get_plan: Callable[[], MemoryPlan | None] | None = None) -> Iterator[None]:
     """Turn the body's running out of memory, of a GPU or the host, into an error that says where, and what helps.
 
     Args:
@@ -86,18 +58,13 @@ def explain_out_of_memory(get_plan: Callable[[], Explains | None] | None = None)
         with reserve:
             yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not _is_out_of_memory(error):
+        is_told_by_text = any(text in str(error) for text in _TEXTS)
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or is_told_by_text):
             raise
         raise TrainingError(_explain(error, get_plan)) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in _TEXTS)
-
-
-def _explain(error: Exception, get_plan: Callable[[], Explains | None] | None) -> str:
+def _explain(error: Exception, get_plan: Callable[[], MemoryPlan | None] | None) -> str:
     text = str(error) or type(error).__name__
     # Two sentences tell what was asked for; the rest, and a prefix on the CPU, are for developers of torch.
     first = ". ".join((text.partition("DefaultCPUAllocator: ")[2] or text).split(". ")[:2]).rstrip(". \n")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
@@ -34,15 +35,15 @@ _SMALL_8BIT, _BLOCK_8BIT = 4096, 256
 _UNKNOWN = 2
 
 
-_Weight = tuple[tuple[int, ...], torch.dtype]
-
-
 class StateBytes(NamedTuple):
     """Bytes kept for a weight, and those that come and go in its step, with those of all weights at once or not."""
 
     kept: float
     working: float = 0.0
     is_foreach: bool = False
+
+
+_Known = dict[tuple[tuple[int, ...], torch.dtype], StateBytes | None]
 
 
 class OptimizerSizes:
@@ -57,11 +58,19 @@ class OptimizerSizes:
         self._optimizer = optimizer.parts[0] if isinstance(optimizer, OptimizerInBackward) else optimizer
         self._device = measured_device(device_type)
         if isinstance(self._optimizer, Component):
-            self.name = self._optimizer.path.rpartition(".")[2]
-            self._known = _known_of(repr(self._optimizer), self._device)
+            self.name, made_of = self._optimizer.path.rpartition(".")[2], repr(self._optimizer)
         else:
-            self.name = type(self._optimizer).__name__
-            self._known = {}
+            self.name, made_of = (
+                type(self._optimizer).__name__,
+                repr((type(self._optimizer), self._optimizer.defaults)),
+            )
+        self._known = _known_of(made_of, self._device)
+
+    def step_of(self, trained: Iterable[Tensor]) -> tuple[float, float]:
+        """Return the bytes that are kept for all weights, and those that come and go in their step."""
+        states = [self.state_of(tuple(weight.shape), weight.dtype) for weight in trained]
+        at_once = sum(state.working for state in states if state.is_foreach)
+        return sum(state.kept for state in states), max([at_once, *(state.working for state in states)])
 
     def state_of(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateBytes:
         """Return what is kept for a weight."""
@@ -109,6 +118,6 @@ class OptimizerSizes:
 
 
 @lru_cache(maxsize=16)
-def _known_of(optimizer: str, device: str) -> dict[_Weight, StateBytes | None]:
+def _known_of(optimizer: str, device: str) -> _Known:
     """Return what has been measured so far of an optimizer with these arguments."""
     return {}

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
-from tune.config.component import Component
 from tune.data import DataReport
 from tune.data.collate import gpu_lengths, padded_length
-from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss, PreferenceLoss, RewardLoss
 from tune.training.memory.advice import Advice, advise
-from tune.training.memory.available import available_memory, held_memory
+from tune.training.memory.available import GIB, available_memory, get_peak_memory_gib, held_memory
 from tune.training.memory.measure import without_memory
-from tune.training.memory.oom import GENERAL_ADVICE, GIB, get_peak_memory_gib
-from tune.training.memory.optimizer_sizes import OptimizerSizes
-from tune.training.memory.prediction import FrozenSizes, PlannedRun, Prediction, predict
-from tune.training.precision import Precision
+from tune.training.memory.prediction import PlannedRun, Prediction, predict
 from tune.utils import get_logger
 from tune.utils.mesh import Mesh
 
 __all__ = ["LongestRow", "MemoryPlan", "longest_row", "plan_memory"]
 
+GENERAL_ADVICE = (
+    "What helps, in this order: a smaller batch_size with more gradient_accumulation_steps; "
+    "enable_activation_checkpointing=true; a smaller tokenizer.max_seq_len; dtype=bf16; optimizer_in_bwd=true; "
+    "on a GPU, enable_activation_offloading=true."
+)
 # What may be filled by tensors. Allocators give memory out in pieces and lose what lies between them; the C library's,
 # on a host, also keeps much of what was freed: up to 40% more than the tensors was measured there, 10% as a rule.
 _USABLE = {"cuda": 0.9, "cpu": 0.75}
@@ -98,10 +97,6 @@ class MemoryPlan:
         run = replace(self.run, num_recomputed=num)
         return replace(self, run=run, prediction=predict(run), reason=f" (auto: {reason})")
 
-    def lines(self) -> list[str]:
-        """Return the plan as a table in GiB, with its verdict; and what would help where it does not fit."""
-        return [*self.table(), self.verdict(), *(self.advice_lines() if self.is_tight else ())]
-
     def table(self) -> list[str]:
         """Return the parts in GiB, a line each."""
         head = "GiB on each rank, predicted"
@@ -134,7 +129,7 @@ class MemoryPlan:
 
     def advice(self, usable: float | None = None) -> tuple[Advice, ...]:
         """Return settings that would need less, the ones that help most first; some together to be within `usable`."""
-        return advise(self.run, self.peak, self._usable if usable is None else usable)
+        return advise(self.run, self._usable if usable is None else usable)
 
     def advice_lines(self, usable: float | None = None) -> list[str]:
         """Return what would need less, a line each; [] where nothing is known to."""
@@ -207,13 +202,8 @@ class MemoryPlan:
 
     def log(self) -> None:
         """Say it: a line where there is room, the whole table and what would help where there is not."""
-        logger = get_logger()
-        if self.fits is False:
-            logger.warning("\n".join(self.lines()))
-        elif self.is_tight:
-            logger.info("\n".join(self.lines()))
-        else:
-            logger.info(self.verdict())
+        lines = [*self.table(), self.verdict(), *self.advice_lines()] if self.is_tight else [self.verdict()]
+        get_logger().log(logging.WARNING if self.fits is False else logging.INFO, "\n".join(lines))
 
 
 class LongestRow(NamedTuple):
@@ -223,82 +213,36 @@ class LongestRow(NamedTuple):
     is_packed: bool = False
 
 
-def plan_memory(
-    model: TransformerDecoder,
-    row: LongestRow | DataReport,
-    loss_fn: nn.Module,
-    precision: Precision,
-    mesh: Mesh | torch.device,
-    shard_dim: int = 1,
-    *,
-    optimizer: Optimizer | Component,
-    batch_size: int,
-    accumulates: bool = False,
-    cpu_offload: bool = False,
-    activation_checkpointing: bool | Literal["auto"] = False,
-    activation_offloading: bool = False,
-    optimizer_in_backward: bool = False,
-    keeps_copy: bool = False,
-    num_written: int = 0,
-    frozen_model: TransformerDecoder | None = None,
-    frozen_shard_dim: int = 1,
-) -> MemoryPlan:
+def plan_memory(run: PlannedRun, row: LongestRow | DataReport, mesh: Mesh | torch.device) -> MemoryPlan:
     """Return what a run will need on one rank.
 
     Best asked before the weights are read: on a host, what is in use by then counts as taken.
 
     Args:
-        model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
+        run: what is trained, and how.
         row: of the data, or a report of them.
-        loss_fn: the loss.
-        precision: of weights and of products; adapters are fp32.
         mesh: the processes of the run, who choose alike: each must call this; or the device of one.
-        shard_dim: ranks that the weights are cut over.
-        optimizer: built already, or its class and arguments.
-        batch_size: rows of a micro-batch.
-        accumulates: a step has several of them.
-        cpu_offload: shards wait in host memory.
-        activation_checkpointing: blocks are recomputed in the backward pass; "auto": as few as memory allows, and all
-            where it is not known what is needed or available.
-        activation_offloading: what they keep for it waits in host memory.
-        optimizer_in_backward: each weight steps as soon as its gradient is there.
-        keeps_copy: where the loss compares with a reference, that is a frozen copy of the model.
-        num_written: tokens that the model writes after each prompt, in place of the data's answers.
-        frozen_model: runs beside, and is not trained: a teacher; in the dtype it will have.
-        frozen_shard_dim: ranks that its weights are cut over.
     """
+    loss_fn, frozen, frozen_shard_dim = run.loss_fn, run.frozen_model, run.frozen_shard_dim
     if isinstance(loss_fn, PreferenceLoss | RewardLoss):
-        if keeps_copy and isinstance(loss_fn, PreferenceLoss) and loss_fn.needs_reference:
-            frozen_model, frozen_shard_dim = model, shard_dim
+        if run.keeps_copy and isinstance(loss_fn, PreferenceLoss) and loss_fn.needs_reference:
+            frozen, frozen_shard_dim = run.model, run.shard_dim
         loss_fn = LinearCrossEntropyLoss()  # which applies the output matrix in the same pieces
     mesh = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
-    device = mesh.device
     if isinstance(row, DataReport):
-        row = longest_row(row, device.type, num_written)
-    run = PlannedRun(
-        model=without_memory(model, None),
+        row = longest_row(row, mesh.device.type, run.num_written)
+    run = replace(
+        run,
+        model=without_memory(run.model, None),
         loss_fn=loss_fn,
-        optimizer=OptimizerSizes(optimizer, device.type),
-        param_dtype=precision.param_dtype,
-        compute_dtype=precision.compute_dtype,
-        batch_size=batch_size,
+        frozen_model=None if frozen is None else without_memory(frozen, None),
+        frozen_shard_dim=frozen_shard_dim,
         seq_len=row.num_tokens,
-        packed=row.is_packed,
-        accumulates=accumulates,
-        shard_size=shard_dim,
-        cpu_offload=cpu_offload and shard_dim > 1,
-        num_recomputed=0 if activation_checkpointing is False else len(model.layers),
-        activation_offloading=activation_offloading,
-        optimizer_in_backward=optimizer_in_backward,
-        device_type=device.type,
+        is_packed=row.is_packed,
+        num_recomputed=0 if run.activation_checkpointing is False else len(run.model.layers),
     )
-    if frozen_model is not None:
-        sizes = FrozenSizes.of(
-            without_memory(frozen_model, None), frozen_shard_dim, cpu_offload and frozen_shard_dim > 1
-        )
-        run = replace(run, frozen=sizes)
-    plan = MemoryPlan(run, predict(run), device, available_memory(device), held_memory(device))
-    return plan.with_fewest_recomputed(mesh) if activation_checkpointing == "auto" else plan
+    plan = MemoryPlan(run, predict(run), mesh.device, available_memory(mesh.device), held_memory(mesh.device))
+    return plan.with_fewest_recomputed(mesh) if run.activation_checkpointing == "auto" else plan
 
 
 def longest_row(report: DataReport, device_type: str = "cpu", num_written: int = 0) -> LongestRow:
@@ -307,7 +251,6 @@ def longest_row(report: DataReport, device_type: str = "cpu", num_written: int =
     Args:
         report: of the dataset.
         device_type: what rows are padded for.
-        keeps_copy: where the loss compares with a reference, that is a frozen copy of the model.
         num_written: tokens that the model writes after each prompt, in place of the data's answers.
     """
     if num_written:

@@ -7,22 +7,25 @@ buffers. *In the backward pass* activations go as gradients come. *At the optimi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
-from typing import Self
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from tune.config.component import Component
 from tune.modules import TransformerDecoder
 from tune.modules.delta_rule import has_fla
 from tune.modules.kernels.gated_delta_rule import working_bytes
 from tune.modules.peft.apply import is_adapter
 from tune.modules.peft.nf4 import NF4Weight
-from tune.training.memory.measure import StepBytes, measure_step, without_memory
+from tune.training.memory.measure import StepBytes, measure_step, measured_device, without_memory
 from tune.training.memory.optimizer_sizes import OptimizerSizes
+from tune.training.precision import Precision
 
-__all__ = ["MOMENTS", "FrozenSizes", "PlannedRun", "Prediction", "WeightSizes", "predict"]
+__all__ = ["MOMENTS", "PlannedRun", "Prediction", "WeightSizes", "predict", "weigh"]
 
 # What a step of the smallest model makes resident beside its tensors, as measured.
 _HOST_CODE = 0.1 * 1024**3
@@ -30,52 +33,61 @@ MOMENTS = ("at the loss", "in the backward pass", "at the optimizer's step")
 
 
 @dataclass(frozen=True)
-class FrozenSizes:
-    """What a model takes that runs beside the trained one and is not trained: a teacher.
+class PlannedRun:
+    """What decides how much memory a run takes on one rank.
 
     Args:
-        num_parameters: how many numbers.
-        on_device, on_host: bytes of its weights there, on one rank.
-        gathered: bytes that stand unsharded while it runs.
+        model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
+        loss_fn: the loss.
+        precision: of weights and of products; adapters are fp32.
+        optimizer: built already, or its class and arguments.
+        batch_size: rows of a micro-batch.
+        shard_dim: ranks that the weights are cut over.
+        accumulates: a step has several micro-batches.
+        cpu_offload: shards wait in host memory.
+        activation_checkpointing: blocks are recomputed in the backward pass; "auto": as few as memory allows, and all
+            where it is not known what is needed or available.
+        activation_offloading: what they keep for it waits in host memory.
+        optimizer_in_backward: each weight steps as soon as its gradient is there.
+        keeps_copy: where the loss compares with a reference, that is a frozen copy of the model.
+        num_written: tokens that the model writes after each prompt, in place of the data's answers.
+        frozen_model: runs beside, and is not trained: a teacher; in the dtype it will have.
+        frozen_shard_dim: ranks that its weights are cut over.
+
+    Attributes:
+        seq_len, is_packed: tokens of the longest row, and whether rows hold several documents: of the data.
+        num_recomputed: of the blocks, the first ones: for whose backward pass most memory is free again.
     """
 
-    num_parameters: int = 0
-    on_device: float = 0.0
-    on_host: float = 0.0
-    gathered: float = 0.0
-
-    @classmethod
-    def of(cls, model: TransformerDecoder, shard_size: int, cpu_offload: bool) -> Self:
-        """Return the sizes of a model without memory, in the dtypes that it will have."""
-        weights = weigh(model)
-        plain = (weights.total - weights.quantized) / shard_size
-        if shard_size == 1:
-            return cls(weights.num_parameters, plain + weights.quantized)
-        root = weights.total - weights.quantized - sum(weights.blocks)
-        shards = (0.0, plain) if cpu_offload else (plain, 0.0)
-        return cls(weights.num_parameters, *shards, 2 * max(weights.blocks) + root)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """What decides a run's memory on one rank; `plan_memory` says what each means."""
-
-    model: TransformerDecoder  # without memory
+    model: TransformerDecoder
     loss_fn: nn.Module
-    optimizer: OptimizerSizes
-    param_dtype: torch.dtype | None
-    compute_dtype: torch.dtype
+    precision: Precision
+    _: KW_ONLY
+    optimizer: Optimizer | Component
     batch_size: int
-    seq_len: int
-    packed: bool
-    accumulates: bool
-    shard_size: int
-    cpu_offload: bool
-    num_recomputed: int  # of the blocks, the first ones
-    activation_offloading: bool
-    optimizer_in_backward: bool
-    device_type: str
-    frozen: FrozenSizes = FrozenSizes()
+    shard_dim: int = 1
+    accumulates: bool = False
+    cpu_offload: bool = False
+    activation_checkpointing: bool | Literal["auto"] = False
+    activation_offloading: bool = False
+    optimizer_in_backward: bool = False
+    keeps_copy: bool = False
+    num_written: int = 0
+    frozen_model: TransformerDecoder | None = None
+    frozen_shard_dim: int = 1
+    seq_len: int = 0
+    is_packed: bool = False
+    num_recomputed: int = 0
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it takes place on a GPU."""
+        return self.precision.device_type == "cuda"
+
+    @property
+    def share(self) -> float:
+        """Which part of a weight's bytes is on the device."""
+        return _share(self.shard_dim, self.cpu_offload)
 
 
 @dataclass
@@ -102,12 +114,21 @@ class WeightSizes:
     largest_quantized: int = 0
     largest_trained: int = 0
 
+    @property
+    def plain(self) -> float:
+        """Bytes that are not in 4 bits."""
+        return self.total - self.quantized
+
+    def gathered(self, shard_dim: int) -> float:
+        """Return what FSDP makes whole: two blocks (one is computed, the next one fetched) and what is outside them."""
+        return 2 * max(self.blocks) + self.plain - sum(self.blocks) if shard_dim > 1 else 0.0
+
 
 @dataclass(frozen=True)
 class Prediction:
     """Bytes of each part at each of the `MOMENTS`, in the order they are shown."""
 
-    parts: dict[str, tuple[float, float, float]]
+    parts: dict[str, tuple[float, ...]]
     on_host: float
     unknown: str  # why nothing but weights and states is predicted
 
@@ -128,73 +149,67 @@ class Prediction:
         return MOMENTS[self.moments.index(self.peak)]
 
 
-@dataclass
-class _Moment:
-    """Bytes that stand at once beside weights and what the optimizer keeps."""
-
-    gradients: float = 0.0
-    activations: float = 0.0
-    casts: float = 0.0
-    loss: float = 0.0
-    working: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.gradients + self.activations + self.casts + self.loss + self.working
+_Moment = dict[str, float]  # bytes that stand at once beside weights and what the optimizer keeps, by part
+_PARTS = ("gradients", "activations", "weights cast by autocast", "loss", "work in progress")
 
 
 def predict(run: PlannedRun) -> Prediction:
     """Return what a run needs on one rank, from its second optimizer step on: the first one's ends with the states."""
-    model = _in_dtype(run.model, run.param_dtype)
+    precision = run.precision
+    model = _without_memory(run.model, precision.param_dtype)
     weights = weigh(model)
     step = measure_step(
         model,
         run.loss_fn,
         (run.batch_size, run.seq_len),
-        run.packed,
-        None if run.param_dtype in (None, run.compute_dtype) else run.compute_dtype,
+        run.is_packed,
+        None if precision.param_dtype == precision.compute_dtype else precision.compute_dtype,
         "go" if run.optimizer_in_backward else "stand" if run.accumulates else "grow",
-        run.device_type,
+        measured_device(precision.device_type),
     )
-    in_backward = max(_backward(run, step, weights), key=lambda moment: moment.total)
-    kept, working = _optimizer(run, model)
-    on_device = _share(run)
-    at_step = _Moment(weights.trained * on_device, working=working * on_device)
-    in_forward = max(_forward(run, step, weights), key=lambda moment: moment.total)
-    moments = (in_forward, in_backward, _Moment() if run.optimizer_in_backward else at_step)
+    optimizer = OptimizerSizes(run.optimizer, precision.device_type)
+    kept, working = optimizer.step_of(weight for weight in model.parameters() if weight.requires_grad)
+    in_forward, in_backward = (
+        max(part(run, step, weights), key=lambda moment: sum(moment.values()))
+        for part in (_forward, _backward)
+    )
+    at_step = {"gradients": weights.trained * run.share, "work in progress": working * run.share}
+    moments = (in_forward, in_backward, {} if run.optimizer_in_backward else at_step)
 
-    def part(name: str) -> tuple[float, float, float]:
-        first, second, third = (getattr(moment, name) for moment in moments)
-        return first, second, third
-
-    plain = (weights.total - weights.quantized - weights.adapters) * on_device
-    parts = {
-        f"weights, {_count(weights.num_parameters)}": (plain,) * 3,
+    frozen = run.frozen_model
+    beside = WeightSizes(blocks=[0.0]) if frozen is None else weigh(_without_memory(frozen, None))
+    beside_share = _share(run.frozen_shard_dim, run.cpu_offload)
+    beside_gathered = beside.gathered(run.frozen_shard_dim)  # its root stays, and is small beside two blocks
+    gathered = weights.gathered(run.shard_dim) + beside_gathered
+    parts: dict[str, tuple[float, ...]] = {
+        f"weights, {_count(weights.num_parameters)}": ((weights.plain - weights.adapters) * run.share,) * 3,
         # FSDP leaves buffers alone: every rank has all of it.
         "4-bit base": (weights.quantized,) * 3,
-        f"adapters, {_count(weights.num_trained)}": (weights.adapters * on_device,) * 3,
-        f"optimizer ({run.optimizer})": (kept * on_device,) * 3,
-        f"frozen model beside it, {_count(run.frozen.num_parameters)}": (run.frozen.on_device,) * 3,
-        "gradients": part("gradients"),
-        "activations": part("activations"),
-        "weights cast by autocast": part("casts"),
-        "loss": part("loss"),
-        "work in progress": part("working"),
-        "FSDP's gathered blocks": (*_gathered(run, weights, step), run.frozen.gathered),
-        "torch's own code, loaded on first use": (_HOST_CODE * (run.device_type == "cpu"),) * 3,
+        f"adapters, {_count(weights.num_trained)}": (weights.adapters * run.share,) * 3,
+        f"optimizer ({optimizer})": (kept * run.share,) * 3,
+        f"frozen model beside it, {_count(beside.num_parameters)}": (
+            (beside.plain * beside_share + beside.quantized,) * 3
+        ),
+        **{part: tuple(moment.get(part, 0.0) for moment in moments) for part in _PARTS},
+        "FSDP's gathered blocks": (
+            gathered,
+            gathered + _gathered_gradients(run, weights, step),
+            beside_gathered,
+        ),
+        "torch's own code, loaded on first use": (_HOST_CODE * (precision.device_type == "cpu"),) * 3,
     }
-    on_host = run.frozen.on_host
+    on_host = 0.0 if beside_share else beside.plain / run.frozen_shard_dim
     if run.activation_offloading:
         on_host += sum(_kept(run, step))
-    if run.cpu_offload:
-        on_host += (weights.total - weights.quantized + weights.trained + kept) / run.shard_size
+    if not run.share:
+        on_host += (weights.plain + weights.trained + kept) / run.shard_dim
     return Prediction(
         {name: sizes for name, sizes in parts.items() if max(sizes) > 0.0}, on_host, step.unknown
     )
 
 
 @lru_cache(maxsize=16)
-def _in_dtype(model: TransformerDecoder, dtype: torch.dtype | None) -> TransformerDecoder:
+def _without_memory(model: TransformerDecoder, dtype: torch.dtype | None) -> TransformerDecoder:
     return without_memory(model, dtype)
 
 
@@ -236,12 +251,15 @@ def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
 def _forward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
     """Yield what stands before the first block, and when the forward pass ends."""
     kept = _kept(run, step)
-    # Of what waits on the host, one block's is on its way there.
-    held = max(kept) if run.activation_offloading else sum(kept)
-    casts = sum(block.casts for block in step.blocks)
-    standing = weights.trained * _share(run) * run.accumulates
-    yield _Moment(standing, working=step.at_start)
-    yield _Moment(standing, held + step.trunk, casts, step.at_loss - step.trunk)
+    standing = weights.trained * run.share * run.accumulates
+    yield {"gradients": standing, "work in progress": step.at_start}
+    yield {
+        "gradients": standing,
+        # Of what waits on the host, one block's is on its way there.
+        "activations": step.trunk + (max(kept) if run.activation_offloading else sum(kept)),
+        "weights cast by autocast": sum(block.casts for block in step.blocks),
+        "loss": step.at_loss - step.trunk,
+    }
 
 
 def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
@@ -250,57 +268,45 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
     held = [0.0] * len(kept) if run.activation_offloading else kept
     # Autocast drops them with the forward pass.
     casts = [0.0 if i < run.num_recomputed else float(block.casts) for i, block in enumerate(step.blocks)]
-    grows = 0.0 if run.accumulates or run.optimizer_in_backward else _share(run)
-    gradients = weights.trained * _share(run) * run.accumulates
+    grows = 0.0 if run.accumulates or run.optimizer_in_backward else run.share
+    gradients = weights.trained * run.share * run.accumulates
     # A matrix in 4 bits, or in another type, stands in full while it is multiplied, inside an operator.
-    is_cast = run.param_dtype != run.compute_dtype
+    compute_dtype = run.precision.compute_dtype
+    is_cast = run.precision.param_dtype != compute_dtype
     largest = max(weights.largest_quantized, weights.largest_trained * is_cast)
-    in_operator = max(largest * run.compute_dtype.itemsize, _in_delta_rule(run))
-    yield _Moment(gradients, sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
+    in_operator = max(largest * compute_dtype.itemsize, _in_delta_rule(run))
+
+    def moment(activations: float, casts: float, working: float) -> _Moment:
+        return dict(zip(_PARTS, (gradients, activations, casts, 0.0, working)))
+
+    yield moment(sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
     gradients += step.head_gradients * grows
     own_inputs = 0  # their gradients
     for i, block in reversed(list(enumerate(step.blocks))):
         working = max(block.in_backward - block.kept - block.casts - step.trunk, 0) + in_operator
         activations = sum(held[:i]) + block.kept + step.trunk + (own_inputs if i else 0)
-        yield _Moment(gradients, activations, sum(casts[:i]) + block.casts, working=working)
+        yield moment(activations, sum(casts[:i]) + block.casts, working)
         gradients += weights.block_gradients[i] * grows
         own_inputs += block.own_input
-    yield _Moment(gradients, step.trunk, working=step.at_end - step.trunk)
+    yield moment(step.trunk, 0.0, step.at_end - step.trunk)
 
 
 def _in_delta_rule(run: PlannedRun) -> int:
     """Return what the rule of a layer with a state takes while its backward pass works."""
     delta = run.model.config.delta
-    if delta is None or (run.device_type == "cuda" and has_fla()):
+    if delta is None or (run.is_cuda and has_fla()):
         return 0
     sizes = (delta.num_value_heads, delta.key_head_dim, delta.value_head_dim)
     return working_bytes(run.batch_size, run.seq_len, *sizes)
 
 
-def _share(run: PlannedRun) -> float:
-    """Return which part of a weight's bytes is on the device."""
-    return 0.0 if run.cpu_offload else 1.0 / run.shard_size
+def _share(shard_dim: int, cpu_offload: bool) -> float:
+    return 0.0 if cpu_offload and shard_dim > 1 else 1.0 / shard_dim
 
 
-def _optimizer(run: PlannedRun, model: TransformerDecoder) -> tuple[float, float]:
-    """Return the bytes of the optimizer's states, and those that come and go in its step."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    states = [run.optimizer.state_of(tuple(weight.shape), weight.dtype) for weight in trained]
-    at_once = sum(state.working for state in states if state.is_foreach)
-    return sum(state.kept for state in states), max([at_once, *(state.working for state in states)])
-
-
-def _gathered(run: PlannedRun, weights: WeightSizes, step: StepBytes) -> tuple[float, float]:
-    """Return what stands unsharded, at the loss and in the backward pass.
-
-    Two blocks (one is computed, the next one fetched) and what is outside them; in the backward pass also gradients
-    before each rank keeps its part: the head's, and a block's in fp32 to be summed.
-    """
-    frozen = run.frozen.gathered  # its root stays, and is small beside two blocks
-    if run.shard_size == 1:
-        return frozen, frozen
-    root = weights.total - weights.quantized - sum(weights.blocks)
-    whole = 2 * max(weights.blocks) + root
+def _gathered_gradients(run: PlannedRun, weights: WeightSizes, step: StepBytes) -> float:
+    """Return gradients that stand before each rank keeps its part: the head's, and a block's in fp32 to be summed."""
+    if run.shard_dim == 1:
+        return 0.0
     itemsize = weights.trained / max(weights.num_trained, 1)
-    summed = max(weights.block_gradients) * 4.0 / max(itemsize, 1.0)
-    return whole + frozen, whole + frozen + summed + step.head_gradients
+    return max(weights.block_gradients) * 4.0 / max(itemsize, 1.0) + step.head_gradients

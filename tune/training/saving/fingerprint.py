@@ -46,6 +46,7 @@ _ONCE_NULL = {
         ("apply_lora_to_mlp", "apply_lora_to_output", "use_dora", "use_rslora", "quantize_base"), "False"
     ),
 }
+_NOTHING = frozenset({"[]", "()", "{}"})
 
 
 def describe_component(component: Component) -> str:
@@ -185,7 +186,11 @@ def check_fingerprint(
 
 
 def _without_null(facts: Mapping[str, str]) -> dict[str, str]:
-    return {name: _ONCE_NULL.get(name, text) if text == "None" else text for name, text in facts.items()}
+    """Return facts in which null, and an empty list where null is as good, are written as what they mean."""
+    alike = {
+        name: "None" if text in _NOTHING and name not in _ONCE_NULL else text for name, text in facts.items()
+    }
+    return {name: _ONCE_NULL.get(name, text) if text == "None" else text for name, text in alike.items()}
 
 
 def _tell(name: str, was: str, now: str) -> list[str]:
