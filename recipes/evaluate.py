@@ -103,11 +103,8 @@ def score_examples(params: EvaluateParams, scored: Scored, held_out: HeldOut, fi
         evaluation.begin_outcome(one.item, tokenizer, one.place, one.values, params.group_by)
         for one in documents
     ]
-    num_cut = report.num_truncated - report.num_lost
-    for number, what in ((report.num_lost, "is lost"), (num_cut, "may be cut")):
-        if number:
-            limit = report.max_seq_len
-            get_logger().warning(f"The answer of {number:,} examples {what}: max_seq_len is {limit}.")
+    for each in evaluation.find_shortcomings(report):
+        get_logger().warning(each)
     if metrics and not any(each.prompt_ids for each in scored.outcomes):
         raise ConfigError(
             "no example asks anything: all of its text is learnt, as bare text is, or with train_on_input. Give "
@@ -249,7 +246,7 @@ def show(
         summary["all"] |= {"scores": scores}
         if before:
             summary["all"] |= {"before": models[1].scores}
-    notes = list(evaluation.verdicts(summary["all"]))
+    notes = [*evaluation.verdicts(summary["all"]), *(evaluation.find_shortcomings(report) if report else ())]
     if before and sum(each.num_targets for each in after) != sum(each.num_targets for each in before):
         notes.append("The two tokenizers cut the text differently: their losses per token do not compare.")
     if not is_complete:

@@ -12,6 +12,7 @@ import pytest
 
 # linux/capability.h, linux/prctl.h
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_SETPCAP = 1, 2, 8
+_OVERRIDES = 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24
 
@@ -36,7 +37,7 @@ def binding() -> Iterator[None]:
     header, data = _Header(_VERSION_3, 0), (_Data * 2)()
     assert libc.capget(ctypes.byref(header), data) == 0
     before = data[0].effective
-    data[0].effective &= ~(1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH)
+    data[0].effective &= ~_OVERRIDES
     assert libc.capset(ctypes.byref(header), data) == 0
     try:
         yield
@@ -61,9 +62,14 @@ def require_binding() -> None:
 
 
 def bind_for_good() -> None:
-    """Have permissions bind what this process executes next, and all that comes of it; for `preexec_fn`."""
+    """Have permissions bind this process, what it executes, and all that comes of it; for `preexec_fn`."""
     if os.geteuid() == 0 and sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
             if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
                 raise OSError(ctypes.get_errno(), "root's capabilities cannot be laid down")
+        header, data = _Header(_VERSION_3, 0), (_Data * 2)()
+        assert libc.capget(ctypes.byref(header), data) == 0
+        data[0].effective &= ~_OVERRIDES
+        data[0].permitted &= ~_OVERRIDES
+        assert libc.capset(ctypes.byref(header), data) == 0

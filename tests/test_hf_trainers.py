@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tests import warm_python
 from tune import models
 from tune.data import padded_collate_sft, shift_labels
 from tune.datasets import instruct_dataset
@@ -28,7 +28,7 @@ def test_their_trainers_take_our_model(script: str, tmp_path: Path) -> None:
     model = get_recipes_dir() / "bundled" / "tiny_llama"
     command = [sys.executable, str(ROOT / "docs" / script), str(model), "rows.jsonl"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = warm_python.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows_of = instruct_dataset(from_checkpoint(model), source=str(tmp_path / "rows.jsonl"))
     batch = padded_collate_sft([rows_of[0], rows_of[1]])

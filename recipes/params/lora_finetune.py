@@ -15,7 +15,7 @@ _ADAPTING_BUILDERS = ("lora_", "qlora_")
 # What chooses the matrices that get an adapter, by the same names in a builder and here.
 # As `tune.modules.peft.AttnModule`, which comes with torch and says of which layers each line is.
 _AttnModule = Literal[
-    "q_proj", "k_proj", "v_proj", "output_proj",
+    "q_proj", "k_proj", "v_proj", "output_proj", "gate_proj",
     "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
     "in_proj",
     "per_layer_input_gate", "per_layer_projection", "per_layer_model_projection",

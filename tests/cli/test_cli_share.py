@@ -71,6 +71,7 @@ def planted(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         os.path.relpath(path),
         path.upper()[:0],
     ]
+    spellings += [f"dataset.source={path} x", f"set in: dataset.source={path[:-9]}..."]
     spellings += [f"\nZOLTAN77 on kryptonbox\\nzoltan77 zoltan77@kryptonbox.example {TOKEN} password=geheim1"]
     text = " | ".join(spellings)
     for name in ("console.log", "preview.txt"):
@@ -100,7 +101,8 @@ def planted(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "notes": [text],
     }
     (evaluation / "scores.json").write_text(json.dumps(told))
-    (evaluation / "answers.jsonl").write_text(json.dumps({"prompt": text, "answer": text}) + "\n")
+    row = {"place": "elsewhere/geheim.csv:3", "prompt": text, "answer": "of elsewhere/geheim-model"}
+    (evaluation / "answers.jsonl").write_text(json.dumps(row) + "\n")
     (run / "latest" / "adapter" / "README.md").write_text(text)
     (run / "report.html").write_text(f'<meta name="generator" content="tune report">{html.escape(text)}')
     return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import warm_python
 from tune.data import DataReport
 from tune.datasets.concat import ConcatDataset
 from tune.datasets.own import OwnDataset
@@ -111,7 +111,7 @@ def test_a_run_on_the_dataset_of_the_docs(tmp_path: Path) -> None:
         "max_steps_per_epoch=2",
         "epochs=1",
     ]
-    done = subprocess.run(
+    done = warm_python.run(
         [
             sys.executable,
             "-m",

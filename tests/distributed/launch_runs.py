@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import warm_python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A recipe's params, beside a recipe that reads them: enough for the launcher to know where its logs go.
@@ -67,7 +69,7 @@ class Run:
         self.folder = folder
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
         environment.pop("OMP_NUM_THREADS", None)
-        self.process = subprocess.Popen(
+        self.process = warm_python.Popen(
             [sys.executable, "-m", "tune", *words],
             cwd=folder,
             env=environment,

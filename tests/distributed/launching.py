@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from tests import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1500  # seconds; nothing here takes a tenth of it on a quiet machine
@@ -19,15 +22,17 @@ def start(
     *arguments: str,
     log: Path | None = None,
     before: Callable[[], None] | None = None,
+    popen: Callable[..., subprocess.Popen[str]] = warm_python.Popen,
 ) -> subprocess.Popen[str]:
     """Start a recipe on so many processes, in a session of its own so that all of it can be killed.
 
-    Its output goes to `log`; without one, to pipes. `before` is called in the new process.
+    Its output goes to `log`; without one, to pipes. `before` is called in the new process. `popen` may be
+    subprocess's, for a start from nothing.
     """
     count = ["--nproc_per_node", str(num_processes)] if num_processes > 1 else []
     with open(log or os.devnull, "w") as file:
         stream = file if log else subprocess.PIPE
-        return subprocess.Popen(
+        return popen(
             [sys.executable, "-m", "tune", "run", *count, str(recipe), *arguments],
             # One thread per process: two cores are shared by all of them.
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -37,6 +42,13 @@ def start(
             start_new_session=True,
             preexec_fn=before,
         )
+
+
+def enter_network() -> None:
+    """Go over to the network namespace that the environment names, as `ip netns exec` does; for `preexec_fn`."""
+    with open(f"/var/run/netns/{os.environ['MACHINE']}") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
 
 
 def children_of(pid: int) -> list[int]:
@@ -54,9 +66,7 @@ def children_of(pid: int) -> list[int]:
 def rank_of(pid: int, rank: int) -> int:
     """Return the process of a rank below the launcher; its loader's workers come after it."""
     return next(
-        child
-        for child in children_of(pid)
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        child for child in children_of(pid) if Path(f"/proc/{child}/comm").read_text() == f"rank {rank}\n"
     )
 
 

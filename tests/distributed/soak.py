@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -99,7 +100,9 @@ def attempt(
     begun.unlink(missing_ok=True)
     log = out.with_name(f"{out.name}.log")
     process = start(
-        processes, "full_finetune", *common, f"output_dir={out}", "resume_from_checkpoint=true", log=log
+        *(processes, "full_finetune", *common, f"output_dir={out}", "resume_from_checkpoint=true"),
+        log=log,
+        popen=subprocess.Popen,
     )
     deadline = time.monotonic() + PATIENCE
     while not begun.exists() and process.poll() is None and time.monotonic() < deadline:

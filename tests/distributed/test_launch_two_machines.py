@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from launch_runs import ROOT
 
+from tests import warm_python
+from tests.distributed.launching import enter_network
+
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 
 MINE = """
@@ -77,13 +80,14 @@ def launch(machine: str, folder: Path, *words: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
+        "MACHINE": machine,
         "HERE": machine.rsplit("-", 1)[1],
         "GLOO_SOCKET_IFNAME": "cable",
         "OMP_NUM_THREADS": "1",
     }
-    command = ["ip", "netns", "exec", machine, sys.executable, "-m", "tune", "run", "--nnodes", "2"]
-    return subprocess.Popen(
-        [*command, "--nproc_per_node", "1", *words],
+    return warm_python.Popen(
+        [sys.executable, "-m", "tune", "run", "--nnodes", "2", "--nproc_per_node", "1", *words],
+        preexec_fn=enter_network,
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -126,7 +130,7 @@ def test_a_recipe_trains_on_two_machines_as_on_one(machines: tuple[str, str], tm
     results = ends([launch(name, tmp_path, *meeting, *recipe, "output_dir=two") for name in machines])
     assert [code for code, _, _ in results] == [0, 0], results
     assert (tmp_path / "two" / "logs" / "rank_1.log").is_file()
-    alone = subprocess.run(
+    alone = warm_python.run(
         [sys.executable, "-m", "tune", "run", "--nproc_per_node", "2", *recipe, "output_dir=one"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -107,6 +107,7 @@ def test_killed_at_any_moment_it_is_the_same_run(common: list[str], whole: Path,
         if kills_all:
             os.killpg(process.pid, signal.SIGKILL)
         else:
+            assert process.poll() is None, "it was done before it could be killed"
             os.kill(rank_of(process.pid, 1), signal.SIGKILL)
         _, err = process.communicate(timeout=120)
         assert process.returncode != 0

@@ -19,6 +19,7 @@ from tune.models.gemma4 import GEMMA4
 from tune.models.gpt_oss import GPT_OSS
 from tune.models.llama2 import llama2
 from tune.models.mixtral import MIXTRAL
+from tune.models.muse_glimmer import MUSE_GLIMMER
 from tune.models.qwen3_5 import qwen3_5
 from tune.modules import ClampedSwiGLU, DecoderConfig, MoEConfig, TransformerDecoder
 from tune.recipes.full_finetune import recipe_main as full_finetune
@@ -70,6 +71,19 @@ SHARING = GEMMA4.read_hf_config(
         "rms_norm_eps": 0.05,
     }
 )
+GATES = MUSE_GLIMMER.read_hf_config(
+    {
+        "vocab_size": 600,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 6,
+        "sliding_window": 5,
+        "max_position_embeddings": 64,
+        "post_norm_eps": 0.01,
+    }
+)
 # More than the models have spare rows, and one that is a word of the data.
 NEW_TOKENS = {"_component_": "auto", "add_tokens": ["river seven", *(f"<{number}>" for number in range(9))]}
 FULL: dict[str, dict[str, Any]] = {
@@ -96,7 +110,7 @@ FULL: dict[str, dict[str, Any]] = {
     # Each process takes every second row, so that in their order the rows of a step are those of one process.
     "streamed": {"base": "tied", "streamed": True, "shuffle": False, "max_steps": 11},
     "mixed": {"base": "tied", "mixed": True, "mix_until": "all_exhausted"},
-    "recomputed": {"base": "untied", "enable_activation_checkpointing": True, "optimizer_in_bwd": True},
+    "recomputed": {"base": "gates", "enable_activation_checkpointing": True, "optimizer_in_bwd": True},
     "adamw": {"base": "tied", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.003}},
     "rounded": {"base": "untied", "dtype": "bf16", "optimizer": ROUNDED},
     "rounded_in_backward": {
@@ -126,7 +140,11 @@ LORA: dict[str, dict[str, Any]] = {
     },
     "lora_experts": {"base": "experts", "apply_lora_to_mlp": True},
     "lora_sinks": {"base": "sinks", "apply_lora_to_mlp": True, "packed": True},
-    "lora_in_backward": {"base": "tied", "optimizer_in_bwd": True},
+    "lora_in_backward": {
+        "base": "gates",
+        "lora_attn_modules": ["q_proj", "gate_proj"],
+        "optimizer_in_bwd": True,
+    },
     "lora_new_tokens": {"base": "untied", "tokenizer": NEW_TOKENS},
 }
 # Four processes on two cores are slow: what a mesh of two dimensions and a rank without targets could change.
@@ -157,6 +175,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) -> dict[str,
         "experts": lambda: TransformerDecoder(EXPERTS, MIXTRAL),
         "sinks": lambda: TransformerDecoder(SINKS, GPT_OSS),
         "sharing": lambda: TransformerDecoder(SHARING, GEMMA4),
+        "gates": lambda: TransformerDecoder(GATES, MUSE_GLIMMER),
         "states": lambda: qwen3_5(600, 4, 4, 2, 24, 40, 64, 8, 4, 2, 6, norm_eps=1e-2),
     }
     folders = {}

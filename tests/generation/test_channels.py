@@ -84,6 +84,34 @@ def test_what_is_thought_is_no_answer(name: str, tokenizer: Any) -> None:
     assert stopped.is_stopped == ("ven" in answer or "river" in answer)
 
 
+TO_ITSELF = " to=self<|message|>hm, a river<|eom|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "reasoning"),
+    [
+        (TO_ITSELF + " to=user<|message|>seven<|eot|>", "seven", "hm, a river"),
+        (" to=user<|message|>seven", "seven", ""),
+        (TO_ITSELF + " to=walk<|message|>(green)<|eom|><|start|>assistant to=walk<|message|>(snow)<|eot|>",)
+        + ("(green)\n\n(snow)", "hm, a river"),
+        (" to=self<|message|>hm", "", "hm"),
+    ],
+    ids=["answer", "no thought", "calls", "cut in a thought"],
+)
+def test_what_a_model_says_to_itself_is_a_thought(
+    written: str, answer: str, reasoning: str, chat_definition: str, chat_folder: Callable[..., Path]
+) -> None:
+    folder = chat_folder(HARMONY)
+    tokenizer = Tokenizer.from_str(chat_definition)
+    tokenizer.add_special_tokens(["<|message|>", "<|eom|>", "<|eot|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    muse = from_checkpoint(folder)
+    prompt = ids_of(muse, "<|start|>user<|message|>walk<|eot|><|start|>assistant")
+    reader = AnswerReader(muse, prompt)
+    assert read(reader, ids_of(muse, written)) == reader.answer == answer
+    assert reader.reasoning == reasoning
+
+
 def test_a_chat_keeps_thoughts_and_asks_without(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = llama2(tokenizer.vocab_size, 1, 2, 8, 200, intermediate_dim=12)

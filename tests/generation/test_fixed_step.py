@@ -25,6 +25,16 @@ KINDS = {
     "plain": PLAIN,
     "caps": replace(PLAIN, attn_softcap=2.0, sliding_window=7, sliding_layers=(1,), embed_scale=6.0),
     "states": replace(PLAIN, delta=GatedDeltaConfig((0,), 2, 4, 6, 10), attn_gate=True),
+    "gates": replace(
+        PLAIN,
+        attn_gate=True,
+        attn_gate_apart=True,
+        qk_norm="scaleless",
+        embed_norm=True,
+        nope_layers=(1,),
+        sliding_window=7,
+        sliding_layers=(0,),
+    ),
     "experts": replace(PLAIN, moe=MoEConfig(7, 3, 40, dense_layers=(1,))),
     "longer texts": replace(PLAIN, rope_scaling=LONG),
 }

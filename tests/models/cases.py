@@ -8,6 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+import muse_glimmer_alone  # noqa: F401  # of which transformers has no class
 import torch
 from torch import nn
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
     Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    MuseGlimmerTextConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -34,6 +36,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SeedOssConfig,
     SmolLM3Config,
 )
@@ -168,6 +171,16 @@ GEMMA4_SHARING = {
     "hidden_size_per_layer_input": 6,
 }
 
+MUSE_GLIMMER = {
+    **UNPADDED,
+    "head_dim": 10,
+    "sliding_window": 7,
+    "post_norm_eps": 1e-3,
+    # Queries and keys have unit length: with the published 3.87 so narrow heads would grow rounding.
+    "qk_scale_factor": 1.3,
+    "output_multiplier": 0.3,
+    "final_logit_softcapping": 3.0,
+}
 QWEN3_5 = {
     **UNPADDED,
     # A head that forgets within a token reads q k v, which is normed however small it is: with random weights its
@@ -439,6 +452,30 @@ CASES: dict[str, Case] = {
         tie_word_embeddings=True,
         attention_bias=True,
     ),
+    # Three heads of values for each of keys, whose rows stand together in files.
+    "qwen3_next": case(
+        Qwen3NextConfig,
+        "qwen3_5/9B_full",
+        **{**QWEN3_5, "num_hidden_layers": 3, "rms_norm_eps": 5e-2},
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        num_experts=7,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
+    "qwen3_next-dense-layers": case(
+        Qwen3NextConfig,
+        **{**QWEN3_5, "num_hidden_layers": 3, "rms_norm_eps": 5e-2, "linear_num_value_heads": 2},
+        layer_types=["linear_attention", "linear_attention", "full_attention"],
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+        mlp_only_layers=[1],
+        norm_topk_prob=False,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
     # Bounds within which some of the gates and of what they open lie, and others not.
     "gpt_oss": case(
         GptOssConfig,
@@ -525,6 +562,26 @@ CASES: dict[str, Case] = {
         conv_L_cache=5,
         conv_bias=True,
         tie_word_embeddings=False,
+        rope_parameters=YARN,
+    ),
+    # Of five layers the first and the last have neither window nor positions.
+    "muse_glimmer": case(
+        MuseGlimmerTextConfig,
+        "muse_glimmer/30B_full",
+        **MUSE_GLIMMER,
+        num_hidden_layers=5,
+        rope_theta=300.0,
+    ),
+    # Windows and positions in other layers than by their place, each apart.
+    "muse_glimmer-listed": case(
+        MuseGlimmerTextConfig,
+        **MUSE_GLIMMER,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        layer_rope_theta=[1e4, 0, 1e4],
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        attention_bias=True,
+        tie_word_embeddings=True,
         rope_parameters=YARN,
     ),
     "granite4": case(GraniteMoeHybridConfig, "granite/2B_full", **GRANITE, **ATTENTION_ALONE),

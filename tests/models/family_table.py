@@ -17,6 +17,7 @@ from published_gemmas import PUBLISHED as GEMMAS_PUBLISHED
 from published_gpt_oss import PUBLISHED as GPT_OSS_PUBLISHED
 from published_lfm2 import PUBLISHED as LFM2_PUBLISHED
 from published_llamas import PUBLISHED as LLAMAS_PUBLISHED
+from published_muse_glimmer import PUBLISHED as MUSE_GLIMMER_PUBLISHED
 from published_qwens import PUBLISHED as QWENS_PUBLISHED
 from test_growing_texts import GROWING
 
@@ -103,6 +104,14 @@ ROWS = (
         ("Qwen 3.5 to 3.8",),
         "0.1.0",
         "three of four layers keep a state instead of attending; a gate on attention; sees pictures",
+    ),
+    Row(
+        "Qwen3-Next",
+        ("qwen3_next",),
+        ("qwen3_next",),
+        ("Qwen 3 Next",),
+        "0.1.0",
+        "layers as in Qwen3.5 with experts; their matrices stand in files head by head",
     ),
     Row("Gemma", ("gemma",), ("gemma",), ("Gemma",), "0.1.0", "norms with an offset, scaled embeddings"),
     Row(
@@ -194,6 +203,14 @@ ROWS = (
         "biases on queries, keys, values; dropout on what blocks add",
     ),
     Row(
+        "Muse-Glimmer",
+        ("muse_glimmer",),
+        ("muse_glimmer",),
+        ("Muse-Glimmer",),
+        "0.1.0",
+        "a gate on attention, normed embeddings, windows in all but every fourth layer; sees pictures",
+    ),
+    Row(
         "Granite 3.0 to 3.3, 4.0",
         ("granite",),
         ("granite", "granite4"),
@@ -263,6 +280,7 @@ def _proofs(row: Row) -> Iterator[str]:
         *LFM2_PUBLISHED,
         *GPT_OSS_PUBLISHED,
         *LLAMAS_PUBLISHED,
+        *MUSE_GLIMMER_PUBLISHED,
         *QWENS_PUBLISHED,
     }
     if row.modules and all(builders()[module].keys() <= published for module in row.modules):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cases import GEMMA, GEMMA4, GEMMA4_SHARING, MIXED, QWEN3_5, SCALED, SIZES, YARN, stir
+from cases import GEMMA, GEMMA4, GEMMA4_SHARING, MIXED, MUSE_GLIMMER, QWEN3_5, SCALED, SIZES, YARN, stir
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
@@ -24,6 +24,10 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
+    MuseGlimmerConfig,
+    MuseGlimmerForConditionalGeneration,
+    MuseGlimmerTextConfig,
+    MuseGlimmerVisionConfig,
     PixtralVisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -128,6 +132,28 @@ def _ministral3(vocab_size: int) -> PreTrainedModel:
     )
 
 
+def _muse_glimmer(vocab_size: int) -> PreTrainedModel:
+    sizes = SIZES | MUSE_GLIMMER | {"vocab_size": vocab_size, "max_position_embeddings": 512}
+    text = MuseGlimmerTextConfig(**sizes, rope_theta=300.0)
+    vision = MuseGlimmerVisionConfig(
+        hidden_size=12,
+        intermediate_size=10,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pos_emb_height=4,
+        pos_emb_width=4,
+    )
+    config = MuseGlimmerConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=vocab_size - 2,  # read as token 0, where there is no picture
+        video_token_id=vocab_size - 1,
+        out_hidden_size=48,
+        projector_hidden_size=14,
+    )
+    return MuseGlimmerForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
 def _qwen3_5_moe(vocab_size: int) -> PreTrainedModel:
     dense = _qwen3_5(vocab_size).config.to_dict()
     kept = {name: value for name, value in dense["text_config"].items() if name != "intermediate_size"}
@@ -154,11 +180,12 @@ LARGER: dict[str, Callable[[int], PreTrainedModel]] = {
     "gemma4-unified": _gemma4_unified,
     "mistral3": _mistral,
     "ministral3": _ministral3,
+    "muse_glimmer": _muse_glimmer,
     "qwen3.5": _qwen3_5,
     "qwen3.5-moe": _qwen3_5_moe,
 }
 # How files have named text model and head, the oldest first, by `model_type`; others in both ways.
-PREFIXES = dict.fromkeys(("gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"), (NEWER,))
+PREFIXES = dict.fromkeys(("gemma4", "gemma4_unified", "muse_glimmer", "qwen3_5", "qwen3_5_moe"), (NEWER,))
 
 
 def random_larger(name: str, vocab_size: int = 61) -> PreTrainedModel:

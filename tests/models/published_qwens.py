@@ -1,4 +1,4 @@
-"""What config.json of the published Qwen3.5 checkpoints says, and how many numbers their text models have."""
+"""What config.json of published Qwen3.5 and Qwen3-Next says, and how many numbers their text models have."""
 
 from __future__ import annotations
 
@@ -95,6 +95,47 @@ _EXPERTS["text_config"] |= {
 }
 del _EXPERTS["text_config"]["intermediate_size"], _EXPERTS["text_config"]["mlp_only_layers"]
 PUBLISHED["qwen3_5_35b_a3b"] = _EXPERTS
+PUBLISHED["qwen3_next_80b_a3b"] = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_next",
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "output_router_logits": False,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
 # Of the text model alone, as tools count that convert it: without what sees pictures and what guesses further tokens.
 COUNTS = {
     "qwen3_5_0_8b": 752_393_024,
@@ -103,4 +144,5 @@ COUNTS = {
     "qwen3_5_9b": 8_953_803_264,
     "qwen3_5_27b": 26_895_998_464,
     "qwen3_5_35b_a3b": 34_660_610_688,
+    "qwen3_next_80b_a3b": 79_674_391_296,
 }

@@ -90,6 +90,7 @@ def on_all_matrices(model: TransformerDecoder, **others: Any) -> LoRAConfig:
         alpha=9.0,
         attn_modules=(
             *ALL_ATTENTION,
+            *(("gate_proj",) if model.config.attn_gate_apart else ()),
             *(ALL_STATE if model.config.delta is not None else ()),
             *(("in_proj", "out_proj") if model.config.conv is not None else ()),
             *(ALL_PER_LAYER if model.config.per_layer_input is not None else ()),

@@ -20,6 +20,8 @@ from published_lfm2 import COUNTS as LFM2_COUNTS
 from published_lfm2 import PUBLISHED as LFM2
 from published_llamas import COUNTS as LLAMA_COUNTS
 from published_llamas import PUBLISHED as LLAMAS
+from published_muse_glimmer import COUNTS as MUSE_GLIMMER_COUNTS
+from published_muse_glimmer import PUBLISHED as MUSE_GLIMMER
 from published_qwens import COUNTS as QWEN_COUNTS
 from published_qwens import PUBLISHED as QWENS
 
@@ -31,8 +33,16 @@ from tune.models.builders import ModelBuilder
 from tune.models.loading import read_model_config
 from tune.modules import TransformerDecoder
 
-PUBLISHED = {**OTHERS, **GEMMAS, **LLAMAS, **QWENS, **GPT_OSS, **LFM2}
-COUNTS = {**OTHER_COUNTS, **GEMMA_COUNTS, **LLAMA_COUNTS, **QWEN_COUNTS, **GPT_OSS_COUNTS, **LFM2_COUNTS}
+PUBLISHED = {**OTHERS, **GEMMAS, **LLAMAS, **QWENS, **GPT_OSS, **LFM2, **MUSE_GLIMMER}
+COUNTS = {
+    **OTHER_COUNTS,
+    **GEMMA_COUNTS,
+    **LLAMA_COUNTS,
+    **QWEN_COUNTS,
+    **GPT_OSS_COUNTS,
+    **LFM2_COUNTS,
+    **MUSE_GLIMMER_COUNTS,
+}
 PATHS = list_components(MODEL)
 BUILDERS: dict[str, ModelBuilder] = {
     name: builder

@@ -94,6 +94,18 @@ def test_a_state_is_counted_token_by_token() -> None:
     assert longer == 12 * 6 * 8 * (130 - 29) / 2  # of the one layer that attends
 
 
+def test_a_gate_of_its_own_is_counted_without_bias() -> None:
+    others = {"qk_norm": "scaleless", "embed_norm": True, "attn_bias": "all"}
+    config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, attn_gate=True, attn_gate_apart=True, **others)
+    model = TransformerDecoder(config)
+    tokens = torch.randint(0, 97, (2, 29))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    counted = flops_per_token(config, 29, causal=False) * tokens.numel()
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
+    assert config.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_a_convolution_is_counted_channel_by_channel() -> None:
     config = DecoderConfig(97, 3, 6, 2, 40, 8, 56, 64, conv=ShortConvConfig((0, 2), 4))
     model = TransformerDecoder(config)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import warm_python
 from tune.checkpoints import save_model
 from tune.errors import DataError, GenerationError
 from tune.generation import Chat, Sampling, Session, saved_sampling
@@ -200,7 +201,7 @@ def saved(tokenizer: Any, tmp_path: Path) -> Path:
 
 def start(folder: Path, *settings: str, **how: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tune", "chat", str(folder), "device=cpu", "max_new_tokens=6", *settings]
-    return subprocess.Popen(command, env={**os.environ, "XDG_STATE_HOME": str(folder / "state")}, **how)
+    return warm_python.Popen(command, env={**os.environ, "XDG_STATE_HOME": str(folder / "state")}, **how)
 
 
 def test_messages_through_a_pipe(saved: Path, tmp_path: Path) -> None:

@@ -318,6 +318,29 @@ def test_a_prompt_without_room_counts_as_wrong(run: Path, tmp_path: Path) -> Non
     )
 
 
+def test_what_is_left_out_or_cut_is_told(run: Path, tmp_path: Path) -> None:
+    rows = [{"question": "walk", "answer": "river " * n} for n in (1, 2, 90, 0)]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        DataError, match=r"mixed\.jsonl:4: .*(\n.*)+goes with dataset=instruct dataset\.source="
+    ):
+        score(run, data=str(tmp_path / "mixed.jsonl"), metrics=None)
+    dataset = {"_component_": "instruct", "source": str(tmp_path / "mixed.jsonl"), "on_bad_rows": "drop"}
+    for settings, told in (
+        ({"max_seq_len": 30, "on_too_long": "drop"}, "1 example was left out, being longer"),
+        ({"max_seq_len": 60}, "The answer of 1 example may be cut"),
+    ):
+        assert (
+            score(run, dataset={**dataset, **settings}, metrics=None, output_dir=str(tmp_path / "out")) == 0
+        )
+        notes = result_of(tmp_path / "out")["notes"]
+        assert [note.split(": ")[0] for note in notes] == [
+            "1 row was left out, first",
+            notes[1].split(": ")[0],
+        ]
+        assert told in notes[1]
+
+
 def test_options_with_dashes_stand_for_parameters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["run", "evaluate", str(tmp_path), "--dry-run"]
     for given, shown in (

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from tests import warm_python
 from tests.components import with_arguments
 from tune.errors import CheckpointError, TrainingError
 from tune.recipes.full_finetune import FullFinetuneRecipe, recipe_main
@@ -388,7 +389,7 @@ def write_config(run_values: dict[str, Any], path: Path, **changes: Any) -> Path
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tune.recipes.full_finetune", "--config", str(config), *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return warm_python.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(process: subprocess.Popen[str], path: Path, num_lines: int = 0) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import warm_python
 from tune.checkpoints import save_model
 from tune.cli.main import main
 from tune.errors import CheckpointError, ConfigError, GenerationError
@@ -209,7 +210,7 @@ def test_what_cannot_be_done_is_explained(model_dir: Path, tmp_path: Path) -> No
 
 
 def start(model_dir: Path, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return warm_python.Popen(
         [
             sys.executable,
             "-m",

@@ -1,4 +1,4 @@
-"""The same command twice, in two real processes: the same weights, byte for byte."""
+"""The same command twice, in two real processes that were started in two ways: the same weights, byte for byte."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from tests import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(data: Path, output_dir: Path) -> subprocess.Popen[str]:
+def start(popen: Callable[..., subprocess.Popen[str]], data: Path, output_dir: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tune", "run", "full_finetune", "--config", "tiny/full_finetune"]
     # The bundled data would be tokenized for longer than all else takes.
     overrides = [f"dataset.source={data}", "batch_size=8", "epochs=1", "seed=1", f"output_dir={output_dir}"]
-    return subprocess.Popen(
+    return popen(
         [*command, *overrides, "log_every_n_steps=1"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=output_dir.parent,
@@ -34,7 +37,8 @@ def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
         for i in range(40)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runs = {name: start(data, tmp_path / name) for name in ("one", "again")}
+    starts = {"one": subprocess.Popen, "again": warm_python.Popen}
+    runs = {name: start(popen, data, tmp_path / name) for name, popen in starts.items()}
     for run in runs.values():
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors

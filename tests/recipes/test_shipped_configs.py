@@ -19,7 +19,9 @@ from tune.config import resolve
 from tune.hub.short_names import repository_of
 from tune.models.lfm2 import lfm2
 from tune.models.llama2 import llama2, llama2_tokenizer
+from tune.models.muse_glimmer import MUSE_GLIMMER
 from tune.models.qwen3_5 import qwen3_5
+from tune.modules import TransformerDecoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
@@ -45,6 +47,16 @@ STATES = {
     "state_head_dim": 6,
 }
 CONVOLUTIONS = {**SIZES, "num_layers": 3}
+# Of attention whose gate has a matrix of its own; of these sizes there is no builder.
+GATES = {
+    "vocab_size": 600,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 24,
+    "head_dim": 6,
+    "intermediate_size": 40,
+    "max_position_embeddings": 192,
+}
 
 
 def config_text(name: str) -> str:
@@ -107,6 +119,8 @@ def shrunk_checkpoint(tmp_path_factory: pytest.TempPathFactory, spm_file: Path) 
     save_model(llama2(**SIZES), directory / "llama2", tokenizer=tokenizer)
     save_model(qwen3_5(**STATES), directory / "qwen3_5", tokenizer=tokenizer)
     save_model(lfm2(**CONVOLUTIONS), directory / "lfm2", tokenizer=tokenizer)
+    gates = TransformerDecoder(MUSE_GLIMMER.read_hf_config(GATES), MUSE_GLIMMER)
+    save_model(gates, directory / "auto", tokenizer=tokenizer)
     return directory
 
 
@@ -158,6 +172,8 @@ def test_shipped_config_takes_a_step(
     builder, sizes = ("qwen3_5", STATES) if "in_proj_qkv" in config_text(name) else ("llama2", SIZES)
     if "in_proj, " in config_text(name):
         builder, sizes = "lfm2", CONVOLUTIONS
+    if "gate_proj" in config_text(name):
+        builder, sizes = "auto", {}
     overrides = [
         f"model={{_component_: {builder}, "
         + ", ".join(f"{key}: {value}" for key, value in sizes.items())

@@ -24,6 +24,15 @@ from tune.training import checkpoint_activations, compile_blocks
 
 STATES = {"delta": GatedDeltaConfig((0,), 2, 4, 6, 10), "attn_gate": True}
 CONVOLUTIONS = {"conv": ShortConvConfig((0,)), "qk_norm": "head"}
+GATES = {
+    "attn_gate": True,
+    "attn_gate_apart": True,
+    "qk_norm": "scaleless",
+    "embed_norm": True,
+    "nope_layers": (0,),
+    "sliding_window": 6,
+    "sliding_layers": (1,),
+}
 SINKS = {
     "attn_sinks": True,
     "attn_bias": "all",
@@ -91,8 +100,8 @@ def test_one_graph_for_each_kind_of_pass(method: str, recomputed: int) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "is_dense"),
-    [({}, False), ({}, True), (STATES, False), (CONVOLUTIONS, False), (SINKS, False)],
-    ids=["positions", "mask", "states", "convolutions", "sinks"],
+    [({}, False), ({}, True), (STATES, False), (CONVOLUTIONS, False), (SINKS, False), (GATES, False)],
+    ids=["positions", "mask", "states", "convolutions", "sinks", "gates"],
 )
 def test_one_graph_for_packed_batches(changes: dict[str, Any], is_dense: bool) -> None:
     model = build(**changes)

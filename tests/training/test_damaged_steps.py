@@ -25,6 +25,7 @@ import torch
 from run_states import save_run_state
 from torch import nn
 
+from tests import warm_python
 from tests.permissions import binding
 from tune.errors import CheckpointError
 from tune.training import (
@@ -373,7 +374,7 @@ HOLD_AND_FORK = """
 
 
 def test_a_killed_run_holds_no_lock_through_its_loaders(tmp_path: Path) -> None:
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         [sys.executable, "-c", textwrap.dedent(HOLD_AND_FORK), str(tmp_path)],
         cwd=Path.cwd(),
         stdout=subprocess.PIPE,

@@ -76,6 +76,19 @@ SHARING: dict[str, Any] = {
     "layer_scale": True,
     "norm_placement": "both",
 }
+GATED = {
+    "attn_gate": True,
+    "attn_gate_apart": True,
+    "qk_norm": "scaleless",
+    "embed_norm": True,
+    "norm_placement": "both",
+    "norm_offset": 1.0,
+    "final_norm_offset": 0.0,
+    "post_norm_eps": 1e-8,
+    "nope_layers": (3,),
+    "sliding_window": 20,
+    "sliding_layers": (0, 1, 2),
+}
 BESIDE = {"moe": MoEConfig(5, 3, 64, is_beside=True), "norm_placement": "both"}
 CASES: dict[str, dict[str, Any]] = {
     "sharing": {**SHARING},
@@ -96,6 +109,12 @@ CASES: dict[str, dict[str, Any]] = {
         "norm_offset": 1.0,
         "sliding_window": 20,
         "sliding_layers": (0, 2),
+    },
+    "gated": {**GATED},
+    "gated_qlora": {
+        **GATED,
+        "packed": True,
+        "lora": LoRAConfig(attn_modules=("gate_proj", "q_proj"), quantize_base=True),
     },
     "window": {"sliding_window": 20, "sliding_layers": (0, 2), "shape": (3, 150)},
     "dropout": {"attn_dropout": 0.1},
@@ -317,6 +336,8 @@ def test_the_peak_of_a_step_was_predicted(name: str) -> None:
     assert max(predicted) == pytest.approx(max(measured), rel=0.12)
     assert predicted[0] == pytest.approx(measured[0], rel=0.08)
     assert predicted[2] == pytest.approx(measured[2], rel=0.05)
+    if name.startswith("all_logits"):  # their gradient beside them
+        assert parts["loss"][1] == pytest.approx(2 * parts["loss"][0], rel=0.01)
 
 
 def measure_moments(model: TransformerDecoder, plan: MemoryPlan, case: dict[str, Any]) -> list[int]:
@@ -410,11 +431,10 @@ def test_what_an_optimizer_keeps_was_predicted(name: str, settings: dict[str, An
         for value in state.values()
         if torch.is_tensor(value)
     )
-    for given in (optimizer, Component(f"torch.optim.{name}", settings)):
-        sizes = OptimizerSizes(given, "cpu")
-        # Beside it stand counts of steps.
-        assert sizes.state_of((60, 70), torch.bfloat16).kept == pytest.approx(kept, abs=20)
-        assert "unknown" not in str(sizes)
+    sizes = OptimizerSizes(Component(f"torch.optim.{name}", settings), "cpu")
+    # Beside it stand counts of steps.
+    assert sizes.state_of((60, 70), torch.bfloat16).kept == pytest.approx(kept, abs=20)
+    assert "unknown" not in str(sizes)
 
 
 def test_8_bit_and_unknown_optimizers() -> None:
@@ -457,6 +477,17 @@ def test_a_judged_lora_is_the_lora_there_would_be() -> None:
         setting = "tune run lora_finetune" + (" quantize_base=true" if quantize else "")
         found = {advice.setting: advice.saved for advice in full.advice()}
         assert full.peak - found[setting] == pytest.approx(real.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("sizes", [{}, STATES, {"moe": MoEConfig(5, 3, 64)}], ids=["", "states", "moe"])
+def test_a_judged_4_bit_base_is_the_one_there_would_be(sizes: dict[str, Any]) -> None:
+    sizes = {**sizes, "embed_dim": 384, "intermediate_dim": 2048, "shape": (1, 8)}
+    _, plain = make(lora=LoRAConfig(), **sizes)
+    _, real = make(lora=LoRAConfig(quantize_base=True), **sizes)
+    (advice,) = (each for each in plain.advice() if each.setting == "quantize_base=true")
+    changed = predict(replace(plain.run, **advice.changes)).parts
+    assert changed["4-bit base"] == real.prediction.parts["4-bit base"]
+    assert plain.peak - advice.saved == pytest.approx(real.peak)
 
 
 # ---- many ranks

@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm_python
 from tune.errors import CheckpointError, TrainingError
 from tune.training import SavedStep, find_newest_complete_step, list_saved_steps, verify_step
 from tune.training.saving.resume_point import choose_step_to_resume
@@ -238,7 +238,7 @@ SAVE_FOR_EVER = """
 def test_killed_while_saving_every_named_step_is_whole(tmp_path: Path) -> None:
     for delay in (0.0, 0.011, 0.023):
         output_dir = tmp_path / str(delay)
-        process = subprocess.Popen(
+        process = warm_python.Popen(
             [sys.executable, "-c", textwrap.dedent(SAVE_FOR_EVER), str(output_dir)], cwd=Path.cwd()
         )
         deadline = time.monotonic() + 300

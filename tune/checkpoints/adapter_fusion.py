@@ -56,18 +56,18 @@ def fused_tensors(
     stacked = torch.cat([adapter.lora_a.weight.detach().cpu() for adapter in own.values()])  # [sum of r, i]
     first = next(iter(own.values()))
     spread = torch.zeros(
-        sum(module.rows), stacked.shape[0], dtype=first.lora_b.weight.dtype
+        module.height, stacked.shape[0], dtype=first.lora_b.weight.dtype
     )  # [sum of o, sum of r]
     start = 0
     for path, adapter in own.items():
-        spread[module.row_slice(path), start : start + adapter.rank] = adapter.lora_b.weight.detach().cpu()
+        spread[module.rows_of(path), start : start + adapter.rank] = adapter.lora_b.weight.detach().cpu()
         start += adapter.rank
     tensors = {f"{name}.lora_A.weight": stacked, f"{name}.lora_B.weight": spread}
     if first.magnitude is not None:
-        lengths = [
-            _magnitude(places[f"{path}.weight"], first.magnitude.dtype, lending) for path in module.paths
-        ]
-        tensors[f"{name}.lora_magnitude_vector"] = torch.cat(lengths)
+        lengths = torch.empty(module.height, dtype=first.magnitude.dtype)
+        for path in module.paths:
+            lengths[module.rows_of(path)] = _magnitude(places[f"{path}.weight"], lengths.dtype, lending)
+        tensors[f"{name}.lora_magnitude_vector"] = lengths
     return tensors
 
 

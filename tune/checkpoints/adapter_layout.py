@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tune.checkpoints.adapter_config import AdapterSettings
 from tune.checkpoints.finite import count_nonfinite, describe_nonfinite
-from tune.checkpoints.mapping import Shapes, places_by_name
+from tune.checkpoints.mapping import Shapes, places_by_name, rows_of
 from tune.checkpoints.weights import WeightSource
 from tune.errors import CheckpointError
 from tune.modules import DecoderConfig, Layout, TransformerDecoder
@@ -44,21 +44,21 @@ class TheirModule:
 
     Args:
         name: theirs.
-        paths: of our modules whose matrices it holds, from top to bottom.
-        rows: of each.
+        paths: of our modules whose matrices it holds.
+        places: which of its rows are each one's.
+        height: of all.
         width: of all.
     """
 
     name: str
     paths: tuple[str, ...]
-    rows: tuple[int, ...]
+    places: tuple[slice | Tensor, ...]
+    height: int
     width: int
 
-    def row_slice(self, path: str) -> slice:
+    def rows_of(self, path: str) -> slice | Tensor:
         """Return the rows of one of ours."""
-        place = self.paths.index(path)
-        start = sum(self.rows[:place])
-        return slice(start, start + self.rows[place])
+        return self.places[self.paths.index(path)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Piece:
     rank: int
     alpha: float
     names: Mapping[str, str]
-    rows: slice
+    rows: slice | Tensor
     ranks: slice
 
 
@@ -91,10 +91,12 @@ def their_modules(layout: Layout, config: DecoderConfig, shapes: Shapes) -> dict
         is_refused = config.moe is not None and not config.moe.is_beside and is_of_layer
         if all(_MATRICES.fullmatch(name) for name in ours) and not is_refused:
             name = rules[0].theirs.removesuffix(".weight")
+            heights = [shapes[path][0] for path in ours]
             modules[name] = TheirModule(
                 name,
                 tuple(path.removesuffix(".weight") for path in ours),
-                tuple(shapes[path][0] for path in ours),
+                tuple(rows_of(rules, config, heights)),
+                sum(heights),
                 shapes[ours[0]][1],
             )
     return modules
@@ -212,7 +214,7 @@ def _is_copy(stored: Tensor, own: Tensor) -> bool:
 def _misfits(
     module: TheirModule, names: Mapping[str, str], source: WeightSource, settings: AdapterSettings
 ) -> list[str]:
-    rank, height = settings.rank_of(module.name), sum(module.rows)
+    rank, height = settings.rank_of(module.name), module.height
     wanted: dict[str, tuple[int, ...]] = {"a": (rank, module.width), "b": (height, rank)}
     if settings.use_dora:
         wanted["magnitude"] = (height,)
@@ -247,11 +249,11 @@ def _split(
     if ranks is None:
         whole = slice(0, rank)
         alpha = settings.alpha_of(module.name)
-        return [Piece(path, rank, alpha, names, module.row_slice(path), whole) for path in module.paths]
+        return [Piece(path, rank, alpha, names, module.rows_of(path), whole) for path in module.paths]
     pieces, start = [], 0
     for path, own in ranks.items():
         alpha = alpha_for(scaling, own, settings.use_rslora)
-        pieces.append(Piece(path, own, alpha, names, module.row_slice(path), slice(start, start + own)))
+        pieces.append(Piece(path, own, alpha, names, module.rows_of(path), slice(start, start + own)))
         start += own
     return pieces
 
@@ -263,7 +265,7 @@ def _is_in_blocks(b: Tensor, module: TheirModule, ranks: Mapping[str, int]) -> b
     outside = b.clone()
     start = 0
     for path, rank in ranks.items():
-        outside[module.row_slice(path), start : start + rank] = 0.0
+        outside[module.rows_of(path), start : start + rank] = 0.0
         start += rank
     return not outside.any()
 

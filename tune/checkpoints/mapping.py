@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -176,13 +177,13 @@ class StoredWeights:
         self.shapes = shapes
         self._rules: dict[str, tuple[WeightRule, ...]] = {}
         self._places: dict[str, int] = {}  # of tensors that hold several, and the rows there
-        self._rows: dict[str, slice] = {}
+        self._rows: dict[str, slice | Tensor] = {}
         for rules in layout.expand(config, list(shapes)):
-            start = 0
+            rows = rows_of(rules, config, [shapes[rule.ours][0] for rule in rules])
             for place, rule in enumerate(rules):
                 self._rules[rule.ours] = rules
                 self._places[rule.ours] = place
-                self._rows[rule.ours] = slice(start, start := start + shapes[rule.ours][0])
+                self._rows[rule.ours] = rows[place]
         # Parameters that share a tensor are asked for one after the other: it is not read again for each.
         self._shared: tuple[str, Tensor] | None = None
 
@@ -254,6 +255,11 @@ class LayoutTensor:
             parts.append(self._cast(part.to("cpu")))
         if self.rules[0].in_turns:
             return from_turns(parts, self.rules)
+        if self.rules[0].rows is not None:
+            whole = torch.empty(self.shape, dtype=self.dtype)
+            for part, rows in zip(parts, rows_of(self.rules, self.config, ()), strict=True):
+                whole[rows] = part
+            return whole
         return (
             parts[0].contiguous().view(self.shape) if len(parts) == 1 else torch.cat(parts).view(self.shape)
         )
@@ -306,6 +312,22 @@ def tensors_in_layout(
             LayoutTensor(layout.tied_output, first.shape, first.dtype, first.rules, weights, config)
         )
     return tensors
+
+
+def rows_of(
+    rules: tuple[WeightRule, ...], config: DecoderConfig, heights: Sequence[int]
+) -> list[slice | Tensor]:
+    """Return which rows of the tensor that these rules share are each one's.
+
+    Args:
+        rules: of one tensor.
+        config: the model's sizes.
+        heights: rows of each parameter, which counts where they stand one under the other.
+    """
+    if rules[0].rows is not None:
+        return [rule.rows(config) for rule in rules if rule.rows is not None]
+    ends = list(accumulate(heights))
+    return [slice(end - height, end) for end, height in zip(ends, heights, strict=True)]
 
 
 def stored_shape(rules: tuple[WeightRule, ...], shapes: Shapes) -> tuple[int, ...]:

@@ -226,10 +226,8 @@ class Ranks(LocalElasticAgent):
             _say(f"{text} Those of the other ranks: {self._log_dir}/rank_N.log")
         if not is_over:
             return
-        place, message = (
-            self._stalls.place,
-            "error: no step was finished within --stall_timeout: the run was ended\n",
-        )
+        place = self._stalls.place
+        message = "error: no step was finished within --stall_timeout: the run was ended\n"
         self._ended[place] = RankEnd(workers[place].global_rank, time.time(), "failed", EXIT_FAILED, message)
         self._given_up = set(processes)
         for process in processes.values():

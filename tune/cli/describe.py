@@ -74,7 +74,8 @@ def _describe_slot(info: ParamInfo, slot: Slot) -> str:
         ("looked up in", ", ".join(slot.namespaces)),
         ("group", info.group),
     ]
-    text = f"{paint(info.name, 'bold')}\n  {info.help}\n\n{columns(rows)}\n"
+    about = "\n  ".join(wrap(info.help, width() - 2))
+    text = f"{paint(info.name, 'bold')}\n  {about}\n\n{columns(rows)}\n"
     known = [
         (name, _first_sentence(read_doc(path, constructor=False)))
         for name, path in list_components(slot).items()

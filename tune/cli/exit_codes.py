@@ -12,12 +12,10 @@ from tune.cli.terminal import report_error, say
 from tune.errors import TuneError, causes, first_line
 from tune.utils.streams import silence
 
-# What no program can help: the disk is full, over quota, read-only, or broken; too many files are open.
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-
-_LESS_MEMORY = (
-    "To need less, in this order: batch_size=1 with a larger gradient_accumulation_steps, "
-    "enable_activation_checkpointing=true,\na smaller max_seq_len for the dataset, dtype=bf16, optimizer_in_bwd=true."
+# What no program can help: the disk is full, over quota, read-only, or broken; a file is larger than it may be; too
+# many files are open.
+_MACHINE_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 )
 
 EXIT_FAILED = 1
@@ -59,9 +57,9 @@ def _report(error: BaseException, own_file: Path | None) -> int:
     if isinstance(error, TuneError):
         report_error(str(error))
         return error.exit_code
-    # torch's class is compared by name: this module does not import torch
+    # torch's class is compared by name: this module does not import torch. Training says by itself what needs less.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        report_error(f"out of memory: {first_line(error)}\n{_LESS_MEMORY}")
+        report_error(f"out of memory: {first_line(error)}")
         return EXIT_FAILED
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         report_error(f"{error.filename or 'output'}: {error.strerror}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from tune.config.instantiate import instantiate
 from tune.errors import TuneError
 from tune.modules import TransformerDecoder
 from tune.modules.peft import adapter_parameters, apply_lora, choose_lora
-from tune.modules.score import add_score
+from tune.training.building import build_on_meta, build_reward_model
 from tune.training.memory.available import available_memory
 from tune.training.memory.plan import LongestRow, MemoryPlan, plan_memory
 from tune.training.memory.prediction import PlannedRun
@@ -77,15 +78,11 @@ def _build_model(params: Any) -> TransformerDecoder | None:
         model_dir = None  # said already, where files are looked for
     if model_dir is None and params.model.path.endswith(".auto"):
         return None
-    with torch.device("meta"):
-        scores = getattr(params, "gives_scores", False)
-        defaults = {"checkpoint_dir": "" if model_dir is None else str(model_dir), "may_score": scores}
-        model: TransformerDecoder = instantiate(params.model, defaults=defaults)
-        if scores:
-            add_score(model)
-        adapts = hasattr(params, "lora_settings") and getattr(params, "trains_adapters", lambda: True)()
-        if adapts and not adapter_parameters(model):
-            apply_lora(model, choose_lora(params.lora_settings()))
+    build = build_reward_model if getattr(params, "gives_scores", False) else build_on_meta
+    model = build(params.model, model_dir or Path(), torch.float32)
+    adapts = hasattr(params, "lora_settings") and getattr(params, "trains_adapters", lambda: True)()
+    if adapts and not adapter_parameters(model):
+        apply_lora(model, choose_lora(params.lora_settings()))
     return model
 
 

@@ -157,7 +157,7 @@ def _take_options(target: Target, given: Given) -> None:
             continue
         is_switch = infos[name].default is False
         if not equals and not is_switch and value is None:
-            raise UsageError(f"{flag} needs a value: {flag} {name.upper()}")
+            raise UsageError(f"{flag} needs a value: {flag} {dict(target.recipe.options)[name]}")
         setting = f"{name}={attached if equals else 'true' if is_switch else value}"
         words: list[tuple[str, str | None]] = [(setting, None)]
         if is_switch and value is not None:  # the word behind it is no value
@@ -174,7 +174,15 @@ def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
         return  # what is left over belongs to the user's recipe
     if given.unknown:
         raise UsageError(unknown_option(COMMAND, *given.unknown[0]))
-    for word in given.operands[1:]:
+    words = given.operands[1:]
+    if target.recipe is not None and target.recipe.operand and len(words) > 1:
+        compared = (
+            f"; --against {words[1]} compares the two" if "against" in dict(target.recipe.options) else ""
+        )
+        raise UsageError(
+            f"{target.name} takes one folder, and there are {len(words)}: {', '.join(words)}{compared}"
+        )
+    for word in words:
         hint = " (quoted if it has spaces)"
         with contextlib.suppress(UsageError):
             find_config(word)

@@ -247,9 +247,7 @@ def _keep(opened: OpenedRun, output_dir: str) -> Path:
         open_shared(home, opened.folder.with_name("again"))
         return home
     with staging(home) as place:
-        shutil.copytree(opened.folder, place / "run")
-        os.chmod(place / "run", 0o755)
-        os.rename(place / "run", home)
+        os.rename(shutil.copytree(opened.folder, place / home.name), home)
     return home
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from tune.config.component_fit import (
     with_article,
 )
 from tune.config.diagnostics import Diagnostic
+from tune.config.foreign_names import foreign_names
 from tune.config.lookup import NotFound, find_definition, find_module_at, list_submodules, public_names
 from tune.config.signatures import Signature, signature_of
 from tune.config.slots import Slot
@@ -158,10 +160,6 @@ def _unknown_short_name(name: str, slot: Slot) -> Diagnostic:
 
 def _nearest(name: str, slot: Slot) -> str | None:
     """Return the short name in `slot` nearest to what was written, or None."""
-    import difflib  # only on the way to an error
-
-    from tune.config.foreign_names import foreign_names
-
     ours = foreign_names().components.get(slot.kind, {})
     if name.lower() in ours:
         return ours[name.lower()] or None

@@ -45,6 +45,11 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.72) -> str | None
     return folded[close[0]] if close else None
 
 
+def _similar(word: str, words: Iterable[str], cutoff: float = 0.72) -> Guess | None:
+    name = nearest(word, words, cutoff)
+    return Guess(name, f"did you mean {name}?") if name else None
+
+
 def fold(name: str) -> str:
     """A name without case and separators: what people mistype most."""
     return name.lower().replace("_", "").replace("-", "")
@@ -60,9 +65,8 @@ def guess_parameter(
         infos: the declared parameters.
         arguments: for each component the arguments it takes (of those whose signature is known).
     """
-    exact = next((name for name in infos if fold(name) == fold(word)), None)
-    if exact:
-        return Guess(exact, f"did you mean {exact}?")
+    if exact := _similar(word, infos, cutoff=1.0):
+        return exact
     plain = word.lower().replace("-", "_")
     for target in foreign_names().renamed.get(plain, ()):
         section, _, argument = target.partition(".")
@@ -85,8 +89,7 @@ def guess_parameter(
         short = other_spelling(word, infos)
         reason = f"in a file the parts of a path nest: {argument} stands below {section}"
         return Guess(short or word, reason + (f", or as {short} at the top" if short else ""))
-    close = nearest(word, infos)
-    return Guess(close, f"did you mean {close}?") if close else None
+    return _similar(word, infos)
 
 
 def guess_argument(
@@ -101,9 +104,8 @@ def guess_argument(
         infos: the declared parameters.
     """
     known = list(names)
-    exact = next((name for name in known if fold(name) == fold(word)), None)
-    if exact:
-        return Guess(exact, f"did you mean {exact}?")
+    if exact := _similar(word, known, cutoff=1.0):
+        return exact
     top = section.split(".")[0]
     for target in foreign_names().renamed.get(word.lower(), ()):
         owner, _, argument = target.partition(".")
@@ -116,9 +118,8 @@ def guess_argument(
         return Guess(word, f"{word} belongs at the top level of the configuration, not in {section}")
     if top in ("dataset", "dataset_val") and word.lower() in foreign_names().absent:
         return Guess("", foreign_names().absent[word.lower()])
-    close = nearest(word, known)
-    if close:
-        return Guess(close, f"did you mean {close}?")
+    if close := _similar(word, known):
+        return close
     for target in foreign_names().renamed.get(word.lower(), ()):
         if target in infos:
             return Guess(target, f"here that is called {target}, at the top level")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from tune.datasets.concat import build_datasets
 from tune.datasets.holdout import Subset, hold_out
 from tune.datasets.packed import PackedDataset, ReportingDataset
 from tune.datasets.sampling import Sample, SampledExample, sampling
+from tune.errors import DataError
 from tune.tokenizers import Tokenizer
 
 __all__ = ["Document", "read_documents"]
@@ -57,7 +59,7 @@ def read_documents(
     rows: list[Sequence[SampledExample]] = []
     for component in several:
         stops_at = None if val_split is not None else limit
-        with sampling(Sample(stops_at, gives_up=False, keeps_values=True)) as sample:
+        with sampling(Sample(stops_at, gives_up=False, keeps_values=True)) as sample, _naming(component):
             datasets.append(build_datasets((component,), tokenizer))
         rows.append(sample.examples)
     if val_split is not None:
@@ -66,6 +68,20 @@ def read_documents(
     for dataset, own in zip(datasets, rows, strict=True):
         documents += _documents(dataset, own)
     return documents[:limit], merge_reports([dataset.report() for dataset in datasets])
+
+
+@contextmanager
+def _naming(component: Component) -> Iterator[None]:
+    """Within, what is said to be a setting of `dataset` is said with what it takes to set it here."""
+    try:
+        yield
+    except DataError as error:
+        if "dataset.on_" not in str(error):
+            raise
+        builder = component.path.rpartition(".")[2].removesuffix("_dataset")
+        raise DataError(
+            f"{error}\n(dataset.* goes with dataset={builder} dataset.source=..., in place of data=...)"
+        ) from error
 
 
 def _documents(dataset: ReportingDataset, rows: Sequence[SampledExample]) -> Iterator[Document]:

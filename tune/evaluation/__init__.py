@@ -7,7 +7,7 @@ from tune.evaluation.bootstrap import Difference, mean_interval, paired_differen
 from tune.evaluation.held_out_loss import batches_by_length, example_losses
 from tune.evaluation.questions import Question, find_question
 from tune.evaluation.rounds import in_rounds
-from tune.evaluation.run_data import HeldOut, find_base, find_held_out, find_tokenizer
+from tune.evaluation.run_data import HeldOut, find_base, find_held_out, find_shortcomings, find_tokenizer
 from tune.evaluation.scores import (
     Metric,
     Outcome,
@@ -37,6 +37,7 @@ __all__ = [
     "find_base",
     "find_held_out",
     "find_question",
+    "find_shortcomings",
     "find_tokenizer",
     "in_rounds",
     "make_tables",

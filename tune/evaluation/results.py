@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from tune.checkpoints.writers import replacing
 from tune.errors import DataError
@@ -92,27 +92,51 @@ def make_room(file: Path) -> None:
         raise DataError(f"{file} cannot be removed: {error.strerror}. Choose another output_dir") from error
 
 
-def open_answers(file: Path | None) -> AbstractContextManager[IO[str] | None]:
-    """Return the file for answers, new; of a process that writes none, None.
+@contextmanager
+def open_answers(file: Path | None) -> Iterator[BinaryIO | None]:
+    """Yield the file for answers, new; to a process that writes none, None.
 
     Raises:
         DataError: it cannot be written, or holds something else.
     """
     if file is None:
-        return nullcontext()
+        yield None
+        return
     make_room(file)
+    with ExitStack() as held:
+        with _explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Nothing waits in a buffer, which would fail once more at its end where the disk is full.
+            answers = held.enter_context(file.open("wb", buffering=0))
+        yield cast(BinaryIO, answers)
+
+
+def write_answer(file: BinaryIO | None, outcome: Outcome) -> None:
+    """Write one example as a line, at once: an evaluation that ends early leaves what it has, in whole lines.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    if file is None:
+        return
+    row = json.dumps(outcome.to_json(), ensure_ascii=False, default=str) + "\n"
+    line, start = row.encode("utf-8", errors="backslashreplace"), file.tell()
+    with _explained(Path(file.name)):
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(start)
+            raise
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Within, what the system refuses is told of the file."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file.open("w", encoding="utf-8", errors="backslashreplace")
+        yield
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}. Choose another output_dir") from error
-
-
-def write_answer(file: IO[str] | None, outcome: Outcome) -> None:
-    """Write one example as a line, at once: an evaluation that ends early leaves what it has."""
-    if file is not None:
-        file.write(json.dumps(outcome.to_json(), ensure_ascii=False, default=str) + "\n")
-        file.flush()
 
 
 def refuse_foreign(file: Path) -> None:
@@ -139,10 +163,8 @@ def write_scores(file: Path, result: Mapping[str, Any]) -> str:
         DataError: it cannot be written.
     """
     text = json.dumps({MARK: 1, **result}, ensure_ascii=False, indent=1, allow_nan=False, default=str)
-    try:
+    with _explained(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as staged:
             staged.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror}") from error
     return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 from tune.config.component import COMPONENT_KEY, Component
 from tune.config.resolve import load_tree, plain_tree
 from tune.config.slots import STREAMING, WEIGHT
-from tune.data import Source, find_conversation_column
+from tune.data import DataReport, Source, find_conversation_column
 from tune.errors import ConfigError, DataError
 from tune.evaluation.results import short_hash
 from tune.utils.paths import expand_path
 
-__all__ = ["HeldOut", "find_base", "find_held_out", "find_tokenizer"]
+__all__ = ["HeldOut", "find_base", "find_held_out", "find_shortcomings", "find_tokenizer"]
 
 _AUTO = "tune.tokenizers.auto"
 
@@ -88,6 +88,20 @@ def find_held_out(run: Path | None, rows: str | None) -> HeldOut:
     raise ConfigError(
         f"{has_none}: give held-out rows, with data=FILE or dataset=... (what it learnt shows nothing)"
     )
+
+
+def find_shortcomings(report: DataReport) -> Iterator[str]:
+    """Yield a sentence for whatever of the rows is not scored, or not whole."""
+    if report.num_dropped:
+        were = "row was" if report.num_dropped == 1 else "rows were"
+        yield f"{report.num_dropped:,} {were} left out, first: {next(iter(report.dropped), '')}"
+    if report.num_long_dropped:
+        were = "example was" if report.num_long_dropped == 1 else "examples were"
+        yield f"{report.num_long_dropped:,} {were} left out, being longer than max_seq_len, {report.max_seq_len}."
+    num_cut = report.num_truncated - report.num_lost
+    for number, what in ((report.num_lost, "is lost"), (num_cut, "may be cut")):
+        if number:
+            yield f"The answer of {number:,} example{'s' * (number != 1)} {what}: max_seq_len is {report.max_seq_len}."
 
 
 def find_tokenizer(run: Path | None, default: Component) -> Component:

@@ -124,9 +124,9 @@ def _signed(name: str, value: float) -> str:
 
 def _basis(name: str, score: Mapping[str, Any]) -> str:
     """Return over how much a score is the mean, and its standard error where that is known."""
-    what = "tokens" if name in (LOSS, PERPLEXITY) else "answers"
+    what = "token" if name in (LOSS, PERPLEXITY) else "answer"
     error = f", standard error {score['stderr']:.4f}" if "stderr" in score else ""
-    return f"{score['count']:,} {what}{error}"
+    return f"{score['count']:,} {what}{'s' * (score['count'] != 1)}{error}"
 
 
 def _draw(table: Table) -> Iterator[str]:

@@ -41,10 +41,26 @@ _FORMS = (
             "<|end|>": "header",
         },
     ),
+    # Muse-Glimmer: <|start|>assistant to=self<|message|>...<|eom|>, of each it speaks to; the last ends in <|eot|>.
+    _Form(
+        "<|start|>",
+        {
+            "<|start|>": "header",
+            "<|message|>": "message",
+            "<|eom|>": "header",
+            "<|eot|>": "header",
+        },
+    ),
     # Gemma 4: <|channel>thought, a line feed, ...<channel|>, then the answer.
     _Form("<|turn>", {"<|channel>": "header", "<channel|>": "answer"}, ends_header="\n"),
 )
 _THOUGHTS = ("analysis", "thought")  # names of channels
+_TO_ITSELF = " to=self"
+
+
+def _is_of_thought(header: str) -> bool:
+    name = header.strip()
+    return name.startswith(_THOUGHTS) or name.endswith(_TO_ITSELF)
 
 
 class AnswerReader:
@@ -100,8 +116,7 @@ class AnswerReader:
             return self._take(self._decoder.push(token))
         shown = self._take(self._decoder.finish())
         if part == "message":
-            name = self._header.strip()
-            part = "reasoning" if name.startswith(_THOUGHTS) else "answer"
+            part = "reasoning" if _is_of_thought(self._header) else "answer"
         return shown + self._enter(part)
 
     def finish(self) -> str:
@@ -128,7 +143,7 @@ class AnswerReader:
         self._unread += text
         if self._ends_header and self._ends_header in self._header:
             name, _, rest = self._header.partition(self._ends_header)
-            part: _Part = "reasoning" if name.startswith(_THOUGHTS) else "answer"
+            part: _Part = "reasoning" if _is_of_thought(name) else "answer"
             return self._enter(part) + self._take(rest)
         return ""
 

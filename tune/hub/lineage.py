@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from huggingface_hub import metadata_load
 
+from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.locate import find_model_dir
-from tune.errors import TuneError
+from tune.errors import CheckpointError, TuneError
 from tune.hub.download import read_origin
 from tune.hub.upload_files import is_local
 from tune.utils.paths import BUNDLED_PREFIX, expand_path
@@ -133,8 +134,8 @@ def _base_of(config: dict[str, Any], depth: int) -> Base | None:
 def _noted_place(folder: Path) -> str | None:
     """Return the hub name that config.json says the model was loaded from, if it says one."""
     try:
-        noted = json.loads(_read_text(folder / "config.json")).get("_name_or_path")
-    except (ValueError, AttributeError):
+        noted = read_json(folder / "config.json").get("_name_or_path")
+    except CheckpointError:
         return None
     return noted if isinstance(noted, str) and not is_local(noted) else None
 

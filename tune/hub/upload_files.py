@@ -6,10 +6,11 @@ import fnmatch
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 
+from tune.checkpoints.adapter_config import CONFIG_FILE
+from tune.checkpoints.config_fields import read_json
 from tune.checkpoints.locate import find_model_dir
 from tune.checkpoints.side_files import TOKENIZER_FILES
 from tune.errors import CheckpointError, HubError
@@ -18,7 +19,6 @@ from tune.utils.paths import expand_path
 
 __all__ = ["find_upload_folder", "is_local", "kind_of", "task_of", "upload_files"]
 
-ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 # Keys in which tools note where a model was loaded from: often a path on somebody's machine.
 _PLACE_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
@@ -55,16 +55,15 @@ def find_upload_folder(path: str | os.PathLike[str]) -> Path:
 
 def kind_of(folder: Path) -> str:
     """Return what `folder` holds: "adapter" for PEFT's layout, else "model"."""
-    return "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model"
+    return "adapter" if (folder / CONFIG_FILE).is_file() else "model"
 
 
 def task_of(folder: Path) -> str:
     """Return what the hub calls what a model does: one that holds more than text is asked with pictures as well."""
     try:
-        content: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "text-generation"
-    sees = isinstance(content, dict) and content.get("vision_config") is not None
+        sees = read_json(folder / "config.json").get("vision_config") is not None
+    except CheckpointError:
+        sees = False
     return "image-text-to-text" if sees else "text-generation"
 
 
@@ -95,7 +94,7 @@ def upload_files(folder: Path, base_model: str | None) -> list[CommitOperationAd
     # Opened, which tells files that are cut short or missing from those that are whole.
     open_weights([folder / name for name in weights] if adapter else folder)
     indexes = [] if adapter else _matching(names, f"*{Path(weights[0]).suffix}.index.json")
-    configs = [ADAPTER_CONFIG] if adapter else ["config.json"]
+    configs = [CONFIG_FILE] if adapter else ["config.json"]
     chosen = {*weights, *indexes, *_matching(names, *configs, *_SMALL_FILES)}
     return [CommitOperationAdd(name, _without_places(folder / name, base_model)) for name in sorted(chosen)]
 
@@ -114,13 +113,11 @@ def _without_places(path: Path, base_model: str | None) -> Path | bytes:
     if path.suffix != ".json" or "index" in path.name or path.stat().st_size > 10_000_000:
         return path
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except CheckpointError:
         return path
-    noted = {key: content.get(key) for key in _PLACE_KEYS} if isinstance(content, dict) else {}
-    places = {
-        key: value for key, value in noted.items() if isinstance(value, str) and value and is_local(value)
-    }
+    noted = {key: content[key] for key in _PLACE_KEYS if isinstance(content.get(key), str) and content[key]}
+    places = {key: value for key, value in noted.items() if is_local(value)}
     for key, value in places.items():
         if base_model is not None:
             content[key] = base_model

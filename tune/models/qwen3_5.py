@@ -53,13 +53,16 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
 
 
 def read_hybrid(
-    content: Mapping[str, Any], read_others: Callable[[ConfigFields], dict[str, Any]] | None = None
+    content: Mapping[str, Any],
+    read_others: Callable[[ConfigFields], dict[str, Any]] | None = None,
+    has_dense_layers: bool = False,
 ) -> DecoderConfig:
     """Return the sizes of a decoder with layers of both kinds.
 
     Args:
         content: of config.json, sizes of the family's own defaults among it.
         read_others: returns what a kin of the family says beyond that.
+        has_dense_layers: which says what layers have no experts.
     """
     fields = ConfigFields(_with_share(content), "config.json")
     sizes = read_sizes(fields, max_seq_len=32_768, norm_eps=1e-6, head_dim=256, num_kv_heads=4)
@@ -73,7 +76,8 @@ def read_hybrid(
     }
     fields.expect("hidden_act", "silu")
     fields.expect("attn_output_gate", True)
-    fields.expect("mlp_only_layers", [])
+    if not has_dense_layers:
+        fields.expect("mlp_only_layers", [])
     fields.expect("output_gate_type", "swish", "silu")
     fields.ignore(_HARMLESS)
     return finish(fields, arguments)

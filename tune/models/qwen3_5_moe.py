@@ -67,7 +67,7 @@ def _write_hf_config(config: DecoderConfig) -> dict[str, Any]:
 
 
 _FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_NAMES = {
+MOE_NAMES = {
     **DELTA_NAMES,
     "mlp.router.weight": "mlp.gate.weight",
     "mlp.shared_gate.weight": "mlp.shared_expert_gate.weight",
@@ -76,7 +76,7 @@ _NAMES = {
         for ours, theirs in _FEED_FORWARD.items()
     },
 }
-_ONE_BY_ONE = {
+EXPERTS_ONE_BY_ONE = {
     f"mlp.experts.{{}}.{ours}.weight": f"mlp.experts.{{}}.{theirs}.weight"
     for ours, theirs in _FEED_FORWARD.items()
 }
@@ -85,8 +85,8 @@ QWEN3_5_MOE = part_of(
     Family(
         name="qwen3_5_moe_text",
         architectures=("Qwen3_5MoeForCausalLM",),
-        hf=replace(hf_layout({**_NAMES, **STACKED_EXPERTS}), carried=MTP),
-        hf_variants=(replace(hf_layout({**_NAMES, **_ONE_BY_ONE}), carried=MTP),),
+        hf=replace(hf_layout({**MOE_NAMES, **STACKED_EXPERTS}), carried=MTP),
+        hf_variants=(replace(hf_layout({**MOE_NAMES, **EXPERTS_ONE_BY_ONE}), carried=MTP),),
         read_hf_config=_read_hf_config,
         write_hf_config=_write_hf_config,
     ),

@@ -25,7 +25,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
         experts_per_token=fields.integer("num_experts_per_tok", 8),
         intermediate_dim=fields.integer("moe_intermediate_size", 768),
         normalize_weights=fields.flag("norm_topk_prob", False),
-        dense_layers=_dense_layers(fields, sizes["num_layers"]),
+        dense_layers=dense_layers(fields, sizes["num_layers"]),
     )
     fields.expect("hidden_act", "silu")
     for name in ("use_sliding_window", "qkv_bias"):
@@ -38,7 +38,7 @@ def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
     return finish(fields, arguments)
 
 
-def _dense_layers(fields: ConfigFields, num_layers: int) -> tuple[int, ...]:
+def dense_layers(fields: ConfigFields, num_layers: int) -> tuple[int, ...]:
     """Return the layers without experts: those that are listed, and those between the steps."""
     step = fields.integer("decoder_sparse_step", 1)
     if step < 1:

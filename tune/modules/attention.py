@@ -53,8 +53,13 @@ class SelfAttention(nn.Module):
         self.softcap_text = None if self.softcap is None else repr(float(self.softcap))
         q_dim, kv_dim = sizes.head_dim * config.num_heads, sizes.head_dim * sizes.num_kv_heads
         has_bias = config.attn_bias in ("qkv", "all")
-        self.has_gate = config.attn_gate
+        self.has_gate = config.attn_gate and not config.attn_gate_apart  # beside each head's queries
         self.q_proj = Linear(config.embed_dim, q_dim * (1 + self.has_gate), bias=has_bias)
+        self.gate_proj = (
+            Linear(config.embed_dim, q_dim, bias=False)
+            if config.attn_gate and config.attn_gate_apart
+            else None
+        )
         # Without keys it attends to those of an earlier layer; without a matrix for values these are the keys.
         self.k_proj, self.v_proj = (
             Linear(config.embed_dim, kv_dim, bias=has_bias) if is_there else None
@@ -66,13 +71,14 @@ class SelfAttention(nn.Module):
         self.qk_norm = config.qk_norm
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
-        if self.qk_norm != "none":
+        if self.qk_norm in ("head", "width"):
             widths = (sizes.head_dim,) * 2 if self.qk_norm == "head" else (q_dim, kv_dim)
             self.q_norm, self.k_norm = (
                 RMSNorm(width, config.norm_eps, config.norm_offset) if is_there else None
                 for width, is_there in zip(widths, (True, sizes.has_keys), strict=True)
             )
-        self.v_norm_eps = config.norm_eps if config.v_norm else None
+        self.norm_eps = config.norm_eps  # of norms without scales
+        self.has_v_norm = config.v_norm
 
     def reset_parameters(self) -> None:
         """Begin sinks anew, where there are any, as the matrices of a decoder begin."""
@@ -100,10 +106,10 @@ class SelfAttention(nn.Module):
             lent: of a layer without keys and without cache, those of that layer.
         """
         b, s, _ = x.shape
-        own = [proj for proj in (self.q_proj, self.k_proj, self.v_proj) if proj is not None]
-        q, *projected = linear_together(x, *own)
-        gate = None
-        if self.has_gate:  # beside each head's queries
+        projs = (self.q_proj, self.gate_proj, self.k_proj, self.v_proj)
+        q, *projected = linear_together(x, *(proj for proj in projs if proj is not None))
+        gate = None if self.gate_proj is None else projected.pop(0)  # [b, s, n_h * h_d]
+        if self.has_gate:
             q, gate = q.view(b, s, self.num_heads, 2, self.head_dim).unbind(3)
             q = q.flatten(2)  # [b, s, n_h * h_d]
         q = self._turned(self._normed(q, self.q_norm, self.num_heads), rope)  # [b, s, n_h, h_d]
@@ -115,8 +121,8 @@ class SelfAttention(nn.Module):
             k, v = projected[0], projected[-1]  # [b, s, n_kv * h_d] each
             k = self._turned(self._normed(k, self.k_norm, self.num_kv_heads), rope)  # [b, s, n_kv, h_d]
             v = v.view(b, s, self.num_kv_heads, self.head_dim)
-            if self.v_norm_eps is not None:
-                v = F.rms_norm(v, v.shape[-1:], None, self.v_norm_eps)
+            if self.has_v_norm:
+                v = F.rms_norm(v, v.shape[-1:], None, self.norm_eps)
             if self.lends_kv and cache is None:
                 lending = k, v  # no views: the compiler would look at what they are views of
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # [b, n_kv, s, h_d] each
@@ -148,6 +154,8 @@ class SelfAttention(nn.Module):
         if norm is not None and self.qk_norm == "width":
             x = norm(x)
         x = x.view(*x.shape[:2], num_heads, self.head_dim)
+        if self.qk_norm == "scaleless":
+            return F.rms_norm(x, x.shape[-1:], None, self.norm_eps)
         return norm(x) if norm is not None and self.qk_norm == "head" else x
 
     def _turned(self, x: Tensor, rope: tuple[Tensor, ...] | None) -> Tensor:

@@ -50,7 +50,8 @@ class DecoderConfig:
         rotary_pairs: which of these turn together: one of each half, or neighbours.
         nope_layers: layers without rotary positions, counted from 0.
         attn_bias: biases of attention: none, those of queries, keys and values, the output matrix's, or all four.
-        qk_norm: norm on queries and keys before they turn: none, over each head, or over all heads together.
+        qk_norm: norm on queries and keys before they turn: none, over each head, over all heads together, or over each
+            head without scales.
         attn_scale: factor on the attention scores; None: one over the root of `head_dim`.
         attn_softcap: bound that a tanh keeps the attention scores within.
         attn_sinks: each head has a score of no key, learnt, that takes its share of the attention's weights.
@@ -58,6 +59,7 @@ class DecoderConfig:
         full_attention: heads of the layers without a window, where they differ from the others'.
         shared_kv: layers that attend to the keys and values of an earlier one; None: each has its own.
         attn_gate: what a head attends to is multiplied by a sigmoid of the token; that matrix is beside its queries'.
+        attn_gate_apart: that matrix is one of its own instead, without bias.
         delta: layers that keep a state instead of attending; None: there are none.
         conv: layers that see a few tokens instead; None: there are none.
         sliding_window: keys a query sees in the layers of `sliding_layers`, itself among them.
@@ -71,6 +73,9 @@ class DecoderConfig:
         layer_scale: each block's result is multiplied by a number of its own, which is not trained.
         norm_placement: norms before attention and feed-forward, after them (before the sum), or both.
         norm_offset: added to the norms' stored scales.
+        final_norm_offset: the same of the last norm; None: as of the others.
+        post_norm_eps: added to the mean square in norms after attention and feed-forward; None: as in the others.
+        embed_norm: norm without scales on the embeddings.
         embed_scale: factor on the embeddings, rounded to their dtype.
         residual_scale: factor on what attention and feed-forward add.
         residual_dropout: dropout probability on what they add, in training mode only.
@@ -99,7 +104,7 @@ class DecoderConfig:
     rotary_pairs: Literal["halves", "neighbours"] = "halves"
     nope_layers: tuple[int, ...] = ()
     attn_bias: Literal["none", "qkv", "out", "all"] = "none"
-    qk_norm: Literal["none", "head", "width"] = "none"
+    qk_norm: Literal["none", "head", "width", "scaleless"] = "none"
     attn_scale: float | None = None
     attn_softcap: float | None = None
     attn_sinks: bool = False
@@ -107,6 +112,7 @@ class DecoderConfig:
     full_attention: FullAttentionConfig | None = None
     shared_kv: SharedKVConfig | None = None
     attn_gate: bool = False
+    attn_gate_apart: bool = False
     delta: GatedDeltaConfig | None = None
     conv: ShortConvConfig | None = None
     sliding_window: int | None = None
@@ -120,6 +126,9 @@ class DecoderConfig:
     layer_scale: bool = False
     norm_placement: Literal["pre", "post", "both"] = "pre"
     norm_offset: float = 0.0
+    final_norm_offset: float | None = None
+    post_norm_eps: float | None = None
+    embed_norm: bool = False
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     residual_dropout: float = 0.0
@@ -263,7 +272,7 @@ class DecoderConfig:
             sizes = self.sizes_of(layer)
             if self.attn_bias != "none" and layer not in self.state_layers:
                 own = sizes.num_kv_heads * (sizes.has_keys + sizes.has_values)
-                own += self.num_heads * (1 + self.attn_gate)
+                own += self.num_heads * (1 + (self.attn_gate and not self.attn_gate_apart))
                 num += sizes.head_dim * own * (self.attn_bias != "out")
                 num += self.embed_dim * (self.attn_bias != "qkv")
             if self.mlp_bias and self._has_feed_forward(layer):
@@ -313,8 +322,9 @@ class DecoderConfig:
             yield f"num_layers is {self.num_layers}; more than {_MAX_LAYERS} are not built"
         yield from self._problems_of_layers()
         # Written so that NaN fails as well.
-        if not 0 <= self.norm_eps < 1:
-            yield f"norm_eps is {self.norm_eps}; it must be at least 0 and below 1"
+        for name in ("norm_eps", "post_norm_eps"):
+            if (eps := getattr(self, name)) is not None and not 0 <= eps < 1:
+                yield f"{name} is {eps}; it must be at least 0 and below 1"
         positive = {
             "rope_base": self.rope_base,
             "local_rope_base": self.local_rope_base,
@@ -351,6 +361,8 @@ class DecoderConfig:
                 )
             if self.qk_norm == "width" or self.rotary_dim is not None or self.local_rope_base is None:
                 yield "full_attention needs a local_rope_base, no rotary_dim, and norms over each head or none"
+        if self.attn_gate_apart and not self.attn_gate:
+            yield "attn_gate_apart needs attn_gate"
         if self.per_layer_input is not None:
             yield from self.per_layer_input.problems(self.vocab_size)
         if self.moe is not None and self.moe.is_beside and self.moe.dense_layers:

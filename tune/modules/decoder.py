@@ -58,7 +58,7 @@ class DecoderBlock(nn.Module):
             self.attn = ShortConv(config.embed_dim, config.conv)
         else:
             self.attn = GatedDeltaNet(config) if self.has_state else SelfAttention(config, index)
-        self.sa_post_norm = _norm(config) if norms_after else None
+        self.sa_post_norm = _norm(config, config.post_norm_eps) if norms_after else None
         self.mlp_norm = _norm(config) if norms_before else None
         self.mlp: FeedForward | MixtureOfExperts
         moe = config.moe
@@ -68,7 +68,7 @@ class DecoderBlock(nn.Module):
             width = config.sizes_of(index).intermediate_dim
             self.mlp = FeedForward(config.embed_dim, width, config.activation, config.mlp_bias)
         self.moe = ExpertsBeside(config) if moe is not None and moe.is_beside else None
-        self.mlp_post_norm = _norm(config) if norms_after else None
+        self.mlp_post_norm = _norm(config, config.post_norm_eps) if norms_after else None
         self.per_layer = (
             None
             if config.per_layer_input is None
@@ -142,7 +142,7 @@ class TransformerDecoder(nn.Module):
             else PerLayerInput(config.per_layer_input, config.num_layers, config.embed_dim, config.norm_eps)
         )
         self.layers = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
-        self.norm = _norm(config)
+        self.norm = _norm(config, offset=config.final_norm_offset)
         self.output: nn.Linear | LoRALinear | None = (
             None if config.tie_word_embeddings else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
@@ -229,6 +229,8 @@ class TransformerDecoder(nn.Module):
             growth = self.config.query_scaling.factors(call.positions)
             rope, local_rope = (*rope, growth), (*local_rope, growth)
         x = self.tok_embeddings(tokens)  # [b, s, d]
+        if self.config.embed_norm:
+            x = F.rms_norm(x, x.shape[-1:], None, self.config.norm_eps)
         if self.config.embed_scale != 1.0:
             # Rounded to the embeddings' dtype, as these models were trained; on the host, so nothing waits.
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device="cpu").item()
@@ -349,5 +351,9 @@ class TransformerDecoder(nn.Module):
             init_weights_(self, self.tok_embeddings.weight, self.config.num_layers)
 
 
-def _norm(config: DecoderConfig) -> RMSNorm:
-    return RMSNorm(config.embed_dim, config.norm_eps, config.norm_offset)
+def _norm(config: DecoderConfig, eps: float | None = None, offset: float | None = None) -> RMSNorm:
+    return RMSNorm(
+        config.embed_dim,
+        config.norm_eps if eps is None else eps,
+        config.norm_offset if offset is None else offset,
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 from tune.modules.config import DecoderConfig
 
 Transform = Callable[[Tensor, DecoderConfig], Tensor]
+Rows = Callable[[DecoderConfig], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class WeightRule:
         to_theirs: the inverse of `to_ours`.
         num_experts: of a rule for one expert and a tensor that holds all, how many these are; else 0.
         in_turns: that tensor is [E, columns, rows], of several kinds of matrices a row of each in turn.
+        rows: of rules that share a tensor whose rows stand in another order: the places [rows] of this one's there, and
+            every rule has them; None: one parameter under the other.
     """
 
     ours: str
@@ -36,6 +39,7 @@ class WeightRule:
     to_theirs: Transform | None = None
     num_experts: int = 0
     in_turns: bool = False
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ _RECORDS = (
     "preview.txt",
 )
 _EVALUATIONS, _OF_AN_EVALUATION = "evaluations", ("scores.json", "answers.jsonl")
+_EVALUATED = ("model", "against", "data")
 _WEIGHTS = ".safetensors"
 _ADAPTER_TEXTS = ("adapter_config.json", "README.md")
 
@@ -141,7 +144,8 @@ class _Writing:
             if leaf.value not in ("", "null", "~")
             and (is_private(leaf, listed) if redact else is_secret_name(leaf.key))
         ]
-        texts = list(private_texts(leaves, gone, self.record, run)) if redact else []
+        paths = _evaluated(run) if redact else ()
+        texts = list(private_texts(leaves, gone, self.record, run, paths)) if redact else []
         texts = texts or [Private(leaf.value, leaf.key) for leaf in gone]
         keys = [leaf.key for leaf in gone]
         keys += [leaf.key.rpartition(".")[2] for leaf in gone if not is_telling(leaf)]
@@ -224,7 +228,10 @@ class _Writing:
                 if isinstance(holder, dict) and holder.get(name):
                     holder[name] = placeholder(name if name == "branch" else "host")
             if "tune_evaluation" in value:  # where from is said nowhere in the config
-                value |= {key: placeholder(key) for key in ("model", "against", "data") if value.get(key)}
+                value |= {key: placeholder(key) for key in _EVALUATED if value.get(key)}
+            elif "place" in value:  # of a row of such data
+                number = re.search(r":\d+$", str(value["place"]))
+                value["place"] = placeholder("data") + (number[0] if number else "")
         return json.dumps(value, indent=indent, ensure_ascii=False)
 
     def _copy_recipe(self) -> dict[str, Any]:
@@ -312,6 +319,18 @@ class _Writing:
             is_stock = path.parent.name == "recipe" and path.name in os.listdir(get_recipes_dir())
             if path.is_file() and not is_stock and self.redactor.finds(path.read_bytes()):
                 raise TuneError(f"{path.name} would still hold a private text; nothing was written")
+
+
+def _evaluated(run: Path) -> set[str]:
+    """Return what models and data a run's evaluations name."""
+    found = set()
+    for file in (run / _EVALUATIONS).glob("*/scores.json"):
+        with suppress(OSError, ValueError, RecursionError):
+            told = json.loads(file.read_text(encoding="utf-8")) if _is_plain(file) else None
+            found |= (
+                {str(told[key]) for key in _EVALUATED if told.get(key)} if isinstance(told, dict) else set()
+            )
+    return found
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import getpass
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -216,7 +216,11 @@ def is_private(leaf: Leaf, listed: Sequence[str] = ()) -> bool:
 
 
 def private_texts(
-    leaves: Sequence[Leaf], private: Sequence[Leaf], record: dict[str, Any], folder: Path
+    leaves: Sequence[Leaf],
+    private: Sequence[Leaf],
+    record: dict[str, Any],
+    folder: Path,
+    paths: Iterable[str] = (),
 ) -> Iterator[Private]:
     """Yield every text that goes: the private values of a config, of a path its other forms and parts, too; and what
     tells where the run took place, or where it is shared from.
@@ -226,11 +230,16 @@ def private_texts(
         private: those that go.
         record: the run's run.json.
         folder: of the run.
+        paths: of what the config does not name, such as the data of an evaluation.
     """
     used = {word for leaf in leaves if leaf not in private for word in _words(leaf.value)}
     keys = {word for leaf in leaves for word in _words(leaf.key)}
     used |= keys
     yield from _of_surroundings(record, folder, keys, used)
+    for path in paths:
+        is_path = "/" in path or os.sep in path or re.search(r"\.\w{1,8}$", path)
+        if is_path and not path.startswith(BUNDLED_PREFIX):
+            yield from _of_path(path, "path", used)
     for leaf in private:
         if not is_telling(leaf):
             continue  # beside its key alone

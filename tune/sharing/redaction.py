@@ -88,10 +88,11 @@ class Redactor:
 
     def redact(self, text: str) -> str:
         """Return `text` without what is private."""
-        for key, pattern in zip(self._keys, self._settings):
-            text = pattern.sub(lambda found, key=key: self._replace_setting(found, key), text)  # type: ignore[misc]
+        # Whole texts first: a setting on a command line seems to end at the first space of its value.
         if self._pattern is not None:
             text = self._pattern.sub(self._replace, text)
+        for key, pattern in zip(self._keys, self._settings):
+            text = pattern.sub(lambda found, key=key: self._replace_setting(found, key), text)  # type: ignore[misc]
         return text
 
     def redact_json(self, value: Any, name: str = "") -> Any:

@@ -82,6 +82,15 @@ def freeze(model: TransformerDecoder, quantize: bool = False) -> None:
         _quantize(model, _matrices_of_blocks(model))
 
 
+def quantize_frozen(model: TransformerDecoder) -> None:
+    """Plan the frozen matrices of the blocks in 4 bits, in place, of a model that has adapters and no memory."""
+    for path, module in model.layers.named_modules():
+        if isinstance(module, FrozenLinear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
+            module.quantize_base = True
+    matrices = _matrices_of_blocks(model)
+    _quantize(model, [path for path in matrices if not model.get_parameter(f"{path}.weight").requires_grad])
+
+
 def _matrices_of_blocks(model: TransformerDecoder) -> list[str]:
     return [
         f"layers.{path}"
@@ -94,7 +103,7 @@ def _quantize(model: TransformerDecoder, paths: Sequence[str]) -> None:
     for path in paths:
         linear = model.get_submodule(path)
         if isinstance(linear, nn.Linear | ExpertLinear) and path.rpartition(".")[2] not in _NEVER_QUANTIZED:
-            frozen = room_in_4_bits(linear)
+            frozen = _room_in_4_bits(linear)
             _take_over(linear, frozen)
             _replace(model, path, frozen)
 
@@ -332,7 +341,7 @@ def _adapted(
     return adapted
 
 
-def room_in_4_bits(linear: nn.Linear | ExpertLinear) -> FrozenLinear:
+def _room_in_4_bits(linear: nn.Linear | ExpertLinear) -> FrozenLinear:
     """Return a module for the same matrix, or matrices, frozen and in 4 bits, without memory; its bias is left out."""
     with torch.device("meta"):
         if isinstance(linear, ExpertLinear):

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from tune.errors import ConfigError
 
-# The second line: of layers that keep a state instead of attending; of those with a short convolution, the third, too.
-# The last: of layers with an input of their own, as files and peft name them.
+# The first line's last: of attention whose gate has a matrix of its own. The second line: of layers that keep a state
+# instead of attending; of those with a short convolution, the third, too. The last: of layers with an input of their
+# own, as files and peft name them.
 AttnModule = Literal[
-    "q_proj", "k_proj", "v_proj", "output_proj",
+    "q_proj", "k_proj", "v_proj", "output_proj", "gate_proj",
     "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj",
     "in_proj",
     "per_layer_input_gate", "per_layer_projection", "per_layer_model_projection",
@@ -59,10 +60,11 @@ class LoRAConfig:
         alpha: what the adapters add is multiplied by alpha / rank.
         dropout: probability that an input of an adapter is dropped, in training mode only; the frozen matrix sees
             all of them.
-        attn_modules: matrices of the attention that get adapters, in every layer that has them; those of layers that
-            keep a state instead have names of their own (in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj), and
-            so have those with a short convolution (in_proj, out_proj), and those with an input of their own
-            (per_layer_input_gate, per_layer_projection; per_layer_model_projection makes these inputs).
+        attn_modules: matrices of the attention that get adapters, in every layer that has them (gate_proj is that of a
+            gate of its own); those of layers that keep a state instead have names of their own (in_proj_qkv,
+            in_proj_z, in_proj_b, in_proj_a, out_proj), and so have those with a short convolution (in_proj, out_proj),
+            and those with an input of their own (per_layer_input_gate, per_layer_projection; per_layer_model_projection
+            makes these inputs).
         apply_to_mlp: the matrices of the feed-forward (w1, w2, w3) get them as well.
         apply_to_output: the output matrix gets one as well.
         use_dora: direction and magnitude of each row are trained apart.  # arXiv:2402.09353

@@ -9,16 +9,13 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import nn
 
 from tune.config.component import Component
 from tune.config.lookup import find_module
-from tune.modules import ExpertLinear, TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.loss.linear_cross_entropy import LossFromHidden
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
-from tune.modules.peft.apply import room_in_4_bits
-from tune.modules.peft.frozen import FrozenLinear
+from tune.modules.peft.apply import quantize_frozen
 from tune.modules.peft.nf4 import NF4Weight
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.prediction import PlannedRun, predict
@@ -138,35 +135,16 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[Advice]:
         yield Advice(setting, {"precision": half}, "; rounds weights to three digits")
     if adapter_parameters(run.model):
         if not any(isinstance(module, NF4Weight) for module in run.model.modules()):
-            remark = "; keeps the frozen matrices in 4 bits"
-            yield Advice("quantize_base=true", {"model": _in_4_bits(run.model)}, remark)
+            model = copy.deepcopy(run.model)
+            quantize_frozen(model)
+            yield Advice("quantize_base=true", {"model": model}, "; keeps the frozen matrices in 4 bits")
         return
     # Recipes with a second model train adapters by themselves.
     setting = "lora_rank=8" if run.frozen_model is not None else "tune run lora_finetune"
-    adapters = {"model": _with_adapters(run.model, False)}
-    yield Advice(setting, adapters, "; trains adapters alone")
-    adapters = {"model": _with_adapters(run.model, True)}
-    yield Advice(f"{setting} quantize_base=true", adapters, "; on a 4-bit base")
-
-
-def _with_adapters(model: TransformerDecoder, quantize_base: bool) -> TransformerDecoder:
-    model = copy.deepcopy(model)
-    apply_lora(model, LoRAConfig(quantize_base=quantize_base))
-    return model
-
-
-def _in_4_bits(model: TransformerDecoder) -> TransformerDecoder:
-    """Return a copy of a model with adapters whose frozen matrices are in 4 bits."""
-    model = copy.deepcopy(model)
-    for path, module in list(model.layers.named_modules()):
-        if isinstance(module, FrozenLinear):
-            module.quantize_base = True
-        elif (
-            isinstance(module, nn.Linear | ExpertLinear)
-            and not module.weight.requires_grad
-            and not path.endswith(".router")
-        ):
-            frozen = room_in_4_bits(module)
-            frozen.bias = getattr(module, "bias", None)
-            model.layers.set_submodule(path, frozen)
-    return model
+    for quantize, suffix, remark in (
+        (False, "", "; trains adapters alone"),
+        (True, " quantize_base=true", "; on a 4-bit base"),
+    ):
+        model = copy.deepcopy(run.model)
+        apply_lora(model, LoRAConfig(quantize_base=quantize))
+        yield Advice(setting + suffix, {"model": model}, remark)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from functools import lru_cache
 from math import prod
@@ -11,12 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import Optimizer
 
 from tune.config.component import Component
 from tune.training.memory.live_bytes import LiveBytes
 from tune.training.memory.measure import CANNOT_RUN, measured_device
-from tune.training.optimizer_in_backward import OptimizerInBackward
 from tune.training.optimizers import build_optimizer
 
 __all__ = ["OptimizerSizes"]
@@ -50,21 +47,19 @@ class OptimizerSizes:
     """What an optimizer keeps.
 
     Args:
-        optimizer: built already, or its class and arguments.
+        optimizer: its class and arguments.
         device_type: where it steps.
     """
 
-    def __init__(self, optimizer: Optimizer | Component, device_type: str) -> None:
-        self._optimizer = optimizer.parts[0] if isinstance(optimizer, OptimizerInBackward) else optimizer
+    def __init__(self, optimizer: Component, device_type: str) -> None:
+        self._optimizer = optimizer
         self._device = measured_device(device_type)
-        if isinstance(self._optimizer, Component):
-            self.name, made_of = self._optimizer.path.rpartition(".")[2], repr(self._optimizer)
-        else:
-            self.name, made_of = (
-                type(self._optimizer).__name__,
-                repr((type(self._optimizer), self._optimizer.defaults)),
-            )
-        self._known = _known_of(made_of, self._device)
+        self._known = _known_of(repr(optimizer), self._device)
+
+    @property
+    def name(self) -> str:
+        """What its class is called."""
+        return self._optimizer.path.rpartition(".")[2]
 
     def step_of(self, trained: Iterable[Tensor]) -> tuple[float, float]:
         """Return the bytes that are kept for all weights, and those that come and go in their step."""
@@ -87,7 +82,7 @@ class OptimizerSizes:
             with FakeTensorMode(allow_non_fake_inputs=True):
                 weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=self._device))
                 weight.grad = torch.empty_like(weight)
-                optimizer = self._build(weight)
+                optimizer = build_optimizer(self._optimizer, [weight])
                 group = optimizer.param_groups[0]
                 if self._device == "cuda" and not group.get("fused") and group.get("foreach", False) is None:
                     group["foreach"] = True  # as torch chooses there, for tensors that have memory
@@ -100,14 +95,6 @@ class OptimizerSizes:
         tensors = (value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
         kept = sum(tensor.nbytes for tensor in tensors if tensor.dim())  # counts of steps are scalars
         return StateBytes(kept, live.peak - live.now, bool(group.get("foreach")))
-
-    def _build(self, weight: nn.Parameter) -> Optimizer:
-        if isinstance(self._optimizer, Component):
-            return build_optimizer(self._optimizer, [weight])
-        kind = type(self._optimizer)
-        known = inspect.signature(kind).parameters
-        settings = {name: value for name, value in self._optimizer.defaults.items() if name in known}
-        return kind([weight], **settings)
 
     def __str__(self) -> str:
         shape = (4096, 4096)

@@ -7,13 +7,12 @@ buffers. *In the backward pass* activations go as gradients come. *At the optimi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from tune.config.component import Component
 from tune.modules import TransformerDecoder
@@ -40,7 +39,7 @@ class PlannedRun:
         model: with memory, or on the meta device; with the adapters and the 4-bit base it will have.
         loss_fn: the loss.
         precision: of weights and of products; adapters are fp32.
-        optimizer: built already, or its class and arguments.
+        optimizer: its class and arguments.
         batch_size: rows of a micro-batch.
         shard_dim: ranks that the weights are cut over.
         accumulates: a step has several micro-batches.
@@ -63,7 +62,7 @@ class PlannedRun:
     loss_fn: nn.Module
     precision: Precision
     _: KW_ONLY
-    optimizer: Optimizer | Component
+    optimizer: Component
     batch_size: int
     shard_dim: int = 1
     accumulates: bool = False
@@ -87,7 +86,7 @@ class PlannedRun:
     @property
     def share(self) -> float:
         """Which part of a weight's bytes is on the device."""
-        return _share(self.shard_dim, self.cpu_offload)
+        return 0.0 if self.cpu_offload and self.shard_dim > 1 else 1.0 / self.shard_dim
 
 
 @dataclass
@@ -169,16 +168,14 @@ def predict(run: PlannedRun) -> Prediction:
     )
     optimizer = OptimizerSizes(run.optimizer, precision.device_type)
     kept, working = optimizer.step_of(weight for weight in model.parameters() if weight.requires_grad)
-    in_forward, in_backward = (
-        max(part(run, step, weights), key=lambda moment: sum(moment.values()))
-        for part in (_forward, _backward)
-    )
+    in_forward = max(_forward(run, step, weights), key=lambda moment: sum(moment.values()))
+    in_backward = max(_backward(run, step, weights), key=lambda moment: sum(moment.values()))
     at_step = {"gradients": weights.trained * run.share, "work in progress": working * run.share}
     moments = (in_forward, in_backward, {} if run.optimizer_in_backward else at_step)
 
     frozen = run.frozen_model
     beside = WeightSizes(blocks=[0.0]) if frozen is None else weigh(_without_memory(frozen, None))
-    beside_share = _share(run.frozen_shard_dim, run.cpu_offload)
+    beside_share = replace(run, shard_dim=run.frozen_shard_dim).share
     beside_gathered = beside.gathered(run.frozen_shard_dim)  # its root stays, and is small beside two blocks
     gathered = weights.gathered(run.shard_dim) + beside_gathered
     parts: dict[str, tuple[float, ...]] = {
@@ -251,10 +248,10 @@ def _kept(run: PlannedRun, step: StepBytes) -> list[float]:
 def _forward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
     """Yield what stands before the first block, and when the forward pass ends."""
     kept = _kept(run, step)
-    standing = weights.trained * run.share * run.accumulates
-    yield {"gradients": standing, "work in progress": step.at_start}
+    gradients = weights.trained * run.share * run.accumulates
+    yield {"gradients": gradients, "work in progress": step.at_start}
     yield {
-        "gradients": standing,
+        "gradients": gradients,
         # Of what waits on the host, one block's is on its way there.
         "activations": step.trunk + (max(kept) if run.activation_offloading else sum(kept)),
         "weights cast by autocast": sum(block.casts for block in step.blocks),
@@ -276,19 +273,19 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
     largest = max(weights.largest_quantized, weights.largest_trained * is_cast)
     in_operator = max(largest * compute_dtype.itemsize, _in_delta_rule(run))
 
-    def moment(activations: float, casts: float, working: float) -> _Moment:
-        return dict(zip(_PARTS, (gradients, activations, casts, 0.0, working)))
+    def moment(activations: float, casts: float, loss: float, working: float) -> _Moment:
+        return dict(zip(_PARTS, (gradients, activations, casts, loss, working)))
 
-    yield moment(sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk)
+    yield moment(sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk, 0.0)
     gradients += step.head_gradients * grows
     own_inputs = 0  # their gradients
     for i, block in reversed(list(enumerate(step.blocks))):
         working = max(block.in_backward - block.kept - block.casts - step.trunk, 0) + in_operator
         activations = sum(held[:i]) + block.kept + step.trunk + (own_inputs if i else 0)
-        yield moment(activations, sum(casts[:i]) + block.casts, working)
+        yield moment(activations, sum(casts[:i]) + block.casts, 0.0, working)
         gradients += weights.block_gradients[i] * grows
         own_inputs += block.own_input
-    yield moment(step.trunk, 0.0, step.at_end - step.trunk)
+    yield moment(step.trunk, 0.0, 0.0, step.at_end - step.trunk)
 
 
 def _in_delta_rule(run: PlannedRun) -> int:
@@ -298,10 +295,6 @@ def _in_delta_rule(run: PlannedRun) -> int:
         return 0
     sizes = (delta.num_value_heads, delta.key_head_dim, delta.value_head_dim)
     return working_bytes(run.batch_size, run.seq_len, *sizes)
-
-
-def _share(shard_dim: int, cpu_offload: bool) -> float:
-    return 0.0 if cpu_offload and shard_dim > 1 else 1.0 / shard_dim
 
 
 def _gathered_gradients(run: PlannedRun, weights: WeightSizes, step: StepBytes) -> float:
