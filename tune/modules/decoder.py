@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from tune.errors import GenerationError
 from tune.modules.attention import KeysValues, SelfAttention
+from tune.modules.call import Call
 from tune.modules.config import DecoderConfig
-from tune.modules.delta_rule import has_fla
-from tune.modules.document_mask import AttentionMask, DocumentRuns, check_mask, document_runs, layer_masks
+from tune.modules.document_mask import AttentionMask, DocumentRuns
 from tune.modules.family import Family
 from tune.modules.feed_forward import FeedForward
 from tune.modules.gated_delta import GatedDeltaNet
@@ -217,32 +217,16 @@ class TransformerDecoder(nn.Module):
         num_tokens: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states [b, s, d] that `unembed` turns into logits; arguments as in `forward`."""
-        cache, given_mask = self._cache, mask
-        text_len = documents = None  # known to the positions alone
-        if cache is not None:
-            input_pos, causal = cache.place(tokens, input_pos, num_tokens)
-            num_keys = cache.end
-            slots = input_pos
-            mask = given_mask = None if mask is None else mask[..., :num_keys]
-            mask = causal if mask is None else mask
-            earlier, text_len = cache.num_filled, max(cache.num_filled, cache.end)
-            if cache.tokens is not None:
-                cache.keep_tokens(tokens, input_pos)
-                if any(rope is not None and rope.crosses(earlier, text_len) for rope in self._ropes):
-                    return self._read_anew(cache, text_len, input_pos, is_masked=given_mask is not None)
-        else:
-            num_keys = tokens.shape[1]
-            slots = torch.arange(num_keys, device=tokens.device).expand(tokens.shape)  # [b, s]
-            if input_pos is None:
-                input_pos, text_len = slots[:1], num_keys
-            else:
-                documents = input_pos.expand(tokens.shape)  # [b, s]
-        if mask is not None:
-            check_mask(mask, tokens.shape[1], num_keys)
-        rope: tuple[Tensor, ...] = self.rope(input_pos, text_len)
-        local_rope = rope if self.local_rope is None else self.local_rope(input_pos, text_len)
+        cache = self._cache
+        call = Call.begin(cache, tokens, mask, input_pos, num_tokens)
+        if cache is not None and cache.tokens is not None:
+            cache.keep_tokens(tokens, call.positions)
+            if call.outgrows(self._ropes):
+                return self._read_anew(cache, call)
+        rope: tuple[Tensor, ...] = self.rope(call.positions, call.text_len)
+        local_rope = rope if self.local_rope is None else self.local_rope(call.positions, call.text_len)
         if self.config.query_scaling is not None:
-            growth = self.config.query_scaling.factors(input_pos)
+            growth = self.config.query_scaling.factors(call.positions)
             rope, local_rope = (*rope, growth), (*local_rope, growth)
         x = self.tok_embeddings(tokens)  # [b, s, d]
         if self.config.embed_norm:
@@ -252,17 +236,10 @@ class TransformerDecoder(nn.Module):
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device="cpu").item()
         given = None if self.per_layer_input is None else self.per_layer_input(tokens, x)
         lent: dict[Any, KeysValues] = {}  # by whether the layers have a window
-        full_mask, sliding_mask = layer_masks(
-            self.config,
-            mask,
-            documents,
-            slots,
-            num_keys,
-            has_cache=cache is not None,
-            has_dropout=self.training and self.config.attn_dropout > 0,
-            dtype=compute_dtype(x),
+        full_mask, sliding_mask = call.attention_masks(
+            self.config, compute_dtype(x), has_dropout=self.training and self.config.attn_dropout > 0
         )
-        runs = self._document_runs(tokens, given_mask, documents) if self.config.state_layers else None
+        runs = call.document_runs() if self.config.state_layers else None
         for index, layer in enumerate(self.layers):
             turned = local_rope if layer.is_sliding else rope
             result = layer(
@@ -282,33 +259,23 @@ class TransformerDecoder(nn.Module):
         out: Tensor = self.norm(x)
         return out if self.config.logit_divisor == 1.0 else out / self.config.logit_divisor
 
-    def _read_anew(self, cache: KVCache, text_len: int, input_pos: Tensor, *, is_masked: bool) -> Tensor:
+    def _read_anew(self, cache: KVCache, call: Call) -> Tensor:
         """Return the hidden states [b, s, d] of a call that brings a text to where other frequencies hold.
 
         What the caches hold was turned by the old ones: the whole text is read once more.
         """
-        if is_masked:
-            raise GenerationError(
-                f"with these tokens the text has {text_len} positions, where other rotary frequencies hold for all of "
-                "it, and masks of earlier calls are not kept: give the whole text in one call after reset_caches()"
-            )
         assert cache.tokens is not None
-        num_tokens = None if cache.rows is None else cache.rows.ends_after(input_pos.shape[1])
+        num_tokens = None if cache.rows is None else cache.rows.ends_after(call.positions.shape[1])
         cache.reset()
-        whole = self.hidden(cache.tokens[:, :text_len].clone(), num_tokens=num_tokens)  # [b, text_len, d]
-        wanted = input_pos.expand(cache.batch_size, -1).long()  # [b, s]
+        whole = self.hidden(
+            cache.tokens[:, : call.text_len].clone(), num_tokens=num_tokens
+        )  # [b, text_len, d]
+        wanted = call.positions.expand(cache.batch_size, -1).long()  # [b, s]
         return whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
 
     @property
     def _ropes(self) -> tuple[RotaryEmbedding | None, RotaryEmbedding | None]:
         return self.rope, self.local_rope
-
-    def _document_runs(
-        self, tokens: Tensor, mask: Tensor | None, documents: Tensor | None
-    ) -> DocumentRuns | None:
-        rows = None if self._cache is None else self._cache.rows
-        firsts = None if rows is None else rows.firsts[:, None].expand(tokens.shape)
-        return document_runs(mask, documents, firsts, wants_ends=tokens.is_cuda and has_fla())
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits [..., v] for hidden states [..., d]; of a reward model scores [..., 1] in fp32."""
