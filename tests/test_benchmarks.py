@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks import checkpoints, data, data_cache, full_finetune, generate, lora, nf4, setting
+from tests import warm_python
+
+
+@pytest.fixture(autouse=True)
+def contestants_are_forked() -> Iterator[None]:
+    with warm_python.all_starts():
+        yield
 
 
 def test_generate_compares_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

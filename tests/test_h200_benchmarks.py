@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.h200 import parts, train
 from benchmarks.h200.contestant import WARM_UP_STEPS, run
+from tests import warm_python
 
 TOY = {"size": "tiny", "batch_size": 2, "seq_len": 32, "steps": 2, "compile": False, "device": "cpu"}
 CONTESTANTS = [(plan, name) for plan, contestants in train.PLANS.items() for name in contestants]
@@ -37,7 +38,10 @@ def test_other_work_gives_no_figures(compiler_settings) -> None:
         train.summarize([{**figures, "losses": [3.0]}], 1e12, None)
 
 
-def test_contestants_run_in_processes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_contestants_run_in_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(train.subprocess, "run", warm_python.run)
     output = tmp_path / "figures.json"
     words = ["adapters", "--device", "cpu", "--toy", "--rounds", "1", "--output", str(output)]
     assert train.main([*words, "--only", "QLoRA"]) == 0

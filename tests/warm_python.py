@@ -10,6 +10,7 @@ Only the start is another: tests of imports, of hash seeds and of the start itse
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import gc
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,9 +49,10 @@ PRELOADED = (
 )
 READ_AT_START = (
     *("PYTHON", "TRITON_", "TORCH_LOGS", "TORCHDYNAMO_"),
-    *("HF_", "LD_", "MALLOC_", "LANG", "LC_"),
+    *("LD_", "MALLOC_", "LANG", "LC_"),
 )
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+ENVIRONMENT = dict(os.environ)  # before any test changes it
 LARGEST = 1 << 17  # bytes of a request
 SIGNALS = {signum for signum in signal.valid_signals() if signum not in (signal.SIGKILL, signal.SIGSTOP)}
 
@@ -76,7 +79,7 @@ class Warmed:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.lock = connection, threading.Lock()
-        self.owner, self.settings = os.getpid(), read_at_start(os.environ)
+        self.owner, self.settings = os.getpid(), read_at_start(ENVIRONMENT)
 
     def fork(self, request: dict[str, Any], streams: list[int]) -> int:
         """Return the pid of a new child that does what was asked."""
@@ -153,9 +156,20 @@ def warmed_here() -> Warmed | None:
     command = [sys.executable, __file__, str(theirs.fileno())]
     # Its own libraries start no threads: they would be missing in what it forks.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.Popen(command, env={**os.environ, **threads}, pass_fds=(theirs.fileno(),), cwd=ROOT)
+    subprocess.Popen(command, env={**ENVIRONMENT, **threads}, pass_fds=(theirs.fileno(),), cwd=ROOT)
     theirs.close()
     return Warmed(ours)
+
+
+@contextlib.contextmanager
+def all_starts() -> Iterator[None]:
+    """In here, fork also what others start by subprocess."""
+    import pytest  # not in what is forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "warmed", warmed_here(), raising=False)
+        patch.setattr(subprocess.Popen, "_execute_child", WarmPopen._execute_child)
+        yield
 
 
 def Popen(args: list[Any], **options: Any) -> subprocess.Popen[Any]:

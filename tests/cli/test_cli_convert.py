@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import tune.models
+from tests import warm_python
 from tune.checkpoints import open_weights, save_model
 from tune.models.llama2 import llama2
 
@@ -123,7 +124,7 @@ def test_control_c_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
         "meta",
     ]
     primary, replica = pty.openpty()  # as a person sees it: with a bar
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=replica)
+    process = warm_python.Popen(command, stdout=subprocess.PIPE, stderr=replica)
     os.close(replica)
     deadline = time.monotonic() + 600
     while not (tmp_path / "out" / ".converting").is_dir() and time.monotonic() < deadline:

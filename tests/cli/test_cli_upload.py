@@ -17,6 +17,7 @@ import yaml
 from hub_server import HubServer
 from huggingface_hub import constants
 
+from tests import warm_python
 from tune.training.saving.saved_steps import link_steps, write_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -336,7 +337,7 @@ def test_ctrl_c_leaves_the_repository_as_it_was(ann: HubServer, tmp_path: Path) 
     make_run(tmp_path / "out")
     ann.fail("/lfs/", "status", times=99, status=503, method="PUT", headers={"Retry-After": "60"})
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         [sys.executable, "-m", "tune", "upload", "out", "ann/parrot"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -363,7 +364,7 @@ def test_a_real_run_end_to_end(hub: HubServer, tmp_path: Path) -> None:
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tune", *words]
-        outcome = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        outcome = warm_python.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert outcome.returncode == 0, outcome.stderr
         assert TOKEN not in outcome.stdout + outcome.stderr
         return outcome
