@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError, TrainingError
 from tune.modules.kernels import has_triton
+from tune.modules.products import multiply
 
 # Rows of logits in one piece, at least and at most. On a CPU a piece should stay in cache and a smaller one wastes the
 # matrix product; an accelerator needs thousands of rows to be busy, and writes the gradient of the matrix for each.
@@ -293,7 +294,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + num_rows)
             piece = hidden[rows[part]].to(dtype)  # [r, d]
             num = piece.shape[0]
-            logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
+            logits = multiply(piece, matrix.t(), room=all_logits[:num])  # [r, v]
             factors = None if target_weights is None else target_weights[part]
             asked = (logits, targets[part], factors, softcap, needs_grad)
             if uses_kernel:
@@ -304,9 +305,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 losses = cross_entropy_(*asked, None if room is None else room[:num])
             total += losses.sum()
             if grad_hidden is not None:
-                grad_hidden[rows[part]] = torch.mm(logits, matrix).to(grad_hidden.dtype)
+                grad_hidden[rows[part]] = multiply(logits, matrix).to(grad_hidden.dtype)
             if grad_weight is not None:
                 add_product_(grad_weight, logits, piece, is_first=start == 0)
+            del logits, asked  # before the next ones, which may not be in the same room
         ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
