@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError, TrainingError
 from tune.modules.kernels import has_triton
+from tune.modules.loss.target_rows import target_rows
 from tune.modules.products import multiply
 
 # Rows of logits in one piece, at least and at most. On a CPU a piece should stay in cache and a smaller one wastes the
@@ -70,6 +71,7 @@ class LinearCrossEntropyLoss(LossFromHidden):
         labels: Tensor,
         softcap: float | None = None,
         weights: Tensor | None = None,
+        num_targets: int | None = None,
     ) -> Tensor:
         """Return the summed loss, an fp32 scalar; 0 with zero gradients where no position has a target.
 
@@ -79,6 +81,7 @@ class LinearCrossEntropyLoss(LossFromHidden):
             labels: [b, s], shifted: position i holds the token that should follow it.
             softcap: bound that a tanh keeps the logits within; None: they are as they are.
             weights: what the loss of each target is multiplied by, [b, s], shifted as the labels; None: 1.
+            num_targets: see `target_rows`.
 
         Raises:
             TrainingError: shapes do not fit, or (on a CPU) a label lies outside the vocabulary.
@@ -93,7 +96,7 @@ class LinearCrossEntropyLoss(LossFromHidden):
                 f"{list(weight.shape)} do not fit: expected [b, s, d], [b, s] and [v, d]"
             )
         flat = hidden.reshape(-1, hidden.shape[-1])  # [b * s, d]
-        rows = (labels.reshape(-1) != self.ignore_index).nonzero().squeeze(1)  # [t]
+        rows = target_rows(labels.reshape(-1), num_targets, self.ignore_index)  # [t]
         targets = labels.reshape(-1)[rows]  # [t]
         target_weights = None if weights is None else weights.reshape(-1)[rows].float()  # [t]
         self.check_targets(targets, weight.shape[0])
