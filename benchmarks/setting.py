@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tune.modules.products import multiply
 from tune.training import clip_gradients
 from tune.training.throughput import measure_matmul_rate
 
@@ -159,7 +160,7 @@ def measure_limit(arguments: argparse.Namespace) -> float:
         return measure_matmul_rate(torch.device(arguments.device), DTYPES[arguments.dtype], seconds=0.5)
     n = 1024
     left, right = torch.randn(2, n, n).to(DTYPES[arguments.dtype])
-    products = [timed(lambda: torch.mm(left, right), "cpu", time.process_time) for _ in range(20)]
+    products = [timed(lambda: multiply(left, right), "cpu", time.process_time) for _ in range(20)]
     return float(2 * n**3 / min(products))
 
 

@@ -241,11 +241,11 @@ class DistillRecipe:
         tokens, labels = batch["tokens"], shift_labels(batch["labels"])  # [b, s]
         weights, share = shift_weights(batch.get("weights")), self.params.kd_share()  # [b, s]
         places = {"mask": batch.get("mask"), "input_pos": batch.get("input_pos")}
-        taught = self.teacher.head(tokens, **places)
+        taught, asked = self.teacher.head(tokens, **places), (labels, weights, num_targets)
         hidden = self.model.hidden(tokens, **places)  # [b, s, d]
-        kd_loss = self.kd_loss.sum_from_hidden(Head.of(self.model, hidden), taught, labels, weights)
+        kd_loss = self.kd_loss.sum_from_hidden(Head.of(self.model, hidden), taught, *asked)
         with torch.set_grad_enabled(torch.is_grad_enabled() and share < 1.0):  # else only looked at
-            ce_loss = loss_from_hidden(self.loss_fn, self.model, hidden, labels, weights)
+            ce_loss = loss_from_hidden(self.loss_fn, self.model, hidden, *asked)
         self.parts.add(kd_loss=(kd_loss, num_targets), ce_loss=(ce_loss, num_targets))
         return share * kd_loss + (1.0 - share) * ce_loss, num_targets
 

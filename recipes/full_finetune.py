@@ -239,8 +239,8 @@ class FullFinetuneRecipe:
         num_targets = training.count_targets(batch["labels"])  # on the host, where nobody waits for it
         batch = training.to_device(batch, self.device)
         tokens, labels = batch["tokens"], shift_labels(batch["labels"])  # [b, s]
-        weights, mask = shift_weights(batch.get("weights")), batch.get("mask")  # [b, s], [b, s, s]
-        total = loss_sum(self.loss_fn, self.model, tokens, labels, mask, batch.get("input_pos"), weights)
+        weights, places = shift_weights(batch.get("weights")), (batch.get("mask"), batch.get("input_pos"))
+        total = loss_sum(self.loss_fn, self.model, tokens, labels, *places, weights, num_targets)
         return total, num_targets
 
     def validate(self) -> dict[str, float]:

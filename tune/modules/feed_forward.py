@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tune.modules.activation import activate
+from tune.modules.activation import activate_times
 from tune.modules.linear import Linear
 from tune.modules.peft.together import linear_together
 
@@ -37,5 +37,5 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]."""
         gate, up = linear_together(x, self.w1, self.w3)
-        out: Tensor = self.w2(activate(gate, self.activation) * up)
+        out: Tensor = self.w2(activate_times(gate, up, self.activation))
         return out

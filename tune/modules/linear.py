@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tune.modules.cast_matmul import cast_matmul
 from tune.modules.peft.frozen import compute_dtype, is_autocast
+from tune.modules.products import linear
 
 
 class Linear(nn.Linear):
@@ -22,8 +23,10 @@ class Linear(nn.Linear):
         """Return [..., o] for [..., i], to the bit what `nn.Linear` returns."""
         dtype = compute_dtype(input)
         is_cast = dtype != input.dtype or dtype != self.weight.dtype
+        if not is_cast:
+            return linear(input, self.weight, self.bias)
         # Without gradients autocast makes one copy for all calls; without autocast torch says what is wrong.
-        if not is_cast or not torch.is_grad_enabled() or not is_autocast(input):
+        if not torch.is_grad_enabled() or not is_autocast(input):
             return super().forward(input)
         out: Tensor = cast_matmul(input.to(dtype), self.weight, self.bias, True)
         return out

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 LENGTHS = "document_lengths"
+NUM_TARGETS = "num_targets"
 
 T = TypeVar("T")
 
@@ -145,5 +146,13 @@ def group_micro_batches(batches: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return the batch on `device`, without waiting for the copy where memory is pinned."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """Return the batch on `device`, without waiting for the copy where memory is pinned.
+
+    Where its `labels` [b, s] come from the host, it has the number of targets of each row beside them, `num_targets`
+    [b], and that stays on the host.
+    """
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    labels = batch.get("labels")
+    if labels is not None and labels.device.type == "cpu" and labels.dim() == 2:
+        moved[NUM_TARGETS] = (labels[:, 1:] != -100).sum(1)
+    return moved

@@ -12,6 +12,7 @@ import torch
 
 from tune.modules import TransformerDecoder, flops_per_token
 from tune.modules.peft import adapter_parameters
+from tune.modules.products import multiply
 from tune.training.batches import TokenCounts
 from tune.training.precision import Precision
 
@@ -174,7 +175,7 @@ def _known_rate(device: torch.device, dtype: torch.dtype) -> float:
 def _time_matmul(left: torch.Tensor, right: torch.Tensor) -> float:
     if left.device.type != "cuda":
         start = time.perf_counter()
-        torch.mm(left, right)
+        multiply(left, right)
         return time.perf_counter() - start
     begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ def answer_log_probs(
     input_pos: Tensor | None = None,
     *,
     reads_text: bool = False,
+    num_targets: int | None = None,
 ) -> AnswerLogProbs:
     """Return the log-probabilities of the answers in a batch, each summed over its target tokens.
 
@@ -35,11 +36,13 @@ def answer_log_probs(
         num_answers: of the batch. Where each row holds one answer, and no `input_pos` is given, they are the rows.
         input_pos: positions, which begin anew with each answer, where rows hold several. [b, s]
         reads_text: also give the mean over prompt and answer, of the first half of the answers.
+        num_targets: how many targets there are, where the host knows; None: the device is waited for.
     """
     of_answers = targets != _NO_TARGET  # [b, s]
     if reads_text:
         targets = torch.where(answers < num_answers // 2, _next_tokens(tokens, answers), targets)
-    logps = target_log_probs(model, model.hidden(tokens, input_pos=input_pos), targets)  # [b, s]
+        num_targets = None  # and these are others
+    logps = target_log_probs(model, model.hidden(tokens, input_pos=input_pos), targets, num_targets)  # [b, s]
 
     def total(values: Tensor) -> Tensor:
         if input_pos is None:

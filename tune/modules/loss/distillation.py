@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tune.errors import ConfigError, TrainingError
 from tune.modules.loss.linear_cross_entropy import compute_loss_dtype
+from tune.modules.loss.target_rows import target_rows
 from tune.modules.loss.two_heads import Head, PiecewiseSum
 
 # Rows of logits in one piece, at least and at most. Both models' stand at once, in fp32, and what is made of them: an
@@ -92,7 +93,12 @@ class DistillationLoss(nn.Module, ABC):
         return total / (labels != self.ignore_index).sum().clamp(min=1) if normalize else total
 
     def sum_from_hidden(
-        self, student: Head, teacher: Head, labels: Tensor, weights: Tensor | None = None
+        self,
+        student: Head,
+        teacher: Head,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        num_targets: int | None = None,
     ) -> Tensor:
         """Return the sum over targets, an fp32 scalar with gradients for the student alone; 0 where there are none.
 
@@ -104,6 +110,7 @@ class DistillationLoss(nn.Module, ABC):
             teacher: of the same tokens, whatever its width.
             labels: shifted [b, s]: position i holds the token that should follow it.
             weights: what the divergence at each target is multiplied by [b, s], shifted as the labels; None: 1.
+            num_targets: see `target_rows`.
 
         Raises:
             TrainingError: shapes do not fit.
@@ -116,7 +123,7 @@ class DistillationLoss(nn.Module, ABC):
                 f"hidden states and output matrices of student {shapes[0]}, {shapes[1]} and teacher {shapes[2]}, "
                 f"{shapes[3]} do not fit labels {list(labels.shape)}: expected [b, s, d], [v, d] and [b, s]"
             )
-        rows = (labels.reshape(-1) != self.ignore_index).nonzero().squeeze(1)  # [t]
+        rows = target_rows(labels.reshape(-1), num_targets, self.ignore_index)  # [t]
         factors = None if weights is None else weights.reshape(-1)[rows].float()  # [t]
         flat, flat_teacher = (head.hidden.flatten(0, -2) for head in (student, teacher))  # [b * s, d]
         dtypes = compute_loss_dtype(flat, student.weight), compute_loss_dtype(flat_teacher, teacher.weight)

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tune.errors import ConfigError, TrainingError
 from tune.modules.kernels import has_triton
+from tune.modules.loss.target_rows import target_rows
+from tune.modules.products import multiply
 
 # Rows of logits in one piece, at least and at most. On a CPU a piece should stay in cache and a smaller one wastes the
 # matrix product; an accelerator needs thousands of rows to be busy, and writes the gradient of the matrix for each.
@@ -69,6 +71,7 @@ class LinearCrossEntropyLoss(LossFromHidden):
         labels: Tensor,
         softcap: float | None = None,
         weights: Tensor | None = None,
+        num_targets: int | None = None,
     ) -> Tensor:
         """Return the summed loss, an fp32 scalar; 0 with zero gradients where no position has a target.
 
@@ -78,6 +81,7 @@ class LinearCrossEntropyLoss(LossFromHidden):
             labels: [b, s], shifted: position i holds the token that should follow it.
             softcap: bound that a tanh keeps the logits within; None: they are as they are.
             weights: what the loss of each target is multiplied by, [b, s], shifted as the labels; None: 1.
+            num_targets: see `target_rows`.
 
         Raises:
             TrainingError: shapes do not fit, or (on a CPU) a label lies outside the vocabulary.
@@ -92,7 +96,7 @@ class LinearCrossEntropyLoss(LossFromHidden):
                 f"{list(weight.shape)} do not fit: expected [b, s, d], [b, s] and [v, d]"
             )
         flat = hidden.reshape(-1, hidden.shape[-1])  # [b * s, d]
-        rows = (labels.reshape(-1) != self.ignore_index).nonzero().squeeze(1)  # [t]
+        rows = target_rows(labels.reshape(-1), num_targets, self.ignore_index)  # [t]
         targets = labels.reshape(-1)[rows]  # [t]
         target_weights = None if weights is None else weights.reshape(-1)[rows].float()  # [t]
         self.check_targets(targets, weight.shape[0])
@@ -293,7 +297,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + num_rows)
             piece = hidden[rows[part]].to(dtype)  # [r, d]
             num = piece.shape[0]
-            logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
+            logits = multiply(piece, matrix.t(), room=all_logits[:num])  # [r, v]
             factors = None if target_weights is None else target_weights[part]
             asked = (logits, targets[part], factors, softcap, needs_grad)
             if uses_kernel:
@@ -304,9 +308,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 losses = cross_entropy_(*asked, None if room is None else room[:num])
             total += losses.sum()
             if grad_hidden is not None:
-                grad_hidden[rows[part]] = torch.mm(logits, matrix).to(grad_hidden.dtype)
+                grad_hidden[rows[part]] = multiply(logits, matrix).to(grad_hidden.dtype)
             if grad_weight is not None:
                 add_product_(grad_weight, logits, piece, is_first=start == 0)
+            del logits, asked  # before the next ones, which may not be in the same room
         ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 

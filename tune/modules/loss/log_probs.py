@@ -18,25 +18,29 @@ from tune.modules.loss.linear_cross_entropy import (
     cross_entropy_,
     has_kernel,
 )
+from tune.modules.loss.target_rows import target_rows
 
 # Says how many targets' logits may stand at once, for this and for the cross-entropy alike.
 _PIECES = LinearCrossEntropyLoss()
 
 
-def target_log_probs(model: TransformerDecoder, hidden: Tensor, labels: Tensor) -> Tensor:
+def target_log_probs(
+    model: TransformerDecoder, hidden: Tensor, labels: Tensor, num_targets: int | None = None
+) -> Tensor:
     """Return log p of each target, fp32 [b, s]; 0 where there is none. Logits never stand whole.
 
     Args:
         model: has the output matrix.
         hidden: as its `hidden` gives them. [b, s, d]
         labels: shifted: position i holds the token that should follow it, -100 for none. [b, s]
+        num_targets: see `target_rows`.
 
     Raises:
         TrainingError: a label lies outside the vocabulary (on a CPU).
     """
     weight, softcap = model.output_weight, model.config.final_softcap
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)  # [b * s, d], [b * s]
-    rows = (wanted != _PIECES.ignore_index).nonzero().squeeze(1)  # [t]
+    rows = target_rows(wanted, num_targets)  # [t]
     targets = wanted[rows]  # [t]
     _PIECES.check_targets(targets, weight.shape[0])
     num_rows = _PIECES.rows_per_piece(rows.shape[0], flat.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ def loss_sum(
     mask: Tensor | None = None,
     input_pos: Tensor | None = None,
     weights: Tensor | None = None,
+    num_targets: int | None = None,
 ) -> Tensor:
     """Return the loss summed over the target tokens, an fp32 scalar.
 
@@ -33,12 +35,14 @@ def loss_sum(
         input_pos: as in `TransformerDecoder.forward`.
         weights: what the loss of each target is multiplied by [b, s], shifted as the labels; None: 1. A loss other
             than those of this package and torch's gets them as an argument `weights`.
+        num_targets: how many labels are not -100, where the host knows; a loss that would otherwise wait for the device
+            to count them gets it as an argument `num_targets`.
 
     Raises:
         ConfigError: there are weights, and the loss takes none.
     """
     hidden = model.hidden(tokens, mask=mask, input_pos=input_pos)  # [b, s, d]
-    return loss_from_hidden(loss_fn, model, hidden, labels, weights)
+    return loss_from_hidden(loss_fn, model, hidden, labels, weights, num_targets)
 
 
 def loss_from_hidden(
@@ -47,6 +51,7 @@ def loss_from_hidden(
     hidden: Tensor,
     labels: Tensor,
     weights: Tensor | None = None,
+    num_targets: int | None = None,
 ) -> Tensor:
     """Return what `loss_sum` does, from hidden states [b, s, d] that the model gave; for a second loss on the same.
 
@@ -55,8 +60,10 @@ def loss_from_hidden(
     """
     if weights is not None:
         require_weights(loss_fn)
-    asked = {} if weights is None else {"weights": weights}
+    asked: dict[str, Any] = {} if weights is None else {"weights": weights}
     if isinstance(loss_fn, LossFromHidden):
+        if _takes(loss_fn, "num_targets"):
+            asked["num_targets"] = num_targets
         loss: Tensor = loss_fn(hidden, model.output_weight, labels, model.config.final_softcap, **asked)
         return loss
     logits, labels = model.unembed(hidden).flatten(0, 1).float(), labels.flatten()  # [b * s, v], [b * s]
@@ -83,12 +90,16 @@ def require_weights(loss_fn: nn.Module) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if not _is_torch_s(loss_fn) and "weights" not in inspect.signature(loss_fn.forward).parameters:
+    if not _is_torch_s(loss_fn) and not _takes(loss_fn, "weights"):
         raise ConfigError(
             f"the data gives tokens weights other than 1, which the loss {type(loss_fn).__name__} cannot take: its "
             "forward has no argument `weights`. Give it one, use loss=LinearCrossEntropyLoss, or leave the weights "
             "out of the data"
         )
+
+
+def _takes(loss_fn: nn.Module, name: str) -> bool:
+    return name in inspect.signature(loss_fn.forward).parameters
 
 
 def _is_torch_s(loss_fn: nn.Module) -> bool:

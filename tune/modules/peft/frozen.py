@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tune.errors import ConfigError
 from tune.modules.cast_matmul import cast_matmul
 from tune.modules.peft.nf4 import NF4Weight, nf4_linear
+from tune.modules.products import linear
 
 
 class FrozenLinear(nn.Module):
@@ -100,7 +100,7 @@ class FrozenLinear(nn.Module):
         if base.dtype != x.dtype:
             out: Tensor = cast_matmul(x, base, bias, True)
             return out
-        return F.linear(x, base, None if bias is None else bias.to(x.dtype))
+        return linear(x, base, None if bias is None else bias.to(x.dtype))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

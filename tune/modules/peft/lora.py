@@ -18,6 +18,7 @@ from tune.errors import ConfigError
 from tune.modules.cast_matmul import cast_matmul
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
 from tune.modules.peft.nf4 import NF4Weight, nf4_matmul
+from tune.modules.products import linear, multiply
 from tune.utils.sharding import init_sharded_, is_sharded, local_part
 
 
@@ -247,7 +248,7 @@ class _AdaptedLinear(torch.autograd.Function):
         mask = None
         if dropout > 0.0:
             seen, mask = torch.native_dropout(seen, dropout, True)
-        inside = seen.reshape(-1, seen.shape[-1]).mm(a.t())  # [t, r]
+        inside = multiply(seen.reshape(-1, seen.shape[-1]), a.t())  # [t, r]
         out.view(-1, out.shape[-1]).addmm_(inside, b.t(), alpha=scaling)
         # x as it came: its type may be wider, but q, k and v then keep one tensor together and not a copy each.
         ctx.save_for_backward(x, a, b, inside, mask, *base)
@@ -262,7 +263,7 @@ class _AdaptedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_b = grad.t().mm(inside).mul_(ctx.scaling)  # [o, r]
         # What is dropped scales the rest up: a factor on the narrow gradient, and not once more on the wide ones.
-        grad_inside = grad.mm(b).mul_(ctx.scaling / (1.0 - ctx.dropout))  # [t, r]
+        grad_inside = multiply(grad, b).mul_(ctx.scaling / (1.0 - ctx.dropout))  # [t, r]
         if ctx.needs_input_grad[1]:
             seen = x.to(ctx.dtype) if mask is None else x.to(ctx.dtype) * mask
             grad_a = grad_inside.t().mm(seen.reshape(-1, x.shape[-1]))  # [r, i]
@@ -287,7 +288,7 @@ def _times_base(
     if sizes is None:
         weight = base[0]
         if weight.dtype == x.dtype:
-            return F.linear(x, weight if transposed else weight.t(), bias)
+            return linear(x, weight if transposed else weight.t(), bias)
         out: Tensor = cast_matmul(x, weight, bias, transposed)
         return out
     out = nf4_matmul(x, bias, *base, *sizes, transposed)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tune.errors import ConfigError, TrainingError
 from tune.modules.peft.nf4_codes import (
@@ -26,6 +25,7 @@ from tune.modules.peft.nf4_codes import (
     quantize_blocks,
     quantize_scales,
 )
+from tune.modules.products import multiply
 
 
 class NF4Weight(nn.Module):
@@ -240,7 +240,7 @@ def nf4_matmul(
         out = out if bias is None else out.add_(bias)
     else:
         matrix = dequantize_buffers(*buffers, *sizes, x.dtype)
-        out = F.linear(flat, matrix if transposed else matrix.t(), bias)
+        out = multiply(flat, matrix.t() if transposed else matrix, bias)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tune.modules.linear import Linear
 from tune.modules.peft.frozen import FrozenLinear, compute_dtype
 from tune.modules.peft.lora import LoRALinear
 from tune.modules.peft.nf4 import NF4Weight, nf4_matmul
 from tune.modules.peft.nf4_codes import dequantize_buffers
+from tune.modules.products import linear, multiply, multiply_add
 
 # Of each matrix: tensors it is kept in, o, i, double block size, whether there is a bias, r.
 _FACTS = 6
@@ -129,12 +129,12 @@ def adapted_forward(
         scalings: of each adapter.
     """
     flat = x.reshape(-1, x.shape[-1])  # [t, i]
-    inside = flat.mm(torch.cat([a.to(x.dtype) for a in adapters[::2]]).t())  # [t, R]
+    inside = multiply(flat, torch.cat([a.to(x.dtype) for a in adapters[::2]]).t())  # [t, R]
     outs, place, start = [], 0, 0
     for parts, bias, sizes, rank in _parts(kept, facts):
         bias = None if bias is None else bias.to(x.dtype)
         if len(parts) == 1:
-            out = F.linear(x, parts[0].to(x.dtype), bias)
+            out = linear(x, parts[0].to(x.dtype), bias)
         else:
             out = nf4_matmul(x, bias, *parts, *sizes, True)
         if rank:
@@ -186,7 +186,7 @@ def adapted_backward(
         if rank:
             place = len(narrow)
             of_b.append(flat.t().mm(inside[:, start : start + rank]).mul_(scalings[place]))  # [o, r]
-            narrow.append(flat.mm(adapters[2 * place + 1].to(x.dtype)).mul_(scalings[place]))  # [t, r]
+            narrow.append(multiply(flat, adapters[2 * place + 1].to(x.dtype)).mul_(scalings[place]))  # [t, r]
             start += rank
     of_inside = narrow[0] if len(narrow) == 1 else torch.cat(narrow, 1)  # [t, R]
     of_a = torch.split(
@@ -196,7 +196,7 @@ def adapted_backward(
     if needs_x:
         a = torch.cat([a.to(x.dtype) for a in adapters[::2]])  # [R, i]
         for place, (flat, matrix) in enumerate(zip(flats, _matrices(kept, facts, x.dtype), strict=True)):
-            grad_x = flat.mm(matrix) if place == 0 else grad_x.addmm_(flat, matrix)
+            grad_x = multiply(flat, matrix) if place == 0 else multiply_add(grad_x, flat, matrix)
         grad_x.addmm_(of_inside, a)
     # An operator's results share no memory: of the one product, each A gets a copy of its rows.
     pairs = zip([a.clone() for a in of_a] if len(of_a) > 1 else of_a, of_b, strict=True)
