@@ -11,7 +11,7 @@ from tune import modules
 from tune.errors import ConfigError, GenerationError
 from tune.models.llama2 import llama2
 from tune.modules.attention import SelfAttention
-from tune.modules.decoder import DecoderBlock
+from tune.modules.block import DecoderBlock
 from tune.modules.torchtune_layers import (
     MultiHeadAttention,
     RotaryPositionalEmbeddings,

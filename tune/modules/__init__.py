@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tune.modules.attention import SelfAttention
+from tune.modules.block import DecoderBlock
 from tune.modules.clamped_swiglu import ClampedSwiGLU
 from tune.modules.config import DecoderConfig
-from tune.modules.decoder import DecoderBlock, TransformerDecoder
+from tune.modules.decoder import TransformerDecoder
 from tune.modules.experts import ExpertLinear, Experts
 from tune.modules.family import Family, Layout, OuterModel, WeightRule
 from tune.modules.feed_forward import FeedForward

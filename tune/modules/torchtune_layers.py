@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from tune.errors import ConfigError, GenerationError
 from tune.modules.attention import SelfAttention
-from tune.modules.decoder import DecoderBlock, TransformerDecoder
+from tune.modules.block import DecoderBlock
+from tune.modules.decoder import TransformerDecoder
 from tune.modules.rope import RotaryEmbedding
 
 
