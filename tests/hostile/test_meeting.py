@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm_python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,7 +41,7 @@ def test_join_timeout_is_kept(places: dict[str, str], tmp_path: Path) -> None:
     for place, words in attempts:
         meeting = ("--nnodes", "2", "--rdzv_endpoint", places[place], "--rdzv_conf", "join_timeout=3", *words)
         runs.append(
-            subprocess.Popen(
+            warm_python.Popen(
                 [sys.executable, "-m", "tune", "run", *meeting, "mine.py"],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
                 cwd=tmp_path,

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from conversion_checkpoints import assert_same, assert_untouched, build, save_sh
 from transformers import AutoModelForCausalLM
 
 import tune.models
+from tests import warm_python
 from tune.checkpoints import save_model
 from tune.errors import CheckpointError, ConfigError
 from tune.models import conversion
@@ -174,7 +174,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(hf: Path, tmp_path: Path) -> Non
         f"    try: convert_checkpoint({str(hf)!r}, {str(tmp_path / 'out')!r}, to)\n"
         "    except CheckpointError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = warm_python.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert "cannot be written" in lines[0], done.stderr
     assert "File too large" in lines[0]
@@ -191,7 +191,7 @@ def test_a_killed_conversion_is_no_model_and_can_be_repeated(hf: Path, tmp_path:
         "    return advance\n"
         f"convert_checkpoint({str(hf)!r}, {str(tmp_path / 'out')!r}, progress=killer)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    done = warm_python.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".converting"]
     with pytest.raises(CheckpointError, match="no model was found"):
@@ -205,7 +205,7 @@ def test_killed_anywhere_the_old_model_is_there_or_the_new_one(hf: Path, tmp_pat
     """A process is killed before one change of a folder after another, until none is left to come."""
     save_model(build(), tmp_path / "old", max_shard_bytes=30_000)
     (tmp_path / "old" / "tokenizer.json").write_text("the old model's")
-    done = subprocess.run(
+    done = warm_python.run(
         [
             sys.executable,
             Path(__file__).with_name("killed_conversions.py"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm_python
 from tune.config.component import Component
 from tune.modules import MixtureOfExperts, MoEConfig
 from tune.training import describe_repeatability
@@ -93,7 +94,7 @@ def test_made_deterministic_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "tests_params.py").write_text(Path(__file__).read_text())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
     environment.pop("CUBLAS_WORKSPACE_CONFIG", None)
-    outcome = subprocess.run(
+    outcome = warm_python.run(
         [sys.executable, "-c", STRICT], env=environment, capture_output=True, text=True, timeout=120
     )
     assert outcome.stdout == "strict\n", outcome.stderr
