@@ -21,15 +21,12 @@ _ROWS = 16
 _PRODUCTS = 6_000_000
 
 
-def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None, room: Tensor | None = None) -> Tensor:
-    """Return x [t, i] times matrix [i, o], plus bias [o]; where gradients are asked for, by torch's own operators.
-
-    The result is in `room` [t, o], where that is given and the library can write there.
-    """
+def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x [t, i] times matrix [i, o], plus bias [o]; where gradients are asked for, by torch's own operators."""
     if _is_faster(x, matrix) and not _wants_grad(x, matrix, bias):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix.t(), bias, "none", [], "")
         return out
-    return torch.mm(x, matrix, out=room) if bias is None else torch.addmm(bias, x, matrix, out=room)
+    return x.mm(matrix) if bias is None else torch.addmm(bias, x, matrix)
 
 
 def multiply_add(total: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
