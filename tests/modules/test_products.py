@@ -48,6 +48,21 @@ def test_large_products_differentiate_in_other_ways_too() -> None:
     torch.testing.assert_close(found, grad.detach())
 
 
+def test_of_a_frozen_matrix_the_input_is_not_kept() -> None:
+    module, x = Linear(IN, OUT).requires_grad_(False), torch.randn(T, IN, requires_grad=True)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = module(x)
+    assert all(tensor.data_ptr() != x.data_ptr() for tensor in kept)
+    out.sum().backward()
+    assert x.grad is not None
+
+
 def test_products_leave_what_they_are_given() -> None:
     """But for the total."""
     torch.manual_seed(3)

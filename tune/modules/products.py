@@ -56,7 +56,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        x, weight, _ = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,7 +66,7 @@ class _Linear(torch.autograd.Function):
         grad = grad_outputs[0].reshape(-1, weight.shape[0])  # [t, o]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            multiply(grad, weight).view(x.shape) if needs_x else None,
+            multiply(grad, weight).view(ctx.shape) if needs_x else None,
             grad.t().mm(x.reshape(-1, x.shape[-1])) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
