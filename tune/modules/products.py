@@ -21,15 +21,12 @@ _ROWS = 16
 _PRODUCTS = 6_000_000
 
 
-def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None, room: Tensor | None = None) -> Tensor:
-    """Return x [t, i] times matrix [i, o], plus bias [o]; where gradients are asked for, by torch's own operators.
-
-    The result is in `room` [t, o], where that is given and the library can write there.
-    """
+def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x [t, i] times matrix [i, o], plus bias [o]; where gradients are asked for, by torch's own operators."""
     if _is_faster(x, matrix) and not _wants_grad(x, matrix, bias):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix.t(), bias, "none", [], "")
         return out
-    return torch.mm(x, matrix, out=room) if bias is None else torch.addmm(bias, x, matrix, out=room)
+    return x.mm(matrix) if bias is None else torch.addmm(bias, x, matrix)
 
 
 def multiply_add(total: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
@@ -59,7 +56,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        x, weight, _ = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,7 +66,7 @@ class _Linear(torch.autograd.Function):
         grad = grad_outputs[0].reshape(-1, weight.shape[0])  # [t, o]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            multiply(grad, weight).view(x.shape) if needs_x else None,
+            multiply(grad, weight).view(ctx.shape) if needs_x else None,
             grad.t().mm(x.reshape(-1, x.shape[-1])) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )

@@ -297,7 +297,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + num_rows)
             piece = hidden[rows[part]].to(dtype)  # [r, d]
             num = piece.shape[0]
-            logits = multiply(piece, matrix.t(), room=all_logits[:num])  # [r, v]
+            logits = torch.mm(piece, matrix.t(), out=all_logits[:num])  # [r, v]
             factors = None if target_weights is None else target_weights[part]
             asked = (logits, targets[part], factors, softcap, needs_grad)
             if uses_kernel:
@@ -311,7 +311,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_hidden[rows[part]] = multiply(logits, matrix).to(grad_hidden.dtype)
             if grad_weight is not None:
                 add_product_(grad_weight, logits, piece, is_first=start == 0)
-            del logits, asked  # before the next ones, which may not be in the same room
         ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
