@@ -17,6 +17,8 @@ from tune.errors import GenerationError
 from tune.generation import fixed_step, generate_batch, stream_batch
 from tune.generation.fixed_step import FixedStep
 from tune.modules import DecoderConfig, GatedDeltaConfig, LongRopeScaling, MoEConfig, TransformerDecoder
+from tune.modules.layer_config import PerLayerInputConfig, SharedKVConfig
+from tune.modules.short_conv_config import ShortConvConfig
 
 VOCAB = 89
 PLAIN = DecoderConfig(VOCAB, 2, 6, 2, 36, 10, 52, 47)
@@ -34,6 +36,16 @@ KINDS = {
         nope_layers=(1,),
         sliding_window=7,
         sliding_layers=(0,),
+    ),
+    "sinks": replace(PLAIN, attn_sinks=True, sliding_window=7, sliding_layers=(0,), attn_bias="all"),
+    "convolutions": replace(PLAIN, conv=ShortConvConfig((0,), 4, bias=True), qk_norm="head"),
+    "shared keys": replace(
+        PLAIN,
+        num_layers=4,
+        sliding_window=7,
+        sliding_layers=(0, 2),
+        shared_kv=SharedKVConfig(2, 45),
+        per_layer_input=PerLayerInputConfig(VOCAB, 6),
     ),
     "experts": replace(PLAIN, moe=MoEConfig(7, 3, 40, dense_layers=(1,))),
     "longer texts": replace(PLAIN, rope_scaling=LONG),
@@ -99,7 +111,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["plain", "states"])
+@pytest.mark.parametrize("kind", ["plain", "states", "sinks", "convolutions"])
 @torch.no_grad()
 def test_no_operator_of_a_step_waits(kind: str) -> None:
     model = model_of(KINDS[kind])
@@ -111,7 +123,7 @@ def test_no_operator_of_a_step_waits(kind: str) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
-@pytest.mark.parametrize("kind", ["plain", "caps", "states"])
+@pytest.mark.parametrize("kind", ["plain", "caps", "states", "sinks", "convolutions", "shared keys"])
 def test_a_gpu_is_never_asked_for_a_value(kind: str) -> None:
     """Tensors without memory that pass for a GPU's: an operator that told the host a value would raise."""
     with torch.device("meta"):
