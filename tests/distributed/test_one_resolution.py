@@ -17,7 +17,7 @@ from tune.config.trust import is_user_trusted
 
 @tune.config.parse
 def recipe_main(params: MineParams) -> int:
-    values = resolution_of(params).values
+    values = resolution_of(params).places
     file, line = values["mode"].source.file, values["mode"].source.line
     word = f"{params.mode} {params.output_dir} {file}:{line} {values['output_dir'].source.kind}"
     pathlib.Path(f"rank_{os.environ.get('RANK', 0)}.txt").write_text(f"{word} {is_user_trusted('mine_too')}")
