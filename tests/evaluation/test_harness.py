@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_class_hf(
         tasks=names,
         batch_size=3,
         device="cpu",
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         fewshot_random_seed=1234,
         bootstrap_iters=0,
     )
