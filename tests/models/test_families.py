@@ -6,6 +6,7 @@ Every test here runs on every case of the table in `cases.py`.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,9 @@ def test_all_gradients_equal_the_reference(pair: Pair, tmp_path: Path) -> None:
         # The reference's gradient of how fast a state forgets is a difference of large sums, a hundred times as far
         # from the one in fp64 as ours (tests/modules/test_gated_delta_rule.py).
         atol = 3e-4 if name.endswith(("attn.a_log", "attn.dt_bias", "attn.in_proj_a.weight")) else 5e-5
-        torch.testing.assert_close(parameter.grad, expected[name].data, rtol=2e-4, atol=atol, msg=name)
+        torch.testing.assert_close(
+            parameter.grad, expected[name].data, rtol=2e-4, atol=atol, msg=partial("{}: {}".format, name)
+        )
 
 
 def test_right_padding_needs_no_mask(pair: Pair) -> None:
