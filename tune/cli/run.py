@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -23,13 +22,13 @@ from tune.cli.arguments import (
     UsageError,
     format_help,
     read_arguments,
-    unknown_option,
 )
 from tune.cli.catalogue import find_config, find_recipe, list_configs
 from tune.cli.exit_codes import EXIT_BAD_USAGE
 from tune.cli.launch_options import LAUNCH_FLAGS, LAUNCH_OPTIONS, LaunchPlan, read_plan, settle
 from tune.cli.preflight import refuse_what_is_missing
 from tune.cli.recipe_lookup import Target, find_target
+from tune.cli.recipe_words import refuse_other_words, take_operand, take_options
 from tune.cli.run_file import Program, execute
 from tune.cli.run_shared import TRUST_RECIPE, is_shared, run_shared
 from tune.cli.terminal import command_line, paint, report_warning, say, width, wrap, wrap_usage
@@ -69,9 +68,9 @@ def run(given: Given) -> int:
         _warn_of_file_here("config", name, config, ".yaml", ".yml")
     if asks_help:
         return _show_help(target, config, given)
-    _take_options(target, given)
-    _take_operand(target, given)
-    _refuse_what_is_not_understood(target, given)
+    take_options(target, given)
+    take_operand(target, given)
+    refuse_other_words(target, given, COMMAND)
     plan = read_plan(given)
     log_dir: Path | None = None
     resolution: Resolution[Any] | None = None
@@ -119,7 +118,7 @@ def _judge(given: Given) -> int:
     target = find_target(given.operands[0])
     if target.params is None:
         return 0
-    _take_options(target, given)
+    take_options(target, given)
     resolution = resolve_for(target, Path(given.one("config") or ""), given)
     if not resolution.ok:
         print_problems(resolution)
@@ -131,63 +130,6 @@ def _warn_of_file_here(kind: str, name: str, found: Path, *endings: str) -> None
     for here in (Path(name + ending) for ending in endings):
         if os.path.isfile(here) and not here.samefile(found):
             report_warning(f"{name} is the {kind} that comes with tune; for the file here, write ./{here}")
-
-
-def _take_operand(target: Target, given: Given) -> None:
-    """Take a bare word behind a recipe that has a parameter for it: `tune chat DIR` is model_checkpoint=DIR."""
-    if target.recipe is None or not target.recipe.operand or len(given.operands) != 2:
-        return
-    word = given.operands.pop()
-    setting = f"{target.recipe.operand}={word}"
-    given.overrides.insert(0, setting)
-    given.tokens[given.tokens.index((word, None))] = (setting, None)
-
-
-def _take_options(target: Target, given: Given) -> None:
-    """Read the parameters that a recipe lets be given as options: `--against DIR` is against=DIR."""
-    from tune.config.params import fields_of
-
-    if target.recipe is None or target.params is None:
-        return
-    infos = fields_of(target.params)
-    for token, value in list(given.unknown):
-        flag, equals, attached = token.partition("=")
-        name = flag.lstrip("-")
-        if name not in dict(target.recipe.options) or name not in infos:
-            continue
-        is_switch = infos[name].default is False
-        if not equals and not is_switch and value is None:
-            raise UsageError(f"{flag} needs a value: {flag} {dict(target.recipe.options)[name]}")
-        setting = f"{name}={attached if equals else 'true' if is_switch else value}"
-        words: list[tuple[str, str | None]] = [(setting, None)]
-        if is_switch and value is not None:  # the word behind it is no value
-            given.operands.append(value)
-            words.append((value, None))
-        given.overrides.append(setting)
-        given.unknown.remove((token, value))
-        place = given.tokens.index((token, value))
-        given.tokens[place : place + 1] = words
-
-
-def _refuse_what_is_not_understood(target: Target, given: Given) -> None:
-    if target.is_own:
-        return  # what is left over belongs to the user's recipe
-    if given.unknown:
-        raise UsageError(unknown_option(COMMAND, *given.unknown[0]))
-    words = given.operands[1:]
-    if target.recipe is not None and target.recipe.operand and len(words) > 1:
-        compared = (
-            f"; --against {words[1]} compares the two" if "against" in dict(target.recipe.options) else ""
-        )
-        raise UsageError(
-            f"{target.name} takes one folder, and there are {len(words)}: {', '.join(words)}{compared}"
-        )
-    for word in words:
-        hint = " (quoted if it has spaces)"
-        with contextlib.suppress(UsageError):
-            find_config(word)
-            hint = f"; a config is given with --config {word}"
-        raise UsageError(f"{word!r} is not an override: write key=value{hint}")
 
 
 def _refuse_many_processes(target: Target, plan: LaunchPlan) -> None:
