@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.checkpoints import read_memory
+from benchmarks.lora import reset_peak
 from benchmarks.setting import (
     DTYPES,
     LOSS_TOLERANCE,
@@ -83,12 +85,18 @@ CONTESTANTS = {"tune": prepare_tune, "transformers": prepare_transformers}
 
 def train(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Be one contestant: train alone, and return each step's loss and seconds, and the peak bytes."""
+    import transformers  # for both, so that what an import takes is no part of anybody's memory
+
+    assert transformers.LlamaForCausalLM
+    before = 0 if arguments.device == "cuda" else read_memory(os.getpid())["VmRSS"]
     model, forward = CONTESTANTS[name](arguments, folder)
+    reset_peak(torch.device(arguments.device))
     vocab_size = SIZES[arguments.size]["vocab_size"]
     turns = take_turns(
         {name: make_step(model.train(), forward)}, draw_batches(arguments, vocab_size), arguments
     )
-    return {"losses": turns.losses[name], "seconds": turns.seconds[name], "peak": turns.peaks[name]}
+    peak = turns.peaks[name] if arguments.device == "cuda" else read_memory(os.getpid())["VmHWM"] - before
+    return {"losses": turns.losses[name], "seconds": turns.seconds[name], "peak": peak}
 
 
 def run_alone(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def compare(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, An
     results = {
         name: {
             **describe_rates([second for run in runs[name] for second in run["seconds"]], num_tokens, limit),
-            "peak_memory_gib": max(run["peak"] for run in runs[name]) / 1024**3 or None,
+            "peak_memory_gib": max(run["peak"] for run in runs[name]) / 1024**3,
             "losses": runs[name][0]["losses"],
         }
         for name in order

@@ -51,6 +51,7 @@ def test_full_finetune_compares_the_same_work(capsys: pytest.CaptureFixture[str]
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)
     assert len(set(ours["losses"])) == 3  # a step was taken each time
     assert ours["tokens_per_s"] > 0
+    assert min(ours["peak_memory_gib"], theirs["peak_memory_gib"]) > 0
 
 
 def test_lora_compares_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,9 @@ class SelfAttention(nn.Module):
         b, s, _ = x.shape
         projs = (self.q_proj, self.gate_proj, self.k_proj, self.v_proj)
         q, *projected = linear_together(x, *(proj for proj in projs if proj is not None))
-        gate = None if self.gate_proj is None else projected.pop(0)  # [b, s, n_h * h_d]
+        gate = None
+        if self.gate_proj is not None:
+            gate, *projected = projected  # [b, s, n_h * h_d]
         if self.has_gate:
             q, gate = q.view(b, s, self.num_heads, 2, self.head_dim).unbind(3)
             q = q.flatten(2)  # [b, s, n_h * h_d]

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tune.data import shift_labels
 from tune.errors import ConfigError
+from tune.modules.loss.answers import with_text
 from tune.utils.mesh import Mesh
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
 
 LENGTHS = "document_lengths"
 NUM_TARGETS = "num_targets"
+NUM_TEXT_TARGETS = "num_text_targets"
 
 T = TypeVar("T")
 
@@ -149,10 +152,15 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     """Return the batch on `device`, without waiting for the copy where memory is pinned.
 
     Where its `labels` [b, s] come from the host, it has the number of targets of each row beside them, `num_targets`
-    [b], and that stays on the host.
+    [b], and that stays on the host; of pairs also `num_text_targets` [b], where the whole text of those that are chosen
+    is read.
     """
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     labels = batch.get("labels")
     if labels is not None and labels.device.type == "cpu" and labels.dim() == 2:
         moved[NUM_TARGETS] = (labels[:, 1:] != -100).sum(1)
+        if "answers" in batch and "verdicts" in batch:
+            num_answers = 2 * len(batch["verdicts"])
+            targets = with_text(batch["tokens"], shift_labels(labels), batch["answers"], num_answers)
+            moved[NUM_TEXT_TARGETS] = (targets != -100).sum(1)
     return moved

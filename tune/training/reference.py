@@ -22,7 +22,7 @@ from tune.modules import TransformerDecoder
 from tune.modules.loss import AnswerLogProbs, PreferenceLoss, answer_log_probs
 from tune.modules.peft import NF4Weight, adapter_parameters, has_token_rows, reset_adapters
 from tune.modules.peft.torchtune_functions import disable_adapter
-from tune.training.batches import NUM_TARGETS, to_device
+from tune.training.batches import NUM_TARGETS, NUM_TEXT_TARGETS, to_device
 from tune.training.distributed.sharded_model import reshard
 from tune.training.precision import Precision
 from tune.training.precomputed import cached_log_probs
@@ -188,7 +188,7 @@ def log_probs_of_rows(
     reads_text: bool = False,
 ) -> AnswerLogProbs:
     """Return what a model makes of the answers in some rows of a batch; arguments as of `answer_log_probs`."""
-    positions, counts = batch.get("input_pos"), batch.get(NUM_TARGETS)
+    positions, counts = batch.get("input_pos"), batch.get(NUM_TEXT_TARGETS if reads_text else NUM_TARGETS)
     return answer_log_probs(
         model,
         batch["tokens"][rows],

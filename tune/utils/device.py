@@ -44,7 +44,7 @@ def get_device(name: str | None = None) -> torch.device:
         device = torch.device("cuda", index)
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
             # Segments that grow leave fewer gaps where lengths vary. Torch may have read the environment already.
-            torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise TrainingError(f"device {name!r} was asked for, but torch sees no Apple GPU. Use device=cpu.")

@@ -36,12 +36,12 @@ def answer_log_probs(
         num_answers: of the batch. Where each row holds one answer, and no `input_pos` is given, they are the rows.
         input_pos: positions, which begin anew with each answer, where rows hold several. [b, s]
         reads_text: also give the mean over prompt and answer, of the first half of the answers.
-        num_targets: how many targets there are, where the host knows; None: the device is waited for.
+        num_targets: how many targets there are (with `reads_text`, those of `with_text`), where the host knows; None:
+            the device is waited for.
     """
     of_answers = targets != _NO_TARGET  # [b, s]
     if reads_text:
-        targets = torch.where(answers < num_answers // 2, _next_tokens(tokens, answers), targets)
-        num_targets = None  # and these are others
+        targets = with_text(tokens, targets, answers, num_answers)
     logps = target_log_probs(model, model.hidden(tokens, input_pos=input_pos), targets, num_targets)  # [b, s]
 
     def total(values: Tensor) -> Tensor:
@@ -56,9 +56,12 @@ def answer_log_probs(
     return AnswerLogProbs(sums, total(of_answers.float()), text_means=means)
 
 
-def _next_tokens(tokens: Tensor, answers: Tensor) -> Tensor:
-    """Return the token that follows each one in its text, -100 for the last. [b, s]"""
+def with_text(tokens: Tensor, targets: Tensor, answers: Tensor, num_answers: int) -> Tensor:
+    """Return the targets with those of whole texts, prompts included, in the first half of the answers.
+
+    Arguments as of `answer_log_probs`.
+    """
     following = torch.full_like(tokens, _NO_TARGET)
     same = (answers[:, 1:] == answers[:, :-1]) & (answers[:, 1:] >= 0)
-    following[:, :-1] = torch.where(same, tokens[:, 1:], _NO_TARGET)
-    return following
+    following[:, :-1] = torch.where(same, tokens[:, 1:], _NO_TARGET)  # none after the last token of a text
+    return torch.where(answers < num_answers // 2, following, targets)

@@ -225,7 +225,8 @@ class _AdaptedExperts(torch.autograd.Function):
             if dropout > 0.0:
                 seen, mask = torch.native_dropout(seen, dropout, True)
             inside = grouped_matmul(seen, ends, a, True)  # [n, r]
-            out.add_(grouped_matmul(inside, ends, b, True), alpha=scaling)
+            # Not in place: torch 2.11, compiled, then takes the operator's gradient for this function's, and it is 0.
+            out = out.add(grouped_matmul(inside, ends, b, True), alpha=scaling)
         # x is kept for A's gradient alone, and by w1 and w3 once.
         ctx.save_for_backward(None if a is None else x, ends, a, b, inside, mask, *base)
         ctx.scaling, ctx.dropout, ctx.dtype, ctx.sizes, ctx.from_dtype = (
