@@ -116,6 +116,17 @@ def test_one_graph_for_packed_batches(changes: dict[str, Any], is_dense: bool) -
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("changes", [STATES, GATES], ids=["states", "gates"])
+def test_one_graph_for_adapters_on_packed_batches(changes: dict[str, Any]) -> None:
+    model = build("qlora", **changes)
+    compile_blocks(model.layers, backend="eager")
+    for b, s in SHAPES:
+        tokens, positions = torch.randint(0, 61, (b, s)), (torch.arange(s) % 5).expand(b, s)
+        loss_sum(LinearCrossEntropyLoss(), model, tokens, tokens, None, positions).backward()
+    assert num_graphs() == 2
+    assert not counters["graph_break"]
+
+
 def test_past_the_limit_blocks_run_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model = build()
     expected = [model(torch.arange(2 * s).view(2, s)) for s in (5, 6, 7)]
@@ -188,6 +199,32 @@ def test_a_compiled_block_keeps_few_bytes_per_token(method: str) -> None:
     wide, between, ranks = (6, 3, 0) if method == "full" else (5, 2, 2 * 4)
     values = wide * config.embed_dim + 2 * kv_dim + between * config.intermediate_dim + ranks
     assert per_token <= 2 * values + 4 * (config.num_heads + 2)
+
+
+def test_compiled_blocks_keep_no_copy_of_wider_weights() -> None:
+    """Weights in fp32 that are computed with in bf16: what is kept follows the tokens alone."""
+    model = build()
+    compile_blocks(model.layers[:1], backend="aot_eager_decomp_partition")
+    given = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def kept_bytes(num_tokens: int) -> int:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = torch.randn(2, num_tokens, model.config.embed_dim, dtype=torch.bfloat16, requires_grad=True)
+        rope = model.rope(torch.arange(num_tokens)[None], num_tokens)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            out = model.layers[0](x, rope)
+        assert out.requires_grad
+        return sum(size for place, size in kept.items() if place not in given)
+
+    few, many = kept_bytes(11), kept_bytes(22)
+    smallest_matrix = model.layers[0].attn.k_proj.weight.numel() * 2
+    assert 2 * few - many < smallest_matrix / 2  # what does not grow with the tokens
 
 
 def test_compiled_layers_with_a_state_compute_the_same() -> None:
