@@ -591,21 +591,20 @@ def test_the_longest_row() -> None:
 
 def test_predicted_beside_measured() -> None:
     _, plan = make()
-    gib = 2.0**30
-    plan = replace(plan, held_before=int(0.5 * gib))
-    line = plan.compare(measured=0.5 * plan.peak)
+    seen = (plan.run.batch_size, plan.run.seq_len)
+    line = plan.compare(0.5 * plan.peak, seen)
     assert line.startswith("memory: ")
     assert "measured (-50%): on a CPU only growth is seen" in line  # a large difference is explained
-    close = plan.compare(measured=0.9 * plan.peak)
+    close = plan.compare(0.9 * plan.peak, seen)
     assert close.endswith("measured (-10%)")
-    shorter = plan.compare(measured=plan.peak, seen=(3, 8))
+    shorter = plan.compare(plan.peak, (3, 8))
     assert "(+" in shorter  # fewer tokens were predicted to need less
     first = re.search(r"memory: [\d.]+ GiB predicted", plan.verdict())
     assert first
     assert shorter.startswith(first.group())  # one prediction, the same in both lines
     held = [torch.ones(30, 2**20) for _ in range(2)]  # 240 MiB
     grown = replace(plan, held_before=held_memory(CPU) - 2 * held[0].nbytes)
-    measured = re.search(r"([\d.]+) GiB measured", grown.compare())
+    measured = re.search(r"([\d.]+) GiB measured", grown.compare(grown.measure(), seen))
     assert measured
     assert float(measured[1]) >= 0.22
 

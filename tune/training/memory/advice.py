@@ -48,8 +48,8 @@ class Advice:
 def advise(run: PlannedRun, usable: float) -> tuple[Advice, ...]:
     """Return what would lower a run's peak, the largest saving first.
 
-    Where no one of them brings it within `usable`, the last piece of advice is some that do so together, none of
-    them needless; those that change no result are tried first.
+    Where no one of them brings it within `usable`, the last piece of advice is some that do so together; those that
+    change no result are tried first.
     """
     peak = predict(run).peak
     tried = [replace(advice, saved=peak - _peak_with(run, [advice])) for advice in _changes(run)]
@@ -61,24 +61,16 @@ def advise(run: PlannedRun, usable: float) -> tuple[Advice, ...]:
 
 
 def _together(run: PlannedRun, usable: float, changes: list[Advice]) -> Iterator[Advice]:
-    """Yield settings that together fit; nothing where all of them do not."""
+    """Yield the first settings that together fit; nothing where all of them do not."""
+    peak = predict(run).peak
     taken: list[Advice] = []
-    before = peak = predict(run).peak
     for change in sorted(changes, key=lambda change: not change.is_free):  # stable: the largest saving first
         if any(change.changes.keys() & other.changes.keys() for other in taken):
             continue
-        if (after := _peak_with(run, [*taken, change])) < peak:
-            taken.append(change)
-            peak = after
-        if peak <= usable:
-            break
-    else:
-        return
-    for change in list(taken):  # what a later one has made needless
-        others = [other for other in taken if other is not change]
-        if (after := _peak_with(run, others)) <= usable:
-            taken, peak = others, after
-    yield Advice(" and ".join(change.setting for change in taken), {}, saved=before - peak)
+        taken.append(change)
+        if (after := _peak_with(run, taken)) <= usable:
+            yield Advice(" and ".join(change.setting for change in taken), {}, saved=peak - after)
+            return
 
 
 def _peak_with(run: PlannedRun, changes: list[Advice]) -> float:

@@ -185,15 +185,10 @@ def _kinds(model: TransformerDecoder) -> list[tuple[bool, bool, bytes]]:
 def _digest(block: nn.Module) -> bytes:
     digest = hashlib.blake2b(digest_size=16)  # part by part: it is also asked for where memory has run out
     for name, part in block.named_modules(remove_duplicate=False):
-        tensors = [
-            (own, tensor.shape, tensor.dtype, tensor.requires_grad)
-            for own, tensor in (*part._parameters.items(), *part._buffers.items())
-            if tensor is not None
-        ]
-        # What has no text of its own is written with its address, and equals itself alone.
-        held = ("_parameters", "_buffers", "_modules")
-        settings = [pair for pair in vars(part).items() if pair[0] not in held]
-        digest.update(repr((name, type(part), tensors, settings)).encode())
+        # Tensors without memory are written with shape and type. What has no text of its own is written with its
+        # address, and equals itself alone.
+        settings = [pair for pair in vars(part).items() if pair[0] != "_modules"]
+        digest.update(repr((name, type(part), settings)).encode())
     return digest.digest()
 
 
