@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from tune.config.component import Component
 from tune.config.lookup import find_module
+from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.loss.linear_cross_entropy import LossFromHidden
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
@@ -127,16 +129,22 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[Advice]:
         yield Advice(setting, {"precision": half}, "; rounds weights to three digits")
     if adapter_parameters(run.model):
         if not any(isinstance(module, NF4Weight) for module in run.model.modules()):
-            model = copy.deepcopy(run.model)
-            quantize_frozen(model)
-            yield Advice("quantize_base=true", {"model": model}, "; keeps the frozen matrices in 4 bits")
+            changes = {"model": _with_adapters(run.model, quantize_base=True)}
+            yield Advice("quantize_base=true", changes, "; keeps the frozen matrices in 4 bits")
         return
     # Recipes with a second model train adapters by themselves.
     setting = "lora_rank=8" if run.frozen_model is not None else "tune run lora_finetune"
-    for quantize, suffix, remark in (
-        (False, "", "; trains adapters alone"),
-        (True, " quantize_base=true", "; on a 4-bit base"),
-    ):
-        model = copy.deepcopy(run.model)
-        apply_lora(model, LoRAConfig(quantize_base=quantize))
-        yield Advice(setting + suffix, {"model": model}, remark)
+    yield Advice(setting, {"model": _with_adapters(run.model)}, "; trains adapters alone")
+    changes = {"model": _with_adapters(run.model, quantize_base=True)}
+    yield Advice(f"{setting} quantize_base=true", changes, "; on a 4-bit base")
+
+
+@lru_cache(maxsize=8)  # the same ones are measured once: advice is asked for again when memory has run out
+def _with_adapters(model: TransformerDecoder, quantize_base: bool = False) -> TransformerDecoder:
+    """Return a copy with the adapters it has, or new ones, and its frozen matrices in 4 bits if so."""
+    model = copy.deepcopy(model)
+    if not adapter_parameters(model):
+        apply_lora(model, LoRAConfig(quantize_base=quantize_base))
+    elif quantize_base:
+        quantize_frozen(model)
+    return model
