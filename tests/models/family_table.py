@@ -26,7 +26,7 @@ from tune.config.instantiate import import_component
 from tune.config.slots import MODEL
 from tune.hub.short_names import SHORT_NAMES
 from tune.models.builders import ModelBuilder
-from tune.models.families import all_families
+from tune.models.loading import all_families
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: `make docs` writes what follows -->\n", "<!-- end of families -->\n"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from cases import CASES
 from family_table import BEGIN, END, PAGE, ROWS, builders, families_of, is_of, table
 
-from tune.models.families import all_families
-from tune.models.loading import find_family
+from tune.models.loading import all_families, find_family
 
 
 def test_the_page_has_the_table_as_the_tests_make_it() -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tune.checkpoints import load_into, open_weights, save_model
 from tune.errors import CheckpointError
 from tune.models import auto, from_checkpoint
-from tune.models.families import all_families
+from tune.models.loading import all_families
 from tune.modules.score import add_score
 
 # One case of each family, whose config class says which.

@@ -39,6 +39,7 @@ from tune.training import (
     plan_precision,
 )
 from tune.training.memory.available import available_memory, held_memory
+from tune.training.memory.measure import without_memory
 from tune.training.memory.optimizer_sizes import OptimizerSizes
 from tune.training.memory.plan import MemoryPlan
 from tune.training.memory.prediction import predict, weigh
@@ -324,7 +325,7 @@ STEPS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_peak_of_a_step_was_predicted(name: str) -> None:
-    """Within 12%: what comes and goes inside a block is estimated, from its widest place."""
+    """Within 2%, where it is not the fullest moment 3%: casts and 4-bit weights are taken for the largest there is."""
     case = STEPS[name]
     model, plan = make(**case)
     measured = measure_moments(model, plan, case)
@@ -333,9 +334,9 @@ def test_the_peak_of_a_step_was_predicted(name: str) -> None:
         measured[1] += working_bytes(plan.run.batch_size, plan.run.seq_len, *sizes)
     parts = {part: sizes for part, sizes in plan.prediction.parts.items() if "first use" not in part}
     predicted = [sum(sizes[i] for sizes in parts.values()) for i in range(3)]
-    assert max(predicted) == pytest.approx(max(measured), rel=0.12)
-    assert predicted[0] == pytest.approx(measured[0], rel=0.08)
-    assert predicted[2] == pytest.approx(measured[2], rel=0.05)
+    assert max(predicted) == pytest.approx(max(measured), rel=0.02)
+    assert predicted[0] == pytest.approx(measured[0], rel=0.03)
+    assert predicted[2] == pytest.approx(measured[2], rel=0.02)
     if name.startswith("all_logits"):  # their gradient beside them
         assert parts["loss"][1] == pytest.approx(2 * parts["loss"][0], rel=0.01)
 
@@ -466,7 +467,7 @@ def test_weights_are_counted_to_the_byte_with_memory_and_without() -> None:
             assert weights.trained == sum(p.nbytes for p in model.parameters() if p.requires_grad)
             with torch.device("meta"):
                 empty = make_model(lora, tie_word_embeddings=tied).to(torch.bfloat16)
-            assert predict(replace(plan.run, model=empty)).peak == plan.peak
+            assert weigh(without_memory(empty, torch.bfloat16)) == weights
 
 
 def test_a_judged_lora_is_the_lora_there_would_be() -> None:
@@ -591,21 +592,20 @@ def test_the_longest_row() -> None:
 
 def test_predicted_beside_measured() -> None:
     _, plan = make()
-    gib = 2.0**30
-    plan = replace(plan, held_before=int(0.5 * gib))
-    line = plan.compare(measured=0.5 * plan.peak)
+    seen = (plan.run.batch_size, plan.run.seq_len)
+    line = plan.compare(0.5 * plan.peak, seen)
     assert line.startswith("memory: ")
     assert "measured (-50%): on a CPU only growth is seen" in line  # a large difference is explained
-    close = plan.compare(measured=0.9 * plan.peak)
+    close = plan.compare(0.9 * plan.peak, seen)
     assert close.endswith("measured (-10%)")
-    shorter = plan.compare(measured=plan.peak, seen=(3, 8))
+    shorter = plan.compare(plan.peak, (3, 8))
     assert "(+" in shorter  # fewer tokens were predicted to need less
     first = re.search(r"memory: [\d.]+ GiB predicted", plan.verdict())
     assert first
     assert shorter.startswith(first.group())  # one prediction, the same in both lines
     held = [torch.ones(30, 2**20) for _ in range(2)]  # 240 MiB
     grown = replace(plan, held_before=held_memory(CPU) - 2 * held[0].nbytes)
-    measured = re.search(r"([\d.]+) GiB measured", grown.compare())
+    measured = re.search(r"([\d.]+) GiB measured", grown.compare(grown.measure(), seen))
     assert measured
     assert float(measured[1]) >= 0.22
 

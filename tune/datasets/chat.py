@@ -13,26 +13,22 @@ from tune.data import (
     get_prompt_template,
 )
 from tune.datasets.packed import PackedDataset
-from tune.datasets.row_settings import AnswerSettings, answers_dataset, read_rows
+from tune.datasets.row_settings import AnswerSettings, ConversationSettings, answers_dataset, read_rows
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
-from tune.tokenizers.family_format import template_of
+from tune.tokenizers.family_format import conversation_template_of
 from tune.tokenizers.hf_json import HFTokenizer
 from tune.tokenizers.spm import SentencePieceTokenizer
-from tune.tokenizers.templates import AnyTemplate, PlainTemplate, template_names
+from tune.tokenizers.templates import AnyTemplate, template_names
 from tune.utils.settings import Setting, takes_settings
 
 if TYPE_CHECKING:
     from tune.tokenizers import Tokenizer
 
 
-class ChatSettings(AnswerSettings, total=False):
+class ChatSettings(AnswerSettings, ConversationSettings, total=False):
     """Those of conversations."""
 
-    message_keys: Annotated[
-        dict[str, str] | None,
-        Setting(None, "`role` and `content`, each to its key in a message, where these are not known."),
-    ]
     roles: Annotated[
         dict[str, str] | None,
         Setting(None, "names of roles that are not known, each to one that is: {narrator: user}."),
@@ -54,13 +50,6 @@ class ChatSettings(AnswerSettings, total=False):
             "file, or texts as in `instruct_dataset`. By default the tokenizer's own, then the checkpoint's; for a "
             'Llama 2 tokenizer that has neither, "llama2_chat".',
         ),
-    ]
-    chat_template_kwargs: Annotated[
-        dict[str, str | bool | int | float] | None,
-        Setting(None, "further names that the chat template reads: {enable_thinking: false}."),
-    ]
-    new_system_prompt: Annotated[
-        str | None, Setting(None, "replaces the system message of every conversation.")
     ]
 
 
@@ -124,11 +113,7 @@ _TRANSFORMS = {"auto": ChatToMessages, "openai": OpenAIToMessages, "sharegpt": S
 
 def _default_template(tokenizer: Tokenizer) -> str | AnyTemplate:
     """Return the template that belongs to a tokenizer. Raises ConfigError where none does."""
-    template = template_of(tokenizer)
-    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
-        # A family whose builder writes no turns is better served by its checkpoint.
-        template = tokenizer.chat_template or template
-    if template is not None:
+    if (template := conversation_template_of(tokenizer)) is not None:
         return template
     if _is_llama2(tokenizer):
         return "llama2_chat"

@@ -12,11 +12,10 @@ from tune.data.preference_columns import PreferenceColumns, find_judged_columns,
 from tune.data.preference_rows import JudgedToMessages, PairToMessages
 from tune.data.tokenize_preferences import JudgedTokenizer, PairTokenizer, read_number
 from tune.datasets.packed import PackedDataset
-from tune.datasets.row_settings import PackedSettings, SourceSettings, read_rows
+from tune.datasets.row_settings import ConversationSettings, PackedSettings, SourceSettings, read_rows
 from tune.datasets.sft import SFTDataset
 from tune.errors import ConfigError
-from tune.tokenizers.family_format import template_of
-from tune.tokenizers.templates import PlainTemplate
+from tune.tokenizers.family_format import conversation_template_of
 from tune.utils.settings import Setting, takes_settings
 
 if TYPE_CHECKING:
@@ -94,13 +93,9 @@ class UnpairedDataset(SFTDataset):
         return {**example, "verdict": -1 if any(weight < 0 for weight in weights) else 1}
 
 
-class PreferenceSettings(SourceSettings, total=False):
+class PreferenceSettings(SourceSettings, ConversationSettings, total=False):
     """Those of answers that are compared, or judged."""
 
-    message_keys: Annotated[
-        dict[str, str] | None,
-        Setting(None, "`role` and `content`, each to its key in a message, where these are not known."),
-    ]
     train_on_input: Annotated[
         bool, Setting(False, "count the prompt's tokens into each answer's log-probability.")
     ]
@@ -111,13 +106,6 @@ class PreferenceSettings(SourceSettings, total=False):
             "how turns are written, as in `chat_dataset`; without one a prompt and its answer are written as "
             '"question_answer" where the column is called question, else "plain".',
         ),
-    ]
-    chat_template_kwargs: Annotated[
-        dict[str, str | bool | int | float] | None,
-        Setting(None, "further names that the chat template reads."),
-    ]
-    new_system_prompt: Annotated[
-        str | None, Setting(None, "replaces the system message of every conversation.")
     ]
     parse_special_tokens: Annotated[
         bool | None,
@@ -269,9 +257,7 @@ def _template(
     told: str | dict[str, list[str]] | PromptTemplate | None, tokenizer: Tokenizer, columns: PreferenceColumns
 ) -> AnyTemplate:
     """Return how conversations are written: as told, as the tokenizer says, or as questions and answers."""
-    template = template_of(tokenizer)
-    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
-        template = tokenizer.chat_template or template
+    template = conversation_template_of(tokenizer)
     if told is not None or template is None:
         default = "question_answer" if (columns.prompt or "").lower() == "question" else "plain"
         return get_prompt_template(told or default)

@@ -50,6 +50,22 @@ class WrittenTokenSettings(TypedDict, total=False):
     ]
 
 
+class ConversationSettings(TypedDict, total=False):
+    """Those of lists of messages."""
+
+    message_keys: Annotated[
+        dict[str, str] | None,
+        Setting(None, "`role` and `content`, each to its key in a message, where these are not known."),
+    ]
+    chat_template_kwargs: Annotated[
+        dict[str, str | bool | int | float] | None,
+        Setting(None, "further names that the chat template reads: {enable_thinking: false}."),
+    ]
+    new_system_prompt: Annotated[
+        str | None, Setting(None, "replaces the system message of every conversation.")
+    ]
+
+
 class PackedSettings(SourceSettings, total=False):
     """Those of examples that may share a row."""
 

@@ -1,4 +1,4 @@
-"""What a family's file makes its builders of: one size, one size with adapters, sizes by argument."""
+"""What a family's file makes its builders of: one size, one size with adapters, sizes by argument, a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec
 from tune.errors import ConfigError
 from tune.modules import DecoderConfig, Family, TransformerDecoder
 from tune.modules.peft import AttnModule, LoRAConfig, apply_lora
+from tune.tokenizers import BaseTokenizer, from_checkpoint
 
 P = ParamSpec("P")
 
@@ -140,3 +141,26 @@ def sizes_by_argument(
         intermediate_dim=intermediate_dim,
         **others,
     )
+
+
+def tokenizer_at(
+    path: str,
+    max_seq_len: int | None = None,
+    prompt_template: str | dict[str, list[str]] | None = None,
+    add_tokens: list[str] | None = None,
+    add_special_tokens: list[str] | None = None,
+) -> BaseTokenizer:
+    """Return the tokenizer that a checkpoint's files describe, as those of most families do.
+
+    Args:
+        path: its tokenizer.model or tokenizer.json, or the directory that holds one.
+        max_seq_len: tokens after which an example is cut; None: what the model was made for.
+        prompt_template: how conversations are written as text, see `tune.data.get_prompt_template`; None: as the
+            checkpoint's own template says.
+        add_tokens: texts that become one token each, with ids after the last one (`tune.tokenizers.with_new_tokens`).
+        add_special_tokens: the same for control tokens, which templates write and a text never becomes.
+
+    Raises:
+        TokenizerError: there is no such file, or it cannot be read.
+    """
+    return from_checkpoint(path, max_seq_len, prompt_template, add_tokens, add_special_tokens)

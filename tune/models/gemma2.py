@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.builders import LoRABuilder, ModelBuilder, tokenizer_at
 from tune.models.gemma import GemmaTokenizer as GemmaTokenizer
 from tune.models.gemma import gemma_constants, read_gemma, write_gemma
 from tune.models.gemma import gemma_tokenizer as gemma_tokenizer
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope
 from tune.models.layouts import hf_layout, torchtune_layout
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, TransformerDecoder
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"

@@ -10,13 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import ModelBuilder
+from tune.models.builders import ModelBuilder, tokenizer_at
 from tune.models.gemma2 import FOUR_NORMS, gemma2_constants, read_gemma2, write_gemma2
 from tune.models.hf_config import finish, read_sizes, write_rope
 from tune.models.layouts import hf_layout
 from tune.models.outer import LLAVA_NAMES, part_of
 from tune.models.rope_by_kind import read_rope_by_kind, write_rope_by_kind
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, LinearScaling, OuterModel, TransformerDecoder
 
 # What a text_config leaves out, since it writes only what differs.  # transformers, Gemma3TextConfig

@@ -12,13 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.builders import LoRABuilder, ModelBuilder, tokenizer_at
 from tune.models.gemma2 import FOUR_NORMS
 from tune.models.hf_config import finish, layer_range, read_sizes, write_sizes
 from tune.models.layouts import hf_layout
 from tune.models.outer import part_of
 from tune.models.rope_by_kind import read_rope_parameters, write_rope_by_kind
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import (
     DecoderConfig,
     Family,

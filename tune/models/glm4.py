@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
+from tune.models.builders import tokenizer_at
 from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.layouts import hf_layout
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.builders import LoRABuilder, ModelBuilder, tokenizer_at
 from tune.models.hf_config import (
     finish,
     layer_range,
@@ -23,7 +23,6 @@ from tune.models.hf_config import (
 from tune.models.layouts import STACKED_EXPERTS, hf_layout
 from tune.models.mixtral import ROUTER_TRAINING
 from tune.models.qwen2 import LAYER_KINDS
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import (
     ClampedSwiGLU,
     DecoderConfig,

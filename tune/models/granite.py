@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import ModelBuilder
+from tune.models.builders import ModelBuilder, tokenizer_at
 from tune.models.hf_config import finish, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.layouts import hf_layout
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
+from tune.models.builders import tokenizer_at
 from tune.models.granite import read_granite, write_granite
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes
 from tune.models.layouts import hf_layout
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family
 
 # Of layers and experts that these models do not have.

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
+from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument, tokenizer_at
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.layouts import hf_layout
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, ShortConvConfig, TransformerDecoder
 
 _KINDS = ("conv", "full_attention")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
+from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument, tokenizer_at
 from tune.models.llama2 import LLAMA
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, TransformerDecoder
 from tune.tokenizers import BaseTokenizer, with_family_format
 

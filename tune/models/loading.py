@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,6 @@ import torch
 
 from tune.checkpoints import find_model_dir, load_into, open_weights, read_json
 from tune.errors import CheckpointError
-from tune.models.families import all_families
 from tune.models.llama2 import LLAMA
 from tune.models.mistral import MISTRAL
 from tune.models.outer import find_part, tied_as_stored
@@ -103,6 +105,15 @@ def read_model_config(folder: Path) -> tuple[Family, DecoderConfig]:
         f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta, Mistral), so the model's sizes are "
         "not known: copy that file from where the weights came from"
     )
+
+
+@cache
+def all_families() -> tuple[Family, ...]:
+    """Return every `Family` that a file of this package defines, in the order of its file's name."""
+    names = sorted(info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    modules = [import_module(f"{__package__}.{name}") for name in names]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Family)]
+    return tuple({family.name: family for family in found}.values())  # files share one with their kin
 
 
 def find_family(content: Mapping[str, Any]) -> Family:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.builders import LoRABuilder, ModelBuilder, tokenizer_at
 from tune.models.hf_config import (
     finish,
     read_rope,
@@ -22,7 +22,6 @@ from tune.models.hf_config import (
 from tune.models.layouts import hf_layout
 from tune.models.mistral import MISTRAL3, one_window
 from tune.models.outer import part_of
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, QueryScaling, YarnScaling
 
 # What a text_config leaves out, and what holds where nothing is said of rotary positions.  # transformers,

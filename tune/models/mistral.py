@@ -8,12 +8,11 @@ from typing import Any
 
 from tune.checkpoints import ConfigFields
 from tune.errors import CheckpointError
-from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
+from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument, tokenizer_at
 from tune.models.hf_config import finish, read_rope, read_sizes, windows_everywhere, write_rope, write_sizes
 from tune.models.layouts import META_LAYOUT, hf_layout, torchtune_layout
 from tune.models.meta_params import check_written, rows_of
 from tune.models.outer import LLAVA_NAMES, part_of
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, OuterModel, TransformerDecoder
 from tune.tokenizers import BaseTokenizer, with_family_format
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.builders import LoRABuilder, ModelBuilder, tokenizer_at
 from tune.models.gemma2 import FOUR_NORMS
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_scaling, write_sizes
 from tune.models.layouts import hf_layout
 from tune.models.outer import part_of
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, OuterModel
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"

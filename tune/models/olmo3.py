@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder
+from tune.models.builders import LoRABuilder, ModelBuilder, tokenizer_at
 from tune.models.hf_config import finish, layer_range, read_sizes, write_scaling, write_sizes
 from tune.models.olmo2 import OLMO2
 from tune.models.qwen2 import LAYER_KINDS
 from tune.models.rope_by_kind import read_rope_by_kind, write_rope_by_kind
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, YarnScaling
 
 _BASE = 500_000.0

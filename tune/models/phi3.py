@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument
+from tune.models.builders import LoRABuilder, ModelBuilder, sizes_by_argument, tokenizer_at
 from tune.models.hf_config import (
     finish,
     longrope_magnitude,
@@ -29,7 +29,6 @@ from tune.models.hf_config import (
     write_sizes,
 )
 from tune.models.layouts import hf_layout, torchtune_layout
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family, LongRopeScaling, TransformerDecoder
 from tune.tokenizers import BaseTokenizer, with_family_format
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tune.models.builders import ModelBuilder
+from tune.models.builders import ModelBuilder, tokenizer_at
 from tune.models.llama2 import LLAMA
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig
 
 # HuggingFaceTB/SmolLM2-135M, -360M and -1.7B, config.json

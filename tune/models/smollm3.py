@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune.checkpoints import ConfigFields
-from tune.models.builders import ModelBuilder
+from tune.models.builders import ModelBuilder, tokenizer_at
 from tune.models.hf_config import finish, layer_range, read_rope, read_sizes, write_rope, write_sizes
 from tune.models.layouts import hf_layout
 from tune.models.qwen2 import LAYER_KINDS, read_windows
-from tune.models.tokenizer import tokenizer_at
 from tune.modules import DecoderConfig, Family
 
 _USUAL_PADDING_ID = 128_004  # transformers, SmolLM3Config

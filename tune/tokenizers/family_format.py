@@ -54,6 +54,14 @@ def template_of(tokenizer: Tokenizer) -> AnyTemplate | None:
     return getattr(tokenizer, "family_template", None) or tokenizer.prompt_template
 
 
+def conversation_template_of(tokenizer: Tokenizer) -> AnyTemplate | None:
+    """Return the same for whole conversations: where its builder's family writes no turns, as its checkpoint does."""
+    template = template_of(tokenizer)
+    if tokenizer.prompt_template is None and (template is None or isinstance(template, PlainTemplate)):
+        return tokenizer.chat_template or template
+    return template
+
+
 def family_template_of(tokenizer: Tokenizer) -> AnyTemplate | None:
     """Return how the family of a tokenizer's builder writes conversations, None for one that was found by itself."""
     found: AnyTemplate | None = getattr(tokenizer, "family_template", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from tune.config.component import Component
 from tune.config.lookup import find_module
+from tune.modules import TransformerDecoder
 from tune.modules.loss import LinearCrossEntropyLoss
 from tune.modules.loss.linear_cross_entropy import LossFromHidden
 from tune.modules.peft import LoRAConfig, adapter_parameters, apply_lora
@@ -48,8 +50,8 @@ class Advice:
 def advise(run: PlannedRun, usable: float) -> tuple[Advice, ...]:
     """Return what would lower a run's peak, the largest saving first.
 
-    Where no one of them brings it within `usable`, the last piece of advice is some that do so together, none of
-    them needless; those that change no result are tried first.
+    Where no one of them brings it within `usable`, the last piece of advice is some that do so together; those that
+    change no result are tried first.
     """
     peak = predict(run).peak
     tried = [replace(advice, saved=peak - _peak_with(run, [advice])) for advice in _changes(run)]
@@ -61,24 +63,16 @@ def advise(run: PlannedRun, usable: float) -> tuple[Advice, ...]:
 
 
 def _together(run: PlannedRun, usable: float, changes: list[Advice]) -> Iterator[Advice]:
-    """Yield settings that together fit; nothing where all of them do not."""
+    """Yield the first settings that together fit; nothing where all of them do not."""
+    peak = predict(run).peak
     taken: list[Advice] = []
-    before = peak = predict(run).peak
     for change in sorted(changes, key=lambda change: not change.is_free):  # stable: the largest saving first
         if any(change.changes.keys() & other.changes.keys() for other in taken):
             continue
-        if (after := _peak_with(run, [*taken, change])) < peak:
-            taken.append(change)
-            peak = after
-        if peak <= usable:
-            break
-    else:
-        return
-    for change in list(taken):  # what a later one has made needless
-        others = [other for other in taken if other is not change]
-        if (after := _peak_with(run, others)) <= usable:
-            taken, peak = others, after
-    yield Advice(" and ".join(change.setting for change in taken), {}, saved=before - peak)
+        taken.append(change)
+        if (after := _peak_with(run, taken)) <= usable:
+            yield Advice(" and ".join(change.setting for change in taken), {}, saved=peak - after)
+            return
 
 
 def _peak_with(run: PlannedRun, changes: list[Advice]) -> float:
@@ -135,16 +129,22 @@ def _changes_of_weights(run: PlannedRun) -> Iterator[Advice]:
         yield Advice(setting, {"precision": half}, "; rounds weights to three digits")
     if adapter_parameters(run.model):
         if not any(isinstance(module, NF4Weight) for module in run.model.modules()):
-            model = copy.deepcopy(run.model)
-            quantize_frozen(model)
-            yield Advice("quantize_base=true", {"model": model}, "; keeps the frozen matrices in 4 bits")
+            changes = {"model": _with_adapters(run.model, quantize_base=True)}
+            yield Advice("quantize_base=true", changes, "; keeps the frozen matrices in 4 bits")
         return
     # Recipes with a second model train adapters by themselves.
     setting = "lora_rank=8" if run.frozen_model is not None else "tune run lora_finetune"
-    for quantize, suffix, remark in (
-        (False, "", "; trains adapters alone"),
-        (True, " quantize_base=true", "; on a 4-bit base"),
-    ):
-        model = copy.deepcopy(run.model)
-        apply_lora(model, LoRAConfig(quantize_base=quantize))
-        yield Advice(setting + suffix, {"model": model}, remark)
+    yield Advice(setting, {"model": _with_adapters(run.model)}, "; trains adapters alone")
+    changes = {"model": _with_adapters(run.model, quantize_base=True)}
+    yield Advice(f"{setting} quantize_base=true", changes, "; on a 4-bit base")
+
+
+@lru_cache(maxsize=8)  # the same ones are measured once: advice is asked for again when memory has run out
+def _with_adapters(model: TransformerDecoder, quantize_base: bool = False) -> TransformerDecoder:
+    """Return a copy with the adapters it has, or new ones, and its frozen matrices in 4 bits if so."""
+    model = copy.deepcopy(model)
+    if not adapter_parameters(model):
+        apply_lora(model, LoRAConfig(quantize_base=quantize_base))
+    elif quantize_base:
+        quantize_frozen(model)
+    return model

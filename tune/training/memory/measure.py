@@ -48,15 +48,12 @@ class BlockBytes:
         casts: weights that autocast has turned into its own dtype.
         in_backward: the most that stands beside what earlier blocks keep and the gradients of later ones: what the
             block itself keeps, the gradients of its weights, and what comes and goes.
-        own_input: gradient of the block's own input, which stands until all blocks have theirs. What the first block
-            was measured to take holds those of all: autograd makes zeros of those that are missing.
     """
 
     input: int = 0
     kept: int = 0
     casts: int = 0
     in_backward: int = 0
-    own_input: int = 0
 
 
 @dataclass
@@ -66,9 +63,8 @@ class StepBytes:
     Attributes:
         trunk: kept outside the blocks, up to the hidden states.
         at_start: the most that stands until the first block begins.
-        at_loss, in_loss_backward, at_end: the most that stands beside what the blocks keep and the gradients there
-            are: in the forward pass of the last block or after it, before the last block's backward pass begins, and
-            after that of the first.
+        at_loss, in_loss_backward: the most that stands beside what the blocks keep and the gradients there are: in the
+            forward pass of the last block or after it, and before the last block's backward pass begins.
         head_gradients: gradients there are when the last block's backward pass begins.
         unknown: why nothing of this could be measured.
     """
@@ -78,7 +74,6 @@ class StepBytes:
     at_start: int = 0
     at_loss: int = 0
     in_loss_backward: int = 0
-    at_end: int = 0
     head_gradients: int = 0
     unknown: str = ""
 
@@ -185,15 +180,10 @@ def _kinds(model: TransformerDecoder) -> list[tuple[bool, bool, bytes]]:
 def _digest(block: nn.Module) -> bytes:
     digest = hashlib.blake2b(digest_size=16)  # part by part: it is also asked for where memory has run out
     for name, part in block.named_modules(remove_duplicate=False):
-        tensors = [
-            (own, tensor.shape, tensor.dtype, tensor.requires_grad)
-            for own, tensor in (*part._parameters.items(), *part._buffers.items())
-            if tensor is not None
-        ]
-        # What has no text of its own is written with its address, and equals itself alone.
-        held = ("_parameters", "_buffers", "_modules")
-        settings = [pair for pair in vars(part).items() if pair[0] not in held]
-        digest.update(repr((name, type(part), tensors, settings)).encode())
+        # Tensors without memory are written with shape and type. What has no text of its own is written with its
+        # address, and equals itself alone.
+        settings = [pair for pair in vars(part).items() if pair[0] != "_modules"]
+        digest.update(repr((name, type(part), settings)).encode())
     return digest.digest()
 
 
@@ -240,9 +230,6 @@ class _Recorder:
         self.block = self.step.blocks[index]
         self.block.input = args[0].nbytes
         self.there = self.live.seen - {storage_key(args[0])}
-        *_, own = args  # the last argument of `DecoderBlock.forward`
-        if isinstance(own, Tensor) and own is not args[0] and own.requires_grad:
-            self.block.own_input = own.nbytes
         if index == 0:
             self.step.at_start = self.live.restart()
         if index == 0 and args[0].requires_grad:
@@ -288,10 +275,7 @@ class _Recorder:
         if self.place == len(self.step.blocks):
             self.step.in_loss_backward, self.step.head_gradients = most, self.gradients
         elif self.place >= 0:
-            later = sum(block.own_input for block in self.step.blocks[self.place + 1 :] if self.place)
-            self.step.blocks[self.place].in_backward = most - later
-        else:
-            self.step.at_end = max(self.step.at_end, most)
+            self.step.blocks[self.place].in_backward = most
         self.place = place
 
 

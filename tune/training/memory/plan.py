@@ -166,22 +166,19 @@ class MemoryPlan:
         """Return the bytes at the fullest moment of a run whose micro-batches have so many rows and tokens."""
         return predict(replace(self.run, batch_size=seen[0], seq_len=seen[1])).peak
 
-    def compare(self, measured: float | None = None, *, seen: tuple[int, int] | None = None) -> str:
-        """Return a line with what was predicted beside what was measured. Ask after two optimizer steps or more.
+    def compare(self, measured: float, seen: tuple[int, int]) -> str:
+        """Return a line with what was predicted beside what was measured.
 
         The prediction in it is that of the verdict; what smaller micro-batches let expect stands behind it.
 
         Args:
-            measured: bytes at the peak so far; None looks.
+            measured: bytes at the peak so far, of two optimizer steps or more.
             seen: rows and tokens of the largest micro-batch so far, which need not be the largest of all.
         """
-        measured = self.measure() if measured is None else measured
-        expected = self.peak if seen is None else self.predict_for(seen)
+        expected = self.predict_for(seen)
         text = f"memory: {_gib(self.peak)} GiB predicted"
-        if seen is not None and _gib(expected) != _gib(self.peak):
+        if _gib(expected) != _gib(self.peak):
             text += f", {_gib(expected)} GiB for batches as so far ({seen[0]} x {seen[1]} tokens)"
-        if not expected:
-            return f"{text}, {_gib(measured)} GiB measured"
         share = measured / expected - 1
         text += f", {_gib(measured)} GiB measured ({100 * share:+.0f}%)"
         return f"{text}: {self._explain(share)}" if abs(share) > _LARGE_DIFFERENCE else text

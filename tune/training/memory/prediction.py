@@ -260,7 +260,7 @@ def _forward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator
 
 
 def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterator[_Moment]:
-    """Yield what stands before the last block's backward pass, in each block's, and after that of the first."""
+    """Yield what stands before the last block's backward pass, and in each block's."""
     kept = _kept(run, step)
     held = [0.0] * len(kept) if run.activation_offloading else kept
     # Autocast drops them with the forward pass.
@@ -278,14 +278,11 @@ def _backward(run: PlannedRun, step: StepBytes, weights: WeightSizes) -> Iterato
 
     yield moment(sum(held) + step.trunk, sum(casts), step.in_loss_backward - step.trunk, 0.0)
     gradients += step.head_gradients * grows
-    own_inputs = 0  # their gradients
     for i, block in reversed(list(enumerate(step.blocks))):
         working = max(block.in_backward - block.kept - block.casts - step.trunk, 0) + in_operator
-        activations = sum(held[:i]) + block.kept + step.trunk + (own_inputs if i else 0)
+        activations = sum(held[:i]) + block.kept + step.trunk
         yield moment(activations, sum(casts[:i]) + block.casts, 0.0, working)
         gradients += weights.block_gradients[i] * grows
-        own_inputs += block.own_input
-    yield moment(step.trunk, 0.0, 0.0, step.at_end - step.trunk)
 
 
 def _in_delta_rule(run: PlannedRun) -> int:
