@@ -215,7 +215,7 @@ def _made_by(module: Module, name: str, call: ast.Call) -> Definition | None:
             function.args = deepcopy(statement.args)
             function.args.args = function.args.args[1:]  # without self
             _spell_out_wrapped(module, function.args, call)
-            return Definition(made.module, name, ast.unparse(function))
+            return Definition(made.module, name, function)
     return None
 
 
