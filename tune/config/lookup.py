@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import sys
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -129,11 +130,8 @@ def find_module_at(path: str) -> Module | None:
 
 def list_submodules(module: Module) -> list[str]:
     """Return the names of the public packages and modules directly inside the package `module`, sorted."""
-    if not module.is_package:
-        return []
-    names = {entry.stem for entry in module.file.parent.glob("*.py")}
-    names |= {entry.parent.name for entry in module.file.parent.glob("*/__init__.py")}
-    return sorted(name for name in names if not name.startswith("_"))
+    folders = [str(module.file.parent)] if module.is_package else []
+    return sorted(found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_"))
 
 
 def find_module(name: str) -> Module | None:
