@@ -18,6 +18,7 @@ from tune.config.source import (
     Module,
     Value,
     dotted_text,
+    is_python,
     read_all,
     read_binding,
     read_public_names,
@@ -35,8 +36,8 @@ class NotFound:
     Args:
         reason: "no-package" (the top package is not installed), "no-name" (nothing has that name), "module"
             (it is a module), "import" (it goes through another module's import), "attribute" (it is inside a
-            class), "value" (neither class nor function), or "unreadable" (it exists, but its source cannot be
-            read: made at run time, or compiled).
+            class), "value" (neither class nor function), "invalid" (the file is no Python), or "unreadable" (it
+            exists, but its source cannot be read: made at run time, or compiled).
         where: the module in which the search ended.
         part: the name that was looked for there.
     """
@@ -239,6 +240,8 @@ def _exports(module: Module, name: str) -> bool:
 
 def _dead_end(module: Module, part: str) -> NotFound:
     """Say why `part` leads nowhere inside `module`."""
+    if not is_python(module):
+        return NotFound("invalid", module.name, part)
     if _find_submodule(module, part) is not None:
         return NotFound("module", module.name, part)
     binding = read_binding(module, part)

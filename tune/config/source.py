@@ -80,6 +80,11 @@ def read_binding(module: Module, name: str) -> Binding | None:
     return _read(module).bindings.get(name)
 
 
+def is_python(module: Module) -> bool:
+    """Return whether a file can be read, and is Python that this interpreter understands."""
+    return _read(module).is_python
+
+
 def read_star_imports(module: Module) -> list[str]:
     """Return the modules from which `module` imports everything."""
     return [
@@ -182,6 +187,7 @@ class _Contents:
 
     statements: tuple[ast.stmt, ...] = ()
     bindings: Mapping[str, Binding] = field(default_factory=dict)
+    is_python: bool = True
 
 
 def _read(module: Module) -> _Contents:
@@ -190,7 +196,7 @@ def _read(module: Module) -> _Contents:
         stamp = module.file.stat()
         return _parse(module, stamp.st_mtime_ns, stamp.st_size)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return _Contents()
+        return _Contents(is_python=False)
 
 
 @lru_cache(maxsize=256)
