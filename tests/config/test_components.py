@@ -62,10 +62,7 @@ class Loose:
     def __init__(self, **kwargs): ...
 
 class MySGD(SGD):
-    def __init__(self, params, lr=0.1):
-        text = """
-margin text that looks like a statement
-"""
+    def __init__(self, params, lr=0.1): ...
 
 class Mine(optim.AdamW): ...
 
@@ -257,7 +254,7 @@ def test_inheritance_aliases_and_reexports_are_followed(package: str) -> None:
     assert list(signature(f"{package}.Derived").parameters) == ["first", "second"]
     assert signature(f"{package}.Loose").takes_any_keyword
     assert list(signature(f"{package}.many").parameters) == ["a", "b"]
-    assert list(signature(f"{package}.MySGD").parameters) == ["params", "lr"]  # text at the margin inside
+    assert list(signature(f"{package}.MySGD").parameters) == ["params", "lr"]
 
 
 def test_what_a_maker_returns_has_the_signature_it_promises(
@@ -340,6 +337,12 @@ silent = Silent()
 )
 def test_trusted_packages_are_judged_by_kind(package: str, name: str, expected: list[str]) -> None:
     assert codes(f"{package}.{name}", OPTIMIZER) == expected
+
+
+def test_a_file_that_is_no_python_is_told(package: str, tmp_path: Path) -> None:
+    (tmp_path / "geometry_pkg" / "broken.py").write_text("def ok(params): ...\n\ndef broken(:\n")
+    (error,) = resolve_component("geometry_pkg.broken.ok", OPTIMIZER).errors
+    assert error.message == "the file of geometry_pkg.broken cannot be read, or is not valid Python"
 
 
 def test_supplied_arguments_are_matched_by_position(package: str) -> None:

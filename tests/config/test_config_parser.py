@@ -258,7 +258,7 @@ def test_dry_run_prints_the_resolved_parameters(config: str, capsys: pytest.Capt
 
 def test_help_lists_the_parameters() -> None:
     text = TuneArgumentParser(params=Params).format_help()
-    assert "output_dir (str)\n      Where to. [required]" in text
+    assert "  output_dir (str)      Where to. [required]\n" in text
     assert "Sequences. [default: 2; at least 1]" in text
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import format_size, say, table
 
 
@@ -15,7 +15,6 @@ def run(given: Given) -> int:
     """List what is kept, or remove it."""
     from tune.data.cache import OFF, open_cache
 
-    check_operands(COMMAND, given)
     action = given.operands[0]
     if action not in ("ls", "clear"):
         raise UsageError(f"`tune cache` can ls and clear, not {action}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tune.cli.arguments import Command, Given, UsageError, check_operands
+from tune.cli.arguments import Command, Given, UsageError
 from tune.cli.catalogue import find_source
 from tune.cli.terminal import say
 
 
 def run(given: Given) -> int:
     """Print one config or recipe."""
-    check_operands(COMMAND, given)
     file, _ = find_source(given.operands[0])
     text = read_file(file)
     if sys.stdout.isatty():

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, check_operands
+from tune.cli.arguments import Command, Given, Option
 from tune.cli.terminal import columns, format_size, say
 from tune.config.diagnostics import printable
 from tune.utils.precision import DTYPE_NAMES
@@ -24,7 +24,6 @@ _PHASES = {"write": "Writing", "verify": "Reading again"}
 
 def run(given: Given) -> int:
     """Convert one checkpoint and say what was verified."""
-    check_operands(COMMAND, given)
     src, dest = given.operands
     to = given.one("to") or "hf"
 

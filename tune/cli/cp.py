@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.cat import read_file
 from tune.cli.catalogue import Recipe, example_config, find_recipe, find_source, read_recipe_key
 from tune.cli.recipe_lookup import find_target
@@ -21,7 +21,6 @@ _MODELINE = "# yaml-language-server: $schema="
 def run(given: Given) -> int:
     """Copy one recipe or config, and say what to run next."""
     to = given.one("to")
-    check_operands(COMMAND, given)
     if to is not None and given.operands[1:]:
         raise UsageError(f"where to write is said twice: {given.operands[1]} and --to {to}")
     name = given.operands[0]

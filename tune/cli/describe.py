@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tune.cli.arguments import TRUST, Command, Given, UsageError, check_operands, did_you_mean
+from tune.cli.arguments import TRUST, Command, Given, UsageError, did_you_mean
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import columns, paint, say, section, width, wrap
 from tune.config.component_check import ResolvedName, list_components, resolve_component
@@ -18,7 +18,6 @@ from tune.config.trust import parse_trust, trust
 
 def run(given: Given) -> int:
     """Print what is known about a recipe's parameters, one of them, or a component."""
-    check_operands(COMMAND, given)
     trust(*parse_trust(given.all("trust")))
     target = find_target(given.operands[0], importing=True)
     if target.params is None:

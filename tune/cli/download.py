@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.catalogue import find_recipe, list_configs
 from tune.cli.terminal import columns, file_lines, format_size, say
 from tune.config.diagnostics import printable
@@ -26,7 +26,6 @@ CHECKPOINTS = "checkpoints"
 
 def run(given: Given) -> int:
     """Download a model and print its files and the next command."""
-    check_operands(COMMAND, given)
     (name,) = given.operands
     token, to, revision = given.one("hf_token"), given.one("output_dir"), given.one("revision")
     source = given.one("source")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.catalogue import RECIPES, Recipe, configs_of, example_config
 from tune.cli.recipe_lookup import find_target
 from tune.cli.terminal import say, section, table
@@ -10,7 +10,6 @@ from tune.cli.terminal import say, section, table
 
 def run(given: Given) -> int:
     """Print the table of recipes and configs."""
-    check_operands(COMMAND, given)
     recipes: tuple[Recipe, ...] = RECIPES
     for word in given.operands:
         recipe = find_target(word).recipe

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import starmap
 
 import tune
-from tune.cli.arguments import Command, UsageError, format_help, nearest, read_arguments
+from tune.cli.arguments import Command, UsageError, check_operands, format_help, nearest, read_arguments
 from tune.cli.catalogue import find_recipe, recipe_names
 from tune.cli.exit_codes import exit_code_of
 from tune.cli.launch_options import LAUNCH_FLAGS
@@ -90,7 +90,11 @@ def _dispatch(arguments: list[str]) -> int:
         if COMMANDS[first] != "run" and any(word in ("--help", "-h") for word in before_dashes):
             say(format_help(command))
             return 0
-        return command.run(read_arguments(command, others))
+        given = read_arguments(command, others)
+        # beside overrides, or to complete them, a command counts its words itself
+        if not command.takes_overrides and first != "completion":
+            check_operands(command, given)
+        return command.run(given)
     if first.partition("=")[0] in LAUNCH_FLAGS or find_recipe(first) is not None or os.path.isfile(first):
         return _run_recipe(arguments)
     raise UsageError(_unknown(first))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, check_operands
+from tune.cli.arguments import Command, Given, Option
 from tune.cli.convert_ckpt import format_written
 from tune.cli.terminal import say
 from tune.utils.precision import DTYPE_NAMES
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Merge one adapter and say what comparing the result gave."""
-    check_operands(COMMAND, given)
     (adapter,), base, to, dtype = given.operands, given.one("base"), given.one("to"), given.one("dtype")
 
     from tune.models.merging import merge_adapter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import say
 from tune.utils.paths import expand_path
 
@@ -15,7 +15,6 @@ def run(given: Given) -> int:
     """Write the page of one run into its folder, or one about several."""
     from tune.report import write_comparison, write_report
 
-    check_operands(COMMAND, given)
     folders = [find_run(name) for name in given.operands]
     out = given.one("out")
     if len(folders) == 1 and out is None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
-from tune.cli.arguments import Command, Given, UsageError, check_operands
+from tune.cli.arguments import Command, Given, UsageError
 from tune.cli.recipe_lookup import Target, find_target
 from tune.cli.terminal import say
 
 
 def run(given: Given) -> int:
     """Print the schema of one recipe's configs."""
-    check_operands(COMMAND, given)
     say(schema_text(find_target(given.operands[0], importing=True)))
     return 0
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.report import find_run
 from tune.cli.terminal import columns, format_size, paint, report_warning, say
 from tune.utils.escape import escape_control
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Write what is shared, say what went, and where it is."""
-    check_operands(COMMAND, given)
     from tune.sharing.bundle import share_run
     from tune.sharing.draft import MAX_ATTACHED, check_addresses, write_draft
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune.cli.arguments import Command, Given, Option, UsageError, check_operands
+from tune.cli.arguments import Command, Given, Option, UsageError
 from tune.cli.terminal import columns, file_lines, format_size, say
 from tune.config.diagnostics import printable
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 def run(given: Given) -> int:
     """Check what is to be sent, show it, send it, and print its address."""
-    check_operands(COMMAND, given)
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented there
 
     from tune.hub.short_names import is_repository

@@ -236,7 +236,9 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
             return ResolvedName(path, warnings=(note,))
         return _failed(_unknown(f"{path} is made at run time and cannot be checked before it"))
     suggestion = (
-        _nearest(path, slot) if slot is not None and found.reason not in ("module", "value") else None
+        _nearest(path, slot)
+        if slot is not None and found.reason not in ("module", "value", "invalid")
+        else None
     )
     hint = f"; did you mean {suggestion}?" if suggestion else ""
     reasons = {
@@ -244,6 +246,7 @@ def _explain_not_found(path: str, found: NotFound, slot: Slot | None) -> Resolve
         "import": f"{found.part} is something that {found.where} imports for itself, not a part of it",
         "attribute": f"{found.part} is not a module; name the class or function itself",
         "value": f"{path} is a value, neither a class nor a function",
+        "invalid": f"the file of {found.where} cannot be read, or is not valid Python",
     }
     message = reasons.get(found.reason, f"{found.where} has nothing called {found.part}")
     return _failed(_unknown(message + hint, suggestion=suggestion))

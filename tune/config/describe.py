@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import argparse
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,27 +52,16 @@ def by_group(infos: Iterable[ParamInfo]) -> dict[str, list[ParamInfo]]:
     return groups
 
 
-def parameters_text(params_cls: type[Any], width: int = 100) -> str:
-    """Return all parameters of a class by group: name, type, default, range, help, in lines of so many columns."""
-    blocks = []
+def parameters_text(params_cls: type[Any]) -> str:
+    """Return all parameters of a class by group, as argparse lists options: name, type, default, range, help."""
+    formatter = argparse.HelpFormatter("")
     for group, members in by_group(fields_of(params_cls).values()).items():
-        lines = [f"{group} parameters:"]
+        formatter.start_section(f"{group} parameters")
         for info in members:
-            lines += _wrapped(f"{info.name} ({type_text(info)})", width, "  ", "    ")
-            lines += _wrapped(help_text(info), width, " " * 6, " " * 6)
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+            name, about = f"{info.name} ({type_text(info)})", help_text(info).replace("%", "%%")
+            formatter.add_argument(argparse.Action([], info.name, metavar=name, help=about))
+        formatter.end_section()
+    return formatter.format_help()
 
 
 def json_schema(params_cls: type[Any], title: str | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import sys
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tune.config.source import (
     Module,
     Value,
     dotted_text,
+    is_python,
     read_all,
     read_binding,
     read_public_names,
@@ -34,8 +36,8 @@ class NotFound:
     Args:
         reason: "no-package" (the top package is not installed), "no-name" (nothing has that name), "module"
             (it is a module), "import" (it goes through another module's import), "attribute" (it is inside a
-            class), "value" (neither class nor function), or "unreadable" (it exists, but its source cannot be
-            read: made at run time, or compiled).
+            class), "value" (neither class nor function), "invalid" (the file is no Python), or "unreadable" (it
+            exists, but its source cannot be read: made at run time, or compiled).
         where: the module in which the search ended.
         part: the name that was looked for there.
     """
@@ -129,11 +131,8 @@ def find_module_at(path: str) -> Module | None:
 
 def list_submodules(module: Module) -> list[str]:
     """Return the names of the public packages and modules directly inside the package `module`, sorted."""
-    if not module.is_package:
-        return []
-    names = {entry.stem for entry in module.file.parent.glob("*.py")}
-    names |= {entry.parent.name for entry in module.file.parent.glob("*/__init__.py")}
-    return sorted(name for name in names if not name.startswith("_"))
+    folders = [str(module.file.parent)] if module.is_package else []
+    return sorted(found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_"))
 
 
 def find_module(name: str) -> Module | None:
@@ -215,7 +214,7 @@ def _made_by(module: Module, name: str, call: ast.Call) -> Definition | None:
             function.args = deepcopy(statement.args)
             function.args.args = function.args.args[1:]  # without self
             _spell_out_wrapped(module, function.args, call)
-            return Definition(made.module, name, ast.unparse(function))
+            return Definition(made.module, name, function)
     return None
 
 
@@ -241,6 +240,8 @@ def _exports(module: Module, name: str) -> bool:
 
 def _dead_end(module: Module, part: str) -> NotFound:
     """Say why `part` leads nowhere inside `module`."""
+    if not is_python(module):
+        return NotFound("invalid", module.name, part)
     if _find_submodule(module, part) is not None:
         return NotFound("module", module.name, part)
     binding = read_binding(module, part)

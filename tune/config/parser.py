@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -192,8 +191,7 @@ class TuneArgumentParser(argparse.ArgumentParser):
             return text
         from tune.config.describe import parameters_text
 
-        columns = max(20, min(100, shutil.get_terminal_size((100, 24)).columns))
-        return f"{text}\n{parameters_text(self.params_cls, columns)}"
+        return f"{text}\n{parameters_text(self.params_cls)}"
 
     def _read_own(self, given: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """This parser's own options, all overrides in the order given, and what is neither."""

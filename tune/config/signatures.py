@@ -12,9 +12,9 @@ from tune.config.lookup import NotFound, find_definition, resolve_expression
 from tune.config.source import Definition, Module, Value, dotted_text, read_binding, read_late_doc
 from tune.config.typing import TypeSpec
 
-# Classes whose own bases and constructor need no reading; the first is one that slots ask for, and huge.
-_ROOTS = ("torch.nn.modules.module.Module", "object", "abc.ABC", "typing.Generic", "typing.Protocol")
-_HAS_CONSTRUCTOR = re.compile(r"\bdef[ \t]+__(init|new)__\b|\bdataclass\b")
+# Classes whose own bases and constructor need no reading: one that slots ask for, and bases that take nothing.
+_MODULE = "torch.nn.modules.module.Module"
+_BARE_BASES = ("object", "ABC", "Generic", "Protocol", "TypedDict")
 _PLAIN_KINDS = {"none", "bool", "int", "float", "str", "path", "list", "tuple", "vtuple", "dict", "literal"}
 
 
@@ -72,15 +72,12 @@ def read_signature(path: str) -> Signature | NotFound:
 
 def signature_of(found: Definition) -> Signature:
     """Return the signature of a class or function that was found in a file."""
-    node = found.node if not found.is_class else None
-    if found.is_class:
+    if isinstance(found.node, ast.ClassDef):
         family = list(_class_and_bases(found))
         parameters, any_positional, any_keyword = _constructor(family)
-    elif node is None or isinstance(node, ast.ClassDef):
-        return Signature(found.path, False, takes_any_keyword=True, kinds_known=False)
     else:
-        family = _returned(found.module, node.returns)
-        parameters, any_positional, any_keyword = _read_arguments(found.module, node, skip_first=False)
+        family = _returned(found.module, found.node.returns)
+        parameters, any_positional, any_keyword = _read_arguments(found.module, found.node, skip_first=False)
     return Signature(
         path=found.path,
         is_class=found.is_class,
@@ -89,7 +86,7 @@ def signature_of(found: Definition) -> Signature:
         takes_any_positional=any_positional,
         kinds=frozenset(member.path for member in family if member is not None),
         kinds_known=None not in family,
-        is_interface=found.is_class and any(_last_name(base) == "Protocol" for base in found.bases or ()),
+        is_interface=any(_last_name(base) == "Protocol" for base in found.bases),
     )
 
 
@@ -104,7 +101,7 @@ def read_doc(path: str, *, constructor: bool = True) -> str:
     found = find_definition(path)
     if isinstance(found, NotFound):
         return ""
-    text = found.doc or read_late_doc(found.module, found.name)
+    text = ast.get_docstring(found.node) or read_late_doc(found.module, found.name)
     node = found.node if constructor else None
     if isinstance(node, ast.FunctionDef):
         shared = _shared_settings(found.module, node.args) or {}
@@ -147,14 +144,9 @@ def _class_and_bases(found: Definition) -> Iterator[Definition | None]:
             continue
         seen.add(member.path)
         yield member
-        if member.path in _ROOTS:
-            continue
-        if member.bases is None:
-            yield None
-            continue
         bases: list[Definition | None] = []
-        for base in member.bases:
-            if dotted_text(base) == "object":
+        for base in member.bases if member.path != _MODULE else ():
+            if _last_name(base.value if isinstance(base, ast.Subscript) else base) in _BARE_BASES:
                 continue
             target = resolve_expression(member.module, base)
             bases.append(target if isinstance(target, Definition) and target.is_class else None)
@@ -169,13 +161,9 @@ def _constructor(family: list[Definition | None]) -> Arguments:
     for member in family:
         if member is None:
             return {}, True, True
-        if member.path in _ROOTS:
+        if member.path == _MODULE or not isinstance(member.node, ast.ClassDef):
             continue  # takes nothing of its own
-        if not _HAS_CONSTRUCTOR.search(member.text):
-            continue
         node = member.node
-        if not isinstance(node, ast.ClassDef):
-            return {}, True, True
         for name in ("__init__", "__new__"):
             for statement in reversed(node.body):
                 if isinstance(statement, ast.FunctionDef) and statement.name == name:
@@ -220,14 +208,11 @@ def _shared_settings(
     declared = resolve_expression(module, annotation.slice)
     if not isinstance(declared, Definition):
         return None
-    family = list(_class_and_bases(declared))
-    members = [member for member in reversed(family) if member is not None]  # those of its bases first
-    roots = [base for member in members for base in member.bases or () if _last_name(base) == "TypedDict"]
-    if len(members) + len(roots) != len(family):
-        return None  # there is a base that cannot be followed
     settings = {}
-    for member in members:
-        for statement in getattr(member.node, "body", ()):
+    for member in reversed(list(_class_and_bases(declared))):  # its bases first
+        if member is None:
+            return None  # a base that cannot be followed
+        for statement in member.node.body:
             match statement:
                 case ast.AnnAssign(
                     target=ast.Name(id=name),
