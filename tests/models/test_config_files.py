@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_llamas import GRANITE, LLAMA, LONG, MISTRAL, QWEN2, QWEN2_7B, QWEN3, SMOLLM3
@@ -49,6 +50,21 @@ def test_older_and_newer_files_say_the_same(tmp_path: Path) -> None:
     spelt = LONG["rope_scaling"] | {"type": "llama3"}
     del spelt["rope_type"]
     assert described(tmp_path, LLAMA | LONG | {"rope_scaling": spelt}) == older
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_family_s_older_files_say_the_same(name: str, tmp_path: Path) -> None:
+    """Before transformers 5 the rotary positions of all layers stood in `rope_theta` and `rope_scaling`."""
+    newer = {"architectures": None, **json.loads(CASES[name]().to_json_string())}
+    rope = dict(newer.get("rope_parameters") or {})
+    if "rope_theta" not in rope:
+        pytest.skip("rotary positions by kind of layer, which has no older form")
+    older = {key: value for key, value in newer.items() if key not in ("rope_parameters", "dtype")}
+    older["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        older["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    older["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
+    assert described(tmp_path, older | {"torch_dtype": "bfloat16"}) == described(tmp_path, newer)
 
 
 def test_the_scaling_that_qwens_card_tells_people_to_add(tmp_path: Path) -> None:

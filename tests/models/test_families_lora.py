@@ -95,7 +95,7 @@ def on_all_matrices(model: TransformerDecoder, **others: Any) -> LoRAConfig:
             *(("in_proj", "out_proj") if model.config.conv is not None else ()),
             *(ALL_PER_LAYER if model.config.per_layer_input is not None else ()),
         ),
-        apply_to_mlp=model.config.moe is None,
+        apply_to_mlp=model.config.moe is None or not others.get("use_dora"),
         apply_to_output=model.output is not None,
         **others,
     )
@@ -109,6 +109,8 @@ def stir(parameters: list[nn.Parameter]) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1)
 
 
+# Scaled by the root of the rank: matrices, and experts of which peft makes one adapter of two.
+BY_ROOT = ("llama-biases", "mixtral")
 # One case of each reference: what DoRA adds stands beside a matrix, and knows nothing of the settings of a family.
 WITH_DORA = {case.config_class: name for name, case in reversed(CASES.items())}.values()
 
@@ -124,7 +126,7 @@ def test_any_family_with_adapters(
     ours = base.ours()
     with torch.no_grad():
         plain = ours(tokens)
-    apply_lora(ours, on_all_matrices(ours, use_dora=use_dora, use_rslora=case == "llama-biases"))
+    apply_lora(ours, on_all_matrices(ours, use_dora=use_dora, use_rslora=case in BY_ROOT))
     with torch.no_grad():
         assert torch.equal(ours(tokens), plain)
 

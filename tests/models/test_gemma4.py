@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from published_gemmas import PUBLISHED
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma4Config, PreTrainedModel
 
 import tune.models
 from tune.checkpoints import load_adapter, save_adapter, save_model
@@ -197,7 +197,12 @@ def test_heads_are_read_as_old_and_new_files_have_them(tmp_path: Path) -> None:
     new = json.loads(json.dumps(old))
     text = new["text_config"]
     del text["global_head_dim"], text["num_global_key_value_heads"]
-    text["per_layer_config"] = {
-        str(layer): {"head_dim": 512, "num_key_value_heads": 4} for layer in range(5, 60, 6)
-    }
-    assert read(old, tmp_path).config == read(new, tmp_path).config
+    heads = {"head_dim": 512, "num_key_value_heads": 4}
+    text["per_layer_config"] = {str(layer): heads for layer in range(5, 60, 6)}
+    expected = read(old, tmp_path).config
+    assert read(new, tmp_path).config == expected
+    # As transformers writes them, with zeros in front.
+    Gemma4Config(**old).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert list(saved["text_config"]["per_layer_config"])[:2] == ["05", "11"]
+    assert read({"architectures": old["architectures"], **saved}, tmp_path).config == expected

@@ -40,7 +40,7 @@ class AdapterSettings:
         rank_pattern, alpha_pattern: other values for modules whose names end as a pattern says; the first one counts.
         targets: names, or ends of names, of the modules with adapters; None where they are given in some other form,
             and the weights alone say which they are.
-        parameters: names, or ends of names, of parameters with adapters: of experts in stacks.
+        parameters: names, or ends of names, of parameters with adapters: of experts in stacks, and of modules' weights.
         modules_to_save: names, or ends of names, of modules that were trained whole.
         token_ids: tokens whose rows were trained, by name, or end of a name, of the module; "" is the embedding.
         keeps_tie: a matrix trained whole is both embedding and output matrix, where the base ties them.
@@ -64,15 +64,17 @@ class AdapterSettings:
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's adapter."""
-        return next((rank for pattern, rank in self.rank_pattern if pattern.match(module)), self.rank)
+        name = self._said(module)
+        return next((rank for pattern, rank in self.rank_pattern if pattern.match(name)), self.rank)
 
     def alpha_of(self, module: str) -> float:
         """Return the alpha of a module's adapter."""
-        return next((alpha for pattern, alpha in self.alpha_pattern if pattern.match(module)), self.alpha)
+        name = self._said(module)
+        return next((alpha for pattern, alpha in self.alpha_pattern if pattern.match(name)), self.alpha)
 
     def is_target(self, module: str) -> bool:
-        """Whether a module is named among `targets`."""
-        return any(
+        """Whether a module is named among `targets`, or its weight among `parameters`."""
+        return self._said(module) != module or any(
             module == target
             or module.endswith(f".{target}")
             or (target == "all-linear" and module != "lm_head")
@@ -82,6 +84,11 @@ class AdapterSettings:
     def is_parameter(self, name: str) -> bool:
         """Whether a parameter is named among `parameters`."""
         return any(name == target or name.endswith(f".{target}") for target in self.parameters)
+
+    def _said(self, module: str) -> str:
+        """Return the name that patterns speak of: the module's, or that of its weight where this has the adapter."""
+        weight = f"{module}.weight"
+        return weight if self.is_parameter(weight) else module
 
 
 def read_settings(folder: Path) -> AdapterSettings:
@@ -278,8 +285,10 @@ def describe_adapter(
     }
 
 
-def _leaf(module: str) -> str:
-    return module.rpartition(".")[2]
+def _leaf(name: str) -> str:
+    """Return the end of a name that says which matrix it is: of a module's weight, with the two modules around it."""
+    parts = name.split(".")
+    return ".".join(parts[-3:] if parts[-1] == "weight" else parts[-1:])
 
 
 def _plain(alpha: float) -> float | int:

@@ -8,7 +8,7 @@ tensors in one module, the first one's adapter is called `base_layer`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -121,6 +121,7 @@ def plan_expert_pieces(
     settings: AdapterSettings,
     parts: Mapping[str, Mapping[str, int]],
     stacks: Sequence[TheirExperts],
+    modules: Collection[str],
 ) -> tuple[list[ExpertPiece], set[str], list[str]]:
     """Return the adapters of experts in a file, the names of its tensors that they are, and what is wrong.
 
@@ -129,6 +130,7 @@ def plan_expert_pieces(
         settings: what adapter_config.json says of them.
         parts: ranks of ours inside an adapter for several of ours, where the file says them.
         stacks: of the model, under any names they may have.
+        modules: names of the others, whose weights may be said to be parameters.
     """
     pieces: list[ExpertPiece] = []
     used: set[str] = set()
@@ -158,10 +160,11 @@ def plan_expert_pieces(
                 ExpertPiece(path, part, part_alpha, (a, b), num_experts, stack.row_slice(path), ranks)
             )
             start += part
+    parameters = [*(stack.name for stack in known), *(f"{module}.weight" for module in modules)]
     unknown = [
         name
         for name in settings.parameters
-        if not any(stack.name == name or stack.name.endswith(f".{name}") for stack in known)
+        if not any(parameter == name or parameter.endswith(f".{name}") for parameter in parameters)
     ]
     problems += [f"`target_parameters` names {name}, which gets no adapter here" for name in unknown]
     if pieces and settings.use_dora:
@@ -284,10 +287,15 @@ def write_experts(
 
 
 def _is_uniform(adapted: Adapted, stacks: Sequence[TheirExperts]) -> bool:
-    """Whether peft can bring adapters of single experts to its own parameters: all of one size, or all of w2 alone."""
+    """Whether peft can bring adapters of single experts to its own parameters: all of one size, or all of w2 alone.
+
+    Gates and what they open become one adapter of twice the rank and alpha, which by the root of the rank is another.
+    """
     sizes = {(module.rank, module.alpha) for module in adapted.values()}
     kinds = {path[-2:] for path in adapted}
     is_everywhere = all(stack.paths[0] in adapted for stack in stacks if stack.paths[0][-2:] in kinds)
+    if kinds == {"w1", "w2", "w3"}:
+        is_everywhere &= not any(module.use_rslora for module in adapted.values())
     return len(sizes) == 1 and kinds in ({"w1", "w2", "w3"}, {"w2"}) and is_everywhere
 
 

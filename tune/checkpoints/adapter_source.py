@@ -64,7 +64,7 @@ def open_adapter(model: TransformerDecoder, directory: Path | str) -> AdapterFil
         layouts, key=lambda pair: sum(f"{PREFIX}{name}.lora_A.weight" in source for name in pair[1])
     )
     stacks = [stack for known, _ in layouts for stack in their_experts(known, model.config, shapes)]
-    experts, of_experts, problems = plan_expert_pieces(source, settings, parts, stacks)
+    experts, of_experts, problems = plan_expert_pieces(source, settings, parts, stacks, modules)
     matrices, others = plan_token_matrices(source, settings, layout, model)
     pieces = plan_pieces(
         source,

@@ -104,16 +104,21 @@ def save_adapter(
     token_parts, token_fields = token_tensors(model, layout)
     tensors.update(token_parts)
     first = next(iter(adapted.values()))
+
+    def said(name: str) -> str:  # beside which an adapter is
+        return f"{name}.weight" if layout.adapted_weights and layout.adapted_weights in name else name
+
+    weights = {said(name) for name in sizes} - sizes.keys()
     content = describe_adapter(
-        sizes | experts.sizes,
-        [*modules, *experts.others],
+        {said(name): size for name, size in sizes.items()} | experts.sizes,
+        [*map(said, modules), *experts.others],
         base=str(Path(base).parent) if Path(base).name == STAGING else base,
-        dropout=0.0 if stacks else first.dropout,  # peft refuses to load experts with any
+        dropout=0.0 if stacks or weights else first.dropout,  # peft refuses to load parameters with any
         use_dora=first.use_dora,
         use_rslora=first.use_rslora,
         in_full=layout.outer is not None,
         main=next(iter(experts.sizes.values()), None),
-        parameters=experts.parameters,
+        parameters=experts.parameters | weights,
     )
     content.update(token_fields)
     if model.score is not None:

@@ -122,14 +122,16 @@ def _read_full_attention(
     ):  # of heads that are alike in all layers nothing is left to say
         head_dim, num_kv_heads = sizes["head_dim"], sizes["num_kv_heads"]
     if by_layer:
-        full = {str(layer) for layer, kind in enumerate(kinds) if kind == _FULL}
+        full = {layer for layer, kind in enumerate(kinds) if kind == _FULL}
         one = next(iter(by_layer.values()))
         first = ConfigFields(one if isinstance(one, dict) else {}, "per_layer_config")
         head_dim = first.integer("head_dim", sizes["head_dim"])
         num_kv_heads = first.integer("num_key_value_heads", sizes["num_kv_heads"])
         first.note_in(fields)
         is_one = isinstance(one, dict) and all(entry == one for entry in by_layer.values())
-        if by_layer.keys() != full or not is_one:
+        # Written as wide as the highest of them: "05" beside "59".
+        layers = {int(layer) if layer.isdecimal() and len(layer) < 10 else -1 for layer in by_layer}
+        if layers != full or not is_one:
             fields.problem(
                 "`per_layer_config` is not one and the same for all layers of full_attention, and for no others"
             )

@@ -45,7 +45,12 @@ _DEFAULT_ROPE = {
 
 
 def _read_hf_config(content: Mapping[str, Any]) -> DecoderConfig:
-    given = content.get("rope_parameters")
+    given, older = content.get("rope_parameters"), content.get("rope_scaling")
+    if given is None and isinstance(older, Mapping):
+        given = {"rope_theta": content.get("rope_theta", _DEFAULT_ROPE["rope_theta"]), **older}
+        content = {
+            name: value for name, value in content.items() if name not in ("rope_scaling", "rope_theta")
+        }
     rope = dict(given) if isinstance(given, Mapping) else dict(_DEFAULT_ROPE) if given is None else given
     growth = ConfigFields(rope if isinstance(rope, dict) else {}, "rope_parameters")
     beta, original = growth.number("llama_4_scaling_beta"), 1

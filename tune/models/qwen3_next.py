@@ -110,7 +110,7 @@ def _layout(experts: Mapping[str, str]) -> Layout:
         else rule
         for rule in layout.rules
     )
-    return replace(layout, rules=rules, carried=MTP)
+    return replace(layout, rules=rules, carried=MTP, adapted_weights=".mlp.shared_expert.")
 
 
 QWEN3_NEXT = Family(

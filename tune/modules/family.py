@@ -83,6 +83,8 @@ class Layout:
         carried: patterns of the names of tensors that are no part of the decoder and are saved along with it.
         carried_of_sharing: the same of layers without keys and values of their own, `{}` for the layer's number.
         outer: the larger model that such a checkpoint is; None: the decoder alone.
+        adapted_weights: a part of the names of modules whose adapters peft has beside their weights alone
+            (`target_parameters`), since it takes the modules' names for those of experts.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Layout:
     carried: tuple[str, ...] = ()
     carried_of_sharing: tuple[str, ...] = ()
     outer: OuterModel | None = None
+    adapted_weights: str | None = None
 
     def all_carried(self, config: DecoderConfig) -> tuple[str, ...]:
         """Return the patterns of the names of all tensors that are saved along with a decoder of these sizes."""
