@@ -117,8 +117,8 @@ QWEN3_NEXT = Family(
     name="qwen3_next",
     architectures=("Qwen3NextForCausalLM",),
     classifier="Qwen3NextForSequenceClassification",
-    hf=_layout(STACKED_EXPERTS),
-    hf_variants=(_layout(EXPERTS_ONE_BY_ONE),),
+    hf=_layout(EXPERTS_ONE_BY_ONE),  # as published, and as vLLM reads them
+    hf_variants=(_layout(STACKED_EXPERTS),),
     read_hf_config=_read_hf_config,
     write_hf_config=_write_hf_config,
 )
