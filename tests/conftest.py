@@ -13,10 +13,16 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from hypothesis import settings
 
 # Triton reads it when it is first imported, by torch or by a test. On a GPU its kernels are compiled.
 if not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The same examples on every machine: what a change breaks is seen with that change, and no run fails by chance.
+# With TUNE_FUZZ_EXAMPLES other examples are drawn each time.
+settings.register_profile("tune", derandomize="TUNE_FUZZ_EXAMPLES" not in os.environ)
+settings.load_profile("tune")
 
 STEMS = "the answer question of apple river seven twelve green walk Instruction Response INST SYS"
 
