@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Triton reads it when it is first imported, by torch or by a test. On a GPU its kernels are compiled.
 if not Path("/proc/driver/nvidia").exists():
@@ -21,7 +21,12 @@ if not Path("/proc/driver/nvidia").exists():
 
 # The same examples on every machine: what a change breaks is seen with that change, and no run fails by chance.
 # With TUNE_FUZZ_EXAMPLES other examples are drawn each time.
-settings.register_profile("tune", derandomize="TUNE_FUZZ_EXAMPLES" not in os.environ)
+settings.register_profile(
+    "tune",
+    derandomize="TUNE_FUZZ_EXAMPLES" not in os.environ,
+    deadline=None,  # nothing here is a matter of time, drawing examples on a busy machine neither
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("tune")
 
 STEMS = "the answer question of apple river seven twelve green walk Instruction Response INST SYS"

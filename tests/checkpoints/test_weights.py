@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -153,7 +153,7 @@ def test_damaged_files_are_explained(tmp_path: Path, file: str, damage: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data(), kind=st.sampled_from(["model.safetensors", "zip.bin", "old.bin"]))
 def test_no_damage_yields_anything_but_a_checkpoint_error(
     tmp_path: Path, data: st.DataObject, kind: str

@@ -19,7 +19,7 @@ from tune.config.resolve import Resolution
 from tune.recipes.params.full_finetune import FullFinetuneParams
 
 EXAMPLES = int(os.environ.get("TUNE_FUZZ_EXAMPLES", "120"))
-QUICK = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 NAMES = [
     *fields_of(FullFinetuneParams),

@@ -6,7 +6,7 @@ import gzip
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tune.data import CROSS_ENTROPY_IGNORE_IDX
@@ -15,9 +15,7 @@ from tune.datasets import alpaca_dataset, chat_dataset, instruct_dataset, text_c
 from tune.errors import TuneError
 from tune.tokenizers import SentencePieceTokenizer
 
-SETTINGS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=150)
 marks = [
     b'{"a": 1}',
     b"[",

@@ -31,7 +31,7 @@ def packed_one_by_one(lengths, capacity):
 
 
 @given(lengths=st.lists(st.integers(1, 17), max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_document_is_in_one_pack_and_none_overflows(lengths):
     packs = pack_lengths(lengths, 17)
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))

@@ -76,7 +76,7 @@ def test_ties_are_broken_by_token_id_at_every_cut() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scores=st.lists(st.sampled_from([-9.0, -1.5, 0.0, 0.25, 0.25, 3.0, 40.0]), min_size=2, max_size=11),
     temperature=st.sampled_from([1e-30, 0.3, 1.0, 7.0, 1e30]),
@@ -93,7 +93,7 @@ def test_any_setting_keeps_the_likeliest_token(
     assert float(result[scores.index(max(scores))]) == float(result.max())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scores=st.lists(st.integers(-2, 2), min_size=1, max_size=30),
     top_k=st.integers(1, 32),

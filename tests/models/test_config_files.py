@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_llamas import GRANITE, LLAMA, LONG, MISTRAL, QWEN2, QWEN2_7B, QWEN3, SMOLLM3
 
@@ -173,7 +173,7 @@ NO_CONSTANTS = st.sampled_from(
 @pytest.mark.parametrize(
     "content", [MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE], ids=lambda content: content["model_type"]
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_value_gives_sizes_or_a_checkpoint_error(
     content: dict[str, Any], data: st.DataObject, tmp_path: Path
@@ -201,7 +201,7 @@ PARAMS = {
 
 
 @pytest.mark.parametrize("extra", [{}, {"hidden_dim": 50, "head_dim": 8}], ids=["llama", "mistral"])
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(data=st.data())
 def test_no_value_of_params_json_does_either(
     extra: dict[str, Any], data: st.DataObject, tmp_path: Path

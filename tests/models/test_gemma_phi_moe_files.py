@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_configs import PUBLISHED
 from torch import Tensor
@@ -244,7 +244,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.parametrize("name", [*ONE_OF_EACH.values(), "gemma3_4b"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_value_gives_sizes_or_a_checkpoint_error(name: str, data: st.DataObject, tmp_path: Path) -> None:
     content = json.loads(json.dumps(PUBLISHED[name]))

@@ -164,7 +164,7 @@ def tokenizers(tmp_path_factory, chat_definition, spm_file):
     return made
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(data=st.data())
 def test_any_conversation_is_what_the_definition_says(tokenizers, data):
     tokenizer = data.draw(st.sampled_from(tokenizers))
@@ -181,7 +181,7 @@ def test_any_conversation_is_what_the_definition_says(tokenizers, data):
     assert tokenize_weighted(tokenizer, template, messages, tools=tools) == expected
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(data=st.data())
 def test_a_limit_changes_nothing_within_it(tokenizers, data):
     tokenizer = data.draw(st.sampled_from(tokenizers))

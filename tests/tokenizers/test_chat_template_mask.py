@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tune.errors import DataError
@@ -184,7 +184,7 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(load, name):
     assert tokens == tokenizer.apply_chat_template(messages)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_conversation_in_any_template(all_templates, data):
     tokenizer, templates = all_templates

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_tokenizers import HARD_TEXTS, KINDS, NAMES, SPECIAL
 
@@ -62,7 +62,7 @@ def _unspecial(ours, reference, text):
 
 
 @given(text=any_text | tricky_text)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_any_text_is_encoded_as_by_the_reference(pair, text):
     ours, reference = pair
     ids = ours.encode(text, add_bos=False, add_eos=False)
@@ -76,7 +76,7 @@ NAMES_OF_UNKNOWN = {"Unigram": "<unk>"}
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_any_ids_decode_as_by_the_reference_also_in_a_stream(pair, data):
     ours, reference = pair
     # Mostly bytes and special tokens: where streams go wrong.
@@ -90,7 +90,7 @@ def test_any_ids_decode_as_by_the_reference_also_in_a_stream(pair, data):
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_texts_between_special_tokens_are_as_in_the_string(pair, data):
     ours, reference = pair
     by_id = {token_id: text for text, token_id in ours.special_tokens.items()}
@@ -147,7 +147,7 @@ def test_begins_and_ends_where_asked(pair):
 
 @pytest.mark.parametrize("pair", [kind for kind in KINDS if kind != "unigram"], indirect=True)
 @given(prompt=any_text | tricky_text, answer=any_text | tricky_text)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 def test_a_continuation_joins_the_text_before_it(pair, prompt, answer):
     ours, _ = pair
     ids = ours.encode("x" + prompt, add_eos=False) + ours.encode(answer, add_eos=False, continuation=True)

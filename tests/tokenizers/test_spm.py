@@ -62,7 +62,7 @@ def test_ids_are_those_of_sentencepiece(tokenizer, reference, text):
 
 
 @given(text=any_text)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_never_becomes_special_and_comes_back(text):
     tokenizer, reference = _shared()
     ids = tokenizer.encode(text, add_bos=False, add_eos=False)
@@ -73,7 +73,7 @@ def test_text_never_becomes_special_and_comes_back(text):
 
 
 @given(prompt=any_text, answer=any_text)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_prompt_and_continuation_decode_to_the_texts_joined(prompt, answer):
     tokenizer, _ = _shared()
     prompt_ids = tokenizer.encode(prompt, add_eos=False)
@@ -292,7 +292,7 @@ def test_a_piece_that_settings_call_special_is_not_found_in_text(marked_spm_file
 
 
 @given(pieces=st.lists(any_text | st.sampled_from([1, 2]), max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_texts_between_special_tokens(pieces):
     tokenizer, reference = _shared()
     names = {1: "<s>", 2: "</s>"}

@@ -80,7 +80,7 @@ def test_satisfies_the_protocol(pairs, kind):
 
 
 @given(text=any_text | tricky_text | st.sampled_from(HARD_TEXTS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ids_are_those_of_tiktoken_and_come_back(text):
     for kind, (ours, reference) in _CACHE.items():
         ids = ours.encode(text, add_bos=False, add_eos=False)
@@ -95,7 +95,7 @@ def test_ids_are_those_of_tiktoken_and_come_back(text):
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_streams_add_up(data):
     ours, reference = _CACHE[data.draw(st.sampled_from(sorted(_CACHE)))]
     ids = data.draw(st.lists(st.integers(0, 260) | st.integers(0, ours.vocab_size - 1), max_size=24))
@@ -298,7 +298,7 @@ def test_goes_to_another_process(pairs, kind):
 
 
 @given(text=any_text | tricky_text)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_composing_knows_what_became_what(text):
     import unicodedata
 
