@@ -224,6 +224,7 @@ def test_a_reference_computed_beforehand_is_the_same_run(run_in, tmp_path: Path)
     for name, changes in (
         ("full", {"save_every_n_steps": 1}),
         ("lora", LORA),
+        ("nf4", {**LORA, "quantize_base": True}),  # not what was computed for the base in full precision
         ("packed", {"data": {"packed": True, "max_seq_len": 24}}),
     ):
         changes = cache | changes | {"dataset_val": {"split": "train[:5]"}}

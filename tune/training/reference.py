@@ -20,7 +20,7 @@ from tune.data.cache import open_cache
 from tune.errors import ConfigError
 from tune.modules import TransformerDecoder
 from tune.modules.loss import AnswerLogProbs, PreferenceLoss, answer_log_probs
-from tune.modules.peft import NF4Weight, adapter_parameters, has_token_rows, reset_adapters
+from tune.modules.peft import FrozenLinear, adapter_parameters, has_token_rows, reset_adapters
 from tune.modules.peft.torchtune_functions import disable_adapter
 from tune.training.batches import NUM_TARGETS, NUM_TEXT_TARGETS, to_device
 from tune.training.distributed.sharded_model import reshard
@@ -100,7 +100,11 @@ class Reference:
             )
         reader: Any = instantiate(checkpointer, defaults={"output_dir": ""})
         folder = reader.find_model_dir()
-        model, quantized = self._model, any(isinstance(m, NF4Weight) for m in self._model.modules())
+        model = self._model
+        # 4-bit weights are there once they are loaded, and what is computed is looked for before: which are to be.
+        quantized = [
+            name for name, m in model.named_modules() if isinstance(m, FrozenLinear) and m.quantize_base
+        ]
 
         def load() -> None:
             reader.load_into(model, folder, device=mesh.device)
