@@ -123,6 +123,7 @@ def test_a_faulty_line_has_its_number_and_the_others_are_read(write, line, says)
     [
         ("d.jsonl", b"", r"d\.jsonl is empty"),
         ("d.jsonl", b"\n \n", "only blank lines"),
+        ("d.jsonl", b"\xef\xbb\xbf", "only blank lines"),
         ("d.jsonl", "{}".encode("utf-16"), "UTF-16.*iconv"),
         ("d.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("d.json", b"", "is empty"),

@@ -106,7 +106,7 @@ def _read_jsonl(file: DataFile, start: int) -> Iterator[Callable[[], Row]]:
         num_rows += 1
         if num_rows > start:
             yield partial(_json_row, f"{file}:{number}", raw)
-    if num_rows == 0:
+    if not num_rows and (num_rows == 0 or start == 0):  # none was passed over either
         raise DataError(f"{file} holds only blank lines")
 
 
