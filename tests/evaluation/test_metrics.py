@@ -43,6 +43,11 @@ def test_the_last_number_is_compared_as_a_number(answer: str, is_right: bool) ->
 def test_numbers_with_commas_signs_and_fractions() -> None:
     assert metrics.number("1,234,567.", "1234567") == 1.0
     assert metrics.number("it fell by -0.50", "-.5") == 1.0
+    assert metrics.number("it fell by \N{MINUS SIGN}5", "-5") == 1.0
+    assert metrics.number("it fell by \N{MINUS SIGN}5", "5") == 0.0
+    assert metrics.number("x = 3,4", "34") == 0.0  # a list
+    assert metrics.number("1,00,000 or 1,2345", "2345") == 1.0
+    assert metrics.number("1,00,000", "100000") == 1.0
     assert metrics.number("whatever 3", "no number here") == 0.0  # nor is an answer without one right
     assert metrics.number("none", "no number here") == 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ from tune.checkpoints import save_model
 from tune.errors import DataError, GenerationError
 from tune.generation import Chat, Sampling, Session, saved_sampling
 from tune.generation import generate as generate_tokens
+from tune.generation.terminal import Terminal
 from tune.models.llama2 import llama2
 from tune.recipes.full_finetune import recipe_main as fine_tune
 from tune.recipes.generate import recipe_main as generate
@@ -216,6 +218,12 @@ def test_messages_through_a_pipe(saved: Path, tmp_path: Path) -> None:
     assert [message["content"] for message in row["messages"]][::2] == ["walk", "two\nlines"]
     answers = [message["content"] for message in row["messages"]][1::2]
     assert out.decode() == "".join(f"{answer}\n" for answer in (answers[0], answers[1], answers[1]))
+
+
+@pytest.mark.parametrize(("said", "heard"), [('"""\ntwo\nlines', "two\nlines"), ("two \\", "two ")])
+def test_the_end_of_a_pipe_ends_a_message(said: str, heard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.encode())))
+    assert list(Terminal().messages()) == [heard]
 
 
 class Screen:

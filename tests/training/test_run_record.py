@@ -216,6 +216,18 @@ def test_secrets_within_a_text() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer SECRET0123456789ab",
+        '\\"Authorization\\": \\"Bearer SECRET0123456789ab\\"',
+        "-----BEGIN RSA PRIVATE KEY-----\nSECRET\n-----END RSA PRIVATE KEY-----",
+    ],
+)
+def test_secrets_of_several_words_are_masked(text: str) -> None:
+    assert "SECRET" not in mask_text(text)
+
+
+@pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"sessions": 3}', "9" * 5000, '{"tune_run": 1, "sessions": [3]}']
 )
 def test_damaged_records(tmp_path: Path, text: str) -> None:

@@ -15,7 +15,8 @@ from typing import NoReturn
 
 __all__ = ["contains", "exact_match", "json_valid", "normalized_match", "number", "rouge_l"]
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?|(?<![\w.])[-+]?\.\d+")
+# A comma belongs to a number where it parts its digits (1,234 and 1,00,000), not in a list (3,4).
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{2,3}){0,6},\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WORD = re.compile(r"[^\W_]+")
 
@@ -73,8 +74,8 @@ def json_valid(answer: str, reference: str) -> float:
 
 
 def find_last_number(text: str) -> Decimal | None:
-    """Return the last number in a text, commas between its digits aside; None where there is none."""
-    found = _NUMBER.findall(text)
+    """Return the last number in a text, without the commas that part its thousands; None where there is none."""
+    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     try:
         return Decimal(found[-1].replace(",", "")) if found else None
     except InvalidOperation:

@@ -93,15 +93,19 @@ class Terminal:
 
     def _read_message(self) -> str:
         line = self._read_line("> ")
-        if line.strip() == _BLOCK:
-            lines: list[str] = []
-            while (line := self._read_line(". ")).strip() != _BLOCK:
-                lines.append(line)
+        is_block = line.strip() == _BLOCK
+        lines: list[str] = []
+        try:
+            if is_block:
+                while (line := self._read_line(". ")).strip() != _BLOCK:
+                    lines.append(line)
+                return "\n".join(lines)
+            while line.endswith("\\"):
+                lines.append(line[:-1])
+                line = self._read_line(". ")
+        except EOFError:  # whoever piped it in, or typed Ctrl-D, wants what was said answered
+            self.note(f"(the message ends with the input, not with {_BLOCK if is_block else 'a whole line'})")
             return "\n".join(lines)
-        lines = []
-        while line.endswith("\\"):
-            lines.append(line[:-1])
-            line = self._read_line(". ")
         return "\n".join([*lines, line])
 
     def _read_line(self, prompt: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tune.errors import TuneError
 from tune.sharing.bundle import Shared
 from tune.sharing.readme import summarize_run
+from tune.utils.escape import escape_control
 
 __all__ = ["MAX_ATTACHED", "check_addresses", "write_draft"]
 
@@ -36,7 +37,7 @@ def write_draft(shared: Shared, name: str, addresses: Sequence[str]) -> bytes:
     """
     message = EmailMessage(policy=SMTP)
     message["To"] = ", ".join(addresses)
-    message["Subject"] = f"A run of tune: {Path(name).stem}"
+    message["Subject"] = f"A run of tune: {escape_control(Path(name).stem)}"
     message["X-Unsent"] = "1"  # mail programs open such a file to be edited and sent
     rows = [f"  {key}: {value}" for key, value in summarize_run(shared.record)]
     is_attached = shared.num_bytes <= MAX_ATTACHED

@@ -36,12 +36,16 @@ _TOKEN_OF = frozenset(
 # How the tokens of well-known services look, and what stands before the @ of an address.
 _LOOKS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
-    r"|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"|xox[abprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"
+    r"|[sr]k_(?:live|test)_\w{16,}|(?:npm|gsk|r8)_[A-Za-z0-9]{20,}|(?:pypi|nvapi)-[\w-]{16,}|ya29\.[\w-]{20,}"
+    r"|[Bb]earer\s+(?=[^\s\d]*\d)[\w.~+/=-]{16,})"
     r"|(?<=://)[^/\s@]+(?=@)"
+    r"|(?<=PRIVATE KEY-----)(?:(?!-----)[\s\S]){1,20000}(?=-----END )"
 )
 # What follows a secret name within a longer text: `token=...`, `"api_key": "..."`.
 _NAMED = re.compile(
-    r"""(?P<name>[A-Za-z_][\w.-]*)(?P<by>["']?\s*[=:]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,;{}\[\]()"']+)"""
+    r"""(?P<name>[A-Za-z_][\w.-]{0,99})(?P<by>["']?\s*[=:]\s*)"""
+    r"""(?P<value>"[^"]*"|'[^']*'|(?:(?:[Bb]earer|[Bb]asic|[Tt]oken)\s+)?[^\s,;{}\[\]()"']+)"""
 )
 
 
