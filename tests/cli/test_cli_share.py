@@ -223,7 +223,7 @@ def test_a_strange_recipe_runs_only_when_trusted(tune, run_folder: Path, tmp_pat
 
 
 def test_a_letter_is_written_and_nothing_else(tune, run_folder: Path, tmp_path: Path) -> None:
-    outcome = tune("share", str(run_folder), "--to", "given", "--email", "a@example.com", "b@example.com")
+    outcome = tune("share", str(run_folder), "--to", "given", "--email", "a@example.com, b@example.com")
     assert outcome.code == 0, outcome.err
     assert "Nothing was sent" in outcome.out
     letter = email.message_from_bytes((tmp_path / "given.eml").read_bytes(), policy=default)
@@ -231,6 +231,9 @@ def test_a_letter_is_written_and_nothing_else(tune, run_folder: Path, tmp_path: 
     attached = next(letter.iter_attachments())
     assert attached.get_content() == (tmp_path / "given.zip").read_bytes()
     assert "tune run given.zip" in letter.get_body().get_content()
+    assert tune("share", str(run_folder), "--to", "odd\nname", "--email", "a@example.com").code == 0
+    odd = email.message_from_bytes((tmp_path / "odd\nname.eml").read_bytes(), policy=default)
+    assert odd["Subject"] == r"A run of tune: odd\nname"
     for address in ("nobody", "a@example.com\nBcc: c@example.com"):
         assert tune("share", str(run_folder), "--to", "other", "--email", address).code != 0
     assert not (tmp_path / "other.zip").exists()

@@ -35,9 +35,10 @@ def write_draft(shared: Shared, name: str, addresses: Sequence[str]) -> bytes:
         name: of its file.
         addresses: whom it is for.
     """
+    name = escape_control(name)  # no header takes a line's end
     message = EmailMessage(policy=SMTP)
     message["To"] = ", ".join(addresses)
-    message["Subject"] = f"A run of tune: {escape_control(Path(name).stem)}"
+    message["Subject"] = f"A run of tune: {Path(name).stem}"
     message["X-Unsent"] = "1"  # mail programs open such a file to be edited and sent
     rows = [f"  {key}: {value}" for key, value in summarize_run(shared.record)]
     is_attached = shared.num_bytes <= MAX_ATTACHED
