@@ -25,7 +25,7 @@ from tune.training import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-# A model of 84 MiB that is built, then trained. Each child has so much more address space than it began with:
+# A model of 84 MiB that is built, then trained. Each process has so much more address space than it began with:
 # too little for the weights, for the activations, for the moments of the optimizer.
 SCRIPT = """
 import os, resource, sys
@@ -63,37 +63,30 @@ def run():
         loss_sum(loss_fn, model, tokens, tokens).backward()
         optimizer.step()
 
-for mib in map(int, sys.argv[1:]):
-    child = os.fork()
-    if child == 0:
-        space = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (space + mib * 2**20,) * 2)
-        try:
-            run()
-            print("it was enough", flush=True)
-        except TrainingError as error:
-            print(f"---- {mib}\\n{error}", flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
+mib = int(sys.argv[1])
+space = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (space + mib * 2**20,) * 2)
+try:
+    run()
+    print("it was enough", flush=True)
+except TrainingError as error:
+    print(error, flush=True)
+os._exit(0)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
-@pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="its autograd has threads, which a fork leaves behind"
-)
 def test_memory_that_runs_out_on_a_host_is_explained() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     environment.pop("TRITON_INTERPRET", None)  # it is for tests of kernels
-    outcome = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "100", "210", "350"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    in_setup, in_forward, at_step = outcome.stdout.split("---- ")[1:]
+
+    def end_with(mib: int) -> str:
+        command = [sys.executable, "-c", SCRIPT, str(mib)]
+        outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert outcome.returncode == 0, outcome.stderr
+        return outcome.stdout
+
+    in_setup, in_forward, at_step = map(end_with, (100, 210, 350))
     assert "out of memory while the run is set up" in in_setup
     assert "out of memory in the forward pass (" in in_forward
     assert ".py, line " in in_forward

@@ -23,7 +23,8 @@ def run(given: Given) -> int:
     from tune.sharing.bundle import share_run
     from tune.sharing.draft import MAX_ATTACHED, check_addresses, write_draft
 
-    addresses = [address.strip(" ") for each in given.all("email") for address in each.split(",") if address]
+    told = [address.strip(" ") for each in given.all("email") for address in each.split(",")]
+    addresses = [address for address in told if address]
     check_addresses(addresses)
     redacts = "redact" in given.switches or "redact_key" in given.values
     folder = find_run(given.operands[0])
