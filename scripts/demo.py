@@ -39,6 +39,7 @@ class Lesson(NamedTuple):
     goal: float
     variation: str  # an override to try next
     variation_output: str
+    overrides: tuple[str, ...] = ()
 
 
 FULL = Lesson("full_finetune", "tiny/full_finetune", Path("out/tiny"), 0.9, "lr=1e-4", "out/slower")
@@ -64,21 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _title("1. Fine-tuning, with the ordinary command")
     print("The model has only ever read what a parrot says. Now it reads orders, with answers.\n")
     training_started = time.monotonic()
-    if _run(["run", lesson.recipe, "--config", lesson.config]) != 0:
+    if _run(["run", lesson.recipe, "--config", lesson.config, *lesson.overrides]) != 0:
         print("\nThe training stopped with the error above; nothing more to show.", file=sys.stderr)
         return 1
     training_seconds = time.monotonic() - training_started
 
     _title("2. Before and after, on orders that it has not seen")
-    words = ["eval", "--config", "tiny/evaluate", f"model_checkpoint={output}"]
-    if _run([*words, "log_level=WARNING"]) != 0:
+    scored = _score(output)
+    if scored is None:
         print("\nThe scoring stopped with the error above; nothing more to show.", file=sys.stderr)
         return 1
-    scores = max((output / "evaluations").glob("*_held_out"))
-    score = json.loads((scores / "scores.json").read_text(encoding="utf-8"))["all"]["scores"]["exact_match"][
-        "value"
-    ]
-    before, after = (_read_rows(scores / name) for name in ("answers_before.jsonl", "answers.jsonl"))
+    score, before, after = scored
     _print_examples(before, after)
 
     _title("3. The saved model, asked with the ordinary command")
@@ -91,6 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return exit_code
+
+
+def _score(output: Path) -> tuple[float, list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """Return the share of held-out orders that a run answers right, the answers before and after; None on failure."""
+    scores = output / "evaluations" / "held_out"
+    words = [f"model_checkpoint={output}", f"output_dir={scores}", "log_level=WARNING"]
+    if _run(["eval", "--config", "tiny/evaluate", *words]) != 0:
+        return None
+    said = json.loads((scores / "scores.json").read_text(encoding="utf-8"))
+    before, after = (_read_rows(scores / name) for name in ("answers_before.jsonl", "answers.jsonl"))
+    return said["all"]["scores"]["exact_match"]["value"], before, after
 
 
 def _make_room(output: Path) -> bool:

@@ -227,3 +227,14 @@ def test_the_demo_looks_where_its_config_writes(lesson: demo.Lesson) -> None:
     assert config
     values = resolve(recipe.load_params(), config=config).params
     assert Path(values.output_dir) == lesson.output
+
+
+def test_the_demo_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("max_steps=2", "dataset.limit=128")
+    monkeypatch.setattr(demo, "FULL", demo.FULL._replace(goal=0.0, overrides=few))
+    assert demo.main([]) == 0
+    out = capfd.readouterr().out
+    assert "300 examples of bundled:orders/held_out.jsonl" in out
+    assert "What it still gets wrong" in out
+    assert "Done. Training took" in out
